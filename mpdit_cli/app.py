@@ -1,0 +1,117 @@
+"""The `mpdit` command: its subcommands and the one place where errors become exit codes.
+
+To add a command: a module in `mpdit_cli/commands/` with a function `command`, and a line in `COMMANDS`. Modules there
+import torch only inside the function, so that `mpdit --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from mpdit_cli import console
+from mpdit_core.errors import UserError
+
+# command: module (without the package), in the order of `--help`
+COMMANDS = {
+    "encode-latents": "encode_latents",
+    "train": "train",
+    "sample": "sample",
+    "eval-fid": "eval_fid",
+    "profile-flops": "profile_flops",
+    "demo": "demo",
+    "import": "import_checkpoint",
+    "export": "export",
+    "plugins": "plugins",
+    "report": "report",
+}
+
+EXIT_USER_ERROR = 2
+EXIT_DEFECT = 1
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(
+        name="mpdit",
+        help="MPDiT: encode images, train, sample, evaluate and count compute.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        add_completion=True,
+    )
+
+    @app.callback()
+    def main(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
+    for name, module in COMMANDS.items():
+        imported = importlib.import_module(f"mpdit_cli.commands.{module}")
+        if hasattr(imported, "app"):  # a command with subcommands
+            app.add_typer(imported.app, name=name)
+        else:
+            app.command(name)(imported.command)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mpdit_core import __version__
+
+        typer.echo(f"mpdit {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code (see README, "Exit codes")."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if threading_is_main():
+        signal.signal(signal.SIGTERM, _raise_terminated)
+    console.configure(json="--json" in arguments, quiet="--quiet" in arguments)
+    command = typer.main.get_command(build_app())
+    try:
+        code: Any = command.main(args=arguments, prog_name="mpdit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        console.error(str(error), fields={"what": error.what, "expected": error.expected, "remedy": error.remedy})
+        return EXIT_USER_ERROR
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except (KeyboardInterrupt, typer.Abort):
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `mpdit … | head`: the reader has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the interpreter ends
+        return 0
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            return EXIT_USER_ERROR
+        console.defect(error)
+        return EXIT_DEFECT
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. A job that must save first catches it, as it does KeyboardInterrupt."""
+
+
+def _raise_terminated(signum: int, frame: object) -> None:
+    raise Terminated
+
+
+def threading_is_main() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def entry_point() -> None:
+    sys.exit(main())

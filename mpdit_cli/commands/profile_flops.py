@@ -1,0 +1,5 @@
+"""Placeholder of the first hour; replaced by its owner."""
+
+
+def command() -> None:
+    """Not there yet."""

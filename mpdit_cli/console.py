@@ -1,0 +1,224 @@
+"""All printing: events as lines, progress bars and tables for people, or as JSON lines for programs.
+
+People's text goes to stdout, and to stderr with `--json`, so that stdout then holds JSON alone.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mpdit_core.events import Event, Note, Progress, Result, Saved, Skipped, Summary, Table, TrainStep, Warn
+
+SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
+
+
+@dataclass
+class _Settings:
+    json: bool = False
+    quiet: bool = False
+
+
+_settings = _Settings()
+
+
+def configure(*, json: bool, quiet: bool) -> None:
+    """Set once by `app.main`, before any command runs, so that errors of parsing already respect it."""
+    _settings.json, _settings.quiet = json, quiet
+
+
+def run_job(events: Iterable[Event]) -> dict[str, Any]:
+    """Draws a job's events to its end and returns the data of its `Result`.
+
+    In a process of a group only rank 0 shows anything.
+    """
+    from mpdit_core.distributed import process_rank
+
+    view = _View(silent=process_rank() != 0)
+    result: dict[str, Any] = {}
+    try:
+        for event in events:
+            view.show(event)
+            if isinstance(event, Result):
+                result = event.data
+    finally:
+        view.close()
+    return result
+
+
+def launch_or_run(nproc: str, device: str, events: Any) -> dict[str, Any]:
+    """Runs the job here, or this same command line in `--nproc` processes.
+
+    Args:
+        events: a function without arguments that makes the job's events; called in each process.
+
+    Raises:
+        typer.Exit: with the exit code of the processes, when they were started and failed.
+    """
+    import typer
+
+    from mpdit_core.device import select_device
+    from mpdit_core.distributed import count_processes, launch, under_torchrun
+
+    processes = 1 if under_torchrun() else count_processes(nproc, select_device(device))
+    if processes > 1:
+        raise typer.Exit(launch(sys.argv[1:], processes))
+    return run_job(events())
+
+
+def say(text: str) -> None:
+    """One line of text for people."""
+    if not _settings.quiet:
+        _people().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def error(text: str, fields: dict[str, Any] | None = None) -> None:
+    """A user error: text on stderr, and as the last JSON line with `--json`."""
+    from mpdit_core.distributed import process_rank, under_torchrun  # cheap only because torch is loaded by then
+
+    if under_torchrun() and process_rank() != 0:
+        print(f"[rank {process_rank()}] {text}", file=sys.stderr)
+        return
+    print(f"error: {text}", file=sys.stderr)
+    if _settings.json:
+        _write_json({"event": "error", **(fields or {"what": text})})
+
+
+def defect(problem: BaseException) -> None:
+    """An error that is ours: the traceback, and what to do with it."""
+    traceback.print_exception(problem)
+    print("\nThis is a defect of mpdit, not of your input. Please report it with the text above.", file=sys.stderr)
+    if _settings.json:
+        _write_json({"event": "error", "defect": True, "what": f"{type(problem).__name__}: {problem}"})
+
+
+def _people() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=_settings.json)
+
+
+def _write_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json_module.dumps(value, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+class _View:
+    """Draws one job. A progress bar on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, *, silent: bool):
+        self.silent = silent
+        self.console = _people()
+        self.bars: Any = None
+        self.tasks: dict[str, Any] = {}
+        self.last_line = 0.0
+        self.started: dict[str, tuple[float, int]] = {}
+
+    def show(self, event: Event) -> None:
+        if self.silent:
+            return
+        if _settings.json:
+            _write_json(event.as_json())
+        if _settings.quiet and not isinstance(event, Warn):
+            return
+        match event:
+            case Progress():
+                self._progress(event.task, event.done, event.total, event.unit)
+            case TrainStep():
+                text = (
+                    f"loss {event.loss:.4f}  grad {event.grad_norm:.3f}  lr {event.learning_rate:.2e}  "
+                    f"{event.images_per_second:.1f} images/s"
+                )
+                self._progress("train", event.step, event.total_steps, "steps", text)
+            case Note(text=text):
+                self._print(text)
+            case Warn(text=text):
+                self._print(f"warning: {text}", style="yellow")
+            case Saved(what=what, path=path):
+                self._print(f"{what}: {path}")
+            case Skipped(path=path, reason=reason):
+                self._print(f"skipped {path}: {reason}", style="yellow")
+            case Table():
+                self._table(event)
+            case Summary():
+                self._summary(event)
+            case _:
+                pass
+
+    def close(self) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        console = self.bars.console if self.bars is not None else self.console
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _progress(self, task: str, done: int, total: int, unit: str, text: str = "") -> None:
+        if self.console.is_terminal:
+            if self.bars is None:
+                self.bars = _progress_bars(self.console)
+                self.bars.start()
+            if task not in self.tasks:
+                self.tasks[task] = self.bars.add_task(task, total=total, unit=unit, text="")
+            self.bars.update(self.tasks[task], completed=done, total=total, text=text)
+            return
+        now = time.monotonic()
+        first, at_first = self.started.setdefault(task, (now, done))
+        if now - self.last_line < SECONDS_BETWEEN_LINES and done < total:
+            return
+        self.last_line = now
+        rate = (done - at_first) / (now - first) if now > first else 0.0
+        left = f", {_duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+        speed = f", {rate:.4g} {unit}/s" if rate > 0 else ""
+        self._print(f"{task}: {done}/{total} {unit}{speed}{left}" + (f"  {text}" if text else ""))
+
+    def _table(self, event: Table) -> None:
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=event.title, title_justify="left")
+        for i, column in enumerate(event.columns):
+            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for row in event.rows:
+            table.add_row(*row)
+        console = self.bars.console if self.bars is not None else self.console
+        if not console.is_terminal and console.width < 160:  # a file has no width: do not squeeze the columns
+            console.width = 160
+        console.print(table)
+        if event.note:
+            self._print(event.note)
+
+    def _summary(self, event: Summary) -> None:
+        self.close()
+        width = max((len(label) for label in event.rows), default=0)
+        self._print(event.title, style="bold")
+        for label, value in event.rows.items():
+            self._print(f"  {label:<{width}}  {value}")
+        if event.next_command:
+            self._print(f"next:  {event.next_command}", style="green")
+
+
+def _progress_bars(console: Any) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(TextColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.4g} {task.fields['unit']}/s" if speed else "")
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"), console=console,
+    )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    seconds = int(seconds)
+    hours, minutes = seconds // 3600, seconds % 3600 // 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds % 60:02d} s"

@@ -1,0 +1,136 @@
+"""What a plugin sees: the contracts and one helper. A plugin imports this and `mpdit_core.testing`, nothing else.
+
+A plugin is a dataclass (its fields are its options, set by `--set sampler.field=value` and recorded with every
+result) named by an entry point of its package:
+
+    [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, mpdit.features
+    mine = "my_package:MySampler"
+
+Symbols: B images, C channels, H side. `t` runs from 1 (noise) to 0 (data). `velocity = noise - latents`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from mpdit_core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+__all__ = [
+    "PLUGIN_API", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step", "UserError",
+    "VelocityFn", "draw_noise",
+]  # fmt: skip
+
+PLUGIN_API = 1
+"""Version of these contracts. A plugin class may carry `plugin_api = 1`; another number is refused with a reason."""
+
+VelocityFn: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""`velocity_fn(x_t [B, C, H, H], t [B] or [1]) -> velocity [B, C, H, H]`."""
+
+NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
+"""One generator for the batch, one for each image (then an image does not depend on its batch), or torch's global."""
+
+
+class Step(NamedTuple):
+    """State after one step: `x_t [B, C, H, H]` at time `t`. The last step of a sampler has `t == 0`."""
+
+    t: float
+    x_t: Tensor
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Integrates `dx/dt = velocity` from t = 1 to 0. A dataclass with at least a field `num_steps`, intervals."""
+
+    num_steps: int
+    order: ClassVar[int]  # of convergence of the final x, as measured by mpdit_core.testing.check_sampler
+    stochastic: ClassVar[bool]  # draws noise on the way
+
+    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
+        """Yields `num_steps` states (an adaptive sampler as many as it takes); device and dtype stay those of `noise`.
+
+        Args:
+            velocity_fn: the network with labels and guidance bound; each call is one evaluation (NFE).
+            noise: x at t = 1, [B, C, H, H], float32.
+            generator: where a stochastic sampler draws from, through `draw_noise`.
+        """
+        ...
+
+
+class Item(NamedTuple):
+    """One labelled image. `key` names it in messages and manifests (a path, a row number)."""
+
+    key: str
+    label: int
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Labelled images in a fixed order. A dataclass; heavy work belongs into the methods, not into `__init__`."""
+
+    def class_names(self) -> list[str]:
+        """Names in label order; labels are 0..len-1."""
+        ...
+
+    def items(self) -> Sequence[Item]:
+        """All items; the same list in the same order every time."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The picture of item `index`, decoded, any mode and size."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the data change."""
+        ...
+
+
+class Features(NamedTuple):
+    """What an extractor makes of a batch: `pool [B, F]`; and, where it has them, `spatial [B, S]` and `logits [B, K]`."""
+
+    pool: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """Turns images into feature vectors whose Fréchet distance is reported (never under the name FID)."""
+
+    name: ClassVar[str]
+
+    def load(self, device: torch.device) -> None:
+        """Makes the extractor ready; called once, before anything is sampled. Raises `UserError` if it cannot."""
+        ...
+
+    def __call__(self, images: Tensor) -> Features:
+        """`images [B, 3, H, W]` uint8 on the device given to `load`; float32 out, whatever the batch size the same."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of weights and preprocessing; statistics are only compared under the same one."""
+        ...
+
+
+def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of `like [B, …]`.
+
+    With a sequence of generators, row i comes from generator i alone. Generators on the CPU give the same numbers
+    on every device.
+    """
+    import torch
+
+    if generator is None:
+        return torch.randn_like(like)
+    if isinstance(generator, torch.Generator):
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+    if len(generator) != len(like):
+        raise ValueError(f"{len(generator)} generators for a batch of {len(like)}")
+    rows = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype, device=g.device) for g in generator]
+    return torch.stack(rows).to(like.device)
+

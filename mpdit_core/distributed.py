@@ -1,0 +1,130 @@
+"""Several processes on one job: joining a group under torchrun, and starting one on this machine.
+
+Each process works out its share from (rank, size); rank 0 alone reports. Without torchrun, rank is 0 and size 1 and
+every function here is a no-op, so jobs have one code path.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mpdit_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place. `rank` of `size`; `local_rank` on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sums `tensor` in place over all processes and returns it."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast_object(self, value):
+        """Rank 0's `value`, everywhere (picklable)."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather_objects(self, value) -> list:
+        """Everyone's `value`, in rank order, everywhere (picklable)."""
+        if self.size == 1:
+            return [value]
+        box = [None] * self.size
+        dist.all_gather_object(box, value)
+        return box
+
+
+def under_torchrun() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def process_rank() -> int:
+    """This process's rank before any group is joined."""
+    return int(os.environ.get("RANK", 0))
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Joins the group torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end."""
+    if not under_torchrun():
+        yield World()
+        return
+    if dist.is_initialized():  # a job within a job
+        yield _world()
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, timeout=timedelta(minutes=60), device_id=device if device.type == "cuda" else None
+    )
+    try:
+        yield _world()
+    finally:
+        dist.destroy_process_group()
+
+
+def _world() -> World:
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def count_processes(nproc: str, device: torch.device) -> int:
+    """`--nproc N|auto` as a number: auto is one process a GPU, one on a CPU.
+
+    Raises:
+        UserError: not a positive number nor `auto`.
+    """
+    if nproc == "auto":
+        return max(torch.cuda.device_count(), 1) if device.type == "cuda" else 1
+    if not nproc.isdecimal() or int(nproc) < 1:
+        raise UserError(f"--nproc {nproc}", expected="a number of processes, or auto")
+    return int(nproc)
+
+
+def launch(arguments: Sequence[str], nproc: int) -> int:
+    """Runs `python -m mpdit_cli ARGUMENTS` in `nproc` processes of one group; returns the exit code of the job.
+
+    Torch's elastic launcher starts and watches them: when one dies, all stop, and its exit code is returned.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "mpdit_cli", *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return 0

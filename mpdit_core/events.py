@@ -1,0 +1,120 @@
+"""What a job reports while it runs. Jobs yield these; the CLI draws them; tests assert on them.
+
+To add one: a frozen dataclass below; `mpdit_cli/console.py` prints it (unknown ones are printed as JSON only).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events. The JSON name of `TrainStep` is `train_step`."""
+
+    @classmethod
+    def name(cls) -> str:
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    def as_json(self) -> dict[str, Any]:
+        """A dictionary of plain JSON values; `event` comes first."""
+        return {"event": self.name()} | {f.name: jsonable(getattr(self, f.name)) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """One line for the person who watches."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warn(Event):
+    """Something that did not stop the job but may spoil its result."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """`done` of `total` `unit`s of `task`; sent as often as the job likes, the console thins them out."""
+
+    task: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStep(Event):
+    """The all-reduced values of one optimizer step. `step` counts from 1; loss is per element."""
+
+    step: int
+    total_steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    images_seen: int
+    images_per_second: float
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Event):
+    """A file or folder stands complete under its final name. `what` is a word for people: checkpoint, preview, grid."""
+
+    what: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped(Event):
+    """An input was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Event):
+    """Rows for people; the numbers are in the `Result`. `note` is printed under the table."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Event):
+    """The end of a job as a person wants to read it: labelled values and the command to type next."""
+
+    title: str
+    rows: dict[str, str]
+    next_command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Event):
+    """The last event of every job: what a program wants to know of it."""
+
+    data: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"event": "result"} | jsonable(self.data)
+
+
+def jsonable(value: Any) -> Any:
+    """Paths become strings, tuples lists; NaN and infinities become None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

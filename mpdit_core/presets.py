@@ -1,0 +1,117 @@
+"""The named configurations: one aligned row a model.
+
+To add one: a row in `MODELS`. Sizes and optimisation are those of the MPDiT paper (arXiv 2603.26357, section 4 and its
+appendix) and of DiT (arXiv 2212.09748, table 1) unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from mpdit_core.config import ModelConfig, ObjectiveConfig, PreviewConfig, RunConfig, Stage, TrainConfig
+from mpdit_core.errors import UserError
+
+# The four switches, as the rows of the paper's ablation flip them one after the other.
+DENSE = dict(modulation="per-block", class_tokens=0, time_embedding="sinusoid")
+SHARED = dict(modulation="shared", class_tokens=0, time_embedding="sinusoid")
+TOKENS = dict(modulation="shared", class_tokens=16, time_embedding="sinusoid")
+MPDIT = dict(modulation="shared", class_tokens=16, time_embedding="fno")
+
+# name: pixels, width, heads, stages (patch size, depth), switches, recipe
+MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], str]] = {
+    "b-256":             (256,   768, 12, [(4, 6), (2, 6)],            MPDIT,  "256"),
+    "l-256":             (256,  1024, 16, [(4, 18), (2, 6)],           MPDIT,  "256"),
+    "xl-256":            (256,  1152, 16, [(4, 22), (2, 6)],           MPDIT,  "256-long"),
+    "xl-512":            (512,  1152, 16, [(4, 22), (2, 6)],           MPDIT,  "512"),
+    "v2-b-512":          (512,   768, 12, [(8, 6), (4, 4), (2, 2)],    MPDIT,  "512"),
+    "v2-l-512":          (512,  1024, 16, [(8, 14), (4, 6), (2, 4)],   MPDIT,  "512"),
+    "v2-xl-512":         (512,  1152, 16, [(8, 14), (4, 8), (2, 6)],   MPDIT,  "512"),
+    "xl-1024":           (1024, 1152, 16, [(8, 14), (4, 8), (2, 6)],   MPDIT,  "512"),
+    "dit-s-256":         (256,   384,  6, [(2, 12)],                   DENSE,  "256"),
+    "dit-b-256":         (256,   768, 12, [(2, 12)],                   DENSE,  "256"),
+    "dit-l-256":         (256,  1024, 16, [(2, 24)],                   DENSE,  "256"),
+    "dit-xl-256":        (256,  1152, 16, [(2, 28)],                   DENSE,  "256"),
+    "dit-xl-512":        (512,  1152, 16, [(2, 28)],                   DENSE,  "512"),
+    "ablation-b-dense":  (256,   768, 12, [(2, 12)],                   DENSE,  "256"),
+    "ablation-b-shared": (256,   768, 12, [(2, 12)],                   SHARED, "256"),
+    "ablation-b-tokens": (256,   768, 12, [(2, 12)],                   TOKENS, "256"),
+    "ablation-b-fno":    (256,   768, 12, [(2, 12)],                   MPDIT,  "256"),
+    "ablation-b-k4":     (256,   768, 12, [(4, 8), (2, 4)],            MPDIT,  "256"),
+    "ablation-b-k8":     (256,   768, 12, [(4, 4), (2, 8)],            MPDIT,  "256"),
+}  # fmt: skip
+
+# epochs, global batch, learning rate (paper, appendix; the 512 recipe also serves 1024, which nobody has published)
+RECIPES = {
+    "256":      TrainConfig(epochs=80,  batch_size=1024, learning_rate=2e-4),
+    "256-long": TrainConfig(epochs=240, batch_size=1024, learning_rate=2e-4),
+    "512":      TrainConfig(epochs=120, batch_size=256,  learning_rate=1e-4),
+}  # fmt: skip
+
+LATENT_FACTOR = 8  # of the Stable Diffusion autoencoder all published models use
+
+
+def _digits() -> RunConfig:
+    """The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores (recipe measured, not published)."""
+    return RunConfig(
+        preset="digits",
+        resolution=16,
+        model=ModelConfig(
+            width=64, num_heads=4, stages=(Stage(4, 2), Stage(2, 2)), input_size=16, channels=1, num_classes=10,
+            class_tokens=4, spectral_init_scale=1 / 32,
+        ),
+        train=TrainConfig(
+            batch_size=64, steps=1200, learning_rate=4e-3, schedule="cosine", warmup_steps=50, grad_clip=1.0,
+            ema_decays=(0.99,), log_every=10, checkpoint_every=400, flip=False,
+        ),
+        preview=PreviewConfig(every=300, num_images=20, num_steps=25, guidance_scale=1.5),
+    )  # fmt: skip
+
+
+def _tiny() -> RunConfig:
+    """The smallest model with every part; for tests."""
+    return RunConfig(
+        preset="tiny",
+        resolution=16,
+        model=ModelConfig(
+            width=32, num_heads=2, stages=(Stage(4, 1), Stage(2, 1)), input_size=16, channels=1, num_classes=10,
+            class_tokens=2, spectral_init_scale=1 / 32,
+        ),
+        train=TrainConfig(
+            batch_size=8, steps=8, learning_rate=1e-3, log_every=1, checkpoint_every=4, ema_decays=(0.99,)
+        ),
+        preview=PreviewConfig(every=4, num_images=4, num_steps=2, guidance_scale=1.5),
+    )  # fmt: skip
+
+
+def preset_names() -> list[str]:
+    return [*MODELS, "digits", "tiny"]
+
+
+def load_preset(name: str) -> RunConfig:
+    """Raises `UserError` with the nearest names for one that does not exist."""
+    if name == "digits":
+        return _digits()
+    if name == "tiny":
+        return _tiny()
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, preset_names(), n=3)
+        raise UserError(
+            f"there is no preset {name!r}",
+            expected=", ".join(preset_names()),
+            remedy=f"did you mean {' or '.join(near)}?" if near else "`mpdit profile-flops` shows them all",
+        )
+    resolution, width, heads, stages, switches, recipe = MODELS[name]
+    return RunConfig(
+        preset=name,
+        resolution=resolution,
+        model=ModelConfig(
+            width=width,
+            num_heads=heads,
+            stages=tuple(Stage(*stage) for stage in stages),
+            input_size=resolution // LATENT_FACTOR,
+            **switches,
+        ),
+        objective=ObjectiveConfig(),
+        train=RECIPES[recipe],
+    )
