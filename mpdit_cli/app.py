@@ -103,7 +103,7 @@ class Terminated(BaseException):
     """SIGTERM arrived. A job that must save first catches it, as it does KeyboardInterrupt."""
 
 
-def _raise_terminated(signum: int, frame: object) -> None:
+def _raise_terminated(_signal: int, _frame: object) -> None:
     raise Terminated
 
 

@@ -91,7 +91,7 @@ class Dataset(Protocol):
 
 
 class Features(NamedTuple):
-    """What an extractor makes of a batch: `pool [B, F]`; and, where it has them, `spatial [B, S]` and `logits [B, K]`."""
+    """What an extractor makes of a batch: `pool [B, F]`; where it has them, `spatial [B, S]`, `logits [B, K]`."""
 
     pool: Tensor
     spatial: Tensor | None = None
@@ -133,4 +133,3 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
         raise ValueError(f"{len(generator)} generators for a batch of {len(like)}")
     rows = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype, device=g.device) for g in generator]
     return torch.stack(rows).to(like.device)
-

@@ -43,7 +43,9 @@ class ModelConfig(Settings):
     width: PositiveInt = Field(description="D, features of a token")
     num_heads: PositiveInt = Field(description="attention heads; must divide the width")
     stages: tuple[Stage, ...] = Field(
-        strict=False, min_length=1, description="(patch size, depth) from coarse to fine; the last sets the output patch"
+        strict=False,
+        min_length=1,
+        description="(patch size, depth), coarse to fine; the last sets the output patch",
     )
     input_size: PositiveInt = Field(description="H, side of the latents")
     channels: PositiveInt = Field(default=4, description="C, channels of the latents")

@@ -62,11 +62,6 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def process_rank() -> int:
-    """This process's rank before any group is joined."""
-    return int(os.environ.get("RANK", 0))
-
-
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """Joins the group torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end."""
@@ -77,9 +72,7 @@ def joined(device: torch.device) -> Iterator[World]:
         yield _world()
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, timeout=timedelta(minutes=60), device_id=device if device.type == "cuda" else None
-    )
+    dist.init_process_group(backend, timeout=timedelta(minutes=60), device_id=device if device.type == "cuda" else None)
     try:
         yield _world()
     finally:

@@ -53,7 +53,7 @@ def writing(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _sync(temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
             _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -76,11 +76,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
             _sync(temporary)
             if path.exists():
                 old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-                os.replace(path, old)
-                os.replace(temporary, path)
+                path.replace(old)
+                temporary.replace(path)
                 shutil.rmtree(old, ignore_errors=True)
             else:
-                os.replace(temporary, path)
+                temporary.replace(path)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

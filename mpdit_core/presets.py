@@ -52,7 +52,7 @@ LATENT_FACTOR = 8  # of the Stable Diffusion autoencoder all published models us
 
 
 def _digits() -> RunConfig:
-    """The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores (recipe measured, not published)."""
+    """The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores (our own recipe)."""
     return RunConfig(
         preset="digits",
         resolution=16,
