@@ -1,0 +1,279 @@
+"""What a model costs: parameters and multiply-accumulates (MACs) as exact integers, from its configuration alone.
+
+One closed formula, torch-free: `operations` lists every matrix product and every table of weights of the network,
+stage by stage, and everything else here is a sum over that list. The tests hold it to a count of the real model on
+torch's meta device, for every preset and for random configurations.
+
+What is counted: matrix products (linear layers, convolutions, attention, the FNO's spectral products), one MAC a
+multiply-add; a product of two complex numbers counts as one MAC, as torch's flop counter has it. Not counted, as
+everywhere in the field: biases, norms, activations, softmax, table look-ups and the FNO's 32-point FFTs.
+FLOPs are 2 × MACs. What the papers call "GFLOPs" are giga-MACs of one forward pass of one image.
+
+To add a part of the network: its operations below, in the order of the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mpdit_core.config import ModelConfig
+
+Convention = Literal["true", "paper"]
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+
+Kind = Literal["attention", "projections", "mlp", "upsampling", "patches", "conditioning", "time", "output"]
+KINDS: dict[Kind, str] = {
+    "attention": "the two products of tokens with tokens (QKᵀ and weights × V)",
+    "projections": "qkv and output projections of the attention",
+    "mlp": "the two linear layers of a block's MLP",
+    "upsampling": "linear layers between two stages",
+    "patches": "patch embeddings and the skip's projection",
+    "conditioning": "modulation layers and the class table",
+    "time": "time embedding (FNO, or sinusoid and MLP)",
+    "output": "the last linear layer",
+}
+
+PAPER_ATTENTION_TOKENS = 256
+"""The papers' counts charge every block's attention as if it ran on 256 tokens, whatever its stage has."""
+
+WHY_CONVENTIONS_DIFFER = (
+    "paper: the published way, attention counted as if every block had 256 tokens (linear layers at their real token "
+    "counts); it overcharges coarse stages and undercharges large ones. true: the real token counts everywhere."
+)
+
+SINUSOID_FEATURES = 256
+FNO_GRID, FNO_WIDTH, FNO_MODES, FNO_LAYERS = 32, 32, 16, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One kind of layer, with all its repeats in a stage. `stage` is None for what belongs to no stage.
+
+    `macs` are of one forward pass of one image; `backward_macs` of its backward pass (gradients of weights and of
+    inputs, the latter only where something before needs them; no recomputation).
+    """
+
+    stage: int | None
+    kind: Kind
+    name: str
+    macs: int
+    backward_macs: int
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class StageCount:
+    """Totals of one stage; `tokens` = image tokens + class tokens, the length its attention sees."""
+
+    patch_size: int
+    depth: int
+    image_tokens: int
+    tokens: int
+    macs: int
+    parameters: int
+    by_kind: dict[Kind, int]
+
+
+@dataclass(frozen=True)
+class Count:
+    """The bill of one forward pass of one image. `parameters` are the trainable ones.
+
+    `parameters_with_positions` adds the fixed position tables, which the paper counts and this project does not store.
+    """
+
+    convention: Convention
+    macs: int
+    training_macs: int
+    linear_macs: int
+    parameters: int
+    parameters_with_positions: int
+    stages: tuple[StageCount, ...]
+    by_kind: dict[Kind, int]
+    parameters_by_kind: dict[Kind, int]
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+
+def operations(config: ModelConfig, *, convention: Convention = "true") -> Iterator[Operation]:
+    """Every matrix product and weight table of the network, in the order of the forward pass.
+
+    Args:
+        convention: `paper` counts attention as the publications do (see `WHY_CONVENTIONS_DIFFER`).
+    """
+    width, shared = config.width, config.modulation == "shared"
+    yield from _time_embedding(config)
+    rows = config.num_classes + 1  # the last one is the null label
+    yield Operation(
+        stage=None, kind="conditioning", name="class table", macs=0, backward_macs=0,
+        parameters=rows * max(config.class_tokens, 1) * width,
+    )  # fmt: skip
+    if shared:
+        yield _linear(None, "conditioning", "shared modulation", rows=1, size=(width, 6 * width))
+    for stage in range(len(config.stages)):
+        yield from _entry(config, stage)
+        yield from _blocks(config, stage, convention)
+    if not shared:
+        yield _linear(None, "conditioning", "output modulation", rows=1, size=(width, 2 * width))
+    last = config.stages[-1].patch_size
+    yield _linear(
+        None, "output", "output linear", rows=image_tokens(config)[-1], size=(width, last**2 * config.channels)
+    )
+
+
+def image_tokens(config: ModelConfig) -> list[int]:
+    """Tokens an image has at each stage."""
+    return [(config.input_size // stage.patch_size) ** 2 for stage in config.stages]
+
+
+def tokens(config: ModelConfig) -> list[int]:
+    """Tokens the attention sees at each stage: image tokens and class tokens."""
+    return [n + config.class_tokens for n in image_tokens(config)]
+
+
+def _linear(
+    stage: int | None,
+    kind: Kind,
+    name: str,
+    *,
+    rows: int,
+    size: tuple[int, int],
+    repeats: int = 1,
+    input_gradient: bool = True,
+) -> Operation:
+    """`repeats` layers `size[0] → size[1]` with bias, each applied to `rows` vectors of an image."""
+    inputs, outputs = size
+    macs = repeats * rows * inputs * outputs
+    return Operation(
+        stage=stage,
+        kind=kind,
+        name=name,
+        macs=macs,
+        backward_macs=2 * macs if input_gradient else macs,
+        parameters=repeats * (inputs + 1) * outputs,
+    )
+
+
+def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
+    width = config.width
+    if config.time_embedding == "sinusoid":
+        yield _linear(None, "time", "sinusoid in", rows=1, size=(SINUSOID_FEATURES, width), input_gradient=False)
+        yield _linear(None, "time", "sinusoid out", rows=1, size=(width, width))
+        return
+    yield _linear(None, "time", "FNO lift", rows=FNO_GRID, size=(1, FNO_WIDTH), input_gradient=False)
+    spectral = FNO_LAYERS * FNO_MODES * FNO_WIDTH**2  # complex products
+    yield Operation(
+        stage=None, kind="time", name="FNO spectral", macs=spectral, backward_macs=2 * spectral, parameters=2 * spectral
+    )
+    yield _linear(None, "time", "FNO pointwise", rows=FNO_GRID, size=(FNO_WIDTH, FNO_WIDTH), repeats=FNO_LAYERS)
+    yield _linear(None, "time", "FNO out", rows=1, size=(FNO_WIDTH, width))
+
+
+def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
+    """How tokens come to be at a stage: patches of x_t first, upsampled tokens and the skip later."""
+    width, here, fine = config.width, config.stages[stage].patch_size, image_tokens(config)[stage]
+    patch = _linear(
+        stage, "patches", "patch embedding", rows=fine, size=(config.channels * here**2, width), input_gradient=False
+    )
+    if stage == 0:
+        yield patch
+        return
+    group = (config.stages[stage - 1].patch_size // here) ** 2  # fine tokens that one coarse token becomes
+    yield _linear(stage, "upsampling", "expand", rows=fine // group, size=(width, width * group))
+    yield _linear(stage, "upsampling", "merge", rows=fine + config.class_tokens, size=(width, width))
+    if config.skip:
+        yield patch
+        yield _linear(stage, "patches", "skip projection", rows=fine, size=(width, width))
+
+
+def _blocks(config: ModelConfig, stage: int, convention: Convention) -> Iterator[Operation]:
+    width, depth, length = config.width, config.stages[stage].depth, tokens(config)[stage]
+    hidden = config.mlp_ratio * width
+    if config.modulation == "per-block":
+        yield _linear(stage, "conditioning", "block modulation", rows=1, size=(width, 6 * width), repeats=depth)
+    yield _linear(stage, "projections", "qkv", rows=length, size=(width, 3 * width), repeats=depth)
+    seen = PAPER_ATTENTION_TOKENS if convention == "paper" else length
+    attention = depth * 2 * seen**2 * width
+    yield Operation(stage=stage, kind="attention", name="attention", macs=attention, backward_macs=2 * attention)
+    yield _linear(stage, "projections", "projection", rows=length, size=(width, width), repeats=depth)
+    yield _linear(stage, "mlp", "MLP in", rows=length, size=(width, hidden), repeats=depth)
+    yield _linear(stage, "mlp", "MLP out", rows=length, size=(hidden, width), repeats=depth)
+
+
+def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
+    """The bill of one forward pass of one image, summed by stage and by kind of work."""
+    bill = list(operations(config, convention=convention))
+    stages = []
+    for index, (stage, images, seen) in enumerate(
+        zip(config.stages, image_tokens(config), tokens(config), strict=True)
+    ):
+        here = [op for op in bill if op.stage == index]
+        stages.append(
+            StageCount(
+                patch_size=stage.patch_size,
+                depth=stage.depth,
+                image_tokens=images,
+                tokens=seen,
+                macs=_total(here, _macs),
+                parameters=_total(here, _parameters),
+                by_kind=_by_kind(here, _macs),
+            )
+        )
+    trainable, total = _total(bill, _parameters), _total(bill, _macs)
+    return Count(
+        convention=convention,
+        macs=total,
+        training_macs=total + _total(bill, _backward),
+        linear_macs=total - sum(op.macs for op in bill if op.kind == "attention"),
+        parameters=trainable,
+        parameters_with_positions=trainable + config.width * sum(image_tokens(config)),
+        stages=tuple(stages),
+        by_kind=_by_kind(bill, _macs),
+        parameters_by_kind=_by_kind(bill, _parameters),
+    )
+
+
+def forward_macs(config: ModelConfig, *, convention: Convention = "true") -> int:
+    """MACs of one forward pass of one image."""
+    return _total(operations(config, convention=convention), _macs)
+
+
+def training_macs(config: ModelConfig) -> int:
+    """MACs of the forward and backward pass of one image: three times the forward pass, less the gradients that
+    nothing needs (of x_t and of t). Recomputation (activation checkpointing, flash attention) is not work of the
+    model and not in it.
+    """
+    bill = list(operations(config))
+    return _total(bill, _macs) + _total(bill, _backward)
+
+
+def parameter_count(config: ModelConfig, *, with_positions: bool = False) -> int:
+    """Trainable parameters; `with_positions` adds the fixed position tables, as the paper counts."""
+    counted = count(config)
+    return counted.parameters_with_positions if with_positions else counted.parameters
+
+
+def _macs(op: Operation) -> int:
+    return op.macs
+
+
+def _backward(op: Operation) -> int:
+    return op.backward_macs
+
+
+def _parameters(op: Operation) -> int:
+    return op.parameters
+
+
+def _total(bill: Iterable[Operation], amount: Callable[[Operation], int]) -> int:
+    return sum(amount(op) for op in bill)
+
+
+def _by_kind(bill: Iterable[Operation], amount: Callable[[Operation], int]) -> dict[Kind, int]:
+    sums: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    for op in bill:
+        sums[op.kind] += amount(op)
+    return sums
