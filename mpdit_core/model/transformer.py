@@ -116,7 +116,7 @@ class Stage(nn.Module):
         else:
             assert self.patch_embedding is not None
             tokens = self.patch_embedding(x_t)
-        return class_tokens, tokens + self.positions.to(tokens.dtype)
+        return class_tokens, tokens + self.positions  # float32 under autocast, and so the residual stream
 
 
 class Head(nn.Module):

@@ -1,0 +1,34 @@
+"""The straight path between data and noise, and the densities t is drawn from in training.
+
+t is 1 at noise and 0 at data: `x_t = (1 - t)·latents + t·noise`, velocity `noise - latents` (paper, section 2).
+
+To add a density: a function `(normal_or_uniform draws) -> t` below, and its name in `ObjectiveConfig.time_density`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mpdit_core.config import ObjectiveConfig
+
+
+def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """`x_t [B, C, H, H]` for latents and noise of that shape and t [B]."""
+    return torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
+
+
+def target_velocity(latents: Tensor, noise: Tensor) -> Tensor:
+    return noise - latents
+
+
+def predicted_latents(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """The data that a velocity at `x_t` points to: `x_t - t·velocity`."""
+    return x_t - t.view(-1, 1, 1, 1) * velocity
+
+
+def draw_times(objective: ObjectiveConfig, *, generator: torch.Generator, count: int = 1) -> Tensor:
+    """`[count]` times in (0, 1), float32: `sigmoid(mean + std·normal)` or uniform."""
+    if objective.time_density == "uniform":
+        return torch.rand(count, generator=generator)
+    return torch.sigmoid(objective.time_mean + objective.time_std * torch.randn(count, generator=generator))
