@@ -5,11 +5,18 @@ Torch-free, so that the CLI can read it at once. The numbers themselves are read
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
-from mpdit_core.config import Settings
+from mpdit_core.config import Settings, validate
+from mpdit_core.errors import UserError
+from mpdit_core.files import read_json
 
 PUBLISHED_MEAN = (5.81, 3.25, 0.12, -2.15)
 PUBLISHED_STD = (4.17, 4.62, 3.71, 3.28)
@@ -51,3 +58,188 @@ class LatentSpec(Settings):
     @property
     def latent_side(self) -> int:
         return self.resolution // self.autoencoder.factor
+
+
+FORMAT = 1
+"""Version of the folder of latents; a reader refuses a newer one."""
+
+MANIFEST = "manifest.json"
+STORED = "moments float16 [n, 2C, h, w]: posterior mean, then posterior standard deviation; labels int64 [n]"
+
+
+class SourceSpec(Settings):
+    """Where the images came from."""
+
+    given: str = Field(description="folder or archive (absolute), hf:ORG/NAME, or a data set's name")
+    name: str = Field(description="short name, for folders and titles")
+    split: str | None = Field(default=None, description="part of the data set, where it was asked for")
+    options: dict[str, Any] = Field(default_factory=dict, description="further options the source was opened with")
+    fingerprint: str = Field(description="hash of names, sizes and times of the files, or the data set's own")
+    items: int = Field(description="images before any was skipped")
+
+
+class EncodingPlan(Settings):
+    """Everything that fixes the bytes of the shards. A run goes on only under the plan it began with."""
+
+    format: int = FORMAT
+    source: SourceSpec
+    resolution: int = Field(description="side of the images in pixels")
+    autoencoder: AutoencoderSpec
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(default="float32", description="of the encoder")
+    flip: bool = Field(description="moments of the mirror images are stored too")
+    batch_size: int = Field(description="images the encoder sees at once; batches never cross a shard")
+    shard_size: int = Field(description="items a shard covers")
+    class_names: tuple[str, ...] = Field(strict=False, description="in label order")
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.source.items // self.shard_size)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First item of `shard` and the one after its last."""
+        return shard * self.shard_size, min((shard + 1) * self.shard_size, self.source.items)
+
+    @property
+    def moments_shape(self) -> tuple[int, int, int]:
+        side = self.resolution // self.autoencoder.factor
+        return 2 * self.autoencoder.channels, side, side
+
+    @property
+    def bytes_per_image(self) -> int:
+        channels, height, width = self.moments_shape
+        return channels * height * width * 2 * (2 if self.flip else 1)
+
+    def fingerprint(self) -> str:
+        """Hash of the plan, which is that of the latents. Where the source lies does not enter, what it holds does."""
+        values = self.model_dump(mode="json")
+        values["source"].pop("given")
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class SkippedItem(Settings):
+    """An image that could not be read under `--on-error skip`."""
+
+    key: str
+    reason: str
+
+
+class Shard(Settings):
+    """One file of moments and labels."""
+
+    file: str
+    start: int = Field(description="first item of the source it covers")
+    stop: int = Field(description="the item after its last")
+    count: int = Field(description="images in it: stop - start, less the skipped ones")
+    bytes: int
+    sha256: str
+    skipped: tuple[SkippedItem, ...] = Field(default=(), strict=False)
+    sum_mean: tuple[float, ...] = Field(strict=False, description="per channel, over images, flips and pixels")
+    sum_square: tuple[float, ...] = Field(strict=False, description="of mean² + std², the second moment of a draw")
+
+
+class Manifest(Settings):
+    """The table of contents of a folder of latents. It is written last: where it is, the folder is complete."""
+
+    format: int = FORMAT
+    plan: EncodingPlan
+    stored: str = STORED
+    count: int = Field(description="images, without flips and skipped ones")
+    measured_mean: tuple[float, ...] = Field(strict=False, description="of draws from the posterior, per channel")
+    measured_std: tuple[float, ...] = Field(strict=False, description="of draws from the posterior, per channel")
+    normalisation: Normalisation
+    shards: tuple[Shard, ...] = Field(strict=False)
+    made_by: str = Field(default="", description="version of mpdit")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.plan.class_names
+
+    @property
+    def skipped(self) -> tuple[SkippedItem, ...]:
+        return tuple(item for shard in self.shards for item in shard.skipped)
+
+
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:05d}.safetensors"
+
+
+def measured_statistics(plan: EncodingPlan, shards: Sequence[Shard]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of latents drawn from the posterior, from the shards' sums.
+
+    The variance of a draw is Var(mean) + E[std²]. Summed in shard order, so the same for any number of processes.
+    """
+    channels, height, width = plan.moments_shape
+    pixels = sum(shard.count for shard in shards) * height * width * (2 if plan.flip else 1)
+    means, stds = [], []
+    for c in range(channels // 2):
+        mean = math.fsum(shard.sum_mean[c] for shard in shards) / pixels
+        square = math.fsum(shard.sum_square[c] for shard in shards) / pixels
+        means.append(mean)
+        stds.append(math.sqrt(max(square - mean**2, 0.0)))
+    return tuple(means), tuple(stds)
+
+
+def normalisation_of(
+    name: Literal["measured", "published"], mean: Sequence[float], std: Sequence[float]
+) -> Normalisation:
+    """The `measured` normalisation from statistics, or the `published` constants.
+
+    A channel that never varies is left unscaled.
+
+    Raises:
+        UserError: `published` for latents that do not have 4 channels.
+    """
+    if name == "published":
+        if len(mean) != len(PUBLISHED_MEAN):
+            raise UserError(
+                f"--normalisation published, but these latents have {len(mean)} channels",
+                expected="the 4 channels of the Stable Diffusion autoencoder, whose constants are published",
+                remedy="--normalisation measured",
+            )
+        return Normalisation(name="published", mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
+    return Normalisation(name="measured", mean=tuple(mean), std=tuple(s if s > 0 else 1.0 for s in std))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished folder of latents.
+
+    Raises:
+        UserError: there is no such folder, it holds no latents, its encoding is unfinished, or it comes from a newer
+            mpdit.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        if (folder / "encoding").is_dir():
+            raise UserError(
+                f"the latents in {folder} are not finished",
+                remedy="run the same `mpdit encode-latents` command again; it goes on where it stopped",
+            )
+        raise UserError(
+            f"{folder} holds no latents" if folder.is_dir() else f"{folder} does not exist",
+            expected=f"a folder with a {MANIFEST}, made by `mpdit encode-latents`",
+            remedy="mpdit encode-latents SOURCE",
+        )
+    values = read_json(folder / MANIFEST)
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT:
+        raise UserError(
+            f"{folder / MANIFEST} has format {version}",
+            expected=f"format {FORMAT}",
+            remedy="use the mpdit that made it, or encode the source again into another folder",
+        )
+    return validate(Manifest, values, origin=str(folder / MANIFEST))
+
+
+def latent_spec(manifest: Manifest, folder: Path) -> LatentSpec:
+    """The part of `manifest` that a model trained on these latents carries with it."""
+    plan = manifest.plan
+    return LatentSpec(
+        resolution=plan.resolution,
+        autoencoder=plan.autoencoder,
+        normalisation=manifest.normalisation,
+        class_names=plan.class_names,
+        source=plan.source.given,
+        count=manifest.count,
+        folder=str(Path(folder).absolute()),
+        fingerprint=plan.fingerprint(),
+    )

@@ -1,0 +1,231 @@
+"""Reading a folder of latents while training: memory-mapped shards, random access, an order that can be sought in.
+
+Shapes: n images, C latent channels, h = w latent side. `moments [n, 2C, h, w]` hold the posterior's mean, then its
+standard deviation; `latents [n, C, h, w]` are a standardised draw; `raw_latents` are what the autoencoder decodes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpdit_core.data.manifest import LatentSpec, Manifest, Normalisation, Shard, latent_spec, read_manifest
+from mpdit_core.errors import UserError
+from mpdit_core.seeding import hash_seed
+
+DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+MIRRORED_EXACTLY = ("pixels", "pixels-gray")
+"""Autoencoders of which the moments of a mirror image are the mirrored moments."""
+
+
+class LatentFolder:
+    """A finished folder of latents. Opening it reads the manifest alone; shards are mapped when first touched.
+
+    Raises:
+        UserError: the folder is missing, unfinished, or lacks a shard, or a shard has another size than it had.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+        self.spec: LatentSpec = latent_spec(self.manifest, self.path)
+        self._ends = np.cumsum([shard.count for shard in self.manifest.shards])
+        self._maps: dict[int, dict[str, np.ndarray]] = {}
+        for shard in self.manifest.shards:
+            self._check_size(shard)
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.manifest.class_names)
+
+    @property
+    def has_flips(self) -> bool:
+        """Whether `batch` can give mirror images: stored ones, or mirrored moments where these are the same."""
+        return self.manifest.plan.flip or self._mirror_moments
+
+    @property
+    def _mirror_moments(self) -> bool:
+        return not self.manifest.plan.flip and self.spec.autoencoder.id in MIRRORED_EXACTLY
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels of all images, int64 [n]; read once, 8 bytes an image."""
+        return np.concatenate([np.array(self.shard(i)["labels"]) for i in range(len(self.manifest.shards))])
+
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, *, flip: Sequence[bool] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Moments and labels of some images.
+
+        Args:
+            indices: numbers in 0..len-1, in any order, repeats allowed.
+            flip: for each of them, whether to give its mirror image; none by default.
+
+        Returns:
+            (moments float32 [n, 2C, h, w], labels int64 [n]) on the CPU.
+
+        Raises:
+            UserError: flips are asked for and not there.
+            IndexError: an index is out of range.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"indices {wanted.min()}..{wanted.max()} of {len(self)} images")
+        mirrored = np.zeros(len(wanted), dtype=bool) if flip is None else np.asarray(flip, dtype=bool)
+        if mirrored.any() and not self.has_flips:
+            raise UserError(
+                f"mirror images are asked for, but {self.path} holds none",
+                remedy="--set train.flip=false, or encode again with --flip into another folder",
+            )
+        shards = np.searchsorted(self._ends, wanted, side="right")
+        rows = wanted - np.where(shards > 0, self._ends[shards - 1], 0)
+        moments = np.empty((len(wanted), *self.manifest.plan.moments_shape), dtype=np.float16)
+        labels = np.empty(len(wanted), dtype=np.int64)
+        for n, (shard, row, mirror) in enumerate(zip(shards.tolist(), rows.tolist(), mirrored.tolist(), strict=True)):
+            tensors = self._maps.get(shard) or self.shard(shard)
+            if not mirror:
+                moments[n] = tensors["moments"][row]
+            elif self._mirror_moments:
+                moments[n] = tensors["moments"][row, :, :, ::-1]
+            else:
+                moments[n] = tensors["moments_flipped"][row]
+            labels[n] = tensors["labels"][row]
+        return torch.from_numpy(moments).float(), torch.from_numpy(labels)
+
+    def shard(self, number: int) -> dict[str, np.ndarray]:
+        """The tensors of one shard, mapped read-only: `moments`, `labels`, and `moments_flipped` if stored."""
+        if number not in self._maps:
+            shard = self.manifest.shards[number]
+            self._check_size(shard)
+            self._maps[number] = map_safetensors(self.path / shard.file)
+        return self._maps[number]
+
+    def _check_size(self, shard: Shard) -> None:
+        path = self.path / shard.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.bytes:
+            raise UserError(
+                f"{path} is missing" if size is None else f"{path} has {size} bytes, its manifest says {shard.bytes}",
+                remedy="run the `mpdit encode-latents` command that made it again; it rebuilds only what is missing"
+                + ("" if size is None else " (with --verify first, which finds what is damaged)"),
+            )
+
+
+def map_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, mapped into memory and not read.
+
+    Raises:
+        UserError: the file is not whole.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)
+            arrays = {}
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    start, stop = entry["data_offsets"]
+                    dtype = DTYPES[entry["dtype"]]
+                    flat = np.frombuffer(mapped, dtype, (stop - start) // dtype.itemsize, 8 + length + start)
+                    arrays[name] = flat.reshape(entry["shape"])
+            return arrays
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged: {error}",
+                expected="a shard as mpdit wrote it",
+                remedy="run `mpdit encode-latents SOURCE --verify`, then the same without --verify to rebuild it",
+            ) from error
+
+
+class EpochOrder:
+    """The order in which `count` images are visited: an endless stream of epochs, each a permutation of its own.
+
+    Epoch e's permutation is a function of (seed, e) alone, so any position can be reached at once, and every process
+    can work out its share. Kept stable across versions of NumPy: raw PCG64 numbers, sorted.
+    """
+
+    def __init__(self, count: int, seed: int):
+        if count < 1:
+            raise ValueError(f"an order of {count} images")
+        self.count, self.seed = count, seed
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """int64 [count]: which image comes at each place of `epoch`."""
+        if self._cached[0] != epoch:
+            keys = np.random.PCG64(hash_seed(self.seed, "order", epoch)).random_raw(self.count)
+            self._cached = (epoch, np.argsort(keys, kind="stable"))
+        return self._cached[1]
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start]: the images at places `start` to `stop` of the stream, counted over all epochs."""
+        parts = []
+        while start < stop:
+            epoch, place = divmod(start, self.count)
+            part = self.permutation(epoch)[place : place + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def draw_latents(moments: Tensor, noise: Tensor, normalisation: Normalisation) -> Tensor:
+    """A standardised draw from the posterior: latents [n, C, h, w] from moments [n, 2C, h, w], noise [n, C, h, w]."""
+    mean, std = moments.chunk(2, dim=1)
+    return standardise(mean + std * noise, normalisation)
+
+
+def standardise(raw_latents: Tensor, normalisation: Normalisation) -> Tensor:
+    """`(raw_latents - mean) / std` per channel, [n, C, h, w]."""
+    return (raw_latents - _column(normalisation.mean, raw_latents)) / _column(normalisation.std, raw_latents)
+
+
+def unstandardise(latents: Tensor, normalisation: Normalisation) -> Tensor:
+    """The inverse of `standardise`: what the autoencoder decodes, [n, C, h, w]."""
+    return latents * _column(normalisation.std, latents) + _column(normalisation.mean, latents)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+def find_latents(root: Path | str = "latents", *, resolution: int) -> Path:
+    """The one finished folder under `root` with latents of `resolution` pixels.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    root = Path(root)
+    found = {path.parent: read_manifest(path.parent).plan for path in sorted(root.glob("*/manifest.json"))}
+    fitting = [path for path, plan in found.items() if plan.resolution == resolution]
+    if len(fitting) == 1:
+        return fitting[0]
+    others = ", ".join(f"{path} ({plan.resolution} px)" for path, plan in found.items())
+    unfinished = [str(path.parent) for path in sorted(root.glob("*/encoding")) if path.parent not in found]
+    if fitting:
+        raise UserError(
+            f"{len(fitting)} folders under {root}/ hold latents of {resolution} px: {', '.join(map(str, fitting))}",
+            expected="one, or --latents DIR to say which",
+            remedy=f"--latents {fitting[0]}",
+        )
+    if unfinished:
+        remedy = f"{unfinished[0]} is unfinished: run its `mpdit encode-latents` command again"
+    else:
+        remedy = f"mpdit encode-latents SOURCE --resolution {resolution}"
+    raise UserError(
+        f"there are no latents of {resolution} px under {root}/",
+        expected=f"a folder made by `mpdit encode-latents`; found: {others or 'none'}",
+        remedy=f"{remedy}, or --latents DIR",
+    )
