@@ -1,0 +1,187 @@
+"""Pictures for people: labelled grids, contact sheets with axes, strips, GIFs, and text for a terminal.
+
+Torch-free: images are uint8 arrays `[n, 3, H, W]` (a CPU tensor of that shape will do). Small images are enlarged by
+whole factors without smoothing, so that what is seen is what the model made.
+
+To add one: a function below that returns a `PIL.Image.Image`; `save_png` and `save_gif` write it whole or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mpdit_core.files import writing
+
+Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
+
+SMALLEST_SIDE = 72  # pixels an image takes at least in a grid
+GAP = 4
+TEXT_SIZE = 12
+PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (150, 150, 150)
+
+
+def enlargement(side: int) -> int:
+    """The whole factor that makes an image of `side` pixels at least `SMALLEST_SIDE` wide: 16 → 5, 32 → 3, 256 → 1."""
+    return max(1, math.ceil(SMALLEST_SIDE / side))
+
+
+def tile(image: Any, factor: int = 1) -> Image.Image:
+    """`image [3, H, W]` or `[1, H, W]` uint8 as a PIL picture, each pixel `factor` × `factor` large."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in (1, 3):
+        raise ValueError(f"expected uint8 [3, H, W] or [1, H, W], got {array.dtype} {array.shape}")
+    if array.shape[0] == 1:
+        array = array.repeat(3, axis=0)
+    picture = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+    if factor == 1:
+        return picture
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def labelled_grid(images: Any, labels: Sequence[str], columns: int) -> Image.Image:
+    """`images [n, 3, H, W]` uint8 in rows of `columns`, each with its label below (an empty list: no labels).
+
+    Raises:
+        ValueError: no images, or another number of labels than images.
+    """
+    images = np.asarray(images)
+    if len(images) == 0:
+        raise ValueError("a grid needs at least one image")
+    if labels and len(labels) != len(images):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images")
+    columns = max(1, min(columns, len(images)))
+    rows = math.ceil(len(images) / columns)
+    factor = enlargement(min(images.shape[-2:]))
+    font = load_font()
+    height, width = images.shape[-2] * factor, images.shape[-1] * factor
+    line = text_height(font) + 2 if any(labels) else 0
+    paper = Image.new("RGB", (GAP + columns * (width + GAP), GAP + rows * (height + line + GAP)), PAPER)
+    draw = ImageDraw.Draw(paper)
+    for index, image in enumerate(images):
+        left = GAP + index % columns * (width + GAP)
+        top = GAP + index // columns * (height + line + GAP)
+        paper.paste(tile(image, factor), (left, top))
+        if line:
+            text = shorten(labels[index], font, width)
+            draw.text((left + (width - font.getlength(text)) / 2, top + height), text, INK, font)
+    return paper
+
+
+def contact_sheet(
+    cells: Sequence[Sequence[Any]],
+    *,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    row_axis: str = "",
+    column_axis: str = "",
+    title: str = "",
+    cell_columns: int | None = None,
+) -> Image.Image:
+    """A table of small grids with both axes named: `cells[row][column]` is images `[n, 3, H, W]`.
+
+    Args:
+        cell_columns: images beside each other within a cell; as square as possible if not given.
+    """
+    assert len(cells) == len(row_labels), "one label a row"
+    assert all(len(row) == len(column_labels) for row in cells), "one label a column"
+    pictures = [[_bare_grid(np.asarray(cell), cell_columns) for cell in row] for row in cells]
+    font = load_font()
+    line = text_height(font) + 4
+    width = max(p.width for row in pictures for p in row)
+    heights = [max(p.height for p in row) for row in pictures]
+    margin = int(max([font.getlength(label) for label in [*row_labels, row_axis]], default=0)) + 3 * GAP
+    columns = len(column_labels)
+    head = (line if title else 0) + (line if column_axis else 0) + line
+    size = (margin + columns * (width + 2 * GAP), head + sum(heights) + 2 * GAP * len(heights) + GAP)
+    size = (max(size[0], int(font.getlength(title)) + 2 * GAP), size[1])
+    paper = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(paper)
+    top = GAP // 2
+    if title:
+        draw.text((GAP, top), title, INK, font)
+        top += line
+    if column_axis:
+        draw.text((margin, top), column_axis, FAINT, font)
+    if row_axis:
+        draw.text((GAP, head - line + GAP // 2), row_axis, FAINT, font)
+    for column, label in enumerate(column_labels):
+        text = shorten(label, font, width)
+        left = margin + column * (width + 2 * GAP) + (width - font.getlength(text)) / 2
+        draw.text((left, head - line + GAP // 2), text, INK, font)
+    top = head + GAP
+    for row, height in enumerate(heights):
+        draw.text((GAP, top + (height - line) / 2), row_labels[row], INK, font)
+        for column, picture in enumerate(pictures[row]):
+            paper.paste(picture, (margin + column * (width + 2 * GAP), top))
+        top += height + 2 * GAP
+    return paper
+
+
+def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    factor = enlargement(min(images.shape[-2:]))
+    height, width = images.shape[-2] * factor, images.shape[-1] * factor
+    paper = Image.new("RGB", (columns * (width + 1) - 1, rows * (height + 1) - 1), PAPER)
+    for index, image in enumerate(images):
+        paper.paste(tile(image, factor), (index % columns * (width + 1), index // columns * (height + 1)))
+    return paper
+
+
+def square_columns(count: int, *, classes: int = 0) -> int:
+    """Columns that suit `count` images: one a class where the classes are few, else about a 3:2 rectangle."""
+    if 1 < classes <= 20 and count >= classes:
+        return classes
+    return max(1, math.ceil(math.sqrt(count * 1.5)))
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Raises `UserError` when the place cannot be written; an older file stays whole until the new one is."""
+    with writing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, *, milliseconds: int = 80, hold: int = 1500) -> None:
+    """An endless GIF; the last frame stays `hold` milliseconds."""
+    durations = [milliseconds] * (len(frames) - 1) + [hold]
+    with writing(path) as temporary:
+        frames[0].save(
+            temporary, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0
+        )
+
+
+def terminal_text(picture: Image.Image, columns: int) -> str:
+    """The picture as lines of half blocks in 24-bit colour, at most `columns` characters wide (ANSI escapes)."""
+    width = min(columns, picture.width)
+    height = max(2, round(picture.height * width / picture.width) // 2 * 2)
+    small = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BOX))
+    lines = []
+    for y in range(0, height, 2):
+        line = ""
+        for upper, lower in zip(small[y].tolist(), small[y + 1].tolist(), strict=True):
+            line += f"\x1b[38;2;{upper[0]};{upper[1]};{upper[2]}m\x1b[48;2;{lower[0]};{lower[1]};{lower[2]}m▀"
+        lines.append(line + "\x1b[0m")
+    return "\n".join(lines)
+
+
+def load_font(size: int = TEXT_SIZE) -> Font:
+    return ImageFont.load_default(size)
+
+
+def text_height(font: Font) -> int:
+    return math.ceil(font.getbbox("Ågjp")[3])
+
+
+def shorten(text: str, font: Font, width: float) -> str:
+    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
