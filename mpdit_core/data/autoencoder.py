@@ -160,8 +160,8 @@ def locate_autoencoder(name: str, *, revision: str | None = None) -> tuple[Path,
 
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import logging as hub_logging
 
     reason: Exception | None = None
     for local in (True, False):  # the cache first: no waiting for a network, and the same weights as last time
