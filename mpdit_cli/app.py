@@ -10,13 +10,14 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from mpdit_cli import console
-from mpdit_core.errors import UserError
+from mpdit_core.errors import Interrupted, UserError
 
 # command: module (without the package), in the order of `--help`
 COMMANDS = {
@@ -74,8 +75,8 @@ def _print_version(wanted: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code (see README, "Exit codes")."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if threading_is_main():
-        signal.signal(signal.SIGTERM, _raise_terminated)
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, _raise_interrupted)
     console.configure(json="--json" in arguments, quiet="--quiet" in arguments)
     command = typer.main.get_command(build_app())
     try:
@@ -84,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.error(str(error), fields={"what": error.what, "expected": error.expected, "remedy": error.remedy})
         return EXIT_USER_ERROR
-    except Terminated:
-        return 128 + signal.SIGTERM
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `mpdit … | head`: the reader has seen enough
@@ -99,17 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DEFECT
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived. A job that must save first catches it, as it does KeyboardInterrupt."""
+def _raise_interrupted(signum: int, _frame: object) -> None:
+    raise Interrupted(signum)
 
 
-def _raise_terminated(_signal: int, _frame: object) -> None:
-    raise Terminated
-
-
-def threading_is_main() -> bool:
-    import threading
-
+def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 

@@ -6,6 +6,7 @@ People's text goes to stdout, and to stderr with `--json`, so that stdout then h
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
 import time
 import traceback
@@ -37,9 +38,7 @@ def run_job(events: Iterable[Event]) -> dict[str, Any]:
 
     In a process of a group only rank 0 shows anything.
     """
-    from mpdit_core.distributed import process_rank
-
-    view = _View(silent=process_rank() != 0)
+    view = _View(silent=_rank() != 0)
     result: dict[str, Any] = {}
     try:
         for event in events:
@@ -79,10 +78,8 @@ def say(text: str) -> None:
 
 def error(text: str, fields: dict[str, Any] | None = None) -> None:
     """A user error: text on stderr, and as the last JSON line with `--json`."""
-    from mpdit_core.distributed import process_rank, under_torchrun  # cheap only because torch is loaded by then
-
-    if under_torchrun() and process_rank() != 0:
-        print(f"[rank {process_rank()}] {text}", file=sys.stderr)
+    if _rank() != 0:
+        print(f"[rank {_rank()}] {text}", file=sys.stderr)
         return
     print(f"error: {text}", file=sys.stderr)
     if _settings.json:
@@ -95,6 +92,10 @@ def defect(problem: BaseException) -> None:
     print("\nThis is a defect of mpdit, not of your input. Please report it with the text above.", file=sys.stderr)
     if _settings.json:
         _write_json({"event": "error", "defect": True, "what": f"{type(problem).__name__}: {problem}"})
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))  # set by torchrun; asking mpdit_core.distributed would import torch
 
 
 def _people() -> Any:

@@ -12,7 +12,8 @@ Symbols: B images, C channels, H side. `t` runs from 1 (noise) to 0 (data). `vel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mpdit_core.errors import UserError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLUGIN_API", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step", "UserError",
-    "VelocityFn", "draw_noise",
+    "VelocityFn", "draw_noise", "option",
 ]  # fmt: skip
 
 PLUGIN_API = 1
@@ -115,6 +116,15 @@ class FeatureExtractor(Protocol):
     def fingerprint(self) -> str:
         """A hash of weights and preprocessing; statistics are only compared under the same one."""
         ...
+
+
+def option(default: Any, description: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """A dataclass field that is an option: `order: int = option(2, "of the solver", minimum=1, maximum=3)`.
+
+    `mpdit plugins show NAME` prints the description; a value of another type or out of bounds is refused before any
+    work. For a choice of words annotate with `Literal`.
+    """
+    return field(default=default, metadata={"description": description, "minimum": minimum, "maximum": maximum})
 
 
 def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one exception a user can cause. Everything else that is raised is a defect of this program."""
+"""What ends a command early: a mistake the user can mend, or a signal. Anything else that is raised is our defect."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ class UserError(ValueError):
 
 def _rebuild(what: str, expected: str | None, remedy: str | None) -> UserError:
     return UserError(what, expected=expected, remedy=remedy)
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end, and what was there to save is saved. The exit code is 128 + `signum`."""
+
+    def __init__(self, signum: int):
+        self.signum = int(signum)
+        super().__init__(f"interrupted by signal {self.signum}")

@@ -1,0 +1,131 @@
+"""One model on one or many devices: DDP or FSDP2, compiled block by block, and its state as plain tensors.
+
+All state leaves here whole, on the CPU and without prefixes, so that a run can go on with another number of processes
+or another way of sharing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+from mpdit_core.config import TrainConfig
+from mpdit_core.device import is_fast_in_bfloat16
+from mpdit_core.distributed import World
+from mpdit_core.model.transformer import MPDiT
+
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class ParallelModel:
+    """`forward` is what the loss calls; `module` holds the parameters, under their plain names."""
+
+    def __init__(self, module: MPDiT, train: TrainConfig, *, device: torch.device, world: World):
+        self.module = module.to(device)
+        self.module.activation_checkpointing = train.activation_checkpointing
+        self.sharded = train.parallel == "fsdp" and world.size > 1
+        self.autocast_dtype = autocast_dtype(train.precision, device)
+        self._device_type = device.type
+        if should_compile(train.compile, device):
+            for stage in self.module.stages:
+                for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
+                    block.compile()  # regional: one small graph a stage, compiled in seconds
+        self.forward: nn.Module = self.module
+        if self.sharded:
+            _shard(self.module)
+        elif world.size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(
+                self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device_type, dtype=self.autocast_dtype)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around the backward of one part of a batch: gradients are exchanged only after the last part."""
+        if self.sharded:
+            self.module.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
+        elif isinstance(self.forward, DistributedDataParallel) and not last:
+            return self.forward.no_sync()
+        return nullcontext()
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameter-like tensors, gathered if sharded, copied to the CPU. All processes must call it."""
+        return {name: _whole(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Raw weights, whole, copied to the CPU. All processes must call it."""
+        return {n: t.clone() for n, t in get_model_state_dict(self.module, options=FULL).items()}
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        set_model_state_dict(self.module, dict(state), options=StateDictOptions(full_state_dict=True))
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`; whole, copied. All must call it."""
+        state = get_optimizer_state_dict(self.module, optimizer, options=FULL)["state"]
+        return {
+            f"{slot}.{name}": value.clone()
+            for name, slots in state.items()
+            for slot, value in slots.items()  # pyright: ignore[reportAttributeAccessIssue]
+        }
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+        state: dict[str, dict[str, Tensor]] = {}
+        for key, value in flat.items():
+            slot, _, name = key.partition(".")
+            state.setdefault(name, {})[slot] = value
+        groups = get_optimizer_state_dict(self.module, optimizer)["param_groups"]
+        set_optimizer_state_dict(
+            self.module,
+            optimizer,
+            {"state": state, "param_groups": groups},  # pyright: ignore[reportArgumentType]
+            options=StateDictOptions(full_state_dict=True),
+        )
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """bfloat16, or None for plain float32."""
+    if precision == "bfloat16" or (precision == "auto" and is_fast_in_bfloat16(device)):
+        return torch.bfloat16
+    return None
+
+
+def should_compile(setting: bool | str, device: torch.device) -> bool:
+    return device.type == "cuda" if setting == "auto" else bool(setting)
+
+
+def _shard(module: MPDiT) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    for stage in module.stages:
+        for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
+            fully_shard(block)
+    fully_shard(module)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, or the tensor itself."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
