@@ -1,0 +1,29 @@
+"""Samplers: how x gets from t = 1 (noise) to t = 0 (data).
+
+To add one: a file here with a dataclass as `mpdit_core.api.Sampler` describes (euler.py is the shortest), and a line
+under `[project.entry-points."mpdit.samplers"]` in pyproject.toml. The shared test in tests/test_samplers.py then
+measures the order it claims. A sampler may also live in a package of its own: see docs/plugins.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpdit_core import plugins
+from mpdit_core.api import Sampler
+
+
+def load_sampler(name: str, *, num_steps: int | None = None, **options: Any) -> Sampler:
+    """The sampler called `name`, e.g. `load_sampler("euler", num_steps=50, grid="shifted")`.
+
+    Args:
+        name: of an entry point (`mpdit plugins` lists them), or `module:attribute`.
+        num_steps: intervals; the sampler's own default if not given.
+        options: its other fields, by name.
+
+    Raises:
+        UserError: there is no such sampler, or an option does not exist or does not fit.
+    """
+    if num_steps is not None:
+        options["num_steps"] = num_steps
+    return plugins.build("samplers", name, options)

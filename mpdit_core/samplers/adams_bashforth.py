@@ -1,0 +1,85 @@
+"""Adams-Bashforth: the next step from the velocities of the last ones, so high order at one evaluation a step.
+
+Source: Hairer, Nørsett, Wanner: Solving ODEs I, sections III.1 and III.5 (variable steps): the polynomial through the
+last velocities is integrated over the step, on whatever grid. The first steps, which have no past, are taken by a
+Runge-Kutta method exact enough to keep the order; they cost the extra evaluations each class names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from mpdit_core.api import NoiseSource, Step, VelocityFn
+from mpdit_core.samplers.grids import OnGrid, evaluate
+from mpdit_core.samplers.rk4 import runge_kutta_4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AdamsBashforth(OnGrid):
+    order: ClassVar[int]
+    stochastic: ClassVar[bool] = False
+
+    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
+        x_t = noise
+        times: list[float] = []
+        velocities: list[Tensor] = []
+        for t, s in self.intervals(noise):
+            times = [*times, t][-self.order :]
+            if len(times) < self.order and self.order > 2:
+                velocities.append(evaluate(velocity_fn, x_t, t))
+                x_t = self._start(velocity_fn, x_t, velocities[-1], t=t, s=s)
+            else:
+                velocities = [*velocities, evaluate(velocity_fn, x_t, t)][-self.order :]
+                weights = integration_weights(times, t=t, s=s)
+                x_t = x_t + sum(w * v for w, v in zip(weights, velocities, strict=True))
+            yield Step(s, x_t)
+
+    def _start(self, velocity_fn: VelocityFn, x_t: Tensor, v_t: Tensor, *, t: float, s: float) -> Tensor:
+        """One step whose local error is of the order's degree: Heun's for 3, Runge-Kutta 4 for 4."""
+        if self.order == 3:
+            h = s - t
+            return x_t + h / 2 * (v_t + evaluate(velocity_fn, x_t + h * v_t, s))
+        return runge_kutta_4(velocity_fn, x_t, t=t, s=s, v_t=v_t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamsBashforth2(_AdamsBashforth):
+    """One evaluation a step, none beyond."""
+
+    order: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamsBashforth3(_AdamsBashforth):
+    """One evaluation a step, and 2 more to start."""
+
+    order: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamsBashforth4(_AdamsBashforth):
+    """One evaluation a step, and 9 more to start."""
+
+    order: ClassVar[int] = 4
+
+
+def integration_weights(times: Sequence[float], *, t: float, s: float) -> list[float]:
+    """Weights w with `sum(w_i·f(times_i))` = the integral from t to s of the polynomial through the values f.
+
+    The Lagrange polynomials are integrated by Gauss-Legendre quadrature of two points, exact to degree 3.
+    """
+    half, middle = (s - t) / 2, (s + t) / 2
+    nodes = [middle - half / 3**0.5, middle + half / 3**0.5]
+    return [half * sum(_lagrange(times, i, at=node) for node in nodes) for i in range(len(times))]
+
+
+def _lagrange(times: Sequence[float], i: int, *, at: float) -> float:
+    value = 1.0
+    for j, other in enumerate(times):
+        if j != i:
+            value *= (at - other) / (times[i] - other)
+    return value

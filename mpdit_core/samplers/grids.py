@@ -1,0 +1,101 @@
+"""The times a sampler stops at: grids of `num_steps` intervals from t = 1 (noise) to t = 0 (data).
+
+To add one: a function `(positions, grid) -> times` below and its name in `GRIDS` and `GridName`. `positions` run evenly
+from 1 to 0; the first time must be 1, the last 0, and they must fall.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from mpdit_core.api import option
+
+GridName = Literal["uniform", "shifted", "cosine", "karras"]
+
+
+class Interval(NamedTuple):
+    """One step, from time `t` down to `s`; `h = s - t` is negative."""
+
+    t: float
+    s: float
+
+    @property
+    def h(self) -> float:
+        return self.s - self.t
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGrid:
+    """The options that all samplers on a fixed grid share."""
+
+    num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
+    grid: GridName = option("uniform", "how the times are spread: uniform, shifted, cosine or karras")
+    shift: float | None = option(None, "of grid=shifted; none: sqrt(C·H·W / 4096), 1 for 256-pixel latents", minimum=0)
+    rho: float = option(7.0, "of grid=karras; larger: more of the steps close to the data", minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.shift is not None and self.shift <= 0:
+            raise ValueError(f"shift must be above 0, not {self.shift}")
+        if self.rho <= 0:
+            raise ValueError(f"rho must be above 0, not {self.rho}")
+
+    def times(self, noise: Tensor) -> list[float]:
+        """`num_steps + 1` falling times; the first is 1, the last 0. Only the size of an image of `noise` matters."""
+        positions = [1 - i / self.num_steps for i in range(self.num_steps + 1)]
+        times = GRIDS[self.grid](positions, self, noise[0].numel() if len(noise) else 4096)
+        return [1.0, *times[1:-1], 0.0]
+
+    def intervals(self, noise: Tensor) -> Iterator[Interval]:
+        times = self.times(noise)
+        return (Interval(t, s) for t, s in itertools.pairwise(times))
+
+
+def uniform(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+    """Equal intervals; what the paper uses."""
+    return positions
+
+
+def shifted(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+    """More of the steps close to the noise, as larger images need: `t = a·u / (1 + (a - 1)·u)`.
+
+    Source: Stable Diffusion 3 (arXiv 2403.03206), equation 23, `a = sqrt(m / n)`, with n = 4096, the values of a
+    256-pixel latent.
+    """
+    a = math.sqrt(size / 4096) if grid.shift is None else grid.shift
+    return [a * u / (1 + (a - 1) * u) for u in positions]
+
+
+def cosine(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+    """The signal-to-noise ratios of the cosine schedule, evenly ("CosMap", arXiv 2403.03206, section 3.1)."""
+    angles = [math.pi / 2 * u for u in positions]
+    return [math.sin(a) / (math.sin(a) + math.cos(a)) for a in angles]
+
+
+def karras(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+    """EDM's grid (arXiv 2206.00364, equation 5; sigma from 80 to 0.002), with `t = sigma / (1 + sigma)`.
+
+    Its last interval goes from 0.002 to 0, as in EDM.
+    """
+    largest, smallest = 80.0 ** (1 / grid.rho), 0.002 ** (1 / grid.rho)
+    last = max(len(positions) - 2, 1)
+    sigmas = [(largest + i / last * (smallest - largest)) ** grid.rho for i in range(len(positions) - 1)]
+    return [*[sigma / (1 + sigma) for sigma in sigmas], 0.0]
+
+
+GRIDS: dict[str, Callable[[list[float], OnGrid, int], list[float]]] = {
+    "uniform": uniform,
+    "shifted": shifted,
+    "cosine": cosine,
+    "karras": karras,
+}
+
+
+def evaluate(velocity_fn: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, t: float) -> Tensor:
+    """The velocity at one time for the whole batch: t as a tensor [1], filled on the device (nothing waits for it)."""
+    return velocity_fn(x_t, x_t.new_full((1,), t))
