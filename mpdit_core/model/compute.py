@@ -183,7 +183,7 @@ def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
         return
     group = (config.stages[stage - 1].patch_size // here) ** 2  # fine tokens that one coarse token becomes
     yield _linear(stage, "upsampling", "expand", rows=fine // group, size=(width, width * group))
-    yield _linear(stage, "upsampling", "merge", rows=fine + config.class_tokens, size=(width, width))
+    yield _linear(stage, "upsampling", "refine", rows=fine + config.class_tokens, size=(width, width))
     if config.skip:
         yield patch
         yield _linear(stage, "patches", "skip projection", rows=fine, size=(width, width))

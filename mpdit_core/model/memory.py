@@ -1,0 +1,128 @@
+"""How much memory a model needs, in bytes, from its configuration alone; torch-free.
+
+Activations are what the eager model saves for its backward pass; the tests hold them to within 1 % of the tensors
+that autograd really keeps. torch.compile keeps less. Not in it: the allocator's slack, kernels' workspaces and the
+framework itself (about 1 GB on a GPU), so leave a tenth of the device free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from mpdit_core.config import ModelConfig
+from mpdit_core.model.compute import FNO_GRID, FNO_LAYERS, FNO_MODES, FNO_WIDTH, image_tokens, parameter_count, tokens
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `weights` are float32, with their copies for bfloat16 products where those are used."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def training_memory(
+    config: ModelConfig,
+    batch_size: int,
+    *,
+    precision: Precision = "bfloat16",
+    ema_copies: int = 1,
+    checkpointing: bool = False,
+) -> Memory:
+    """What one training step of `batch_size` images on this device holds at once (AdamW, one process).
+
+    Args:
+        batch_size: images computed together: those of one device and one accumulation part.
+        checkpointing: blocks are recomputed in the backward pass; only their inputs are kept, and one block whole.
+    """
+    parameters = parameter_count(config)
+    return Memory(
+        weights=4 * parameters + _low_precision_copies(parameters, precision),
+        gradients=4 * parameters,
+        optimizer=8 * parameters,
+        ema=4 * parameters * ema_copies,
+        activations=batch_size * saved_activations(config, precision=precision, checkpointing=checkpointing),
+    )
+
+
+def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precision = "bfloat16") -> Memory:
+    """What one forward pass of `batch_size` rows holds at its fullest; a guided image is two rows.
+
+    That is in an MLP of the longest stage: the residual stream, its normed copy, and the hidden layer before and after
+    its GELU.
+    """
+    size = _bytes(precision)
+    parameters = parameter_count(config)
+    row = max(tokens(config)) * config.width * (4 + 4 + 2 * config.mlp_ratio * size)
+    return Memory(
+        weights=4 * parameters + _low_precision_copies(parameters, precision),
+        gradients=0,
+        optimizer=0,
+        ema=0,
+        activations=batch_size * row,
+    )
+
+
+def saved_activations(config: ModelConfig, *, precision: Precision = "bfloat16", checkpointing: bool = False) -> int:
+    """Bytes that the eager model keeps of one image between forward and backward pass."""
+    depths = [stage.depth for stage in config.stages]
+    lengths = tokens(config)
+    blocks = [_block(config, length, precision) for length in lengths]
+    if checkpointing:
+        kept = sum(depth * 4 * length * config.width for depth, length in zip(depths, lengths, strict=True))
+        kept += max(blocks)
+    else:
+        kept = sum(depth * block for depth, block in zip(depths, blocks, strict=True))
+    return kept + _around(config, precision)
+
+
+def _bytes(precision: Precision) -> int:
+    return 2 if precision == "bfloat16" else 4
+
+
+def _low_precision_copies(parameters: int, precision: Precision) -> int:
+    return 2 * parameters if precision == "bfloat16" else 0  # autocast keeps the cast weights for the whole step
+
+
+def _block(config: ModelConfig, length: int, precision: Precision) -> int:
+    """One block: residual stream and norms in float32; q, k, v, the attention's and MLP's ins and outs as computed."""
+    size = _bytes(precision)
+    full = 4  # float32: the residual stream before each branch, each norm's output
+    low = 3 + 1 + 2 + 2  # q, k, v; the attention's output; what goes into each branch; what comes out for its gate
+    low += 2 * config.mlp_ratio  # the MLP's hidden layer before and after its GELU
+    per_token = config.width * (full * 4 + low * size) + 4 * 4 + 4 * config.num_heads  # norms' means, softmax's sums
+    own_modulation = 6 * config.width * size if config.modulation == "per-block" else 0
+    return length * per_token + 2 * 4 * config.width + own_modulation
+
+
+def _around(config: ModelConfig, precision: Precision) -> int:
+    """Everything but the blocks: entries of the stages, time embedding, head. All small."""
+    size, width = _bytes(precision), config.width
+    total = 0
+    fine = image_tokens(config)
+    for index, (stage, images) in enumerate(zip(config.stages, fine, strict=True)):
+        patches = images * config.channels * stage.patch_size**2
+        if index == 0:
+            total += patches * size
+            continue
+        ratio = (config.stages[index - 1].patch_size // stage.patch_size) ** 2
+        total += images // ratio * width * size  # the coarse tokens
+        total += images * width * size  # before the GELU
+        total += (images + config.class_tokens) * (width * (4 + size) + 8)  # the norm's ins and outs
+        total += (patches + images * width) * size if config.skip else 0
+    last = fine[-1]
+    total += last * (width * (8 + size) + 8)  # the head's norm
+    total += 4 * config.channels * config.input_size**2  # the loss
+    if config.time_embedding == "fno":
+        total += FNO_LAYERS * (2 * 4 * FNO_GRID * FNO_WIDTH + 8 * (FNO_MODES + 1) * FNO_WIDTH)
+    return total + 8 * width * size
