@@ -1,0 +1,135 @@
+"""Guidance: how the velocity a sampler sees is put together from evaluations of the network, and counting those.
+
+    velocity = weak + w(t)·(strong - weak)
+
+Classifier-free guidance (arXiv 2207.12598): strong is the network with the label, weak the same with the null label;
+both in one batched pass. Autoguidance (arXiv 2406.02507): weak is a second, worse model with the label. w = 1 is off.
+Interval (arXiv 2404.07724): outside it w = 1, and the weak half is not computed.
+
+To add a schedule of scales: a function of t in `SCHEDULES` whose mean over [0, 1] is 1, and its name in `ScheduleName`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mpdit_core.errors import UserError
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`network(x_t [B, C, H, H], t [1] or [B], labels [B]) -> velocity [B, C, H, H]`."""
+
+ScheduleName = Literal["constant", "linear", "cosine"]
+
+# w(t) = 1 + (guidance_scale - 1)·schedule(t): rising towards the data (arXiv 2404.13040, section 4)
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "linear": lambda t: 2 * (1 - t),
+    "cosine": lambda t: 1 + math.cos(math.pi * t),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How strongly, and when. `interval`: (lo, hi) of t, both ends inclusive."""
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    schedule: ScheduleName = "constant"
+
+    def __post_init__(self) -> None:
+        lo, hi = self.interval
+        if not 0 <= lo <= hi <= 1:
+            raise UserError(
+                f"guidance interval {lo:g},{hi:g}",
+                expected="0 <= LO <= HI <= 1, times t where 1 is noise and 0 data",
+                remedy="e.g. --guidance-interval 0.1,0.8",
+            )
+        if not math.isfinite(self.scale) or self.scale < 0:
+            raise UserError(f"guidance scale {self.scale}", expected="a number of at least 0; 1 is off")
+
+    @property
+    def is_off(self) -> bool:
+        return self.scale == 1
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether w is the same for all t, so that nobody has to know t."""
+        return self.is_off or (self.interval == (0.0, 1.0) and self.schedule == "constant")
+
+    def scale_at(self, t: float) -> float:
+        """w(t); 1 outside the interval."""
+        lo, hi = self.interval
+        slack = 1e-6  # t arrives as float32
+        if self.is_off or not lo - slack <= t <= hi + slack:
+            return 1.0
+        return 1 + (self.scale - 1) * SCHEDULES[self.schedule](t)
+
+
+class GuidedVelocity:
+    """The velocity function of one batch: network, labels and guidance bound. Counts what it computes.
+
+    Args:
+        network: the model.
+        labels: [B] int64 on the network's device.
+        null_label: what the network takes for "no class".
+        guidance: off by default.
+        guide: a second, weaker network for autoguidance; then the null label is not used.
+        autocast: the type to compute in under autocast, None for the network's own. The result is float32 either way.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        labels: Tensor,
+        *,
+        null_label: int,
+        guidance: Guidance | None = None,
+        guide: Network | None = None,
+        autocast: torch.dtype | None = None,
+    ):
+        self.network, self.guide, self.guidance = network, guide, guidance or Guidance()
+        self.labels = labels
+        self.both_labels = torch.cat([labels, torch.full_like(labels, null_label)])
+        self.autocast = autocast
+        self.nfe = 0
+        """Evaluations the sampler asked for."""
+        self.passes = 0
+        """Passes of one image through a network; a guided evaluation takes two."""
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        guidance = self.guidance
+        # Reading t waits for the device, so only where w depends on it.
+        w = guidance.scale if guidance.is_steady else guidance.scale_at(float(t.flatten()[0]))
+        self.nfe += 1
+        self.passes += 1 if w == 1 else 2
+        with self._precision(x_t.device):
+            velocity = self._guided(x_t, t, w)
+        return velocity.to(x_t.dtype)
+
+    def _guided(self, x_t: Tensor, t: Tensor, w: float) -> Tensor:
+        if w == 1:
+            return self.network(x_t, t, self.labels)
+        if self.guide is not None:
+            strong, weak = self.network(x_t, t, self.labels).float(), self.guide(x_t, t, self.labels).float()
+        else:
+            times = t if len(t) == 1 else torch.cat([t, t])
+            both = self.network(torch.cat([x_t, x_t]), times, self.both_labels)
+            strong, weak = both.float().chunk(2)
+        return weak + w * (strong - weak)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.autocast)
+
+    @property
+    def saved(self) -> int:
+        """Passes that the interval spared, against guidance at every evaluation."""
+        return 0 if self.guidance.is_off else 2 * self.nfe - self.passes
