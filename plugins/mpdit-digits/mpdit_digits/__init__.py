@@ -1,0 +1,1 @@
+"""Handwritten digits for mpdit: the data set and two feature extractors."""
