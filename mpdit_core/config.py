@@ -265,39 +265,6 @@ def _siblings(key: str, known: list[str]) -> list[str]:
     return [k for k in known if k.rpartition(".")[0] == table] or known
 
 
-def resolve(
-    *,
-    preset: str | None = None,
-    file: Path | None = None,
-    assignments: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> RunConfig:
-    """The configuration of a run: preset < file < assignments < flags (a tree of values; None leaves are skipped).
-
-    A file may itself name its `preset`.
-
-    Raises:
-        UserError: nothing to start from, or any value that cannot be.
-    """
-    from mpdit_core.presets import load_preset
-
-    from_file = read_toml(file) if file else {}
-    preset = preset or from_file.get("preset")
-    if preset is None and file is None:
-        raise UserError(
-            "no configuration given", expected="--preset NAME or --config FILE.toml", remedy="e.g. --preset xl-256"
-        )
-    base = load_preset(preset).model_dump() if preset and preset != "custom" else {}
-    tree = merge(base, from_file)
-    tree = merge(tree, parse_assignments(assignments))
-    tree = merge(tree, _without_none(flags or {}))
-    return validate(RunConfig, tree)
-
-
-def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in tree.items() if v is not None}
-
-
 def to_toml(settings: Settings) -> str:
     """The configuration as commented TOML that `read_toml` reads back (None is written as a comment)."""
     plain: list[str] = []

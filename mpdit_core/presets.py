@@ -1,4 +1,4 @@
-"""The named configurations: one aligned row a model.
+"""The named configurations, one aligned row a model, and how a run's configuration is put together from one.
 
 To add one: a row in `MODELS`. Sizes and optimisation are those of the MPDiT paper (arXiv 2603.26357, section 4 and its
 appendix) and of DiT (arXiv 2212.09748, table 1) unless a comment says otherwise.
@@ -7,9 +7,22 @@ appendix) and of DiT (arXiv 2212.09748, table 1) unless a comment says otherwise
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from mpdit_core.config import ModelConfig, ObjectiveConfig, PreviewConfig, RunConfig, Stage, TrainConfig
+from mpdit_core.config import (
+    ModelConfig,
+    ObjectiveConfig,
+    PreviewConfig,
+    RunConfig,
+    Stage,
+    TrainConfig,
+    merge,
+    parse_assignments,
+    read_toml,
+    validate,
+)
 from mpdit_core.errors import UserError
 
 # The four switches, as the rows of the paper's ablation flip them one after the other.
@@ -115,3 +128,34 @@ def load_preset(name: str) -> RunConfig:
         objective=ObjectiveConfig(),
         train=RECIPES[recipe],
     )
+
+
+def resolve(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    assignments: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The configuration of a run: preset < file < assignments < flags (a tree of values; None leaves are skipped).
+
+    A file may itself name its `preset`.
+
+    Raises:
+        UserError: nothing to start from, or any value that cannot be.
+    """
+    from_file = read_toml(file) if file else {}
+    preset = preset or from_file.get("preset")
+    if preset is None and file is None:
+        raise UserError(
+            "no configuration given", expected="--preset NAME or --config FILE.toml", remedy="e.g. --preset xl-256"
+        )
+    base = load_preset(preset).model_dump() if preset and preset != "custom" else {}
+    tree = merge(base, from_file)
+    tree = merge(tree, parse_assignments(assignments))
+    tree = merge(tree, _without_none(flags or {}))
+    return validate(RunConfig, tree)
+
+
+def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in tree.items() if v is not None}

@@ -291,7 +291,7 @@ def _describe(plan: Plan) -> Iterator[Event]:
     """What `--dry-run` prints: the resolved configuration and what the run will need."""
     from mpdit_core.training.needs import estimate
 
-    needs = estimate(plan.config, images=len(plan.latents), total_steps=plan.total_steps)
+    needs = estimate(plan.config, total_steps=plan.total_steps)
     yield Note(text=to_toml(plan.config))
     free = files.free_bytes(plan.run)
     yield Summary(

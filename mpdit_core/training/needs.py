@@ -26,14 +26,14 @@ class Needs:
             return f"{n / 2**30:.2f} GiB"
 
         return {
-            "device memory": f"{gib(self.memory_bytes)} on one device ({gib(self.weights_bytes)} for weights, gradients, "
-            f"optimizer, averages + {self.activation_bytes_per_image / 2**20:.0f} MiB an image)",
+            "device memory": f"{gib(self.memory_bytes)} on one device: {gib(self.weights_bytes)} for weights, "
+            f"gradients, optimizer and averages, {self.activation_bytes_per_image / 2**20:.0f} MiB an image",
             "disk": f"{gib(self.disk_bytes)} ({gib(self.checkpoint_bytes)} a checkpoint)",
         }
 
 
-def estimate(config: RunConfig, *, images: int, total_steps: int, world_size: int = 1) -> Needs:
-    """Estimates the needs of `config`. `images`: size of the data set (unused where steps are fixed)."""
+def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> Needs:
+    """Estimates the needs of `config`."""
     train, model = config.train, config.model
     parameters = parameter_count(model)
     averages = len(train.ema_decays)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from mpdit_core.checkpoint import rebuild_positions
 from mpdit_core.config import PreviewConfig
@@ -15,7 +16,7 @@ from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.events import Event, Saved, Warn
-from mpdit_core.flow.guidance import guided_velocity
+from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.pictures import labelled_grid, save_gif, save_png
 from mpdit_core.samplers import load_sampler
@@ -24,7 +25,7 @@ from mpdit_core.training.trainer import Trainer
 
 
 def make_previews(trainer: Trainer, *, run: Path, spec: LatentSpec, preview: PreviewConfig) -> Iterator[Event]:
-    """Writes `samples/step-<n>.png` (first EMA) and `step-<n>-raw.png` (weights as they are), and the GIF of all frames.
+    """Writes `samples/step-<n>.png` (first EMA), `step-<n>-raw.png` (weights as they are), and a GIF of all frames.
 
     All processes must call it; rank 0 draws. What goes wrong with the pictures does not stop the run.
     """
@@ -59,18 +60,21 @@ def sample_preview(model: MPDiT, trainer: Trainer, preview: PreviewConfig) -> tu
     shape = (config.channels, config.input_size, config.input_size)
     seed = trainer.config.train.seed
     noise = torch.stack([torch.randn(shape, generator=generator(seed, "preview", i)) for i in range(len(labels))])
-    velocity_fn = guided_velocity(
-        model, torch.tensor(labels, device=trainer.device), guidance_scale=preview.guidance_scale
+    velocity_fn = GuidedVelocity(
+        model,
+        torch.tensor(labels, device=trainer.device),
+        null_label=config.null_label,
+        guidance=Guidance(scale=preview.guidance_scale),
+        autocast=trainer.model.autocast_dtype,
     )
     x_t = noise.to(trainer.device)
-    with trainer.model.autocast():
-        for step in load_sampler("euler", num_steps=preview.num_steps).steps(velocity_fn, x_t):
-            x_t = step.x_t
-    return x_t.float(), labels
+    for step in load_sampler("euler", num_steps=preview.num_steps).steps(velocity_fn, x_t):
+        x_t = step.x_t
+    return x_t, labels
 
 
 def save_animation(run: Path) -> None:
     """`samples/training.gif`: all EMA frames in order of step."""
     frames = sorted(p for p in (run / "samples").glob("step-*.png") if not p.stem.endswith("-raw"))
     if len(frames) > 1:
-        save_gif(frames, run / "samples" / "training.gif")
+        save_gif([Image.open(frame) for frame in frames], run / "samples" / "training.gif")
