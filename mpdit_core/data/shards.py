@@ -1,0 +1,138 @@
+"""Writing one shard of latents, and checking one that was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mpdit_core.data.latents import map_safetensors
+from mpdit_core.data.manifest import EncodingPlan, Shard, SkippedItem, shard_name
+from mpdit_core.errors import UserError
+from mpdit_core.files import sha256, writing
+
+CHUNK = 64  # images summed or checked at once, so that float64 copies stay small
+
+
+@dataclass
+class ShardContent:
+    """What goes into a shard: moments float16 [n, 2C, h, w] (those of mirror images, if stored), labels int64 [n]."""
+
+    number: int
+    moments: np.ndarray
+    flipped: np.ndarray | None
+    labels: np.ndarray
+    skipped: list[SkippedItem]
+
+
+def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shard:
+    """Writes the shard under its final name and returns what the manifest will say of it.
+
+    Its bytes depend on the content alone.
+
+    Raises:
+        UserError: moments that are not finite, or no space, or no right to write.
+    """
+    sum_mean, sum_square = channel_sums([a for a in (content.moments, content.flipped) if a is not None])
+    if not np.isfinite([*sum_mean, *sum_square]).all():
+        raise UserError(
+            f"the autoencoder {plan.autoencoder.id} gives moments that are not finite (shard {content.number})",
+            expected="finite numbers within float16's range, ±65504",
+            remedy="check its weights; a lower precision than float32 may overflow in it",
+        )
+    tensors = {"labels": content.labels.astype("<i8", copy=False), "moments": content.moments}
+    if content.flipped is not None:
+        tensors["moments_flipped"] = content.flipped
+    path = folder / shard_name(content.number)
+    with writing(path) as temporary:
+        size, digest = write_safetensors(temporary, tensors)
+    start, stop = plan.shard_range(content.number)
+    return Shard(
+        file=path.name,
+        start=start,
+        stop=stop,
+        count=len(content.labels),
+        bytes=size,
+        sha256=digest,
+        skipped=tuple(content.skipped),
+        sum_mean=sum_mean,
+        sum_square=sum_square,
+    )
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> tuple[int, str]:
+    """Writes int64 and float16 arrays as safetensors; returns the file's size and SHA-256.
+
+    In place of the library's writer, which needs the whole file in memory once more, and again to hash it.
+    """
+    names = {"int64": "I64", "float16": "F16"}
+    header, offset = {}, 0
+    for name, array in tensors.items():
+        stop = offset + array.nbytes
+        header[name] = {"dtype": names[array.dtype.name], "shape": list(array.shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for part in (len(text).to_bytes(8, "little") + text, *tensors.values()):
+            data = part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+            digest.update(data)
+            file.write(data)
+        return file.tell(), digest.hexdigest()
+
+
+def channel_sums(arrays: Sequence[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Sums over images and pixels of all `arrays`, in float64, of mean and of mean² + std², per channel."""
+    channels = arrays[0].shape[1] // 2
+    mean_sum, square_sum = np.zeros(channels), np.zeros(channels)
+    for moments in arrays:
+        for start in range(0, len(moments), CHUNK):
+            values = moments[start : start + CHUNK].reshape(-1, 2 * channels, np.prod(moments.shape[2:])).astype("f8")
+            mean_sum += values[:, :channels].sum(axis=(0, 2))
+            square = np.einsum("nck,nck->c", values, values)
+            square_sum += square[:channels] + square[channels:]
+    return tuple(mean_sum.tolist()), tuple(square_sum.tolist())
+
+
+def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> list[str]:
+    """What is wrong with a written shard: nothing, or sentences.
+
+    Args:
+        labels: of the items it covers, in order and without skipped ones; None if they are not known.
+    """
+    path = folder / shard.file
+    if not path.is_file():
+        return ["the file is missing"]
+    if path.stat().st_size != shard.bytes:
+        return [f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"]
+    faults = []
+    digest = sha256(path)
+    if digest != shard.sha256:
+        faults.append(f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…")
+    try:
+        tensors = map_safetensors(path)
+    except UserError as error:
+        return [*faults, error.what]
+    names = ["moments", "moments_flipped"] if plan.flip else ["moments"]
+    if sorted(tensors) != sorted([*names, "labels"]):
+        return [*faults, f"it holds {', '.join(sorted(tensors))}; expected {', '.join([*names, 'labels'])}"]
+    for name in names:
+        if tensors[name].shape != (shard.count, *plan.moments_shape):
+            faults.append(f"{name} has shape {list(tensors[name].shape)}")
+        elif not all(np.isfinite(tensors[name][s : s + CHUNK]).all() for s in range(0, shard.count, CHUNK)):
+            faults.append(f"{name} holds values that are not finite")
+    found = tensors["labels"]
+    if len(found) != shard.count:
+        faults.append(f"{len(found)} labels for {shard.count} images")
+    elif len(found) and not (found.min() >= 0 and found.max() < len(plan.class_names)):
+        faults.append(f"labels {found.min()} to {found.max()} for {len(plan.class_names)} classes")
+    elif labels is not None and found.tolist() != list(labels):
+        faults.append("its labels are not those of the source")
+    if not faults and channel_sums([tensors[name] for name in names]) != (shard.sum_mean, shard.sum_square):
+        faults.append("its statistics are not those in the manifest")
+    return faults

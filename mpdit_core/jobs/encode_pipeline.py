@@ -1,0 +1,215 @@
+"""The moving parts of encoding: threads decode ahead, this thread encodes, another thread writes.
+
+Pillow releases Python's lock while it decodes and scales, so threads are enough, and nothing has to be copied between
+processes. Batches and shards cover fixed ranges of items: what a shard holds does not depend on who makes it when.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpdit_core.api import Dataset, Item
+from mpdit_core.data.autoencoder import Autoencoder
+from mpdit_core.data.images import FaultyImageError, prepare
+from mpdit_core.data.manifest import EncodingPlan, SkippedItem
+from mpdit_core.data.shards import ShardContent
+from mpdit_core.data.sources import Decode, read_items
+from mpdit_core.errors import UserError
+
+BATCHES_AHEAD = 3
+
+
+@dataclass
+class DecodedBatch:
+    """Items `start` to `stop` of shard `shard`: their pictures [n, H, W, 3] uint8, ready when `faults` are."""
+
+    shard: int
+    start: int
+    stop: int
+    items: list[Item]
+    images: np.ndarray
+    faults: list[Future[FaultyImageError | None]] = field(default_factory=list)
+
+    def wait(self) -> tuple[np.ndarray, list[Item], list[SkippedItem]]:
+        """(pictures, items, the ones left out), once all are decoded."""
+        reasons = [future.result() for future in self.faults]
+        good = [n for n, reason in enumerate(reasons) if reason is None]
+        skipped = [
+            SkippedItem(key=item.key, reason=reason.what)
+            for item, reason in zip(self.items, reasons, strict=True)
+            if reason is not None
+        ]
+        images = self.images if len(good) == len(self.items) else self.images[good]
+        return images, [self.items[n] for n in good], skipped
+
+
+def decode_ahead(source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, workers: int) -> Iterator[DecodedBatch]:
+    """The batches of `shards` in order, decoded by `workers` threads, a few batches ahead of the one yielded."""
+    batches: queue.Queue[DecodedBatch | BaseException | None] = queue.Queue(maxsize=BATCHES_AHEAD)
+    stopped = threading.Event()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def put(value: DecodedBatch | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                batches.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def feed() -> None:
+        try:
+            for shard in shards:
+                for batch, decoders in _batches(source, plan, shard):
+                    rows = zip(batch.images, decoders, strict=True)
+                    batch.faults = [pool.submit(_decode_into, row, decode, plan.resolution) for row, decode in rows]
+                    if not put(batch):
+                        return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    feeder = threading.Thread(target=feed, name="feed", daemon=True)
+    feeder.start()
+    try:
+        while (batch := batches.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+    finally:
+        stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _batches(source: Dataset, plan: EncodingPlan, shard: int) -> Iterator[tuple[DecodedBatch, list[Decode]]]:
+    start, end = plan.shard_range(shard)
+    reading = read_items(source, start, end)
+    for first in range(start, end, plan.batch_size):
+        last = min(first + plan.batch_size, end)
+        pairs = [next(reading) for _ in range(first, last)]
+        images = np.empty((last - first, plan.resolution, plan.resolution, 3), dtype=np.uint8)
+        yield DecodedBatch(shard, first, last, [item for item, _ in pairs], images), [decode for _, decode in pairs]
+
+
+def _decode_into(row: np.ndarray, decode: Decode, resolution: int) -> FaultyImageError | None:
+    try:
+        row[:] = prepare(decode(), resolution)
+    except UserError as error:  # a plugin's images may raise this too
+        return FaultyImageError(error.what)
+    return None
+
+
+class ShardBuilder:
+    """Collects the moments of one shard, batch by batch."""
+
+    def __init__(self, plan: EncodingPlan, number: int):
+        start, stop = plan.shard_range(number)
+        self.number, self.stop = number, stop
+        self.moments = np.empty((stop - start, *plan.moments_shape), dtype=np.float16)
+        self.flipped = np.empty_like(self.moments) if plan.flip else None
+        self.labels: list[int] = []
+        self.skipped: list[SkippedItem] = []
+
+    def add(self, moments: Tensor, flipped: Tensor | None, items: Sequence[Item], skipped: list[SkippedItem]) -> None:
+        rows = slice(len(self.labels), len(self.labels) + len(items))
+        if items:
+            torch.from_numpy(self.moments)[rows].copy_(moments)
+            if self.flipped is not None and flipped is not None:
+                torch.from_numpy(self.flipped)[rows].copy_(flipped)
+        self.labels += [item.label for item in items]
+        self.skipped += skipped
+
+    def content(self) -> ShardContent:
+        count = len(self.labels)
+        flipped = None if self.flipped is None else self.flipped[:count]
+        return ShardContent(self.number, self.moments[:count], flipped, np.array(self.labels, "<i8"), self.skipped)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch went through the encoder. `content` is set with the last batch of a shard."""
+
+    images: int
+    skipped: list[SkippedItem]
+    content: ShardContent | None
+
+
+def encode_shards(
+    source: Dataset,
+    plan: EncodingPlan,
+    shards: Sequence[int],
+    *,
+    autoencoder: Autoencoder,
+    workers: int,
+    skip_faulty: bool,
+) -> Iterator[Encoded]:
+    """Encodes `shards` one after the other.
+
+    On a GPU the next batch is already queued when the moments of the last one are fetched.
+
+    Raises:
+        UserError: an image cannot be used and `skip_faulty` is off, or has a label that no class has.
+    """
+    waiting: deque[tuple[DecodedBatch, list[Item], list[SkippedItem], Tensor, Tensor | None]] = deque()
+    depth = 1 if autoencoder.device.type == "cuda" else 0
+    builder: ShardBuilder | None = None
+
+    def collect() -> Encoded:
+        nonlocal builder
+        batch, items, skipped, moments, flipped = waiting.popleft()
+        if builder is None or builder.number != batch.shard:
+            builder = ShardBuilder(plan, batch.shard)
+        builder.add(moments, flipped, items, skipped)
+        content = builder.content() if batch.stop == builder.stop else None
+        return Encoded(batch.stop - batch.start, skipped, content)
+
+    for batch in decode_ahead(source, plan, shards, workers=workers):
+        images, items, skipped = batch.wait()
+        if skipped and not skip_faulty:
+            raise faulty(skipped[0])
+        _check_labels(items, plan)
+        moments, flipped = encode_batch(autoencoder, images, flip=plan.flip)
+        waiting.append((batch, items, skipped, moments, flipped))
+        while len(waiting) > depth:
+            yield collect()
+    while waiting:
+        yield collect()
+
+
+def encode_batch(autoencoder: Autoencoder, images: np.ndarray, *, flip: bool) -> tuple[Tensor, Tensor | None]:
+    """Moments float16 [n, 2C, h, w] of pictures [n, H, W, 3] uint8, and of their mirror images, on the device."""
+    if len(images) == 0:
+        empty = torch.empty(0)
+        return empty, empty if flip else None
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if autoencoder.device.type == "cuda":
+        pixels = pixels.pin_memory().to(autoencoder.device, non_blocking=True)
+    moments = autoencoder.encode(pixels).half()
+    return moments, autoencoder.encode(pixels.flip(-1)).half() if flip else None
+
+
+def faulty(item: SkippedItem) -> UserError:
+    return UserError(
+        f"{item.key} cannot be used: {item.reason}",
+        expected="images that Pillow can decode",
+        remedy="mend or remove it, or --on-error skip to go on without such images; finished shards are kept",
+    )
+
+
+def _check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
+    for item in items:
+        if not 0 <= item.label < len(plan.class_names):
+            raise UserError(
+                f"{item.key} has label {item.label}, but there are {len(plan.class_names)} classes",
+                expected=f"0 to {len(plan.class_names) - 1}",
+            )
