@@ -1,0 +1,124 @@
+"""Which packages offer which plugins, read from their metadata; nothing of theirs is imported."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint, distributions
+from typing import Literal
+
+from mpdit_core.errors import UserError
+
+Kind = Literal["samplers", "datasets", "features"]
+KINDS: tuple[Kind, ...] = ("samplers", "datasets", "features")
+WORDS: dict[Kind, str] = {"samplers": "sampler", "datasets": "data set", "features": "feature extractor"}
+
+OURS = "mpdit"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One declared plugin. `value` is `module:attribute`; package and version are those of the distribution."""
+
+    kind: Kind
+    name: str
+    value: str
+    package: str
+    version: str
+
+    @property
+    def is_ours(self) -> bool:
+        return self.package == OURS
+
+    @property
+    def label(self) -> str:
+        """For messages: `sampler 'mine' (package my-sampler 0.1.0)`."""
+        return f"{WORDS[self.kind]} {self.name!r} (package {self.package} {self.version})"
+
+
+@dataclass(frozen=True)
+class BadMetadata:
+    """A package whose entry points cannot be read."""
+
+    package: str
+    version: str
+    reason: str
+
+
+def entries(kind: Kind) -> list[Entry]:
+    """Declared plugins of a kind, sorted by name, then package; ours first. Not loaded."""
+    found = [e for e in _scan() if isinstance(e, Entry) and e.kind == kind]
+    return sorted(found, key=lambda e: (e.name, not e.is_ours, e.package))
+
+
+def bad_metadata() -> list[BadMetadata]:
+    return [e for e in _scan() if isinstance(e, BadMetadata)]
+
+
+def names(kind: Kind) -> list[str]:
+    return sorted({e.name for e in entries(kind)})
+
+
+def find(kind: Kind, name: str) -> Entry:
+    """The entry called `name`. A name of ours cannot be taken: another package's plugin under it is left aside.
+
+    Raises:
+        UserError: unknown (with the nearest names), or offered by two packages (naming both).
+    """
+    found = [e for e in entries(kind) if e.name == name]
+    if not found:
+        near = difflib.get_close_matches(name, names(kind), n=2)
+        remedy = f"did you mean {' or '.join(near)}?" if near else "`mpdit plugins` lists what is installed"
+        if os.environ.get("MPDIT_PLUGINS", "").lower() == "off":
+            remedy += " (MPDIT_PLUGINS=off is set, so only mpdit's own are known)"
+        raise UserError(
+            f"there is no {WORDS[kind]} called {name!r}",
+            expected=", ".join(names(kind)) or "none is installed",
+            remedy=remedy,
+        )
+    if len(found) > 1 and not found[0].is_ours:
+        packages = " and ".join(f"{e.package} {e.version}" for e in found)
+        raise UserError(
+            f"two packages offer a {WORDS[kind]} called {name!r}: {packages}",
+            expected="one package for a name",
+            remedy=f"uninstall one, or name the class: {' or '.join(e.value for e in found)}",
+        )
+    return found[0]
+
+
+def _scan() -> Iterator[Entry | BadMetadata]:
+    """Every plugin of every package; of two installations of one package the first on the path counts, as in Python."""
+    only_ours = os.environ.get("MPDIT_PLUGINS", "").lower() == "off"
+    seen: set[str] = set()
+    for distribution in distributions():
+        try:
+            if "mpdit." not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+        except Exception:  # an unreadable file of a package that may have nothing to do with us
+            continue
+        package, version = _identity(distribution)
+        if package in seen or (only_ours and package != OURS):
+            continue
+        seen.add(package)
+        yield from _plugins(distribution, package, version)
+
+
+def _plugins(distribution: Distribution, package: str, version: str) -> Iterator[Entry | BadMetadata]:
+    try:
+        declared: list[EntryPoint] = list(distribution.entry_points)
+        for entry in declared:
+            for kind in KINDS:
+                if entry.group == f"mpdit.{kind}":
+                    yield Entry(kind, entry.name, entry.value, package, version)
+    except Exception as error:
+        yield BadMetadata(package, version, f"its entry_points.txt is malformed ({type(error).__name__}: {error})")
+
+
+def _identity(distribution: Distribution) -> tuple[str, str]:
+    try:
+        name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+    except Exception:  # no METADATA at all
+        name = version = None
+    return (name or "(unnamed package)").lower().replace("_", "-"), version or "(no version)"

@@ -1,0 +1,115 @@
+"""The options of a plugin, its dataclass fields: checking values for them, and describing them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from mpdit_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field. `default` as text; None where a value must be given."""
+
+    name: str
+    type: str
+    default: str | None
+    description: str
+
+
+def option_types(loaded: type) -> dict[str, TypeAdapter]:
+    """A check for each option. Raises whatever a type that cannot be understood leads to."""
+    fields = [f.name for f in dataclasses.fields(loaded) if f.init]
+    hints = get_type_hints(loaded, include_extras=True) if fields else {}
+    return {name: TypeAdapter(hints[name]) for name in fields}
+
+
+def check_options(loaded: type, options: Mapping[str, Any], *, origin: str) -> dict[str, Any]:
+    """`options` as the plugin's fields take them (so a list for a tuple). One `UserError` for all faults."""
+    fields = {f.name: f for f in dataclasses.fields(loaded) if f.init}
+    adapters, checked, faults = option_types(loaded), {}, []
+    for key, value in options.items():
+        if key not in fields:
+            faults.append(f"unknown key {key} ({nearest(key, list(fields))})")
+            continue
+        try:
+            checked[key] = _checked(adapters[key], value)
+        except ValidationError as error:
+            told = {problem["msg"][:1].lower() + problem["msg"][1:] for problem in error.errors()}
+            faults.append(f"{key} = {json.dumps(value, default=str)}: {'; '.join(sorted(told))}")
+            continue
+        if not _within(fields[key].metadata, checked[key]):
+            faults.append(f"{key} = {checked[key]}: must be {_bounds(fields[key].metadata)}")
+    required = [n for n, f in fields.items() if describe_default(f) is None and n not in options]
+    faults += [f"{name} is missing" for name in required]
+    if faults:
+        raise UserError(
+            f"{origin}: {'; '.join(faults)}",
+            expected=f"its options: {', '.join(fields) or 'it has none'}",
+            remedy=f"`mpdit plugins show {origin.rpartition(' ')[2]}` describes them",
+        )
+    return checked
+
+
+def _checked(adapter: TypeAdapter, value: Any) -> Any:
+    """Strict as JSON is: no text for a number, but a list may stand for a tuple and text for a path or an enum."""
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        try:
+            return adapter.validate_json(json.dumps(value), strict=True)
+        except (TypeError, ValueError):
+            raise error from None
+
+
+def _within(metadata: Mapping[str, Any], value: Any) -> bool:
+    if not isinstance(value, int | float):
+        return True
+    lo, hi = metadata.get("minimum"), metadata.get("maximum")
+    return (lo is None or value >= lo) and (hi is None or value <= hi)
+
+
+def _bounds(metadata: Mapping[str, Any]) -> str:
+    words = {"minimum": "at least", "maximum": "at most"}
+    return " and ".join(f"{word} {metadata[b]:g}" for b, word in words.items() if metadata.get(b) is not None)
+
+
+def options_of(loaded: type) -> list[Option]:
+    return [
+        Option(f.name, _type(f), describe_default(f), _description(f)) for f in dataclasses.fields(loaded) if f.init
+    ]
+
+
+def summary_of(loaded: type) -> str:
+    """The first line of the class's own docstring (dataclasses make one up where there is none)."""
+    text = inspect.cleandoc(loaded.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return "" if text.startswith(f"{loaded.__name__}(") else text
+
+
+def describe_default(field: dataclasses.Field) -> str | None:
+    if field.default is not dataclasses.MISSING:
+        return str(field.default) if not isinstance(field.default, str) else repr(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return None
+
+
+def nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=2)
+    return f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known) or 'none'}"
+
+
+def _type(field: dataclasses.Field) -> str:
+    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+
+
+def _description(field: dataclasses.Field) -> str:
+    return "; ".join(part for part in (field.metadata.get("description", ""), _bounds(field.metadata)) if part)
