@@ -13,12 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.model.compute import KINDS, count, forward_macs, operations, parameter_count, training_macs
+from mpdit_core.model.compute import KINDS, Kind, count, forward_macs, operations, parameter_count, training_macs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset, preset_names
 
 # module name in the model -> kind of work; `expand` and `refine` live in `upsample`
-PLACES = {
+PLACES: dict[str, Kind] = {
     "attention.qkv": "projections", "attention.out": "projections", "mlp.up": "mlp", "mlp.down": "mlp",
     "upsample": "upsampling", "patch_embedding": "patches", "skip": "patches", "modulation": "conditioning",
     "time_embedding": "time", "head.linear": "output",
@@ -101,7 +101,7 @@ def test_formula_is_the_count_of_every_preset_by_kind(name: str):
     total, modules, parameters = counted(config)
     formula = count(config)
     assert (formula.macs, formula.parameters) == (total, parameters)
-    seen = dict.fromkeys(KINDS, 0)
+    seen: dict[Kind, int] = dict.fromkeys(KINDS, 0)
     for place, kind in PLACES.items():
         # the outermost modules of that name only: `upsample`, not `upsample.expand` again
         seen[kind] += sum(macs for path, macs in modules.items() if path == place or path.endswith(f".{place}"))
