@@ -22,6 +22,7 @@ from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.events import Event, Note, Result, Saved, Summary, TrainStep, Warn
 from mpdit_core.training.batches import BatchSource
 from mpdit_core.training.checkpoints import Snapshot, Writer, read, truncate_metrics
+from mpdit_core.training.parallel import autocast_dtype
 from mpdit_core.training.previews import make_previews
 from mpdit_core.training.sentinel import Sentinel
 from mpdit_core.training.setup import Plan, TrainOptions, create_run, prepare
@@ -44,7 +45,7 @@ def train(options: TrainOptions) -> Iterator[Event]:
         plan = prepare(options, world_size=world.size)
         yield from plan.events
         if options.dry_run:
-            yield from _describe(plan)
+            yield from _describe(plan, device, world)
             return
         world.barrier()  # all have chosen the run's folder before rank 0 makes it
         if world.is_main:
@@ -287,11 +288,12 @@ class _Training:
         )
 
 
-def _describe(plan: Plan) -> Iterator[Event]:
+def _describe(plan: Plan, device: torch.device, world: World) -> Iterator[Event]:
     """What `--dry-run` prints: the resolved configuration and what the run will need."""
     from mpdit_core.training.needs import estimate
 
-    needs = estimate(plan.config, total_steps=plan.total_steps)
+    precision = "bfloat16" if autocast_dtype(plan.config.train.precision, device) else "float32"
+    needs = estimate(plan.config, total_steps=plan.total_steps, precision=precision, world_size=world.size)
     yield Note(text=to_toml(plan.config))
     free = files.free_bytes(plan.run)
     yield Summary(
@@ -307,4 +309,4 @@ def _describe(plan: Plan) -> Iterator[Event]:
     if needs.disk_bytes > free:
         yield Warn(text=f"the run needs {needs.disk_bytes / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free")
     data: dict[str, Any] = {"run": plan.run, "config": plan.config.model_dump(), "total_steps": plan.total_steps}
-    yield Result(data=data | {"memory_bytes": needs.memory_bytes, "disk_bytes": needs.disk_bytes, "free_bytes": free})
+    yield Result(data=data | {"memory_bytes": needs.memory.total, "disk_bytes": needs.disk_bytes, "free_bytes": free})

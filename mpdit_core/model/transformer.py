@@ -108,15 +108,14 @@ class Stage(nn.Module):
 
     def enter(self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens at this stage's patch size, positions added."""
-        if self.upsample is not None:
-            assert tokens is not None, "only the first stage starts without tokens"
-            class_tokens, tokens = self.upsample(class_tokens, tokens)
-            if self.patch_embedding is not None and self.skip is not None:
-                tokens = tokens + self.skip(self.patch_embedding(x_t))
-        else:
-            assert self.patch_embedding is not None
-            tokens = self.patch_embedding(x_t)
-        return class_tokens, tokens + self.positions  # float32 under autocast, and so the residual stream
+        if self.upsample is None:
+            assert self.patch_embedding is not None, "a first stage reads x_t"
+            return class_tokens, self.patch_embedding(x_t) + self.positions
+        assert tokens is not None, "only the first stage starts without tokens"
+        class_tokens, fine = self.upsample(class_tokens, tokens)
+        if self.patch_embedding is not None and self.skip is not None:
+            fine = fine + self.skip(self.patch_embedding(x_t))
+        return class_tokens, fine + self.positions  # float32 under autocast, and so the residual stream
 
 
 class Head(nn.Module):

@@ -12,21 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.nn.parallel import DistributedDataParallel
 
 from mpdit_core.config import TrainConfig
 from mpdit_core.device import is_fast_in_bfloat16
 from mpdit_core.distributed import World
 from mpdit_core.model.transformer import MPDiT
-
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class ParallelModel:
@@ -66,36 +57,37 @@ class ParallelModel:
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameter-like tensors, gathered if sharded, copied to the CPU. All processes must call it."""
-        return {name: _whole(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        return {name: gather(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """Raw weights, whole, copied to the CPU. All processes must call it."""
-        return {n: t.clone() for n, t in get_model_state_dict(self.module, options=FULL).items()}
+        return self.whole(dict(self.module.named_parameters()))
 
+    @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        set_model_state_dict(self.module, dict(state), options=StateDictOptions(full_state_dict=True))
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(spread(state[name], parameter))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`; whole, copied. All must call it."""
-        state = get_optimizer_state_dict(self.module, optimizer, options=FULL)["state"]
-        return {
-            f"{slot}.{name}": value.clone()
-            for name, slots in state.items()
-            for slot, value in slots.items()  # pyright: ignore[reportAttributeAccessIssue]
+        slots = {
+            f"{slot}.{name}": value
+            for name, parameter in self.module.named_parameters()
+            for slot, value in optimizer.state.get(parameter, {}).items()
         }
+        return self.whole(slots)
 
+    @torch.no_grad()
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-        state: dict[str, dict[str, Tensor]] = {}
+        """The inverse of `optimizer_state`; an empty one resets the optimizer."""
+        optimizer.state.clear()
+        parameters = dict(self.module.named_parameters())
         for key, value in flat.items():
             slot, _, name = key.partition(".")
-            state.setdefault(name, {})[slot] = value
-        groups = get_optimizer_state_dict(self.module, optimizer)["param_groups"]
-        set_optimizer_state_dict(
-            self.module,
-            optimizer,
-            {"state": state, "param_groups": groups},  # pyright: ignore[reportArgumentType]
-            options=StateDictOptions(full_state_dict=True),
-        )
+            parameter = parameters[name]
+            like = spread(value.to(parameter.dtype), parameter) if value.shape == parameter.shape else value
+            place = like.to(local(parameter).device) if slot != "step" or parameter.is_cuda else like
+            optimizer.state[parameter][slot] = place.clone()
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -118,14 +110,25 @@ def _shard(module: MPDiT) -> None:
     fully_shard(module)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def gather(tensor: Tensor) -> Tensor:
+    """A sharded tensor in one piece (all processes must call it), or the tensor itself."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor, or the tensor itself."""
-    from torch.distributed.tensor import DTensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+def spread(whole: Tensor, parameter: Tensor) -> Tensor:
+    """`whole` sharded as `parameter` is, on its device; the inverse of `gather`."""
+    if not _is_sharded(parameter):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    placed = whole.to(local(parameter).device)
+    return distribute_tensor(placed, parameter.device_mesh, parameter.placements)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor; importing that class costs two seconds

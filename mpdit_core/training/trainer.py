@@ -16,7 +16,7 @@ from mpdit_core.seeding import hash_seed
 from mpdit_core.training.batches import Batch
 from mpdit_core.training.checkpoints import Position, Snapshot
 from mpdit_core.training.optimizer import learning_rate, make_optimizer
-from mpdit_core.training.parallel import ParallelModel, local
+from mpdit_core.training.parallel import ParallelModel, spread
 
 
 class Trainer:
@@ -86,20 +86,8 @@ class Trainer:
         """Back to the moment of `snapshot`, bit for bit."""
         self.position = snapshot.position
         self.model.load_weights(snapshot.weights)
-        if snapshot.optimizer:
-            self.model.load_optimizer_state(self.optimizer, snapshot.optimizer)
-        for i, decay in enumerate(self.ema.decays):
-            self.ema.load(i, {n: shard_like(t, p) for (n, t), p in self._with_parameters(snapshot.averages[decay])})
-
-    def _with_parameters(self, state: dict[str, Tensor]) -> list[tuple[tuple[str, Tensor], Tensor]]:
+        self.model.load_optimizer_state(self.optimizer, snapshot.optimizer)
         parameters = dict(self.model.module.named_parameters())
-        return [((name, tensor), parameters[name]) for name, tensor in state.items()]
-
-
-def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """`whole` placed as `parameter` is: sharded in the same way, or as it is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(whole.to(local(parameter).device), parameter.device_mesh, parameter.placements)
-    return whole
+        for i, decay in enumerate(self.ema.decays):
+            averages = snapshot.averages[decay]
+            self.ema.load(i, {name: spread(tensor, parameters[name]) for name, tensor in averages.items()})

@@ -1,0 +1,32 @@
+"""A small folder of latents to train on: coloured squares, four classes, encoded by `mpdit encode-latents`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mpdit_cli.app import main
+
+COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40), "white": (240, 240, 240)}
+
+
+def make_images(folder: Path, *, per_class: int = 8, side: int = 16) -> Path:
+    """`folder/<colour>/<n>.png`: a square of the colour at a place that depends on n, on grey."""
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for n in range(per_class):
+            pixels = np.full((side, side, 3), 128, dtype=np.uint8)
+            row, column = n % 4 * side // 8, n // 4 * side // 4
+            pixels[row : row + side // 2, column : column + side // 2] = colour
+            Image.fromarray(pixels).save(folder / name / f"{n}.png")
+    return folder
+
+
+def make_latents(root: Path) -> Path:
+    """Encodes such images at 16 pixels in gray; returns the folder of latents."""
+    images, out = make_images(root / "images"), root / "latents" / "squares-16"
+    arguments = ["encode-latents", str(images), "--resolution", "16", "--autoencoder", "pixels-gray"]
+    assert main([*arguments, "--out", str(out), "--no-flip", "--quiet"]) == 0
+    return out
