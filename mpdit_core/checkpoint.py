@@ -54,6 +54,15 @@ class ModelFolder:
     def weights_sha256(self) -> str:
         return files.sha256(self.path / WEIGHTS)
 
+    def require_flow(self) -> None:
+        """Raises `UserError` for an imported epsilon model (DiT), which is no flow: no sampler here applies to it."""
+        if self.extra.get("prediction", "velocity") != "velocity":
+            raise UserError(
+                f"{self.path} predicts noise (epsilon), as DiT does: it is no flow and cannot be sampled here",
+                expected="a model that predicts velocity: one of mpdit's own, MPDiT's or SiT's",
+                remedy="sample it with diffusers' DiTPipeline, or train a flow from it: mpdit train --init-from MODEL",
+            )
+
     def load(self, device: torch.device | str = "cpu") -> MPDiT:
         """The network in float32 and eval mode, parameters frozen.
 

@@ -1,4 +1,4 @@
-"""Reading checkpoints of the official MPDiT, DiT and SiT code: their tensors' names and shapes become our config.
+"""Tensor names and shapes of the official MPDiT, DiT and SiT code become our configuration and state dict.
 
 Official names (facts, read off such checkpoints): `x_embedder` and `x_embedder_skip` / `x_embedder_lvl<i>` (patches),
 `t_embedder`, `y_embedder`, `time_modulation` (shared), `downsample_blocks` then `upsample_blocks` (`_lvl<i>`),
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.config import ModelConfig, Stage, validate
 from mpdit_core.errors import UserError
 
 HEADS_BY_WIDTH = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published models; shapes do not show it
@@ -66,20 +66,13 @@ def convert_state_dict(
 
 def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None) -> ModelConfig:
     """The configuration that the tensors' names and shapes imply. Raises `UserError` when parts are missing."""
-    try:
-        width, channels, coarsest, _ = official["x_embedder.proj.weight"].shape
-        out_features = official["final_layer.linear.weight"].shape[0]
-        rows, class_features = official["y_embedder.embedding_table.weight"].shape
-    except KeyError as error:
-        raise UserError(
-            f"not an MPDiT, DiT or SiT checkpoint: it has no tensor {error.args[0]}",
-            expected="x_embedder, y_embedder, final_layer and blocks",
-            remedy=f"its first tensors are {', '.join(sorted(official)[:5])}",
-        ) from None
+    width, channels, coarsest, _ = _shape(official, "x_embedder.proj.weight", dimensions=4)
+    out_features, _ = _shape(official, "final_layer.linear.weight", dimensions=2)
+    rows, class_features = _shape(official, "y_embedder.embedding_table.weight", dimensions=2)
     depths = [depth for depth in (_depth(official, prefix) for prefix in _block_prefixes(official)) if depth]
     patch_sizes = [coarsest]
     for prefix in _numbered(official, "upsampler"):
-        expanded, features = official[f"{prefix}.proj.weight"].shape
+        expanded, features = _shape(official, f"{prefix}.proj.weight", dimensions=2)
         patch_sizes.append(patch_sizes[-1] // math.isqrt(expanded // features))
     if len(depths) != len(patch_sizes):
         raise UserError(
@@ -89,7 +82,6 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
         raise UserError(
             f"the output layer has {out_features} features",
             expected=f"{patch_sizes[-1]}² · {channels} = {patch_sizes[-1] ** 2 * channels}",
-            remedy="a learned-sigma DiT has twice as many; `mpdit import` handles those",
         )
     shared = "time_modulation.1.weight" in official
     tokens = _depth(official, "blocks") == 0 or shared
@@ -97,6 +89,7 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
     if grid is None:
         raise UserError("no position table `pos_embed`, from which the latents' size is read")
     position_patch = patch_sizes[0] if _numbered(official, "upsampler_lvl") else patch_sizes[-1]
+    hidden, _ = _shape(official, f"{_block_prefixes(official)[0]}.0.mlp.fc1.weight", dimensions=2)
     heads = num_heads or HEADS_BY_WIDTH.get(width)
     if heads is None:
         raise UserError(
@@ -104,7 +97,7 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
             expected=f"width {', '.join(map(str, HEADS_BY_WIDTH))}, or the number of heads",
             remedy="--num-heads N",
         )
-    return ModelConfig(
+    values = dict(
         width=width,
         num_heads=heads,
         stages=tuple(Stage(p, d) for p, d in zip(patch_sizes, depths, strict=True)),
@@ -115,7 +108,20 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
         modulation="shared" if shared else "per-block",
         time_embedding="fno" if "t_embedder.fc0.weight" in official else "sinusoid",
         skip=len(patch_sizes) == 1 or bool(_numbered(official, "linear_skip")),
+        mlp_ratio=hidden // width,
     )
+    return validate(ModelConfig, values, origin="the model these tensors imply")
+
+
+def _shape(official: Mapping[str, Tensor], name: str, *, dimensions: int) -> tuple[int, ...]:
+    if name not in official or official[name].ndim != dimensions:
+        what = f"has {name} of shape {tuple(official[name].shape)}" if name in official else f"has no tensor {name}"
+        raise UserError(
+            f"not an MPDiT, DiT or SiT checkpoint: it {what}",
+            expected="x_embedder, y_embedder, final_layer and blocks",
+            remedy=f"its first tensors are {', '.join(sorted(official)[:5])}",
+        )
+    return tuple(official[name].shape)
 
 
 def _block_prefixes(official: Mapping[str, Tensor]) -> list[str]:

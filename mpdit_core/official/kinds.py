@@ -1,0 +1,98 @@
+"""Which family an official checkpoint is of, and what must happen to its tensors for our flow to use them.
+
+All three families name their tensors alike. They differ in what the output means:
+
+    mpdit  velocity noise − data at t (1 noise, 0 data), as ours
+    dit    the noise itself (epsilon) and a variance, at diffusion steps 0..999: no flow, cannot be sampled here
+    sit    velocity data − noise at s = 1 − t, and an unused variance: ours(x, t) = −theirs(x, 1 − t)
+
+Sources: DiT (arXiv 2212.09748), SiT (arXiv 2401.08740, section 3.1, linear path).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mpdit_core.errors import UserError
+from mpdit_core.model.embeddings import SinusoidTimeEmbedding
+
+Kind = Literal["mpdit", "dit", "sit"]
+
+OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")
+FIRST_TIME_LAYER = "t_embedder.mlp.0.weight"
+
+
+def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping[str, Any]) -> Kind:
+    """The family of `official`, from its parts, the file's name and the stored training arguments.
+
+    A dense transformer whose output has no variance channels is of the MPDiT code (its dense baselines are flows);
+    the releases of DiT and SiT both carry them.
+
+    Raises:
+        UserError: DiT or SiT, and nothing says which.
+    """
+    dense = "blocks.0.adaLN_modulation.1.weight" in official
+    if not dense:
+        return "mpdit"
+    trained = str(arguments.get("model", ""))
+    if re.match(r"sit\b|sit[-_]", trained, re.IGNORECASE) or "path_type" in arguments:
+        return "sit"
+    if not has_variance(official):
+        return "sit" if _named("sit", name) else "mpdit"
+    if trained.lower().startswith("dit") or _named("dit", name):
+        return "dit"
+    if _named("sit", name):
+        return "sit"
+    raise UserError(
+        f"{name} may be DiT or SiT: their tensors have the same names and shapes, and nothing else in the file tells",
+        expected="a file name or stored arguments that say which",
+        remedy="--kind dit, or --kind sit",
+    )
+
+
+def _named(kind: str, name: str) -> bool:
+    return re.search(rf"(?<![a-z]){kind}(?![a-z])", name, re.IGNORECASE) is not None
+
+
+def has_variance(official: Mapping[str, Tensor]) -> bool:
+    """Whether the output has twice the input's channels."""
+    weight, patches = official.get(OUTPUT[0]), official.get("x_embedder.proj.weight")
+    if weight is None or patches is None or patches.ndim != 4 or "blocks.0.attn.qkv.weight" not in official:
+        return False
+    return weight.shape[0] == 2 * math.prod(patches.shape[1:])
+
+
+def drop_variance(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keeps the first half of the output channels: rows of the last layer read as (p, p, 2C)."""
+    changed = dict(official)
+    _, channels, p, _ = official["x_embedder.proj.weight"].shape
+    for name in OUTPUT:
+        rows = official[name].unflatten(0, (p, p, 2 * channels))[:, :, :channels]
+        changed[name] = rows.flatten(0, 2)
+    return changed
+
+
+def reverse_time(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of `−model(x, 1 − t)`, exactly.
+
+    The output layer is negated. The time embedding sees cos(t·f) and sin(t·f) alone, and
+    cos((1−t)f) = cos f·cos tf + sin f·sin tf,  sin((1−t)f) = sin f·cos tf − cos f·sin tf,
+    so the change of time is a linear map of the features, which the first layer takes in.
+    """
+    changed = dict(official)
+    for name in OUTPUT:
+        changed[name] = -official[name]
+    half = SinusoidTimeEmbedding.FEATURES // 2
+    exponents = torch.arange(half, dtype=torch.float32) / half  # rounded as the embedding itself rounds them
+    f = torch.exp(-math.log(SinusoidTimeEmbedding.MAX_PERIOD) * exponents).double()
+    weight = official[FIRST_TIME_LAYER]
+    of_cos, of_sin = weight.double().split(half, dim=1)
+    reversed_weight = torch.cat([of_cos * f.cos() + of_sin * f.sin(), of_cos * f.sin() - of_sin * f.cos()], dim=1)
+    changed[FIRST_TIME_LAYER] = reversed_weight.to(torch.float32)
+    return changed

@@ -1,0 +1,72 @@
+"""Files as the official code leaves them, made from the golden weights; and a small model folder of ours."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from golden_files import official_weights, read
+from torch import Tensor
+
+from mpdit_core.checkpoint import ModelFolder, open_model, save_model
+from mpdit_core.config import RunConfig
+from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
+from mpdit_core.model.transformer import MPDiT
+from mpdit_core.presets import load_preset
+
+DENSE = Path(__file__).parent / "golden" / "dit_dense.safetensors"
+
+
+def official_file(weights: dict[str, Tensor], path: Path, *, model: str = "", prefix: str = "") -> Path:
+    """A `.pt` as the official training script saves it: the EMA holds `weights`, `model` something else."""
+    ema = {prefix + name: tensor for name, tensor in weights.items()}
+    raw = {prefix + name: tensor + (name != "pos_embed") for name, tensor in weights.items()}
+    opt = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
+    args = argparse.Namespace(model=model, global_batch_size=256, use_cfg=True, paths=["a", "b"])
+    torch.save({"model": raw, "ema": ema, "opt": opt, "args": args}, path)
+    return path
+
+
+def dense_weights() -> dict[str, Tensor]:
+    _, tensors = read(DENSE)
+    return official_weights(tensors)
+
+
+def with_variance(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As DiT and SiT have it: each output patch (p, p, 2C), the second C channels something else."""
+    changed = dict(weights)
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        rows = weights[name].view(2, 2, 4, *weights[name].shape[1:])
+        changed[name] = torch.cat([rows, torch.randn_like(rows)], dim=2).flatten(0, 2)
+    return changed
+
+
+def random_model(config: RunConfig | None = None, *, seed: int = 0) -> tuple[MPDiT, RunConfig]:
+    """A network whose output layers are not zero, as they are at the start of training."""
+    config = config or load_preset("tiny")
+    torch.manual_seed(seed)
+    model = MPDiT(config.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return model.eval(), config
+
+
+def latent_spec(config: RunConfig) -> LatentSpec:
+    return LatentSpec(
+        resolution=config.resolution,
+        autoencoder=AutoencoderSpec(id="pixels-gray", factor=1, channels=1),
+        normalisation=Normalisation(name="measured", mean=(-0.4,), std=(0.7,)),
+        class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+        source="digits",
+        count=100,
+    )
+
+
+def model_folder(path: Path, *, seed: int = 0) -> ModelFolder:
+    """A tiny grey model of 10 classes with all that a checkpoint has."""
+    model, config = random_model(seed=seed)
+    save_model(path, model.state_dict(), config=config, latents=latent_spec(config), step=7, images_seen=56)
+    return open_model(path)

@@ -1,0 +1,361 @@
+"""`mpdit import`: every kind of official file gives the official numbers, and every wrong file a message."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ecosystem_helpers import dense_weights, model_folder, official_file, with_variance
+from golden_files import FILES, assert_close, official_weights, read
+from safetensors.torch import save_file
+
+import mpdit_core
+from mpdit_cli.app import main
+from mpdit_core import import_official, load_model
+from mpdit_core.checkpoint import open_model
+from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.errors import UserError
+from mpdit_core.model.transformer import MPDiT
+
+golden = pytest.mark.parametrize("golden_file", FILES, ids=lambda path: path.stem)
+
+
+def save_as(kind: str, weights: dict[str, torch.Tensor], folder: Path) -> Path:
+    path = folder / f"weights-{kind}.pt"
+    match kind:
+        case "official":
+            return official_file(weights, path)
+        case "compiled-ddp":
+            return official_file(weights, path, prefix="module._orig_mod.")
+        case "plain":
+            torch.save(weights, path)
+        case "legacy":
+            torch.save(weights, path, _use_new_zipfile_serialization=False)
+        case "safetensors":
+            path = path.with_suffix(".safetensors")
+            save_file({"_orig_mod." + name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    return path
+
+
+@golden
+@pytest.mark.parametrize("kind", ["official", "compiled-ddp", "plain", "legacy", "safetensors"])
+def test_every_kind_of_file_gives_the_official_velocity(golden_file, kind, tmp_path):
+    arguments, g = read(golden_file)
+    path = save_as(kind, official_weights(g), tmp_path)
+    import_official(path, out=tmp_path / "model", num_heads=arguments["num_heads"])
+    model = load_model(tmp_path / "model")
+    assert_close(model(g["x"], g["t"], g["y"]), g["velocity"])
+
+
+@golden
+def test_shape_and_switches_are_read_off_the_tensors(golden_file, tmp_path):
+    arguments, g = read(golden_file)
+    path = save_as("plain", official_weights(g), tmp_path)
+    config = import_official(path, out=tmp_path / "model", num_heads=arguments["num_heads"]).config.model
+    assert config.width == arguments["hidden_size"]
+    assert config.num_heads == arguments["num_heads"]
+    assert config.num_classes == arguments["num_classes"]
+    assert config.input_size == arguments["input_size"]
+    assert config.class_tokens == arguments.get("num_condition_tokens", 0)
+    assert config.time_embedding == {"fno": "fno", "mlp": "sinusoid", None: "sinusoid"}[arguments.get("time_emb")]
+    depths = arguments.get("depth_list") or [
+        arguments[key] for key in ("depth_downsample", "depth_upsample", "depth") if key in arguments
+    ]
+    assert [stage.depth for stage in config.stages] == depths
+
+
+def test_ema_is_preferred_and_model_can_be_asked_for(tmp_path):
+    weights = dense_weights()
+    path = official_file(weights, tmp_path / "a.pt")
+    ema = import_official(path, out=tmp_path / "ema", num_heads=4)
+    raw = import_official(path, out=tmp_path / "raw", num_heads=4, weights="model")
+    name = "final_layer.linear.bias"
+    assert torch.equal(ema.load().head.linear.bias, weights[name])
+    assert torch.equal(raw.load().head.linear.bias, weights[name] + 1)
+    assert ema.extra["origin"]["weights"] == "ema"
+    assert ema.extra["origin"]["arguments"]["global_batch_size"] == 256
+
+
+def test_published_normalisation_is_recorded(tmp_path):
+    mpdit = import_official(save_as("plain", dense_weights(), tmp_path), out=tmp_path / "m", num_heads=4)
+    assert mpdit.latents is not None
+    assert mpdit.latents.normalisation.name == "published"
+    assert mpdit.latents.normalisation.mean == (5.81, 3.25, 0.12, -2.15)
+    assert mpdit.latents.normalisation.std == (4.17, 4.62, 3.71, 3.28)
+    assert mpdit.latents.autoencoder.id == "stabilityai/sd-vae-ft-ema"
+    assert mpdit.latents.resolution == 128
+    sit_file = tmp_path / "SiT-tiny.pt"
+    torch.save(with_variance(dense_weights()), sit_file)
+    sit = import_official(sit_file, out=tmp_path / "s", num_heads=4)
+    assert sit.latents is not None
+    assert sit.latents.normalisation.std == pytest.approx((1 / 0.18215,) * 4)
+
+
+def test_published_widths_need_no_heads_and_find_their_preset(tmp_path):
+    config = ModelConfig(width=384, num_heads=6, stages=(Stage(2, 12),), input_size=32, modulation="per-block",
+                         class_tokens=0, time_embedding="sinusoid")  # fmt: skip
+    weights = official_names(MPDiT(config))
+    torch.save(weights, tmp_path / "dit-s.pt")
+    model = import_official(tmp_path / "dit-s.pt", out=tmp_path / "m")
+    assert model.config.preset == "dit-s-256"
+    assert model.config.model == config
+
+
+def official_names(model: MPDiT) -> dict[str, torch.Tensor]:
+    """Our dense model under the official names."""
+    parts = {"stages.0.": "", "attention.qkv": "attn.qkv", "attention.out": "attn.proj", "mlp.up": "mlp.fc1",
+             "mlp.down": "mlp.fc2", "head.": "final_layer.", "modulation.linear": "adaLN_modulation.1",
+             "time_embedding": "t_embedder", "class_embedding.table": "y_embedder.embedding_table",
+             "patch_embedding.linear": "x_embedder.proj"}  # fmt: skip
+    weights = {"pos_embed": model.stages[0].positions[None]}  # pyright: ignore
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in parts.items():
+            name = name.replace(ours, theirs)
+        weights[name] = tensor.view(-1, 4, 2, 2) if name == "x_embedder.proj.weight" else tensor
+    return weights
+
+
+# DiT and SiT
+
+
+def test_sit_is_turned_round_exactly(tmp_path):
+    _, g = read(FILES[0])
+    path = tmp_path / "SiT-XL-2-256x256.pt"
+    torch.save(with_variance(dense_weights()), path)
+    folder = import_official(path, out=tmp_path / "sit", num_heads=4)
+    assert folder.extra["origin"]["kind"] == "sit"
+    assert folder.extra["prediction"] == "velocity"
+    ours = folder.load()
+    assert_close(ours(g["x"], 1 - g["t"], g["y"]), -g["velocity"])
+    for t in torch.linspace(0, 1, 11):
+        theirs = mpdit_as_is(tmp_path)(g["x"], 1 - t[None], g["y"])
+        assert_close(ours(g["x"], t[None], g["y"]), -theirs)
+
+
+def mpdit_as_is(tmp_path: Path) -> MPDiT:
+    if not (tmp_path / "as-is").exists():
+        import_official(save_as("plain", dense_weights(), tmp_path), out=tmp_path / "as-is", num_heads=4)
+    return load_model(tmp_path / "as-is")
+
+
+def test_dit_loses_its_variance_and_is_marked_epsilon(tmp_path):
+    _, g = read(FILES[0])
+    path = tmp_path / "DiT-XL-2-256x256.pt"
+    torch.save(with_variance(dense_weights()), path)
+    folder = import_official(path, out=tmp_path / "dit", num_heads=4)
+    assert folder.extra["prediction"] == "epsilon"
+    assert any("epsilon" in note for note in folder.extra["notes"])
+    assert_close(folder.load()(g["x"], g["t"], g["y"]), g["velocity"])
+    with pytest.raises(UserError, match="predicts noise"):
+        folder.require_flow()
+
+
+def test_stored_arguments_tell_the_kind(tmp_path):
+    weights = with_variance(dense_weights())
+    for model, kind in [("SiT-B/2", "sit"), ("DiT-B/2", "dit")]:
+        folder = import_official(
+            official_file(weights, tmp_path / "0400000.pt", model=model), out=tmp_path / kind, num_heads=4
+        )
+        assert folder.extra["origin"]["kind"] == kind
+
+
+def test_dit_or_sit_is_asked_for_when_nothing_tells(tmp_path, capsys):
+    path = tmp_path / "0400000.pt"
+    torch.save(with_variance(dense_weights()), path)
+    assert main(["import", str(path), "--out", str(tmp_path / "m"), "--num-heads", "4"]) == 2
+    assert "--kind dit, or --kind sit" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+    assert main(["import", str(path), "--out", str(tmp_path / "m"), "--num-heads", "4", "--kind", "sit"]) == 0
+    assert open_model(tmp_path / "m").extra["origin"]["kind"] == "sit"
+
+
+def test_sit_of_another_path_is_refused(tmp_path):
+    path = tmp_path / "SiT.pt"
+    torch.save({"ema": with_variance(dense_weights()), "args": {"path_type": "GVP"}}, path)
+    with pytest.raises(UserError, match="path_type GVP"):
+        import_official(path, out=tmp_path / "m", num_heads=4)
+
+
+# The command
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    official_file(dense_weights(), tmp_path / "My Model.pt")
+    assert main(["import", "My Model.pt", "--num-heads", "4", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["event"] == "result"
+    assert lines[-1]["model"] == "models/my-model"
+    assert lines[-1]["kind"] == "mpdit"
+    assert lines[-1]["config"]["stages"] == [[2, 3]]
+    assert main(["import", "My Model.pt", "--num-heads", "4"]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+def html(path: Path) -> None:
+    path.write_text("<!DOCTYPE html>\n<html><body>Sign in</body></html>")
+
+
+def lfs(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n")
+
+
+def torn_zip(path: Path) -> None:
+    official_file(dense_weights(), path)
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def torn_safetensors(path: Path) -> None:
+    save_file({n: t.contiguous() for n, t in dense_weights().items()}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def npz(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, arr_0=np.zeros(3))
+
+
+def zipped_jar(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+class Evil:
+    def __reduce__(self):
+        return (eval, ("open('owned','w')",))
+
+
+def evil(path: Path) -> None:
+    torch.save({"ema": dense_weights(), "args": Evil()}, path)
+
+
+def plain_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"weights": np.zeros(3)}))
+
+
+def gzipped(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"hello"))
+
+
+def tensors(*names: str):
+    def make(path: Path) -> None:
+        torch.save({name: torch.zeros(2, 2) for name in names}, path)
+
+    return make
+
+
+def without(name: str):
+    def make(path: Path) -> None:
+        weights = dense_weights()
+        del weights[name]
+        torch.save(weights, path)
+
+    return make
+
+
+def changed(name: str, change):
+    def make(path: Path) -> None:
+        weights = dense_weights()
+        weights[name] = change(weights.get(name))
+        torch.save(weights, path)
+
+    return make
+
+
+def values(value):
+    return lambda path: torch.save(value, path)
+
+
+WRONG = {
+    "html": (html, "a.pt", "a web page"),
+    "html safetensors": (html, "a.safetensors", "a web page"),
+    "lfs": (lfs, "a.pt", "Git LFS"),
+    "empty": (lambda path: path.touch(), "a.pt", "is empty"),
+    "folder": (lambda path: path.mkdir(), "a.pt", "is a folder"),
+    "our model": (lambda path: model_folder(path), "model", "it may be a model already"),
+    "missing": (lambda path: None, "a.pt", "does not exist"),
+    "torn zip": (torn_zip, "a.pt", "is torn"),
+    "torn safetensors": (torn_safetensors, "a.safetensors", "is torn"),
+    "npz": (npz, "a.pt", "not a torch file"),
+    "zip": (zipped_jar, "a.pt", "readme.txt"),
+    "code": (evil, "a.pt", "would run code"),
+    "numpy pickle": (plain_pickle, "a.pkl", "cannot be read safely"),
+    "gzip": (gzipped, "a.pt", "gzip"),
+    "text": (lambda path: path.write_text("hello"), "a.pt", "begins with"),
+    "number": (values(3), "a.pt", "holds a int"),
+    "list": (values([torch.zeros(2)]), "a.pt", "holds a list"),
+    "no weights": (values({"epoch": 3}), "a.pt", "holds no weights, but epoch"),
+    "sd unet": (tensors("model.diffusion_model.input_blocks.0.0.weight"), "a.pt", "UNet (Stable Diffusion)"),
+    "diffusers unet": (tensors("down_blocks.0.resnets.0.conv1.weight"), "a.pt", "UNet of diffusers"),
+    "vae": (tensors("encoder.down_blocks.0.resnets.0.conv1.weight"), "a.pt", "autoencoder (VAE)"),
+    "lora": (tensors("transformer.blocks.0.attn.lora_A.weight"), "a.pt", "a LoRA"),
+    "kohya lora": (tensors("lora_unet_down_blocks_0.lora_up.weight"), "a.pt", "a LoRA"),
+    "ours": (tensors("stages.0.blocks.0.mlp.up.weight"), "a.pt", "a model of mpdit already"),
+    "flux": (tensors("double_blocks.0.img_attn.qkv.weight"), "a.pt", "FLUX"),
+    "language model": (tensors("model.layers.0.self_attn.q_proj.weight"), "a.pt", "language"),
+    "anything": (tensors("fc.weight"), "a.pt", "no tensor x_embedder.proj.weight"),
+    "no positions": (without("pos_embed"), "a.pt", "no position table"),
+    "hole": (without("blocks.1.mlp.fc1.bias"), "a.pt", "do not fit the model"),
+    "extra part": (changed("blocks.0.attn.rope.weight", lambda t: torch.zeros(3)), "a.pt", "no known part"),
+    "learnt positions": (changed("pos_embed", lambda t: t * 1.5), "a.pt", "position table"),
+    "bad rank": (changed("x_embedder.proj.weight", lambda t: t.flatten(1)), "a.pt", "of shape (48, 16)"),
+    "swiglu": (changed("blocks.0.mlp.w12.weight", lambda t: torch.zeros(3)), "a.pt", "LightningDiT"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_files_get_one_message(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make, file, message = WRONG[name]
+    make(tmp_path / file)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert main(["import", file, "--num-heads", "4", "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-heads", "7"], "width 48 is not divisible by num_heads 7"),
+        ([], "--num-heads N"),
+        (["--kind", "pixart", "--num-heads", "4"], "--kind pixart"),
+        (["--weights", "model", "--num-heads", "4"], "no weights called model"),
+        (["--weights", "last", "--num-heads", "4"], "weights"),
+        (["--out", "a.pt", "--num-heads", "4"], "exists and is not empty"),
+        (["--device", "tpu", "--num-heads", "4"], "--device tpu"),
+    ],
+)
+def test_wrong_options_get_one_message(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dense_weights(), "a.pt")
+    assert main(["import", "a.pt", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_import_official_is_offered_at_the_top():
+    assert mpdit_core.import_official is import_official
+
+
+def test_every_truncation_is_a_user_error(tmp_path):
+    """Cut anywhere, a checkpoint is refused in words, never with a traceback or half a model."""
+    buffer = io.BytesIO()
+    torch.save({"ema": dense_weights()}, buffer)
+    whole = buffer.getvalue()
+    path = tmp_path / "cut.pt"
+    for size in range(1, len(whole), len(whole) // 23):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError):
+            import_official(path, out=tmp_path / "m", num_heads=4)
+    assert not (tmp_path / "m").exists()
