@@ -1,8 +1,9 @@
-"""Choosing the device to compute on."""
+"""Choosing the device to compute on, and measuring how fast it is."""
 
 from __future__ import annotations
 
 import os
+import time
 
 import torch
 
@@ -39,3 +40,43 @@ def select_device(name: str = "auto") -> torch.device:
 def is_fast_in_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products are worth it: GPUs from Ampere on, never the CPU or MPS."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = None, seconds: float = 0.25) -> float:
+    """FLOPs a second of one large square matrix product, the best of as many as fit into `seconds`.
+
+    What this machine can do as it is now, and so what the use of it is measured against: data sheets promise more.
+
+    Args:
+        dtype: of the factors (float32 products follow torch's own precision settings).
+        side: rows of the matrices; 8192 on a GPU, 2048 elsewhere if not given.
+    """
+    side = side or (8192 if device.type == "cuda" else 2048)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best, spent, runs = float("inf"), 0.0, 0
+    while runs < 3 or spent < seconds:
+        started = time.perf_counter()
+        a @ b
+        synchronize(device)
+        taken = time.perf_counter() - started
+        best, spent, runs = min(best, taken), spent + taken, runs + 1
+    return 2 * side**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until everything sent to `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes this process has held at most: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
