@@ -8,9 +8,11 @@ and whenever it is made.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, Literal
 
 import torch
@@ -50,7 +52,7 @@ class SampleOptions(Settings):
     guidance_schedule: ScheduleName = Field(default="constant", description="how the scale changes with t")
     guide: str | None = Field(default=None, description="a weaker model to guide away from, for autoguidance")
     seed: int = Field(default=0, ge=0, description="fixes noise and random labels")
-    batch_size: PositiveInt = Field(default=64, description="images computed at once; also the size of a block")
+    batch_size: PositiveInt = Field(default=32, description="images computed at once; also the size of a block")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the network; auto: bfloat16 on GPUs that are fast in it"
     )
@@ -113,12 +115,14 @@ class Generation:
         )
 
     @torch.inference_mode()
-    def latents(self, indices: list[int]) -> tuple[Tensor, GuidedVelocity]:
+    def latents(self, indices: list[int], stop: Event | None = None) -> tuple[Tensor, GuidedVelocity]:
         """Latents [n, C, h, w] on the device, and the velocity function with its counts."""
         velocity = self.velocity([self.labels(i) for i in indices])
         noise, generators = self.noise(indices)
         x_t = noise
         for step in self.sampler.steps(velocity, noise, generators):
+            if stop is not None and stop.is_set():
+                raise CancelledError
             x_t = step.x_t
         return x_t, velocity
 
@@ -130,20 +134,37 @@ class Generation:
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
 
     def batches(self, blocks: Collection[int]) -> Iterator[SampleBatch]:
-        """These blocks in turn. While one is being decoded in a thread, the network works on the next."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as decoder:
-            waiting: Future[SampleBatch] | None = None
-            for block in blocks:
-                indices = self.block_indices(block)
-                latents, velocity = self.latents(indices)
-                after = decoder.submit(self._finish, block, indices, latents, velocity)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = after
-            if waiting is not None:
-                yield waiting.result()
+        """These blocks in turn, several at once in threads.
 
-    def _finish(self, block: int, indices: list[int], latents: Tensor, velocity: GuidedVelocity) -> SampleBatch:
+        On a CPU each block is computed by one thread alone, as many blocks at once as there are threads: faster than
+        one block on all threads, and its numbers then do not depend on how many threads there are. On a GPU the
+        network works on a block while the one before is decoded.
+        """
+        stop = Event()
+        cpu = self.device.type == "cpu"
+        ahead = torch.get_num_threads() if cpu else 1
+        pool = ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="block")
+        waiting: deque[Future[SampleBatch]] = deque()
+        try:
+            for block in blocks:
+                if cpu:
+                    waiting.append(pool.submit(self._whole_block, block, stop))
+                else:
+                    waiting.append(pool.submit(self._finish, block, *self.latents(self.block_indices(block), stop)))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _whole_block(self, block: int, stop: Event) -> SampleBatch:
+        torch.set_num_threads(1)  # of this thread alone
+        return self._finish(block, *self.latents(self.block_indices(block), stop))
+
+    def _finish(self, block: int, latents: Tensor, velocity: GuidedVelocity) -> SampleBatch:
+        indices = self.block_indices(block)
         if not bool(torch.isfinite(latents).all()):
             bad = indices[int((~torch.isfinite(latents)).flatten(1).any(1).nonzero()[0])]
             raise UserError(
