@@ -1,0 +1,243 @@
+"""Feature extractors: the Inception network of the published protocol, and any other by a plugin.
+
+`inception` is torch-fidelity's port of the TensorFlow graph that FID was defined with (2015-12-05); only its distance
+may be called FID. To add another extractor: a dataclass with the contract `mpdit_core.api.FeatureExtractor`, named by
+an entry point of the group `mpdit.features`; its distance is reported as a Fréchet distance of its own name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mpdit_core import plugins
+from mpdit_core.api import FeatureExtractor, Features
+from mpdit_core.errors import UserError
+from mpdit_core.files import sha256
+
+PUBLISHED_SHA256 = "6726825d"
+"""How the SHA-256 of the published weights begins (it is part of their file name)."""
+
+SPATIAL_CHANNELS = 7
+IMAGES_AT_ONCE = 64
+
+
+@dataclass
+class Inception:
+    """FID's network: pool [B, 2048], spatial [B, 2023] for sFID, logits [B, 1008] without bias for the Inception Score.
+
+    Resizes by the TensorFlow 1 rule to 299 × 299. Computes in float32, without TF32 and outside any autocast: bfloat16
+    moves the features by up to 0.84.
+    """
+
+    name: ClassVar[str] = "inception"
+    resize_rule: ClassVar[str] = "bilinear to 299 as TensorFlow 1 (no antialiasing, corners not aligned)"
+    sizes: ClassVar[dict[str, int]] = {"pool": 2048, "spatial": 2023, "logits": 1008}
+
+    weights: str = ""  # a .pth or .safetensors file; empty: torch's cache, then the net
+    weights_path: Path | None = field(default=None, init=False)
+    weights_sha256: str = field(default="", init=False)
+
+    def load(self, device: torch.device) -> None:
+        """Raises `UserError`: no weights, foreign or broken weights, or a torchvision that does not import."""
+        network = _import_network()
+        self.weights_path = Path(self.weights).expanduser() if self.weights else find_weights(network.url)
+        if not self.weights_path.is_file():
+            raise UserError(f"--weights {self.weights}: there is no such file", remedy=_where_to_put(network.url))
+        self.weights_sha256 = sha256(self.weights_path)
+        state = read_weights(self.weights_path)
+        checked = io.BytesIO()  # torch-fidelity unpickles whatever it is given: hand it only what was checked
+        torch.save(state, checked)
+        checked.seek(0)
+        try:
+            self._network = network.kind("inception", ["2048", "logits_unbiased"], checked).to(device)
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.weights_path} does not hold this Inception network: {_first_lines(error)}",
+                expected=f"torch-fidelity's {Path(network.url).name}",
+                remedy=_where_to_put(network.url),
+            ) from error
+        self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+        self._spatial = torch.empty(0)
+
+    @property
+    def is_published(self) -> bool:
+        return self.weights_sha256.startswith(PUBLISHED_SHA256)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"inception-v3-compat {self.resize_rule} {self.weights_sha256}".encode()).hexdigest()
+
+    def __call__(self, images: Tensor) -> Features:
+        """`images [B, 3, H, W]` uint8 of any size."""
+        with torch.inference_mode(), full_float32(images.device):
+            pool, logits = self._network(images)
+        return Features(pool=pool, spatial=self._spatial, logits=logits)
+
+    def _keep_spatial(self, _module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
+        # [B, 192, 17, 17] after its ReLU; flattened height, width, channel as TensorFlow lays it out
+        self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+
+
+@dataclass(frozen=True)
+class _Network:
+    kind: type
+    url: str
+
+
+def _import_network() -> _Network:
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as module
+    except Exception as error:  # a torchvision of another torch raises RuntimeError or AttributeError
+        raise UserError(
+            f"torch-fidelity does not import: {type(error).__name__}: {_first_lines(error)}",
+            expected="torch-fidelity, and a torchvision built for the installed torch "
+            f"({torch.__version__}); only eval-fid --features inception needs them",
+            remedy="pip install --upgrade torch-fidelity torchvision (torch and torchvision from the same index)",
+        ) from error
+    return _Network(module.FeatureExtractorInceptionV3, module.URL_INCEPTION_V3)
+
+
+def find_weights(url: str) -> Path:
+    """The published weights: in torch's cache, or downloaded into it.
+
+    Raises:
+        UserError: neither cached nor reachable; it says where to put them.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if path.is_file():
+        return path
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(temporary), hash_prefix=PUBLISHED_SHA256, progress=False)
+        temporary.replace(path)
+    except Exception as error:  # offline machines fail in many ways: DNS, proxies, certificates, wrong content
+        raise UserError(
+            f"the Inception weights are not at {path}, and cannot be fetched: {_first_lines(error)}",
+            expected=f"{path.name} (91 MiB, SHA-256 {PUBLISHED_SHA256}…) from {url}",
+            remedy=_where_to_put(url),
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _where_to_put(url: str) -> str:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    return (
+        f"on a machine with a connection fetch {url} and put it at {path}, or name it with --weights FILE; "
+        "or --features PLUGIN for a distance of other features (`mpdit plugins` lists them)"
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth or .safetensors file, without running anything in it. Raises `UserError`."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} is not readable as weights: {_first_lines(error)}",
+            expected="a state dict saved by torch, or a .safetensors file",
+            remedy="it may be truncated: delete it and fetch it again",
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds {type(state).__name__}", expected="a state dict: names and tensors")
+    broken = [name for name, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise UserError(f"{path}: {broken[0]} contains NaN or infinite values", expected="the published weights")
+    return dict(state)
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """No autocast and no TF32 within, whatever the caller had set."""
+    matmul = torch.get_float32_matmul_precision()
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(matmul)
+
+
+def build_extractor(name: str, *, weights: Path | None = None, options: Mapping[str, Any] | None = None):
+    """The extractor called `name` with its options; not loaded yet.
+
+    Args:
+        weights: of `inception` only.
+
+    Raises:
+        UserError: unknown or broken plugin, or an option it does not have.
+    """
+    options = dict(options or {})
+    if weights is not None:
+        if name != Inception.name:
+            raise UserError(
+                f"--weights {weights} with --features {name}",
+                expected="--weights with the Inception network only",
+                remedy="a plugin takes its options by --set features.KEY=VALUE",
+            )
+        options["weights"] = str(weights)
+    if name == Inception.name:
+        unknown = sorted(set(options) - {"weights"})
+        if unknown:
+            raise UserError(f"unknown key features.{unknown[0]}", expected="features.weights")
+        return Inception(**options)
+    extractor = plugins.build("features", name, options)
+    if not isinstance(extractor, FeatureExtractor):
+        raise UserError(
+            f"features plugin {name!r} does not keep the contract",
+            expected="name, load(device), __call__(images) and fingerprint(), as mpdit_core.api.FeatureExtractor",
+        )
+    return extractor
+
+
+def is_inception(extractor: Any) -> bool:
+    """Whether its Fréchet distance may be called FID."""
+    return isinstance(extractor, Inception)
+
+
+def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGES_AT_ONCE) -> Features:
+    """Features of `images [B, 3, H, W]` uint8, computed `at_once` images at a time, checked, float32.
+
+    Raises:
+        UserError: a plugin returns what its contract does not allow.
+    """
+    parts = [extractor(part) for part in images.split(at_once)]
+    joined = [_join(extractor.name, kind, [getattr(p, kind) for p in parts], len(images)) for kind in Features._fields]
+    pool, spatial, logits = joined
+    if pool is None:
+        raise UserError(f"features {extractor.name!r} returns no pool features", expected="pool [B, F]")
+    return Features(pool, spatial, logits)
+
+
+def _join(name: str, kind: str, parts: list[Tensor | None], count: int) -> Tensor | None:
+    tensors = [p for p in parts if p is not None]
+    if not tensors:
+        return None
+    rows = torch.cat(tensors)
+    if rows.ndim != 2 or len(rows) != count:
+        raise UserError(
+            f"features {name!r}: {kind} has shape {tuple(rows.shape)} for {count} images", expected="[B, F]"
+        )
+    if not torch.isfinite(rows).all():
+        raise UserError(f"features {name!r}: {kind} contains NaN or infinite values")
+    return rows.float()
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,185 @@
+"""The distances and scores themselves: Fréchet distance, Inception Score, kernel distance. Numbers in, numbers out.
+
+Precision and recall are in `neighbours.py`. To add a score: a function here, its key in `METRICS` of `tally.py`, and
+a test against an independent formula. Symbols: N rows, F features, K classes of the logits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpdit_core.distributed import World
+from mpdit_core.metrics.statistics import Gaussian
+
+IS_CHUNK = 5000
+"""Images a chunk of the Inception Score, as OpenAI's ADM evaluator cuts them (its `batch_size=5000`)."""
+
+KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020
+"""As torch-fidelity draws them, so that its numbers can be repeated."""
+
+
+def frechet_distance(a: Gaussian, b: Gaussian, *, rows_a: Tensor | None = None, rows_b: Tensor | None = None) -> float:
+    """`|mean_a - mean_b|² + tr(Sa + Sb - 2 (Sa Sb)^½)` (Heusel et al. 2017, eq. 6).
+
+    The last trace is the sum of the square roots of the eigenvalues of the symmetric `Raᵀ Sb Ra` with `Sa = Ra Raᵀ`,
+    not a matrix square root: several times faster, and it cannot return complex numbers. With fewer rows than
+    features, and the rows at hand, `Ra` is the centred rows themselves, and with both at hand the trace is the nuclear
+    norm of `Raᵀ Rb`, exact to rounding.
+
+    Args:
+        rows_a: the rows [N, F] that `a` is made of, if they are at hand.
+        rows_b: likewise.
+
+    Raises:
+        ValueError: of different sizes.
+    """
+    if a.size != b.size:
+        raise ValueError(f"{a.size} against {b.size} features")
+    away = a.mean - b.mean
+    spread = torch.trace(a.covariance) + torch.trace(b.covariance) - 2 * _trace_of_root(a, b, rows_a, rows_b)
+    return float(away @ away + spread)
+
+
+def _trace_of_root(a: Gaussian, b: Gaussian, rows_a: Tensor | None, rows_b: Tensor | None) -> Tensor:
+    root_a, root_b = _root_from_rows(a, rows_a), _root_from_rows(b, rows_b)
+    if root_a is not None and root_b is not None:
+        return torch.linalg.svdvals(root_a.T @ root_b).sum()
+    if root_a is None and (root_b is not None or b.count < a.count):
+        a, b, root_a = b, a, root_b
+    if root_a is None:  # the one with fewer rows has the smaller rank: its null space is left out
+        values, vectors = torch.linalg.eigh(a.covariance)
+        there = values > values[-1] * a.size * torch.finfo(torch.float64).eps
+        root_a = vectors[:, there] * values[there].sqrt()
+    product = root_a.T @ b.covariance @ root_a
+    return torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+
+
+def _root_from_rows(gaussian: Gaussian, rows: Tensor | None) -> Tensor | None:
+    """R [F, N] with covariance = R Rᵀ, when that is smaller than the covariance."""
+    if rows is None or len(rows) >= gaussian.size or len(rows) != gaussian.count:
+        return None
+    return (rows.to("cpu", torch.float64) - gaussian.mean).T / math.sqrt(gaussian.count - 1)
+
+
+class Score(NamedTuple):
+    """A score and its standard deviation over the parts it was averaged from."""
+
+    value: float
+    std: float
+
+
+class InceptionScore:
+    """exp of the mean KL divergence of p(class | image) from its mean over a chunk; averaged over chunks.
+
+    Salimans et al. 2016, as ADM computes it: chunks of 5,000 images *contiguous by index*, each weighing the same, the
+    last as it falls. Image i belongs to chunk i // 5000, so batches may come in any order and from any process.
+
+    Args:
+        count: images in all.
+        classes: K.
+    """
+
+    def __init__(self, count: int, classes: int, *, chunk: int = IS_CHUNK):
+        self.chunk = chunk
+        parts = math.ceil(count / chunk)
+        self.counts = torch.zeros(parts, dtype=torch.float64)
+        self.self_information = torch.zeros(parts, dtype=torch.float64)  # Σ_i Σ_k p log p
+        self.probability = torch.zeros(parts, classes, dtype=torch.float64)  # Σ_i p
+
+    def add(self, indices: Tensor, logits: Tensor) -> None:
+        """`indices [B]` of the images among all, `logits [B, K]`; the softmax is taken in float64."""
+        log_p = torch.log_softmax(logits.to("cpu", torch.float64), dim=1)
+        p = log_p.exp()
+        part = indices.cpu() // self.chunk
+        self.counts.index_add_(0, part, torch.ones(len(part), dtype=torch.float64))
+        self.self_information.index_add_(0, part, (p * log_p).sum(dim=1))
+        self.probability.index_add_(0, part, p)
+
+    def merge(self, other: InceptionScore) -> None:
+        for mine, theirs in zip(self.state().values(), other.state().values(), strict=True):
+            mine += theirs
+
+    def all_reduce(self, world: World) -> None:
+        for tensor in self.state().values():
+            world.all_reduce(tensor)
+
+    def score(self) -> Score:
+        filled = self.counts > 0
+        n = self.counts[filled]
+        mean_p = self.probability[filled] / n[:, None]
+        kl = self.self_information[filled] / n - torch.xlogy(mean_p, mean_p).sum(dim=1)
+        scores = kl.exp()
+        return Score(float(scores.mean()), float(scores.std(correction=0)))
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            "counts": self.counts,
+            "self_information": self.self_information,
+            "probability": self.probability,
+        }
+
+
+def kernel_distance(reference: Tensor, samples: Tensor, *, seed: int = KID_SEED) -> Score:
+    """Unbiased squared MMD with the kernel `(x·y / F + 1)³` (Bińkowski et al. 2018), averaged over random subsets.
+
+    100 subsets of 1,000 rows (all rows where there are fewer), in float64.
+
+    Args:
+        reference: [M, F].
+        samples: [N, F].
+    """
+    size = min(KID_SUBSET_SIZE, len(reference), len(samples))
+    draw = np.random.RandomState(seed)
+    values = []
+    for _ in range(KID_SUBSETS):
+        x = samples[torch.from_numpy(draw.choice(len(samples), size, replace=False))].to("cpu", torch.float64)
+        y = reference[torch.from_numpy(draw.choice(len(reference), size, replace=False))].to("cpu", torch.float64)
+        values.append(float(_unbiased_mmd(x, y)))
+        if size == len(reference) == len(samples):  # every subset is the whole
+            break
+    return Score(float(np.mean(values)), float(np.std(values)))
+
+
+def _unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
+    n = len(x)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (n * (n - 1))
+    return within - 2 * xy.mean()
+
+
+def bootstrap_std(reference: Gaussian, samples: Tensor, *, replicates: int, seed: int = 0) -> float:
+    """Standard deviation of the Fréchet distance when `samples [N, F]` are drawn again with replacement.
+
+    Percentiles of the replicates are not offered: drawing again doubles the bias of a small sample, so they lie above
+    the value itself, while their spread is right.
+    """
+    draw = np.random.RandomState(seed)
+    rows = samples.to("cpu", torch.float64)
+    root = _covariance_root(reference)
+    values = []
+    for _ in range(replicates):
+        weight = torch.from_numpy(draw.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))).double()
+        mean = weight @ rows / len(rows)
+        centred = (rows - mean) * weight.sqrt()[:, None] / math.sqrt(len(rows) - 1)
+        trace = centred.square().sum()
+        cross = centred @ root  # its nuclear norm is tr (S_sample S_reference)^½
+        product = cross.T @ cross if cross.shape[0] >= cross.shape[1] else cross @ cross.T
+        root_trace = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
+        away = mean - reference.mean
+        values.append(float(away @ away + trace + torch.trace(reference.covariance) - 2 * root_trace))
+    return float(np.std(values, ddof=1))
+
+
+def _covariance_root(gaussian: Gaussian) -> Tensor:
+    values, vectors = torch.linalg.eigh(gaussian.covariance)
+    there = values > values[-1] * gaussian.size * torch.finfo(torch.float64).eps
+    return vectors[:, there] * values[there].sqrt()
