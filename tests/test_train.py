@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mpdit_cli.app import main
 from mpdit_core.checkpoint import find_checkpoints, load_model, open_model
 from mpdit_core.errors import UserError
 from mpdit_core.events import Result, Saved, TrainStep
 from mpdit_core.jobs.train import TrainOptions, train
+from mpdit_core.training.sentinel import Sentinel
 
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
 QUICK = ("preview.every=0", "train.checkpoint_every=4")
@@ -168,23 +171,46 @@ def test_other_latents_are_refused(straight, tmp_path):
         run_to_end(options(out, straight, steps=24))
 
 
-def test_stops_at_a_bad_step_and_keeps_the_evidence(latents, tmp_path):
+@pytest.fixture
+def poisoned(latents, tmp_path) -> Path:
+    """The same latents with a NaN in image 5."""
+    copy = Path(shutil.copytree(latents, tmp_path / "poisoned"))
+    shard = copy / "shard-00000.safetensors"
+    tensors = load_file(shard)
+    tensors["moments"][5, 0, 0, 0] = float("nan")
+    with safe_open(shard, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, shard, metadata=metadata)
+    return copy
+
+
+def test_stops_at_a_bad_step_and_keeps_the_evidence(poisoned, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(UserError, match="stopped at step"):
-        run_to_end(options(latents, run, "train.spike_factor=1.02", "train.learning_rate=0.2", steps=40))
+    with pytest.raises(UserError, match=r"stopped at step .*nan"):
+        run_to_end(options(poisoned, run, steps=8))
     evidence = json.loads(next(run.glob("bad-step-*.json")).read_text())
+    assert 5 in evidence["indices"]
     assert len(evidence["indices"]) == 8
-    assert "loss" in evidence["what"]
+    assert evidence["step"] <= 4  # image 5 is in the first pass over the 32 images
 
 
-def test_rollback_goes_back_and_leaves_the_batches_out(latents, tmp_path):
+def test_rollback_goes_back_and_leaves_the_bad_batches_out(poisoned, tmp_path):
     run = tmp_path / "run"
-    bad = ("train.spike_factor=1.04", 'train.on_nonfinite="rollback"')
-    events = run_to_end(options(latents, run, *bad, steps=40))
-    assert any("back to step" in getattr(e, "text", "") for e in events)
-    assert metrics_of(run)[-1]["step"] == 40
-    assert [m["step"] for m in metrics_of(run)] == list(range(1, 41))
-    assert open_model(run).extra["position"]["skipped"]
+    assignments = ('train.on_nonfinite="rollback"', "train.checkpoint_every=1")
+    events = run_to_end(options(poisoned, run, *assignments, steps=12))
+    back = [e.text for e in events if "back to step" in getattr(e, "text", "")]
+    assert len(back) >= 3  # once in every pass over the data
+    assert [m["step"] for m in metrics_of(run)] == list(range(1, 13))
+    assert all(torch.isfinite(t).all() for t in state_of(run).values())
+    assert len(open_model(run).extra["position"]["skipped"]) == len(back)
+
+
+def test_a_spike_is_bad_too():
+    sentinel = Sentinel(2.0)
+    assert sentinel.check(loss=1.0, grad_norm=1.0) is None
+    assert sentinel.check(loss=1.9, grad_norm=1.0) is None
+    assert "jumped to 2.1" in sentinel.check(loss=2.1, grad_norm=1.0)
+    assert "gradient norm" in sentinel.check(loss=1.0, grad_norm=float("inf"))
 
 
 def test_old_checkpoints_go_and_milestones_stay(latents, tmp_path):
