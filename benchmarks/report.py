@@ -1,0 +1,53 @@
+"""Where results of benchmarks go: one JSON file each, named by date, hardware and benchmark, with what they ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_result(name: str, data: dict[str, Any]) -> Path:
+    """Writes `results/<date>-<hardware>-<name>.json` and returns its path; one of the same day is replaced."""
+    import torch
+
+    import mpdit_core
+
+    hardware = gpu_name() or cpu_name()
+    slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+    about = {
+        "benchmark": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "mpdit": mpdit_core.__version__,
+    }
+    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{slug}-{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | data, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def cpu_name() -> str:
+    """Model of the processor as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return names[0].partition("@")[0].strip() if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
