@@ -32,6 +32,7 @@ class Autoencoder:
     spec: AutoencoderSpec
     device: torch.device
     precision: str = "float32"
+    elementwise: bool = False  # latents depend on their own pixel alone, so on no other image, thread count or rounding
 
     def encode(self, images: Tensor) -> Tensor:
         """Moments, float32 [B, 2C, h, w] on `device`, of `images` uint8 [B, 3, H, W] on any device."""
@@ -55,6 +56,8 @@ class Autoencoder:
 
 class PixelAutoencoder(Autoencoder):
     """The identity: latents are the pixels on [-1, 1], without spread. `gray`: one channel of luminance."""
+
+    elementwise = True
 
     def __init__(self, *, gray: bool, device: torch.device):
         name = "pixels-gray" if gray else "pixels"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,6 +26,8 @@ from mpdit_core.data.sources import Decode, read_items
 from mpdit_core.errors import UserError
 
 BATCHES_AHEAD = 3
+
+Pending = Callable[[], tuple[Tensor, Tensor | None]]
 
 
 @dataclass
@@ -155,35 +157,76 @@ def encode_shards(
 ) -> Iterator[Encoded]:
     """Encodes `shards` one after the other.
 
-    On a GPU the next batch is already queued when the moments of the last one are fetched.
-
     Raises:
         UserError: an image cannot be used and `skip_faulty` is off, or has a label that no class has.
     """
-    waiting: deque[tuple[DecodedBatch, list[Item], list[SkippedItem], Tensor, Tensor | None]] = deque()
-    depth = 1 if autoencoder.device.type == "cuda" else 0
+    waiting: deque[tuple[DecodedBatch, list[Item], list[SkippedItem], Pending]] = deque()
     builder: ShardBuilder | None = None
 
     def collect() -> Encoded:
         nonlocal builder
-        batch, items, skipped, moments, flipped = waiting.popleft()
+        batch, items, skipped, pending = waiting.popleft()
+        moments, flipped = pending()
         if builder is None or builder.number != batch.shard:
             builder = ShardBuilder(plan, batch.shard)
         builder.add(moments, flipped, items, skipped)
         content = builder.content() if batch.stop == builder.stop else None
         return Encoded(batch.stop - batch.start, skipped, content)
 
-    for batch in decode_ahead(source, plan, shards, workers=workers):
-        images, items, skipped = batch.wait()
-        if skipped and not skip_faulty:
-            raise faulty(skipped[0])
-        _check_labels(items, plan)
-        moments, flipped = encode_batch(autoencoder, images, flip=plan.flip)
-        waiting.append((batch, items, skipped, moments, flipped))
-        while len(waiting) > depth:
+    with Encoder(autoencoder, flip=plan.flip) as encoder:
+        for batch in decode_ahead(source, plan, shards, workers=workers):
+            images, items, skipped = batch.wait()
+            if skipped and not skip_faulty:
+                while waiting:  # what came before it may complete a shard
+                    yield collect()
+                raise faulty(skipped[0])
+            _check_labels(items, plan)
+            waiting.append((batch, items, skipped, encoder.submit(images)))
+            while len(waiting) > encoder.depth:
+                yield collect()
+        while waiting:
             yield collect()
-    while waiting:
-        yield collect()
+
+
+class Encoder:
+    """Keeps the device busy with `depth` batches beyond the one that is waited for.
+
+    On a GPU a batch is one call, and runs while the last one's moments are fetched. On a CPU every image is a call of
+    its own in one thread, as many at once as there are cores: faster than a batch over all cores (1.6 times for the
+    Stable Diffusion autoencoder on two), small in memory, and the same bytes for any number of cores.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, *, flip: bool):
+        self.autoencoder, self.flip = autoencoder, flip
+        self.threads = torch.get_num_threads()
+        self.on_cpu = autoencoder.device.type == "cpu"
+        self.depth = 2 if self.on_cpu else 1
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Encoder:
+        if self.on_cpu:
+            self._pool = ThreadPoolExecutor(self.threads, "encode", initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(self.threads)  # what a thread of the pool sets, later threads would inherit
+
+    def submit(self, images: np.ndarray) -> Pending:
+        """A function that waits for the moments of `images` [n, H, W, 3], and of their mirror images."""
+        if self._pool is None:
+            result = encode_batch(self.autoencoder, images, flip=self.flip)
+            return lambda: result
+        parts = [images] if self.autoencoder.elementwise else np.split(images, max(1, len(images)))
+        futures = [self._pool.submit(encode_batch, self.autoencoder, part, flip=self.flip) for part in parts]
+
+        def wait() -> tuple[Tensor, Tensor | None]:
+            done = [future.result() for future in futures]
+            moments = torch.cat([part for part, _ in done])
+            return moments, torch.cat([part for _, part in done if part is not None]) if self.flip else None
+
+        return wait
 
 
 def encode_batch(autoencoder: Autoencoder, images: np.ndarray, *, flip: bool) -> tuple[Tensor, Tensor | None]:

@@ -86,7 +86,7 @@ def _encode_again(
             continue
         row = sum(1 for n in range(shard.start, index) if items[n].key not in skipped)
         tensors = map_safetensors(folder.path / shard.file)
-        image = prepare(source.image(index), plan.resolution)[None]
+        image = np.stack([prepare(source.image(index), plan.resolution)])
         now, now_flipped = encode_batch(autoencoder, image, flip=plan.flip)
         difference = _difference(tensors["moments"][row], now, manifest)
         if now_flipped is not None:
