@@ -1,0 +1,1 @@
+"""The parts of `mpdit profile-flops`: what to profile, tables, plans, search, measurement, figure."""

@@ -1,0 +1,164 @@
+"""`mpdit profile-flops` as its users call it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mpdit_cli.app import main
+from mpdit_core.jobs.profiling.document import published_rows
+from mpdit_core.jobs.profiling.plan import parse_plan, plan
+from mpdit_core.jobs.profiling.tables import bar
+from mpdit_core.jobs.profiling.targets import Target, find_targets
+from mpdit_core.model.compute import forward_macs, training_macs
+from mpdit_core.presets import load_preset, preset_names
+
+DOCS = Path(__file__).parent.parent / "docs" / "compute.md"
+
+
+def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert main(["profile-flops", "--json", *arguments]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["event"] == "result"
+    return last
+
+
+def test_without_arguments_every_preset_is_counted(capsys: pytest.CaptureFixture[str]):
+    models = result(capsys)["models"]
+    assert [m["name"] for m in models] == preset_names()
+    xl = next(m for m in models if m["name"] == "xl-256")
+    assert xl["macs"] == xl["macs_true"] == 56_428_352_512
+    assert xl["parameters"] == 480_839_216
+    assert xl["guided_sampling_macs"] == 500 * xl["macs"]
+    assert f"{xl['ratio_to_dense']:.1%}" == "47.6%"
+
+
+def test_the_mission_s_command_and_a_large_resolution(capsys: pytest.CaptureFixture[str]):
+    models = {m["name"]: m for m in result(capsys, "--res", "512")["models"]}
+    assert {m["resolution"] for m in models.values()} == {512}
+    assert "xl-512" in models
+    assert "xl-256 @512" not in models  # the same network
+    assert "b-256 @512" in models
+    large = result(capsys, "--res", "2048", "--preset", "v2-b-512")["models"][0]
+    assert large["tokens"] == [32**2 + 16, 64**2 + 16, 128**2 + 16]
+
+
+@pytest.mark.parametrize(
+    ("alias", "preset", "resolution"),
+    [("DiT-XL/2", "dit-xl-256", 256), ("sit-b/2", "dit-b-256", 256), ("MPDiT-XL/4x", "xl-256", 256),
+     ("MPDiT-XL/8x", "v2-xl-512", 512), ("DiT-XL/2", "dit-xl-512", 512)],
+)  # fmt: skip
+def test_names_of_the_field_are_aliases(alias: str, preset: str, resolution: int):
+    targets, _ = find_targets(presets=[alias], model=None, assignments=[], resolution=resolution)
+    assert targets[0].model == load_preset(preset).model
+
+
+def test_the_convention_changes_the_counts_that_are_compared(capsys: pytest.CaptureFixture[str]):
+    model = result(capsys, "--preset", "xl-256", "--convention", "paper")["models"][0]
+    assert (model["macs"], model["macs_true"]) == (model["macs_paper"], 56_428_352_512)
+    assert f"{model['macs'] / 1e9:.1f}" == "59.3"
+    assert f"{model['ratio_to_dense']:.1%}" == "50.0%"
+
+
+def test_set_changes_the_model(capsys: pytest.CaptureFixture[str]):
+    model = result(capsys, "--preset", "xl-256", "--set", "model.stages=[[4,20],[2,8]]")["models"][0]
+    assert f"{model['macs_paper'] / 1e9:.1f}" == "65.4"
+
+
+def test_every_printed_line_of_a_search_fits_and_is_ready_to_use(capsys: pytest.CaptureFixture[str]):
+    found = result(capsys, "--search", "target_macs=30e9, show=4")["search"]
+    assert len(found) == 4
+    assert [row["parameters"] for row in found] == sorted((row["parameters"] for row in found), reverse=True)
+    for row in found:
+        again = result(capsys, "--preset", "xl-256", *shlex.split(row["set"]))["models"][0]
+        assert again["macs"] == row["macs"] <= 30e9
+        assert again["parameters"] == row["parameters"]
+
+
+def test_a_plan_by_hand():
+    target = Target("xl-256", load_preset("xl-256"))
+    options = parse_plan("epochs=240, dense_epochs=1400, images=1000000, hardware=a100, devices=4, watts=400.0")
+    planned = plan(target, options)
+    hours = 2 * training_macs(target.model) * 240 * 1e6 / (312e12 * 0.4) / 3600
+    assert planned["model"]["device_hours"] == pytest.approx(hours)
+    assert planned["model"]["wall_hours"] == pytest.approx(hours / 4)
+    assert planned["model"]["kwh"] == pytest.approx(hours * 0.4)
+    assert planned["ratio_to_dense"] == pytest.approx(0.4757 * 240 / 1400, rel=1e-3)
+
+
+def test_files_hold_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = [tmp_path / name for name in ("a.csv", "b.md", "c.png")]
+    flags = [
+        part for flag, file in zip(("--csv", "--markdown", "--plot"), files, strict=True) for part in (flag, str(file))
+    ]
+    assert main(["profile-flops", "--preset", "b-256", *flags]) == 0
+    row = next(csv.DictReader(files[0].read_text().splitlines()))
+    assert row["macs_true"] == "16164889600"
+    assert "| b-256 | 104.61 | 80/272 | 16.16 | 16.63 |" in files[1].read_text()
+    assert files[2].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_docs_are_what_the_command_writes(tmp_path: Path):
+    assert main(["profile-flops", "--quiet", "--markdown", str(tmp_path / "compute.md")]) == 0
+    assert (tmp_path / "compute.md").read_text() == DOCS.read_text()
+
+
+def test_published_rows_are_reproduced():
+    differing = {"DiT-B/2, shared modulation", "DiT-XL/2", "DiT-XL/2 at 512 px"}  # explained in docs/compute.md
+    for label, model, printed in published_rows():
+        digits = len(printed.partition(".")[2])
+        counted = forward_macs(model, convention="paper") / 1e9
+        assert (f"{counted:.{digits}f}" == printed) == (label not in differing), label
+
+
+def test_measure_finds_every_stage_and_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from mpdit_core.jobs.profiling import measure
+
+    monkeypatch.setattr(measure, "SECONDS", 0.05)
+    monkeypatch.setattr(measure.torch, "compile", lambda model: model)  # compiling takes a minute
+    measured = result(capsys, "--preset", "tiny", "--measure", "--device", "cpu")["measured"][0]
+    assert [(f["mode"], f["pass"]) for f in measured["figures"]] == [
+        ("eager", "forward"), ("eager", "training"), ("compiled", "forward"), ("compiled", "training"),
+    ]  # fmt: skip
+    for figure in measured["figures"]:
+        assert 0 < figure["p10_seconds"] <= figure["median_seconds"] <= figure["p90_seconds"]
+    assert list(measured["parts"]) == ["stage 0", "stage 1", "outside"]
+    assert {"attention", "projections", "mlp", "upsampling", "patches", "rest"} <= set(measured["parts"]["stage 1"])
+    assert all(seconds > 0 for row in measured["parts"].values() for seconds in row.values())
+
+
+def test_bars():
+    assert [bar(0.0, 4), bar(0.5, 4), bar(1 / 32, 4), bar(3.0, 4)] == ["    ", "██  ", "▏   ", "████"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "xl-257"], "no preset 'xl-257'"),
+        (["--preset", "DiT-XXL/2"], "no preset 'DiT-XXL/2'"),
+        (["--preset", "xl-256", "--res", "250"], "a multiple of 32 pixels"),
+        (["--preset", "xl-256", "--res", "0"], "a multiple of 32 pixels"),
+        (["--res", "250"], "no preset can be of this resolution"),
+        (["--preset", "xl-256", "--set", "model.widht=3"], "did you mean model.width"),
+        (["--set", "model.num_heads=7"], "not divisible by num_heads 7"),
+        (["--res", "256", "--set", "model.input_size=64"], "say the same thing"),
+        (["--convention", "fair"], "true or paper"),
+        (["--measure"], "add --preset"),
+        (["--plan", "hardware=abacus"], "no such device"),
+        (["--plan", "epoch=3"], "unknown key epoch"),
+        (["--plan", "utilisation=2.0"], "utilisation"),
+        (["--search", "target_macs=1e3"], "no configuration fits"),
+        (["--search", "levels=[2]"], "target_macs is missing"),
+        (["--plot", "figure.gif"], ".png, .svg, .pdf"),
+        (["no/such/run"], "no/such/run"),
+    ],
+)
+def test_user_errors_are_one_message(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["profile-flops", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
