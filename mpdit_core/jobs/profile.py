@@ -115,5 +115,7 @@ def _drawn(targets: list[Target], *, named: bool) -> list[Target]:
     drawn: list[Target] = []
     for target in targets:
         dense = Target(f"dense {target.name}", target.run.model_copy(update={"model": target.model.dense()}))
-        drawn += [target] if target.is_dense else [dense, target]
+        if not target.is_dense and all(dense.model != other.model for other in drawn):
+            drawn.append(dense)
+        drawn.append(target)
     return drawn

@@ -24,8 +24,8 @@ real model, to the last unit: for every preset, and for random configurations, f
 
 PUBLISHED_NOTE = """What other papers print of dense models (118.66 of DiT-XL/2 at 256 px, 524.6 at 512 px) lies 0.04 %
 and 0.02 % above the count of matrix products; how they were counted is not said there. The row “shared modulation” is
-cut, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at 512 px is the ratio of the linear layers alone; with attention
-it is 41.5 %.
+cut, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at 512 px is the ratio of the linear layers alone; with
+attention it is 41.5 %.
 """
 
 MEMORY_NOTE = """Memory is counted too: weights, gradients, AdamW's moments, one EMA copy, and the tensors that the

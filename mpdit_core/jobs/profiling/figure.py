@@ -25,7 +25,7 @@ def check(path: Path) -> None:
 
 
 def draw(targets: list[Target], path: Path, *, convention: Convention) -> None:
-    """One line a model over the resolutions its patches divide; dashed: attention's share of the dense one's."""
+    """One line a model over the resolutions its patches divide."""
     import matplotlib
 
     matplotlib.use("Agg")

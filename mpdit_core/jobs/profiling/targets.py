@@ -62,7 +62,7 @@ def find_targets(
         run = _changed(base, tree)
         native = run.resolution
         try:
-            run = at_resolution(run, resolution) if resolution else run
+            run = run if resolution is None else at_resolution(run, resolution)
         except UserError as error:
             if not everything:
                 raise
