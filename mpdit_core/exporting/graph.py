@@ -1,0 +1,154 @@
+"""The velocity network as a graph that runs without this package: ONNX, or a `torch.export` program (.pt2).
+
+Inputs `x_t [B, C, H, H]` float32, `t [B]` float32, `labels [B]` int64; output `velocity [B, C, H, H]`; any B.
+Both are compared with the network itself before they are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mpdit_core.config import ModelConfig
+from mpdit_core.errors import UserError
+from mpdit_core.model.embeddings import SpectralConvolution
+from mpdit_core.model.transformer import MPDiT
+
+INPUTS, OUTPUT = ("x_t", "t", "labels"), "velocity"
+TOLERANCE = 1e-4  # largest difference, relative to the largest velocity
+EXAMPLE_BATCH, OTHER_BATCH = 3, 5
+
+
+class MatrixSpectralConvolution(nn.Module):
+    """The same map as `SpectralConvolution`, with products of real matrices in place of FFTs and complex numbers.
+
+    The first modes of a real signal s are `s @ cos − i·s @ sin`; back, every mode but the constant one counts twice,
+    for its mirror image among the negative frequencies. signal [B, channels, grid] both ways.
+    """
+
+    cos: Tensor  # [grid, mode]
+    sin: Tensor
+
+    def __init__(self, source: SpectralConvolution, *, grid: int):
+        super().__init__()
+        self.real, self.imaginary = source.real, source.imaginary
+        points, modes = torch.arange(grid, dtype=torch.float64), torch.arange(source.MODES, dtype=torch.float64)
+        angles = 2 * math.pi * points[:, None] * modes / grid
+        twice = torch.where(modes == 0, 1.0, 2.0) / grid
+        for name, table in {"cos": angles.cos(), "sin": angles.sin()}.items():
+            self.register_buffer(name, table.float(), persistent=False)
+            self.register_buffer(f"{name}_back", (table * twice).T.float().contiguous(), persistent=False)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        real, imaginary = signal @ self.cos, -(signal @ self.sin)  # [B, in, mode]
+        W_real, W_imaginary = self.real.permute(2, 0, 1), self.imaginary.permute(2, 0, 1)  # [mode, in, out]
+        real, imaginary = real.permute(2, 0, 1), imaginary.permute(2, 0, 1)  # [mode, B, in]
+        low_real = real @ W_real - imaginary @ W_imaginary
+        low_imaginary = real @ W_imaginary + imaginary @ W_real  # [mode, B, out]
+        back_cos, back_sin = self.get_buffer("cos_back"), self.get_buffer("sin_back")  # [mode, grid]
+        return low_real.permute(1, 2, 0) @ back_cos - low_imaginary.permute(1, 2, 0) @ back_sin
+
+
+def exportable(model: MPDiT) -> MPDiT:
+    """A copy of `model` that computes the same without FFTs, which graph formats lack."""
+    with torch.no_grad():
+        copied = copy.deepcopy(model).cpu().eval()
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, SpectralConvolution):
+            parent, _, leaf = name.rpartition(".")
+            grid = copied.get_submodule(parent.rpartition(".")[0]).GRID
+            setattr(copied.get_submodule(parent), leaf, MatrixSpectralConvolution(module, grid=grid))  # pyright: ignore[reportArgumentType]
+    return copied
+
+
+def example(config: ModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of the right shapes, the null label among them; the same every time."""
+    random = torch.Generator().manual_seed(batch)
+    x_t = torch.randn(batch, config.channels, config.input_size, config.input_size, generator=random)
+    labels = torch.arange(batch) % config.num_classes
+    labels[-1] = config.null_label
+    return x_t, torch.linspace(0, 1, batch), labels
+
+
+def write_torch_export(model: MPDiT, path: Path) -> float:
+    """Writes `path` (.pt2); returns the largest relative difference from the network. Raises `UserError`: too large."""
+    program = _program(model)
+    difference = compare(model, program.module())
+    torch.export.save(program, path)
+    return difference
+
+
+def write_onnx(model: MPDiT, path: Path) -> float:
+    """Writes `path` (.onnx; weights beside it where they exceed 2 GB); returns the difference under onnxruntime.
+
+    Raises:
+        UserError: the packages are not installed, or the graph does not compute the same.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - the exporter of torch needs it
+    except ImportError as error:
+        raise UserError(
+            f"--format onnx needs a package that is not installed: {error.name}", remedy="pip install 'mpdit[onnx]'"
+        ) from error
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    with _silent():
+        program = torch.onnx.export(
+            _program(model),
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path), external_data=size > 1.9e9)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    return compare(model, run)
+
+
+def compare(model: MPDiT, other: Callable[..., Tensor]) -> float:
+    """Largest difference of `other` from `model`, relative to the largest velocity, over two batch sizes and one."""
+    worst = 0.0
+    with torch.no_grad():
+        for batch in (EXAMPLE_BATCH, OTHER_BATCH, 1):
+            inputs = example(model.config, batch)
+            expected = model.cpu()(*inputs)
+            difference = (other(*inputs) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
+            worst = max(worst, float(difference))
+    if not worst <= TOLERANCE:
+        raise UserError(f"the graph differs from the network by {worst:.1e} of the largest velocity", expected="1e-4")
+    return worst
+
+
+def _program(model: MPDiT) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    shapes = tuple({0: batch} for _ in INPUTS)
+    with _silent(), torch.no_grad():
+        return torch.export.export(exportable(model), example(model.config, EXAMPLE_BATCH), dynamic_shapes=shapes)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Torch's exporters tell of their inner life at length; what matters is checked by numbers afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
