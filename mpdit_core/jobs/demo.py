@@ -28,7 +28,7 @@ from mpdit_core.metrics.statistics import statistics_of
 from mpdit_core.pictures import labelled_grid, save_png
 from mpdit_core.seeding import generator
 
-MEASURED = 500  # samples behind each figure
+SAMPLES = 500  # behind each figure
 GUIDANCE = 1.5
 SAMPLER = {"sampler": "heun", "num_steps": 25}
 
@@ -42,7 +42,7 @@ class Quality:
     distance_of_real: float  # the same of real digits to other real digits, at the same count
 
 
-def demo(*, out: Path, device_name: str, steps: int | None = None) -> Iterator[Event]:
+def demo(*, out: Path, device_name: str, steps: int | None = None, samples: int = SAMPLES) -> Iterator[Event]:
     """Runs all steps under `out`; a second run goes on where the first ended.
 
     Raises:
@@ -73,9 +73,9 @@ def demo(*, out: Path, device_name: str, steps: int | None = None) -> Iterator[E
     save_png(labelled_grid(images, [str(label) for label in labels], 10), picture)
     yield Saved(what="grid", path=picture)
 
-    yield _headline(4, f"measure {MEASURED} samples against real digits")
+    yield _headline(4, f"measure {samples} samples against real digits")
     yield _for_real("mpdit eval-fid runs/xl-256-1")
-    quality = measure(model, device)
+    quality = measure(model, device, samples=samples)
 
     yield _headline(5, "count the compute")
     yield _for_real("mpdit profile-flops --res 512")
@@ -85,7 +85,7 @@ def demo(*, out: Path, device_name: str, steps: int | None = None) -> Iterator[E
     yield Summary(
         title="the demo's model",
         rows={
-            "recognised": f"{quality.recognised:.1%} of {MEASURED} samples at guidance {GUIDANCE} (97 % is asked for)",
+            "recognised": f"{quality.recognised:.1%} of {samples} samples at guidance {GUIDANCE} (97 % is asked for)",
             "distance": f"{quality.distance:.3f} to real digits, unguided; {ratio:.2f} × that of real digits to "
             f"others ({quality.distance_of_real:.3f}; up to 4 × is asked for)",
             "picture": str(picture),
@@ -99,7 +99,7 @@ def demo(*, out: Path, device_name: str, steps: int | None = None) -> Iterator[E
             "recognised": quality.recognised,
             "distance": quality.distance,
             "distance_of_real": quality.distance_of_real,
-            "samples": MEASURED,
+            "samples": samples,
             "guidance_scale": GUIDANCE,
         }
     )
@@ -115,15 +115,15 @@ def sample(
     return torch.cat(images), [label for batch in batches for label in batch.labels]
 
 
-def measure(model: ModelFolder, device: torch.device, *, seed: int = 1) -> Quality:
+def measure(model: ModelFolder, device: torch.device, *, samples: int = SAMPLES, seed: int = 1) -> Quality:
     """The three figures, from fresh samples and the real digits the model was trained on."""
     classifier, pixels = (plugins.build("features", name) for name in ("digits", "digits-pixels"))
     for extractor in (classifier, pixels):
         extractor.load(device)
-    guided, labels = sample(model, device, count=MEASURED, guidance_scale=GUIDANCE, seed=seed)
+    guided, labels = sample(model, device, count=samples, guidance_scale=GUIDANCE, seed=seed)
     seen = classifier(guided.to(device)).logits.argmax(dim=1).cpu()
-    unguided, _ = sample(model, device, count=MEASURED, guidance_scale=1.0, seed=seed + 1)
-    first, second = real_digits(2 * MEASURED, seed=seed).split(MEASURED)
+    unguided, _ = sample(model, device, count=samples, guidance_scale=1.0, seed=seed + 1)
+    first, second = real_digits(2 * samples, seed=seed).split(samples)
     real, others, made = (statistics_of(pixels(images.to(device)).pool) for images in (first, second, unguided))
     return Quality(
         recognised=(seen == torch.tensor(labels)).double().mean().item(),
