@@ -1,0 +1,214 @@
+"""Beginning a run with another model's weights (`--init-from`), as far as the two fit, and saying how far that is.
+
+What goes where, by what a part does and not by its number:
+
+    blocks            in order, counted through all stages, so a dense model's 12 blocks fill stages of 6 and 6
+    patch embeddings  from the stage of the same patch size: a dense model's feeds the finest stage's skip
+    upsampling, skip  from the stage of the same patch size
+    class table       row by row, matched by class name; the null label's row to the null label's row
+    all else          by name
+
+A layer is loaded whole or not at all. Position tables are computed from the configuration, so another resolution needs
+nothing. The averages (EMA) start from the loaded weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from mpdit_core.checkpoint import WEIGHTS, ModelFolder, open_model, read_weights
+from mpdit_core.config import ModelConfig
+from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.errors import UserError
+from mpdit_core.events import Event, Note, Warn
+from mpdit_core.training.trainer import Trainer
+
+CLASS_TABLE = "class_embedding.table"
+
+
+def initialise_from(trainer: Trainer, where: str, spec: LatentSpec) -> list[Event]:
+    """Gives `trainer` the weights of the model at `where` and tells what was loaded and what was not.
+
+    Args:
+        where: a run, checkpoint, export or `hf:ORG/NAME`.
+        spec: the latents that will be trained on; their class names are matched with the model's.
+
+    Raises:
+        UserError: no model there, or one of which nothing fits (another width).
+    """
+    source = open_model(where)
+    target = trainer.config.model
+    state = {name: tensor.float() for name, tensor in read_weights(source.path / WEIGHTS).items()}
+    snapshot = trainer.snapshot()
+    renamed, left_over = rename(state, source.config.model, target)
+    table = state.get(f"{CLASS_TABLE}.weight")
+    weights, missing, unfit = merge_layers(snapshot.weights, renamed)
+    classes = _merge_classes(weights, table, source, trainer.config.model, spec)
+    loaded = sum(t.numel() for name, t in weights.items() if t is not snapshot.weights[name])
+    total = sum(t.numel() for t in weights.values())
+    if not any(t is not snapshot.weights[n] for n, t in weights.items() if ".blocks." in n):
+        raise UserError(
+            f"no block of {source.path} fits: its width is {source.config.model.width} (MLP ratio "
+            f"{source.config.model.mlp_ratio}), the new model's {target.width} ({target.mlp_ratio})",
+            expected="a model of the same width",
+            remedy=f"--set model.width={source.config.model.width} --set model.num_heads="
+            f"{source.config.model.num_heads}, or another model",
+        )
+    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(trainer.ema.decays, weights)))
+    events: list[Event] = [
+        Note(text=f"begun from {source.path} (step {source.step}): {loaded:,} of {total:,} weights loaded"), classes,
+    ]  # fmt: skip
+    if missing or unfit:
+        events.append(Note(text=f"new, as initialised: {shorten([*missing, *unfit])}"))
+    if left_over := [*left_over, *unfit]:
+        events.append(Note(text=f"left behind in the model: {shorten(left_over)}{_why(source.config.model, target)}"))
+    return events + _warnings(source, target, spec)
+
+
+def rename(
+    state: Mapping[str, Tensor], source: ModelConfig, target: ModelConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a model of `source` under the names they have in `target`, and the layers that have no place.
+
+    The class table is not among them.
+    """
+    places = _block_places(target)
+    stage_of = {stage.patch_size: index for index, stage in enumerate(target.stages)}
+    starts = [sum(s.depth for s in source.stages[:i]) for i in range(len(source.stages))]
+    renamed: dict[str, Tensor] = {}
+    homeless: dict[str, None] = {}
+    for name, tensor in state.items():
+        if name.startswith(CLASS_TABLE):
+            continue
+        new: str | None = name
+        if match := re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)", name):
+            number = starts[int(match[1])] + int(match[2])
+            new = f"{places[number]}.{match[3]}" if number < len(places) else None
+        elif match := re.fullmatch(r"stages\.(\d+)\.(.+)", name):
+            stage = stage_of.get(source.stages[int(match[1])].patch_size)
+            new = None if stage is None else f"stages.{stage}.{match[2]}"
+        if new is None:
+            homeless[_layer(name)] = None
+        else:
+            renamed[new] = tensor
+    return renamed, list(homeless)
+
+
+def merge_layers(
+    fresh: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """`fresh` with every layer replaced whose tensors are all given in the right shapes.
+
+    Returns:
+        the weights; layers that nothing was given for; layers whose shapes differ (or that exist only in `given`).
+    """
+    layers: dict[str, list[str]] = {}
+    for name in fresh:
+        layers.setdefault(_layer(name), []).append(name)
+    weights, missing, unfit = dict(fresh), [], []
+    for layer, names in layers.items():
+        if layer == CLASS_TABLE:
+            continue
+        if not any(name in given for name in names):
+            missing.append(layer)
+        elif all(name in given and given[name].shape == fresh[name].shape for name in names):
+            weights |= {name: given[name] for name in names}
+        else:
+            unfit.append(layer)
+    unfit += sorted({_layer(name) for name in given if name not in fresh})
+    return weights, missing, unfit
+
+
+def match_classes(
+    new: Sequence[str], old: Sequence[str] | None, *, new_count: int, old_count: int
+) -> list[tuple[int, int]]:
+    """(new label, old label) of the classes that are the same, the null label last.
+
+    Equal lists match position by position, others by name (where a name occurs twice, by its first). Without the old
+    names equal counts match by position.
+    """
+    null = [(new_count, old_count)]
+    if old is None or tuple(new) == tuple(old):
+        return ([(i, i) for i in range(new_count)] if new_count == old_count else []) + null
+    first = {name: label for label, name in reversed(list(enumerate(old)))}
+    return [(label, first[name]) for label, name in enumerate(new) if name in first] + null
+
+
+def _merge_classes(
+    weights: dict[str, Tensor], table: Tensor | None, source: ModelFolder, target: ModelConfig, spec: LatentSpec
+) -> Event:
+    """Puts the rows of classes that are the same into `weights`; says which."""
+    name = f"{CLASS_TABLE}.weight"
+    fresh, old = weights[name], source.config.model
+    as_tokens = bool(target.class_tokens), bool(old.class_tokens)
+    if table is None or table.shape[1] != fresh.shape[1] or as_tokens[0] != as_tokens[1]:
+        return Note(
+            text=f"class table new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
+            f"{old.class_tokens or 'none'} of {old.width} there"
+        )
+    names = source.latents.class_names if source.latents else None
+    pairs = match_classes(spec.class_names, names, new_count=target.num_classes, old_count=old.num_classes)
+    merged = fresh.clone()
+    for row, old_row in pairs:
+        merged[row] = table[old_row]
+    weights[name] = merged
+    known = len(pairs) - 1
+    text = f"classes: {known} of {target.num_classes} known to the model"
+    if names is None:
+        text += ", by their position: the model does not say their names" if known else ": it does not say their names"
+    matched = {row for row, _ in pairs}
+    unknown = [spec.class_names[i] for i in range(target.num_classes) if i not in matched]
+    return Note(text=text + (f"; new rows for {shorten(unknown)}" if unknown else ""))
+
+
+def _warnings(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> list[Event]:
+    """Differences that load without a word but change what the weights mean."""
+    events: list[Event] = []
+    if source.extra.get("prediction", "velocity") != "velocity":
+        events.append(
+            Warn(text=f"the model predicted {source.extra['prediction']}; its output layer has to learn anew")
+        )
+    if source.latents and source.latents.autoencoder.id != spec.autoencoder.id:
+        events.append(Warn(text=f"the model's latents are of {source.latents.autoencoder.id}, these of "
+                                f"{spec.autoencoder.id}"))  # fmt: skip
+    elif source.latents and source.latents.normalisation != spec.normalisation:
+        events.append(Warn(text="the model's latents were standardised with other numbers than these"))
+    if source.config.model.num_heads != target.num_heads:
+        events.append(Warn(text=f"{source.config.model.num_heads} attention heads there, {target.num_heads} here: the "
+                                "weights fit, but mix differently"))  # fmt: skip
+    return events
+
+
+def _why(source: ModelConfig, target: ModelConfig) -> str:
+    reasons = []
+    if source.modulation != target.modulation:
+        reasons.append(f"{source.modulation} modulation has no place in a model with {target.modulation} modulation")
+    if source.time_embedding != target.time_embedding:
+        reasons.append(f"its time embedding is {source.time_embedding}, here {target.time_embedding}")
+    if source.channels != target.channels:
+        reasons.append(f"its latents have {source.channels} channels, these {target.channels}")
+    if source.depth > target.depth:
+        reasons.append(f"it has {source.depth} blocks, here are {target.depth}")
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def _block_places(config: ModelConfig) -> list[str]:
+    return [f"stages.{i}.blocks.{j}" for i, stage in enumerate(config.stages) for j in range(stage.depth)]
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def shorten(names: Iterable[str], shown: int = 6) -> str:
+    """The names, like ones of several blocks as one (`stages.*.blocks.*.modulation.linear × 12`)."""
+    counted: dict[str, int] = {}
+    for name in names:
+        alike = re.sub(r"stages\.\d+\.blocks\.\d+", "stages.*.blocks.*", name)
+        counted[alike] = counted.get(alike, 0) + 1
+    words = [name if n == 1 else f"{name} × {n}" for name, n in counted.items()]
+    return ", ".join(words[:shown]) + (f" and {len(words) - shown} more" if len(words) > shown else "")
