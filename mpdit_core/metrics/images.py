@@ -225,7 +225,7 @@ class DatasetImages:
     def __post_init__(self) -> None:
         self.items = self.dataset.items()
         self.count = len(self.items)
-        self.labels = [item.label for item in self.items]
+        self.labels: list[int] | None = [item.label for item in self.items]
         if not self.count:
             raise UserError(f"{self.name} holds no images")
 
