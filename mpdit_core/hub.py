@@ -16,6 +16,7 @@ from mpdit_core.errors import UserError
 
 CONFIG, WEIGHTS, PREVIEW = "config.json", "model.safetensors", "samples.png"
 PREFIX = "hf:"
+HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")  # by version of huggingface_hub
 
 
 def parse_address(address: str) -> tuple[str, str | None]:
@@ -109,6 +110,13 @@ def hub_errors(name: str, *, revision: str | None = None, file: str | None = Non
         raise UserError(f"{name} is not a name the Hub allows: {error}", expected="ORG/NAME") from error
     except errors.HfHubHTTPError as error:
         raise _refused(name, error) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in HTTP_LIBRARIES and not isinstance(error, ConnectionError):
+            raise
+        raise UserError(
+            f"the Hub at {constants.ENDPOINT} cannot be reached for {name}: {error or type(error).__name__}",
+            remedy="unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "try again with a network",
+        ) from error
 
 
 def _refused(name: str, error: Exception) -> UserError:
@@ -123,3 +131,20 @@ def _refused(name: str, error: Exception) -> UserError:
         f"the Hub refused a request for {name}: {lines[0] if lines else type(error).__name__}",
         remedy=remedies.get(status or 0, "try again later"),
     )
+
+
+def upload_folder(folder: Path, name: str, *, private: bool = False) -> str:
+    """Uploads all of `folder` to the model repository `ORG/NAME`, making it where it is missing; returns its address.
+
+    Raises:
+        UserError: no token, no right to write there, or no network.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+        raise UserError(f"--push {name}", expected="ORG/NAME, the repository to make or to add to")
+    with hub_errors(name, file="the Hub"):
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"mpdit export of {folder.name}")
+    return f"{constants.ENDPOINT}/{name}/tree/{commit.oid}"

@@ -55,8 +55,8 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         time_embedding: str = "fno",
         skip: bool = True,
         mlp_ratio: int = 4,
-        latents_mean: Sequence[float] = (0.0,),
-        latents_std: Sequence[float] = (1.0,),
+        latents_mean: Sequence[float] = (0.0,),  # noqa: ARG002 - read from the config
+        latents_std: Sequence[float] = (1.0,),  # noqa: ARG002
     ):
         super().__init__()
         shape = dict(
@@ -80,11 +80,12 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
     ) -> VelocityOutput | tuple[Tensor]:
         """`hidden_states [B, C, H, H]`, `timestep` [] or [B] = 1000·t, `class_labels [B]` -> velocity [B, C, H, H]."""
         t = timestep.float().reshape(-1) / 1000
-        half = self.dtype in (torch.float16, torch.bfloat16)
+        dtype = self.network.head.linear.weight.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
         if half:
             self.network.time_embedding.float()  # a `.half()` of the whole pipeline reaches it too
         device = hidden_states.device.type
-        with torch.autocast(device, dtype=self.dtype if half else None, enabled=half):
+        with torch.autocast(device, dtype=dtype if half else None, enabled=half):
             velocity = self.network(hidden_states, t, class_labels)
         velocity = velocity.to(hidden_states.dtype)
         return VelocityOutput(sample=velocity) if return_dict else (velocity,)
@@ -94,7 +95,7 @@ class PixelVAE(ModelMixin, ConfigMixin):
     """The identity in a VAE's place, for models of pixels; one grey channel is repeated to three."""
 
     @register_to_config
-    def __init__(self, channels: int = 3):
+    def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads dtype and device of it
 
@@ -188,7 +189,7 @@ class MPDiTPipeline(DiffusionPipeline):
         self._set_timesteps(num_inference_steps, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as progress:
+        with self.progress_bar(total=len(timesteps)) as progress:  # pyright: ignore[reportCallIssue]
             for i, timestep in enumerate(timesteps):
                 if self._interrupt:
                     continue

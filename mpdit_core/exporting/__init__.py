@@ -1,1 +1,1 @@
-"""Other forms of a model: diffusers' (pipeline folder), a graph (ONNX, torch.export), a card, a Hugging Face data set."""
+"""Other forms of a model: diffusers' pipeline, a graph (ONNX, torch.export), a card; latents as a data set."""
