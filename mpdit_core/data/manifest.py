@@ -73,7 +73,7 @@ class SourceSpec(Settings):
     given: str = Field(description="folder or archive (absolute), hf:ORG/NAME, or a data set's name")
     name: str = Field(description="short name, for folders and titles")
     split: str | None = Field(default=None, description="part of the data set, where it was asked for")
-    options: dict[str, Any] = Field(default_factory=dict, description="further options the source was opened with")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of `open_source`")
     fingerprint: str = Field(description="hash of names, sizes and times of the files, or the data set's own")
     items: int = Field(description="images before any was skipped")
 
@@ -113,6 +113,8 @@ class EncodingPlan(Settings):
         """Hash of the plan, which is that of the latents. Where the source lies does not enter, what it holds does."""
         values = self.model_dump(mode="json")
         values["source"].pop("given")
+        for path in ("classes", "labels"):  # what these files say is in the class names and the source's fingerprint
+            values["source"]["options"].pop(path, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 

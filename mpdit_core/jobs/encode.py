@@ -35,7 +35,7 @@ from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.data.sources import count_items, open_source, source_given, source_name
 from mpdit_core.distributed import World, joined
 from mpdit_core.errors import UserError
-from mpdit_core.events import Event, Note, Progress, Result, Skipped, Warn
+from mpdit_core.events import Event, Note, Progress, Result, Saved, Skipped, Warn
 from mpdit_core.jobs.encode_pipeline import encode_shards
 from mpdit_core.jobs.encode_precision import choose_precision
 from mpdit_core.jobs.encode_report import contact_sheet, summary
@@ -78,14 +78,7 @@ def encode(options: EncodeOptions, *, device: torch.device) -> Iterator[Event]:
         UserError: anything that cannot be, found before the first image where it can; see EncodingFolder and sources.
     """
     with joined(device) as world:
-        source = open_source(
-            options.source,
-            split=options.split,
-            classes=options.classes,
-            labels=options.labels,
-            streaming=options.streaming,
-            options=_dataset_options(options),
-        )
+        source = open_source(options.source, split=options.split, **_open_options(options))
         autoencoder = _load_autoencoder(options, source, device=device, world=world)
         resolution = options.resolution or getattr(source, "resolution", None) or DEFAULT_RESOLUTION
         autoencoder.check_resolution(resolution)
@@ -94,6 +87,8 @@ def encode(options: EncodeOptions, *, device: torch.device) -> Iterator[Event]:
         plan = make_plan(options, source, autoencoder, resolution=resolution)
         for text in getattr(source, "notes", list)():
             yield Warn(text=text) if "class" in text else Note(text=text)
+        if options.reference_stats and world.is_main:
+            _check_reference(device)
         if options.normalisation == "published":
             normalisation_of("published", (0.0,) * autoencoder.spec.channels, ())
         folder = EncodingFolder(out)
@@ -143,6 +138,8 @@ def _encode(
         encoded = sum(stop - start for start, stop in map(plan.shard_range, todo))
     seconds = time.monotonic() - started
     yield from _finish(options, plan, folder, source=source, autoencoder=autoencoder, made=bool(todo))
+    if options.reference_stats:
+        yield from _measure_reference(folder.path, autoencoder.device)
     if options.verify:
         yield from verify(folder, source, autoencoder)
     latents = LatentFolder(folder.path)
@@ -163,7 +160,7 @@ def make_plan(options: EncodeOptions, source: Dataset, autoencoder: Autoencoder,
             given=source_given(options.source),
             name=source_name(options.source),
             split=options.split,
-            options=_dataset_options(options),
+            options=_open_options(options),
             fingerprint=source.fingerprint(),
             items=count,
         ),
@@ -181,6 +178,17 @@ def make_plan(options: EncodeOptions, source: Dataset, autoencoder: Autoencoder,
     fitting = min(SHARD_ITEMS, SHARD_BYTES // plan.bytes_per_image, -(-count // SHARDS_AT_LEAST))
     batches = max(1, round(fitting / batch_size))
     return plan.model_copy(update={"shard_size": batches * batch_size})
+
+
+def _open_options(options: EncodeOptions) -> dict[str, Any]:
+    """The further arguments of `open_source`, as the manifest keeps them to open the source again."""
+    given: dict[str, Any] = {
+        "classes": str(options.classes.expanduser().absolute()) if options.classes else None,
+        "labels": str(options.labels.expanduser().absolute()) if options.labels else None,
+        "streaming": options.streaming,
+        "options": _dataset_options(options),
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 def _dataset_options(options: EncodeOptions) -> dict[str, Any]:
@@ -323,6 +331,25 @@ def _finish(
             yield Warn(text=f"normalisation changed from {old.normalisation.name} to {norm.name}; the shards stay")
     if made or not (folder.path / "contact-sheet.png").exists():
         yield from contact_sheet(LatentFolder(folder.path), source, autoencoder)
+
+
+def _check_reference(device: torch.device) -> None:
+    """Raises `UserError` before any work when the feature extractor of `--reference-stats` cannot be had."""
+    from mpdit_core.metrics.features import build_extractor
+
+    build_extractor("inception").load(device)
+
+
+def _measure_reference(folder: Path, device: torch.device) -> Iterator[Event]:
+    """What eval-fid compares samples with, measured now and kept beside the latents."""
+    from mpdit_core.metrics.features import build_extractor
+    from mpdit_core.metrics.reference import measure_reference, plan_reference
+
+    extractor = build_extractor("inception")
+    extractor.load(device)
+    reference = plan_reference(str(folder), resolution=None, extractor=extractor)
+    yield from measure_reference(reference, extractor, device=device, world=World())
+    yield Saved(what="reference statistics", path=reference.cache)
 
 
 def _result(latents: LatentFolder, *, encoded: int, seconds: float) -> dict[str, Any]:

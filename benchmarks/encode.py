@@ -1,0 +1,111 @@
+"""Writing latents: the whole of `encode-latents` against its bare parts, in one run, on photos it makes itself.
+
+python benchmarks/encode.py                         # pixels: against cores × decode-and-crop
+python benchmarks/encode.py --autoencoder kl        # Stable Diffusion's form, random weights: against the encoder
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from report import write_result
+
+from mpdit_core.data.autoencoder import load_autoencoder
+from mpdit_core.data.images import open_image, prepare
+from mpdit_core.device import select_device
+from mpdit_core.events import Result
+from mpdit_core.jobs.encode import EncodeOptions, encode
+
+
+def make_photos(root: Path, count: int) -> None:
+    """JPEGs of about ImageNet's mean size (500 × 375, some 100 kB): smooth shapes under noise."""
+    for n in range(count):
+        random = np.random.default_rng(n)
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), 3)
+        noisy = np.asarray(coarse).astype(np.int16) + random.integers(-24, 25, (375, 500, 3))
+        folder = root / f"class-{n % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{n}.jpg", quality=92)
+
+
+def save_kl(folder: Path) -> Path:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, sample_size=256,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def bare_decoding(root: Path, resolution: int) -> float:
+    """Images/s of one thread that decodes and crops, and does nothing else."""
+    paths = sorted(root.rglob("*.jpg"))[:300]
+    started = time.perf_counter()
+    for path in paths:
+        prepare(open_image(path.read_bytes()), resolution)
+    return len(paths) / (time.perf_counter() - started)
+
+
+def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: int) -> float:
+    """Images/s of the encoder on one batch again and again, over all cores or on the GPU."""
+    autoencoder = load_autoencoder(name, device=device)
+    images = torch.randint(0, 256, (batch_size, 3, resolution, resolution), dtype=torch.uint8)
+    repeats = 20 if device.type == "cuda" else 2
+    autoencoder.encode(images).cpu()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        last = autoencoder.encode(images)
+    last.cpu()
+    return repeats * batch_size / (time.perf_counter() - started)
+
+
+def whole(root: Path, out: Path, name: str, device: torch.device, batch_size: int, resolution: int) -> float:
+    options = EncodeOptions(
+        source=str(root), autoencoder=name, out=out, batch_size=batch_size, resolution=resolution, flip=False,
+        precision="float32",
+    )  # fmt: skip
+    *_, last = encode(options, device=device)
+    assert isinstance(last, Result)
+    return last.data["images_per_second"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--autoencoder", choices=["pixels", "kl"], default="pixels")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    device, root = select_device(arguments.device), Path(tempfile.mkdtemp())
+    try:
+        make_photos(root / "photos", arguments.count)
+        name = "pixels" if arguments.autoencoder == "pixels" else str(save_kl(root / "vae"))
+        if name == "pixels":
+            bare = bare_decoding(root / "photos", arguments.resolution) * len(os.sched_getaffinity(0))
+        else:
+            bare = bare_encoding(name, device, arguments.batch_size, arguments.resolution)
+        rate = whole(root / "photos", root / "out", name, device, arguments.batch_size, arguments.resolution)
+        data = {
+            "autoencoder": arguments.autoencoder, "device": str(device), "count": arguments.count,
+            "batch_size": arguments.batch_size, "bare_images_per_second": bare, "images_per_second": rate,
+            "ratio": rate / bare,
+        }  # fmt: skip
+        print(data)
+        print(write_result(f"encode-{arguments.autoencoder}", data))
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
