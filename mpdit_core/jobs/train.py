@@ -16,17 +16,20 @@ import torch
 
 from mpdit_core import files
 from mpdit_core.config import to_toml
-from mpdit_core.device import select_device
+from mpdit_core.device import matmul_rate, peak_memory, select_device
 from mpdit_core.distributed import World, joined
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.events import Event, Note, Result, Saved, Summary, TrainStep, Warn
+from mpdit_core.jobs.train_evaluation import check, evaluate_checkpoint
+from mpdit_core.model.compute import training_macs
 from mpdit_core.training.batches import BatchSource
-from mpdit_core.training.checkpoints import Snapshot, Writer, read, truncate_metrics
+from mpdit_core.training.checkpoints import Snapshot, Writer, read, step_folder, truncate_metrics
 from mpdit_core.training.parallel import autocast_dtype
 from mpdit_core.training.previews import make_previews
 from mpdit_core.training.sentinel import Sentinel
 from mpdit_core.training.setup import Plan, TrainOptions, create_run, prepare
 from mpdit_core.training.signals import StopRequest
+from mpdit_core.training.trackers import Trackers, check_installed
 from mpdit_core.training.trainer import Trainer
 
 LATE = 2  # steps after which a GPU's loss is read, so that the host never waits for it
@@ -44,6 +47,8 @@ def train(options: TrainOptions) -> Iterator[Event]:
     with joined(device) as world:
         plan = prepare(options, world_size=world.size)
         yield from plan.events
+        check_installed(plan.config.train.trackers)
+        check(plan.config.preview, device)
         if options.dry_run:
             yield from _describe(plan, device, world)
             return
@@ -89,29 +94,42 @@ class _Training:
         self.pending: deque[_Pending] = deque()
         self.last: TrainStep | None = None
         self.rollbacks = 0
+        self.start: Snapshot | None = None  # where a rollback goes to before there is a checkpoint
         self._clock, self._clock_step = time.monotonic(), 0
+        peak = matmul_rate(device, self.trainer.model.autocast_dtype or torch.float32, seconds=0.05) * world.size
+        self.image_cost = 2 * training_macs(plan.config.model) / peak  # seconds, were all of it matrix products
 
     def run(self) -> Iterator[Event]:
-        self.start = yield from self._starting_point()
-        self._rewind(self.start)
+        yield from self._begin()
         yield Note(
             text=f"{self.run_folder}: step {self.trainer.position.step} of {self.plan.total_steps}, "
             f"{self.config.train.batch_size} images a step on {self.world.size} × {self.device.type}"
         )
-        with StopRequest() as stop:
-            while self.trainer.position.step < self.plan.total_steps:
-                yield from self._until_end_or_rollback(stop)
-            yield from self._save(final=True)
+        trackers = self.config.train.trackers if self.world.is_main else ()
+        self.trackers = Trackers(trackers, self.run_folder, self.config, step=self.trainer.position.step)
+        try:
+            with StopRequest() as stop:
+                while self.trainer.position.step < self.plan.total_steps:
+                    yield from self._until_end_or_rollback(stop)
+                yield from self._save(final=True)
+                yield from self._evaluate(self.trainer.position.step)
+        finally:
+            self.trackers.close()
         yield from self._finish()
 
-    def _starting_point(self) -> Generator[Event, None, Snapshot]:
+    def _begin(self) -> Iterator[Event]:
+        """Goes to the last checkpoint, or to the first step."""
         if self.plan.resume_from is not None:
-            return read(self.plan.resume_from)
+            self._rewind(read(self.plan.resume_from))
+            return
         if self.options.init_from:
             from mpdit_core.training.warm_start import initialise_from
 
             yield from initialise_from(self.trainer, self.options.init_from, self.plan.latents.spec)
-        return self.trainer.snapshot()
+        if self.config.train.on_nonfinite == "rollback":
+            self.start = self.trainer.snapshot()
+        if self.world.is_main:
+            truncate_metrics(self.run_folder / "metrics.jsonl", 0)
 
     def _rewind(self, snapshot: Snapshot) -> None:
         self.trainer.restore(snapshot)
@@ -132,7 +150,8 @@ class _Training:
             step = trainer.position.step
             saving = step % train.checkpoint_every == 0 and step < self.plan.total_steps
             previewing = self.config.preview.every > 0 and step % self.config.preview.every == 0
-            drain = saving or previewing or step == self.plan.total_steps
+            evaluating = self._evaluates(step) and step < self.plan.total_steps
+            drain = saving or previewing or evaluating or step == self.plan.total_steps
             while len(self.pending) > (0 if drain else self.late):
                 bad, stopping = yield from self._read_one()
                 if bad:
@@ -146,8 +165,26 @@ class _Training:
                 yield from make_previews(
                     self.trainer, run=self.run_folder, spec=self.plan.latents.spec, preview=self.config.preview
                 )
-            if saving:
-                yield from self._save(final=False)
+            if saving or evaluating:
+                yield from self._save(final=evaluating)
+            if evaluating:
+                yield from self._evaluate(step)
+
+    def _evaluates(self, step: int) -> bool:
+        return self.config.preview.evaluate_every > 0 and step % self.config.preview.evaluate_every == 0
+
+    def _evaluate(self, step: int) -> Iterator[Event]:
+        """Measures the checkpoint just written, on all processes, where this step is one to measure."""
+        if not self._evaluates(step):
+            return
+        values = yield from evaluate_checkpoint(
+            step_folder(self.run_folder, step),
+            run=self.run_folder,
+            preview=self.config.preview,
+            device=self.device.type,
+        )
+        yield from self.trackers.log_values(values, step=step)
+        self._clock, self._clock_step = time.monotonic(), step
 
     def _enqueue(self, numbers: torch.Tensor, rate: float, data_step: int, *, stopping: bool) -> None:
         numbers = torch.cat([numbers, torch.full((1,), float(stopping), device=self.device)])
@@ -186,9 +223,11 @@ class _Training:
                 learning_rate=pending.learning_rate,
                 images_seen=pending.images_seen,
                 images_per_second=speed,
+                extra={"mfu": speed * self.image_cost, "memory_bytes": float(peak_memory(self.device))},
             )
             if self.world.is_main:
                 self._log(self.last)
+                yield from self.trackers.log(self.last)
             yield self.last
         return None, stopping > 0
 
@@ -221,6 +260,7 @@ class _Training:
         self.rollbacks += 1
         newest = self.writer.newest() or self.plan.resume_from
         good = read(newest) if newest else self.start
+        assert good is not None, "kept since the start of a run that may roll back"
         skipped = [*good.position.skipped, [self._data_step_of(good), pending.data_step + 1]]
         yield Warn(
             text=f"step {pending.step}: {wrong}; back to step {good.position.step}, leaving out "

@@ -1,0 +1,51 @@
+"""Measuring a run's samples while it trains (`preview.evaluate_every`), as `mpdit eval-fid` does."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from mpdit_core.config import PreviewConfig
+from mpdit_core.errors import UserError
+from mpdit_core.events import Event, Note, Result, Saved, Summary, Table, Warn
+from mpdit_core.jobs.evaluate import EvaluateOptions, evaluate
+from mpdit_core.jobs.generate import SampleOptions
+from mpdit_core.metrics.features import build_extractor
+
+METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
+
+
+def check(preview: PreviewConfig, device: torch.device) -> None:
+    """Raises `UserError` now for an extractor that would only fail at the first evaluation."""
+    if preview.evaluate_every:
+        build_extractor(preview.evaluate_features).load(device)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, *, run: Path, preview: PreviewConfig, device: str
+) -> Generator[Event, None, dict[str, float]]:
+    """Measures `checkpoint` (its first EMA, unguided); the record lands in `RUN/evals`. All processes must call it.
+
+    Returns:
+        the metrics as numbers. What goes wrong is a warning, not the end of the run.
+    """
+    options = EvaluateOptions(
+        num_samples=preview.evaluate_samples, features=preview.evaluate_features, metrics=("fid",)
+    )
+    data: dict = {}
+    try:
+        for event in evaluate(str(checkpoint), options, SampleOptions(), out=run / "evals", device=device):
+            if isinstance(event, Result):
+                data = event.data
+            elif not isinstance(event, Summary | Table | Note | Saved):
+                yield event
+    except UserError as error:
+        yield Warn(text=f"no evaluation of {checkpoint.name}: {error.what}")
+        return {}
+    found = data.get("metrics", data)
+    values = {f"eval/{k}": float(v) for k, v in found.items() if k in METRICS and isinstance(v, int | float)}
+    shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items())
+    yield Note(text=f"{checkpoint.name}: {shown or 'measured'} on {preview.evaluate_samples} samples")
+    return values
