@@ -116,6 +116,7 @@ class _View:
         self.silent = silent
         self.console = _people()
         self.bars: Any = None
+        self.panel: Any = None
         self.tasks: dict[str, Any] = {}
         self.last_line = 0.0
         self.started: dict[str, tuple[float, int]] = {}
@@ -130,6 +131,8 @@ class _View:
         match event:
             case Progress():
                 self._progress(event.task, event.done, event.total, event.unit)
+            case TrainStep() if self.console.is_terminal:
+                self._train_panel(event)
             case TrainStep():
                 text = (
                     f"loss {event.loss:.4f}  grad {event.grad_norm:.3f}  lr {event.learning_rate:.2e}  "
@@ -141,6 +144,8 @@ class _View:
             case Warn(text=text):
                 self._print(f"warning: {text}", style="yellow")
             case Saved(what=what, path=path):
+                if self.panel is not None and what == "preview":
+                    self.panel.preview = str(path)
                 self._print(f"{what}: {path}")
             case Skipped(path=path, reason=reason):
                 self._print(f"skipped {path}: {reason}", style="yellow")
@@ -155,12 +160,27 @@ class _View:
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
+        if self.panel is not None:
+            self.panel.close()
+            self.panel = None
+
+    def _train_panel(self, event: TrainStep) -> None:
+        if self.panel is None:
+            from mpdit_cli.train_panel import TrainPanel
+
+            self.close()  # one live display at a time
+            self.tasks.clear()
+            self.panel = TrainPanel(self.console)
+        self.panel.show(event)
 
     def _print(self, text: str, style: str | None = None) -> None:
         console = self.bars.console if self.bars is not None else self.console
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _progress(self, task: str, done: int, total: int, unit: str, text: str = "") -> None:
+        if self.panel is not None:
+            self.panel.working(task, done, total, unit)
+            return
         if self.console.is_terminal:
             if self.bars is None:
                 self.bars = _progress_bars(self.console)

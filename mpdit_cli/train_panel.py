@@ -1,0 +1,93 @@
+"""The live panel of `mpdit train` on a terminal: what a person glances at while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from mpdit_core.events import TrainStep
+
+MEAN_STEPS = 100
+
+
+class TrainPanel:
+    """Drawn at the foot of the terminal; lines of text scroll by above it."""
+
+    def __init__(self, console: Any):
+        from rich.live import Live
+
+        self.console = console
+        self.losses: deque[tuple[int, float]] = deque()
+        self.first: tuple[float, int] | None = None
+        self.event: TrainStep | None = None
+        self.preview, self.activity = "", ""
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.render)
+        self.live.start()
+
+    def show(self, event: TrainStep) -> None:
+        self.event, self.activity = event, ""
+        self.first = self.first or (time.monotonic(), event.step)
+        if self.losses and event.step <= self.losses[-1][0]:  # a rollback
+            self.losses.clear()
+        self.losses.append((event.step, event.loss))
+        while self.losses[0][0] <= event.step - MEAN_STEPS:
+            self.losses.popleft()
+
+    def working(self, task: str, done: int, total: int, unit: str) -> None:
+        """What the run is doing between two steps."""
+        self.activity = f"{task}: {done}/{total} {unit}" if done < total else ""
+
+    def close(self) -> None:
+        self.live.stop()
+
+    def rows(self) -> dict[str, str]:
+        """The panel's labels and values."""
+        event = self.event
+        if event is None:
+            return {"state": self.activity or "starting"}
+        mean = sum(loss for _, loss in self.losses) / len(self.losses)
+        rows = {
+            "loss": f"{event.loss:.4f}",
+            f"mean of {MEAN_STEPS} steps": f"{mean:.4f}",
+            "gradient norm": f"{event.grad_norm:.3f}",
+            "learning rate": f"{event.learning_rate:.2e}",
+            "images/s": f"{event.images_per_second:.1f}",
+        }
+        if "mfu" in event.extra:
+            rows["MFU"] = f"{event.extra['mfu']:.1%}"
+        if "memory_bytes" in event.extra:
+            rows["memory"] = f"{event.extra['memory_bytes'] / 2**30:.2f} GiB"
+        rows["time left"] = self._time_left(event)
+        if self.preview:
+            rows["last preview"] = self.preview
+        if self.activity:
+            rows["now"] = self.activity
+        return rows
+
+    def render(self) -> Any:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, value in self.rows().items():
+            grid.add_row(label, value)
+        step, total = (self.event.step, self.event.total_steps) if self.event else (0, 1)
+        width = min(80, self.console.width)
+        title = f"training: step {step:,} of {total:,}"
+        return Panel(
+            Group(ProgressBar(total=total, completed=step), grid), title=title, title_align="left", width=width
+        )
+
+    def _time_left(self, event: TrainStep) -> str:
+        assert self.first is not None
+        since, at = self.first
+        if event.step <= at:
+            return "…"
+        seconds = int((event.total_steps - event.step) * (time.monotonic() - since) / (event.step - at))
+        hours, minutes = seconds // 3600, seconds % 3600 // 60
+        return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds % 60:02d} s"
