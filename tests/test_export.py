@@ -1,0 +1,268 @@
+"""`mpdit export`: bit-equal folders, cards, the diffusers pipeline, graphs, latents as a data set; and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ecosystem_helpers import model_folder, random_model
+from golden_files import FILES, assert_close
+from golden_files import load_model as load_golden
+from safetensors.torch import load_file
+
+from mpdit_cli.app import main
+from mpdit_core.checkpoint import ModelFolder, open_model
+from mpdit_core.distributed import World
+from mpdit_core.exporting import graph
+from mpdit_core.exporting.diffusers_folder import make_pipeline
+from mpdit_core.jobs.generate import SampleOptions, generate
+from mpdit_core.official import import_official
+from mpdit_core.seeding import generator
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run with a checkpoint at step 7, previews and an evaluation."""
+    folder = tmp_path / "runs" / "tiny-1"
+    model_folder(folder / "checkpoints" / "step-0000007")
+    (folder / "samples").mkdir()
+    for step in (4, 7):
+        (folder / "samples" / f"step-{step:07d}.png").write_bytes(b"picture of %d" % step)
+        (folder / "samples" / f"step-{step:07d}-raw.png").write_bytes(b"raw")
+    (folder / "evals").mkdir()
+    values = {"fid": 12.3456789, "protocol": {"samples": 50000, "reference": "/home/me/ref.npz"}}
+    (folder / "evals" / "fid.json").write_text(json.dumps(values))
+    return folder
+
+
+def export(*arguments: object) -> int:
+    return main(["export", *map(str, arguments)])
+
+
+def same_bits(a: Path, b: Path) -> bool:
+    x, y = load_file(a), load_file(b)
+    return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) and x[n].dtype == y[n].dtype for n in x)
+
+
+def test_export_is_bit_equal_and_opens_as_a_model(run, tmp_path, capsys):
+    assert export(run, tmp_path / "out", "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    original, exported = open_model(run), open_model(tmp_path / "out")
+    assert same_bits(original.path / "model.safetensors", exported.path / "model.safetensors")
+    assert result["weights_sha256"] == original.weights_sha256
+    assert (exported.config, exported.step, exported.images_seen) == (original.config, 7, 56)
+    assert (tmp_path / "out" / "samples.png").read_bytes() == b"picture of 7"
+    assert export(tmp_path / "out", tmp_path / "twice") == 0
+    assert same_bits(original.path / "model.safetensors", tmp_path / "twice" / "model.safetensors")
+    assert (tmp_path / "twice" / "samples.png").exists()
+
+
+def test_half_is_exactly_the_rounded_weights(run, tmp_path):
+    assert export(run, tmp_path / "half", "--half") == 0
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    for name, tensor in load_file(open_model(run).path / "model.safetensors").items():
+        assert torch.equal(stored[name], tensor.half())
+    assert next(open_model(tmp_path / "half").load().parameters()).dtype == torch.float32
+
+
+def test_card_says_what_a_reader_wants(run, tmp_path):
+    assert export(run, tmp_path / "out", "--licence", "cc-by-4.0") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    parameters = sum(p.numel() for p in open_model(run).load().parameters())
+    for text in (
+        "license: cc-by-4.0",
+        "preset `tiny`",
+        f"{parameters:,}",
+        "12.3457",
+        "protocol.samples | 50000",
+        "mpdit train --preset tiny",
+        "encode-latents digits --resolution 16 --autoencoder pixels-gray",
+        "![samples](samples.png)",
+        "images seen | 56",
+    ):
+        assert text in card, text
+    assert "/home/me" not in card
+    assert str(tmp_path.parent) not in card
+
+
+def test_paths_of_this_machine_do_not_leave(run, tmp_path):
+    config = run / "checkpoints" / "step-0000007" / "config.json"
+    values = json.loads(config.read_text())
+    values["latents"] |= {"source": "/home/me/secret/pets", "folder": "/home/me/latents"}
+    config.write_text(json.dumps(values))
+    assert export(run, tmp_path / "out") == 0
+    for file in ("config.json", "README.md"):
+        assert "/home/me" not in (tmp_path / "out" / file).read_text()
+    assert open_model(tmp_path / "out").latents.source == "pets"  # pyright: ignore
+
+
+def epsilon_model(path: Path) -> None:
+    from ecosystem_helpers import dense_weights, with_variance
+
+    torch.save(with_variance(dense_weights()), path / "DiT-XL.pt")
+    import_official(path / "DiT-XL.pt", out=path / "dit", num_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "out"], "is not a folder"),
+        (["run", "full"], "exists and is not empty"),
+        (["run", "file.txt"], "exists and is not empty"),
+        (["run", "out", "--format", "gguf"], "gguf"),
+        (["run", "out", "--push", "justme"], "ORG/NAME"),
+        (["run", "out", "--format", "onnx", "--half"], "--half with --format onnx"),
+        (["run", "out", "--format", "datasets"], "holds no latents"),
+        (["dit", "out", "--format", "diffusers"], "predicts noise"),
+        (["dit", "out", "--format", "onnx"], "predicts noise"),
+        (["run", "out", "--device", "tpu"], "--device tpu"),
+        (["hf:broken", "out"], "not the address"),
+    ],
+)
+def test_mistakes_get_one_message(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model_folder(tmp_path / "run" / "checkpoints" / "step-0000007")
+    epsilon_model(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("mine")
+    (tmp_path / "file.txt").write_text("mine")
+    assert export(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["precious.txt"]
+    assert (tmp_path / "file.txt").read_text() == "mine"
+    if "--push" not in arguments:
+        assert not (tmp_path / "out").exists()
+
+
+# diffusers
+
+
+def samples(model: ModelFolder, **options) -> tuple[list[int], np.ndarray, list[torch.Generator]]:
+    settings = SampleOptions(num_samples=6, num_steps=9, seed=3, **options)
+    batch = next(generate(model, settings, device=torch.device("cpu"), world=World()))
+    assert batch.images is not None
+    generators = [generator(3, "noise", i) for i in batch.indices]
+    return batch.labels, batch.images.permute(0, 2, 3, 1).numpy(), generators
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_pipeline_gives_the_images_of_mpdit_sample(run, tmp_path, guidance_scale):
+    from mpdit_core.pipeline import MPDiTPipeline
+
+    assert export(run, tmp_path / "pipe", "--format", "diffusers") == 0
+    pipe = MPDiTPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    model = open_model(run)
+    for name, tensor in model.load().named_parameters():
+        assert torch.equal(pipe.transformer.network.get_parameter(name), tensor)
+    labels, expected, generators = samples(model, guidance_scale=guidance_scale)
+    images = pipe(labels, guidance_scale=guidance_scale, generator=generators, num_inference_steps=9).images
+    difference = np.abs(np.stack([np.asarray(image) for image in images]).astype(int) - expected)
+    assert expected.std() > 10
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_pipeline_keeps_the_conventions(run):
+    pipe = make_pipeline(open_model(run))
+    seen = []
+
+    def watch(pipeline, step, timestep, tensors):
+        seen.append((step, float(timestep), tuple(tensors["latents"].shape)))
+        pipeline._interrupt = step == 1
+        return {"latents": tensors["latents"] * 0}
+
+    noise = torch.randn(2, 1, 16, 16)
+    latents = pipe([1, 2], latents=noise, num_inference_steps=4, output_type="latent", return_dict=False,
+                   callback_on_step_end=watch)[0]  # fmt: skip
+    assert seen == [(0, 1000.0, (2, 1, 16, 16)), (1, 750.0, (2, 1, 16, 16))]
+    assert not latents.any()
+    assert pipe.num_timesteps == 4
+    assert pipe.get_label_ids(["three", "nine"]) == [3, 9]
+    assert pipe([0], num_inference_steps=1, output_type="pt").images.shape == (1, 3, 16, 16)
+    assert pipe([0], num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+    for wrong in ({"class_labels": [11]}, {"class_labels": []}, {"class_labels": [0], "output_type": "jpg"},
+                  {"class_labels": [0], "latents": noise}):  # fmt: skip
+        with pytest.raises(ValueError):  # noqa: PT011 - any of the four messages
+            pipe(**wrong)
+    with pytest.raises(ValueError, match="no class is called"):
+        pipe.get_label_ids("eleven")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pipeline_runs_in_half_precision(run, tmp_path, dtype):
+    from mpdit_core.pipeline import MPDiTPipeline
+
+    make_pipeline(open_model(run)).save_pretrained(tmp_path / "pipe")
+    whole, half = (MPDiTPipeline.from_pretrained(tmp_path / "pipe", dtype=d) for d in (torch.float32, dtype))
+    noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
+    a, b = (p([1, 2], latents=noise, num_inference_steps=5, output_type="latent").images for p in (whole, half))
+    assert (a - b).abs().max() < 0.03 * a.abs().max()
+
+
+# graphs
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_matrix_form_equals_the_network(path):
+    model, g = load_golden(path)
+    with torch.no_grad():
+        assert_close(graph.exportable(model)(g["x"], g["t"], g["y"]), g["velocity"])
+
+
+def test_spectral_convolution_as_matrices():
+    from mpdit_core.model.embeddings import SpectralConvolution
+
+    torch.manual_seed(0)
+    fft = SpectralConvolution(8)
+    signal = torch.randn(3, 8, 32)
+    matrices = graph.MatrixSpectralConvolution(fft, grid=32)
+    torch.testing.assert_close(matrices(signal), fft(signal), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch-export"])
+def test_graphs_compute_the_same_for_any_batch(run, tmp_path, form, capsys):
+    assert export(run, tmp_path / "out", "--format", form, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["relative_difference"] < 1e-5
+    model = open_model(run).load()
+    for batch in (1, 2, 7):
+        inputs = graph.example(model.config, batch)
+        if form == "onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+            feed = {name: tensor.numpy() for name, tensor in zip(("x_t", "t", "labels"), inputs, strict=True)}
+            velocity = torch.from_numpy(session.run(["velocity"], feed)[0])
+        else:
+            velocity = torch.export.load(tmp_path / "out" / "model.pt2").module()(*inputs)
+        assert_close(velocity, model(*inputs))
+
+
+def test_a_graph_that_differs_is_refused():
+    model, _ = random_model()
+    with pytest.raises(ValueError, match="differs from the network"):
+        graph.compare(model, lambda x_t, t, labels: model(x_t, t * 0.9, labels))
+
+
+# data set
+
+
+def test_latents_are_a_hugging_face_data_set(latents, tmp_path):
+    from datasets import load_dataset
+
+    from mpdit_core.data.latents import LatentFolder
+
+    assert export(latents, tmp_path / "hf", "--format", "datasets") == 0
+    folder = LatentFolder(latents)
+    data = load_dataset(str(tmp_path / "hf"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(data) == len(folder)  # pyright: ignore
+    assert data.features["label"].names == list(folder.manifest.class_names)  # pyright: ignore
+    moments, labels = folder.batch(range(len(folder)))
+    rows = data.with_format("torch")[:]
+    assert torch.equal(torch.as_tensor(rows["moments"]).float(), moments)
+    assert torch.equal(torch.as_tensor(rows["label"]), labels)
