@@ -21,7 +21,8 @@ MUST_AGREE = {
 }
 MAY_DIFFER = (
     "model.path", "model.weights_sha256", "model.step", "model.autoencoder.id", "sampling.sampler",
-    "sampling.num_steps", "sampling.nfe", "sampling.guidance_scale", "sampling.guidance_interval", "sampling.seed", "sampling.classes",
+    "sampling.num_steps", "sampling.nfe", "sampling.guidance_scale", "sampling.guidance_interval",
+    "sampling.seed", "sampling.classes",
     "sampling.dtype", "device", "versions.mpdit", "versions.torch",
 )  # fmt: skip
 
