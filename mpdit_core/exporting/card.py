@@ -94,7 +94,7 @@ def _data(model: ModelFolder) -> str:
         {
             "source": public_source(latents.source) or "not recorded",
             "images": f"{latents.count:,}" if latents.count else "not recorded",
-            "autoencoder": latents.autoencoder.id
+            "autoencoder": public_source(latents.autoencoder.id)
             + (f" at {latents.autoencoder.revision}" if latents.autoencoder.revision else ""),
             "normalisation": f"{normalisation.name}: mean {list(normalisation.mean)}, std {list(normalisation.std)}",
         }
@@ -149,7 +149,7 @@ def _repeat(model: ModelFolder) -> str:
         latents = model.latents
         lines.append(
             f"mpdit encode-latents {public_source(latents.source) or 'IMAGES'} --resolution {latents.resolution} "
-            f"--autoencoder {latents.autoencoder.id}"
+            f"--autoencoder {public_source(latents.autoencoder.id)}"
         )
     lines.append(train_command(model))
     return "```bash\n" + "\n".join(lines) + "\n```"

@@ -78,7 +78,7 @@ def _write(model: ModelFolder, out: Path, options: ExportOptions) -> Generator[E
             shutil.copyfile(model.path / CONFIG, temporary / CONFIG)
         if grid is not None:
             shutil.copyfile(grid, temporary / hub.PREVIEW)
-        address = f"{hub.PREFIX}{options.push}" if options.push else str(out)
+        address = f"{hub.PREFIX}{options.push}" if options.push else out.name
         card = model_card(
             model, name=out.name, where=address, form=options.form, licence=options.licence, grid=grid is not None
         )

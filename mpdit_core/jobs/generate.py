@@ -219,6 +219,7 @@ def prepare(
     Raises:
         UserError: an option that cannot be, a broken model, a guide of another shape, an autoencoder that is not there.
     """
+    model_folder.require_flow()
     config, spec = model_folder.config.model, model_folder.latents
     sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
     guidance = Guidance(
