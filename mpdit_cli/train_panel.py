@@ -66,7 +66,6 @@ class TrainPanel:
         return rows
 
     def render(self) -> Any:
-        from rich.console import Group
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -79,9 +78,10 @@ class TrainPanel:
         step, total = (self.event.step, self.event.total_steps) if self.event else (0, 1)
         width = min(80, self.console.width)
         title = f"training: step {step:,} of {total:,}"
-        return Panel(
-            Group(ProgressBar(total=total, completed=step), grid), title=title, title_align="left", width=width
-        )
+        whole = Table.grid()  # a bar of its own row: it draws no line end itself
+        whole.add_row(ProgressBar(total=total, completed=step))
+        whole.add_row(grid)
+        return Panel(whole, title=title, title_align="left", width=width)
 
     def _time_left(self, event: TrainStep) -> str:
         assert self.first is not None

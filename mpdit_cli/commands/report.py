@@ -1,5 +1,26 @@
-"""Placeholder of the first hour; replaced by its owner."""
+"""`mpdit report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpdit_cli import console, options
 
 
-def command() -> None:
-    """Not there yet."""
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    out: Annotated[options.OptionalPath, typer.Option("--out", help="Default: RUN/report.html.")] = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write one HTML page of a run that opens offline: curves, previews, evaluations, configuration, compute.
+
+    Example: mpdit report runs/xl-256-1
+    """
+    from mpdit_core.jobs.report import report
+
+    console.run_job(report(run, out=out))
