@@ -13,7 +13,7 @@ from mpdit_core.plugins.loading import load_entry, resolve
 from mpdit_core.plugins.scaffold import new_package
 from mpdit_core.plugins.survey import Report, examine, survey
 
-PREFIX = {"samplers": "sampler", "datasets": "data", "features": "features"}  # of --set
+PREFIX = {"samplers": "sampler", "datasets": "dataset", "features": "features"}  # of --set
 
 
 def list_plugins() -> Iterator[Event]:

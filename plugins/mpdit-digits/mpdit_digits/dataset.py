@@ -30,7 +30,9 @@ class Digits:
         from sklearn.datasets import load_digits
 
         scans, labels = load_digits(return_X_y=True)
-        return np.float32(scans).reshape(-1, 8, 8), np.asarray(labels, np.int64)  # [1797, 8, 8] in 0..16, [1797]
+        return np.asarray(scans, np.float32).reshape(-1, 8, 8), np.asarray(
+            labels, np.int64
+        )  # [1797, 8, 8] in 0..16, [1797]
 
     def class_names(self) -> list[str]:
         return [str(digit) for digit in range(10)]

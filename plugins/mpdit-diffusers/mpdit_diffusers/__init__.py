@@ -1,0 +1,119 @@
+"""Flow schedulers of diffusers as samplers for mpdit: Euler, Heun, DPM-Solver++ (arXiv 2211.01095), UniPC (2302.04867).
+
+Their sigma is our t and their model output our velocity, so a scheduler can be used as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from torch import Tensor
+
+from mpdit_core.api import NoiseSource, Step, VelocityFn, option
+
+
+def _evaluate(velocity_fn: VelocityFn, x_t: Tensor, t: float) -> Tensor:
+    return velocity_fn(x_t, torch.full((1,), t, dtype=x_t.dtype, device=x_t.device))
+
+
+def _follow(scheduler: Any, velocity_fn: VelocityFn, x_t: Tensor) -> Iterator[Step]:
+    """Runs a scheduler whose times are set; yields where t falls (Heun stays at one t for two evaluations)."""
+    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    for i, timestep in enumerate(scheduler.timesteps):
+        dtype = x_t.dtype
+        x_t = scheduler.step(_evaluate(velocity_fn, x_t, sigmas[i]), timestep, x_t, return_dict=False)[0].to(dtype)
+        if i + 1 == len(scheduler.timesteps) or sigmas[i + 2 : i + 3] != sigmas[i + 1 : i + 2]:
+            yield Step(sigmas[i + 1], x_t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler:
+    """diffusers' FlowMatchEulerDiscreteScheduler. One evaluation a step."""
+
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
+
+    num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
+    shift: float = option(1.0, "above 1: more of the steps close to the noise, as larger images need", minimum=0.01)
+
+    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift)
+        scheduler.set_timesteps(sigmas=[1 - i / self.num_steps for i in range(self.num_steps)], device=noise.device)
+        return _follow(scheduler, velocity_fn, noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun:
+    """diffusers' FlowMatchHeunDiscreteScheduler. Two evaluations a step, one in the last, from t = 0.001 to 0."""
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+
+    num_steps: int = option(25, "intervals between t = 1 and t = 0", minimum=2)
+
+    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
+        scheduler = FlowMatchHeunDiscreteScheduler()
+        scheduler.set_timesteps(self.num_steps, device=noise.device)
+        return _follow(scheduler, velocity_fn, noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Multistep:
+    """These work in log(alpha / sigma), infinite at t = 1: an Euler step takes x from there to their first sigma."""
+
+    stochastic: ClassVar[bool] = False
+
+    num_steps: int = option(25, "intervals between t = 1 and t = 0, as many evaluations", minimum=2)
+    shift: float = option(1.0, "above 1: more of the steps close to the noise, as larger images need", minimum=0.01)
+
+    def scheduler(self) -> Any:
+        raise NotImplementedError
+
+    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
+        scheduler = self.scheduler()
+        scheduler.set_timesteps(self.num_steps - 1, device=noise.device)
+        first = float(scheduler.sigmas[0])
+        x_t = noise + (first - 1) * _evaluate(velocity_fn, noise, 1.0)
+        yield Step(first, x_t)
+        yield from _follow(scheduler, velocity_fn, x_t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPM(_Multistep):
+    """DPM-Solver++, multistep. One evaluation a step."""
+
+    order: ClassVar[int] = 1  # of the last step, which diffusers takes to first order; well ahead of Euler before it
+
+    solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: past evaluations used in a step")
+
+    def scheduler(self) -> Any:
+        return DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=self.shift,
+            solver_order=self.solver_order,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniPC(_Multistep):
+    """UniPC, a predictor and corrector in one evaluation a step."""
+
+    order: ClassVar[int] = 1
+
+    solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: past evaluations used in a step")
+
+    def scheduler(self) -> Any:
+        return UniPCMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=self.shift,
+            solver_order=self.solver_order,
+        )

