@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ecosystem_helpers import model_folder, random_model
+from ecosystem_helpers import dense_weights, model_folder, random_model, with_variance
 from golden_files import FILES, assert_close
 from golden_files import load_model as load_golden
 from safetensors.torch import load_file
@@ -100,8 +100,6 @@ def test_paths_of_this_machine_do_not_leave(run, tmp_path):
 
 
 def epsilon_model(path: Path) -> None:
-    from ecosystem_helpers import dense_weights, with_variance
-
     torch.save(with_variance(dense_weights()), path / "DiT-XL.pt")
     import_official(path / "DiT-XL.pt", out=path / "dit", num_heads=4)
 
@@ -192,6 +190,29 @@ def test_pipeline_keeps_the_conventions(run):
             pipe(**wrong)
     with pytest.raises(ValueError, match="no class is called"):
         pipe.get_label_ids("eleven")
+
+
+def test_pipeline_with_an_autoencoder_and_published_normalisation(tmp_path):
+    """An imported model of four channels, decoded by an AutoencoderKL in a local folder."""
+    from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
+
+    from mpdit_core.pipeline import MPDiTPipeline
+
+    torch.manual_seed(0)
+    sides = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4, **sides).save_pretrained(
+        tmp_path / "vae"
+    )
+    torch.save(dense_weights(), tmp_path / "a.pt")
+    model = import_official(tmp_path / "a.pt", out=tmp_path / "m", num_heads=4, autoencoder=str(tmp_path / "vae"))
+    assert export(tmp_path / "m", tmp_path / "pipe", "--format", "diffusers") == 0
+    pipe = MPDiTPipeline.from_pretrained(tmp_path / "pipe")
+    labels, expected, generators = samples(model)
+    images = pipe(labels, guidance_scale=1, generator=generators, num_inference_steps=9).images
+    difference = np.abs(np.stack([np.asarray(image) for image in images]).astype(int) - expected)
+    assert images[0].size == (128, 128)
+    assert expected.std() > 1
+    assert difference.max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

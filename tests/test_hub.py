@@ -17,7 +17,8 @@ from mpdit_core.errors import UserError
 from mpdit_core.hub import download_model, parse_address
 
 SESSION = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, time
+time.sleep = lambda seconds: None  # the library waits between its attempts
 from mpdit_cli.app import main
 from mpdit_core.errors import UserError
 from mpdit_core.hub import download_model
