@@ -93,4 +93,4 @@ class ClassEmbedding(nn.Module):
         self.table = nn.Embedding(num_classes + 1, class_tokens * width)
 
     def forward(self, labels: Tensor) -> Tensor:
-        return self.table(labels).unflatten(1, (-1, self.width))  # no len(): it would fix the batch of an exported graph
+        return self.table(labels).unflatten(1, (-1, self.width))  # no len(): it would fix an exported batch
