@@ -14,7 +14,7 @@ from mpdit_cli.app import main
 from mpdit_cli.train_panel import TrainPanel
 from mpdit_core.device import matmul_rate
 from mpdit_core.errors import UserError
-from mpdit_core.events import TrainStep, Warn
+from mpdit_core.events import Note, TrainStep, Warn
 from mpdit_core.jobs.report import curve, report
 from mpdit_core.jobs.train import TrainOptions, train
 from mpdit_core.presets import load_preset
@@ -166,6 +166,8 @@ def test_evaluation_in_the_run_changes_nothing_of_it(run, latents, tmp_path):
     events = list(train(options))
     assert not [event.text for event in events if isinstance(event, Warn) and "no evaluation" in event.text]
     assert len(list((folder / "evals").glob("*.json"))) == 2
+    told = [event.text for event in events if isinstance(event, Note) and "frechet_distance" in event.text]
+    assert [text.split(":")[0] for text in told] == ["step-0000004", "step-0000008"]
     assert [e.loss for e in events if isinstance(e, TrainStep)] == [step.loss for step in steps]
 
 

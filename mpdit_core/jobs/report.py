@@ -184,4 +184,6 @@ def _evaluations(evaluations: list[tuple[Path, Any]]) -> Iterator[str]:
         measured = record.get("metrics") if isinstance(record, dict) else None
         shown = {k: f"{v:.4g}" for k, v in measured.items() if isinstance(v, int | float)} if measured else {}
         details = f"<details><summary>how it was measured</summary>{_table(flat)}</details>"
-        yield f"<h3>{html.escape(path.stem)}</h3>{_table(shown)}{details}"
+        model = record.get("model") if isinstance(record, dict) else None
+        title = f"step {model['step']:,}: {path.stem}" if isinstance(model, dict) and "step" in model else path.stem
+        yield f"<h3>{html.escape(title)}</h3>{_table(shown)}{details}"

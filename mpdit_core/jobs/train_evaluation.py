@@ -14,8 +14,6 @@ from mpdit_core.jobs.evaluate import EvaluateOptions, evaluate
 from mpdit_core.jobs.generate import SampleOptions
 from mpdit_core.metrics.features import build_extractor
 
-METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
-
 
 def check(preview: PreviewConfig, device: torch.device) -> None:
     """Raises `UserError` now for an extractor that would only fail at the first evaluation."""
@@ -44,8 +42,7 @@ def evaluate_checkpoint(
     except UserError as error:
         yield Warn(text=f"no evaluation of {checkpoint.name}: {error.what}")
         return {}
-    found = data.get("metrics", data)
-    values = {f"eval/{k}": float(v) for k, v in found.items() if k in METRICS and isinstance(v, int | float)}
+    values = {f"eval/{k}": float(v) for k, v in data["metrics"].items() if isinstance(v, int | float)}
     shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items())
     yield Note(text=f"{checkpoint.name}: {shown or 'measured'} on {preview.evaluate_samples} samples")
     return values
