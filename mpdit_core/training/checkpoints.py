@@ -15,6 +15,7 @@ from mpdit_core.checkpoint import TRAINING, find_checkpoints, open_model, read_w
 from mpdit_core.config import RunConfig, TrainConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
+from mpdit_core.files import write_text
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def truncate_metrics(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))  # whole or not at all: a kill here must not lose the lines
 
 
 def check_same_data(saved: LatentSpec | None, given: LatentSpec) -> None:
