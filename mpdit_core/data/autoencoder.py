@@ -65,12 +65,13 @@ class PixelAutoencoder(Autoencoder):
         self.gray, self.device = gray, device
 
     def encode(self, images: Tensor) -> Tensor:
-        pixels = images.to(self.device)
+        pixels = images.to(self.device).contiguous()
         if self.gray:
             weights = torch.tensor(LUMINANCE, device=self.device).view(1, 3, 1, 1)
             pixels = (pixels.float() * weights).sum(dim=1, keepdim=True).round()
-        mean = to_range(pixels)
-        return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+        moments = torch.zeros(len(pixels), 2 * self.spec.channels, *pixels.shape[2:], device=self.device)
+        moments[:, : self.spec.channels] = to_range(pixels)
+        return moments
 
     def decode(self, raw_latents: Tensor) -> Tensor:
         return to_pixels(raw_latents.to(self.device)).expand(-1, 3, -1, -1)
@@ -96,7 +97,7 @@ class DiffusersAutoencoder(Autoencoder):
 
 def to_range(images: Tensor) -> Tensor:
     """uint8 pixels as float32 on [-1, 1]."""
-    return images.float() / 127.5 - 1
+    return images.float().div_(127.5).sub_(1)
 
 
 def to_pixels(values: Tensor) -> Tensor:

@@ -112,12 +112,13 @@ def _encode(
     done = folder.shards(plan)
     checking_only = options.verify and folder.is_finished  # missing shards are reported then, not made
     todo = [] if checking_only else [number for number in range(plan.num_shards) if number not in done]
-    if todo:
+    unfinished = not checking_only and (bool(todo) or not folder.is_finished or folder.work.is_dir())
+    if unfinished:
         _check_disk(folder.path, plan, todo)
         if world.is_main:
             folder.begin(plan)
         world.barrier()
-        if world.is_main:
+        if world.is_main and todo:
             items = sum(stop - start for start, stop in map(plan.shard_range, todo))
             kept = f"; {len(done)} of {plan.num_shards} shards are there already" if done else ""
             yield Note(
@@ -133,11 +134,11 @@ def _encode(
         yield event
     if not world.is_main:
         return
-    yield from _wait_for_others(folder, plan, world=world) if todo else ()
+    yield from _wait_for_others(folder, plan, world=world) if unfinished else ()
     if todo:
         encoded = sum(stop - start for start, stop in map(plan.shard_range, todo))
     seconds = time.monotonic() - started
-    yield from _finish(options, plan, folder, source=source, autoencoder=autoencoder, made=bool(todo))
+    yield from _finish(options, plan, folder, source=source, autoencoder=autoencoder, made=unfinished)
     if options.reference_stats:
         yield from _measure_reference(folder.path, autoencoder.device)
     if options.verify:
