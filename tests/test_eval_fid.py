@@ -110,6 +110,8 @@ def test_every_form_of_the_same_pixels_gives_the_same(here, capsys):
     ]
     assert found[0] == found[1] == found[2] == found[3]
     assert not any("fid" in key for key in found[0])
+    record = json.loads(next(Path("evals").glob("*.json")).read_text())
+    assert record["metrics_asked"][0] == "frechet_distance"
 
 
 def test_a_model_is_sampled_exactly_and_not_twice(here, capsys):
@@ -136,9 +138,9 @@ def test_a_changed_folder_is_measured_again(here, capsys):
     Path("ref").mkdir()
     for i, picture in enumerate(pictures(8, seed=2)):
         Image.fromarray(picture).save(f"ref/{i}.png")
-    before = run(capsys, "eval-fid", "a.npz", "--reference", "ref", "--features", "digits", "--force")
+    before = run(capsys, "eval-fid", "a.npz", "--reference", "ref", "--features", "digits")
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save("ref/8.png")
-    after = run(capsys, "eval-fid", "a.npz", "--reference", "ref", "--features", "digits", "--force")
+    after = run(capsys, "eval-fid", "a.npz", "--reference", "ref", "--features", "digits")
     assert after["metrics"]["frechet_distance"] != before["metrics"]["frechet_distance"]
     assert after["reference"]["count"] == 9
 

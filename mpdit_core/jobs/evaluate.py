@@ -7,52 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
 
-from mpdit_core import __version__
 from mpdit_core.checkpoint import ModelFolder, open_model
-from mpdit_core.config import Settings
 from mpdit_core.device import select_device
 from mpdit_core.distributed import World, joined
 from mpdit_core.errors import UserError
-from mpdit_core.events import Event, Note, Progress, Result, Saved, Summary, Table, Warn
+from mpdit_core.events import Event, Note, Progress, Result, Saved, Warn
 from mpdit_core.files import read_json, write_json
+from mpdit_core.jobs.evaluate_record import FEW, EvaluateOptions, key_of, protocol, report, warnings_of
 from mpdit_core.jobs.generate import Generation, SampleOptions, prepare, share
-from mpdit_core.metrics.features import Inception, build_extractor, extract, is_inception
+from mpdit_core.metrics.features import Inception, build_extractor, extract
 from mpdit_core.metrics.images import ImageSource, blocks, open_images
 from mpdit_core.metrics.neighbours import NEIGHBOURS, precision_recall
 from mpdit_core.metrics.reference import Plan, Reference, measure_reference, plan_reference, write_npz
-from mpdit_core.metrics.scores import IS_CHUNK, bootstrap_std, frechet_distance, kernel_distance
+from mpdit_core.metrics.scores import bootstrap_std, frechet_distance, kernel_distance
 from mpdit_core.metrics.tally import METRICS, Tally
 
-FEW = 10_000  # samples below which the bias of the Fréchet distance is worth a warning
-LABELS = {"fid": "FID", "sfid": "sFID", "is": "Inception Score", "precision": "precision", "recall": "recall",
-          "kid": "KID"}  # fmt: skip
-
-
-class EvaluateOptions(Settings):
-    """What is measured, and against what; how images are sampled is `SampleOptions`' business."""
-
-    reference: str | None = Field(default=None, description="npz, folder, latents folder or data set; none: the run's")
-    num_samples: PositiveInt | None = Field(default=None, description="exactly; none: 50,000, or all finished ones")
-    features: str = Field(default="inception", description="inception, or a features plugin")
-    feature_options: dict[str, Any] = Field(default={}, description="of the plugin")
-    weights: str | None = Field(default=None, description="file with the Inception weights")
-    metrics: tuple[str, ...] = Field(
-        default=("fid", "sfid", "is", "precision", "recall"), strict=False, description=", ".join(METRICS)
-    )
-    half_distances: bool = Field(default=False, description="float16 distances for precision and recall, as ADM")
-    bootstrap: int = Field(default=0, ge=0, description="replicates for the interval of the Fréchet distance")
-    keep_samples: bool = Field(default=False, description="write the sampled images too")
-    force: bool = Field(default=False, description="measure again what was measured before")
+__all__ = ["EvaluateOptions", "SampleOptions", "evaluate", "make_reference", "measure", "open_what"]
 
 
 def evaluate(what: str, options: EvaluateOptions, sampling: SampleOptions, *, out: Path | None, device: str = "auto"):
@@ -90,19 +67,21 @@ def _evaluate(
     plan = plan_reference(_reference(options, model), resolution=resolution, extractor=extractor)
     _check_counts(options, plan, count)
     generation = prepare(model, sampling, device=device) if model else None
-    record = _protocol(what, options, sampling, model, images, extractor, generation, count, device)
+    record = protocol(what, options, sampling, model, images, extractor, generation, count, device)
     folder = out or (model.run / "evals" if model and model.run else Path("evals"))
-    identity = hashlib.sha256(json.dumps([record, plan.name], sort_keys=True, default=str).encode()).hexdigest()[:10]
+    fixed = [record, plan.fingerprint(), options.keep_samples]
+    identity = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:10]
     path = folder / f"{options.features.replace(':', '-').replace('/', '-')}-{count}-{identity}.json"
     if path.is_file() and not options.force:
         record = read_json(path)
         yield Note(text=f"measured before; --force measures again: {path}")
-        yield from _report(record, path)
+        yield from report(record, path)
         return
     rows = bool({"precision", "recall", "kid"} & set(options.metrics)) or options.bootstrap > 0
     reference = yield from measure_reference(plan, extractor, device=device, world=world, rows=rows)
     partial = path.with_suffix(".partial")
     tally = Tally(count, keep=range(count if rows else 0), device=device, folder=partial)
+    world.barrier()  # all have read what is there before the first writes anew
     if tally.done_before.any():
         yield Note(text=f"going on: {int(tally.done_before.sum())} of {count} images were measured before")
     cost: dict[str, Any] = {}
@@ -129,15 +108,15 @@ def _evaluate(
     record |= {"metrics": measure(options, reference, tally), "reference": reference.about, "seconds": 0.0}
     record["sampling"] = record["sampling"] and record["sampling"] | cost
     record["order"] = "by index of the images; Inception Score in contiguous chunks of 5000"
-    record["warnings"] = _warnings(options, record["metrics"], images, generation, count)
+    record["warnings"] = warnings_of(options, record["metrics"], images, generation, count)
     record["seconds"] = round(time.monotonic() - started, 3)
-    record["metrics"] = {key_of(k, record): v for k, v in record["metrics"].items()}
+    record["metrics"] = {key_of(k, is_fid=record["is_fid"]): v for k, v in record["metrics"].items()}
     write_json(path, record)
     tally.remove()
     world.barrier()
     for text in record["warnings"]:
         yield Warn(text=text)
-    yield from _report(record, path)
+    yield from report(record, path)
 
 
 def open_what(what: str) -> tuple[ModelFolder | None, ImageSource | None]:
@@ -266,101 +245,3 @@ def _keep(folder: Path, indices: list[int], images: torch.Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in zip(indices, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:06d}.png")
-
-
-def _protocol(
-    what: str, options: EvaluateOptions, sampling: SampleOptions, model: ModelFolder | None, images: ImageSource | None,
-    extractor: Any, generation: Generation | None, count: int, device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    spec = model.latents if model else None
-    return {
-        "format": 1,
-        "is_fid": is_inception(extractor),
-        "count": count,
-        "metrics_asked": list(options.metrics),
-        "extractor": {
-            "name": options.features,
-            "fingerprint": extractor.fingerprint(),
-            "weights": str(getattr(extractor, "weights_path", "")),
-            "weights_sha256": getattr(extractor, "weights_sha256", ""),
-            "resize": getattr(extractor, "resize_rule", ""),
-            "dtype": "float32",
-        },
-        "distances": "float16" if options.half_distances else "float32, settled in float64",
-        "is_chunk": IS_CHUNK,
-        "neighbours": NEIGHBOURS,
-        "bootstrap": options.bootstrap,
-        "samples": images.describe() | {"sha256": images.fingerprint()} if images else None,
-        "model": {
-            "path": str(model.path),
-            "weights_sha256": model.weights_sha256,
-            "step": model.step,
-            "preset": model.config.preset,
-            "autoencoder": spec.autoencoder.model_dump(mode="json") if spec else None,
-        }
-        if model
-        else None,
-        "sampling": sampling.model_dump(mode="json") | {"dtype": str(generation.autocast or torch.float32)}
-        if generation
-        else None,
-        "what": what,
-        "device": device.type,
-        "versions": {p: version(p) for p in ("torch", "torch-fidelity", "numpy", "pillow")}
-        | {"mpdit": __version__, "python": platform.python_version()},
-    }
-
-
-def _warnings(
-    options: EvaluateOptions,
-    values: dict[str, Any],
-    images: ImageSource | None,
-    generation: Generation | None,
-    count: int,
-) -> list[str]:
-    found = []
-    labels = images.labels if images else [generation.labels(i) for i in range(count)] if generation else None
-    if labels and "is" in options.metrics and len(set(labels)) > 1 and labels[:count] == sorted(labels[:count]):
-        found.append("the samples are sorted by class: the Inception Score of contiguous chunks is far too low")
-    bias = values.get("fid_bias")
-    if count < FEW and "fid" in options.metrics:
-        expected = f"about {bias:.3g} too high, by the distance of halves" if bias is not None else "biased upwards"
-        found.append(f"{count} samples are few: the Fréchet distance is {expected}; compare equal counts only")
-    return found
-
-
-def label_of(key: str, record: dict[str, Any]) -> str:
-    """A metric's name for people. Only Inception's may be called FID, sFID, Inception Score or KID."""
-    if record["is_fid"]:
-        return LABELS[key]
-    name = record["extractor"]["name"]
-    other = {
-        "fid": "Fréchet distance",
-        "sfid": "spatial Fréchet distance",
-        "is": "class score",
-        "kid": "kernel distance",
-    }
-    return f"{other.get(key, key)} ({name})"
-
-
-def _report(record: dict[str, Any], path: Path) -> Iterator[Event]:
-    values = record["metrics"]
-    shown = [(key, values[key_of(key, record)]) for key in METRICS if key_of(key, record) in values]
-    rows = [[label_of(key, record), f"{v:.4f}" if v is not None else "not offered by these data"] for key, v in shown]
-    interval = values.get(key_of("fid_interval", record))
-    if interval:
-        rows[0][1] += f"  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
-    about = f"{record['count']} samples against {record['reference'].get('path')}"
-    yield Table(title=f"Evaluation of {record['what']}", columns=["metric", "value"], rows=rows, note=about)
-    yield Saved(what="record", path=path)
-    yield Summary(title="evaluated", rows={label_of(k, record): f"{v:.4f}" for k, v in shown if v is not None})
-    yield Result(data=record | {"path": str(path)})
-
-
-def key_of(key: str, record: dict[str, Any]) -> str:
-    """A metric's name in the record: that of another extractor's distance says nothing of FID."""
-    if record["is_fid"]:
-        return key
-    for old, new in (("sfid", "spatial_frechet_distance"), ("fid", "frechet_distance"), ("kid", "kernel_distance")):
-        if key == old or key.startswith(old + "_"):
-            return new + key.removeprefix(old)
-    return "class_score" + key.removeprefix("is") if key in ("is", "is_std") else key

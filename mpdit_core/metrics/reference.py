@@ -68,6 +68,11 @@ class Plan:
     resolution: int | None
     count: int | None
 
+    def fingerprint(self) -> str:
+        """Changes with the reference's content: its pictures, and its stored statistics."""
+        pictures = self.images.fingerprint() if self.images else ""
+        return hashlib.sha256(f"{pictures} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
+
 
 def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtractor) -> Plan:
     """Finds the reference and checks everything that can be known without measuring it.
@@ -201,6 +206,7 @@ def _measure(
         raise UserError(f"the reference {plan.name} has {images.count} image", expected="at least 2")
     chosen = np.sort(np.random.RandomState(0).permutation(images.count)[:ROWS])
     tally = Tally(images.count, keep=chosen.tolist(), device=device, folder=path.with_suffix(f".{key[:8]}.partial"))
+    world.barrier()  # all have read what is there before the first writes anew
     done = int(tally.done_before.sum())
     try:
         for block in blocks(images.count, BATCH, rank=world.rank, processes=world.size):

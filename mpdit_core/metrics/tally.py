@@ -103,9 +103,15 @@ class Tally:
     def finish(self, world: World) -> None:
         """Merges all processes and earlier segments; afterwards every process can ask for the Gaussians.
 
+        Each process saves its own part before they are summed, and nothing after: a sum of all on the disk beside the
+        parts would count images twice when a kill comes late.
+
         Raises:
             ValueError: an image was not measured.
         """
+        if world.size > 1:
+            self.save()
+        row_files = [file for files in world.gather_objects(self.row_files) for file in files]
         sizes = [s for s in world.gather_objects(self._sizes()) if s is not None]
         earlier = [load_file(path) for path in self.earlier] if world.is_main else []
         sizes += [_sizes_in(segment) for segment in earlier]
@@ -114,15 +120,12 @@ class Tally:
             self._make(*sizes[0])
         if self.halves is None:
             raise ValueError("no image was measured")
-        for number, segment in enumerate(earlier):
-            self._take_segment(segment, self.earlier[number])
+        for segment in earlier:
+            self._take_segment(segment)
+        self.row_files = row_files + [file for path in self.earlier for file in _row_files_of(path)]
         for part in (*self.halves, self.spatial, self.logits):
             if part is not None:
                 part.all_reduce(world)
-        if world.size > 1:
-            self.save()
-            files = world.gather_objects(self.row_files)
-            self.row_files = [file for group in files for file in group]
         seen = world.all_reduce((self.seen | self.done_before).int().to(self.device)).cpu()
         if not bool((seen > 0).all()):
             raise ValueError(f"{int((seen == 0).sum())} of {self.count} images were not measured")
@@ -186,7 +189,7 @@ class Tally:
             self.done_before[seen] = True
             self.earlier.append(path)
 
-    def _take_segment(self, segment: dict[str, Tensor], path: Path) -> None:
+    def _take_segment(self, segment: dict[str, Tensor]) -> None:
         assert self.halves is not None
         for name, part in {"half-0": self.halves[0], "half-1": self.halves[1], "spatial": self.spatial}.items():
             if part is not None:
@@ -198,9 +201,12 @@ class Tally:
             for key, value in other_score.state().items():
                 value.copy_(segment[f"logits.{key}"])
             self.logits.merge(other_score)
-        name = path.stem.removeprefix("segment-")
-        count = int(segment["row_files"])
-        self.row_files += [path.with_name(f"rows-{name}-{n:05d}.safetensors") for n in range(count)]
+
+
+def _row_files_of(segment: Path) -> list[Path]:
+    """The files of rows that belong to a segment."""
+    name, count = segment.stem.removeprefix("segment-"), int(load_file(segment)["row_files"])
+    return [segment.with_name(f"rows-{name}-{n:05d}.safetensors") for n in range(count)]
 
 
 def _sizes_in(segment: dict[str, Tensor]) -> tuple[int, int | None, int | None]:

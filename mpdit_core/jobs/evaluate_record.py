@@ -1,0 +1,143 @@
+"""What an evaluation is asked for, and its protocol record: how a figure was made, and what to beware of."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, PositiveInt
+
+from mpdit_core import __version__
+from mpdit_core.checkpoint import ModelFolder
+from mpdit_core.config import Settings
+from mpdit_core.events import Event, Result, Saved, Summary, Table
+from mpdit_core.jobs.generate import Generation, SampleOptions
+from mpdit_core.metrics.features import is_inception
+from mpdit_core.metrics.images import ImageSource
+from mpdit_core.metrics.neighbours import NEIGHBOURS
+from mpdit_core.metrics.scores import IS_CHUNK
+from mpdit_core.metrics.tally import METRICS
+
+FEW = 10_000  # samples below which the bias of the Fréchet distance is worth a warning
+LABELS = {"fid": "FID", "sfid": "sFID", "is": "Inception Score", "precision": "precision", "recall": "recall",
+          "kid": "KID"}  # fmt: skip
+
+
+class EvaluateOptions(Settings):
+    """What is measured, and against what; how images are sampled is `SampleOptions`' business."""
+
+    reference: str | None = Field(default=None, description="npz, folder, latents folder or data set; none: the run's")
+    num_samples: PositiveInt | None = Field(default=None, description="exactly; none: 50,000, or all finished ones")
+    features: str = Field(default="inception", description="inception, or a features plugin")
+    feature_options: dict[str, Any] = Field(default={}, description="of the plugin")
+    weights: str | None = Field(default=None, description="file with the Inception weights")
+    metrics: tuple[str, ...] = Field(
+        default=("fid", "sfid", "is", "precision", "recall"), strict=False, description=", ".join(METRICS)
+    )
+    half_distances: bool = Field(default=False, description="float16 distances for precision and recall, as ADM")
+    bootstrap: int = Field(default=0, ge=0, description="replicates for the interval of the Fréchet distance")
+    keep_samples: bool = Field(default=False, description="write the sampled images too")
+    force: bool = Field(default=False, description="measure again what was measured before")
+
+
+def protocol(
+    what: str, options: EvaluateOptions, sampling: SampleOptions, model: ModelFolder | None, images: ImageSource | None,
+    extractor: Any, generation: Generation | None, count: int, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    spec = model.latents if model else None
+    return {
+        "format": 1,
+        "is_fid": is_inception(extractor),
+        "count": count,
+        "metrics_asked": [key_of(key, is_fid=is_inception(extractor)) for key in options.metrics],
+        "extractor": {
+            "name": options.features,
+            "fingerprint": extractor.fingerprint(),
+            "weights": str(getattr(extractor, "weights_path", "")),
+            "weights_sha256": getattr(extractor, "weights_sha256", ""),
+            "resize": getattr(extractor, "resize_rule", ""),
+            "dtype": "float32",
+        },
+        "distances": "float16" if options.half_distances else "float32, settled in float64",
+        "is_chunk": IS_CHUNK,
+        "neighbours": NEIGHBOURS,
+        "bootstrap": options.bootstrap,
+        "samples": images.describe() | {"sha256": images.fingerprint()} if images else None,
+        "model": {
+            "path": str(model.path),
+            "weights_sha256": model.weights_sha256,
+            "step": model.step,
+            "preset": model.config.preset,
+            "autoencoder": spec.autoencoder.model_dump(mode="json") if spec else None,
+        }
+        if model
+        else None,
+        "sampling": sampling.model_dump(mode="json") | {"dtype": str(generation.autocast or torch.float32)}
+        if generation
+        else None,
+        "what": what,
+        "device": device.type,
+        "versions": {p: version(p) for p in ("torch", "torch-fidelity", "numpy", "pillow")}
+        | {"mpdit": __version__, "python": platform.python_version()},
+    }
+
+
+def warnings_of(
+    options: EvaluateOptions,
+    values: dict[str, Any],
+    images: ImageSource | None,
+    generation: Generation | None,
+    count: int,
+) -> list[str]:
+    found = []
+    labels = images.labels if images else [generation.labels(i) for i in range(count)] if generation else None
+    if labels and "is" in options.metrics and len(set(labels)) > 1 and labels[:count] == sorted(labels[:count]):
+        found.append("the samples are sorted by class: the Inception Score of contiguous chunks is far too low")
+    bias = values.get("fid_bias")
+    if count < FEW and "fid" in options.metrics:
+        expected = f"about {bias:.3g} too high, by the distance of halves" if bias is not None else "biased upwards"
+        found.append(f"{count} samples are few: the Fréchet distance is {expected}; compare equal counts only")
+    return found
+
+
+def label_of(key: str, record: dict[str, Any]) -> str:
+    """A metric's name for people. Only Inception's may be called FID, sFID, Inception Score or KID."""
+    if record["is_fid"]:
+        return LABELS[key]
+    name = record["extractor"]["name"]
+    other = {
+        "fid": "Fréchet distance",
+        "sfid": "spatial Fréchet distance",
+        "is": "class score",
+        "kid": "kernel distance",
+    }
+    return f"{other.get(key, key)} ({name})"
+
+
+def report(record: dict[str, Any], path: Path) -> Iterator[Event]:
+    values = record["metrics"]
+    names = {key: key_of(key, is_fid=record["is_fid"]) for key in METRICS}
+    shown = [(key, values[name]) for key, name in names.items() if name in values]
+    rows = [[label_of(key, record), f"{v:.4f}" if v is not None else "not offered by these data"] for key, v in shown]
+    interval = values.get(key_of("fid_interval", is_fid=record["is_fid"]))
+    if interval:
+        rows[0][1] += f"  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
+    about = f"{record['count']} samples against {record['reference'].get('path')}"
+    yield Table(title=f"Evaluation of {record['what']}", columns=["metric", "value"], rows=rows, note=about)
+    yield Saved(what="record", path=path)
+    yield Summary(title="evaluated", rows={label_of(k, record): f"{v:.4f}" for k, v in shown if v is not None})
+    yield Result(data=record | {"path": str(path)})
+
+
+def key_of(key: str, *, is_fid: bool) -> str:
+    """A metric's name in the record: that of another extractor's distance says nothing of FID."""
+    if is_fid:
+        return key
+    for old, new in (("sfid", "spatial_frechet_distance"), ("fid", "frechet_distance"), ("kid", "kernel_distance")):
+        if key == old or key.startswith(old + "_"):
+            return new + key.removeprefix(old)
+    return "class_score" + key.removeprefix("is") if key in ("is", "is_std") else key
