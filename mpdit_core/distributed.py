@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
 
     Torch's elastic launcher starts and watches them: when one dies, all stop, and its exit code is returned.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -110,6 +112,7 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
@@ -117,6 +120,8 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "mpdit_cli", *arguments)
+    except SignalException as signalled:  # passed on to the processes, which saved what there was
+        return 128 + int(signalled.sigval)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from mpdit_core.checkpoint import find_checkpoints, load_model, open_model
 from mpdit_core.errors import UserError
 from mpdit_core.events import Result, Saved, TrainStep
 from mpdit_core.jobs.train import TrainOptions, train
+from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.training.sentinel import Sentinel
 
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
@@ -272,6 +274,53 @@ def test_sharded_training_equals_one_process(latents, tmp_path):
     subprocess.run([*command, "8"], check=True, capture_output=True, timeout=120)  # resumed
     run_to_end(options(latents, tmp_path / "one", "train.grad_clip=0.5", steps=8))
     assert relative_difference(state_of(run), state_of(tmp_path / "one")) < 1e-5
+
+
+def test_two_nodes_of_one_process_equal_one(latents, tmp_path):
+    """Two torchrun agents that find each other over loopback, as two machines would."""
+    run = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    node = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    node += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "--", "mpdit_cli", "train"]
+    node += [
+        "--preset",
+        "tiny",
+        "--latents",
+        str(latents),
+        "--run",
+        str(run),
+        "--device",
+        "cpu",
+        "--steps",
+        "4",
+        *sets(),
+    ]
+    nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].decode() for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], said
+    run_to_end(options(latents, tmp_path / "one", steps=4))
+    assert relative_difference(state_of(run), state_of(tmp_path / "one")) < 1e-5
+    assert sum("trained" in text for text in said) == 1  # rank 0 alone reports
+
+
+@pytest.mark.parametrize("name", [n for n in preset_names() if n.startswith("ablation")] + ["v2-b-512", "b-256"])
+def test_every_ablation_trains(latents, tmp_path, name):
+    """The preset's switches and kinds of stages, at a size for a test."""
+    model = load_preset(name).model
+    small = [[stage.patch_size, 1] for stage in model.stages]
+    assignments = ["resolution=16", "model.width=32", "model.num_heads=2", f"model.stages={small}"]
+    assignments += ["train.batch_size=8", "train.log_every=1", "preview.every=0", "model.input_size=16"]
+    wanted = TrainOptions(
+        preset=name, assignments=assignments, latents=latents, run=tmp_path / "run", device="cpu", steps=2
+    )
+    run_to_end(wanted)
+    trained = open_model(tmp_path / "run").config.model
+    for switch in ("modulation", "class_tokens", "time_embedding", "skip"):
+        assert getattr(trained, switch) == getattr(model, switch)
+    losses = [m["loss"] for m in metrics_of(tmp_path / "run")]
+    assert all(0.1 < loss < 10 for loss in losses)
 
 
 def test_sigterm_saves_and_says_how_to_go_on(latents, straight, tmp_path):

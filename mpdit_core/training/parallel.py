@@ -6,6 +6,7 @@ or another way of sharing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -38,9 +39,10 @@ class ParallelModel:
             _shard(self.module)
         elif world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(
-                self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # broadcast_buffers, renamed in 2.15
+                self.forward = DistributedDataParallel(
+                    self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+                )
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.autocast_dtype is None:
