@@ -76,6 +76,21 @@ def say(text: str) -> None:
         _people().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def show_picture(path: str) -> None:
+    """The picture as coloured half blocks, as wide as the terminal; a line that says why not where there is none."""
+    console = _people()
+    if _settings.quiet or not console.is_terminal:
+        say(f"{path} is not shown: this is no terminal")
+        return
+    from PIL import Image
+    from rich.text import Text
+
+    from mpdit_core.pictures import terminal_text
+
+    with Image.open(path) as picture:
+        console.print(Text.from_ansi(terminal_text(picture, console.width)), no_wrap=True)
+
+
 def error(text: str, fields: dict[str, Any] | None = None) -> None:
     """A user error: text on stderr, and as the last JSON line with `--json`."""
     if _rank() != 0:

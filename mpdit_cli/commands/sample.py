@@ -34,11 +34,21 @@ class Schedule(StrEnum):
     cosine = "cosine"
 
 
+class Space(StrEnum):
+    latents = "latents"
+    pixels = "pixels"
+
+
 def command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run, a checkpoint folder, an exported model or hf:ORG/NAME.")
     ],
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Images, exactly.")] = 16,
+    num_samples: Annotated[
+        OptionalInt,
+        typer.Option(
+            "--num-samples", "-n", min=1, help="Images, exactly (of a cell or row).", show_default="16; fewer in a view"
+        ),
+    ] = None,
     classes: Annotated[
         str, typer.Option("--classes", help='all (balanced), random, or ids and names: 207,"golden retriever".')
     ] = "all",
@@ -75,6 +85,27 @@ def command(
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="Files to write.")] = Format.png,
     by_class: Annotated[bool, typer.Option("--by-class", help="PNGs in one folder a class.")] = False,
+    sweep: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--sweep", metavar="KEY=V1,V2,…", help="One sheet of the same noise under these. Twice: two axes."
+        ),
+    ] = None,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="x_t and the data predicted from it along t: a strip and a GIF.")
+    ] = False,
+    interpolate: Annotated[
+        OptionalStr, typer.Option("--interpolate", metavar="A,B", help="From image A's noise to image B's.")
+    ] = None,
+    nearest: Annotated[
+        Optional[Space],  # noqa: UP045
+        typer.Option("--nearest", help="The closest training images beside each sample."),
+    ] = None,
+    latents: Annotated[
+        options.OptionalPath,
+        typer.Option("--latents", metavar="DIR", help="For --nearest.", show_default="those it was trained on"),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show the picture in the terminal.")] = False,
     nproc: options.Nproc = "auto",
     device: options.Device = "auto",
     json: options.Json = False,
@@ -86,13 +117,25 @@ def command(
     """
     from mpdit_core.config import validate
     from mpdit_core.jobs.generate import SampleOptions
+    from mpdit_core.jobs.interpolate import interpolate as make_interpolation
+    from mpdit_core.jobs.nearest import nearest as find_nearest
     from mpdit_core.jobs.sample import SampleRequest, sample
-    from mpdit_core.jobs.sample_options import read_interval, read_sampler_options
+    from mpdit_core.jobs.sample_options import choose_view, read_interval, read_sampler_options
+    from mpdit_core.jobs.sweep import sweep as make_sweep
+    from mpdit_core.jobs.trajectory import trajectory as make_trajectory
+    from mpdit_core.jobs.views import IMAGES, ViewRequest
+
+    view = choose_view(
+        {"sweep": sweep, "trajectory": trajectory, "interpolation": interpolate, "nearest": nearest},
+        format=format_.value,
+        by_class=by_class,
+        nproc=nproc,
+    )
 
     wanted = validate(
         SampleOptions,
         {
-            "num_samples": num_samples,
+            "num_samples": IMAGES[view] if num_samples is None else num_samples,
             "classes": classes,
             "sampler": sampler,
             "sampler_options": read_sampler_options(set_ or ()),
@@ -111,8 +154,19 @@ def command(
     request = SampleRequest(
         model=model, options=wanted, out=out, format=format_.value, by_class=by_class, device=device
     )
+    looking = ViewRequest(model=model, options=wanted, out=out, device=device)
+    jobs = {
+        "samples": lambda: sample(request),
+        "sweep": lambda: make_sweep(looking, sweep or ()),
+        "trajectory": lambda: make_trajectory(looking),
+        "interpolation": lambda: make_interpolation(looking, interpolate or ""),
+        "nearest": lambda: find_nearest(looking, nearest.value if nearest else "latents", latents),
+    }
     try:
-        console.launch_or_run(nproc, device, lambda: sample(request))
+        result = console.launch_or_run(nproc if view == "samples" else "1", device, jobs[view])
     except (KeyboardInterrupt, Interrupted):
-        console.say(f"stopped; finished blocks are kept. To go on: mpdit {shlex.join(sys.argv[1:])}")
+        if view == "samples":
+            console.say(f"stopped; finished blocks are kept. To go on: mpdit {shlex.join(sys.argv[1:])}")
         raise
+    if show and result.get("grid"):
+        console.show_picture(result["grid"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any, Literal
 
@@ -165,13 +165,7 @@ class Generation:
 
     def _finish(self, block: int, latents: Tensor, velocity: GuidedVelocity) -> SampleBatch:
         indices = self.block_indices(block)
-        if not bool(torch.isfinite(latents).all()):
-            bad = indices[int((~torch.isfinite(latents)).flatten(1).any(1).nonzero()[0])]
-            raise UserError(
-                f"image {bad} came out as NaN or infinite",
-                expected="finite latents",
-                remedy="a model that trained without diverging; --precision float32; a smaller guidance scale",
-            )
+        require_finite(latents, indices)
         return SampleBatch(
             block=block,
             indices=indices,
@@ -181,6 +175,17 @@ class Generation:
             nfe=velocity.nfe,
             passes=velocity.passes,
             saved=velocity.saved,
+        )
+
+
+def require_finite(latents: Tensor, indices: list[int]) -> None:
+    """Raises `UserError` naming the first image that is not finite."""
+    if not bool(torch.isfinite(latents).all()):
+        bad = indices[int((~torch.isfinite(latents)).flatten(1).any(1).nonzero()[0])]
+        raise UserError(
+            f"image {bad} came out as NaN or infinite",
+            expected="finite latents",
+            remedy="a model that trained without diverging; --precision float32; a smaller guidance scale",
         )
 
 
@@ -220,14 +225,7 @@ def prepare(
         UserError: an option that cannot be, a broken model, a guide of another shape, an autoencoder that is not there.
     """
     model_folder.require_flow()
-    config, spec = model_folder.config.model, model_folder.latents
-    sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
-    guidance = Guidance(
-        scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
-    )
-    names = class_names(spec, config.num_classes)
-    labels = read_classes(options.classes, class_names=names, num_classes=config.num_classes, seed=options.seed)
-    guide = _open_guide(options, model_folder)
+    sampler, guidance, labels, guide = check(model_folder, options)
     autoencoder = _load_autoencoder(model_folder, device) if decode else None
     network = model_folder.load(device)
     if _should_compile(options, device):
@@ -237,7 +235,7 @@ def prepare(
     return Generation(
         network=network,
         guide=guide.load(device) if guide else None,
-        spec=spec,
+        spec=model_folder.latents,
         autoencoder=autoencoder,
         sampler=sampler,
         guidance=guidance,
@@ -245,6 +243,33 @@ def prepare(
         options=options,
         device=device,
         autocast=_autocast(options, device),
+    )
+
+
+def check(model_folder: ModelFolder, options: SampleOptions) -> tuple[Sampler, Guidance, Labels, ModelFolder | None]:
+    """What the options name, without loading any weights: the last is the guide. Raises `UserError` as `prepare`."""
+    config = model_folder.config.model
+    sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
+    guidance = Guidance(
+        scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
+    )
+    names = class_names(model_folder.latents, config.num_classes)
+    labels = read_classes(options.classes, class_names=names, num_classes=config.num_classes, seed=options.seed)
+    return sampler, guidance, labels, _open_guide(options, model_folder)
+
+
+def changed(generation: Generation, model_folder: ModelFolder, options: SampleOptions) -> Generation:
+    """The same loaded model under other options; `compile` stays as it was. Raises `UserError` as `prepare`."""
+    sampler, guidance, labels, guide = check(model_folder, options)
+    same_guide = options.guide == generation.options.guide
+    return replace(
+        generation,
+        sampler=sampler,
+        guidance=guidance,
+        labels=labels,
+        guide=generation.guide if same_guide else guide.load(generation.device) if guide else None,
+        options=options,
+        autocast=_autocast(options, generation.device),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mpdit_core.config import parse_assignments
@@ -35,3 +35,24 @@ def read_sampler_options(assignments: Iterable[str]) -> dict[str, Any]:
     if "num_steps" in options:
         raise UserError("--set num_steps=…", remedy="--num-steps N")
     return options
+
+
+def choose_view(asked: Mapping[str, Any], *, format: str, by_class: bool, nproc: str) -> str:
+    """Which picture of `mpdit sample` is meant: one of `asked` (flag to value, in words: sweep), or `samples`.
+
+    Raises:
+        UserError: more than one, or one together with an option that only a set of samples has.
+    """
+    views = [name for name, value in asked.items() if value]
+    flags = {"interpolation": "interpolate"}
+    named = [f"--{flags.get(name, name)}" for name in views]
+    if not views:
+        return "samples"
+    if len(views) > 1:
+        raise UserError(" and ".join(named) + " make pictures of their own", expected="one of them at a time")
+    if format != "png" or by_class:
+        other = "--by-class" if by_class else f"--format {format}"
+        raise UserError(f"{other} with {named[0]}", expected="a plain set of samples, for this option")
+    if nproc not in ("auto", "1"):
+        raise UserError(f"--nproc {nproc} with {named[0]}", expected="one process, which is enough for one picture")
+    return views[0]
