@@ -156,6 +156,44 @@ def test_compare_says_in_words_why_not(here, capsys):
     assert run(capsys, "eval-fid", "--compare", one, one)["comparable"]
 
 
+def test_a_sweep_ends_in_a_table_and_a_plot(here, capsys):
+    write_model(here / "run" / "checkpoints" / "step-0000007")
+    arguments = ["eval-fid", "run", "--reference", "digits", "--features", "digits", "--num-samples", "8",
+                 "--batch-size", "8", "--num-steps", "1", "--sweep", "guidance_scale=1,2",
+                 "--sweep", "guidance_interval=0:1,0.2:0.6", "--sweep", "checkpoint=7"]  # fmt: skip
+    result = run(capsys, *arguments)
+    rows = json.loads(Path(result["path"]).read_text())["rows"]
+    assert [(row["guidance_scale"], row["guidance_interval"]) for row in rows] == [
+        ("1", "0:1"), ("1", "0.2:0.6"), ("2", "0:1"), ("2", "0.2:0.6"),
+    ]  # fmt: skip
+    alone = json.loads(Path(rows[2]["record"]).read_text())
+    assert alone["sampling"]["guidance_scale"] == 2
+    assert rows[2]["frechet_distance"] == alone["metrics"]["frechet_distance"]
+    assert rows[1]["frechet_distance"] == pytest.approx(rows[0]["frechet_distance"])  # unguided, whatever the interval
+    assert result["lowest"]["frechet_distance"] == min(row["frechet_distance"] for row in rows)
+    assert Image.open(result["plot"]).size[0] > 500
+    before = {path: path.stat().st_mtime_ns for path in Path(rows[0]["record"]).parent.glob("digits*.json")}
+    assert run(capsys, *arguments)["path"] == result["path"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.npz", "--sweep", "guidance_scale=1,2"], "finished samples"),
+        (["run", "--sweep", "guidance_scale"], "--sweep guidance_scale"),
+        (["run", "--sweep", "seed=1", "--sweep", "seed=2"], "twice"),
+        (["run", "--sweep", "checkpoint=9"], "step-0000007"),
+        (["run", "--sweep", "num_steps=2,none"], "num_steps"),
+    ],
+)
+def test_mistakes_in_sweeps_are_one_message(here, capsys, arguments, said):
+    write_model(here / "run" / "checkpoints" / "step-0000007")
+    assert main(["eval-fid", *arguments, "--reference", "digits", "--features", "digits"]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(here.rglob("evals"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.api import Features
@@ -128,3 +130,42 @@ def test_an_evaluation_by_two_processes_is_that_of_one(here, monkeypatch):
     assert len(list(Path("two").iterdir())) == 1
     assert two == pytest.approx(one, rel=1e-6)  # the roots of eigenvalues that should be nought differ
     assert [two[k] for k in ("precision", "recall")] == [one[k] for k in ("precision", "recall")]
+
+
+MODEL = ("eval-fid", "m", "--reference", "digits", "--features", "digits", "--num-samples", "120", "--num-steps", "1",
+         "--batch-size", "5", "--metrics", "fid,is,precision,recall", "--device", "cpu", "--quiet")  # fmt: skip
+
+
+def test_killed_while_it_samples_a_model_it_goes_on(here, capsys, monkeypatch):
+    write_model(here / "m")
+    assert main([*MODEL, "--num-samples", "9", "--out", "warm"]) == 0  # so that the reference is measured
+    saves = "mpdit_core.metrics.tally.SECONDS_BETWEEN_SAVES"
+    for kills in range(1, 3):
+        monkeypatch.setattr(saves, 0.0)  # the child saves after every batch
+        child = FORK.Process(target=main, args=([*MODEL, "--out", "killed"],))
+        child.start()
+        until = time.monotonic() + 60
+        while len(list(Path("killed").glob("*.partial/segment-*"))) < kills:
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        child.kill()
+        child.join()
+        assert not list(Path("killed").glob("*.json")), "it came to its end: make it longer"
+    monkeypatch.setattr(saves, 60.0)
+    capsys.readouterr()
+    assert main([*MODEL, "--out", "killed", "--json"]) == 0
+    assert "going on" in capsys.readouterr().out
+    assert main([*MODEL, "--out", "straight"]) == 0
+    found, expected = (json.loads(next(Path(f).glob("*.json")).read_text()) for f in ("killed", "straight"))
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-6)
+    assert not list(Path("killed").glob("*.partial"))
+
+
+def test_interrupted_it_prints_the_command_that_goes_on(here, capsys, monkeypatch):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpdit_core.jobs.evaluate.extract", interrupt)
+    monkeypatch.setattr("sys.argv", ["mpdit", "eval-fid", "a.npz", "--reference", "b.npz"])
+    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits", "--device", "cpu"]) == 130
+    assert "To go on: mpdit eval-fid a.npz --reference b.npz" in "".join(capsys.readouterr())

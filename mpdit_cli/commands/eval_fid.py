@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from mpdit_cli import console, options
-from mpdit_core.errors import UserError
+from mpdit_core.errors import Interrupted, UserError
 
 PLACE = "A run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of finished samples."
 Text = Optional[str]  # noqa: UP045 - typer reads these at run time
 Number = Optional[int]  # noqa: UP045
+Texts = Optional[list[str]]  # noqa: UP045
 Pair = Optional[tuple[Path, Path]]  # noqa: UP045
 
 
@@ -35,6 +39,10 @@ def command(
     seed: options.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images sampled at once.")] = 32,
     settings: options.Set = None,
+    sweep: Annotated[
+        Texts,
+        typer.Option(metavar="KEY=V1,V2,…", help="Measure every combination, as guidance_scale=1,1.5,2. Repeatable."),
+    ] = None,
     out: Annotated[options.OptionalPath, typer.Option(help="Folder of the record. Default: the run's evals/.")] = None,
     make_reference: Annotated[
         options.OptionalPath, typer.Option(metavar="OUT.npz", help="Write an ADM-style reference of WHAT instead.")
@@ -58,6 +66,8 @@ def command(
     from mpdit_core.config import parse_assignments, validate
     from mpdit_core.jobs.evaluate import EvaluateOptions, SampleOptions, evaluate
     from mpdit_core.jobs.evaluate import make_reference as make
+    from mpdit_core.jobs.evaluate_sweep import evaluate_sweep
+    from mpdit_core.jobs.sample_options import read_interval
 
     tree = parse_assignments(settings or [])
     unknown = sorted(set(tree) - {"sampler", "features"})
@@ -72,20 +82,22 @@ def command(
             "bootstrap": bootstrap, "keep_samples": keep_samples, "force": force,
         },
     )  # fmt: skip
-    if make_reference is not None:
-        console.launch_or_run(
-            nproc, device, lambda: make(make_reference, what, chosen, resolution=resolution, device=device)
-        )
-        return
-    try:
-        low, high = (float(part) for part in guidance_interval.split(","))
-    except ValueError:
-        raise UserError(f"--guidance-interval {guidance_interval}", expected="LO,HI, e.g. 0.1,0.8") from None
+    interval = read_interval(guidance_interval)
     sampling = validate(
         SampleOptions,
         {
             "classes": classes, "sampler": sampler, "sampler_options": tree.get("sampler", {}), "num_steps": num_steps,
-            "guidance_scale": guidance_scale, "guidance_interval": (low, high), "seed": seed, "batch_size": batch_size,
+            "guidance_scale": guidance_scale, "guidance_interval": interval, "seed": seed, "batch_size": batch_size,
         },
     )  # fmt: skip
-    console.launch_or_run(nproc, device, lambda: evaluate(what, chosen, sampling, out=out, device=device))
+    if make_reference is not None:
+        job = partial(make, make_reference, what, chosen, resolution=resolution, device=device)
+    elif sweep:
+        job = partial(evaluate_sweep, what, chosen, sampling, sweep, out=out, device=device)
+    else:
+        job = partial(evaluate, what, chosen, sampling, out=out, device=device)
+    try:
+        console.launch_or_run(nproc, device, job)
+    except (KeyboardInterrupt, Interrupted):
+        console.say(f"stopped; what was measured is kept. To go on: mpdit {shlex.join(sys.argv[1:])}")
+        raise

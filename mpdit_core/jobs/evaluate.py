@@ -102,18 +102,16 @@ def _evaluate(
         tally.save()
         raise
     tally.finish(world)
-    if not world.is_main:
-        world.barrier()
-        return
-    record |= {"metrics": measure(options, reference, tally), "reference": reference.about, "seconds": 0.0}
-    record["sampling"] = record["sampling"] and record["sampling"] | cost
-    record["order"] = "by index of the images; Inception Score in contiguous chunks of 5000"
-    record["warnings"] = warnings_of(options, record["metrics"], images, generation, count)
-    record["seconds"] = round(time.monotonic() - started, 3)
-    record["metrics"] = {key_of(k, is_fid=record["is_fid"]): v for k, v in record["metrics"].items()}
-    write_json(path, record)
-    tally.remove()
-    world.barrier()
+    if world.is_main:
+        record |= {"metrics": measure(options, reference, tally), "reference": reference.about}
+        record["sampling"] = record["sampling"] and record["sampling"] | cost
+        record["order"] = "by index of the images; Inception Score in contiguous chunks of 5000"
+        record["warnings"] = warnings_of(options, record["metrics"], images, generation, count)
+        record["seconds"] = round(time.monotonic() - started, 3)
+        record["metrics"] = {key_of(k, is_fid=record["is_fid"]): v for k, v in record["metrics"].items()}
+        write_json(path, record)
+        tally.remove()
+    record = world.broadcast_object(record)
     for text in record["warnings"]:
         yield Warn(text=text)
     yield from report(record, path)
