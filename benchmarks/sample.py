@@ -1,0 +1,147 @@
+"""Speed of sampling: images/s, and the share of time spent outside the network: `python benchmarks/sample.py`.
+
+    python benchmarks/sample.py --preset b-256 -n 8 --num-steps 5
+    python benchmarks/sample.py --preset xl-256 --device cuda -n 128 --num-steps 50 --batch-size 64
+
+The whole job is timed, PNGs included; the weights are random, which costs the same. Latents of four
+channels are written as they are unless --autoencoder says what decodes them; decoding then counts as time outside.
+On a CPU one thread works and network calls are timed. On a GPU, where waiting for each call would change what is
+measured, as many calls of the network alone are timed afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import write_result
+
+from mpdit_core.checkpoint import open_model, save_model
+from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
+from mpdit_core.device import is_fast_in_bfloat16, select_device
+from mpdit_core.events import Result
+from mpdit_core.jobs.generate import SampleOptions
+from mpdit_core.jobs.sample import SampleRequest, sample
+from mpdit_core.model.transformer import MPDiT
+from mpdit_core.presets import load_preset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--model", help="a real model instead of random weights")
+    parser.add_argument("-n", "--num-samples", type=int, default=128)
+    parser.add_argument("--num-steps", type=int, default=25)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--guidance-scale", type=float, default=1.5)
+    parser.add_argument("--autoencoder", help="a Hub id or folder, for presets on its latents")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    device = select_device(arguments.device)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        where = arguments.model or random_model(Path(folder) / "model", arguments)
+        rounds = [measure(where, arguments, device, Path(folder) / f"out-{i}") for i in range(arguments.rounds + 1)]
+    best = max(rounds[1:], key=lambda r: r["images_per_second"])  # the first one warms up
+    for row in rounds[1:]:
+        print(row)
+    print(
+        f"{best['images_per_second']:.4g} images/s, {best['share_outside_network']:.1%} of the time outside the network"
+    )
+    name = "model" if arguments.model else arguments.preset
+    about = {k: v for k, v in vars(arguments).items() if k != "model"} | {"device": str(device)}
+    print(write_result(f"sample-{name}", {**about, "best": best, "rounds": rounds[1:]}))
+
+
+def random_model(folder: Path, arguments: argparse.Namespace) -> str:
+    """A model of the preset whose latents are the pixels themselves, or those of --autoencoder."""
+    config = load_preset(arguments.preset)
+    channels, side = config.model.channels, config.model.input_size
+    if arguments.autoencoder:
+        autoencoder = AutoencoderSpec(id=arguments.autoencoder, factor=8, channels=channels)
+    else:
+        autoencoder = AutoencoderSpec(id="pixels-gray" if channels == 1 else "pixels", factor=1, channels=channels)
+    spec = LatentSpec(
+        resolution=side * autoencoder.factor,
+        autoencoder=autoencoder,
+        normalisation=Normalisation(name="measured", mean=(0.0,) * channels, std=(0.5,) * channels),
+        class_names=tuple(str(i) for i in range(config.model.num_classes)),
+        source="random weights",
+        count=0,
+    )
+    model = MPDiT(config.model)
+    save_model(folder, dict(model.named_parameters()), config=config, latents=spec, step=0)
+    return str(folder)
+
+
+def measure(where: str, arguments: argparse.Namespace, device: torch.device, out: Path) -> dict[str, Any]:
+    """One whole job. Loading and checking the model come before the first block and are not counted."""
+    folder = open_model(where)
+    decodes = folder.latents is not None and (folder.latents.autoencoder.channels in (1, 3) or arguments.autoencoder)
+    options = SampleOptions(
+        num_samples=arguments.num_samples,
+        num_steps=arguments.num_steps,
+        batch_size=arguments.batch_size,
+        guidance_scale=arguments.guidance_scale,
+    )
+    request = SampleRequest(
+        model=where, options=options, out=out, device=arguments.device, format="png" if decodes else "latents"
+    )
+    inside = 0.0
+    original = MPDiT.forward
+
+    def timed(self: MPDiT, *inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal inside
+        started = time.perf_counter()
+        result = original(self, *inputs)
+        inside += time.perf_counter() - started
+        return result
+
+    if device.type == "cpu":
+        MPDiT.forward = timed  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        result = next(event.data for event in sample(request) if isinstance(event, Result))
+    finally:
+        MPDiT.forward = original
+    seconds = arguments.num_samples / result["images_per_second"]
+    if device.type != "cpu":
+        inside = network_alone(where, options, device, evaluations=int(result["nfe"]))
+    return {
+        "images_per_second": result["images_per_second"],
+        "seconds": seconds,
+        "seconds_in_network": inside,
+        "share_outside_network": max(0.0, 1 - inside / seconds),
+        "nfe": result["nfe"],
+        "passes": result["passes"],
+    }
+
+
+@torch.inference_mode()
+def network_alone(where: str, options: SampleOptions, device: torch.device, *, evaluations: int) -> float:
+    """Seconds for as many evaluations of as many images, nothing else."""
+    network = open_model(where).load(device)
+    config, twice = network.config, 1 if options.guidance_scale == 1 else 2
+    dtype = torch.bfloat16 if is_fast_in_bfloat16(device) else None
+    total = 0.0
+    for start in range(0, options.num_samples, options.batch_size):
+        count = twice * min(options.batch_size, options.num_samples - start)
+        x_t = torch.randn(count, config.channels, config.input_size, config.input_size, device=device)
+        t, labels = torch.full((1,), 0.5, device=device), torch.zeros(count, dtype=torch.int64, device=device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            network(x_t, t, labels)
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(evaluations):
+                network(x_t, t, labels)
+            torch.cuda.synchronize()
+            total += time.perf_counter() - started
+    return total
+
+
+if __name__ == "__main__":
+    main()
