@@ -1,18 +1,20 @@
 """All printing: events as lines, progress bars and tables for people, or as JSON lines for programs.
 
-People's text goes to stdout, and to stderr with `--json`, so that stdout then holds JSON alone.
+People's text goes to stdout, and to stderr with `--json`, so that stdout then holds JSON alone. While a job runs so,
+whatever else prints, a plugin or a library, is sent to stderr too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from mpdit_core.events import Event, Note, Progress, Result, Saved, Skipped, Summary, Table, TrainStep, Warn
 
@@ -23,6 +25,7 @@ SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
 class _Settings:
     json: bool = False
     quiet: bool = False
+    stdout: TextIO | None = None  # the real one, while a job runs with --json
 
 
 _settings = _Settings()
@@ -40,14 +43,29 @@ def run_job(events: Iterable[Event]) -> dict[str, Any]:
     """
     view = _View(silent=_rank() != 0)
     result: dict[str, Any] = {}
-    try:
-        for event in events:
-            view.show(event)
-            if isinstance(event, Result):
-                result = event.data
-    finally:
-        view.close()
+    with _stdout_for_json():
+        try:
+            for event in events:
+                view.show(event)
+                if isinstance(event, Result):
+                    result = event.data
+        finally:
+            view.close()
     return result
+
+
+@contextlib.contextmanager
+def _stdout_for_json() -> Iterator[None]:
+    """With `--json`, keeps stdout for events; what anything prints in the meantime goes to stderr."""
+    if not _settings.json or _settings.stdout is not None:
+        yield
+        return
+    _settings.stdout = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _settings.stdout = None
 
 
 def launch_or_run(nproc: str, device: str, events: Any) -> dict[str, Any]:
@@ -120,8 +138,9 @@ def _people() -> Any:
 
 
 def _write_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json_module.dumps(value, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    stdout = _settings.stdout or sys.stdout
+    stdout.write(json_module.dumps(value, allow_nan=False) + "\n")
+    stdout.flush()
 
 
 class _View:

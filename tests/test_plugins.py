@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core import load_sampler, plugins
@@ -112,6 +113,19 @@ def test_an_import_that_prints_reaches_nobody(site: Path, capsys):
     install(site, "loud", "print('hello')\n" + HEAD)
     load_sampler("loud")
     assert capsys.readouterr().out == ""
+
+
+def test_a_call_that_prints_leaves_json_alone(site: Path, tmp_path: Path, capsys):
+    install(site, "chatty", HEAD.replace("        x = noise\n", "        x = noise\n        print('chat')\n"))
+    write_model(tmp_path / "model")
+    arguments = ["sample", str(tmp_path / "model"), "-n", "2", "--sampler", "chatty", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--device", "cpu", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "chat" in shown.err.splitlines()
+    events = [json.loads(line) for line in shown.out.splitlines()]
+    assert events[-1]["images"] == 2
+    print("again")  # stdout is as it was
+    assert capsys.readouterr().out == "again\n"
 
 
 @pytest.mark.parametrize(("line", "words"), [("1 / 0", "ZeroDivisionError"), ("import sys; sys.exit()", "sys.exit")])

@@ -2,8 +2,8 @@
 
 While a plugin is imported or built its prints are caught. Whatever it raises then, or later in a method of its
 contract, becomes a `UserError` that names package, method and line; so does `sys.exit`. Our own classes are not
-guarded: an error of theirs is a defect of ours and keeps its traceback. (What is printed later is kept out of
-`--json` by the CLI.)
+guarded: an error of theirs is a defect of ours and keeps its traceback. What is printed later is the CLI's affair: it
+goes to stderr while a job runs with `--json` (mpdit_cli/console.py).
 """
 
 from __future__ import annotations
