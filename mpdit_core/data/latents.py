@@ -87,20 +87,32 @@ class LatentFolder:
                 f"mirror images are asked for, but {self.path} holds none",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
-        shards = np.searchsorted(self._ends, wanted, side="right")
-        rows = wanted - np.where(shards > 0, self._ends[shards - 1], 0)
+        stored_mirrors = mirrored & self.manifest.plan.flip
         moments = np.empty((len(wanted), *self.manifest.plan.moments_shape), dtype=np.float16)
         labels = np.empty(len(wanted), dtype=np.int64)
-        for n, (shard, row, mirror) in enumerate(zip(shards.tolist(), rows.tolist(), mirrored.tolist(), strict=True)):
-            tensors = self._maps.get(shard) or self.shard(shard)
-            if not mirror:
-                moments[n] = tensors["moments"][row]
-            elif self._mirror_moments:
-                moments[n] = tensors["moments"][row, :, :, ::-1]
-            else:
-                moments[n] = tensors["moments_flipped"][row]
-            labels[n] = tensors["labels"][row]
-        return torch.from_numpy(moments).float(), torch.from_numpy(labels)
+        shards = np.searchsorted(self._ends, wanted, side="right")
+        parts: list[
+            tuple[np.ndarray, np.ndarray, np.ndarray]
+        ] = []  # (stored moments, rows of them, places in the batch)
+        for number in np.unique(shards).tolist():
+            tensors = self.shard(number)
+            here = shards == number
+            places = np.flatnonzero(here)
+            first = self._ends[number] - self.manifest.shards[number].count
+            labels[places] = tensors["labels"][wanted[places] - first]
+            for name, chosen in (("moments", here & ~stored_mirrors), ("moments_flipped", here & stored_mirrors)):
+                if chosen.any():
+                    places = np.flatnonzero(chosen)
+                    parts.append((tensors[name], wanted[places] - first, places))
+        for stored, rows, _ in parts:  # all are asked for before the first is waited for
+            announce(stored, rows)
+        for stored, rows, places in parts:
+            moments[places] = stored[rows]
+        result = torch.from_numpy(moments).float()
+        if self._mirror_moments and mirrored.any():
+            chosen = torch.from_numpy(mirrored)
+            result[chosen] = result[chosen].flip(-1)
+        return result, torch.from_numpy(labels)
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
         """The tensors of one shard, mapped read-only: `moments`, `labels`, and `moments_flipped` if stored."""
@@ -148,6 +160,23 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray]:
                 expected="a shard as mpdit wrote it",
                 remedy="run `mpdit encode-latents SOURCE --verify`, then the same without --verify to rebuild it",
             ) from error
+
+
+def announce(mapped: np.ndarray, rows: np.ndarray) -> None:
+    """Lets the system fetch `rows` of a mapped array all at once: some ten times faster than page by page as touched.
+
+    `mapped` is an array that `map_safetensors` gave. Does nothing where the system has no such call.
+    """
+    memory = mapped.base
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    file = memory.obj if isinstance(memory, memoryview) else memory
+    if not isinstance(file, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    begin = mapped.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
+    for start in (begin + rows * mapped.strides[0]).tolist():
+        page = start - start % mmap.PAGESIZE
+        file.madvise(mmap.MADV_WILLNEED, page, start - page + mapped.strides[0])
 
 
 class EpochOrder:
