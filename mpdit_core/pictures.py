@@ -22,6 +22,7 @@ Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
 SMALLEST_SIDE = 72  # pixels an image takes at least in a grid
 GAP = 4
+LINE = 2  # between images of one cell
 TEXT_SIZE = 12
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (150, 150, 150)
 
@@ -128,9 +129,9 @@ def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
     rows = math.ceil(len(images) / columns)
     factor = enlargement(min(images.shape[-2:]))
     height, width = images.shape[-2] * factor, images.shape[-1] * factor
-    paper = Image.new("RGB", (columns * (width + 1) - 1, rows * (height + 1) - 1), PAPER)
+    paper = Image.new("RGB", (columns * (width + LINE) - LINE, rows * (height + LINE) - LINE), PAPER)
     for index, image in enumerate(images):
-        paper.paste(tile(image, factor), (index % columns * (width + 1), index // columns * (height + 1)))
+        paper.paste(tile(image, factor), (index % columns * (width + LINE), index // columns * (height + LINE)))
     return paper
 
 
@@ -138,7 +139,7 @@ def square_columns(count: int, *, classes: int = 0) -> int:
     """Columns that suit `count` images: one a class where the classes are few, else about a 3:2 rectangle."""
     if 1 < classes <= 20 and count >= classes:
         return classes
-    return max(1, math.ceil(math.sqrt(count * 1.5)))
+    return min(max(count, 1), math.ceil(math.sqrt(count * 1.5)))
 
 
 def save_png(picture: Image.Image, path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
 import time
 
@@ -228,35 +229,53 @@ def test_goes_on_where_it_stopped(model, tmp_path):
         assert file.read_bytes() == (part / "images" / file.name).read_bytes()
 
 
+def forked(work, *arguments):
+    """A child that need not import torch again. It is forked without torch's threads, which a fork does not carry."""
+    child = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
 def test_survives_sigkill(model, tmp_path):
     out = tmp_path / "o"
-    slow = ["sample", str(model.path), "-n", "64", "--batch-size", "4", "--num-steps", "150", "--out", str(out)]
-    command = [sys.executable, "-m", "mpdit_cli", *slow, "--device", "cpu", "--format", "npz"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    options = SampleOptions(num_samples=64, batch_size=4, num_steps=20)
+    child = forked(lambda: run(model, tmp_path, options, out=out, format="npz"))
     deadline = time.monotonic() + 60
     while len(list(out.glob(".progress/*.json"))) < 3:
-        assert process.poll() is None
+        assert child.is_alive()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
     assert not (out / "samples.npz").exists()
     done = {f: f.stat().st_mtime_ns for f in out.glob(".progress/*.json")}
     assert 3 <= len(done) < 16
-    options = SampleOptions(num_samples=64, batch_size=4, num_steps=150)
     run(model, tmp_path, options, out=out, format="npz")
     fresh = torch.cat([b.images for b in generate(model, options, device=CPU, world=World())])
     with np.load(out / "samples.npz") as archive:
         assert np.array_equal(archive["arr_0"].transpose(0, 3, 1, 2), fresh)
 
 
-def test_two_processes(model, tmp_path):
+def as_rank(rank, port, model, out):
+    """What torchrun sets for a process of a group of two, and the command in it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     arguments = ["sample", str(model.path), "-n", "10", "--batch-size", "4", "--num-steps", "4", "--device", "cpu"]
-    arguments += ["--guidance-scale", "2", "--out", str(tmp_path / "two"), "--nproc", "2", "--format", "latents"]
-    done = subprocess.run([sys.executable, "-m", "mpdit_cli", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    sys.exit(main([*arguments, "--guidance-scale", "2", "--out", str(out), "--format", "latents"]))
+
+
+def test_two_processes(model, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [forked(as_rank, rank, port, model, tmp_path / "two") for rank in (0, 1)]
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
     alone = latents(model)
-    for file in sorted((tmp_path / "two" / "latents").iterdir()):
+    files = sorted((tmp_path / "two" / "latents").iterdir())
+    assert len(files) == 3
+    for file in files:
         part = load_file(file)
         for i, x in zip(part["indices"].tolist(), part["latents"], strict=True):
             assert torch.equal(x, alone[i])
