@@ -229,9 +229,7 @@ def prepare(
     autoencoder = _load_autoencoder(model_folder, device) if decode else None
     network = model_folder.load(device)
     if _should_compile(options, device):
-        for stage in network.stages:
-            for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues]
-                block.compile()
+        network.compile_blocks()
     return Generation(
         network=network,
         guide=guide.load(device) if guide else None,

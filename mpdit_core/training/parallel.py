@@ -31,9 +31,7 @@ class ParallelModel:
         self.autocast_dtype = autocast_dtype(train.precision, device)
         self._device_type = device.type
         if should_compile(train.compile, device):
-            for stage in self.module.stages:
-                for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
-                    block.compile()  # regional: one small graph a stage, compiled in seconds
+            self.module.compile_blocks()
         self.forward: nn.Module = self.module
         if self.sharded:
             _shard(self.module)
