@@ -322,3 +322,27 @@ def test_hub_data_sets(images: Path, tmp_path: Path, monkeypatch):
     assert encode(f"hf:{tmp_path}/hub", tmp_path / "streamed", "--streaming") == 0
     assert shard_hashes(tmp_path / "streamed") == expected
     assert LatentFolder(tmp_path / "stored").spec.class_names == ("ant", "bee", "cat")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting needs root")
+def test_full_disk(images: Path, tmp_path: Path, capsys, monkeypatch):
+    """The disk fills up in the middle: exit 2, finished shards stay, and the same command ends with the same bytes."""
+    assert encode(images, tmp_path / "whole") == 0
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("mpdit_core.files.free_bytes", lambda path: 2**40)  # as when another program fills it
+            refused(capsys, encode(images, disk / "out"), "no space left", "same command again")
+        finished = shard_hashes(disk / "out")
+        assert finished
+        assert finished.items() < shard_hashes(tmp_path / "whole").items()
+        assert not list((disk / "out").glob(".*"))
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        assert encode(images, disk / "out") == 0
+        assert shard_hashes(disk / "out") == shard_hashes(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -38,6 +38,10 @@ class Autoencoder:
         """Moments, float32 [B, 2C, h, w] on `device`, of `images` uint8 [B, 3, H, W] on any device."""
         raise NotImplementedError
 
+    def encode_half(self, images: Tensor) -> Tensor:
+        """The same as float16, as stored."""
+        return self.encode(images).half()
+
     def decode(self, raw_latents: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] on `device` of `raw_latents [B, C, h, w]`."""
         raise NotImplementedError
@@ -71,6 +75,14 @@ class PixelAutoencoder(Autoencoder):
             pixels = (pixels.float() * weights).sum(dim=1, keepdim=True).round()
         moments = torch.zeros(len(pixels), 2 * self.spec.channels, *pixels.shape[2:], device=self.device)
         moments[:, : self.spec.channels] = to_range(pixels)
+        return moments
+
+    def encode_half(self, images: Tensor) -> Tensor:
+        if self.gray:
+            return super().encode_half(images)
+        moments = torch.zeros(len(images), 6, *images.shape[2:], dtype=torch.float16, device=self.device)
+        for image, place in zip(images, moments, strict=True):  # one at a time stays in the processor's cache
+            place[:3] = to_range(image.to(self.device).contiguous())
         return moments
 
     def decode(self, raw_latents: Tensor) -> Tensor:

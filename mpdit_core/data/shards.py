@@ -94,12 +94,14 @@ def channel_sums(arrays: Sequence[np.ndarray]) -> tuple[tuple[float, ...], tuple
     for moments in arrays:
         for start in range(0, len(moments), CHUNK):
             chunk = torch.from_numpy(np.array(moments[start : start + CHUNK]))  # torch converts float16 much faster
-            for c in range(channels):
-                mean, std = chunk[:, c].double().numpy().ravel(), chunk[:, channels + c]
-                mean_sum[c] += mean.sum()  # NumPy's sums: the same for any number of threads
-                square_sum[c] += np.square(mean).sum()
-                if std.any():
-                    square_sum[c] += np.square(std.double().numpy().ravel()).sum()
+            for image in chunk:
+                for c in range(channels):
+                    mean = image[c].double().numpy().ravel()
+                    mean_sum[c] += mean.sum()  # NumPy's sums: the same for any number of threads
+                    square_sum[c] += np.square(mean).sum()
+                if image[channels:].view(torch.int16).any():
+                    spread = image[channels:].double().numpy().reshape(channels, -1)
+                    square_sum += np.square(spread).sum(axis=1)
     return tuple(mean_sum.tolist()), tuple(square_sum.tolist())
 
 

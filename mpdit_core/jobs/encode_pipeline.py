@@ -237,8 +237,8 @@ def encode_batch(autoencoder: Autoencoder, images: np.ndarray, *, flip: bool) ->
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     if autoencoder.device.type == "cuda":
         pixels = pixels.pin_memory().to(autoencoder.device, non_blocking=True)
-    moments = autoencoder.encode(pixels).half()
-    return moments, autoencoder.encode(pixels.flip(-1)).half() if flip else None
+    moments = autoencoder.encode_half(pixels)
+    return moments, autoencoder.encode_half(pixels.flip(-1)) if flip else None
 
 
 def faulty(item: SkippedItem) -> UserError:
