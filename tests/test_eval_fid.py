@@ -95,6 +95,12 @@ def test_fid_of_finished_samples_with_its_record(here, weights, capsys):
     assert result["count"] == 12
     assert result["extractor"]["weights_sha256"]
     assert json.loads(Path(result["path"]).read_text())["metrics"] == result["metrics"]
+    state = torch.load(weights)
+    state["Conv2d_1a_3x3.conv.weight"] *= 1.5
+    torch.save(state, "changed.pth")
+    changed = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz", "--weights", "changed.pth")
+    assert changed["reference"]["extractor"] != result["reference"]["extractor"]  # measured anew, not from the cache
+    assert changed["path"] != result["path"]
 
 
 def test_every_form_of_the_same_pixels_gives_the_same(here, capsys):
