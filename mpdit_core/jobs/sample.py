@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpdit_core import __version__, files
+from mpdit_core import __version__, files, plugins
 from mpdit_core.checkpoint import ModelFolder, open_model
 from mpdit_core.device import select_device
 from mpdit_core.distributed import World, joined
@@ -180,9 +180,9 @@ class _Sampling:
             "images_per_second": made / seconds if seconds > 0 else None,
         }
         manifest = files.read_json(self.out / MANIFEST)
-        files.write_json(
-            self.out / MANIFEST, manifest | {"mpdit": __version__, "complete": True, "result": jsonable(result)}
-        )
+        made_by = {"sampler": plugins.record("samplers", self.request.options.sampler, self.generation.sampler)}
+        manifest |= {"mpdit": __version__, "complete": True, "plugins": made_by, "result": jsonable(result)}
+        files.write_json(self.out / MANIFEST, manifest)
         self.markers.remove()
         yield Summary(title=f"{self.total} samples of {self.request.model}", rows=self._rows(result, shown))
         yield Result(data={"out": str(self.out), **result})
