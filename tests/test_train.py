@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
 import shutil
 import signal
 import socket
@@ -18,28 +15,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from train_helpers import QUICK, options, run_to_end
 
 from mpdit_cli.app import main
 from mpdit_core.checkpoint import find_checkpoints, load_model, open_model
 from mpdit_core.errors import UserError
 from mpdit_core.events import Result, Saved, TrainStep
-from mpdit_core.jobs.train import TrainOptions, train
+from mpdit_core.jobs.train import TrainOptions
 from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.training.sentinel import Sentinel
 
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
-QUICK = ("preview.every=0", "train.checkpoint_every=4")
-
-
-def options(latents: Path, run: Path, *assignments: str, **more) -> TrainOptions:
-    return TrainOptions(
-        preset="tiny", latents=latents, run=run, assignments=(*QUICK, *assignments), device="cpu", **more
-    )
-
-
-def run_to_end(wanted: TrainOptions) -> list:
-    torch.set_num_threads(1)
-    return list(train(wanted))
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:
@@ -97,20 +83,14 @@ def test_it_learns(latents, tmp_path):
 
 
 def test_killed_twenty_times_and_resumed_is_bit_equal(latents, tmp_path):
-    """SIGKILL at random moments. Children are forked, so that they need not import torch again."""
-    wanted = options(latents, tmp_path / "killed", steps=400)
-    fork, rng, kills = multiprocessing.get_context("fork"), random.Random(0), 0
-    while kills < 20:
-        child = fork.Process(target=run_to_end, args=(wanted,))
-        child.start()
-        child.join(rng.uniform(0.05, 0.2))
-        assert child.exitcode is None, f"it came to its end after {kills} kills: make the run longer"
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        kills += 1
-    run_to_end(wanted)
-    run_to_end(options(latents, tmp_path / "straight", steps=400))
-    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+    run, steps = tmp_path / "killed", 600
+    driver = Path(__file__).with_name("kill_training.py")
+    command = [sys.executable, str(driver), str(latents), str(run), str(steps)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert 8 <= open_model(run).step < steps, "the kills were to fall into the training, over several checkpoints"
+    run_to_end(options(latents, run, steps=steps))
+    run_to_end(options(latents, tmp_path / "straight", steps=steps))
+    assert_same_run(run, tmp_path / "straight")
 
 
 def test_several_ema_rates_and_their_files(latents, tmp_path):
