@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -346,3 +347,39 @@ def test_full_disk(images: Path, tmp_path: Path, capsys, monkeypatch):
         assert shard_hashes(disk / "out") == shard_hashes(tmp_path / "whole")
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_pixels_picture_by_picture(images: Path, tmp_path: Path):
+    """The quick way of `pixels` gives the bytes and statistics of the plain one; another order of sums is no fault."""
+    from mpdit_core.data.autoencoder import PixelAutoencoder
+    from mpdit_core.data.shards import channel_sums, same_sums
+
+    for gray in (False, True):
+        autoencoder = PixelAutoencoder(gray=gray, device=torch.device("cpu"))
+        pictures = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+        plain = autoencoder.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2)).half().numpy()
+        quick = np.zeros_like(plain)
+        counts = [autoencoder.encode_picture(p, q) for p, q in zip(pictures, quick, strict=True)]
+        assert plain.tobytes() == quick.tobytes()
+        assert np.sum(counts) == pictures[..., 0].size * (1 if gray else 3)
+    assert encode(images, tmp_path / "out", "--flip") == 0
+    folder = LatentFolder(tmp_path / "out")
+    tensors = folder.shard(1)
+    shard = folder.manifest.shards[1]
+    mean, square = channel_sums([tensors["moments"], tensors["moments_flipped"]])
+    assert same_sums((mean, square), shard)
+    assert not same_sums((mean, tuple(s * (1 + 1e-6) for s in square)), shard)
+    assert not same_sums((tuple(m + 1e-4 for m in mean), square), shard)
+
+
+def test_zeros_take_no_room(tmp_path: Path):
+    """Blocks of zeros are holes in the file; the size, the hash and what is read are those of a plain file."""
+    from mpdit_core.data.latents import map_safetensors
+    from mpdit_core.data.shards import write_safetensors
+
+    array = np.zeros((40, 2, 128, 128), np.float16)
+    array[:, 0] = np.random.default_rng(0).standard_normal((40, 128, 128))
+    size, digest = write_safetensors(tmp_path / "shard", {"labels": np.arange(40, dtype="<i8"), "moments": array})
+    data = (tmp_path / "shard").read_bytes()
+    assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
+    assert np.array_equal(map_safetensors(tmp_path / "shard")["moments"], array)

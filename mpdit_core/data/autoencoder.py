@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mpdit_core.data.manifest import AutoencoderSpec
@@ -32,15 +34,10 @@ class Autoencoder:
     spec: AutoencoderSpec
     device: torch.device
     precision: str = "float32"
-    elementwise: bool = False  # latents depend on their own pixel alone, so on no other image, thread count or rounding
 
     def encode(self, images: Tensor) -> Tensor:
         """Moments, float32 [B, 2C, h, w] on `device`, of `images` uint8 [B, 3, H, W] on any device."""
         raise NotImplementedError
-
-    def encode_half(self, images: Tensor) -> Tensor:
-        """The same as float16, as stored."""
-        return self.encode(images).half()
 
     def decode(self, raw_latents: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] on `device` of `raw_latents [B, C, h, w]`."""
@@ -61,12 +58,11 @@ class Autoencoder:
 class PixelAutoencoder(Autoencoder):
     """The identity: latents are the pixels on [-1, 1], without spread. `gray`: one channel of luminance."""
 
-    elementwise = True
-
     def __init__(self, *, gray: bool, device: torch.device):
         name = "pixels-gray" if gray else "pixels"
         self.spec = AutoencoderSpec(id=name, factor=1, channels=1 if gray else 3)
         self.gray, self.device = gray, device
+        self.lookup = to_range(torch.arange(256)).half().numpy()  # float16 [256]: what is stored of each pixel value
 
     def encode(self, images: Tensor) -> Tensor:
         pixels = images.to(self.device).contiguous()
@@ -77,13 +73,20 @@ class PixelAutoencoder(Autoencoder):
         moments[:, : self.spec.channels] = to_range(pixels)
         return moments
 
-    def encode_half(self, images: Tensor) -> Tensor:
+    def encode_picture(self, picture: np.ndarray, moments: np.ndarray) -> np.ndarray:
+        """The same for one picture uint8 [H, W, 3], on the CPU, at a fraction of the cost.
+
+        Writes the means into `moments` float16 [2C, H, W] and leaves its spreads, which are zero, as they are.
+
+        Returns:
+            how often each pixel value occurs in each channel, int64 [C, 256].
+        """
+        planes = np.ascontiguousarray(picture.transpose(2, 0, 1))
         if self.gray:
-            return super().encode_half(images)
-        moments = torch.zeros(len(images), 6, *images.shape[2:], dtype=torch.float16, device=self.device)
-        for image, place in zip(images, moments, strict=True):  # one at a time stays in the processor's cache
-            place[:3] = to_range(image.to(self.device).contiguous())
-        return moments
+            weights = torch.tensor(LUMINANCE).view(3, 1, 1)
+            planes = (torch.from_numpy(planes).float() * weights).sum(dim=0, keepdim=True).round().byte().numpy()
+        np.take(self.lookup, planes, out=moments[: len(planes)], mode="clip")
+        return np.array([Image.fromarray(plane).histogram() for plane in planes])
 
     def decode(self, raw_latents: Tensor) -> Tensor:
         return to_pixels(raw_latents.to(self.device)).expand(-1, 3, -1, -1)

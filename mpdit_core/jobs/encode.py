@@ -19,7 +19,7 @@ import torch
 from mpdit_core import files
 from mpdit_core.api import Dataset
 from mpdit_core.config import parse_assignments
-from mpdit_core.data.autoencoder import DEFAULT_AUTOENCODER, Autoencoder, load_autoencoder
+from mpdit_core.data.autoencoder import DEFAULT_AUTOENCODER, Autoencoder, PixelAutoencoder, load_autoencoder
 from mpdit_core.data.encoding_folder import EncodingFolder, make_manifest
 from mpdit_core.data.latents import MIRRORED_EXACTLY, LatentFolder
 from mpdit_core.data.manifest import (
@@ -37,6 +37,7 @@ from mpdit_core.distributed import World, joined
 from mpdit_core.errors import UserError
 from mpdit_core.events import Event, Note, Progress, Result, Saved, Skipped, Warn
 from mpdit_core.jobs.encode_pipeline import encode_shards
+from mpdit_core.jobs.encode_pixels import encode_pixels
 from mpdit_core.jobs.encode_precision import choose_precision
 from mpdit_core.jobs.encode_report import contact_sheet, summary
 from mpdit_core.jobs.encode_verify import verify
@@ -259,12 +260,16 @@ def _encode_share(
 
     def write(content: ShardContent) -> None:
         folder.add(content.number, write_shard(folder.path, plan, content))
+        content.release()
 
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            for step in encode_shards(
-                source, plan, share, autoencoder=autoencoder, workers=workers, skip_faulty=options.on_error == "skip"
-            ):
+            skip = options.on_error == "skip"
+            if isinstance(autoencoder, PixelAutoencoder):
+                steps = encode_pixels(source, plan, share, autoencoder=autoencoder, workers=workers, skip_faulty=skip)
+            else:
+                steps = encode_shards(source, plan, share, autoencoder=autoencoder, workers=workers, skip_faulty=skip)
+            for step in steps:
                 if world.size > 1 and os.getppid() != parent:
                     raise SystemExit(f"process {world.rank}: its launcher is gone")
                 if step.content is not None:

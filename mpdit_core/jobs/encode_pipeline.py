@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,36 +32,59 @@ Pending = Callable[[], tuple[Tensor, Tensor | None]]
 
 
 @dataclass
-class DecodedBatch:
-    """Items `start` to `stop` of shard `shard`: their pictures [n, H, W, 3] uint8, ready when `faults` are."""
+class ItemBatch:
+    """Items `start` to `stop` of shard `shard`; decoded when all `faults` are there."""
 
     shard: int
     start: int
     stop: int
-    items: list[Item]
-    images: np.ndarray
+    items: list[Item] = field(default_factory=list)
     faults: list[Future[FaultyImageError | None]] = field(default_factory=list)
 
-    def wait(self) -> tuple[np.ndarray, list[Item], list[SkippedItem]]:
-        """(pictures, items, the ones left out), once all are decoded."""
+    def store(self, place: int, picture: np.ndarray) -> None:
+        """Keeps the picture [H, W, 3] uint8 of item `place` of the batch; called in a thread that decodes."""
+        raise NotImplementedError
+
+    def wait(self) -> tuple[list[int], list[SkippedItem]]:
+        """(places of the good pictures, the items left out), once all are decoded."""
         reasons = [future.result() for future in self.faults]
-        good = [n for n, reason in enumerate(reasons) if reason is None]
         skipped = [
             SkippedItem(key=item.key, reason=reason.what)
             for item, reason in zip(self.items, reasons, strict=True)
             if reason is not None
         ]
-        images = self.images if len(good) == len(self.items) else self.images[good]
-        return images, [self.items[n] for n in good], skipped
+        return [n for n, reason in enumerate(reasons) if reason is None], skipped
 
 
-def decode_ahead(source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, workers: int) -> Iterator[DecodedBatch]:
-    """The batches of `shards` in order, decoded by `workers` threads, a few batches ahead of the one yielded."""
-    batches: queue.Queue[DecodedBatch | BaseException | None] = queue.Queue(maxsize=BATCHES_AHEAD)
+class PictureBatch(ItemBatch):
+    """Items whose pictures are collected for the encoder: `images` [n, H, W, 3] uint8."""
+
+    images: np.ndarray
+
+    def store(self, place: int, picture: np.ndarray) -> None:
+        self.images[place] = picture
+
+
+Batch = TypeVar("Batch", bound=ItemBatch)
+
+
+def decode_ahead(
+    source: Dataset,
+    plan: EncodingPlan,
+    shards: Sequence[int],
+    *,
+    workers: int,
+    make: Callable[[int, int, int], Batch],
+) -> Iterator[Batch]:
+    """The batches of `shards` in order, decoded by `workers` threads, a few batches ahead of the one yielded.
+
+    `make(shard, start, stop)` gives an empty batch.
+    """
+    batches: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=BATCHES_AHEAD)
     stopped = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
-    def put(value: DecodedBatch | BaseException | None) -> bool:
+    def put(value: Batch | BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 batches.put(value, timeout=0.1)
@@ -72,9 +96,11 @@ def decode_ahead(source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, 
     def feed() -> None:
         try:
             for shard in shards:
-                for batch, decoders in _batches(source, plan, shard):
-                    rows = zip(batch.images, decoders, strict=True)
-                    batch.faults = [pool.submit(_decode_into, row, decode, plan.resolution) for row, decode in rows]
+                for batch, decoders in _batches(source, plan, shard, make):
+                    batch.faults = [
+                        pool.submit(_decode_into, batch, place, decode, plan.resolution)
+                        for place, decode in enumerate(decoders)
+                    ]
                     if not put(batch):
                         return
             put(None)
@@ -93,21 +119,24 @@ def decode_ahead(source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _batches(source: Dataset, plan: EncodingPlan, shard: int) -> Iterator[tuple[DecodedBatch, list[Decode]]]:
+def _batches(
+    source: Dataset, plan: EncodingPlan, shard: int, make: Callable[[int, int, int], Batch]
+) -> Iterator[tuple[Batch, list[Decode]]]:
     start, end = plan.shard_range(shard)
     reading = read_items(source, start, end)
     for first in range(start, end, plan.batch_size):
-        last = min(first + plan.batch_size, end)
-        pairs = [next(reading) for _ in range(first, last)]
-        images = np.empty((last - first, plan.resolution, plan.resolution, 3), dtype=np.uint8)
-        yield DecodedBatch(shard, first, last, [item for item, _ in pairs], images), [decode for _, decode in pairs]
+        batch = make(shard, first, min(first + plan.batch_size, end))
+        pairs = [next(reading) for _ in range(batch.start, batch.stop)]
+        batch.items = [item for item, _ in pairs]
+        yield batch, [decode for _, decode in pairs]
 
 
-def _decode_into(row: np.ndarray, decode: Decode, resolution: int) -> FaultyImageError | None:
+def _decode_into(batch: ItemBatch, place: int, decode: Decode, resolution: int) -> FaultyImageError | None:
     try:
-        row[:] = prepare(decode(), resolution)
+        picture = prepare(decode(), resolution)
     except UserError as error:  # a plugin's images may raise this too
         return FaultyImageError(error.what)
+    batch.store(place, picture)
     return None
 
 
@@ -160,7 +189,7 @@ def encode_shards(
     Raises:
         UserError: an image cannot be used and `skip_faulty` is off, or has a label that no class has.
     """
-    waiting: deque[tuple[DecodedBatch, list[Item], list[SkippedItem], Pending]] = deque()
+    waiting: deque[tuple[PictureBatch, list[Item], list[SkippedItem], Pending]] = deque()
     builder: ShardBuilder | None = None
 
     def collect() -> Encoded:
@@ -173,14 +202,21 @@ def encode_shards(
         content = builder.content() if batch.stop == builder.stop else None
         return Encoded(batch.stop - batch.start, skipped, content)
 
+    def make(shard: int, start: int, stop: int) -> PictureBatch:
+        batch = PictureBatch(shard, start, stop)
+        batch.images = np.empty((stop - start, plan.resolution, plan.resolution, 3), dtype=np.uint8)
+        return batch
+
     with Encoder(autoencoder, flip=plan.flip) as encoder:
-        for batch in decode_ahead(source, plan, shards, workers=workers):
-            images, items, skipped = batch.wait()
+        for batch in decode_ahead(source, plan, shards, workers=workers, make=make):
+            good, skipped = batch.wait()
             if skipped and not skip_faulty:
                 while waiting:  # what came before it may complete a shard
                     yield collect()
                 raise faulty(skipped[0])
-            _check_labels(items, plan)
+            items = [batch.items[n] for n in good]
+            images = batch.images if not skipped else batch.images[good]
+            check_labels(items, plan)
             waiting.append((batch, items, skipped, encoder.submit(images)))
             while len(waiting) > encoder.depth:
                 yield collect()
@@ -218,7 +254,7 @@ class Encoder:
         if self._pool is None:
             result = encode_batch(self.autoencoder, images, flip=self.flip)
             return lambda: result
-        parts = [images] if self.autoencoder.elementwise else np.split(images, max(1, len(images)))
+        parts = np.split(images, max(1, len(images)))
         futures = [self._pool.submit(encode_batch, self.autoencoder, part, flip=self.flip) for part in parts]
 
         def wait() -> tuple[Tensor, Tensor | None]:
@@ -237,8 +273,8 @@ def encode_batch(autoencoder: Autoencoder, images: np.ndarray, *, flip: bool) ->
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     if autoencoder.device.type == "cuda":
         pixels = pixels.pin_memory().to(autoencoder.device, non_blocking=True)
-    moments = autoencoder.encode_half(pixels)
-    return moments, autoencoder.encode_half(pixels.flip(-1)) if flip else None
+    moments = autoencoder.encode(pixels).half()
+    return moments, autoencoder.encode(pixels.flip(-1)).half() if flip else None
 
 
 def faulty(item: SkippedItem) -> UserError:
@@ -249,7 +285,7 @@ def faulty(item: SkippedItem) -> UserError:
     )
 
 
-def _check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
+def check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
     for item in items:
         if not 0 <= item.label < len(plan.class_names):
             raise UserError(
