@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from mpdit_core.errors import UserError
 from mpdit_core.seeding import hash_seed
 
 DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+OPENED_AT_ONCE = 8  # shards
+FIRST_READ = 64 * 2**10  # bytes of a file: its header and the labels of some 8000 images, in one go
 MIRRORED_EXACTLY = ("pixels", "pixels-gray")
 """Autoencoders of which the moments of a mirror image are the mirrored moments."""
 
@@ -38,8 +41,8 @@ class LatentFolder:
         self.spec: LatentSpec = latent_spec(self.manifest, self.path)
         self._ends = np.cumsum([shard.count for shard in self.manifest.shards])
         self._maps: dict[int, dict[str, np.ndarray]] = {}
-        for shard in self.manifest.shards:
-            self._check_size(shard)
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            list(pool.map(self._check_size, self.manifest.shards))
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -60,6 +63,7 @@ class LatentFolder:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels of all images, int64 [n]; read once, 8 bytes an image."""
+        self._map(range(len(self.manifest.shards)))
         return np.concatenate([np.array(self.shard(i)["labels"]) for i in range(len(self.manifest.shards))])
 
     def batch(
@@ -91,21 +95,25 @@ class LatentFolder:
         moments = np.empty((len(wanted), *self.manifest.plan.moments_shape), dtype=np.float16)
         labels = np.empty(len(wanted), dtype=np.int64)
         shards = np.searchsorted(self._ends, wanted, side="right")
+        touched = np.unique(shards).tolist()
+        self._map(touched)
         parts: list[
             tuple[np.ndarray, np.ndarray, np.ndarray]
         ] = []  # (stored moments, rows of them, places in the batch)
-        for number in np.unique(shards).tolist():
+        for number in touched:
             tensors = self.shard(number)
             here = shards == number
-            places = np.flatnonzero(here)
             first = self._ends[number] - self.manifest.shards[number].count
-            labels[places] = tensors["labels"][wanted[places] - first]
             for name, chosen in (("moments", here & ~stored_mirrors), ("moments_flipped", here & stored_mirrors)):
                 if chosen.any():
                     places = np.flatnonzero(chosen)
                     parts.append((tensors[name], wanted[places] - first, places))
         for stored, rows, _ in parts:  # all are asked for before the first is waited for
             announce(stored, rows)
+        for number in touched:
+            places = np.flatnonzero(shards == number)
+            first = self._ends[number] - self.manifest.shards[number].count
+            labels[places] = self.shard(number)["labels"][wanted[places] - first]
         for stored, rows, places in parts:
             moments[places] = stored[rows]
         result = torch.from_numpy(moments).float()
@@ -122,9 +130,19 @@ class LatentFolder:
             self._maps[number] = map_safetensors(self.path / shard.file)
         return self._maps[number]
 
+    def _map(self, numbers: Sequence[int]) -> None:
+        """Maps these shards at once: from a cold disk, nearly all of the time is waiting."""
+        missing = [number for number in numbers if number not in self._maps]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(OPENED_AT_ONCE, len(missing))) as pool:
+                list(pool.map(self.shard, missing))
+
     def _check_size(self, shard: Shard) -> None:
         path = self.path / shard.file
-        size = path.stat().st_size if path.is_file() else None
+        try:
+            size = path.stat().st_size
+        except OSError:
+            size = None
         if size != shard.bytes:
             raise UserError(
                 f"{path} is missing" if size is None else f"{path} has {size} bytes, its manifest says {shard.bytes}",
@@ -139,7 +157,7 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is not whole.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=FIRST_READ) as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(length))
@@ -196,7 +214,10 @@ class EpochOrder:
         """int64 [count]: which image comes at each place of `epoch`."""
         if self._cached[0] != epoch:
             keys = np.random.PCG64(hash_seed(self.seed, "order", epoch)).random_raw(self.count)
-            self._cached = (epoch, np.argsort(keys, kind="stable"))
+            order = np.argsort(keys)  # several times faster than the stable sort
+            if (np.diff(keys[order]) == 0).any():  # of equal numbers it may take either first
+                order = np.argsort(keys, kind="stable")
+            self._cached = (epoch, order)
         return self._cached[1]
 
     def indices(self, start: int, stop: int) -> np.ndarray:
