@@ -84,7 +84,10 @@ def launch_or_run(nproc: str, device: str, events: Any) -> dict[str, Any]:
 
     processes = 1 if under_torchrun() else count_processes(nproc, select_device(device))
     if processes > 1:
-        raise typer.Exit(launch(sys.argv[1:], processes))
+        code, ended = launch(sys.argv[1:], processes)
+        if ended is not None:
+            error(ended)
+        raise typer.Exit(code)
     return run_job(events())
 
 

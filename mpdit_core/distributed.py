@@ -7,6 +7,7 @@ every function here is a no-op, so jobs have one code path.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -97,10 +98,14 @@ def count_processes(nproc: str, device: torch.device) -> int:
     return int(nproc)
 
 
-def launch(arguments: Sequence[str], nproc: int) -> int:
-    """Runs `python -m mpdit_cli ARGUMENTS` in `nproc` processes of one group; returns the exit code of the job.
+def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
+    """Runs `python -m mpdit_cli ARGUMENTS` in `nproc` processes of one group.
 
-    Torch's elastic launcher starts and watches them: when one dies, all stop, and its exit code is returned.
+    Torch's elastic launcher starts and watches them: when one dies, all stop.
+
+    Returns:
+        the exit code of the job, that of the process that failed first; and, if a signal ended that one before it
+        could say anything, a sentence about it.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -121,8 +126,13 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "mpdit_cli", *arguments)
     except SignalException as signalled:  # passed on to the processes, which saved what there was
-        return 128 + int(signalled.sigval)
+        return 128 + int(signalled.sigval), None
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    return 0
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode, None
+        name = signal.Signals(-failure.exitcode).name
+        hint = " (is the memory full?)" if name == "SIGKILL" else ""
+        text = f"process {rank} of {nproc} (pid {failure.pid}) was ended by {name}{hint}; the others were stopped"
+        return 128 - failure.exitcode, text
+    return 0, None
