@@ -383,3 +383,10 @@ def test_zeros_take_no_room(tmp_path: Path):
     data = (tmp_path / "shard").read_bytes()
     assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
     assert np.array_equal(map_safetensors(tmp_path / "shard")["moments"], array)
+
+
+def test_nothing_but_faulty_images(images: Path, tmp_path: Path, capsys):
+    for path in images.glob("*/*.png"):
+        path.write_bytes(b"no picture")
+    refused(capsys, encode(images, tmp_path / "out", "--on-error", "skip"), "every image was skipped")
+    assert not (tmp_path / "out/manifest.json").exists()
