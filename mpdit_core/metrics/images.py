@@ -221,9 +221,12 @@ class DatasetImages:
     dataset: Dataset
     resolution: int
     name: str
+    skipped: frozenset[str] = frozenset()  # keys of images that are left out, as faulty
 
     def __post_init__(self) -> None:
-        self.items = self.dataset.items()
+        items = self.dataset.items()
+        self._kept = [n for n in range(len(items)) if items[n].key not in self.skipped] if self.skipped else None
+        self.items = items if self._kept is None else [items[n] for n in self._kept]
         self.count = len(self.items)
         self.labels: list[int] | None = [item.label for item in self.items]
         if not self.count:
@@ -234,14 +237,17 @@ class DatasetImages:
             return _stack(list(pool.map(self._read, indices)))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.dataset.fingerprint()} {self.resolution} {CROP_RULE}".encode()).hexdigest()
+        text = f"{self.dataset.fingerprint()} {self.resolution} {CROP_RULE}"
+        if self.skipped:
+            text += f" without {sorted(self.skipped)}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "data set", "path": self.name, "resize": CROP_RULE, "order": "of the data set"}
 
     def _read(self, index: int) -> np.ndarray:
         try:
-            return _prepare(self.dataset.image(index), self.resolution)
+            return _prepare(self.dataset.image(self._kept[index] if self._kept else index), self.resolution)
         except (OSError, UnidentifiedImageError) as error:
             raise UserError(
                 f"{self.items[index].key} cannot be read: {error}", remedy="remove or replace it"

@@ -118,7 +118,8 @@ def _plan_latents(path: Path, resolution: int | None) -> Plan:
             expected=source.given,
             remedy="bring them back, or name another --reference",
         ) from error
-    images = DatasetImages(dataset, manifest.plan.resolution, source.given)
+    skipped = frozenset(item.key for item in manifest.skipped)
+    images = DatasetImages(dataset, manifest.plan.resolution, source.given, skipped)
     return Plan(images, None, path / STORE, source.given, manifest.plan.resolution, images.count)
 
 
