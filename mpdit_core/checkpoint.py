@@ -28,6 +28,7 @@ from mpdit_core.config import RunConfig, settings_error
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.presets import preset_names
 
 FORMAT = 1
 WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.json", "training.safetensors"
@@ -104,11 +105,10 @@ def open_model(where: str | Path) -> ModelFolder:
         return _read_folder(download_model(str(where)))
     folder = Path(where)
     if not folder.is_dir():
-        near = sorted(str(p) for p in Path("runs").glob("*")) if Path("runs").is_dir() else []
         raise UserError(
             f"{where} is not a folder",
             expected="a run, a checkpoint folder, an exported model, or hf:ORG/NAME",
-            remedy=f"here are {', '.join(near[:5])}" if near else "`mpdit train` makes one, `mpdit import` another",
+            remedy=_remedy_for_no_folder(str(where)),
         )
     if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
         return _read_folder(folder)
@@ -120,6 +120,13 @@ def open_model(where: str | Path) -> ModelFolder:
             remedy="train until the first checkpoint is written (train.checkpoint_every)",
         )
     return _read_folder(complete[-1])
+
+
+def _remedy_for_no_folder(where: str) -> str:
+    if where in preset_names():
+        return f"{where} is a preset: `mpdit train --preset {where}`, `mpdit profile-flops --preset {where}`"
+    near = sorted(str(p) for p in Path("runs").glob("*")) if Path("runs").is_dir() else []
+    return f"here are {', '.join(near[:5])}" if near else "`mpdit train` makes one, `mpdit import` another"
 
 
 def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
