@@ -185,5 +185,5 @@ def _covariance_root(gaussian: Gaussian) -> Tensor:
 
 
 def _sum_of_roots(symmetric: Tensor) -> Tensor:
-    """Sum of the square roots of the eigenvalues of `symmetric` [F, F]; NumPy's solver is several times torch's speed."""
+    """Sum of the roots of the eigenvalues of `symmetric` [F, F]; NumPy's solver takes a fraction of torch's time."""
     return torch.from_numpy(np.linalg.eigvalsh(symmetric.cpu().numpy())).clamp(min=0).sqrt().sum()
