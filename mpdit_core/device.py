@@ -46,6 +46,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = 
     """FLOPs a second of one large square matrix product, the best of as many as fit into `seconds`.
 
     What this machine can do as it is now, and so what the use of it is measured against: data sheets promise more.
+    The best and not the median, because it stands for what could be reached: whatever else runs only slows it.
 
     Args:
         dtype: of the factors (float32 products follow torch's own precision settings).

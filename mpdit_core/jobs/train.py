@@ -6,7 +6,6 @@ The loop below only says what happens when; how is in `mpdit_core/training/`.
 from __future__ import annotations
 
 import json
-import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from mpdit_core.jobs.train_evaluation import check, evaluate_checkpoint
 from mpdit_core.model.compute import training_macs
 from mpdit_core.training.batches import BatchSource
 from mpdit_core.training.checkpoints import Snapshot, Writer, read, step_folder, truncate_metrics
+from mpdit_core.training.clock import WorkClock
 from mpdit_core.training.parallel import autocast_dtype
 from mpdit_core.training.previews import make_previews
 from mpdit_core.training.sentinel import Sentinel
@@ -95,7 +95,7 @@ class _Training:
         self.last: TrainStep | None = None
         self.rollbacks = 0
         self.start: Snapshot | None = None  # where a rollback goes to before there is a checkpoint
-        self._clock, self._clock_step = time.monotonic(), 0
+        self.clock = WorkClock()
         peak = matmul_rate(device, self.trainer.model.autocast_dtype or torch.float32, seconds=0.05) * world.size
         self.image_cost = 2 * training_macs(plan.config.model) / peak  # seconds, were all of it matrix products
 
@@ -137,7 +137,7 @@ class _Training:
         self.pending.clear()
         if self.world.is_main:
             truncate_metrics(self.run_folder / "metrics.jsonl", snapshot.position.step)
-        self._clock, self._clock_step = time.monotonic(), snapshot.position.step
+        self.clock.restart(snapshot.position.step)
 
     def _until_end_or_rollback(self, stop: StopRequest) -> Iterator[Event]:
         trainer, train = self.trainer, self.config.train
@@ -162,9 +162,10 @@ class _Training:
             if self.writer.done:
                 yield from self._finish_write()
             if previewing:
-                yield from make_previews(
-                    self.trainer, run=self.run_folder, spec=self.plan.latents.spec, preview=self.config.preview
-                )
+                with self.clock.paused():
+                    yield from make_previews(
+                        self.trainer, run=self.run_folder, spec=self.plan.latents.spec, preview=self.config.preview
+                    )
             if saving or evaluating:
                 yield from self._save(final=evaluating)
             if evaluating:
@@ -177,14 +178,14 @@ class _Training:
         """Measures the checkpoint just written, on all processes, where this step is one to measure."""
         if not self._evaluates(step):
             return
-        values = yield from evaluate_checkpoint(
-            step_folder(self.run_folder, step),
-            run=self.run_folder,
-            preview=self.config.preview,
-            device=self.device.type,
-        )
+        with self.clock.paused():
+            values = yield from evaluate_checkpoint(
+                step_folder(self.run_folder, step),
+                run=self.run_folder,
+                preview=self.config.preview,
+                device=self.device.type,
+            )
         yield from self.trackers.log_values(values, step=step)
-        self._clock, self._clock_step = time.monotonic(), step
 
     def _enqueue(self, numbers: torch.Tensor, rate: float, data_step: int, *, stopping: bool) -> None:
         numbers = torch.cat([numbers, torch.full((1,), float(stopping), device=self.device)])
@@ -211,10 +212,7 @@ class _Training:
             return (wrong, pending), False
         self.trainer.position = replace(self.trainer.position, loss_mean=self.sentinel.mean)
         if pending.step % self.config.train.log_every == 0 or pending.step == self.plan.total_steps:
-            now = time.monotonic()
-            images = (pending.step - self._clock_step) * self.config.train.batch_size
-            speed = images / max(now - self._clock, 1e-9)
-            self._clock, self._clock_step = now, pending.step
+            speed = self.clock.lap(pending.step) * self.config.train.batch_size
             self.last = TrainStep(
                 step=pending.step,
                 total_steps=self.plan.total_steps,
@@ -273,17 +271,23 @@ class _Training:
         return snapshot.position.step + sum(b - a for a, b in snapshot.position.skipped)
 
     def _save(self, *, final: bool) -> Iterator[Event]:
-        """Starts writing a checkpoint; a final one is waited for."""
+        """Starts writing a checkpoint; a final one is waited for, and all processes raise what its writing raised."""
         yield from self._finish_write()
         snapshot = self.trainer.snapshot()
         if self.world.is_main and not self.writer.holds(snapshot.position.step):
             self.writer.start(snapshot)
         self.rollbacks = 0
         if final:
-            path = self.writer.finish()
+            path = failure = None
+            try:
+                path = self.writer.finish()
+            except UserError as error:
+                failure = error
+            failure = self.world.broadcast_object(failure)  # the others wait here for the write
+            if failure is not None:
+                raise failure
             if path is not None:
                 yield Saved(what="checkpoint", path=path)
-            self.world.barrier()
 
     def _finish_write(self) -> Iterator[Event]:
         """Ends the write under way; a disk that is full is reported, and the older checkpoints stay."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
-from mpdit_core.device import is_fast_in_bfloat16, select_device
+from mpdit_core.device import is_fast_in_bfloat16, matmul_rate, select_device
 from mpdit_core.events import Event, Note, Progress, Table, Warn
 from mpdit_core.jobs.profiling.targets import Target
 from mpdit_core.model.compute import Kind, count
@@ -41,12 +41,10 @@ PARTS: dict[str, Kind] = {
 
 
 def matmul_tflops(device_name: str) -> float:
-    """This device's own rate of large matrix products, in the type that `measure` uses; the median of repeats."""
+    """This device's own rate of large matrix products (`matmul_rate`), in the type that `measure` uses."""
     device = select_device(device_name)
-    side = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if is_fast_in_bfloat16(device) else torch.float32
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / statistics.median(_times(lambda: a @ b, device)) / 1e12
+    return matmul_rate(device, dtype) / 1e12
 
 
 def measure(target: Target, batch_size: int, *, device: str) -> Iterator[Event]:
