@@ -26,6 +26,7 @@ from mpdit_core.data.latents import EpochOrder, LatentFolder
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec, measured_statistics, normalisation_of
 from mpdit_core.data.shards import ShardContent, write_shard
 
+SETTLE = 1.0  # seconds; the system goes on freeing the 100,000 forgotten files after the call returns
 SHAPE = (8, 32, 32)  # of Stable Diffusion's moments at 256 px
 BATCH = 256
 
@@ -61,6 +62,7 @@ def forget(root: Path) -> str:
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
+        time.sleep(SETTLE)
         return "drop_caches"
     except OSError:
         for path in root.rglob("*"):
