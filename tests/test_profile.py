@@ -8,13 +8,22 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from sample_helpers import write_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mpdit_cli.app import main
+from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.events import Table
+from mpdit_core.jobs.profile import DRAWN_BY_DEFAULT
+from mpdit_core.jobs.profiling import figure, tables
 from mpdit_core.jobs.profiling.document import published_rows
-from mpdit_core.jobs.profiling.plan import parse_plan, plan
+from mpdit_core.jobs.profiling.plan import parse_plan, plan, plan_table
 from mpdit_core.jobs.profiling.tables import bar
-from mpdit_core.jobs.profiling.targets import Target, find_targets
+from mpdit_core.jobs.profiling.targets import Target, at_resolution, find_targets
 from mpdit_core.model.compute import forward_macs, training_macs
+from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset, preset_names
 
 DOCS = Path(__file__).parent.parent / "docs" / "compute.md"
@@ -124,11 +133,88 @@ def test_measure_finds_every_stage_and_kind(capsys: pytest.CaptureFixture[str], 
     assert [(f["mode"], f["pass"]) for f in measured["figures"]] == [
         ("eager", "forward"), ("eager", "training"), ("compiled", "forward"), ("compiled", "training"),
     ]  # fmt: skip
-    for figure in measured["figures"]:
-        assert 0 < figure["p10_seconds"] <= figure["median_seconds"] <= figure["p90_seconds"]
+    for timed in measured["figures"]:
+        assert 0 < timed["p10_seconds"] <= timed["median_seconds"] <= timed["p90_seconds"]
     assert list(measured["parts"]) == ["stage 0", "stage 1", "outside"]
     assert {"attention", "projections", "mlp", "upsampling", "patches", "rest"} <= set(measured["parts"]["stage 1"])
     assert all(seconds > 0 for row in measured["parts"].values() for seconds in row.values())
+
+
+def counted_by_torch(model: torch.nn.Module, config: ModelConfig) -> tuple[int, int]:
+    """MACs of one image, and parameters, of a model that runs."""
+    x_t = torch.zeros(1, config.channels, config.input_size, config.input_size)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x_t, torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters())
+
+
+def test_a_run_a_checkpoint_and_an_export_are_counted_like_the_network_they_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, exported = tmp_path / "runs" / "tiny-1", tmp_path / "exported"
+    checkpoint = run / "checkpoints" / "step-0000007"
+    folder = write_model(checkpoint)
+    assert main(["export", str(checkpoint), str(exported), "--quiet"]) == 0
+    expected = counted_by_torch(folder.load(), folder.config.model)
+    for place in (run, checkpoint, exported):
+        model = result(capsys, str(place))["models"][0]
+        assert (model["name"], model["macs"], model["parameters"]) == (str(place), *expected)
+        assert model["flops"] == 2 * model["macs"]
+
+
+def test_set_changes_a_model_on_disk_for_the_count_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = write_model(tmp_path / "model").config.model
+    changed = config.model_copy(update={"width": 64, "stages": (Stage(8, 2), Stage(4, 1), Stage(2, 1))})
+    flags = ["--set", "model.width=64", "--set", "model.stages=[[8,2],[4,1],[2,1]]"]
+    model = result(capsys, str(tmp_path / "model"), *flags)["models"][0]
+    assert (model["macs"], model["parameters"]) == counted_by_torch(MPDiT(changed), changed)
+    assert model["name"].endswith("model*")
+    larger = result(capsys, str(tmp_path / "model"), "--res", "64")["models"][0]
+    assert larger["tokens"] == [16**2 + 2, 32**2 + 2]
+
+
+@pytest.mark.parametrize("preset", ["dit-xl-512", "xl-1024", "v2-xl-512"])
+def test_the_tables_of_a_model_fit_a_terminal_of_80_columns(preset: str):
+    target = Target(preset, load_preset(preset))
+    keys = parse_plan("watts=700")
+    fits(plan_table([plan(target, keys)], keys))
+    for each in (target, Target(f"{preset} @2048", at_resolution(target.run, 2048))):
+        record = tables.record(each, convention="true", batch_size=256)
+        fits(tables.bill(each, convention="true"))
+        fits(tables.overview([record], convention="true"))
+        facts = tables.facts(each, record)
+        label = max(map(len, facts))
+        assert all(2 + label + 2 + len(value) <= 80 for value in facts.values()), facts
+
+
+def test_all_presets_at_a_large_resolution_fit_a_terminal_of_80_columns():
+    targets, _ = find_targets(presets=[], model=None, assignments=[], resolution=2048)
+    records = [tables.record(target, convention="true", batch_size=1) for target in targets]
+    table = tables.overview(records, convention="true")
+    fits(table)
+    assert "2048 px" in table.title
+    assert all("@" not in row[0] for row in table.rows)
+    assert len({row[0] for row in table.rows}) == len(records) > 10
+
+
+def fits(table: Table) -> None:
+    widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    assert sum(widths) + 3 * len(widths) + 1 <= 80, (table.title, widths)
+
+
+def test_a_plan_for_this_machine_s_own_rate(capsys: pytest.CaptureFixture[str]):
+    keys = "hardware=measured, devices=1, epochs=1, images=1000, utilisation=0.5"
+    planned = result(capsys, "--preset", "b-256", "--device", "cpu", "--plan", keys)["plans"][0]
+    assert 1e-3 < planned["peak_tflops"] < 1e3  # of any CPU, in TFLOP/s
+    assert planned["model"]["flops"] == 2 * training_macs(load_preset("b-256").model) * 1000
+    seconds = planned["model"]["flops"] / (planned["peak_tflops"] * 1e12 * 0.5)
+    assert planned["model"]["device_hours"] * 3600 == pytest.approx(seconds)
+    assert planned["hardware"] == "measured"
+
+
+def test_lines_of_the_figure_say_how_many_levels_a_model_has():
+    levels = [figure.legend(Target(f"{name} @2048", load_preset(name))) for name in DRAWN_BY_DEFAULT]
+    assert levels == ["dense: dit-xl-256", "two-level: xl-256", "three-level: v2-xl-512"]
 
 
 def test_bars():

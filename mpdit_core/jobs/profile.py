@@ -114,7 +114,7 @@ def _drawn(targets: list[Target], *, named: bool) -> list[Target]:
         return find_targets(presets=DRAWN_BY_DEFAULT, model=None, assignments=(), resolution=None)[0]
     drawn: list[Target] = []
     for target in targets:
-        dense = Target(f"dense {target.name}", target.run.model_copy(update={"model": target.model.dense()}))
+        dense = Target(f"counterpart of {target.name}", target.run.model_copy(update={"model": target.model.dense()}))
         if not target.is_dense and all(dense.model != other.model for other in drawn):
             drawn.append(dense)
         drawn.append(target)

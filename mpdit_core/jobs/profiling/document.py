@@ -22,15 +22,23 @@ All numbers come from one closed formula (`mpdit_core/model/compute.py`), which 
 real model, to the last unit: for every preset, and for random configurations, forward and backward.
 """
 
-PUBLISHED_NOTE = """What other papers print of dense models (118.66 of DiT-XL/2 at 256 px, 524.6 at 512 px) lies 0.04 %
-and 0.02 % above the count of matrix products; how they were counted is not said there. The row “shared modulation” is
-cut, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at 512 px is the ratio of the linear layers alone; with
-attention it is 41.5 %.
+PUBLISHED_NOTE = """The dense rows that other papers print, 118.66 (DiT-XL/2 at 256 px) and 524.6 (at 512 px), are met
+by no convention here: the exact counts are 118.62 and 524.52, 0.04 % and 0.02 % lower, and how theirs were made is not
+said. The row “shared modulation” is cut, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at 512 px is the ratio of
+the linear layers alone; with attention it is 41.5 %.
 """
 
 MEMORY_NOTE = """Memory is counted too: weights, gradients, AdamW's moments, one EMA copy, and the tensors that the
 eager model keeps for its backward pass (within 1 % of what autograd keeps). The framework and the allocator's slack
 come on top, and torch.compile keeps less. No GPU was at hand to compare the totals with a device's own figures.
+"""
+
+
+MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model where you are: median and
+spread of latency, images a second, achieved FLOP/s and their share of the device's own matrix products, forward and
+training, eager and compiled; and the time of each stage and kind of work. `--json` gives every figure to a program.
+Nothing measured is on this page, as it would differ from machine to machine; `benchmarks/results/` holds timed training
+steps.
 """
 
 
@@ -53,6 +61,8 @@ def write(targets: list[Target], records: list[dict[str, Any]], *, convention: C
         to_markdown(bill(xl, convention=convention)),
         _facts(xl, record),
         MEMORY_NOTE,
+        "## Measured speed\n",
+        MEASURE_NOTE,
         "## Published numbers\n",
         to_markdown(published_table()),
         PUBLISHED_NOTE,

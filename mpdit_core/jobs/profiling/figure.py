@@ -11,6 +11,7 @@ from mpdit_core.model.compute import Convention, count
 
 RESOLUTIONS = [256, 512, 768, 1024, 1280, 1536, 1792, 2048]
 FORMATS = (".png", ".svg", ".pdf")
+LEVELS = {1: "dense", 2: "two-level", 3: "three-level"}
 COLOURS = ["#1b4f8a", "#c8501e", "#2f7d4f", "#7a3b8f", "#8a6d1b", "#2a8c8c", "#a03060", "#555555"]
 
 
@@ -33,7 +34,7 @@ def draw(targets: list[Target], path: Path, *, convention: Convention) -> None:
 
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    lines = [(target.name.partition(" @")[0], _points(target, convention)) for target in targets]
+    lines = [(legend(target), _points(target, convention)) for target in targets]
     for (name, points), colour in zip(lines, COLOURS * (len(lines) // len(COLOURS) + 1), strict=False):
         axes.plot([p[0] for p in points], [p[1] for p in points], "o-", markersize=3.5, color=colour, label=name)
     axes.set_xscale("log", base=2)
@@ -48,6 +49,12 @@ def draw(targets: list[Target], path: Path, *, convention: Convention) -> None:
     axes.legend(frameon=False, fontsize=9)
     with writing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=160)
+
+
+def legend(target: Target) -> str:
+    """`three-level: v2-xl-512`; without a resolution, as the line runs over many."""
+    levels = len(target.model.stages)
+    return f"{LEVELS.get(levels, f'{levels}-level')}: {target.name.partition(' @')[0]}"
 
 
 def _points(target: Target, convention: Convention) -> list[tuple[int, float]]:

@@ -1,6 +1,6 @@
 """What a training run will take: device-hours, wall time and energy, for the model and its dense counterpart.
 
-To add hardware: a line in `PEAK_TFLOPS` (public data sheets: dense bfloat16 products, no sparsity).
+To add hardware: a line in `PEAK_TFLOPS` with its source (dense bfloat16 products summed in float32, no sparsity).
 """
 
 from __future__ import annotations
@@ -16,9 +16,23 @@ from mpdit_core.jobs.profiling.targets import Target
 from mpdit_core.model.compute import training_macs
 
 PEAK_TFLOPS = {
-    "a100": 312.0, "h100": 989.0, "h100-pcie": 756.0, "h200": 989.0, "b200": 2250.0, "l40s": 362.0, "a10g": 70.0,
-    "rtx3090": 71.0, "rtx4090": 165.0, "rtx5090": 209.0, "mi300x": 1307.0,
-}  # fmt: skip
+    "v100": 125.0,  # NVIDIA V100 data sheet, SXM2; of float16, as it has no bfloat16
+    "a100": 312.0,  # NVIDIA A100 data sheet
+    "h100": 989.4,  # NVIDIA H100 architecture white paper, SXM5 (the data sheet prints 1,979 with sparsity)
+    "h100-pcie": 756.0,  # NVIDIA H100 architecture white paper, PCIe (data sheet: 1,513 with sparsity)
+    "h200": 989.4,  # NVIDIA H200 data sheet, SXM (1,979 with sparsity)
+    "b200": 2250.0,  # NVIDIA DGX B200 data sheet, an eighth of it (4,500 with sparsity)
+    "a10g": 70.0,  # NVIDIA A10G data sheet
+    "l40s": 362.05,  # NVIDIA L40S data sheet
+    "rtx3090": 71.0,  # NVIDIA GA102 architecture white paper, summed in float32
+    "rtx4090": 165.2,  # NVIDIA Ada architecture white paper, summed in float32
+    "rtx5090": 209.5,  # NVIDIA RTX Blackwell architecture white paper, summed in float32
+    "mi300x": 1307.4,  # AMD Instinct MI300X data sheet
+    "tpu-v4": 275.0,  # Google Cloud TPU documentation, system architecture, a chip; so are the next three
+    "tpu-v5e": 197.0,
+    "tpu-v5p": 459.0,
+    "tpu-v6e": 918.0,
+}
 
 
 class PlanOptions(Settings):
@@ -89,11 +103,16 @@ def plan_table(plans: list[dict[str, Any]], options: PlanOptions) -> Table:
         rows.append(["  its dense DiT", *_cells(each["dense"]), "100.0%"])
     first = plans[0]
     used = [name for name in ("kWh",) if options.watts]
+    device, source = first["hardware"], "dense bfloat16, data sheet"
+    if options.peak_tflops is not None:
+        source = "as given"
+    elif options.hardware == "measured":
+        device, source = "this device", "large matrix products, measured"
     return Table(
-        title=f"Training on {options.images:,} images, {first['devices']} × {first['hardware']}",
-        columns=["model", "epochs", "EFLOPs", "device-hours", "wall time", *used, "of dense"],
+        title=f"Training on {options.images:,} images, {first['devices']} × {device}",
+        columns=["model", "epochs", "EFLOPs", "device h", "wall time", *used, "of dense"],
         rows=rows if used else [[*row[:5], row[6]] for row in rows],
-        note=f"peak {first['peak_tflops']:g} TFLOP/s a device (dense bfloat16) × utilisation {options.utilisation:g}; "
+        note=f"peak {first['peak_tflops']:.4g} TFLOP/s a device ({source}) × utilisation {options.utilisation:g}; "
         "forward and backward pass of every image, no evaluation, no data loading, perfect scaling. "
         "EFLOPs: 1e18 operations, 2 a MAC.",
     )

@@ -13,7 +13,7 @@ from mpdit_core.model.memory import inference_memory, training_memory
 
 SAMPLING_STEPS = 250  # of the papers; with guidance every step evaluates the network twice
 BLOCKS = " ▏▎▍▌▋▊▉█"
-BAR_WIDTH = 5
+BAR_WIDTH = 4
 
 
 def record(target: Target, *, convention: Convention, batch_size: int) -> dict[str, Any]:
@@ -55,9 +55,13 @@ def record(target: Target, *, convention: Convention, batch_size: int) -> dict[s
 
 
 def overview(records: list[dict[str, Any]], *, convention: Convention) -> Table:
+    """A line a model. Of one resolution for all, the title says it and not every line: so it fits 80 columns."""
+    resolutions = {r["resolution"] for r in records}
+    alike = len(resolutions) == 1 and len(records) > 1
+    image = f"image of {min(resolutions)} px" if alike else "image"
     rows = [
         [
-            r["name"],
+            r["name"].partition(" @")[0] if alike else r["name"],
             millions(r["parameters"]),
             "/".join(str(n) for n in r["tokens"]),
             giga(r["macs_true"]),
@@ -67,10 +71,11 @@ def overview(records: list[dict[str, Any]], *, convention: Convention) -> Table:
         for r in records
     ]
     return Table(
-        title="One forward pass of one image, in giga-MACs (the papers' “GFLOPs”)",
-        columns=["model", "params M", "tokens", "true", "paper", "of dense"],
+        title=f"One forward pass of one {image}, in giga-MACs (the papers' “GFLOPs”)",
+        columns=["model", "params", "tokens", "true", "paper", "of dense"],
         rows=rows,
-        note=f"of dense: the DiT of the same width, depth and finest patch, {convention} convention.\n"
+        note="params: trainable, in millions.\n"
+        f"of dense: the DiT of the same width, depth and finest patch, {convention} convention.\n"
         + WHY_CONVENTIONS_DIFFER,
     )
 
@@ -79,8 +84,9 @@ def bill(target: Target, *, convention: Convention) -> Table:
     """One model: kinds of work down, stages across."""
     counted = count(target.model, convention=convention)
     outside = {kind: total - sum(s.by_kind[kind] for s in counted.stages) for kind, total in counted.by_kind.items()}
-    columns = [*(f"{s.depth} × patch {s.patch_size}" for s in counted.stages), "outside", "all", "share"]
-    rows = [["tokens", *(str(s.tokens) for s in counted.stages), "", "", ""]]
+    columns = [*(f"patch {s.patch_size}" for s in counted.stages), "outside", "all", "share"]
+    rows = [["blocks", *(str(s.depth) for s in counted.stages), "", str(target.model.depth), ""]]
+    rows += [["tokens", *(str(s.tokens) for s in counted.stages), "", "", ""]]
     for kind, total in counted.by_kind.items():
         cells = [s.by_kind[kind] for s in counted.stages]
         rows.append([kind, *(giga(n) for n in (*cells, outside[kind], total)), f"{total / counted.macs:.1%}"])
@@ -98,15 +104,15 @@ def facts(target: Target, r: dict[str, Any]) -> dict[str, str]:
     dense = "itself" if target.is_dense else f"{giga(r['dense_macs'])} GMACs"
     batch = r["batch_size"]
     return {
-        "parameters": f"{r['parameters']:,} trainable; {r['parameters_with_positions']:,} with position tables",
-        "one image": f"{r['macs_true']:,} MACs true ({2 * r['macs_true']:,} FLOPs); "
-        f"{giga(r['macs_paper'])} G as published",
-        f"dense {dense}": f"{bar(1.0, 30)} 100.0%",
-        f"this {giga(r['macs'])} GMACs": f"{bar(r['ratio_to_dense'], 30)} {r['ratio_to_dense']:.1%} "
-        f"({r['linear_ratio_to_dense']:.1%} of its linear layers)",
+        "parameters": f"{r['parameters']:,} trainable, {r['parameters_with_positions']:,} with positions",
+        "one image": f"{r['macs_true']:,} MACs, {2 * r['macs_true']:,} FLOPs",
+        "… as published": f"{giga(r['macs_paper'])} GMACs",
+        f"dense {dense}": f"{bar(1.0, 18)} 100.0%",
+        f"this {giga(r['macs'])} GMACs": f"{bar(r['ratio_to_dense'], 18)} {r['ratio_to_dense']:.1%} "
+        f"(linear layers {r['linear_ratio_to_dense']:.1%})",
         f"training step of {batch}": f"{tera(r['training_step_macs'])} TMACs (forward and backward)",
         "an image, 250 guided steps": f"{tera(r['guided_sampling_macs'])} TMACs ({2 * SAMPLING_STEPS} evaluations, "
-        "without the autoencoder)",
+        "no autoencoder)",
         f"memory to train, {batch} a step": f"{gib(r['training_bytes']['bfloat16'])} in bfloat16, "
         f"{gib(r['training_bytes']['float32'])} in float32",
         f"memory to infer, {batch} rows": f"{gib(r['inference_bytes']['bfloat16'])} in bfloat16, "
@@ -157,7 +163,9 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
 
 def giga(macs: int) -> str:
     value = macs / 1e9
-    return f"{value:.2f}" if value >= 0.1 or macs == 0 else f"{value:.2g}"
+    if 0 < value < 0.1:
+        return f"{value:.2g}"
+    return f"{value:.{2 if value < 1000 else 1 if value < 10_000 else 0}f}"
 
 
 def tera(macs: int) -> str:
