@@ -72,7 +72,7 @@ def test_every_step_of_the_page_works(steps, tmp_path: Path, capsys):
         assert Path(f"latents/{name}/manifest.json").is_file()
     assert read_json(Path("latents/mine-16/manifest.json"))["count"] == 40
     for n, count in ((1, 10), (2, 25)):
-        kept = read_json(Path(f"samples/digits-1-{n}/samples.json"))["identity"]["sampler"]
+        kept = read_json(Path(f"samples/digits-1-{n}/samples.json"))["identity"]["sampler"]["options"]
         assert (kept["num_steps"], kept["power"]) == (count, 2)
     assert sorted(p.name for p in tmp_path.glob("mpdit-*")) == ["mpdit-colours", "mpdit-fast", "mpdit-scans"]
 

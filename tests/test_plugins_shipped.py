@@ -40,15 +40,15 @@ def sampled(folder: Path, *arguments: str) -> dict:
 def test_sampling_with_a_scheduler_of_diffusers(tmp_path: Path):
     made = sampled(tmp_path, "--sampler", "dpm", "--num-steps", "6", "--set", "sampler.solver_order=3")
     assert made["result"]["nfe"] == 6
-    assert made["plugins"]["sampler"]["package"] == "mpdit-diffusers"
-    assert made["plugins"]["sampler"]["options"] == {"num_steps": 6, "shift": 1.0, "solver_order": 3}
+    assert made["identity"]["sampler"]["package"] == "mpdit-diffusers"
+    assert made["identity"]["sampler"]["options"] == {"num_steps": 6, "shift": 1.0, "solver_order": 3}
 
 
 def test_sampling_with_a_file(tmp_path: Path):
     (tmp_path / "mine.py").write_text(MINE)
     made = sampled(tmp_path, "--sampler", f"{tmp_path}/mine.py:Mine")
     assert made["result"]["nfe"] == 3
-    assert len(made["plugins"]["sampler"]["sha256"]) == 64
+    assert len(made["identity"]["sampler"]["sha256"]) == 64
 
 
 def test_encoding_tar_shards(tmp_path: Path):

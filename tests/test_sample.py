@@ -329,7 +329,7 @@ def test_changed_options_and_foreign_folders(model, tmp_path, capsys):
     manifest = (out / "samples.json").read_text()
     where = ["sample", str(model.path), "--device", "cpu", "--out", str(out)]
     assert main([*where, "-n", "10", "--batch-size", "4", "--num-steps", "5", "--guidance-scale", "2"]) == 2
-    assert "sampler.num_steps: 4 → 5" in capsys.readouterr().err
+    assert "sampler.options.num_steps: 4 → 5" in capsys.readouterr().err
     assert (out / "samples.json").read_text() == manifest
     foreign = tmp_path / "foreign"
     foreign.mkdir()

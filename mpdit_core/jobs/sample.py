@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,24 @@ from mpdit_core.device import select_device
 from mpdit_core.distributed import World, joined
 from mpdit_core.events import Event, Note, Progress, Result, Saved, Summary, jsonable
 from mpdit_core.jobs.generate import Generation, SampleBatch, SampleOptions, class_names, generate, prepare, share
-from mpdit_core.jobs.sample_output import MANIFEST, WRITERS, Format, Writer, choose_out, locked, open_folder
+from mpdit_core.jobs.sample_output import (
+    MANIFEST,
+    WRITERS,
+    Format,
+    Writer,
+    choose_out,
+    locked,
+    newest,
+    open_folder,
+    read_manifest,
+)
 from mpdit_core.jobs.sample_output import Progress as Markers
 from mpdit_core.pictures import labelled_grid, save_png, square_columns
 
 __all__ = ["SampleBatch", "SampleOptions", "SampleRequest", "generate", "sample"]
 
 GRID_IMAGES = 60
+SAMPLES = Path("samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,7 @@ def sample(request: SampleRequest) -> Iterator[Event]:
     with joined(device) as world, ExitStack() as stack:
         folder = open_model(request.model)
         kind = WRITERS[request.format]
+        _require_sampler(request, folder)
         generation = prepare(folder, request.options, device=device, decode=kind.needs_images)
         identity = describe(folder, generation, request)
         out, complete = _choose(request, folder, identity, world)
@@ -66,17 +78,28 @@ def sample(request: SampleRequest) -> Iterator[Event]:
         yield from _Sampling(generation, writer, request, world=world, step=folder.step).run()
 
 
+def _require_sampler(request: SampleRequest, folder: ModelFolder) -> None:
+    """Raises `UserError` naming the package of an unknown sampler, where the folder to go on with was begun with it."""
+    if request.options.sampler in plugins.names("samplers"):
+        return
+    name = model_name(request.model, folder)
+    out = request.out or SAMPLES / f"{name}-{newest(name, SAMPLES)}"
+    made = read_manifest(out).get("identity", {}).get("sampler")
+    if isinstance(made, dict) and made.get("name") == request.options.sampler:
+        plugins.require_package(made)
+
+
 def describe(folder: ModelFolder, generation: Generation, request: SampleRequest) -> dict[str, Any]:
     """Everything that fixes the samples, as plain JSON values: what a later call must equal to go on with them."""
-    sampler = generation.sampler
+    options = request.options
     return jsonable(
         {
             "model": {"weights_sha256": folder.weights_sha256, "step": folder.step},
-            "options": request.options.model_dump(
-                mode="json", exclude={"compile", "num_steps", "sampler_options", "guide"}
+            "options": options.model_dump(
+                mode="json", exclude={"compile", "sampler", "num_steps", "sampler_options", "guide"}
             ),
-            "sampler": asdict(sampler) if is_dataclass(sampler) and not isinstance(sampler, type) else str(sampler),
-            "guide": open_model(request.options.guide).weights_sha256 if request.options.guide else None,
+            "sampler": plugins.record("samplers", options.sampler, generation.sampler),
+            "guide": open_model(options.guide).weights_sha256 if options.guide else None,
             "format": request.format,
             "by_class": request.by_class,
         }
@@ -97,7 +120,7 @@ def _choose(request: SampleRequest, folder: ModelFolder, identity: dict[str, Any
     """Rank 0 chooses the folder and opens it; all learn of it."""
     chosen = (Path(), False)
     if world.is_main:
-        out = request.out or choose_out(model_name(request.model, folder), identity, Path("samples"))
+        out = request.out or choose_out(model_name(request.model, folder), identity, SAMPLES)
         chosen = (out, open_folder(out, identity))
     return world.broadcast_object(chosen)
 
@@ -180,8 +203,7 @@ class _Sampling:
             "images_per_second": made / seconds if seconds > 0 else None,
         }
         manifest = files.read_json(self.out / MANIFEST)
-        made_by = {"sampler": plugins.record("samplers", self.request.options.sampler, self.generation.sampler)}
-        manifest |= {"mpdit": __version__, "complete": True, "plugins": made_by, "result": jsonable(result)}
+        manifest |= {"mpdit": __version__, "complete": True, "result": jsonable(result)}
         files.write_json(self.out / MANIFEST, manifest)
         self.markers.remove()
         yield Summary(title=f"{self.total} samples of {self.request.model}", rows=self._rows(result, shown))

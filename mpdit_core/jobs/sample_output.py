@@ -168,16 +168,22 @@ def _write_png(image: np.ndarray, path: Path) -> None:
 
 def choose_out(name: str, identity: Mapping[str, Any], root: Path) -> Path:
     """`<root>/<name>-<n>`: the newest unfinished one that was asked for in the same words, else the next free."""
+    number = newest(name, root)
+    known = read_manifest(root / f"{name}-{number}")
+    if known and not known.get("complete") and known.get("identity") == identity:
+        return root / f"{name}-{number}"
+    return root / f"{name}-{number + 1}"
+
+
+def newest(name: str, root: Path) -> int:
+    """The largest n of the folders `<root>/<name>-<n>`; 0 where there is none."""
     pattern = re.compile(rf"{re.escape(name)}-(\d+)")
-    found = {int(m[1]): path for path in root.glob("*") if (m := pattern.fullmatch(path.name))}
-    if found:
-        newest = found[max(found)]
-        manifest = newest / MANIFEST
-        if manifest.is_file():
-            known = files.read_json(manifest)
-            if not known.get("complete") and known.get("identity") == identity:
-                return newest
-    return root / f"{name}-{max(found, default=0) + 1}"
+    return max((int(m[1]) for path in root.glob("*") if (m := pattern.fullmatch(path.name))), default=0)
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """samples.json of a folder; empty where there is none."""
+    return files.read_json(out / MANIFEST) if (out / MANIFEST).is_file() else {}
 
 
 def open_folder(out: Path, identity: Mapping[str, Any]) -> bool:
@@ -186,15 +192,14 @@ def open_folder(out: Path, identity: Mapping[str, Any]) -> bool:
     Raises:
         UserError: other files are there, or samples that were asked for otherwise (with what differs).
     """
-    manifest = out / MANIFEST
-    if manifest.is_file():
-        known = files.read_json(manifest)
+    known = read_manifest(out)
+    if known:
         differing = _differences(known.get("identity", {}), identity)
         if differing:
             raise UserError(
                 f"{out} holds samples made otherwise: {'; '.join(differing)}",
                 expected="the same model and options, to go on with them",
-                remedy="another --out, or none for a new folder",
+                remedy="another --out, or none for a new folder" + _reinstall(known["identity"], identity),
             )
         return bool(known.get("complete"))
     with files.user_errors(out):
@@ -204,8 +209,16 @@ def open_folder(out: Path, identity: Mapping[str, Any]) -> bool:
                 expected="a new or empty folder, or one to go on with",
                 remedy="another --out",
             )
-    files.write_json(manifest, {"format": 1, "mpdit": __version__, "complete": False, "identity": dict(identity)})
+    files.write_json(out / MANIFEST, {"format": 1, "mpdit": __version__, "complete": False, "identity": dict(identity)})
     return False
+
+
+def _reinstall(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What to type where another version of the sampler's package is installed than the one begun with."""
+    before, now = old.get("sampler"), new["sampler"]
+    if not isinstance(before, dict) or before.get("package") != now["package"] or before["version"] == now["version"]:
+        return ""
+    return f"; or pip install '{before['package']}=={before['version']}' to go on"
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

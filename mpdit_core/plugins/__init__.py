@@ -13,6 +13,6 @@ and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves on
 
 from mpdit_core.plugins.finding import KINDS, Kind, names
 from mpdit_core.plugins.loading import build, load
-from mpdit_core.plugins.records import rebuild, record
+from mpdit_core.plugins.records import rebuild, record, require_package
 
-__all__ = ["KINDS", "Kind", "build", "load", "names", "rebuild", "record"]
+__all__ = ["KINDS", "Kind", "build", "load", "names", "rebuild", "record", "require_package"]

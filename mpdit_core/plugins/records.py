@@ -35,6 +35,12 @@ def rebuild(made: Mapping[str, Any]) -> Any:
     Raises:
         UserError: its package is not installed (naming it), or its options no longer fit.
     """
+    require_package(made)
+    return build(made["kind"], made["name"], made.get("options"))
+
+
+def require_package(made: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the package a record tells of is not installed, or its name is another package's now."""
     kind, name, package = made["kind"], made["name"], made.get("package")
     if package and name not in names(kind):
         raise UserError(
@@ -48,7 +54,6 @@ def rebuild(made: Mapping[str, Any]) -> Any:
             f"{resolve(kind, name).package}",
             remedy=f"uninstall that one and pip install '{package}=={made.get('version')}'",
         )
-    return build(kind, name, made.get("options"))
 
 
 def _sha256(path: Path) -> str | None:
