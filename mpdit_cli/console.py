@@ -92,8 +92,8 @@ def launch_or_run(nproc: str, device: str, events: Any) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """One line of text for people."""
-    if not _settings.quiet:
+    """One line of text for people; of a group of processes, rank 0 says it."""
+    if not _settings.quiet and _rank() == 0:
         _people().print(text, markup=False, highlight=False, soft_wrap=True)
 
 

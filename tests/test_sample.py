@@ -256,6 +256,41 @@ def test_survives_sigkill(model, tmp_path):
         assert np.array_equal(archive["arr_0"].transpose(0, 3, 1, 2), fresh)
 
 
+def typed(arguments, said):
+    """The command line in this process, with what it prints in the file `said`."""
+    with open(said, "w", buffering=1) as sys.stdout:
+        sys.argv = ["mpdit", *arguments]
+        sys.exit(main(arguments))
+
+
+@pytest.mark.parametrize("format_", ["png", "latents"])
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(model, tmp_path, asked, format_):
+    out, said = tmp_path / "o", tmp_path / "said.txt"
+    arguments = ["sample", str(model.path), "-n", "62", "--batch-size", "4", "--num-steps", "20", "--device", "cpu"]
+    arguments += ["--format", format_, "--out"]
+    child = forked(typed, [*arguments, str(out)], said)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob(".progress/*.json"))) < 3:
+        assert child.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(child.pid, asked)
+    child.join(30)
+    assert child.exitcode == 128 + asked
+    assert said.read_text().splitlines()[-1].endswith(f"To go on: mpdit {' '.join([*arguments, str(out)])}")
+    assert 3 <= len(list(out.glob(".progress/*.json"))) < 16
+    assert main([*arguments, str(out)]) == main([*arguments, str(tmp_path / "whole")]) == 0
+    files = {file.name: file.read_bytes() for file in content(out, format_)}
+    assert files == {file.name: file.read_bytes() for file in content(tmp_path / "whole", format_)}
+    assert len(files) == (62 if format_ == "png" else 16)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
+
+
+def content(out, format_):
+    return (out / ("images" if format_ == "png" else format_)).iterdir()
+
+
 def as_rank(rank, port, model, out):
     """What torchrun sets for a process of a group of two, and the command in it."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
