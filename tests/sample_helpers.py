@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,8 +26,10 @@ def spec() -> LatentSpec:
     )
 
 
-def write_model(folder: Path, *, seed: int = 0, latents: bool = True) -> ModelFolder:
+def write_model(folder: Path, *, seed: int = 0, latents: bool = True, **changes: Any) -> ModelFolder:
+    """The preset `tiny`, with `changes` of its network's configuration."""
     config = load_preset("tiny")
+    config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
     torch.manual_seed(seed)
     model = MPDiT(config.model)
     with torch.no_grad():

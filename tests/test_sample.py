@@ -22,9 +22,10 @@ from mpdit_core.distributed import World
 from mpdit_core.errors import UserError
 from mpdit_core.events import Result
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
-from mpdit_core.jobs.generate import SampleOptions, generate
+from mpdit_core.jobs.generate import SampleOptions, generate, prepare
 from mpdit_core.jobs.labels import read_classes, spread
 from mpdit_core.jobs.sample import SampleRequest, sample
+from mpdit_core.model.blocks import ModulationLayer
 
 CPU = torch.device("cpu")
 SMALL = SampleOptions(num_samples=10, batch_size=4, num_steps=4, guidance_scale=2.0)
@@ -97,6 +98,34 @@ def test_evaluations_are_counted(model):
     assert counts(guidance_scale=1.0) == (4, 4, 0)
     assert counts(guidance_interval=(0.4, 0.8)) == (4, 6, 2)  # of t = 1, 0.75, 0.5, 0.25 two lie within
     assert counts(sampler="heun") == (8, 16, 0)
+
+
+@pytest.mark.parametrize("as_dit", [False, True])
+@pytest.mark.parametrize("sampler", ["euler", "euler-maruyama", "dpm"])
+def test_time_and_modulation_are_computed_once_an_evaluation(model, tmp_path, as_dit, sampler):
+    """Guided: one pass of both halves together; time and shared modulation as one row for all images.
+
+    As in DiT, where the class is added to the time and every block has its own modulation: once a block.
+    """
+    folder = write_model(tmp_path / "m", class_tokens=0, modulation="per-block") if as_dit else model
+    generation = prepare(folder, SMALL.model_copy(update={"sampler": sampler}), device=CPU, decode=False)
+    network = generation.network
+    rows: dict[str, list[int]] = {"network": [], "time": [], "modulation": []}
+    blocks = sum(len(stage.blocks) for stage in network.stages)
+
+    def note(name):
+        return lambda _module, inputs, _output: rows[name].append(len(inputs[0]))
+
+    network.register_forward_hook(note("network"))
+    network.time_embedding.register_forward_hook(note("time"))
+    for module in network.modules():
+        if isinstance(module, ModulationLayer):
+            module.register_forward_hook(note("modulation"))
+    _, velocity = generation.latents([0, 1, 2])
+    assert velocity.nfe == SMALL.num_steps
+    assert rows["network"] == [6] * SMALL.num_steps
+    assert rows["time"] == [1] * SMALL.num_steps
+    assert rows["modulation"] == ([6] * (SMALL.num_steps * (blocks + 1)) if as_dit else [1] * SMALL.num_steps)
 
 
 def test_interval_and_full_guidance_agree_where_both_guide(model):
