@@ -12,6 +12,7 @@ from PIL import Image
 from sample_helpers import write_model
 
 from mpdit_cli.app import main
+from mpdit_core.data.autoencoder import PixelAutoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.distributed import World
 from mpdit_core.events import Event, Result
@@ -162,6 +163,18 @@ def test_nearest_finds_copies_and_mirror_images(model, latents, tmp_path):
     assert torch.allclose(found.distance[0].float(), expected, atol=1e-5)
     left = returned(search(points, queries[:1], k=1, task="t", leave_out=[5]))
     assert left.index[0, 0] != 5
+
+
+@pytest.mark.parametrize(("kept", "passes"), [(2**30, 1), (0, 2)])
+def test_pixels_are_decoded_once_as_far_as_they_can_be_kept(model, latents, tmp_path, monkeypatch, kept, passes):
+    monkeypatch.setattr("mpdit_core.jobs.nearest.KEPT", kept)
+    decoded = []
+    original = PixelAutoencoder.decode
+    monkeypatch.setattr(PixelAutoencoder, "decode", lambda self, x: (decoded.append(len(x)), original(self, x))[1])
+    data = end(nearest(request(model, tmp_path / "o"), "pixels", latents))
+    of_samples, of_neighbours, drawn = 2, 2, 2 * 4
+    assert sum(decoded) == of_samples + passes * 2 * len(LatentFolder(latents)) + of_neighbours + drawn
+    assert np.shape(data["neighbours"]) == (2, 4)
 
 
 @pytest.mark.parametrize("space", ["latents", "pixels"])

@@ -5,7 +5,8 @@ other. So each distance is given with that ratio; well below 1 is suspicious.
 
 Training images come from the folder of latents, streamed; their mirror images are looked at too where the folder can
 give them. In latents the distance is the root mean square of the difference of standardised latents (posterior means);
-in pixels that of decoded images, in 8-bit levels, which takes decoding the whole folder once for each pass.
+in pixels that of decoded images, in 8-bit levels. There are two passes, one for the samples and one for what was
+found; of decoded images as many as fit into `KEPT` are kept for the second.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from mpdit_core.pictures import labelled_grid, save_png
 Space = Literal["latents", "pixels"]
 NEIGHBOURS = 4
 BLOCK = 512  # training images at once
+DECODED_AT_ONCE = 64
+KEPT = 2 * 2**30  # bytes of decoded images
 
 
 @dataclass(frozen=True)
@@ -121,21 +124,36 @@ class TrainingPoints:
         self.folder, self.space, self.mirror = folder, space, folder.has_flips
         self.autoencoder: Autoencoder = generation.autoencoder
         self.normalisation, self.device = generation.spec.normalisation, generation.device
+        self._kept: dict[tuple[int, bool], Tensor] = {}  # (first of a block, mirrored) → uint8 [m, 3, H, W]
+        self._kept_bytes = 0
+
+    def block(self, start: int, *, flip: bool = False) -> Tensor:
+        """The points [m, D] float32 on the CPU of `BLOCK` images from `start` on (fewer at the end)."""
+        indices = list(range(start, min(start + BLOCK, len(self.folder))))
+        if self.space == "latents":
+            return self.at(indices, flip=flip)
+        images = self._kept.get((start, flip))
+        if images is None:
+            images = self.images(indices, [flip] * len(indices))
+            if self._kept_bytes + images.nbytes <= KEPT:
+                self._kept[start, flip] = images
+                self._kept_bytes += images.nbytes
+        return _flat(images)
 
     def at(self, indices: list[int], *, flip: bool = False) -> Tensor:
         """These images' points [m, D] float32, on the CPU."""
-        mean = self._means(indices, flip=flip)
         if self.space == "pixels":
-            return _flat(self.autoencoder.decode(mean.to(self.device)).cpu())
-        return _flat(standardise(mean, self.normalisation))
+            return _flat(self.images(indices, [flip] * len(indices)))
+        return _flat(standardise(self._means(indices, [flip] * len(indices)), self.normalisation))
 
     def images(self, indices: list[int], flips: list[bool]) -> Tensor:
         """[m, 3, H, W] uint8."""
-        both = [self._means([i], flip=flip) for i, flip in zip(indices, flips, strict=True)]
-        return self.autoencoder.decode(torch.cat(both).to(self.device)).cpu()
+        means = self._means(indices, flips)
+        parts = [self.autoencoder.decode(part.to(self.device)).cpu() for part in means.split(DECODED_AT_ONCE)]
+        return torch.cat(parts).contiguous()
 
-    def _means(self, indices: list[int], *, flip: bool) -> Tensor:
-        moments, _ = self.folder.batch(indices, flip=[flip] * len(indices) if flip else None)
+    def _means(self, indices: list[int], flips: list[bool]) -> Tensor:
+        moments, _ = self.folder.batch(indices, flip=flips)
         return moments.chunk(2, dim=1)[0]
 
 
@@ -157,10 +175,10 @@ def search(
     for start in range(0, total, BLOCK):
         yield Progress(task=task, done=start, total=total, unit="images")
         indices = list(range(start, min(start + BLOCK, total)))
-        distance = _distances(queries, points.at(indices))
+        distance = _distances(queries, points.block(start))
         mirrored = torch.zeros_like(distance, dtype=torch.bool)
         if points.mirror:
-            other = _distances(queries, points.at(indices, flip=True))
+            other = _distances(queries, points.block(start, flip=True))
             mirrored = other < distance
             distance = torch.minimum(distance, other)
         here = torch.tensor(indices).expand(len(queries), -1)
