@@ -14,37 +14,15 @@ from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.errors import UserError
-from mpdit_core.metrics.features import Inception, extract
+from mpdit_core.metrics.features import Inception, build_extractor, extract
+from mpdit_core.testing import check_features
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """The real network's state dict with random values, in the file format torch-fidelity loads."""
-    import io
-
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    torch.manual_seed(0)
-    caught = {}
-
-    class Catch(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, *args, **kwargs):
-            caught.update(self.state_dict())
-
-    box = io.BytesIO()
-    torch.save({}, box)
-    box.seek(0)
-    Catch("inception", ["2048"], box)
-    path = tmp_path_factory.mktemp("weights") / WEIGHTS
-    torch.save(caught, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def inception(weights) -> Inception:
-    extractor = Inception(weights=str(weights))
+def inception(inception_weights) -> Inception:
+    extractor = Inception(weights=str(inception_weights))
     extractor.load(torch.device("cpu"))
     return extractor
 
@@ -87,18 +65,23 @@ def test_features_ignore_autocast_and_batch_size(inception):
     assert (together.pool - alone.pool).abs().max() < 1e-4
 
 
-def test_fid_of_finished_samples_with_its_record(here, weights, capsys):
+def test_inception_keeps_the_contract_of_features(inception_weights):
+    check_features(build_extractor("inception", weights=inception_weights))
+
+
+def test_fid_of_finished_samples_with_its_record(here, inception_weights, capsys):
     (here / "torch/hub/checkpoints").mkdir(parents=True)
-    (here / "torch/hub/checkpoints" / WEIGHTS).symlink_to(weights)
+    (here / "torch/hub/checkpoints" / WEIGHTS).symlink_to(inception_weights)
     result = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz")
-    assert {"fid", "sfid", "is", "precision", "recall"} <= set(result["metrics"])
+    assert {"unpublished_fid", "unpublished_sfid", "unpublished_is", "precision", "recall"} <= set(result["metrics"])
     assert result["count"] == 12
     assert result["extractor"]["weights_sha256"]
     assert json.loads(Path(result["path"]).read_text())["metrics"] == result["metrics"]
-    state = torch.load(weights)
+    state = torch.load(inception_weights)
     state["Conv2d_1a_3x3.conv.weight"] *= 1.5
     torch.save(state, "changed.pth")
-    changed = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz", "--weights", "changed.pth")
+    changed = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz", "--weights", "changed.pth",
+                  "--metrics", "precision,recall")  # fmt: skip
     assert changed["reference"]["extractor"] != result["reference"]["extractor"]  # measured anew, not from the cache
     assert changed["path"] != result["path"]
 

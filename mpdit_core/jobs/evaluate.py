@@ -20,12 +20,13 @@ from mpdit_core.distributed import World, joined
 from mpdit_core.errors import UserError
 from mpdit_core.events import Event, Note, Progress, Result, Saved, Warn
 from mpdit_core.files import read_json, write_json
-from mpdit_core.jobs.evaluate_record import FEW, EvaluateOptions, key_of, protocol, report, warnings_of
+from mpdit_core.jobs.evaluate_record import FEW, EvaluateOptions, key_of, label_of, protocol, report, warnings_of
 from mpdit_core.jobs.generate import Generation, SampleOptions, prepare, share
 from mpdit_core.metrics.features import Inception, build_extractor, extract
 from mpdit_core.metrics.images import ImageSource, blocks, open_images
 from mpdit_core.metrics.neighbours import NEIGHBOURS, precision_recall
 from mpdit_core.metrics.reference import Plan, Reference, measure_reference, plan_reference, write_npz
+from mpdit_core.metrics.samples import SAMPLES, SampledImages
 from mpdit_core.metrics.scores import bootstrap_std, frechet_distance, kernel_distance
 from mpdit_core.metrics.tally import METRICS, Tally
 
@@ -54,7 +55,7 @@ def _evaluate(
     what: str, options: EvaluateOptions, sampling: SampleOptions, out: Path | None, device: torch.device, world: World
 ) -> Iterator[Event]:
     started = time.monotonic()
-    model, images = open_what(what)
+    model, images = open_what(what, device=device)
     extractor = build_extractor(
         options.features, weights=Path(options.weights) if options.weights else None, options=options.feature_options
     )
@@ -64,7 +65,7 @@ def _evaluate(
     count = _count(options, images)
     sampling = sampling.model_copy(update={"num_samples": count})
     resolution = images.resolution if images else (model.latents.resolution if model and model.latents else None)
-    plan = plan_reference(_reference(options, model), resolution=resolution, extractor=extractor)
+    plan = plan_reference(_reference(options, model, images), resolution=resolution, extractor=extractor)
     _check_counts(options, plan, count)
     generation = prepare(model, sampling, device=device) if model else None
     record = protocol(what, options, sampling, model, images, extractor, generation, count, device)
@@ -104,11 +105,13 @@ def _evaluate(
     tally.finish(world)
     if world.is_main:
         record |= {"metrics": measure(options, reference, tally), "reference": reference.about}
-        record["sampling"] = record["sampling"] and record["sampling"] | cost
+        if generation:
+            record["sampling"] |= cost
         record["order"] = "by index of the images; Inception Score in contiguous chunks of 5000"
         record["warnings"] = warnings_of(options, record["metrics"], images, generation, count)
         record["seconds"] = round(time.monotonic() - started, 3)
-        record["metrics"] = {key_of(k, is_fid=record["is_fid"]): v for k, v in record["metrics"].items()}
+        record["metrics"] = {key_of(k, record): v for k, v in record["metrics"].items()}
+        record["labels"] = {key_of(k, record): label_of(k, record) for k in METRICS if k in options.metrics}
         write_json(path, record)
         tally.remove()
     record = world.broadcast_object(record)
@@ -117,8 +120,12 @@ def _evaluate(
     yield from report(record, path)
 
 
-def open_what(what: str) -> tuple[ModelFolder | None, ImageSource | None]:
-    """The model, or the finished samples, that `what` names. Raises `UserError` when it is neither."""
+def open_what(what: str, *, device: torch.device | None = None) -> tuple[ModelFolder | None, ImageSource | None]:
+    """The model, or the finished samples, that `what` names. Raises `UserError` when it is neither.
+
+    Args:
+        device: where samples that were kept as latents are decoded.
+    """
     path = Path(what).expanduser()
     looks_like_model = any((path / n).exists() for n in ("checkpoints", "config.json", "config.toml"))
     if what.startswith("hf:") or looks_like_model:
@@ -128,6 +135,8 @@ def open_what(what: str) -> tuple[ModelFolder | None, ImageSource | None]:
             f"{what} does not exist",
             expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples",
         )
+    if (path / SAMPLES).is_file():
+        return None, SampledImages(path, device or torch.device("cpu"))
     return None, open_images(path)
 
 
@@ -190,10 +199,10 @@ def make_reference(
             yield Result(data={"path": str(out), "count": plan.images.count, "features": extractor.name})
 
 
-def _reference(options: EvaluateOptions, model: ModelFolder | None) -> str:
+def _reference(options: EvaluateOptions, model: ModelFolder | None, images: ImageSource | None) -> str:
     if options.reference:
         return options.reference
-    spec = model.latents if model else None
+    spec = model.latents if model else images.latents if isinstance(images, SampledImages) else None
     if spec is None:
         raise UserError("no reference to compare with", expected="--reference NPZ|DIR|SOURCE")
     if spec.folder and Path(spec.folder).is_dir():

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, PositiveInt
 
-from mpdit_core import __version__
+from mpdit_core import __version__, plugins
 from mpdit_core.checkpoint import ModelFolder
 from mpdit_core.config import Settings
 from mpdit_core.events import Event, Result, Saved, Summary, Table
 from mpdit_core.jobs.generate import Generation, SampleOptions
-from mpdit_core.metrics.features import is_inception
+from mpdit_core.metrics.features import Inception, is_published
 from mpdit_core.metrics.images import ImageSource
 from mpdit_core.metrics.neighbours import NEIGHBOURS
+from mpdit_core.metrics.samples import SampledImages
 from mpdit_core.metrics.scores import IS_CHUNK
 from mpdit_core.metrics.tally import METRICS
 
 FEW = 10_000  # samples below which the bias of the Fréchet distance is worth a warning
 LABELS = {"fid": "FID", "sfid": "sFID", "is": "Inception Score", "precision": "precision", "recall": "recall",
           "kid": "KID"}  # fmt: skip
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
 
 
 class EvaluateOptions(Settings):
@@ -48,14 +50,15 @@ def protocol(
     what: str, options: EvaluateOptions, sampling: SampleOptions, model: ModelFolder | None, images: ImageSource | None,
     extractor: Any, generation: Generation | None, count: int, device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
-    spec = model.latents if model else None
-    return {
-        "format": 1,
-        "is_fid": is_inception(extractor),
+    made = images if isinstance(images, SampledImages) else None
+    record: dict[str, Any] = {
+        "format": 2,
+        "is_fid": is_published(extractor),
         "count": count,
-        "metrics_asked": [key_of(key, is_fid=is_inception(extractor)) for key in options.metrics],
         "extractor": {
             "name": options.features,
+            "published": is_published(extractor) if isinstance(extractor, Inception) else None,
+            "plugin": plugins.record("features", options.features, extractor),
             "fingerprint": extractor.fingerprint(),
             "weights": str(getattr(extractor, "weights_path", "")),
             "weights_sha256": getattr(extractor, "weights_sha256", ""),
@@ -67,23 +70,44 @@ def protocol(
         "neighbours": NEIGHBOURS,
         "bootstrap": options.bootstrap,
         "samples": images.describe() | {"sha256": images.fingerprint()} if images else None,
-        "model": {
-            "path": str(model.path),
-            "weights_sha256": model.weights_sha256,
-            "step": model.step,
-            "preset": model.config.preset,
-            "autoencoder": spec.autoencoder.model_dump(mode="json") if spec else None,
-        }
-        if model
-        else None,
-        "sampling": sampling.model_dump(mode="json") | {"dtype": str(generation.autocast or torch.float32)}
-        if generation
-        else None,
+        "model": _model(model) if model else made.model if made else None,
+        "sampling": _sampling(sampling, generation) if generation else made.sampling if made else None,
         "what": what,
         "device": device.type,
-        "versions": {p: version(p) for p in ("torch", "torch-fidelity", "numpy", "pillow")}
+        "versions": {package: _version(package) for package in PACKAGES}
         | {"mpdit": __version__, "python": platform.python_version()},
     }
+    record["metrics_asked"] = [key_of(key, record) for key in options.metrics]
+    return record
+
+
+def _model(model: ModelFolder) -> dict[str, Any]:
+    return {
+        "path": str(model.path),
+        "weights_sha256": model.weights_sha256,
+        "step": model.step,
+        "preset": model.config.preset,
+        "autoencoder": model.latents.autoencoder.model_dump(mode="json") if model.latents else None,
+    }
+
+
+def _sampling(options: SampleOptions, generation: Generation) -> dict[str, Any]:
+    """The options, with what the sampler made of them: its defaults too, and the package it comes from."""
+    plugin = plugins.record("samplers", options.sampler, generation.sampler)
+    chosen = dict(plugin["options"])
+    return options.model_dump(mode="json") | {
+        "num_steps": chosen.pop("num_steps", None),
+        "sampler_options": chosen,
+        "plugin": plugin,
+        "dtype": str(generation.autocast or torch.float32),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def warnings_of(
@@ -105,9 +129,11 @@ def warnings_of(
 
 
 def label_of(key: str, record: dict[str, Any]) -> str:
-    """A metric's name for people. Only Inception's may be called FID, sFID, Inception Score or KID."""
+    """A metric's name for people. Only published Inception weights give what papers call FID, sFID and so on."""
     if record["is_fid"]:
         return LABELS[key]
+    if record["extractor"]["published"] is False:
+        return f"{LABELS[key]} (unpublished weights)"
     name = record["extractor"]["name"]
     other = {
         "fid": "Fréchet distance",
@@ -120,10 +146,10 @@ def label_of(key: str, record: dict[str, Any]) -> str:
 
 def report(record: dict[str, Any], path: Path) -> Iterator[Event]:
     values = record["metrics"]
-    names = {key: key_of(key, is_fid=record["is_fid"]) for key in METRICS}
+    names = {key: key_of(key, record) for key in METRICS}
     shown = [(key, values[name]) for key, name in names.items() if name in values]
     rows = [[label_of(key, record), f"{v:.4f}" if v is not None else "not offered by these data"] for key, v in shown]
-    interval = values.get(key_of("fid_interval", is_fid=record["is_fid"]))
+    interval = values.get(key_of("fid_interval", record))
     if interval:
         rows[0][1] += f"  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
     about = f"{record['count']} samples against {record['reference'].get('path')}"
@@ -133,10 +159,12 @@ def report(record: dict[str, Any], path: Path) -> Iterator[Event]:
     yield Result(data=record | {"path": str(path)})
 
 
-def key_of(key: str, *, is_fid: bool) -> str:
-    """A metric's name in the record: that of another extractor's distance says nothing of FID."""
-    if is_fid:
+def key_of(key: str, record: dict[str, Any]) -> str:
+    """A metric's name in the record: `fid` is kept for what may be put beside published figures."""
+    if record["is_fid"] or key in ("precision", "recall"):
         return key
+    if record["extractor"]["published"] is False:
+        return f"unpublished_{key}"
     for old, new in (("sfid", "spatial_frechet_distance"), ("fid", "frechet_distance"), ("kid", "kernel_distance")):
         if key == old or key.startswith(old + "_"):
             return new + key.removeprefix(old)

@@ -108,7 +108,7 @@ def _report(
 ) -> Iterator[Event]:
     values = records[0]["metrics"]
     names = [n for n in values if values[n] is not None and not n.endswith(("_std", "_bias", "_interval"))]
-    distance = next((n for n in ("fid", "frechet_distance") if n in names), names[0])
+    distance = next((n for n in ("fid", "unpublished_fid", "frechet_distance") if n in names), names[0])
     rows = [
         {axis.key: axis.texts[n] for axis, n in zip(axes, cell, strict=True)}
         | {"nfe": record["sampling"].get("nfe")}
@@ -121,8 +121,7 @@ def _report(
     folder = Path(records[0]["path"]).parent
     identity = hashlib.sha256(json.dumps([row["record"] for row in rows]).encode()).hexdigest()[:10]
     table = folder / f"sweep-{identity}.json"
-    features = "" if records[0]["is_fid"] else f" ({records[0]['extractor']['name']})"
-    label = ("FID" if records[0]["is_fid"] else distance.replace("_", " ")) + features
+    label = records[0]["labels"].get(distance, distance)
     data = {"what": what, "axes": [axis.key for axis in axes], "plotted": distance, "rows": rows}
     write_json(table, data)
     plot = None

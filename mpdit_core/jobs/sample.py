@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mpdit_core import __version__, files, plugins
 from mpdit_core.checkpoint import ModelFolder, open_model
@@ -75,7 +76,7 @@ def sample(request: SampleRequest) -> Iterator[Event]:
             class_names=class_names(folder.latents, folder.config.model.num_classes),
             by_class=request.by_class,
         )
-        yield from _Sampling(generation, writer, request, world=world, step=folder.step).run()
+        yield from _Sampling(generation, writer, request, world=world, folder=folder).run()
 
 
 def _require_sampler(request: SampleRequest, folder: ModelFolder) -> None:
@@ -134,9 +135,11 @@ def _already(out: Path) -> Iterator[Event]:
 class _Sampling:
     """One session: from what is done already to the end."""
 
-    def __init__(self, generation: Generation, writer: Writer, request: SampleRequest, *, world: World, step: int):
+    def __init__(
+        self, generation: Generation, writer: Writer, request: SampleRequest, *, world: World, folder: ModelFolder
+    ):
         self.generation, self.writer, self.request, self.world = generation, writer, request, world
-        self.out, self.markers, self.model_step = writer.out, Markers(writer.out), step
+        self.out, self.markers, self.folder = writer.out, Markers(writer.out), folder
         self.total = request.options.num_samples
 
     def run(self) -> Iterator[Event]:
@@ -198,16 +201,26 @@ class _Sampling:
             "images": self.total,
             "samples": str(shown),
             "grid": str(grid) if grid else None,
-            "step": self.model_step,
+            "step": self.folder.step,
             **{k: int(v) if v == int(v) else round(v, 2) for k, v in mean.items()},
             "images_per_second": made / seconds if seconds > 0 else None,
         }
         manifest = files.read_json(self.out / MANIFEST)
-        manifest |= {"mpdit": __version__, "complete": True, "result": jsonable(result)}
+        manifest |= {"mpdit": __version__, "complete": True, "model": self._model(), "result": jsonable(result)}
         files.write_json(self.out / MANIFEST, manifest)
         self.markers.remove()
         yield Summary(title=f"{self.total} samples of {self.request.model}", rows=self._rows(result, shown))
         yield Result(data={"out": str(self.out), **result})
+
+    def _model(self) -> dict[str, Any]:
+        """What an evaluation of the samples wants to know; where its files lie is no part of what fixes them."""
+        latents = self.folder.latents
+        return {
+            "path": str(self.folder.path),
+            "preset": self.folder.config.preset,
+            "dtype": str(self.generation.autocast or torch.float32),
+            "latents": latents.model_dump(mode="json") if latents else None,
+        }
 
     def _rows(self, result: dict[str, Any], shown: Path) -> dict[str, str]:
         options, sampler = self.request.options, self.generation.sampler

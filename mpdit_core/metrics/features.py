@@ -1,8 +1,9 @@
 """Feature extractors: the Inception network of the published protocol, and any other by a plugin.
 
 `inception` is torch-fidelity's port of the TensorFlow graph that FID was defined with (2015-12-05); only its distance
-may be called FID. To add another extractor: a dataclass with the contract `mpdit_core.api.FeatureExtractor`, named by
-an entry point of the group `mpdit.features`; its distance is reported as a Fréchet distance of its own name.
+may be called FID. It is found as any other: a dataclass with the contract `mpdit_core.api.FeatureExtractor`, named by
+an entry point of the group `mpdit.features`. Another's distance is reported as a Fréchet distance of its own name.
+torch-fidelity, and the torchvision it needs, are imported by `load` alone, so a broken one breaks nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core import plugins
-from mpdit_core.api import FeatureExtractor, Features
+from mpdit_core.api import FeatureExtractor, Features, option
 from mpdit_core.errors import UserError
 from mpdit_core.files import sha256
 
@@ -43,7 +44,7 @@ class Inception:
     resize_rule: ClassVar[str] = "bilinear to 299 as TensorFlow 1 (no antialiasing, corners not aligned)"
     sizes: ClassVar[dict[str, int]] = {"pool": 2048, "spatial": 2023, "logits": 1008}
 
-    weights: str = ""  # a .pth or .safetensors file; empty: torch's cache, then the net
+    weights: str = option("", "a .pth or .safetensors file; empty: torch's cache, then the net")
     weights_path: Path | None = field(default=None, init=False)
     weights_sha256: str = field(default="", init=False)
 
@@ -192,11 +193,6 @@ def build_extractor(name: str, *, weights: Path | None = None, options: Mapping[
                 remedy="a plugin takes its options by --set features.KEY=VALUE",
             )
         options["weights"] = str(weights)
-    if name == Inception.name:
-        unknown = sorted(set(options) - {"weights"})
-        if unknown:
-            raise UserError(f"unknown key features.{unknown[0]}", expected="features.weights")
-        return Inception(**options)
     extractor = plugins.build("features", name, options)
     if not isinstance(extractor, FeatureExtractor):
         raise UserError(
@@ -206,9 +202,9 @@ def build_extractor(name: str, *, weights: Path | None = None, options: Mapping[
     return extractor
 
 
-def is_inception(extractor: Any) -> bool:
-    """Whether its Fréchet distance may be called FID."""
-    return isinstance(extractor, Inception)
+def is_published(extractor: Any) -> bool:
+    """Whether its Fréchet distance may be called FID: Inception with the weights that published figures come from."""
+    return isinstance(extractor, Inception) and extractor.is_published
 
 
 def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGES_AT_ONCE) -> Features:

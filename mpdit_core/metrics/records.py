@@ -14,16 +14,25 @@ from mpdit_core.files import read_json
 MUST_AGREE = {
     "count": "the Fréchet distance falls with the number of samples",
     "extractor.fingerprint": "distances in other features have another scale",
+    "extractor.plugin.package": "another package's features are other features",
     "reference.sha256": "the distance is to other images",
-    "reference.path": "",
     "distances": "float16 distances move precision and recall by about 0.004",
     "is_chunk": "the Inception Score depends on the chunk",
+    "neighbours": "precision and recall grow with the number of neighbours",
+}
+# what figures of the same features, reference and rules may still owe their difference to, rather than to the model
+CAUTIONS = {
+    "extractor.plugin.version": "the features come from another version of their package, though under one fingerprint",
+    "extractor.plugin.options": "the features were computed under other options, though under one fingerprint",
+    "sampling.plugin.package": "the samplers of one name are of different packages",
+    "sampling.plugin.version": "the sampler comes from another version of its package",
+    "sampling.plugin.sha256": "the sampler's source file has changed",
 }
 MAY_DIFFER = (
-    "model.path", "model.weights_sha256", "model.step", "model.autoencoder.id", "sampling.sampler",
-    "sampling.num_steps", "sampling.nfe", "sampling.guidance_scale", "sampling.guidance_interval",
-    "sampling.seed", "sampling.classes",
-    "sampling.dtype", "device", "versions.mpdit", "versions.torch",
+    "model.path", "model.weights_sha256", "model.step", "model.preset", "model.autoencoder.id", "sampling.sampler",
+    "sampling.num_steps", "sampling.sampler_options", "sampling.nfe", "sampling.guidance_scale",
+    "sampling.guidance_interval", "sampling.guidance_schedule", "sampling.guide", "sampling.seed", "sampling.classes",
+    "sampling.dtype", "reference.path", "device", "versions.mpdit", "versions.torch", "versions.torch-fidelity",
 )  # fmt: skip
 
 
@@ -34,23 +43,57 @@ def compare_records(a: Path, b: Path) -> Iterator[Event]:
         UserError: a file that is no record of eval-fid.
     """
     records = [_read(a), _read(b)]
+    labels: dict[str, str] = records[1].get("labels", {}) | records[0].get("labels", {})
     keys = list(dict.fromkeys(k for r in records for k in r["metrics"]))
-    rows = [[key, *(_shown(r["metrics"].get(key)) for r in records)] for key in keys]
-    for key in (*MUST_AGREE, *MAY_DIFFER):
+    rows = [[labels.get(key, key), *(_shown(r["metrics"].get(key)) for r in records)] for key in keys]
+    for key in (*MUST_AGREE, *CAUTIONS, *MAY_DIFFER):
         values = [_at(r, key) for r in records]
         if values[0] != values[1]:
             rows.append([key, *map(_shown, values)])
     yield Table(title="Two evaluations", columns=["", str(a), str(b)], rows=rows)
-    reasons = []
-    for key, why in MUST_AGREE.items():
-        left, right = (_at(r, key) for r in records)
-        if left != right and why:
-            reasons.append(f"{key} differs ({_shown(left)}, {_shown(right)}): {why}")
+    reasons, cautions = not_comparable(*records), differences(*records)
     for reason in reasons:
         yield Warn(text=f"not comparable: {reason}")
+    for caution in cautions:
+        yield Warn(text=caution)
     if not reasons:
         yield Note(text="comparable: same features, reference, number of samples and rules")
-    yield Result(data={"comparable": not reasons, "reasons": reasons, "metrics": [r["metrics"] for r in records]})
+    metrics = [r["metrics"] for r in records]
+    yield Result(data={"comparable": not reasons, "reasons": reasons, "cautions": cautions, "metrics": metrics})
+
+
+def not_comparable(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """In words, why the figures of two records may not be put beside each other; empty if they may."""
+    reasons = []
+    published = [_at(r, "extractor.published") for r in (a, b)]
+    if True in published and False in published:
+        which = "first" if published[0] is False else "second"
+        reasons.append(f"the {which} was made with Inception weights that are not the published ones")
+    for key, why in MUST_AGREE.items():
+        left, right = _at(a, key), _at(b, key)
+        if left != right:
+            reasons.append(f"{key} differs ({_shown(left)}, {_shown(right)}): {why}")
+    return reasons
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """In words, what else the figures may owe their difference to."""
+    found = []
+    same_sampler = _at(a, "sampling.sampler") == _at(b, "sampling.sampler")
+    for key, why in CAUTIONS.items():
+        left, right = _at(a, key), _at(b, key)
+        if left != right and None not in (left, right) and (same_sampler or not key.startswith("sampling.")):
+            found.append(f"{why} ({_shown(left)}, {_shown(right)})")
+    if _at(a, "extractor.published") is False and _at(b, "extractor.published") is False:
+        found.append("neither was made with the published Inception weights: compare them with each other alone")
+    keys = ("sampler", "num_steps", "sampler_options", "guidance_scale", "guidance_interval", "guidance_schedule",
+            "classes", "seed")  # fmt: skip
+    both = [r.get("sampling") or {} for r in (a, b)]
+    changed = [f"{key} ({_shown(both[0].get(key))}, {_shown(both[1].get(key))})" for key in keys
+               if both[0].get(key) != both[1].get(key)]  # fmt: skip
+    if all(both) and changed:
+        found.append(f"the samples were made otherwise: {', '.join(changed)}")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

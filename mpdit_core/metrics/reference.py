@@ -28,7 +28,7 @@ from mpdit_core.distributed import World
 from mpdit_core.errors import UserError
 from mpdit_core.events import Event, Progress
 from mpdit_core.files import sha256, writing
-from mpdit_core.metrics.features import extract, is_inception
+from mpdit_core.metrics.features import extract, is_published
 from mpdit_core.metrics.images import (
     DatasetImages,
     FolderImages,
@@ -162,7 +162,7 @@ def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) 
 
 
 def _features_of(extractor: FeatureExtractor) -> str:
-    return "inception" if is_inception(extractor) else f"{extractor.name} {extractor.fingerprint()}"
+    return "inception" if is_published(extractor) else f"{extractor.name} {extractor.fingerprint()}"
 
 
 def _check_stored(path: Path, names: set[str]) -> None:
