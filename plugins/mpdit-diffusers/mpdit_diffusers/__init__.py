@@ -89,7 +89,10 @@ class _Multistep:
 class DPM(_Multistep):
     """DPM-Solver++, multistep. One evaluation a step."""
 
-    order: ClassVar[int] = 1  # of the last step, which diffusers takes to first order; well ahead of Euler before it
+    # Reached with every solver_order. Measured by check_sampler, on three Gaussian flows from 80 to 160 steps:
+    # solver_order=1 1.00, =2 1.56 to 1.79 (1.70 to 1.81 from 160 to 320), =3 2.00 to 2.23. Diffusers'
+    # lower_order_final and euler_at_final make no difference; with final_sigmas_type="sigma_min" it does not converge.
+    order: ClassVar[int] = 1
 
     solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: past evaluations used in a step")
 
@@ -106,6 +109,7 @@ class DPM(_Multistep):
 class UniPC(_Multistep):
     """UniPC, a predictor and corrector in one evaluation a step."""
 
+    # As above: solver_order=1 1.73 to 1.95, =2 2.33 to 2.51, =3 1.38 to 1.79, best at few steps.
     order: ClassVar[int] = 1
 
     solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: past evaluations used in a step")
