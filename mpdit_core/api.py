@@ -33,8 +33,9 @@ PLUGIN_API = 1
 VelocityFn: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """`velocity_fn(x_t [B, C, H, H], t [B] or [1]) -> velocity [B, C, H, H]`."""
 
-NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
-"""One generator for the batch, one for each image (then an image does not depend on its batch), or torch's global."""
+NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | Callable[[Tensor], Tensor] | None"
+"""One generator for the batch, one for each image (then an image does not depend on its batch), a function from a
+tensor to noise of its shape (how `check_sampler` measures moments without chance), or torch's global generator."""
 
 
 class Step(NamedTuple):
@@ -137,6 +138,8 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
 
     if generator is None:
         return torch.randn_like(like)
+    if callable(generator):
+        return generator(like)
     if isinstance(generator, torch.Generator):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
     if len(generator) != len(like):

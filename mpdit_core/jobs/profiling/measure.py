@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -177,6 +178,7 @@ def _profile(model: MPDiT, work: Callable[[], object], device: torch.device) -> 
     handles = _mark(model)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     repeats = 5
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's library writes its log among the tables
     try:
         with torch_profile(activities=activities) as profiler:
             for _ in range(repeats):

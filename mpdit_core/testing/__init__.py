@@ -1,0 +1,14 @@
+"""Conformance checks that a plugin runs in its own tests; our own plugins pass the same ones.
+
+    from mpdit_core.testing import check_sampler
+    def test_my_sampler(): check_sampler(MySampler)
+
+Each raises `ConformanceError` (an AssertionError) that says what was expected and what came.
+"""
+
+from mpdit_core.testing.conformance import ConformanceError
+from mpdit_core.testing.datasets import check_dataset
+from mpdit_core.testing.features import check_features
+from mpdit_core.testing.samplers import GaussianFlow, SamplerReport, check_sampler
+
+__all__ = ["ConformanceError", "GaussianFlow", "SamplerReport", "check_dataset", "check_features", "check_sampler"]

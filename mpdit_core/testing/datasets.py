@@ -1,0 +1,43 @@
+"""What a data set must keep to."""
+
+from __future__ import annotations
+
+import pickle
+
+from mpdit_core.api import Dataset
+from mpdit_core.plugins.loading import contract_problem
+from mpdit_core.testing.conformance import require
+
+
+def check_dataset(dataset: Dataset, *, pictures: int = 8) -> None:
+    """Holds a data set to its contract: names, items, labels, pictures and fingerprint fixed and fitting together.
+
+    Args:
+        dataset: an instance over real or made-up data.
+        pictures: how many are decoded, spread over the whole.
+    """
+    import numpy as np
+    from PIL import Image
+
+    problem = contract_problem("datasets", type(dataset))
+    require(problem is None, "a data set class", problem)
+    names = dataset.class_names()
+    require(names and all(isinstance(n, str) and n for n in names), "class names, not empty", names)
+    require(len(set(names)) == len(names), "no class name twice", names)
+    items = list(dataset.items())
+    require(items, "at least one item")
+    for item in items:
+        fits = isinstance(item.label, int) and 0 <= item.label < len(names)
+        require(fits, f"labels as int, 0 to {len(names) - 1}", f"{item.label!r} ({item.key})")
+    require(len({item.key for item in items}) == len(items), "no key twice", f"{len(items)} items")
+    require(list(dataset.items()) == items, "the same items in the same order every time")
+    copy = pickle.loads(pickle.dumps(dataset))
+    require(list(copy.items()) == items, "the same items from a pickled copy (as worker processes get it)")
+    require(isinstance(dataset.fingerprint(), str) and dataset.fingerprint(), "a fingerprint, text")
+    require(copy.fingerprint() == dataset.fingerprint(), "the same fingerprint from a copy")
+    count = min(pictures, len(items))
+    for index in (round(i * (len(items) - 1) / max(count - 1, 1)) for i in range(count)):
+        picture = dataset.image(index)
+        require(isinstance(picture, Image.Image), "a PIL image", type(picture).__name__)
+        again = np.asarray(copy.image(index))
+        require(np.array_equal(np.asarray(picture), again), f"picture {index} to be the same every time")

@@ -1,0 +1,48 @@
+"""What a feature extractor must keep to."""
+
+from __future__ import annotations
+
+from mpdit_core.api import FeatureExtractor
+from mpdit_core.plugins.loading import contract_problem
+from mpdit_core.testing.conformance import require
+
+
+def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str = "cpu") -> None:
+    """Holds an extractor to its contract: float32 `[B, F]`, finite, repeatable, row by row the same in any batch.
+
+    Args:
+        extractor: an instance, not loaded.
+        side: of the pictures of chance it is given.
+        device: to compute on.
+    """
+    import torch
+
+    problem = contract_problem("features", type(extractor))
+    require(problem is None, "a feature extractor class", problem)
+    require(isinstance(extractor.name, str) and extractor.name, "a name", extractor.name)
+    extractor.load(torch.device(device))
+    images = torch.randint(0, 256, (5, 3, side, side), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    images[4] = images[4] // 4
+    images = images.to(device)
+    before = images.clone()
+    whole = extractor(images)
+    require(torch.equal(images, before), "the images to be left as they are")
+    with torch.autocast(device, dtype=torch.bfloat16):
+        in_autocast = extractor(images)
+    for kind in ("pool", "spatial", "logits"):
+        rows = getattr(whole, kind)
+        if kind != "pool" and rows is None:
+            continue
+        require(isinstance(rows, torch.Tensor) and rows.ndim == 2 and len(rows) == 5, f"{kind} [B, …], 2-D", rows)
+        require(rows.dtype == torch.float32, f"{kind} in float32", rows.dtype)
+        require(not rows.requires_grad, f"{kind} without gradients")
+        require(torch.isfinite(rows).all(), f"{kind} finite")
+        require(torch.equal(rows, getattr(extractor(images), kind)), f"{kind} the same the second time")
+        scale = rows.abs().max().item()
+        alone = torch.cat([getattr(extractor(images[i : i + 1]), kind) for i in range(5)])
+        for what, others in (("whatever the batch size", alone), ("under autocast", getattr(in_autocast, kind))):
+            gap = (others.float() - rows).abs().max().item()
+            require(gap <= 1e-4 * max(scale, 1e-6), f"{kind} the same {what}", f"{gap:.2g} off, at up to {scale:.2g}")
+    require(not torch.allclose(whole.pool[0], whole.pool[4]), "other features for other images")
+    require(isinstance(extractor.fingerprint(), str) and extractor.fingerprint(), "a fingerprint, text")
+    require(extractor.fingerprint() == extractor.fingerprint(), "the same fingerprint every time")

@@ -1,0 +1,254 @@
+"""What a sampler must keep to: checked on flows of which everything is known exactly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpdit_core.api import NoiseSource
+from mpdit_core.plugins.loading import contract_problem
+from mpdit_core.plugins.options import check_options
+from mpdit_core.testing.conformance import require
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MEAN, STD = 0.4, 0.6  # of the Gaussian data of the exact flow
+ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on a single one, leading errors may cancel by chance
+SHAPE = (3, 2, 8, 8)
+FLOOR = 2e-6  # errors below this are rounding: solvers may keep their times in float32
+
+
+@dataclass(frozen=True)
+class SamplerReport:
+    """What was measured: order of convergence (NaN where the error is rounding alone) and evaluations at 20 steps."""
+
+    order: float
+    nfe: int
+
+
+class GaussianFlow:
+    """The flow whose data are normal with the same mean and deviation in every pixel. Everything is known exactly.
+
+    x_t is normal with mean (1 - t)·mean and variance V = ((1 - t)·std)² + t²; the velocity is
+    `-mean + (t - (1 - t)·std²) / V · (x_t - (1 - t)·mean)`, and the ODE takes noise z to `mean + std·z`.
+    It checks what a sampler calls it with and counts the evaluations.
+    """
+
+    def __init__(self, like: Tensor, *, mean: float = MEAN, std: float = STD):
+        self.like, self.mean, self.std, self.nfe = like, mean, std, 0
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        self.nfe += 1
+        require(x_t.shape == self.like.shape, f"velocity_fn called with x_t {tuple(self.like.shape)}", x_t.shape)
+        require(x_t.dtype == self.like.dtype, f"velocity_fn called with x_t {self.like.dtype}", x_t.dtype)
+        require(t.shape in ((1,), (len(x_t),)), "velocity_fn called with t [1] or [B]", tuple(t.shape))
+        require(((t >= -1e-6) & (t <= 1 + 1e-6)).all(), "t within 0 and 1", t)
+        t = t.to(x_t.dtype).view(-1, 1, 1, 1)
+        variance = ((1 - t) * self.std) ** 2 + t**2
+        return -self.mean + (t - (1 - t) * self.std**2) / variance * (x_t - (1 - t) * self.mean)
+
+
+def check_sampler(sampler: type, *, options: Mapping[str, Any] | None = None) -> SamplerReport:
+    """Holds a sampler class to its contract on an exactly known flow.
+
+    Checked: times fall and end at t = 0; shape, dtype (float32 and float64) and device are kept; `noise` is left alone;
+    the same generators give the same images; an image does not depend on the others of its batch; a stochastic one
+    uses the generator; the claimed order of convergence is reached (strong for ODEs; for stochastic ones weak, that of
+    mean and deviation, known exactly as long as noise comes from `draw_noise` and x is affine in it). A sampler with
+    `adaptive = True` takes as many steps as it likes and must be right to 1e-3.
+
+    Args:
+        sampler: the class.
+        options: fields other than `num_steps`.
+    """
+    problem = contract_problem("samplers", sampler)
+    require(problem is None, "a sampler class", problem)
+    make = _maker(sampler, options or {})
+    nfe = _check_steps(make)
+    _check_repeatable(make)
+    order = _weak_order(make) if sampler.stochastic else _order(make)  # pyright: ignore[reportAttributeAccessIssue]
+    return SamplerReport(order, nfe)
+
+
+def _maker(sampler: type, options: Mapping[str, Any]):
+    check_options(sampler, {"num_steps": 20, **options}, origin=sampler.__name__)
+    return lambda num_steps: sampler(num_steps=num_steps, **options)
+
+
+def _noise(dtype: Any, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+def _generators(count: int, offset: int = 0) -> list[torch.Generator]:
+    import torch
+
+    return [torch.Generator().manual_seed(100 + offset + i) for i in range(count)]
+
+
+def _run(sampler: Any, noise: Tensor, generator: NoiseSource = None, *, mean: float = MEAN, std: float = STD) -> Tensor:
+    """The last x of a run."""
+    x_t = noise
+    for step in sampler.steps(GaussianFlow(noise, mean=mean, std=std), noise, generator):
+        x_t = step.x_t
+    return x_t
+
+
+def _check_steps(make: Any) -> int:
+    import torch
+
+    nfe = 0
+    for dtype in (torch.float32, torch.float64):
+        noise = _noise(dtype)
+        before, flow, sampler = noise.clone(), GaussianFlow(noise), make(20)
+        steps = list(sampler.steps(flow, noise, _generators(len(noise))))
+        times = [step.t for step in steps]
+        require(steps, "at least one step")
+        require(times[-1] == 0, "the last step to have t == 0", times[-1])
+        require(times[0] < 1, "the first step to have t below 1 (it is the state after the step)", times[0])
+        require(all(a > b for a, b in itertools.pairwise(times)), "times that fall", times)
+        if not getattr(sampler, "adaptive", False):
+            require(len(steps) <= 20, "no more than num_steps = 20 steps", len(steps))
+        for step in steps:
+            require(step.x_t.shape == noise.shape, f"x_t {tuple(noise.shape)}", tuple(step.x_t.shape))
+            require(step.x_t.dtype == dtype, f"x_t to stay {dtype}", step.x_t.dtype)
+            require(step.x_t.device == noise.device, f"x_t to stay on {noise.device}", step.x_t.device)
+            require(torch.isfinite(step.x_t).all(), "finite x_t", f"NaN or infinity at t = {step.t}")
+        require(torch.equal(noise, before), "noise to be left as it is")
+        nfe = flow.nfe
+    return nfe
+
+
+def _check_repeatable(make: Any) -> None:
+    import torch
+
+    noise = _noise(torch.float32)
+    sampler = make(20)
+    first = _run(sampler, noise, _generators(len(noise)))
+    require(torch.equal(first, _run(sampler, noise, _generators(len(noise)))), "a second run to give the same numbers")
+    other = _run(sampler, noise, _generators(len(noise), offset=50))
+    same = torch.equal(first, other)
+    require(same != sampler.stochastic, "other generators to matter if, and only if, the sampler is stochastic", same)
+    alone = _run(make(20), noise[1:2].clone(), _generators(1, offset=1))
+    tolerance = 1e-2 if getattr(sampler, "adaptive", False) else 1e-5
+    gap = (alone[0] - first[1]).abs().max().item()
+    require(gap <= tolerance, "an image not to depend on the others of its batch", f"a difference of {gap:.2g}")
+    if sampler.stochastic:
+        one = [_run(sampler, noise, torch.Generator().manual_seed(7)) for _ in range(2)]
+        require(torch.equal(*one), "one generator for the batch to give the same numbers again")
+
+
+def _order(make: Any) -> float:
+    """Strong order, the lowest of several flows. NaN for an adaptive or an exact sampler."""
+    measured = [_order_on(make, mean, std) for mean, std in ORDER_FLOWS]
+    return min((m for m in measured if not math.isnan(m)), default=math.nan)
+
+
+def _order_on(make: Any, mean: float, std: float) -> float:
+    """How the largest error falls as steps double, at the most steps whose error is not yet rounding."""
+    import torch
+
+    noise = _noise(torch.float64)
+    claimed, exact = make(20).order, mean + std * noise
+
+    def error(count: int) -> float:
+        return (_run(make(count), noise, mean=mean, std=std) - exact).abs().max().item()
+
+    if getattr(make(20), "adaptive", False):
+        require(error(20) < 1e-3, "an adaptive sampler to be right to 1e-3", f"{error(20):.2g}")
+        return math.nan
+    counts = (5, 10, 20, 40, 80, 160)
+    errors = [error(count) for count in counts]
+    return _slope(counts, errors, claimed, what="order")
+
+
+def _slope(counts: tuple[int, ...], errors: list[float], claimed: int, *, what: str) -> float:
+    """Of the last doubling of steps whose error is not yet rounding; NaN if all are."""
+    shown = ", ".join(f"{n}: {e:.1e}" for n, e in zip(counts, errors, strict=True))
+    require(errors[2] < 1, "mean and deviation of the data to be reached", f"errors by steps {shown}")
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors) if b > FLOOR]
+    if not slopes:
+        return math.nan
+    reached = slopes[-1] >= claimed - 0.4
+    require(reached, f"{what} {claimed}, as claimed", f"{slopes[-1]:.2f} (errors by steps {shown})")
+    return slopes[-1]
+
+
+def _weak_order(make: Any) -> float:
+    """Order of the mean and deviation at the end: exact if they can be known without chance, else from samples."""
+    measured = [_weak_order_on(make, mean, std) for mean, std in ORDER_FLOWS]
+    if None in measured:
+        return _sampled_weak_order(make)
+    return min((m for m in measured if m is not None and not math.isnan(m)), default=math.nan)
+
+
+def _weak_order_on(make: Any, mean: float, std: float) -> float | None:
+    counts = (25, 50, 100, 200, 400)
+    errors = []
+    for count in counts:
+        moments = _exact_moments(make(count), mean, std)
+        if moments is None:
+            return None
+        errors.append(abs(moments[0] - mean) + abs(moments[1] - std))
+    return _slope(counts, errors, make(20).order, what="weak order")
+
+
+class _Impulses:
+    """Noise for `draw_noise` without chance: draw k is a one in row k + 1 and in the last row, zeros elsewhere."""
+
+    def __init__(self) -> None:
+        self.draws = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        import torch
+
+        self.draws += 1
+        noise = torch.zeros_like(like)
+        noise[[min(self.draws, len(like) - 1), -1]] = 1
+        return noise
+
+
+def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float] | None:
+    """Mean and deviation of x at the end on a Gaussian flow; None for a sampler that does not let them be known.
+
+    There x is affine in the starting noise and in every draw, so its answers to a one in each of them say it all.
+    That it is affine is checked by a row with ones in all of them.
+    """
+    import torch
+
+    def final(rows: int, start: list[int]) -> tuple[Tensor, int]:
+        noise, impulses = torch.zeros(rows, 1, 1, 1, dtype=torch.float64), _Impulses()
+        noise[start] = 1
+        return _run(sampler, noise, impulses, mean=mean, std=std).flatten(), impulses.draws
+
+    try:
+        draws = final(1, [])[1]
+        x = final(draws + 3, [-2, -1])[0]  # nothing; one draw each; the starting noise; everything
+    except Exception:  # it draws without draw_noise
+        return None
+    answers = x[1:-1] - x[0]
+    if draws == 0 or abs(x[0] + answers.sum() - x[-1]) > 1e-9 * (1 + x.abs().max()):
+        return None
+    return x[0].item(), answers.norm().item()
+
+
+def _sampled_weak_order(make: Any) -> float:
+    """How the error of mean and deviation falls from 10 to 40 steps, beyond what chance explains."""
+    import torch
+
+    noise = _noise(torch.float32, (64, 4, 32, 32))
+    chance = 5 * STD / noise.numel() ** 0.5
+    errors = []
+    for count in (10, 40):
+        x = _run(make(count), noise, torch.Generator().manual_seed(11))
+        errors.append(max(abs(x.mean().item() - MEAN), abs(x.std().item() - STD)))
+    allowed = errors[0] * 4 ** -(make(20).order - 0.5) + chance
+    shown = f"errors of {errors[0]:.2g} at 10 and {errors[1]:.2g} at 40 steps"
+    require(errors[1] <= allowed, f"weak order {make(20).order}, as claimed", shown)
+    return math.log(errors[0] / errors[1], 4) if errors[1] > chance else math.nan
