@@ -2,22 +2,76 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from mpdit_efficientnet import EfficientNet
+from PIL import Image, ImageDraw, ImageFilter
 
 from mpdit_core.testing import check_features
+
+COUNT, SIDE = 16, 64
 
 
 def test_keeps_the_contract():
     check_features(EfficientNet(), side=32)
 
 
-def test_features_move_further_the_more_noise_is_added():
+def scenes(seed: int) -> list[Image.Image]:
+    """Pictures made like photographs: a sky of soft clouds, a ground, and things of many colours in front, lit."""
+    random = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(COUNT):
+        colour = random.integers(40, 256, (2, 3))
+        clouds = Image.fromarray(random.integers(0, 256, (6, 6), np.uint8)).resize(
+            (SIDE, SIDE), Image.Resampling.BICUBIC
+        )
+        picture = Image.composite(*(Image.new("RGB", (SIDE, SIDE), tuple(c)) for c in colour.tolist()), clouds)
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((0, int(random.integers(30, 50)), SIDE, SIDE), fill=tuple(random.integers(20, 160, 3).tolist()))
+        for _ in range(int(random.integers(3, 8))):
+            x, y, r = (int(v) for v in (*random.integers(0, SIDE, 2), random.integers(4, 18)))
+            shape = random.choice([draw.ellipse, draw.rectangle])
+            shape((x, y, x + r, y + r), fill=tuple(random.integers(0, 256, 3).tolist()), outline="black")
+        pictures.append(picture.filter(ImageFilter.GaussianBlur(0.5)))
+    return pictures
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of rows of features; tr sqrt(Σa Σb) is the sum of the singular values of A Bᵀ / (n - 1)."""
+    x, y = a - a.mean(0), b - b.mean(0)
+    squares = ((x**2).sum() + (y**2).sum() - 2 * np.linalg.norm(x @ y.T, "nuc")) / (len(a) - 1)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + squares)
+
+
+@pytest.fixture(scope="module")
+def distances() -> dict[str, float]:
+    """Of other pictures of the kind, and of what was done to them, from the same reference."""
     extractor = EfficientNet()
     extractor.load(torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    clean = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 6, generator=generator), 96, mode="bicubic").clamp(0, 1)
-    noise = torch.randn(clean.shape, generator=generator)
-    pools = [extractor((255 * (clean + a * noise).clamp(0, 1)).byte()).pool for a in (0, 0.005, 0.3)]
-    little, much = ((pool - pools[0]).norm() for pool in pools[1:])
-    assert 0 < 1.3 * little < much
+    random = np.random.default_rng(7)
+    grain = random.standard_normal((COUNT, SIDE, SIDE, 3))
+
+    def features(pictures: list[Image.Image], noise: float = 0.0) -> np.ndarray:
+        values = np.stack([np.asarray(picture, float) for picture in pictures]) + noise * grain
+        images = torch.from_numpy(values.round().clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)
+        return extractor(images).pool.double().numpy()
+
+    reference, others = features(scenes(1)), scenes(2)
+    return {
+        "clean": distance(reference, features(others)),
+        "light noise": distance(reference, features(others, 8)),
+        "strong noise": distance(reference, features(others, 60)),
+        "light blur": distance(reference, features([p.filter(ImageFilter.GaussianBlur(1)) for p in others])),
+        "strong blur": distance(reference, features([p.filter(ImageFilter.GaussianBlur(4)) for p in others])),
+        "collapse": distance(reference, features([others[0]] * COUNT)),
+    }
+
+
+@pytest.mark.parametrize(
+    "order", ["clean < light noise < strong noise", "clean < light blur < strong blur", "clean < collapse"]
+)
+def test_the_distance_grows_with_what_is_done_to_the_pictures(distances: dict[str, float], order: str):
+    values = [distances[name] for name in order.split(" < ")]
+    assert values == sorted(values), distances
+    assert values[-1] > 1.2 * values[0], distances
