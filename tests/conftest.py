@@ -22,22 +22,6 @@ def latents(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory) -> Path:
     """The real Inception network's state dict with random values, in the file format torch-fidelity loads."""
-    import io
+    from inception_helpers import write_random_weights
 
-    import torch
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    torch.manual_seed(0)
-    caught = {}
-
-    class Catch(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, *args, **kwargs):
-            caught.update(self.state_dict())
-
-    box = io.BytesIO()
-    torch.save({}, box)
-    box.seek(0)
-    Catch("inception", ["2048"], box)
-    path = tmp_path_factory.mktemp("weights") / "weights-inception-2015-12-05-6726825d.pth"
-    torch.save(caught, path)
-    return path
+    return write_random_weights(tmp_path_factory.mktemp("weights") / "weights-inception-2015-12-05-6726825d.pth")

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hub_server import Hub
 from PIL import Image
 from sample_helpers import write_model
+from test_hub import session
 
 from mpdit_cli.app import main
 
@@ -64,3 +66,36 @@ def test_a_folder_of_samples_that_is_not_whole_is_refused(here, capsys):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"complete": False}))
     assert "not finished" in refused(capsys, "eval-fid", "s", *MEASURING)
     assert not Path("evals").exists()
+
+
+def test_an_export_is_measured_as_its_run(here, capsys):
+    write_model(here / "run" / "checkpoints" / "step-0000007")
+    wanted = ("--num-samples", "8", "--num-steps", "2", "--batch-size", "4", "--metrics", "fid", "--features", "digits")
+    run(capsys, "export", "run", "out")
+    from_run = run(capsys, "eval-fid", "run", *wanted, "--reference", "digits")
+    exported = run(capsys, "eval-fid", "out", *wanted, "--reference", "digits")
+    assert exported["metrics"] == from_run["metrics"]
+    assert exported["sampling"] == from_run["sampling"]
+    assert exported["model"] | {"path": ""} == from_run["model"] | {"path": ""}
+    assert Path(from_run["path"]).parent == Path("run/evals")
+    assert Path(exported["path"]).parent == Path("evals")  # the export stays as it was
+    assert not (here / "out" / "evals").exists()
+
+
+def test_a_model_of_the_hub_is_measured_by_its_address(here, capsys):
+    model = write_model(here / "other")
+    wanted = ["--num-samples", "6", "--num-steps", "2", "--features", "digits", "--reference", "digits", "--metrics",
+              "fid", "--device", "cpu", "--json"]  # fmt: skip
+    with Hub() as hub:
+        hub.repositories["me/tiny"] = {}
+        hub.commit("me/tiny", {name: (model.path / name).read_bytes() for name in ("config.json", "model.safetensors")})
+        code, shown, error = session(
+            [["command", ["eval-fid", "hf:me/tiny", *wanted, "--out", str(here / "evals")]]],
+            url=hub.url,
+            home=here / "home",
+        )[0]
+    assert code == 0, error
+    found = json.loads(shown.splitlines()[-1])
+    assert found["what"] == "hf:me/tiny"
+    assert found["metrics"] == run(capsys, "eval-fid", "other", *wanted[:-3])["metrics"]
+    assert found["model"]["weights_sha256"] == model.weights_sha256

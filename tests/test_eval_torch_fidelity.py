@@ -1,0 +1,47 @@
+"""End to end against torch-fidelity's own `calculate_metrics`, on the same files with the same (random) weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpdit_cli.app import main
+
+TWO = ("real", 16), ("made", 12)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPDIT_CACHE", str(tmp_path / "cache"))
+    for seed, (name, count) in enumerate(TWO):
+        draw = np.random.RandomState(seed)
+        Path(name).mkdir()
+        for i in range(count):  # smooth, of many colours, so that the features differ
+            coarse = Image.fromarray(draw.randint(0, draw.randint(20, 257), (5, 5, 3)).astype(np.uint8))
+            coarse.resize((64, 64), Image.Resampling.BICUBIC).save(f"{name}/{i:03d}.png")
+    return tmp_path
+
+
+def test_fid_isc_and_kid_are_those_of_torch_fidelity(here, inception_weights, capsys):
+    from torch_fidelity import calculate_metrics
+
+    theirs = calculate_metrics(
+        input1="made", input2="real", fid=True, isc=True, kid=True, isc_splits=1, kid_subset_size=12, kid_subsets=100,
+        samples_shuffle=False, feature_extractor_weights_path=str(inception_weights), cuda=False, cache=False,
+        verbose=False, save_cpu_ram=True,
+    )  # fmt: skip
+    capsys.readouterr()
+    arguments = ["eval-fid", "made", "--reference", "real", "--weights", str(inception_weights), "--metrics"]
+    assert main([*arguments, "fid,is,kid", "--device", "cpu", "--json"]) == 0
+    ours = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+    assert theirs["frechet_inception_distance"] > 1
+    assert theirs["inception_score_mean"] > 1.003
+    assert abs(theirs["kernel_inception_distance_mean"]) > 1e-4
+    assert ours["unpublished_fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert ours["unpublished_is"] - 1 == pytest.approx(theirs["inception_score_mean"] - 1, rel=1e-3)
+    assert ours["unpublished_kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
