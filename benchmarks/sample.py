@@ -2,18 +2,23 @@
 
     python benchmarks/sample.py --preset b-256 -n 8 --num-steps 5
     python benchmarks/sample.py --preset xl-256 --device cuda -n 128 --num-steps 50 --batch-size 64
+    python benchmarks/sample.py --memory -n 50000 --num-steps 1 --guidance-scale 1
 
 The whole job is timed, PNGs included; the weights are random, which costs the same. Latents of four
 channels are written as they are unless --autoencoder says what decodes them; decoding then counts as time outside.
 On a CPU one thread works and network calls are timed. On a GPU, where waiting for each call would change what is
-measured, as many calls of the network alone are timed afterwards.
+measured, as many calls of the network alone are timed afterwards. With --memory each format is written by a process of
+its own, for 2,000 images and for -n, and the most memory that each process held is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +26,13 @@ import torch
 from report import write_result
 
 from mpdit_core.checkpoint import open_model, save_model
+from mpdit_core.config import RunConfig, Stage
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
-from mpdit_core.device import is_fast_in_bfloat16, select_device
+from mpdit_core.device import is_fast_in_bfloat16, peak_memory, select_device
 from mpdit_core.events import Result
 from mpdit_core.jobs.generate import SampleOptions
 from mpdit_core.jobs.sample import SampleRequest, sample
+from mpdit_core.jobs.sample_output import WRITERS, Format
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset
 
@@ -41,11 +48,15 @@ def main() -> None:
     parser.add_argument("--autoencoder", help="a Hub id or folder, for presets on its latents")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="peak memory for few and for many images, instead")
     arguments = parser.parse_args()
     device = select_device(arguments.device)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        where = arguments.model or random_model(Path(folder) / "model", arguments)
+        if arguments.memory:
+            compare_memory(arguments, Path(folder))
+            return
+        where = arguments.model or random_model(Path(folder) / "model", load_preset(arguments.preset), arguments)
         rounds = [measure(where, arguments, device, Path(folder) / f"out-{i}") for i in range(arguments.rounds + 1)]
     best = max(rounds[1:], key=lambda r: r["images_per_second"])  # the first one warms up
     for row in rounds[1:]:
@@ -58,9 +69,8 @@ def main() -> None:
     print(write_result(f"sample-{name}", {**about, "best": best, "rounds": rounds[1:]}))
 
 
-def random_model(folder: Path, arguments: argparse.Namespace) -> str:
-    """A model of the preset whose latents are the pixels themselves, or those of --autoencoder."""
-    config = load_preset(arguments.preset)
+def random_model(folder: Path, config: RunConfig, arguments: argparse.Namespace) -> str:
+    """A model of `config` whose latents are the pixels themselves, or those of --autoencoder."""
     channels, side = config.model.channels, config.model.input_size
     if arguments.autoencoder:
         autoencoder = AutoencoderSpec(id=arguments.autoencoder, factor=8, channels=channels)
@@ -77,6 +87,52 @@ def random_model(folder: Path, arguments: argparse.Namespace) -> str:
     model = MPDiT(config.model)
     save_model(folder, dict(model.named_parameters()), config=config, latents=spec, step=0)
     return str(folder)
+
+
+FEW = 2000  # images that the memory for many is compared with
+
+
+def compare_memory(arguments: argparse.Namespace, folder: Path) -> None:
+    """Peak resident memory of whole jobs in each format, for `FEW` and for -n images; writes the result.
+
+    By a small network on colour images of 64 pixels, 12 KiB each: held in memory, 50,000 would show.
+    """
+    config = load_preset("tiny")
+    shape = {"channels": 3, "input_size": 64, "stages": (Stage(16, 1), Stage(8, 1))}
+    config = config.model_copy(update={"model": config.model.model_copy(update=shape)})
+    where = arguments.model or random_model(folder / "model", config, arguments)
+    rows = []
+    for format_ in WRITERS:
+        for count in (FEW, arguments.num_samples):
+            out = folder / f"{format_}-{count}"
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                row = pool.submit(memory_of, where, arguments, count, format_, out).result()
+            rows.append({"format": format_, "images": count, **row})
+            print(rows[-1], flush=True)
+            shutil.rmtree(out)
+    about = {k: getattr(arguments, k) for k in ("num_steps", "batch_size", "guidance_scale")}
+    print(write_result("sample-memory", {**about, "image_bytes": 3 * 64 * 64, "rows": rows}))
+
+
+def memory_of(where: str, arguments: argparse.Namespace, count: int, format_: Format, out: Path) -> dict[str, Any]:
+    """One job, in this process: which must do nothing else, since what is measured is its peak."""
+    options = SampleOptions(
+        num_samples=count,
+        num_steps=arguments.num_steps,
+        batch_size=arguments.batch_size,
+        guidance_scale=arguments.guidance_scale,
+    )
+    torch.set_num_threads(1)
+    request = SampleRequest(model=where, options=options, out=out, device=arguments.device, format=format_)
+    started = time.perf_counter()
+    for _ in sample(request):
+        pass
+    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return {
+        "peak_mib": round(peak_memory(torch.device("cpu")) / 2**20, 1),
+        "written_mib": round(written / 2**20, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def measure(where: str, arguments: argparse.Namespace, device: torch.device, out: Path) -> dict[str, Any]:

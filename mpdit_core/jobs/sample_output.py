@@ -156,7 +156,7 @@ class LatentsWriter(Writer):
         return None
 
 
-WRITERS: dict[str, type[Writer]] = {"png": PngWriter, "npz": NpzWriter, "latents": LatentsWriter}
+WRITERS: dict[Format, type[Writer]] = {"png": PngWriter, "npz": NpzWriter, "latents": LatentsWriter}
 
 
 def _write_png(image: np.ndarray, path: Path) -> None:
