@@ -26,7 +26,7 @@ def spec() -> LatentSpec:
     )
 
 
-def write_model(folder: Path, *, seed: int = 0, latents: bool = True, **changes: Any) -> ModelFolder:
+def write_model(folder: Path, *, seed: int = 0, latents: LatentSpec | bool = True, **changes: Any) -> ModelFolder:
     """The preset `tiny`, with `changes` of its network's configuration."""
     config = load_preset("tiny")
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
@@ -36,5 +36,6 @@ def write_model(folder: Path, *, seed: int = 0, latents: bool = True, **changes:
         for parameter in model.parameters():  # the published start has a zero output layer: nothing would happen
             if float(parameter.abs().sum()) == 0:
                 parameter.normal_(std=0.1)
-    save_model(folder, dict(model.named_parameters()), config=config, latents=spec() if latents else None, step=7)
+    described = latents if isinstance(latents, LatentSpec) else spec() if latents else None
+    save_model(folder, dict(model.named_parameters()), config=config, latents=described, step=7)
     return open_model(folder)

@@ -13,15 +13,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from data_helpers import save_autoencoder
 from PIL import Image
 from safetensors.torch import load_file
-from sample_helpers import NAMES, write_model
+from sample_helpers import NAMES, spec, write_model
 
 from mpdit_cli.app import main
+from mpdit_core.data.manifest import AutoencoderSpec, Normalisation
 from mpdit_core.distributed import World
 from mpdit_core.errors import UserError
 from mpdit_core.events import Result
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
+from mpdit_core.jobs.decode_precision import choose_decode_precision
 from mpdit_core.jobs.generate import SampleOptions, generate, prepare
 from mpdit_core.jobs.labels import read_classes, spread
 from mpdit_core.jobs.sample import SampleRequest, sample
@@ -193,6 +196,27 @@ def test_all_classes_are_balanced_and_spread():
 def test_unknown_and_ambiguous_classes(text, says):
     with pytest.raises(UserError, match=says):
         labels_of(text)
+
+
+# Decoding
+
+
+def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
+    """By an autoencoder of Stable Diffusion's form, thin and random, whose pixels spread as images do."""
+    at = AutoencoderSpec(id=str(save_autoencoder(tmp_path / "kl")), factor=8, channels=4)
+    normalisation = Normalisation(name="measured", mean=(0.0,) * 4, std=(1 / 0.18215,) * 4)
+    latents = spec().model_copy(update={"resolution": 128, "autoencoder": at, "normalisation": normalisation})
+    model = write_model(tmp_path / "m", latents=latents, channels=4)
+    float32 = prepare(model, SMALL, device=CPU)
+    bfloat16 = prepare(model, SMALL.model_copy(update={"precision": "bfloat16"}), device=CPU)
+    assert [g.autoencoder.decode_precision for g in (float32, bfloat16)] == ["float32", "bfloat16"]
+    x, _ = float32.noise([0, 1])
+    wide, narrow = float32.decode(x).float(), bfloat16.decode(x).float()
+    assert wide.std() > 20
+    assert 0 < (wide - narrow).abs().mean() <= 1
+    monkeypatch.setattr("mpdit_core.jobs.decode_precision.LARGEST_DIFFERENCE", 0.1)
+    assert choose_decode_precision(bfloat16.autoencoder, latents) == "float32"
+    assert bfloat16.autoencoder.decode_precision == "bfloat16"  # only asked
 
 
 # What is written

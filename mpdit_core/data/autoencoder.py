@@ -29,11 +29,16 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to 
 
 
 class Autoencoder:
-    """What jobs see of an autoencoder. `precision` may be set to `bfloat16` or `tf32` on GPUs before encoding."""
+    """What jobs see of an autoencoder.
+
+    `precision` may be set to `bfloat16` or `tf32` on GPUs before encoding, `decode_precision` to `bfloat16` anywhere
+    before decoding.
+    """
 
     spec: AutoencoderSpec
     device: torch.device
     precision: str = "float32"
+    decode_precision: str = "float32"
 
     def encode(self, images: Tensor) -> Tensor:
         """Moments, float32 [B, 2C, h, w] on `device`, of `images` uint8 [B, 3, H, W] on any device."""
@@ -107,7 +112,9 @@ class DiffusersAutoencoder(Autoencoder):
 
     @torch.inference_mode()
     def decode(self, raw_latents: Tensor) -> Tensor:
-        return to_pixels(self.network.decode(raw_latents.to(self.device, torch.float32)).sample)
+        narrow = self.decode_precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow):
+            return to_pixels(self.network.decode(raw_latents.to(self.device, torch.float32)).sample)
 
 
 def to_range(images: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from mpdit_core.device import is_fast_in_bfloat16
 from mpdit_core.distributed import World
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity, ScheduleName
+from mpdit_core.jobs.decode_precision import choose_decode_precision
 from mpdit_core.jobs.labels import Labels, read_classes
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.samplers import load_sampler
@@ -54,7 +55,8 @@ class SampleOptions(Settings):
     seed: int = Field(default=0, ge=0, description="fixes noise and random labels")
     batch_size: PositiveInt = Field(default=32, description="images computed at once; also the size of a block")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the network; auto: bfloat16 on GPUs that are fast in it"
+        default="auto",
+        description="of the network, and of decoding where that is as good; auto: bfloat16 on fast GPUs",
     )
     compile: bool | Literal["auto"] = Field(
         default="auto", description="torch.compile the blocks; auto: on GPUs for many images"
@@ -226,7 +228,8 @@ def prepare(
     """
     model_folder.require_flow()
     sampler, guidance, labels, guide = check(model_folder, options)
-    autoencoder = _load_autoencoder(model_folder, device) if decode else None
+    autocast = _autocast(options, device)
+    autoencoder = _load_autoencoder(model_folder, device, narrow=autocast is not None) if decode else None
     network = model_folder.load(device)
     if _should_compile(options, device):
         network.compile_blocks()
@@ -240,7 +243,7 @@ def prepare(
         labels=labels,
         options=options,
         device=device,
-        autocast=_autocast(options, device),
+        autocast=autocast,
     )
 
 
@@ -297,14 +300,18 @@ def _open_guide(options: SampleOptions, model: ModelFolder) -> ModelFolder | Non
     return guide
 
 
-def _load_autoencoder(model: ModelFolder, device: torch.device) -> Autoencoder:
+def _load_autoencoder(model: ModelFolder, device: torch.device, *, narrow: bool) -> Autoencoder:
+    """`narrow`: decode in bfloat16, too, where that gives the same pixels."""
     if model.latents is None:
         raise UserError(
             f"{model.path} does not say which autoencoder its latents belong to",
             expected="a model that was trained or imported with its latents' description",
             remedy="--format latents, or import it again with --autoencoder",
         )
-    return load_autoencoder(model.latents.autoencoder, device=device)
+    autoencoder = load_autoencoder(model.latents.autoencoder, device=device)
+    if narrow:
+        autoencoder.decode_precision = choose_decode_precision(autoencoder, model.latents)
+    return autoencoder
 
 
 def _autocast(options: SampleOptions, device: torch.device) -> torch.dtype | None:

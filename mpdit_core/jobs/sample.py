@@ -195,6 +195,7 @@ class _Sampling:
         grid = self._grid()
         if grid is not None:
             yield Saved(what="grid", path=grid)
+        decoder = self.generation.autoencoder
         counts = list(self.markers.done().values())
         mean = {k: sum(c[k] * c["images"] for c in counts) / self.total for k in ("nfe", "passes", "saved")}
         result = {
@@ -202,6 +203,8 @@ class _Sampling:
             "samples": str(shown),
             "grid": str(grid) if grid else None,
             "step": self.folder.step,
+            "precision": "bfloat16" if self.generation.autocast else "float32",
+            "decode_precision": decoder.decode_precision if decoder else None,
             **{k: int(v) if v == int(v) else round(v, 2) for k, v in mean.items()},
             "images_per_second": made / seconds if seconds > 0 else None,
         }
