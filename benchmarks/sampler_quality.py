@@ -135,9 +135,9 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         f"{about['samples']} other real digits are at {about['distance_of_real']:.3f} from the same reference. A cell "
         "is the most steps that fit the budget of evaluations (NFE). Bold: within 2 % of the best of its column. "
         f"Between seeds the numbers differ by {of_seeds:.0%} (median), but alike for all samplers, which start from "
-        f"the same noise: their ratios to `euler` with {BUDGETS[-1]} evaluations differ by {of_ratios:.1%}. Much of each "
-        "number is the bias of so few samples, which real digits have too; what shows is how soon a sampler comes down "
-        "to its level.",
+        f"the same noise: their ratios to `euler` with {BUDGETS[-1]} evaluations differ by {of_ratios:.1%}. Much of "
+        "each number is the bias of so few samples, which real digits have too; what shows is how soon a sampler comes "
+        "down to its level.",
         "",
         "| sampler | " + " | ".join(f"NFE {b}" for b in BUDGETS) + " |",
         "|---|" + "---|" * len(BUDGETS),
