@@ -241,7 +241,8 @@ class _View:
 
         table = RichTable(title=event.title, title_justify="left")
         for i, column in enumerate(event.columns):
-            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+            words = i == 0 or _are_words(row[i] for row in event.rows)
+            table.add_column(column, justify="left" if words else "right", no_wrap=i == 0)
         for row in event.rows:
             table.add_row(*row)
         console = self.bars.console if self.bars is not None else self.console
@@ -259,6 +260,12 @@ class _View:
             self._print(f"  {label:<{width}}  {value}")
         if event.next_command:
             self._print(f"next:  {event.next_command}", style="green")
+
+
+def _are_words(cells: Iterable[str]) -> bool:
+    """Whether most of a column's cells start with a letter: words stand on the left, numbers on the right."""
+    starts = [cell[0].isalpha() or cell[0] in "`'“(" for cell in cells if cell]
+    return sum(starts) * 2 > len(starts)
 
 
 def _progress_bars(console: Any) -> Any:

@@ -19,8 +19,11 @@ PREFIX = {"samplers": "sampler", "datasets": "dataset", "features": "features"} 
 def list_plugins() -> Iterator[Event]:
     """All that is installed. A broken plugin is no error: it is listed."""
     reports = survey()
-    rows = [[r.kind, r.name, f"{r.package} {r.version}", r.status, r.summary.partition(". ")[0]] for r in reports]
-    yield Table(title="Plugins", columns=["kind", "name", "package", "status", "what it is"], rows=rows)
+    for kind in KINDS:
+        rows = [[r.name, r.package, _in_short(r)] for r in reports if r.kind == kind]
+        if rows:
+            yield Table(title=kind.capitalize(), columns=["name", "package", "what it is"], rows=rows)
+    yield Note(text="`mpdit plugins show NAME` describes one and its options.")
     for report in reports:
         if report.status != "ok":
             yield Note(text=f"{report.status}: {_label(report)}: {report.reason}\n  remedy: {report.remedy}")
@@ -85,6 +88,12 @@ def new_plugin(kind: str, name: str, *, folder: Path | None = None) -> Iterator[
         next_command=f"mpdit plugins show {name}",
     )
     yield Result(data={"path": path, "kind": kind, "name": name})
+
+
+def _in_short(report: Report) -> str:
+    return (
+        report.summary.partition(". ")[0].removesuffix(".") if report.status == "ok" else f"{report.status}: see below"
+    )
 
 
 def _label(report: Report) -> str:

@@ -34,7 +34,7 @@ IMAGES_AT_ONCE = 64
 
 @dataclass
 class Inception:
-    """FID's network: pool [B, 2048], spatial [B, 2023] for sFID, logits [B, 1008] without bias for the Inception Score.
+    """FID's network. Pool [B, 2048], spatial [B, 2023] for sFID, logits [B, 1008] without bias for the Inception Score.
 
     Resizes by the TensorFlow 1 rule to 299 × 299. Computes in float32, without TF32 and outside any autocast: bfloat16
     moves the features by up to 0.84.

@@ -48,21 +48,21 @@ class _AdamsBashforth(OnGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth2(_AdamsBashforth):
-    """One evaluation a step, none beyond."""
+    """Adams-Bashforth of order 2. One evaluation a step, none beyond."""
 
     order: ClassVar[int] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth3(_AdamsBashforth):
-    """One evaluation a step, and 2 more to start."""
+    """Adams-Bashforth of order 3. One evaluation a step, and 2 more to start."""
 
     order: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth4(_AdamsBashforth):
-    """One evaluation a step, and 9 more to start."""
+    """Adams-Bashforth of order 4. One evaluation a step, and 9 more to start."""
 
     order: ClassVar[int] = 4
 

@@ -14,7 +14,7 @@ from mpdit_core.samplers.grids import OnGrid, evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class Euler(OnGrid):
-    """One evaluation a step: `x + h·v`."""
+    """Euler's method, `x + h·v`. One evaluation a step."""
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
@@ -28,7 +28,7 @@ class Euler(OnGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class EulerOfficial(Euler):
-    """Euler as the official code counts: `num_steps` is the number of *points*, so 250 are 249 evaluations."""
+    """Euler as the official code counts. `num_steps` is the number of *points*, so 250 are 249 evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,7 +65,7 @@ class WithDiffusion(OnGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class EulerMaruyama(WithDiffusion):
-    """One evaluation a step.
+    """Euler-Maruyama on the reverse SDE. One evaluation a step.
 
     Unlike the official one it starts at t = 1, where x really is pure noise, and ends with a step along the ODE.
     """
@@ -87,8 +87,8 @@ class EulerMaruyama(WithDiffusion):
 
 @dataclass(frozen=True, kw_only=True)
 class EulerMaruyamaOfficial(WithDiffusion):
-    """The official SDE: `num_steps` *points* from t_max 0.96 to t_min 0.04, where x at 0.96 is taken to be pure noise,
-    then a noise-free step of the same drift to 0. That is `num_steps` evaluations and as many states.
+    """The official SDE sampler. `num_steps` *points* from t_max 0.96 to t_min 0.04, where x at 0.96 is taken to be pure
+    noise, then a noise-free step of the same drift to 0. That is `num_steps` evaluations and as many states.
     """
 
     order: ClassVar[int] = 0  # starting pure noise at 0.96 leaves an error that does not vanish with the step

@@ -22,7 +22,7 @@ from mpdit_core.samplers.grids import evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class HeunSDE(WithDiffusion):
-    """Two evaluations a step. Steps without noise are Heun's."""
+    """Heun for the reverse SDE. Two evaluations a step. Steps without noise are Heun's."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True

@@ -17,7 +17,7 @@ from mpdit_core.samplers.grids import OnGrid, evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class Midpoint(OnGrid):
-    """Two evaluations a step."""
+    """The midpoint method. Two evaluations a step."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False

@@ -14,7 +14,7 @@ from mpdit_core.samplers.grids import OnGrid, evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class RungeKutta4(OnGrid):
-    """Four evaluations a step."""
+    """Runge-Kutta of order 4. Four evaluations a step."""
 
     order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False

@@ -35,7 +35,7 @@ def _follow(scheduler: Any, velocity_fn: VelocityFn, x_t: Tensor) -> Iterator[St
 
 @dataclass(frozen=True, kw_only=True)
 class Euler:
-    """diffusers' FlowMatchEulerDiscreteScheduler. One evaluation a step."""
+    """Euler by diffusers. FlowMatchEulerDiscreteScheduler, one evaluation a step."""
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
@@ -51,7 +51,7 @@ class Euler:
 
 @dataclass(frozen=True, kw_only=True)
 class Heun:
-    """diffusers' FlowMatchHeunDiscreteScheduler. Two evaluations a step, one in the last, from t = 0.001 to 0."""
+    """Heun by diffusers. FlowMatchHeunDiscreteScheduler, two evaluations a step, one in the last (t = 0.001 to 0)."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
@@ -107,7 +107,7 @@ class DPM(_Multistep):
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(_Multistep):
-    """UniPC, a predictor and corrector in one evaluation a step."""
+    """UniPC. A predictor and a corrector in one evaluation a step."""
 
     # As above: solver_order=1 1.73 to 1.95, =2 2.33 to 2.51, =3 1.38 to 1.79, best at few steps.
     order: ClassVar[int] = 1

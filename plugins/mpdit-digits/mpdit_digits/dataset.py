@@ -15,7 +15,7 @@ from mpdit_core.api import Item, option
 
 @dataclass
 class Digits:
-    """UCI's optical recognition of handwritten digits (its test half), 8×8 grey values 0..16, ten classes.
+    """Real scans of handwritten digits. UCI's optical recognition, its test half: 8×8 grey values 0..16, ten classes.
 
     The scans are enlarged by Lanczos interpolation and scaled to 0..255: smooth strokes, white on black.
     """

@@ -43,7 +43,7 @@ def gray(images: Tensor) -> Tensor:
 
 @dataclass
 class DigitFeatures:
-    """`pool` [B, 64], the last hidden layer of a classifier of real digits, and its `logits` [B, 10].
+    """A small classifier of real digits. `pool` [B, 64], its last hidden layer, and its `logits` [B, 10].
 
     Fitted by `python -m mpdit_digits.fit`; the weights come with the package, so all machines compare alike.
     """
@@ -67,7 +67,7 @@ class DigitFeatures:
 
 @dataclass
 class PixelFeatures:
-    """`pool` [B, H·W]: grey values in 0..1, row by row. For pictures as small as the digits."""
+    """The grey values themselves. `pool` [B, H·W], in 0..1, row by row; for pictures as small as the digits."""
 
     name: ClassVar[str] = "digits-pixels"
 

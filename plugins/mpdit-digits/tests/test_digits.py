@@ -8,7 +8,18 @@ import torch
 from mpdit_digits.dataset import Digits
 from mpdit_digits.features import DigitFeatures, PixelFeatures
 
+from mpdit_core.testing import check_dataset, check_features
+
 CPU = torch.device("cpu")
+
+
+def test_data_set_keeps_the_contract():
+    check_dataset(Digits())
+
+
+@pytest.mark.parametrize("extractor", [DigitFeatures, PixelFeatures])
+def test_features_keep_the_contract(extractor: type):
+    check_features(extractor())
 
 
 def pictures(data: Digits, rows: range) -> torch.Tensor:

@@ -20,7 +20,7 @@ SIDE = 224
 
 @dataclass
 class EfficientNet:
-    """`pool` [B, 1280] and `logits` [B, 1000] of EfficientNet-Lite0. Its Fréchet distance is not FID."""
+    """EfficientNet-Lite0, of ImageNet. `pool` [B, 1280] and `logits` [B, 1000]; its Fréchet distance is not FID."""
 
     name: ClassVar[str] = "efficientnet"
 

@@ -15,7 +15,7 @@ from mpdit_core.api import NoiseSource, Step, VelocityFn, option
 
 @dataclass(frozen=True, kw_only=True)
 class Dopri5:
-    """Takes as many evaluations as the tolerances ask for, six a step.
+    """Dormand-Prince 5(4), adaptive. As many evaluations as the tolerances ask for, six a step.
 
     Step sizes are chosen for a batch as a whole, so an image may differ with its batch by as much as the tolerance.
     """

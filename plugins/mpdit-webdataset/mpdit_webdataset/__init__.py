@@ -28,7 +28,7 @@ class _Place(NamedTuple):
 
 @dataclass
 class WebDataset:
-    """Labelled pictures in uncompressed .tar shards, with random access: their bytes are found once."""
+    """Labelled pictures in .tar shards. Uncompressed, with random access: their bytes are found once."""
 
     shards: str = option("", "path of the shards; braces count: data/train-{0000..0041}.tar")
     classes: str = option("", "file with a class name a line, in label order; empty: the labels themselves")
