@@ -77,6 +77,29 @@ def test_a_record_names_package_version_and_options_of_its_plugins(here, capsys)
     assert len(other["sha256"]) == 64
 
 
+def test_few_and_sorted_samples_are_warned_of(here, capsys):
+    pictures = np.load("a.npz")["arr_0"]
+    np.savez("sorted.npz", arr_0=pictures, arr_1=np.arange(12) // 3)
+    np.savez("mixed.npz", arr_0=pictures, arr_1=np.arange(12) % 4)
+    said = {}
+    for name in ("sorted", "mixed"):
+        record = run(capsys, "eval-fid", f"{name}.npz", "--reference", "b.npz", "--features", "digits",
+                     "--metrics", "fid,is")  # fmt: skip
+        said[name] = record["warnings"]
+        halves = record["metrics"]["frechet_distance_bias"]
+        assert f"{halves:.3g}" in said[name][-1]
+        assert "12 samples are few" in said[name][-1]
+    assert "sorted by class" in said["sorted"][0]
+    assert not any("sorted" in text for text in said["mixed"])
+
+
+def test_an_interval_on_request(here, capsys):
+    record = measured(capsys, "--features", "digits", "--bootstrap", "8")["metrics"]
+    lower, upper = record["frechet_distance_interval"]
+    assert lower < record["frechet_distance"] < upper
+    assert upper - lower == pytest.approx(2 * 1.96 * record["frechet_distance_std"])
+
+
 def test_other_features_or_images_are_not_comparable(here, capsys):
     one = measured(capsys, "--features", "digits")
     two = measured(capsys, "--features", "digits-pixels")
@@ -103,7 +126,7 @@ def test_other_versions_and_options_of_plugins_are_told(here, capsys):
     two, three = (run(capsys, *arguments, steps) for steps in "23")
     result = run(capsys, "eval-fid", "--compare", two["path"], three["path"])
     assert result["comparable"]
-    assert result["cautions"] == ["the samples were made otherwise: num_steps (2, 3)"]
+    assert (result["cautions"], result["changed"]) == ([], ["num_steps (2, 3)"])
     old = altered(two, "old.json", "sampling", "plugin", "version", to="0.0.9")
     assert "sampler comes from another version" in run(capsys, "eval-fid", "--compare", two["path"], old)["cautions"][0]
 

@@ -115,6 +115,8 @@ def _evaluate(
         write_json(path, record)
         tally.remove()
     record = world.broadcast_object(record)
+    if options.keep_samples and model:
+        yield Saved(what="samples", path=path.with_suffix(""))
     for text in record["warnings"]:
         yield Warn(text=text)
     yield from report(record, path)

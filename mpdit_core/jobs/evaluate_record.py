@@ -123,7 +123,12 @@ def warnings_of(
         found.append("the samples are sorted by class: the Inception Score of contiguous chunks is far too low")
     bias = values.get("fid_bias")
     if count < FEW and "fid" in options.metrics:
-        expected = f"about {bias:.3g} too high, by the distance of halves" if bias is not None else "biased upwards"
+        if bias is None:
+            expected = "biased upwards"
+        elif bias < values["fid"]:
+            expected = f"about {bias:.3g} too high, by the distance of halves"
+        else:
+            expected = f"mostly bias: halves of them are {bias:.3g} farther away"
         found.append(f"{count} samples are few: the Fréchet distance is {expected}; compare equal counts only")
     return found
 
@@ -148,7 +153,10 @@ def report(record: dict[str, Any], path: Path) -> Iterator[Event]:
     values = record["metrics"]
     names = {key: key_of(key, record) for key in METRICS}
     shown = [(key, values[name]) for key, name in names.items() if name in values]
-    rows = [[label_of(key, record), f"{v:.4f}" if v is not None else "not offered by these data"] for key, v in shown]
+    rows = [
+        [label_of(key, record), f"{v:.4f}" if v is not None else "not offered by these features or reference"]
+        for key, v in shown
+    ]
     interval = values.get(key_of("fid_interval", record))
     if interval:
         rows[0][1] += f"  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -63,6 +64,8 @@ def evaluate_sweep(
                     if kind not in said:
                         yield event
                     said.add(kind)
+                elif isinstance(event, Progress):  # each has a rate of its own
+                    yield replace(event, task=f"{event.task} ({number + 1} of {len(cells)})")
                 elif not isinstance(event, Table | Summary | Saved):
                     yield event
         yield Progress(task="sweep", done=len(cells), total=len(cells), unit="evaluations")
@@ -124,15 +127,16 @@ def _report(
     label = records[0]["labels"].get(distance, distance)
     data = {"what": what, "axes": [axis.key for axis in axes], "plotted": distance, "rows": rows}
     write_json(table, data)
+    note = f"{records[0]['count']} samples each against {records[0]['reference'].get('path')}"
     plot = None
     if find_spec("matplotlib") is not None:
         plot = table.with_suffix(".png")
-        draw(axes, rows, distance, label, plot)
+        draw(axes, rows, distance, label, plot, title=note)
     yield Table(
         title=f"Sweep of {what}",
         columns=shown,
         rows=[[_text(row[name]) for name in shown] for row in rows],
-        note=f"{records[0]['count']} samples each against {records[0]['reference'].get('path')}",
+        note=note,
     )
     yield Saved(what="table", path=table)
     if plot is not None:
@@ -144,7 +148,9 @@ def _report(
     yield Result(data=data | {"path": str(table), "plot": str(plot) if plot else None, "lowest": lowest})
 
 
-def draw(axes: Sequence[Axis], rows: Sequence[dict[str, Any]], metric: str, label: str, path: Path) -> None:
+def draw(
+    axes: Sequence[Axis], rows: Sequence[dict[str, Any]], metric: str, label: str, path: Path, *, title: str
+) -> None:
     """`metric` against the guidance scale (or the first key), a line for each combination of the other keys."""
     import matplotlib
 
@@ -167,6 +173,7 @@ def draw(axes: Sequence[Axis], rows: Sequence[dict[str, Any]], metric: str, labe
         panel.set_xticks(list(place.values()), list(place))
     panel.set_xlabel(along.key.replace("_", " "))
     panel.set_ylabel(label)
+    panel.set_title(title, loc="left", fontsize=9, color="#444444")
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     if any(lines):

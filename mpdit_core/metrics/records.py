@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,21 +46,31 @@ def compare_records(a: Path, b: Path) -> Iterator[Event]:
     records = [_read(a), _read(b)]
     labels: dict[str, str] = records[1].get("labels", {}) | records[0].get("labels", {})
     keys = list(dict.fromkeys(k for r in records for k in r["metrics"]))
-    rows = [[labels.get(key, key), *(_shown(r["metrics"].get(key)) for r in records)] for key in keys]
+    rows = [[_label(key, labels), *(_shown(r["metrics"].get(key)) for r in records)] for key in keys]
     for key in (*MUST_AGREE, *CAUTIONS, *MAY_DIFFER):
         values = [_at(r, key) for r in records]
         if values[0] != values[1]:
             rows.append([key, *map(_shown, values)])
     yield Table(title="Two evaluations", columns=["", str(a), str(b)], rows=rows)
-    reasons, cautions = not_comparable(*records), differences(*records)
+    reasons, cautions, changed = not_comparable(*records), differences(*records), changed_options(*records)
     for reason in reasons:
         yield Warn(text=f"not comparable: {reason}")
     for caution in cautions:
         yield Warn(text=caution)
+    if changed:
+        yield Note(text=f"the samples were made otherwise: {', '.join(changed)}")
     if not reasons:
         yield Note(text="comparable: same features, reference, number of samples and rules")
     metrics = [r["metrics"] for r in records]
-    yield Result(data={"comparable": not reasons, "reasons": reasons, "cautions": cautions, "metrics": metrics})
+    yield Result(
+        data={
+            "comparable": not reasons,
+            "reasons": reasons,
+            "cautions": cautions,
+            "changed": changed,
+            "metrics": metrics,
+        }
+    )
 
 
 def not_comparable(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -77,7 +88,7 @@ def not_comparable(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """In words, what else the figures may owe their difference to."""
+    """In words, what else than the model the figures may owe their difference to."""
     found = []
     same_sampler = _at(a, "sampling.sampler") == _at(b, "sampling.sampler")
     for key, why in CAUTIONS.items():
@@ -86,14 +97,17 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             found.append(f"{why} ({_shown(left)}, {_shown(right)})")
     if _at(a, "extractor.published") is False and _at(b, "extractor.published") is False:
         found.append("neither was made with the published Inception weights: compare them with each other alone")
-    keys = ("sampler", "num_steps", "sampler_options", "guidance_scale", "guidance_interval", "guidance_schedule",
-            "classes", "seed")  # fmt: skip
-    both = [r.get("sampling") or {} for r in (a, b)]
-    changed = [f"{key} ({_shown(both[0].get(key))}, {_shown(both[1].get(key))})" for key in keys
-               if both[0].get(key) != both[1].get(key)]  # fmt: skip
-    if all(both) and changed:
-        found.append(f"the samples were made otherwise: {', '.join(changed)}")
     return found
+
+
+def changed_options(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The options of sampling that differ, with both values."""
+    keys = ("sampler", "num_steps", "sampler_options", "guidance_scale", "guidance_interval", "guidance_schedule",
+            "guide", "classes", "seed")  # fmt: skip
+    left, right = a.get("sampling"), b.get("sampling")
+    if not left or not right:
+        return []
+    return [f"{k} ({_plain(left.get(k))}, {_plain(right.get(k))})" for k in keys if left.get(k) != right.get(k)]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -110,7 +124,20 @@ def _at(record: dict[str, Any], key: str) -> Any:
     return value
 
 
+def _label(key: str, labels: dict[str, str]) -> str:
+    """For people: a metric's, or of what belongs to it, as `fid_std`."""
+    base, _, belonging = key.rpartition("_")
+    return f"{labels[base]}: {belonging}" if key not in labels and base in labels else labels.get(key, key)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    return "–" if value is None else str(value)[:40]
+    if isinstance(value, list) and all(isinstance(v, float) for v in value):
+        return " to ".join(f"{v:.4g}" for v in value)
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    text = "–" if value is None else str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text[:40]
