@@ -45,8 +45,11 @@ def tile(image: Any, factor: int = 1) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def labelled_grid(images: Any, labels: Sequence[str], columns: int) -> Image.Image:
+def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Sequence[str] = ()) -> Image.Image:
     """`images [n, 3, H, W]` uint8 in rows of `columns`, each with its label below (an empty list: no labels).
+
+    Args:
+        heads: what stands above the first columns, one each; the last may run on to the right.
 
     Raises:
         ValueError: no images, or another number of labels than images.
@@ -62,11 +65,14 @@ def labelled_grid(images: Any, labels: Sequence[str], columns: int) -> Image.Ima
     font = load_font()
     height, width = images.shape[-2] * factor, images.shape[-1] * factor
     line = text_height(font) + 2 if any(labels) else 0
-    paper = Image.new("RGB", (GAP + columns * (width + GAP), GAP + rows * (height + line + GAP)), PAPER)
+    head = text_height(font) + GAP if heads else 0
+    paper = Image.new("RGB", (GAP + columns * (width + GAP), head + GAP + rows * (height + line + GAP)), PAPER)
     draw = ImageDraw.Draw(paper)
+    for column, text in enumerate(heads):
+        draw.text((GAP + column * (width + GAP), GAP // 2), text, FAINT, font)
     for index, image in enumerate(images):
         left = GAP + index % columns * (width + GAP)
-        top = GAP + index // columns * (height + line + GAP)
+        top = head + GAP + index // columns * (height + line + GAP)
         paper.paste(tile(image, factor), (left, top))
         if line:
             text = shorten(labels[index], font, width)
@@ -125,7 +131,7 @@ def contact_sheet(
 
 
 def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = columns or square_columns(len(images))
     rows = math.ceil(len(images) / columns)
     factor = enlargement(min(images.shape[-2:]))
     height, width = images.shape[-2] * factor, images.shape[-1] * factor
@@ -136,10 +142,14 @@ def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
 
 
 def square_columns(count: int, *, classes: int = 0) -> int:
-    """Columns that suit `count` images: one a class where the classes are few, else about a 3:2 rectangle."""
+    """Columns that suit `count` images: one a class where the classes are few, else about a 3:2 rectangle, if possible
+    without a row that is not full.
+    """
     if 1 < classes <= 20 and count >= classes:
         return classes
-    return min(max(count, 1), math.ceil(math.sqrt(count * 1.5)))
+    wanted = min(max(count, 1), math.ceil(math.sqrt(count * 1.5)))
+    full = [columns for columns in range(1, count + 1) if count % columns == 0 and count <= columns**2 <= 4 * count]
+    return min(full, key=lambda columns: abs(columns - wanted), default=wanted)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:

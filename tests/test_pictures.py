@@ -36,6 +36,9 @@ def test_a_grid_reads_from_left_to_right():
     assert picture.getpixel((44, 44)) == RED
     assert picture.getpixel((44 + 84, 44)) == BLUE
     assert picture.getpixel((44 + 84, picture.height - 44)) == pictures.PAPER
+    headed = pictures.labelled_grid(np.stack([plain(RED), plain(BLUE)]), [], 2, heads=("one", "two"))
+    assert headed.getpixel((44, headed.height - 44)) == RED
+    assert headed.crop((88, 0, 168, 16)).getextrema() != ((255, 255),) * 3
     with pytest.raises(ValueError, match="2 labels"):
         pictures.labelled_grid(plain(RED)[None], ["a", "b"], 2)
 
@@ -54,6 +57,7 @@ def test_columns():
     assert pictures.square_columns(60, classes=10) == 10
     assert pictures.square_columns(24) == 6
     assert pictures.square_columns(1) == 1
+    assert [pictures.square_columns(n) for n in (4, 6, 7, 9, 12, 16)] == [2, 3, 4, 3, 4, 4]
 
 
 def test_text_that_is_too_wide_is_cut():

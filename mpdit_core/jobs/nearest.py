@@ -212,8 +212,10 @@ def _draw(points: TrainingPoints, made: Tensor, captions: list[str], found: Neig
     for i, caption in enumerate(captions):
         numbers, flips = found.index[i].tolist(), found.mirrored[i].tolist()
         images += [made[i : i + 1], points.images(numbers, flips)]
-        labels += [f"{caption}: {ratios[i]:.2f}"]
+        labels += [f"ratio {ratios[i]:.2f}, {caption}"]
         labels += [
-            f"{n}{'m' if f else ''} {d:.2g}" for n, f, d in zip(numbers, flips, found.distance[i].tolist(), strict=True)
+            f"#{n}{'m' if f else ''}: {d:.2g}"
+            for n, f, d in zip(numbers, flips, found.distance[i].tolist(), strict=True)
         ]
-    return labelled_grid(torch.cat(images), labels, count + 1)
+    heads = ("sample", "nearest training images: number, distance")
+    return labelled_grid(torch.cat(images), labels, count + 1, heads=heads)

@@ -227,17 +227,28 @@ class _Sampling:
 
     def _rows(self, result: dict[str, Any], shown: Path) -> dict[str, str]:
         options, sampler = self.request.options, self.generation.sampler
-        passes = f"{result['passes']} passes an image through the network"
+        passes = f"{result['passes']} passes of each image through the network"
+        name = " ".join([options.sampler, *(f"{key}={value}" for key, value in options.sampler_options.items())])
         if result["saved"]:
             passes += f"; the guidance interval saved {result['saved']}"
         rows = {
             "where": str(shown),
-            "sampler": f"{options.sampler}, {sampler.num_steps} steps, {result['nfe']} evaluations (NFE)",
-            "guidance": "off" if self.generation.guidance.is_off else f"{options.guidance_scale:g}",
+            "sampler": f"{name}, {sampler.num_steps} steps, {result['nfe']} evaluations (NFE)",
+            "guidance": self._guidance(),
             "cost": passes,
             "speed": f"{result['images_per_second']:.3g} images/s" if result["images_per_second"] else "",
         }
         return {k: v for k, v in rows.items() if v}
+
+    def _guidance(self) -> str:
+        guidance = self.generation.guidance
+        if guidance.is_off:
+            return "off"
+        lo, hi = guidance.interval
+        text = f"{guidance.scale:g}"
+        text += f", {guidance.schedule} schedule" if guidance.schedule != "constant" else ""
+        text += f", for t from {lo:g} to {hi:g}" if (lo, hi) != (0, 1) else ""
+        return text + (f", away from {self.request.options.guide}" if self.generation.guide else "")
 
     def _grid(self) -> Path | None:
         count = min(self.total, GRID_IMAGES)
