@@ -75,6 +75,8 @@ def test_a_sweep_holds_every_cell(model, tmp_path):
         ("1", "2"), ("1", "4"), ("3", "2"), ("3", "4")
     ]  # fmt: skip
     assert [c["passes"] for c in data["cells"]] == [2, 4, 4, 8]
+    assert [c["plugin"]["options"]["num_steps"] for c in data["cells"]] == [2, 4, 2, 4]
+    assert json.loads((tmp_path / "o" / "sweep.json").read_text())["sampler"]["package"] == "mpdit"
     picture = Image.open(tmp_path / "o" / "sweep.png")
     for scale in (1.0, 3.0):
         for steps in (2, 4):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpdit_core import plugins
 from mpdit_core.config import parse_assignments, validate
 from mpdit_core.errors import UserError
 from mpdit_core.events import Event, Progress
@@ -120,6 +121,7 @@ def sweep(request: ViewRequest, texts: Sequence[str]) -> Iterator[Event]:
             measured.append(
                 {across.key: across.texts[j]}
                 | ({down.key: down.texts[i]} if down.key else {})
+                | {"plugin": plugins.record("samplers", options.sampler, generation.sampler)}
                 | {"nfe": batches[0].nfe, "passes": batches[0].passes, "seconds": time.monotonic() - started}
             )
     yield Progress(task="sweep", done=cells, total=cells, unit="cells")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpdit_core import __version__, files
+from mpdit_core import __version__, files, plugins
 from mpdit_core.checkpoint import ModelFolder, open_model
 from mpdit_core.device import select_device
 from mpdit_core.distributed import under_torchrun
@@ -24,6 +24,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.events import Event, Result, Saved, Summary, jsonable
 from mpdit_core.jobs.generate import Generation, SampleOptions, class_names
 from mpdit_core.jobs.sample import model_name
+from mpdit_core.samplers import load_sampler
 
 IMAGES = {"samples": 16, "sweep": 9, "trajectory": 6, "interpolation": 9, "nearest": 8}
 """Images of each view where no number is asked for."""
@@ -101,11 +102,14 @@ def finish(
     place: Opened, request: ViewRequest, view: str, *, picture: Path, rows: Mapping[str, str], data: Mapping[str, Any]
 ) -> Iterator[Event]:
     """The JSON file beside the picture, and the last events."""
+    options = request.options
+    sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
     about = {
         "mpdit": __version__,
         "view": view,
         "model": {"weights_sha256": place.folder.weights_sha256, "step": place.folder.step},
-        "options": request.options.model_dump(mode="json"),
+        "options": options.model_dump(mode="json"),
+        "sampler": plugins.record("samplers", options.sampler, sampler),
     }
     files.write_json(place.out / f"{view}.json", jsonable(about | dict(data)))
     yield Saved(what=view, path=picture)
