@@ -51,8 +51,9 @@ def precision_recall(
 def _radii(points: Tensor, k: int) -> Tensor:
     """Squared distance of every point to its k-th nearest other one, [N] float64 (float32 of float16 points)."""
     radii = []
+    norms = points.square().sum(dim=1)
     for start, block in _blocks(points, len(points)):
-        distance = _squared_distances(block, points)
+        distance = _squared_distances(block, points, norms)
         rows = torch.arange(len(block), device=points.device)
         distance[rows, rows + start] = torch.inf
         nearest = distance.topk(min(k + SPARE, len(points) - 1), largest=False)
@@ -66,10 +67,10 @@ def _radii(points: Tensor, k: int) -> Tensor:
 
 def _inside(points: Tensor, manifold: Tensor, radii: Tensor) -> Tensor:
     """For every point whether it lies in any ball of `radii` (squared) around `manifold`: [N] bool."""
-    norms = manifold.float().square().sum(dim=1)
+    norms = manifold.square().sum(dim=1)
     results = []
     for _, block in _blocks(points, len(manifold)):
-        distance = _squared_distances(block, manifold)
+        distance = _squared_distances(block, manifold, norms)
         if points.dtype == torch.half:
             results.append((distance <= radii).any(dim=1))
             continue
@@ -91,16 +92,16 @@ def _blocks(points: Tensor, columns: int):
         yield start, points[start : start + size]
 
 
-def _squared_distances(u: Tensor, v: Tensor) -> Tensor:
-    """[n, m] float32. Of float16 rows in float16 throughout, in float32 where that overflows, as ADM does."""
-    if u.dtype == torch.half:
-        narrow = _expanded(u, v)
-        return narrow.float() if torch.isfinite(narrow).all() else _expanded(u.float(), v.float())
-    return _expanded(u, v)
+def _squared_distances(u: Tensor, v: Tensor, norms: Tensor) -> Tensor:
+    """[n, m] float32; `norms [m]` are |v|². Of float16 rows in float16, as ADM: in float32 where that overflows."""
+    distance = _expanded(u, v, norms)
+    if u.dtype == torch.half and not torch.isfinite(distance).all():
+        distance = _expanded(u.float(), v.float(), v.float().square().sum(dim=1))
+    return distance.float()
 
 
-def _expanded(u: Tensor, v: Tensor) -> Tensor:
-    distance = torch.addmm(v.square().sum(dim=1)[None], u, v.T, alpha=-2)
+def _expanded(u: Tensor, v: Tensor, norms: Tensor) -> Tensor:
+    distance = torch.addmm(norms[None], u, v.T, alpha=-2)
     return distance.add_(u.square().sum(dim=1)[:, None]).clamp_(min=0)
 
 
