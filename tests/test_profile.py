@@ -135,9 +135,13 @@ def test_measure_finds_every_stage_and_kind(capsys: pytest.CaptureFixture[str], 
     ]  # fmt: skip
     for timed in measured["figures"]:
         assert 0 < timed["p10_seconds"] <= timed["median_seconds"] <= timed["p90_seconds"]
-    assert list(measured["parts"]) == ["stage 0", "stage 1", "outside"]
-    assert {"attention", "projections", "mlp", "upsampling", "patches", "rest"} <= set(measured["parts"]["stage 1"])
-    assert all(seconds > 0 for row in measured["parts"].values() for seconds in row.values())
+    for what in ("forward", "training"):
+        parts = measured["parts"][what]
+        assert list(parts) == ["stage 0", "stage 1", "outside"]
+        assert {"attention", "projections", "mlp", "upsampling", "patches", "rest"} <= set(parts["stage 1"])
+        assert {"time", "conditioning", "output"} <= set(parts["outside"])
+        for row in (row for kinds in parts.values() for row in kinds.values()):
+            assert 0 < row["p10_seconds"] <= row["median_seconds"] <= row["p90_seconds"]
 
 
 def counted_by_torch(model: torch.nn.Module, config: ModelConfig) -> tuple[int, int]:

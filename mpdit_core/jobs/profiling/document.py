@@ -36,9 +36,9 @@ come on top, and torch.compile keeps less. No GPU was at hand to compare the tot
 
 MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model where you are: median and
 spread of latency, images a second, achieved FLOP/s and their share of the device's own matrix products, forward and
-training, eager and compiled; and the time of each stage and kind of work. `--json` gives every figure to a program.
-Nothing measured is on this page, as it would differ from machine to machine; `benchmarks/results/` holds timed training
-steps.
+training, eager and compiled; and the same of each stage and kind of work in the eager passes (a compiled block is one
+piece). `--json` gives every figure to a program. Nothing measured is on this page, as it would differ from machine to
+machine; `benchmarks/results/` holds timed training steps.
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -10,35 +9,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, record_function
-from torch.profiler import profile as torch_profile
+from torch import Tensor
 
-from mpdit_core.device import is_fast_in_bfloat16, matmul_rate, select_device
+from mpdit_core.device import is_fast_in_bfloat16, matmul_rate, select_device, synchronize
 from mpdit_core.events import Event, Note, Progress, Table, Warn
+from mpdit_core.jobs.profiling.parts import parts_table, profile_parts
 from mpdit_core.jobs.profiling.targets import Target
-from mpdit_core.model.compute import Kind, count
+from mpdit_core.model.compute import count
 from mpdit_core.model.transformer import MPDiT
 
 SECONDS = 2.0  # of repeats for each figure, after the warm-up
 REPEATS = (5, 200)  # least and most
-RANGE = "mpdit/"
-
-# module of the network (by the end of its name) -> kind of work. The attention's own products are what its module
-# takes beyond its two linear layers.
-PARTS: dict[str, Kind] = {
-    "attention": "attention",
-    "attention.qkv": "projections",
-    "attention.out": "projections",
-    "mlp": "mlp",
-    "upsample": "upsampling",
-    "patch_embedding": "patches",
-    "skip": "patches",
-    "modulation": "conditioning",
-    "class_embedding": "conditioning",
-    "time_embedding": "time",
-    "head.linear": "output",
-}
+PASSES = ("forward", "training")
 
 
 def matmul_tflops(device_name: str) -> float:
@@ -63,13 +45,15 @@ def measure(target: Target, batch_size: int, *, device: str) -> Iterator[Event]:
         model = MPDiT(target.model)
         inputs = _inputs(target, batch_size)
     counted = count(target.model)
-    parts = _profile(model, _work(model, inputs, low=low, training=False), place)
+    parts = {
+        what: profile_parts(model, _work(model, inputs, low=low, training=what == "training"), place) for what in PASSES
+    }
     rows, figures = [], []
     done = 0
     for mode in ("eager", "compiled"):
         if mode == "compiled":
             model.compile_blocks()
-        for what, macs in (("forward", counted.macs), ("training", counted.training_macs)):
+        for what, macs in zip(PASSES, (counted.macs, counted.training_macs), strict=True):
             work = _work(model, inputs, low=low, training=what == "training")
             if place.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(place)
@@ -93,7 +77,8 @@ def measure(target: Target, batch_size: int, *, device: str) -> Iterator[Event]:
         rows=rows,
         note="of matmul: share of the rate that this device's large matrix products reach. FLOPs by the true count.",
     )
-    yield _parts_table(target, parts, batch_size)
+    for what in PASSES:
+        yield parts_table(target.name, target.model, parts[what], batch_size, training=what == "training")
     return {"name": target.name, "device": _describe(place), "batch_size": batch_size, "matmul_tflops": rate,
             "figures": figures, "parts": parts}  # fmt: skip
 
@@ -130,21 +115,14 @@ def _times(work: Callable[[], object], device: torch.device) -> list[float]:
     """Seconds of each repeat, after two for warming up."""
     for _ in range(2):
         work()
-    _wait(device)
+    synchronize(device)
     times: list[float] = []
     while len(times) < REPEATS[0] or (sum(times) < SECONDS and len(times) < REPEATS[1]):
         start = time.perf_counter()
         work()
-        _wait(device)
+        synchronize(device)
         times.append(time.perf_counter() - start)
     return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _figure(times: list[float], batch_size: int, macs: int, rate: float) -> dict[str, Any]:
@@ -171,85 +149,6 @@ def _row(figure: dict[str, Any]) -> list[str]:
         f"{figure['flops_per_second'] / 1e9:,.4g}",
         f"{figure['share_of_matmul']:.1%}",
     ]
-
-
-def _profile(model: MPDiT, work: Callable[[], object], device: torch.device) -> dict[str, dict[str, float]]:
-    """Seconds of one eager forward pass by stage (`stage 0`, …, `outside`) and kind of work, by torch's profiler."""
-    handles = _mark(model)
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    repeats = 5
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's library writes its log among the tables
-    try:
-        with torch_profile(activities=activities) as profiler:
-            for _ in range(repeats):
-                work()
-            _wait(device)
-    finally:
-        for handle in handles:
-            handle.remove()
-    seconds: dict[str, dict[str, float]] = {}
-    for event in profiler.key_averages():
-        if not event.key.startswith(RANGE):
-            continue
-        micro = event.device_time_total if device.type == "cuda" else event.cpu_time_total
-        stage, _, kind = event.key.removeprefix(RANGE).partition("/")
-        row = seconds.setdefault(stage, {})
-        row[kind] = max(row.get(kind, 0.0), micro / 1e6 / repeats)  # CPU's and GPU's view of one range
-    for row in seconds.values():
-        if "attention" in row:  # the module holds its linear layers
-            row["attention"] -= row.get("projections", 0.0)
-        if "all" in row:
-            row["rest"] = row["all"] - sum(value for kind, value in row.items() if kind != "all")
-    return dict(sorted(seconds.items(), key=lambda item: (item[0] == "outside", item[0])))
-
-
-def _mark(model: nn.Module) -> list[Any]:
-    """Hooks that put every part of `PARTS`, and every stage, into a range of the profiler."""
-    handles = []
-    for name, module in model.named_modules():
-        stage = f"stage {name.split('.')[1]}" if name.startswith("stages.") else "outside"
-        matches = [part for part in PARTS if name == part or name.endswith(f".{part}")]
-        if name.startswith("stages.") and name.count(".") == 1:
-            label = f"{RANGE}{stage}/all"
-        elif matches:
-            label = f"{RANGE}{stage}/{PARTS[max(matches, key=len)]}"
-        else:
-            continue
-        open_ranges: list[Any] = []
-
-        def enter(_module: nn.Module, _inputs: Any, label: str = label, stack: list[Any] = open_ranges) -> None:
-            span = record_function(label)
-            span.__enter__()
-            stack.append(span)
-
-        def leave(_module: nn.Module, _inputs: Any, _output: Any, stack: list[Any] = open_ranges) -> None:
-            stack.pop().__exit__(None, None, None)
-
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    return handles
-
-
-def _parts_table(target: Target, parts: dict[str, dict[str, float]], batch_size: int) -> Table:
-    counted = count(target.model)
-    total = sum(row.get("all", sum(row.values())) for row in parts.values())
-    rows = []
-    for stage, row in parts.items():
-        inside = [s.by_kind for s in counted.stages]
-        macs: dict[str, int] = {kind: n - sum(each[kind] for each in inside) for kind, n in counted.by_kind.items()}
-        if stage != "outside":
-            macs = {**inside[int(stage.split()[1])]}
-        for kind, seconds in row.items():
-            if kind == "all" or seconds <= 0:
-                continue
-            flops = 2 * batch_size * macs.get(kind, 0)
-            speed = f"{flops / seconds / 1e9:,.4g}" if flops else "–"
-            rows.append([f"{stage} {kind}", f"{seconds * 1e3:.3f}", f"{seconds / total:.1%}", speed])
-    return Table(
-        title=f"{target.name}: one eager forward pass by stage and kind of work (torch.profiler)",
-        columns=["part", "ms", "share", "GFLOP/s"],
-        rows=rows,
-        note="rest: norms, modulation of the tokens, residuals, moving of memory. The profiler slows small models.",
-    )
 
 
 def _describe(device: torch.device) -> str:
