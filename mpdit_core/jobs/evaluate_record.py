@@ -153,18 +153,22 @@ def report(record: dict[str, Any], path: Path) -> Iterator[Event]:
     values = record["metrics"]
     names = {key: key_of(key, record) for key in METRICS}
     shown = [(key, values[name]) for key, name in names.items() if name in values]
-    rows = [
-        [label_of(key, record), f"{v:.4f}" if v is not None else "not offered by these features or reference"]
-        for key, v in shown
-    ]
+    rows = [[label_of(key, record), _figure(v, values.get(f"{names[key]}_std"))] for key, v in shown]
     interval = values.get(key_of("fid_interval", record))
     if interval:
-        rows[0][1] += f"  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
+        rows[0][1] = f"{values[names['fid']]:.4f}  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
     about = f"{record['count']} samples against {record['reference'].get('path')}"
     yield Table(title=f"Evaluation of {record['what']}", columns=["metric", "value"], rows=rows, note=about)
     yield Saved(what="record", path=path)
     yield Summary(title="evaluated", rows={label_of(k, record): f"{v:.4f}" for k, v in shown if v is not None})
     yield Result(data=record | {"path": str(path)})
+
+
+def _figure(value: float | None, spread: float | None) -> str:
+    """With its standard deviation over chunks or subsets, where there are several."""
+    if value is None:
+        return "not offered by these features or reference"
+    return f"{value:.4f} ± {spread:.4f}" if spread else f"{value:.4f}"
 
 
 def key_of(key: str, record: dict[str, Any]) -> str:
