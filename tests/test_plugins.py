@@ -119,6 +119,7 @@ def test_every_breakage_is_listed_and_breaks_nothing_else(site: Path, without_he
     assert type(load_sampler("euler")).__module__ == "mpdit_core.samplers.euler"
     with pytest.raises(UserError, match=r"twin-a 1\.2 and twin-b 1\.2"):
         load_sampler("twin")
+    assert run(load_sampler("twin_a:S")).shape == (1, 1, 2, 2)  # as the message says
 
 
 def test_malformed_metadata_is_listed(site: Path):
@@ -382,10 +383,17 @@ def test_a_bad_extractor_is_found():
             check_features(Means(fault=fault))
 
 
-def test_commands_and_their_mistakes(tmp_path: Path, capsys):
+def test_commands_and_their_mistakes(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(HEAD + "    power: float = option(1.0, 'of the times')\n")
     assert main(["plugins", "show", "euler", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])["plugins"][0]
     assert (shown["package"], shown["options"][0]["name"]) == ("mpdit", "num_steps")
+    assert main(["plugins", "show", "./mine.py:S"]) == 0
+    text = capsys.readouterr().out
+    assert "--num-steps" in text  # which is how `mpdit sample` takes it
+    assert "sampler.num_steps" not in text
+    assert "sampler.power" in text
     out = str(tmp_path / "new")
     assert main(["plugins", "new", "sampler", "own", "--out", out]) == 0
     for mistake in (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import sys
 import tarfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from sample_helpers import write_model
 
@@ -44,11 +47,18 @@ def test_sampling_with_a_scheduler_of_diffusers(tmp_path: Path):
     assert made["identity"]["sampler"]["options"] == {"num_steps": 6, "shift": 1.0, "solver_order": 3}
 
 
-def test_sampling_with_a_file(tmp_path: Path):
-    (tmp_path / "mine.py").write_text(MINE)
-    made = sampled(tmp_path, "--sampler", f"{tmp_path}/mine.py:Mine")
-    assert made["result"]["nfe"] == 3
-    assert len(made["identity"]["sampler"]["sha256"]) == 64
+@pytest.mark.parametrize("name", ["./a_file_of_mine.py:Mine", "a_package_of_mine.samplers:Mine"])
+def test_sampling_with_a_file_or_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    (tmp_path / "a_package_of_mine").mkdir()
+    for place in ("a_file_of_mine.py", "a_package_of_mine/samplers.py"):
+        (tmp_path / place).write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    made = sampled(tmp_path, "--sampler", name, "--num-steps", "4")
+    assert made["result"]["nfe"] == 4
+    recorded = made["identity"]["sampler"]
+    assert (recorded["name"], recorded["options"]) == (name, {"num_steps": 4})
+    assert recorded["sha256"] == hashlib.sha256(MINE.encode()).hexdigest()
 
 
 def test_encoding_tar_shards(tmp_path: Path):

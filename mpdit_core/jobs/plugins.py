@@ -61,7 +61,7 @@ def show_plugin(name: str) -> Iterator[Event]:
             yield Table(
                 title=f"options, given as --set {prefix}.KEY=VALUE",
                 columns=["key", "type", "default", "what it is"],
-                rows=[[f"{prefix}.{o.name}", o.type, o.default or "(required)", o.description] for o in report.options],
+                rows=[[_key(prefix, o.name), o.type, o.default or "(required)", o.description] for o in report.options],
             )
     yield Result(data={"plugins": [dataclasses.asdict(r) for r in reports]})
 
@@ -83,9 +83,9 @@ def new_plugin(kind: str, name: str, *, folder: Path | None = None) -> Iterator[
     path = new_package(kind, name, folder=folder)
     yield Saved(what="package", path=path)
     yield Summary(
-        title=f"{name}: install it, then run its test",
-        rows={"install": f"pip install -e {path}", "test": f"python -m pytest {path}"},
-        next_command=f"mpdit plugins show {name}",
+        title=f"{name}: install it, run its test, use it",
+        rows={"test": f"python -m pytest {path}", "describe": f"mpdit plugins show {name}"},
+        next_command=f"pip install -e {path}",
     )
     yield Result(data={"path": path, "kind": kind, "name": name})
 
@@ -94,6 +94,10 @@ def _in_short(report: Report) -> str:
     return (
         report.summary.partition(". ")[0].removesuffix(".") if report.status == "ok" else f"{report.status}: see below"
     )
+
+
+def _key(prefix: str, option: str) -> str:
+    return "--num-steps" if (prefix, option) == ("sampler", "num_steps") else f"{prefix}.{option}"
 
 
 def _label(report: Report) -> str:
