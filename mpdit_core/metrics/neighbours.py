@@ -50,19 +50,17 @@ def precision_recall(
 
 def _radii(points: Tensor, k: int) -> Tensor:
     """Squared distance of every point to its k-th nearest other one, [N] float64 (float32 of float16 points)."""
-    radii = []
+    half = points.dtype == torch.half
+    radii = torch.empty(len(points), device=points.device, dtype=torch.float32 if half else torch.float64)
     norms = points.square().sum(dim=1)
     for start, block in _blocks(points, len(points)):
         distance = _squared_distances(block, points, norms)
         rows = torch.arange(len(block), device=points.device)
         distance[rows, rows + start] = torch.inf
         nearest = distance.topk(min(k + SPARE, len(points) - 1), largest=False)
-        if points.dtype == torch.half:
-            radii.append(nearest.values[:, k - 1])
-        else:
-            exact = _exact(block[:, None], points[nearest.indices])
-            radii.append(exact.sort(dim=1).values[:, k - 1])
-    return torch.cat(radii)
+        squared = nearest.values if half else _exact(block[:, None], points[nearest.indices]).sort(dim=1).values
+        radii[start : start + len(block)] = squared[:, k - 1]
+    return radii
 
 
 def _inside(points: Tensor, manifold: Tensor, radii: Tensor) -> Tensor:
