@@ -1,25 +1,42 @@
-"""The Fréchet solve for 2,048 features against `scipy.linalg.sqrtm`, in one run: `python benchmarks/evaluate.py`."""
+"""What `eval-fid` costs beside sampler and extractor: `python benchmarks/evaluate.py [solve] [neighbours] [pass]`.
+
+    solve        the Fréchet solve for 2,048 features against `scipy.linalg.sqrtm`, in one run
+    neighbours   precision and recall of 50,000 samples against 10,000 reference images: time and peak memory
+    pass         an evaluation of a tiny model by the real Inception network (random weights): where the time goes
+
+Without arguments all three, in this order: the share of a whole evaluation of 50,000 needs what the first two measured.
+Each writes its own file under results/.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import resource
 import statistics
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import scipy
-import scipy.linalg
 import torch
-from report import write_result
-
-from mpdit_core.metrics.scores import frechet_distance
-from mpdit_core.metrics.statistics import statistics_of
+from report import RESULTS, write_result
 
 FEATURES, ROWS, TURNS = 2048, 4096, 3
+SAMPLES, REFERENCE, FULL = 50_000, 10_000, 50_000
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+def solve() -> dict[str, Any]:
+    import scipy
+    import scipy.linalg
+
+    from mpdit_core.metrics.scores import frechet_distance
+    from mpdit_core.metrics.statistics import statistics_of
+
     draw = torch.Generator().manual_seed(0)
     a, b = (statistics_of(torch.relu(torch.randn(ROWS, FEATURES, generator=draw) + s)) for s in (0.0, 0.1))
     times: dict[str, list[float]] = {"symmetric": [], "sqrtm": []}
@@ -33,7 +50,7 @@ def main() -> None:
     symmetric, sqrtm = (statistics.median(taken[1:]) for taken in times.values())
     away = (a.mean - b.mean).numpy()
     theirs = away @ away + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(root)
-    data = {
+    return {
         "scipy": scipy.__version__,
         "features": FEATURES,
         "rows": ROWS,
@@ -43,7 +60,157 @@ def main() -> None:
         "target_times_faster": 5,
         "relative_difference": float(abs(mine - theirs) / abs(theirs)),
     }
-    print(write_result("evaluate", data), data)
+
+
+def neighbours() -> dict[str, Any]:
+    """Run in a process of its own: the peak of memory is the process's."""
+    from mpdit_core.metrics.neighbours import precision_recall
+
+    draw = torch.Generator().manual_seed(0)
+    mix = torch.randn(64, FEATURES, generator=draw) / 8  # features of images lie near few dimensions
+    reference, samples = (torch.relu(torch.randn(n, 64, generator=draw) @ mix) for n in (REFERENCE, SAMPLES))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    precision, recall = precision_recall(reference, samples)
+    return {
+        "samples": SAMPLES,
+        "reference": REFERENCE,
+        "features": FEATURES,
+        "seconds": time.perf_counter() - started,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib_before": before / 2**20,
+        "target_peak_gib": 4,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+class Stopwatch:
+    """Wall time spent in wrapped functions, by name."""
+
+    def begin(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.first: float | None = None  # when the sampler was first asked
+
+    def end(self) -> dict[str, float]:
+        """Seconds since the sampler was first asked, by part; `rest` is what no part took."""
+        assert self.first is not None
+        whole = time.perf_counter() - self.first
+        return self.seconds | {"rest": whole - sum(self.seconds.values())}
+
+    def function(self, name: str, wrapped: Callable) -> Callable:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return wrapped(*args, **kwargs)
+            finally:
+                self.add(name, started)
+
+        return timed
+
+    def generator(self, name: str, wrapped: Callable) -> Callable:
+        def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            source = wrapped(*args, **kwargs)
+            while True:
+                started = time.perf_counter()
+                self.first = self.first or started
+                item = next(source, None)
+                self.add(name, started)
+                if item is None:
+                    return
+                yield item
+
+        return timed
+
+    def add(self, name: str, started: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def one_pass(images: int) -> dict[str, Any]:
+    """Where the time goes while samples are made and measured: at a quarter of `images` and at all of them.
+
+    What is spent outside sampler and extractor is so parted into what each image costs and what each evaluation does.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # a tiny model, and weights for Inception
+    from inception_helpers import write_random_weights  # pyright: ignore[reportMissingImports]
+    from sample_helpers import write_model  # pyright: ignore[reportMissingImports]
+
+    from mpdit_core.jobs import evaluate as job
+    from mpdit_core.jobs.generate import Generation
+
+    watch = Stopwatch()
+    job.extract = watch.function("extractor", job.extract)
+    Generation.batches = watch.generator("sampler", Generation.batches)
+    job.measure = watch.function("figures", job.measure)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["MPDIT_CACHE"] = str(folder / "cache")
+        write_model(folder / "model")
+        pictures = np.random.RandomState(0).randint(0, 256, (64, 16, 16, 3)).astype(np.uint8)
+        np.savez(folder / "reference.npz", arr_0=pictures)
+        weights = str(write_random_weights(folder / "weights.pth"))
+        runs = []
+        for count in (images // 4, images):
+            options = job.EvaluateOptions(
+                reference=str(folder / "reference.npz"), num_samples=count, weights=weights, force=True
+            )
+            watch.begin()
+            sampling = job.SampleOptions(num_steps=50)
+            list(job.evaluate(str(folder / "model"), options, sampling, out=folder / "evals", device="cpu"))
+            runs.append(watch.end())
+    few, many = runs
+    an_image = (many["rest"] - few["rest"]) / (images - images // 4)
+    return {
+        "model": "tiny, 16 px, 50 steps",
+        "images": images,
+        **{f"seconds_{part}": seconds for part, seconds in many.items()},
+        "share_of_pass_outside": many["rest"] / (many["rest"] + many["sampler"] + many["extractor"]),
+        "target_share_outside": 0.05,
+        "rest_seconds_an_image": an_image,
+        "rest_seconds_an_evaluation": many["rest"] - an_image * images,
+    }
+
+
+def share_of_full(one: dict[str, Any], solved: dict[str, Any], near: dict[str, Any]) -> float:
+    """Of an evaluation of 50,000: the pass as measured, two solves, and precision and recall against 10,000."""
+    inside = (one["seconds_sampler"] + one["seconds_extractor"]) / one["images"] * FULL
+    rest = one["rest_seconds_an_image"] * FULL + one["rest_seconds_an_evaluation"]
+    outside = rest + 2 * solved["seconds_symmetric"] + near["seconds"]
+    return outside / (inside + outside)
+
+
+def in_its_own_process(part: str) -> dict[str, Any]:
+    """The part's result as written; earlier parts leave no memory behind that would count."""
+    import subprocess
+
+    subprocess.run([sys.executable, __file__, part], check=True)
+    return newest(part)
+
+
+def newest(part: str) -> dict[str, Any]:
+    found = sorted(RESULTS.glob(f"*-{NAMES[part]}.json"))
+    if not found:
+        raise SystemExit(f"no result of {part} yet: python benchmarks/evaluate.py {part}")
+    return json.loads(found[-1].read_text(encoding="utf-8"))
+
+
+NAMES = {"solve": "evaluate", "neighbours": "evaluate-neighbours", "pass": "evaluate-pass"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*NAMES, []], help="what to measure; default: all")
+    parser.add_argument("--images", type=int, default=512, help="of the pass")
+    arguments = parser.parse_args()
+    if len(arguments.parts) != 1:
+        for part in arguments.parts or NAMES:
+            in_its_own_process(part)
+        return
+    (part,) = arguments.parts
+    data = {"solve": solve, "neighbours": neighbours, "pass": lambda: one_pass(arguments.images)}[part]()
+    if part == "pass":
+        data["share_of_50000_outside"] = share_of_full(data, newest("solve"), newest("neighbours"))
+    print(write_result(NAMES[part], data), data)
 
 
 if __name__ == "__main__":
