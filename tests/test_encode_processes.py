@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from data_helpers import SMALL, encode, image_folder, shard_hashes
 from safetensors.numpy import load_file
-from test_eval_fid import WEIGHTS, weights
+from test_eval_fid import WEIGHTS
 
 from mpdit_cli.app import main
 
@@ -98,11 +98,11 @@ def test_without_plugins(images: Path, tmp_path: Path, capsys, monkeypatch):
     assert "Traceback" not in message
 
 
-def test_reference_statistics(images: Path, tmp_path: Path, weights: Path, monkeypatch):
+def test_reference_statistics(images: Path, tmp_path: Path, inception_weights: Path, monkeypatch):
     """The real extractor with random weights: the same statistics as `eval-fid --make-reference` writes."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
-    shutil.copy(weights, tmp_path / "torch/hub/checkpoints" / WEIGHTS)
+    shutil.copy(inception_weights, tmp_path / "torch/hub/checkpoints" / WEIGHTS)
     (images / "bee/more.png").write_bytes(b"no picture")
     assert encode(images, tmp_path / "out", "--on-error", "skip", "--reference-stats") == 0
     (images / "bee/more.png").unlink()  # so that it is the same images now
