@@ -19,7 +19,6 @@ from test_eval_fid import WEIGHTS
 
 from mpdit_cli.app import main
 
-__all__ = ["weights"]
 ALONE = {"OMP_NUM_THREADS": "1"}
 
 
