@@ -89,7 +89,8 @@ def without_heavy_packages(monkeypatch: pytest.MonkeyPatch):
     every = finding._scan
 
     def few():
-        return (e for e in every() if e.package not in ("mpdit-diffusers", "mpdit-torchdiffeq", "mpdit-efficientnet"))
+        heavy = ("mpdit-diffusers", "mpdit-dinov2", "mpdit-efficientnet", "mpdit-torchdiffeq")
+        return (e for e in every() if e.package not in heavy)
 
     monkeypatch.setattr(finding, "_scan", few)
 
