@@ -1,4 +1,4 @@
-"""DINOv2 with random weights of the real shapes: against the network written out and PIL's resizing; what users read."""
+"""DINOv2 with random weights of the real shapes: against the network written out and PIL; what users are told."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_equals_the_network_written_out_on_pictures_resized_by_pil(
 
 
 def test_positions_are_taken_where_dinov2_takes_them():
-    """Of a ramp, interpolation gives the sampled coordinate, (i + 0.5) 37 / 16.1 - 0.5, within 0.06; 37 / 16: 0.2 off."""
+    """Of a ramp, interpolation gives the sampled coordinate, (i + 0.5) 37 / 16.1 - 0.5, to 0.06 (37 / 16: 0.2 off)."""
     ramp = torch.arange(37.0).repeat(37, 1)  # grows along the columns
     table = torch.cat([torch.zeros(1, 1, 1), ramp.flatten().view(1, -1, 1)], 1)
     grid = resize_positions(table)[0, 1:, 0].view(GRID, GRID)
