@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -169,6 +172,37 @@ def test_evaluation_in_the_run_changes_nothing_of_it(run, latents, tmp_path):
     told = [event.text for event in events if isinstance(event, Note) and "frechet_distance" in event.text]
     assert [text.split(":")[0] for text in told] == ["step-0000004", "step-0000008"]
     assert [e.loss for e in events if isinstance(e, TrainStep)] == [step.loss for step in steps]
+
+
+def test_evaluation_in_a_run_of_two_processes_is_that_of_one(latents, tmp_path):
+    pytest.importorskip("mpdit_digits")
+    run, measure = tmp_path / "r", ["--features", "digits-pixels", "--metrics", "fid", "--num-samples", "18"]
+    wanted = ["preview.every=0", "preview.evaluate_every=2", "preview.evaluate_samples=18"]
+    wanted += ["preview.evaluate_features=digits-pixels"]
+    command = [sys.executable, "-m", "mpdit_cli", "train", "--preset", "tiny", "--latents", str(latents), "--run"]
+    command += [str(run), "--device", "cpu", "--steps", "4", "--nproc", "2"]
+    command += [word for assignment in wanted for word in ("--set", assignment)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for _ in range(2):  # the second time after the finished run was started again, which measures nothing anew
+        records = [json.loads(path.read_text()) for path in (run / "evals").iterdir()]
+        values = {record["model"]["step"]: record["metrics"]["frechet_distance"] for record in records}
+        assert len(records) == 2
+        assert sorted(values) == [2, 4]
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+        logged = [(line["step"], line["eval/frechet_distance"]) for line in lines if "loss" not in line]
+        assert logged == sorted(values.items())
+        list(train(TrainOptions(run=run, device="cpu")))
+    for step, value in values.items():
+        out = tmp_path / f"alone-{step}"
+        checkpoint = run / "checkpoints" / f"step-{step:07d}"
+        assert main(["eval-fid", str(checkpoint), *measure, "--device", "cpu", "--quiet", "--out", str(out)]) == 0
+        alone = json.loads(next(out.glob("*.json")).read_text())["metrics"]["frechet_distance"]
+        assert value == pytest.approx(alone, rel=1e-5)
+    assert main(["report", str(run), "--quiet"]) == 0
+    page = (run / "report.html").read_text()
+    assert "frechet distance, measured in the run" in page
+    assert page.index("step 2:") < page.index("step 4:")
 
 
 def test_the_rate_of_a_matrix_product_is_plausible():

@@ -44,18 +44,19 @@ def report(run: Path, *, out: Path | None = None) -> Iterator[Event]:
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} is not a run", expected="a folder with config.toml, made by `mpdit train`")
     config = validate(RunConfig, read_toml(run / "config.toml"), origin=str(run / "config.toml"))
-    metrics, torn = read_metrics(run / "metrics.jsonl")
+    lines, torn = read_metrics(run / "metrics.jsonl")
+    metrics = [line for line in lines if "loss" in line]  # the others are evaluations
     if torn:
         yield Warn(text=f"{torn} unreadable lines of {run / 'metrics.jsonl'} are left out")
     if not metrics:
         raise UserError(
             f"{run} has logged no step yet", expected="lines in metrics.jsonl", remedy=f"mpdit train --run {run}"
         )
-    evaluations = [(path, files.read_json(path)) for path in sorted((run / "evals").glob("*.json"))]
+    evaluations = sorted(((p, files.read_json(p)) for p in (run / "evals").glob("*.json")), key=_order)
     facts = _facts(config, metrics)
     sections = [
         f"<h1>{html.escape(run.name)}</h1>", _table(facts),
-        "<h2>Curves</h2><div class=curves>", *_curves(metrics), "</div>",
+        "<h2>Curves</h2><div class=curves>", *_curves(metrics), *_evaluation_curves(lines), "</div>",
         *_filmstrip(run / "samples"),
         *_evaluations(evaluations),
         f"<h2>Configuration</h2><pre>{html.escape(to_toml(config))}</pre>",
@@ -110,6 +111,14 @@ def _curves(metrics: list[dict[str, Any]]) -> Iterator[str]:
         points = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float)]
         if len(points) > 1:
             yield f"<figure>{curve(points, smooth=key == 'loss')}<figcaption>{title}</figcaption></figure>"
+
+
+def _evaluation_curves(lines: list[dict[str, Any]]) -> Iterator[str]:
+    for key in sorted({key for line in lines for key in line if key.startswith("eval/")}):
+        points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
+        if len(points) > 1:
+            title = f"{key.removeprefix('eval/').replace('_', ' ')}, measured in the run"
+            yield f"<figure>{curve(points)}<figcaption>{html.escape(title)}</figcaption></figure>"
 
 
 def curve(points: Sequence[tuple[float, float]], *, smooth: bool = False) -> str:
@@ -173,6 +182,13 @@ def _picture(path: Path) -> str:
     memory = io.BytesIO()
     picture.save(memory, format="PNG")
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
+
+
+def _order(evaluation: tuple[Path, Any]) -> tuple[int, str]:
+    """By the step of the model measured, then by name."""
+    path, record = evaluation
+    model = record.get("model") if isinstance(record, dict) else None
+    return (model.get("step") or 0 if isinstance(model, dict) else 0, path.name)
 
 
 def _evaluations(evaluations: list[tuple[Path, Any]]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from mpdit_core.device import matmul_rate, peak_memory, select_device
 from mpdit_core.distributed import World, joined
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.events import Event, Note, Result, Saved, Summary, TrainStep, Warn
-from mpdit_core.jobs.train_evaluation import check, evaluate_checkpoint
+from mpdit_core.jobs.train_evaluation import already_logged, check, evaluate_checkpoint
 from mpdit_core.model.compute import training_macs
 from mpdit_core.training.batches import BatchSource
 from mpdit_core.training.checkpoints import Snapshot, Writer, read, step_folder, truncate_metrics
@@ -185,7 +185,11 @@ class _Training:
                 preview=self.config.preview,
                 device=self.device.type,
             )
-        yield from self.trackers.log_values(values, step=step)
+        if self.world.is_main and values:
+            path = self.run_folder / "metrics.jsonl"
+            if not already_logged(path, step):
+                self._write_line({"step": step} | values)
+            yield from self.trackers.log_values(values, step=step)
 
     def _enqueue(self, numbers: torch.Tensor, rate: float, data_step: int, *, stopping: bool) -> None:
         numbers = torch.cat([numbers, torch.full((1,), float(stopping), device=self.device)])
@@ -230,7 +234,11 @@ class _Training:
         return None, stopping > 0
 
     def _log(self, event: TrainStep) -> None:
-        line = {k: v for k, v in event.as_json().items() if k not in ("event", "total_steps", "extra")} | event.extra
+        self._write_line(
+            {k: v for k, v in event.as_json().items() if k not in ("event", "total_steps", "extra")} | event.extra
+        )
+
+    def _write_line(self, line: dict[str, Any]) -> None:
         path = self.run_folder / "metrics.jsonl"
         with files.user_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

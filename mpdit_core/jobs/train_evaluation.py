@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from pathlib import Path
 
@@ -33,16 +34,26 @@ def evaluate_checkpoint(
         num_samples=preview.evaluate_samples, features=preview.evaluate_features, metrics=("fid",)
     )
     data: dict = {}
+    warned: list[Warn] = []
     try:
         for event in evaluate(str(checkpoint), options, SampleOptions(), out=run / "evals", device=device):
             if isinstance(event, Result):
                 data = event.data
+            elif isinstance(event, Warn):
+                warned.append(event)
             elif not isinstance(event, Summary | Table | Note | Saved):
                 yield event
     except UserError as error:
         yield Warn(text=f"no evaluation of {checkpoint.name}: {error.what}")
         return {}
+    yield from (warning for warning in warned if warning.text not in data["warnings"])  # those are in each record
     values = {f"eval/{k}": float(v) for k, v in data["metrics"].items() if isinstance(v, int | float)}
     shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items())
     yield Note(text=f"{checkpoint.name}: {shown or 'measured'} on {preview.evaluate_samples} samples")
     return values
+
+
+def already_logged(metrics: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the evaluation of `step`: a finished run that is started again measures nothing new."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    return any(json.loads(line)["step"] == step for line in lines if '"eval/' in line)
