@@ -18,6 +18,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -99,6 +100,7 @@ class PixelVAE(ModelMixin, ConfigMixin):
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads dtype and device of it
 
+    @apply_forward_hook  # moves the transformer out of the way under enable_model_cpu_offload, as AutoencoderKL does
     def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
         images = latents.expand(-1, 3, -1, -1)
         return VelocityOutput(sample=images) if return_dict else (images,)

@@ -325,6 +325,38 @@ def test_hub_data_sets(images: Path, tmp_path: Path, monkeypatch):
     assert LatentFolder(tmp_path / "stored").spec.class_names == ("ant", "bee", "cat")
 
 
+def test_a_streamed_data_set_goes_on_after_kills(tmp_path: Path, monkeypatch):
+    """SIGKILL after a finished shard, again and again: the same bytes, and finished shards are not encoded again."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    images = image_folder(tmp_path / "images", each=12)
+    paths = sorted(images.glob("*/*.png"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])})
+    table = {"image": [str(p) for p in paths], "label": [p.parent.name for p in paths]}
+    (tmp_path / "hub").mkdir()
+    data = datasets.Dataset.from_dict(table, features=features)
+    data.to_parquet(tmp_path / "hub/train-00000-of-00001.parquet")
+    source, out = f"hf:{tmp_path}/hub", tmp_path / "out"
+    assert encode(source, tmp_path / "whole") == 0  # stored, which counts it
+    whole, kept = shard_hashes(tmp_path / "whole"), {}
+    for wanted in (1, 4):
+        child = os.fork()
+        if child == 0:
+            os._exit(encode(source, out, "--streaming", "--quiet"))
+        while len(list(out.glob("encoding/shard-*.json"))) < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        here = {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*.safetensors")}
+        assert kept.items() <= here.items()
+        kept = {f"{p.stem}.safetensors": here[f"{p.stem}.safetensors"] for p in out.glob("encoding/shard-*.json")}
+        assert wanted <= len(kept) < len(whole)
+    assert encode(source, out, "--streaming") == 0
+    assert shard_hashes(out) == whole
+    assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*.safetensors")}.items()
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting needs root")
 def test_full_disk(images: Path, tmp_path: Path, capsys, monkeypatch):
     """The disk fills up in the middle: exit 2, finished shards stay, and the same command ends with the same bytes."""

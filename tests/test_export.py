@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_helpers import encode, image_folder
 from ecosystem_helpers import dense_weights, model_folder, random_model, with_variance
 from golden_files import FILES, assert_close
 from golden_files import load_model as load_golden
@@ -33,7 +35,7 @@ def run(tmp_path) -> Path:
         (folder / "samples" / f"step-{step:07d}.png").write_bytes(b"picture of %d" % step)
         (folder / "samples" / f"step-{step:07d}-raw.png").write_bytes(b"raw")
     (folder / "evals").mkdir()
-    values = {"fid": 12.3456789, "protocol": {"samples": 50000, "reference": "/home/me/ref.npz"}}
+    values = {"metrics": {"fid": 12.3456789}, "protocol": {"samples": 50000, "reference": "/home/me/ref.npz"}}
     (folder / "evals" / "fid.json").write_text(json.dumps(values))
     return folder
 
@@ -76,7 +78,8 @@ def test_card_says_what_a_reader_wants(run, tmp_path):
         "license: cc-by-4.0",
         "preset `tiny`",
         f"{parameters:,}",
-        "12.3457",
+        "| fid | 12.3457 |",
+        "<details><summary>protocol of fid</summary>",
         "protocol.samples | 50000",
         "mpdit train --preset tiny",
         "encode-latents digits --resolution 16 --autoencoder pixels-gray",
@@ -192,6 +195,58 @@ def test_pipeline_keeps_the_conventions(run):
         pipe.get_label_ids("eleven")
 
 
+def test_diffusers_itself_opens_the_folder(run, tmp_path, monkeypatch):
+    from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = str(tmp_path / "pipe")
+    assert export(run, folder, "--format", "diffusers") == 0
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    ours = make_pipeline(open_model(run))
+    assert type(pipe) is type(ours)
+    noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
+    a, b = (p([1, 2], latents=noise, num_inference_steps=3, output_type="latent").images for p in (pipe, ours))
+    assert torch.equal(a, b)
+
+
+def test_pipeline_offloads_between_models_and_changes_nothing(run):
+    """The CPU in the accelerator's place: the hooks fire in the same order, only the moves are none."""
+    pytest.importorskip("accelerate")
+    noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
+    plain = make_pipeline(open_model(run))([1, 2], latents=noise, num_inference_steps=3, output_type="pt").images
+    pipe = make_pipeline(open_model(run))
+    pipe.enable_model_cpu_offload(device="cpu")
+    order = []
+
+    def tell(before, said):
+        return lambda *given, **more: (order.append(said), before(*given, **more))[1]
+
+    hooks = pipe._all_hooks
+    for hook in hooks:
+        name = next(n for n, model in pipe.components.items() if model is hook.model)
+        hook.model._hf_hook.pre_forward = tell(hook.model._hf_hook.pre_forward, name)
+    assert pipe.vae._hf_hook.prev_module_hook.model is pipe.transformer  # leaves when the VAE comes
+    images = pipe([1, 2], latents=noise, num_inference_steps=3, output_type="pt").images
+    assert torch.equal(torch.as_tensor(images), torch.as_tensor(plain))
+    assert order == ["transformer"] * 3 + ["vae"]
+    assert all(new is not old for new, old in zip(pipe._all_hooks, hooks, strict=True))  # all sent home at the end
+
+
+def test_progress_bar_shows_the_steps_unless_it_is_off(run, capfd):
+    pipe = make_pipeline(open_model(run))
+    pipe([1], num_inference_steps=3, output_type="latent")
+    assert "3/3" in capfd.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    pipe([1], num_inference_steps=3, output_type="latent")
+    assert capfd.readouterr().err == ""
+
+
+def test_pipeline_refuses_what_a_callback_cannot_have(run):
+    pipe = make_pipeline(open_model(run))
+    with pytest.raises(ValueError, match=r"\['prompt_embeds'\]: only latents"):
+        pipe([1], callback_on_step_end=lambda *_: {}, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
 def test_pipeline_with_an_autoencoder_and_published_normalisation(tmp_path):
     """An imported model of four channels, decoded by an AutoencoderKL in a local folder."""
     from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
@@ -287,3 +342,20 @@ def test_latents_are_a_hugging_face_data_set(latents, tmp_path):
     rows = data.with_format("torch")[:]
     assert torch.equal(torch.as_tensor(rows["moments"]).float(), moments)
     assert torch.equal(torch.as_tensor(rows["label"]), labels)
+
+
+def test_stored_mirror_images_come_along(tmp_path):
+    from datasets import load_dataset
+
+    from mpdit_core.data.latents import LatentFolder
+
+    assert encode(image_folder(tmp_path / "images"), tmp_path / "latents", "--flip") == 0
+    assert export(tmp_path / "latents", tmp_path / "hf", "--format", "datasets") == 0
+    data = load_dataset(str(tmp_path / "hf"), split="train", cache_dir=str(tmp_path / "cache"))
+    rows: Any = data.with_format("torch")[:]
+    folder = LatentFolder(tmp_path / "latents")
+    everything = range(len(folder))
+    plain, mirrored = folder.batch(everything)[0], folder.batch(everything, flip=[True] * len(folder))[0]
+    assert not torch.equal(plain, mirrored)
+    assert torch.equal(torch.as_tensor(rows["moments"]).float(), plain)
+    assert torch.equal(torch.as_tensor(rows["moments_flipped"]).float(), mirrored)

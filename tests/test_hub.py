@@ -68,10 +68,12 @@ def test_push_and_download(tmp_path):
         hub.repositories["someone/empty"] = {}
         hub.commit("someone/empty", {"README.md": b"hello"})
         hub.gated.add("meta/gated")
-        pushed, refused, down, bert, empty, missing, gated, bad_revision = session(
+        pushed, refused, halved, half, down, bert, empty, missing, gated, bad_revision = session(
             [
                 ["command", ["export", run, str(tmp_path / "out"), "--push", "me/tiny", "--licence", "mit", "--json"]],
                 ["command", ["export", run, str(tmp_path / "out2"), "--push", "forbidden/tiny"]],
+                ["command", ["export", run, str(tmp_path / "half"), "--push", "me/half", "--half", "--private"]],
+                ["download", ["hf:me/half"]],
                 ["download", ["hf:me/tiny"]],
                 ["download", ["hf:someone/else"]],
                 ["download", ["hf:someone/empty"]],
@@ -93,6 +95,9 @@ def test_push_and_download(tmp_path):
         fetched = sorted(p.name for p in Path(down).iterdir())
         assert fetched == ["config.json", "model.safetensors"]
         assert bits(Path(down)) == bits(original.path)
+        assert halved[0] == 0, halved
+        assert bits(Path(half)) == bits(tmp_path / "half")
+        assert len(bits(Path(half))["head.linear.weight"]) * 2 == len(bits(Path(down))["head.linear.weight"])
         assert (refused[0], "use a token with the right to write" in refused[2]) == (2, True), refused
         assert "hf upload forbidden/tiny" in refused[2]
         assert (tmp_path / "out2" / "model.safetensors").exists()

@@ -82,6 +82,26 @@ def test_a_tracker_without_its_package_is_refused_before_any_work(name, latents,
     assert not (tmp_path / "r").exists()
 
 
+def test_wandb_goes_on_with_its_run_and_another_folder_of_the_name_is_another(tmp_path, monkeypatch):
+    begun = []
+
+    class Package:  # in place of wandb, which asks for an account
+        Settings = staticmethod(lambda **values: values)
+
+        @staticmethod
+        def init(**given):
+            begun.append(given)
+
+    monkeypatch.setitem(sys.modules, "wandb", Package)
+    for run, step in ((tmp_path / "a" / "xl-1", 0), (tmp_path / "a" / "xl-1", 8), (tmp_path / "b" / "xl-1", 0)):
+        trackers.WandB(run, load_preset("tiny"), step=step)
+    first, resumed, other = begun
+    assert first["name"] == resumed["name"] == other["name"] == "xl-1"
+    assert first["id"] == resumed["id"] != other["id"]
+    assert (first["resume"], resumed["resume"]) == (None, "allow")
+    assert first["settings"] == {"console": "off"}
+
+
 def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path, monkeypatch):
     class Broken:
         def __init__(self, run, config, *, step):

@@ -114,7 +114,7 @@ def _compute(model: ModelFolder) -> str:
 
 
 def _metrics(model: ModelFolder) -> str:
-    """A table a file of the run's evals/, with all plain values it holds: numbers and the protocol behind them."""
+    """For each file of the run's evals/ its figures, and folded away below them the protocol behind them."""
     if model.run is None:
         return "None recorded."
     tables = []
@@ -124,7 +124,10 @@ def _metrics(model: ModelFolder) -> str:
         except UserError:
             continue
         if isinstance(values, dict):
-            tables.append(f"`{file.stem}`\n\n" + _table(_flat(values)))
+            rows = _flat(values)
+            figures = {key.removeprefix("metrics."): rows.pop(key) for key in list(rows) if key.startswith("metrics.")}
+            protocol = f"<details><summary>protocol of {file.stem}</summary>\n\n{_table(rows)}\n\n</details>"
+            tables.append(f"{_table(figures)}\n\n{protocol}" if figures else protocol)
     return "\n\n".join(tables) or "None recorded; `mpdit eval-fid` makes them."
 
 
@@ -135,7 +138,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
             rows |= _flat(value, f"{prefix}{key}.")
         elif isinstance(value, float):
             rows[prefix + key] = f"{value:.6g}"
-        elif isinstance(value, str | int) and not Path(str(value)).is_absolute():
+        elif isinstance(value, str | int) and value != "" and not Path(str(value)).is_absolute():
             rows[prefix + key] = str(value)
     return rows
 

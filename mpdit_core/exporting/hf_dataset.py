@@ -1,6 +1,7 @@
 """Encoded latents as a Hugging Face data set: Parquet files that `datasets.load_dataset(FOLDER)` reads.
 
-Columns: `moments` float16 [2C, h, w] (posterior mean, then standard deviation) and `label`, with the class names.
+Columns: `moments` float16 [2C, h, w] (posterior mean, then standard deviation), `moments_flipped` of the mirror image
+where the folder stores it, and `label`, with the class names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ def dataset_features(folder: LatentFolder) -> Any:
     from datasets import Array3D, ClassLabel, Features
 
     moments = Array3D(shape=folder.manifest.plan.moments_shape, dtype="float16")
-    return Features({"moments": moments, "label": ClassLabel(names=list(folder.manifest.class_names))})
+    flipped = {"moments_flipped": moments} if folder.manifest.plan.flip else {}
+    return Features({"moments": moments, **flipped, "label": ClassLabel(names=list(folder.manifest.class_names))})
 
 
 def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
@@ -29,7 +31,8 @@ def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
     features, shards, done = dataset_features(folder), folder.manifest.shards, 0
     for number in range(len(shards)):
         tensors = folder.shard(number)
-        columns = {"moments": list(np.asarray(tensors["moments"])), "label": tensors["labels"].tolist()}
+        columns = {n: list(np.asarray(t)) for n, t in tensors.items() if n.startswith("moments")}
+        columns["label"] = tensors["labels"].tolist()
         part = Dataset.from_dict(columns, features=features)
         part.to_parquet(str(out / "data" / f"train-{number:05d}-of-{len(shards):05d}.parquet"))
         done += len(part)

@@ -26,7 +26,7 @@ from mpdit_core.training.checkpoints import Snapshot, Writer, read, step_folder,
 from mpdit_core.training.clock import WorkClock
 from mpdit_core.training.parallel import autocast_dtype
 from mpdit_core.training.previews import make_previews
-from mpdit_core.training.sentinel import Sentinel
+from mpdit_core.training.sentinel import Sentinel, bad_step_error
 from mpdit_core.training.setup import Plan, TrainOptions, create_run, prepare
 from mpdit_core.training.signals import StopRequest
 from mpdit_core.training.trackers import Trackers, check_installed
@@ -246,23 +246,17 @@ class _Training:
     def _bad_step(self, wrong: str, pending: _Pending) -> Iterator[Event]:
         """Keeps the evidence, then goes back to the last good checkpoint, or raises where the run is to stop."""
         yield from self._finish_write()
-        evidence = self.run_folder / f"bad-step-{pending.step:07d}-rank{self.world.rank}.json"
+        evidence = (
+            self.run_folder / f"bad-step-{pending.step:07d}-batch-{pending.data_step:07d}-rank{self.world.rank}.json"
+        )
         files.write_json(
             evidence,
             {"step": pending.step, "what": wrong, "learning_rate": pending.learning_rate,
              "indices": self.source.indices(pending.data_step)},
         )  # fmt: skip
         yield Saved(what="bad batch", path=evidence)
-        remedy = (
-            f"look at those images; then lower train.learning_rate, set train.grad_clip=1.0, or go on past them with "
-            f'mpdit train --run {self.run_folder} --set train.on_nonfinite="rollback"'
-        )
         if self.config.train.on_nonfinite == "stop" or self.rollbacks >= ROLLBACKS_IN_A_ROW:
-            raise UserError(
-                f"stopped at step {pending.step}: {wrong}",
-                expected=f"finite numbers; the last good checkpoint is kept, the images' indices are in {evidence}",
-                remedy=remedy,
-            )
+            raise bad_step_error(pending.step, wrong, run=self.run_folder, evidence=evidence, train=self.config.train)
         self.rollbacks += 1
         newest = self.writer.newest() or self.plan.resume_from
         good = read(newest) if newest else self.start
@@ -314,7 +308,11 @@ class _Training:
                 yield from self._bad_step(*bad)
                 break
         yield from self._save(final=True)
-        yield Note(text=f"stopped; to go on: mpdit train --run {self.run_folder}")
+        yield Summary(
+            title=f"stopped after step {self.trainer.position.step}, which is saved",
+            rows={},
+            next_command=f"mpdit train --run {self.run_folder}",
+        )
         raise Interrupted(stop.received or 15)
 
     def _finish(self) -> Iterator[Event]:

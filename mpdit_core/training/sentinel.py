@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+
+from mpdit_core.checkpoint import find_checkpoints
+from mpdit_core.config import TrainConfig
+from mpdit_core.errors import UserError
 
 
 class Sentinel:
@@ -28,3 +33,18 @@ class Sentinel:
             return f"the loss jumped to {loss:.4g}, {loss / self.mean:.1f} times its running mean {self.mean:.4g}"
         self.mean = loss if self.mean is None else self.DECAY * self.mean + (1 - self.DECAY) * loss
         return None
+
+
+def bad_step_error(step: int, wrong: str, *, run: Path, evidence: Path, train: TrainConfig) -> UserError:
+    """What a run that stops at a bad step says: what is kept, and what to try."""
+    complete, _ = find_checkpoints(run)
+    kept = f"{complete[-1]} is kept" if complete else "no checkpoint was written yet"
+    another = "begin another run with a lower train.learning_rate or train.grad_clip=1.0"
+    another += f" (--init-from {run} takes the weights along)" if complete else ""
+    past = f"""go on past them: mpdit train --run {run} --set 'train.on_nonfinite="rollback"'"""
+    ways = [f"look at those images; then {another}"] + ([past] if train.on_nonfinite == "stop" else [])
+    return UserError(
+        f"stopped at step {step}: {wrong}",
+        expected=f"finite numbers; {kept}, the images' indices are in {evidence}",
+        remedy=", or ".join(ways),
+    )

@@ -74,7 +74,8 @@ def prepare(options: TrainOptions, *, world_size: int = 1) -> Plan:
             raise UserError(
                 f"{options.run} was begun with another configuration: {'; '.join(changed)}",
                 expected="the same, to go on with it",
-                remedy=f"mpdit train --run {options.run}   goes on unchanged; leave --run out to begin another run",
+                remedy=f"mpdit train --run {options.run}   goes on unchanged; leave --run out to begin another run, "
+                f"with --init-from {options.run} from these weights",
             )
         check_same_data(LatentSpec.model_validate_json((options.run / "latents.json").read_text()), latents.spec)
         resume_from = _newest(options.run, events)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mpdit_core import files
 from mpdit_core.config import RunConfig
 from mpdit_core.errors import UserError
 from mpdit_core.events import Event, TrainStep, Warn
@@ -41,15 +43,22 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project `mpdit` under the run folder's name, local part in `RUN/trackers`."""
+    """A run of the project `mpdit` under the run folder's name, local part in `RUN/trackers`.
+
+    Its id is kept there: another folder of the same name is another run. What the terminal shows is not recorded, the
+    panel would fill it.
+    """
 
     def __init__(self, run: Path, config: RunConfig, *, step: int):
         folder = run / "trackers"
         folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "wandb-id.txt"
+        name = kept.read_text(encoding="utf-8").strip() if step and kept.exists() else uuid.uuid4().hex[:12]
+        files.write_text(kept, name + "\n")
         wandb = importlib.import_module("wandb")
         self._run = wandb.init(
-            project="mpdit", name=run.name, id=run.name, dir=str(folder), config=config.model_dump(mode="json"),
-            resume="allow" if step else None,
+            project="mpdit", name=run.name, id=name, dir=str(folder), config=config.model_dump(mode="json"),
+            resume="allow" if step else None, settings=wandb.Settings(console="off"),
         )  # fmt: skip
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:

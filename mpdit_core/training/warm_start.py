@@ -60,8 +60,12 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec) -> list[Even
         )
     trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(trainer.ema.decays, weights)))
     events: list[Event] = [
-        Note(text=f"begun from {source.path} (step {source.step}): {loaded:,} of {total:,} weights loaded"), classes,
-    ]  # fmt: skip
+        Note(
+            text=f"begun from {source.path} (step {source.step}): {loaded:,} of {total:,} weights loaded, "
+            "the table of classes apart"
+        ),
+        classes,
+    ]
     if missing or unfit:
         events.append(Note(text=f"new, as initialised: {shorten([*missing, *unfit])}"))
     if left_over := [*left_over, *unfit]:
