@@ -1,5 +1,16 @@
-"""`python -m mpdit_cli`, the same as `mpdit`."""
+"""`python -m mpdit_cli`, as the launcher of several processes calls it."""
 
-from mpdit_cli.app import entry_point
+import os
+import sys
 
-entry_point()
+from mpdit_cli.app import main
+from mpdit_core.distributed import under_torchrun
+
+code = main()
+if (
+    under_torchrun()
+):  # all is written and closed; torch 2.15 may abort in a C++ destructor after distributed checkpoints
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+sys.exit(code)

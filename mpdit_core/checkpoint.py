@@ -2,7 +2,7 @@
 
     <folder>/model.safetensors   the weights to use (in training: the first EMA), names without prefixes
     <folder>/config.json         format, configuration, what the latents were, step
-    <folder>/training.safetensors, ema-<decay>.safetensors     only in a run's checkpoints
+    <folder>/training.safetensors, ema-<decay>.safetensors     only in a run's checkpoints; training/ if sharded
 
 Only safetensors and JSON are ever read: opening a stranger's model runs none of their code.
 """
@@ -32,6 +32,7 @@ from mpdit_core.presets import preset_names
 
 FORMAT = 1
 WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.json", "training.safetensors"
+SHARDS = "training"  # in place of TRAINING for a sharded run: a folder, a file for each process; extra has their number
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,10 @@ def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     complete, torn = [], []
     for folder in sorted(run.glob("checkpoints/step-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)):
         try:
-            _read_folder(folder)
-            for file in folder.glob("*.safetensors"):
+            parts, there = _read_folder(folder).extra.get(SHARDS, 0), len(list((folder / SHARDS).glob("*.safetensors")))
+            if there < parts:
+                raise UserError(f"{folder / SHARDS} holds {there} of its {parts} parts")
+            for file in folder.rglob("*.safetensors"):
                 _check_header(file)
         except UserError as error:
             torn.append((folder, error.what))
@@ -154,11 +157,13 @@ def save_model(
     images_seen: int = 0,
     extra: Mapping[str, Any] | None = None,
     more_tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
+    more_folders: Mapping[str, Path] | None = None,
 ) -> None:
     """Writes a model folder whole or not at all.
 
     Args:
         more_tensors: further files of tensors by name, e.g. {"training.safetensors": {...}}.
+        more_folders: folders beside `folder` that are moved into it, by their names there.
 
     Raises:
         UserError: the disk is full or the place cannot be written; what was there stays.
@@ -166,6 +171,8 @@ def save_model(
     with files.writing_folder(folder) as temporary:
         for name, tensors in {WEIGHTS: state, **(more_tensors or {})}.items():
             _save_tensors(tensors, temporary / name)
+        for name, source in (more_folders or {}).items():
+            source.rename(temporary / name)
         description = {
             "format": FORMAT,
             "mpdit": __version__,

@@ -23,7 +23,9 @@ from mpdit_core.errors import UserError
 from mpdit_core.events import Result, Saved, TrainStep
 from mpdit_core.jobs.train import TrainOptions
 from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.training import checkpoints
 from mpdit_core.training.sentinel import Sentinel
+from mpdit_core.training.sharded import can_write
 
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
 
@@ -31,7 +33,7 @@ EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
 def state_of(run: Path) -> dict[str, torch.Tensor]:
     """Weights, optimizer and averages of the newest checkpoint."""
     newest = find_checkpoints(run)[0][-1]
-    return load_file(newest / "training.safetensors") | load_file(newest / "model.safetensors")
+    return checkpoints.read(newest).training() | load_file(newest / "model.safetensors")
 
 
 def metrics_of(run: Path) -> list[dict]:
@@ -254,6 +256,14 @@ def test_sharded_training_equals_one_process(latents, tmp_path):
     subprocess.run([*command, "8"], check=True, capture_output=True, timeout=120)  # resumed
     run_to_end(options(latents, tmp_path / "one", "train.grad_clip=0.5", steps=8))
     assert relative_difference(state_of(run), state_of(tmp_path / "one")) < 1e-5
+    newest = find_checkpoints(run)[0][-1]
+    if can_write():
+        assert len(list(newest.glob("training/*.safetensors"))) == 2  # a part of each process
+        assert not (newest / "training.safetensors").exists()
+    for where in (run, tmp_path / "one"):  # and on alone
+        run_to_end(options(latents, where, "train.grad_clip=0.5", steps=10))
+    assert relative_difference(state_of(run), state_of(tmp_path / "one")) < 1e-5
+    assert sorted(p.name for p in (run / "checkpoints").iterdir())[-2:] == ["step-0000008", "step-0000010"]
 
 
 def test_two_nodes_of_one_process_equal_one(latents, tmp_path):

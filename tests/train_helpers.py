@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -22,3 +26,27 @@ def run_to_end(wanted: TrainOptions) -> list:
     """All events of a run."""
     torch.set_num_threads(1)
     return list(train(wanted))
+
+
+def run_group(code: str, *arguments: object, size: int = 2) -> tuple[list[int], list[tuple[str, str]]]:
+    """Python `code` in `size` processes of one group, the rank its last argument: (exit codes, (stdout, stderr))."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments), str(rank)],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [process.communicate(timeout=90) for process in group]
+    finally:
+        for process in group:
+            process.kill()
+    return [process.returncode for process in group], said

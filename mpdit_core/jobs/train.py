@@ -88,7 +88,7 @@ class _Training:
             rank=world.rank,
             world_size=world.size,
         )
-        self.writer = Writer(plan.run, config=plan.config, latents=plan.latents.spec)
+        self.writer = Writer(plan.run, config=plan.config, latents=plan.latents.spec, world=world)
         self.sentinel = Sentinel(plan.config.train.spike_factor)
         self.late = LATE if device.type == "cuda" else 0
         self.pending: deque[_Pending] = deque()
@@ -275,9 +275,7 @@ class _Training:
     def _save(self, *, final: bool) -> Iterator[Event]:
         """Starts writing a checkpoint; a final one is waited for, and all processes raise what its writing raised."""
         yield from self._finish_write()
-        snapshot = self.trainer.snapshot()
-        if self.world.is_main and not self.writer.holds(snapshot.position.step):
-            self.writer.start(snapshot)
+        self.writer.start(self.trainer.snapshot(whole=False))
         self.rollbacks = 0
         if final:
             path = failure = None
@@ -286,6 +284,7 @@ class _Training:
             except UserError as error:
                 failure = error
             failure = self.world.broadcast_object(failure)  # the others wait here for the write
+            self.world.barrier()  # gloo aborts a process that leaves while another still reads its last message
             if failure is not None:
                 raise failure
             if path is not None:

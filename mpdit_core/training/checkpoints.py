@@ -6,16 +6,20 @@ import json
 import re
 import shutil
 import threading
+import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor
 
-from mpdit_core.checkpoint import TRAINING, find_checkpoints, open_model, read_weights, save_model
+from mpdit_core.checkpoint import SHARDS, TRAINING, find_checkpoints, open_model, read_weights, save_model
 from mpdit_core.config import RunConfig, TrainConfig
 from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.distributed import World
 from mpdit_core.errors import UserError
 from mpdit_core.files import write_text
+from mpdit_core.training import sharded
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,34 @@ class Position:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a run at one moment, on the CPU: enough to go on bit for bit."""
+    """All of a run at one moment, on the CPU: enough to go on bit for bit.
+
+    `sharded`: weights and optimizer are this process's parts (DTensors); otherwise they are whole.
+    """
 
     position: Position
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    averages: dict[float, dict[str, Tensor]]  # by decay, in the order of the configuration
+    averages: dict[float, dict[str, Tensor]]  # by decay, in the order of the configuration; always whole
+    sharded: bool = False
+
+    def training(self) -> dict[str, Tensor]:
+        """Weights and optimizer under one roof of names."""
+        weights = {f"weights.{n}": t for n, t in self.weights.items()}
+        return weights | {f"optimizer.{n}": t for n, t in self.optimizer.items()}
 
 
 def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:07d}"
 
 
-def write(run: Path, snapshot: Snapshot, *, config: RunConfig, latents: LatentSpec) -> Path:
-    """Writes a checkpoint whole or not at all; raises `UserError` when the disk is full."""
+def write(run: Path, snapshot: Snapshot, *, config: RunConfig, latents: LatentSpec, shards: Path | None = None) -> Path:
+    """Writes a checkpoint whole or not at all; raises `UserError` when the disk is full.
+
+    Args:
+        shards: folder that `sharded.write` has filled, beside the checkpoint's; it is moved into that.
+    """
     first, *others = snapshot.averages
-    training = {f"weights.{n}": t for n, t in snapshot.weights.items()}
-    training |= {f"optimizer.{n}": t for n, t in snapshot.optimizer.items()}
     folder = step_folder(run, snapshot.position.step)
     save_model(
         folder,
@@ -55,8 +70,11 @@ def write(run: Path, snapshot: Snapshot, *, config: RunConfig, latents: LatentSp
         latents=latents,
         step=snapshot.position.step,
         images_seen=snapshot.position.images_seen,
-        extra={"position": asdict(snapshot.position)},
-        more_tensors={TRAINING: training} | {f"ema-{d}.safetensors": snapshot.averages[d] for d in others},
+        extra={"position": asdict(snapshot.position)}
+        | ({SHARDS: len(list(shards.glob("*.safetensors")))} if shards else {}),
+        more_tensors=({} if shards else {TRAINING: snapshot.training()})
+        | {f"ema-{d}.safetensors": snapshot.averages[d] for d in others},
+        more_folders={SHARDS: shards} if shards else None,
     )
     return folder
 
@@ -64,7 +82,8 @@ def write(run: Path, snapshot: Snapshot, *, config: RunConfig, latents: LatentSp
 def read(folder: Path) -> Snapshot:
     """The snapshot a checkpoint holds. Raises `UserError` when it lacks the training state."""
     opened = open_model(folder)
-    training = read_weights(folder / TRAINING)
+    parts = folder / SHARDS
+    training = sharded.read(parts) if parts.is_dir() else read_weights(folder / TRAINING)
     first, *others = opened.config.train.ema_decays
     averages = {first: read_weights(folder / "model.safetensors")}
     averages |= {decay: read_weights(folder / f"ema-{decay}.safetensors") for decay in others}
@@ -88,26 +107,57 @@ def remove_old(run: Path, train: TrainConfig) -> list[Path]:
 
 
 class Writer:
-    """Writes checkpoints in a thread, one at a time, so that training does not wait for the disk."""
+    """Writes checkpoints in a thread, one at a time, so that training does not wait for the disk.
 
-    def __init__(self, run: Path, *, config: RunConfig, latents: LatentSpec):
-        self.run, self.config, self.latents = run, config, latents
+    The main process writes; of a sharded run each process its part, and the main one the rest when all have written.
+    """
+
+    def __init__(self, run: Path, *, config: RunConfig, latents: LatentSpec, world: World):
+        self.run, self.config, self.latents, self.world = run, config, latents, world
+        shares = config.train.parallel == "fsdp" and world.size > 1
+        self._group = dist.new_group(backend="gloo") if shares else None  # apart from training's own messages
         self._thread: threading.Thread | None = None
-        self._outcome: list[Path | BaseException] = []
+        self._outcome: list[Path | BaseException | None] = []
 
     def start(self, snapshot: Snapshot) -> None:
-        """Begins to write; `finish` must have been called since the last start."""
+        """Begins to write, unless this checkpoint is there. `finish` must have been called since the last start.
+
+        All processes must call it.
+        """
         assert self._thread is None
+        wanted = self.world.is_main and not self.holds(snapshot.position.step)
+        name = self.world.broadcast_object(uuid.uuid4().hex[:8] if wanted else None)
+        if name is None or not (self.world.is_main or snapshot.sharded):
+            return
 
         def work() -> None:
             try:
-                self._outcome.append(write(self.run, snapshot, config=self.config, latents=self.latents))
-                remove_old(self.run, self.config.train)
+                self._outcome.append(self._write(snapshot, self.run / "checkpoints" / f".shards.{name}.part"))
             except BaseException as error:  # handed to `finish`
                 self._outcome.append(error)
 
         self._thread = threading.Thread(target=work, name="checkpoint")  # not a daemon: it ends before the process
         self._thread.start()
+
+    def _write(self, snapshot: Snapshot, shards: Path) -> Path | None:
+        try:
+            if snapshot.sharded:
+                assert isinstance(self._group, dist.ProcessGroup)
+                sharded.write(shards, snapshot.training(), group=self._group)
+            if not self.world.is_main:
+                return None
+            path = write(
+                self.run,
+                snapshot,
+                config=self.config,
+                latents=self.latents,
+                shards=shards if snapshot.sharded else None,
+            )
+            remove_old(self.run, self.config.train)
+            return path
+        finally:
+            if self.world.is_main:
+                shutil.rmtree(shards, ignore_errors=True)
 
     def newest(self) -> Path | None:
         """The run's newest complete checkpoint."""
@@ -124,7 +174,7 @@ class Writer:
         return self._thread is not None and not self._thread.is_alive()
 
     def finish(self) -> Path | None:
-        """Waits for the write under way; its folder, or None if there was none. Raises what the write raised."""
+        """Waits for the write under way; its folder, or None if there was none here. Raises what the write raised."""
         if self._thread is None:
             return None
         self._thread.join()

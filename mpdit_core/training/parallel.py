@@ -1,7 +1,7 @@
 """One model on one or many devices: DDP or FSDP2, compiled block by block, and its state as plain tensors.
 
-All state leaves here whole, on the CPU and without prefixes, so that a run can go on with another number of processes
-or another way of sharing.
+State leaves here on the CPU and without prefixes, whole or as the parts that `sharded.py` writes and reads back whole,
+so that a run can go on with another number of processes or another way of sharing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mpdit_core.config import TrainConfig
 from mpdit_core.device import is_fast_in_bfloat16
 from mpdit_core.distributed import World
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.training.sharded import can_write, copy_to_cpu
 
 
 class ParallelModel:
@@ -28,6 +29,7 @@ class ParallelModel:
         self.module = module.to(device)
         self.module.activation_checkpointing = train.activation_checkpointing
         self.sharded = train.parallel == "fsdp" and world.size > 1
+        self.writes_parts = self.sharded and can_write()
         self.autocast_dtype = autocast_dtype(train.precision, device)
         self._device_type = device.type
         if should_compile(train.compile, device):
@@ -59,9 +61,13 @@ class ParallelModel:
         """Parameter-like tensors, gathered if sharded, copied to the CPU. All processes must call it."""
         return {name: gather(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameter-like tensors copied to the CPU, each process's part of sharded ones. All must call it."""
+        return copy_to_cpu(tensors) if self.writes_parts else self.whole(tensors)
+
     def weights(self) -> dict[str, Tensor]:
-        """Raw weights, whole, copied to the CPU. All processes must call it."""
-        return self.whole(dict(self.module.named_parameters()))
+        """The raw weights themselves, by name."""
+        return dict(self.module.named_parameters())
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -69,17 +75,16 @@ class ParallelModel:
             parameter.copy_(spread(state[name], parameter))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`; whole, copied. All must call it."""
-        slots = {
+        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`: the state itself, by name."""
+        return {
             f"{slot}.{name}": value
             for name, parameter in self.module.named_parameters()
             for slot, value in optimizer.state.get(parameter, {}).items()
         }
-        return self.whole(slots)
 
     @torch.no_grad()
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-        """The inverse of `optimizer_state`; an empty one resets the optimizer."""
+        """The inverse of a whole `optimizer_state`; an empty one resets the optimizer."""
         optimizer.state.clear()
         parameters = dict(self.module.named_parameters())
         for key, value in flat.items():

@@ -76,10 +76,12 @@ class Trainer:
         """Number of the batch the next step takes: the step, plus the batches that rollbacks left out."""
         return self.position.step + sum(stop - start for start, stop in self.position.skipped)
 
-    def snapshot(self) -> Snapshot:
-        """A copy of everything, on the CPU. All processes must call it."""
+    def snapshot(self, *, whole: bool = True) -> Snapshot:
+        """A copy of everything, on the CPU; not `whole`: of a sharded model this process's parts. All must call it."""
         averages = {d: self.model.whole(self.ema.state(i)) for i, d in enumerate(self.ema.decays)}
-        return Snapshot(self.position, self.model.weights(), self.model.optimizer_state(self.optimizer), averages)
+        copy = self.model.whole if whole else self.model.copy
+        weights, optimizer = copy(self.model.weights()), copy(self.model.optimizer_state(self.optimizer))
+        return Snapshot(self.position, weights, optimizer, averages, sharded=self.model.writes_parts and not whole)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
