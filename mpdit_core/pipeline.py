@@ -6,15 +6,21 @@
 
 `mpdit export MODEL OUT --format diffusers` makes such a folder. With `FlowMatchEulerDiscreteScheduler` (shift 1) the
 steps are those of `mpdit sample --sampler euler`: the same noise gives the same images.
+
+`DiffusionPipeline.from_pretrained(folder)` finds the class too, once this module is imported (last line). Where it is
+not, the `pipeline.py` saved with every folder imports it: `custom_pipeline=folder, trust_remote_code=True`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -25,6 +31,12 @@ from torch import Tensor
 
 from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.model.transformer import MPDiT
+
+PIPELINE_FILE = "pipeline.py"
+PIPELINE_CODE = """\
+# For DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
+from mpdit_core.pipeline import MPDiTPipeline  # noqa: F401 - pip install mpdit
+"""
 
 
 class VelocityOutput(BaseOutput):
@@ -130,6 +142,13 @@ class MPDiTPipeline(DiffusionPipeline):
         self._interrupt = False
         self._num_timesteps = 0
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does it, and `pipeline.py`, by which diffusers alone can load the folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PIPELINE_FILE).write_text(PIPELINE_CODE, encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @property
     def num_timesteps(self) -> int:
         return self._num_timesteps
@@ -166,9 +185,13 @@ class MPDiTPipeline(DiffusionPipeline):
             guidance_scale: 1 or less is off.
             output_type: `pil`, `np`, `pt`, or `latent` for the standardised latents.
             latents: noise to start from, [B, C, H, H], in place of drawn noise.
-            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return changed latents.
+            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return changed latents,
+                and set `pipeline._interrupt` to stop.
+            callback_on_step_end_tensor_inputs: what its last argument holds; `latents` is all there is.
         """
         config, device = self.transformer.config, self._execution_device
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         refused = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if refused:
             raise ValueError(f"callback_on_step_end_tensor_inputs {sorted(refused)}: only latents can be had")
@@ -177,6 +200,8 @@ class MPDiTPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels {list(class_labels)}: 0..{config['num_classes']} are possible")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type {output_type!r}: pil, np, pt or latent")
+        if isinstance(generator, list) and len(generator) != len(class_labels):
+            raise ValueError(f"{len(generator)} generators for {len(class_labels)} class_labels: one for each image")
         shape = (len(class_labels), config["channels"], config["input_size"], config["input_size"])
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -203,7 +228,9 @@ class MPDiTPipeline(DiffusionPipeline):
                     velocity = weak + guidance_scale * (strong - weak)
                 x_t = self.scheduler.step(velocity.float(), timestep, x_t, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, i, timestep, {"latents": x_t})
+                    changed = callback_on_step_end(
+                        self, i, timestep, dict.fromkeys(callback_on_step_end_tensor_inputs, x_t)
+                    )
                     x_t = changed.pop("latents", x_t) if changed else x_t
                 progress.update()
 
@@ -231,3 +258,7 @@ class MPDiTPipeline(DiffusionPipeline):
             return images
         images = images.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+# `DiffusionPipeline.from_pretrained` looks the class of a folder up by name in the package, and has no other register.
+diffusers.MPDiTPipeline = MPDiTPipeline  # pyright: ignore[reportAttributeAccessIssue]

@@ -191,6 +191,8 @@ def test_pipeline_keeps_the_conventions(run):
                   {"class_labels": [0], "latents": noise}):  # fmt: skip
         with pytest.raises(ValueError):  # noqa: PT011 - any of the four messages
             pipe(**wrong)
+    with pytest.raises(ValueError, match="1 generators for 2 class_labels"):
+        pipe([0, 1], generator=[torch.manual_seed(0)])
     with pytest.raises(ValueError, match="no class is called"):
         pipe.get_label_ids("eleven")
 
@@ -204,6 +206,7 @@ def test_diffusers_itself_opens_the_folder(run, tmp_path, monkeypatch):
     pipe: Any = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
     ours = make_pipeline(open_model(run))
     assert type(pipe) is type(ours)
+    assert type(DiffusionPipeline.from_pretrained(folder)) is type(ours)  # mpdit_core.pipeline is imported here
     noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
     a, b = (p([1, 2], latents=noise, num_inference_steps=3, output_type="latent").images for p in (pipe, ours))
     assert torch.equal(a, b)
@@ -241,8 +244,22 @@ def test_progress_bar_shows_the_steps_unless_it_is_off(run, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_pipeline_refuses_what_a_callback_cannot_have(run):
+def test_callbacks_of_diffusers_and_what_they_cannot_have(run):
+    from diffusers.callbacks import PipelineCallback
+
+    class Halve(PipelineCallback):
+        tensor_inputs = ["latents"]  # noqa: RUF012 - the name and kind diffusers asks for
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            return {"latents": callback_kwargs["latents"] / 2}
+
     pipe = make_pipeline(open_model(run))
+    noise = torch.randn(1, 1, 16, 16)
+    plain, halved = (
+        pipe([1], latents=noise, num_inference_steps=1, output_type="latent", callback_on_step_end=callback).images
+        for callback in (None, Halve(cutoff_step_ratio=None, cutoff_step_index=0))
+    )
+    assert torch.equal(halved, plain / 2)
     with pytest.raises(ValueError, match=r"\['prompt_embeds'\]: only latents"):
         pipe([1], callback_on_step_end=lambda *_: {}, callback_on_step_end_tensor_inputs=["prompt_embeds"])
 
@@ -317,6 +334,16 @@ def test_graphs_compute_the_same_for_any_batch(run, tmp_path, form, capsys):
         else:
             velocity = torch.export.load(tmp_path / "out" / "model.pt2").module()(*inputs)
         assert_close(velocity, model(*inputs))
+
+
+def test_weights_beside_the_graph(tmp_path, monkeypatch):
+    """As above 2 GB; `write_onnx` compares what onnxruntime reads from both files with the network."""
+    monkeypatch.setattr(graph, "EXTERNAL_ABOVE", 0)
+    model, _ = random_model()
+    assert graph.write_onnx(model, tmp_path / "model.onnx") < 1e-4
+    files = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
+    assert set(files) == {"model.onnx", "model.onnx.data"}
+    assert files["model.onnx.data"] > 0.8 * 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_a_graph_that_differs_is_refused():

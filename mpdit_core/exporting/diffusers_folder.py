@@ -12,13 +12,6 @@ from mpdit_core.data.autoencoder import DiffusersAutoencoder, load_autoencoder
 from mpdit_core.errors import UserError
 from mpdit_core.pipeline import MPDiTPipeline, MPDiTTransformer, PixelVAE
 
-CUSTOM_PIPELINE = '''"""For DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)."""
-
-from mpdit_core.pipeline import MPDiTPipeline  # pip install mpdit
-
-__all__ = ["MPDiTPipeline"]
-'''
-
 
 def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
     """The model with its VAE (fetched where it is not local) and an Euler scheduler.
@@ -47,6 +40,5 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
 
 
 def write_pipeline(model: ModelFolder, folder: Path, *, half: bool = False) -> None:
-    """Saves `make_pipeline` under `folder`, which may exist and be empty; and how diffusers itself finds its class."""
+    """Saves `make_pipeline` under `folder`, which may exist and be empty."""
     make_pipeline(model, half=half).save_pretrained(str(folder), safe_serialization=True)
-    (folder / "pipeline.py").write_text(CUSTOM_PIPELINE, encoding="utf-8")

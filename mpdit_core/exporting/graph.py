@@ -23,6 +23,7 @@ from mpdit_core.model.embeddings import SpectralConvolution
 from mpdit_core.model.transformer import MPDiT
 
 INPUTS, OUTPUT = ("x_t", "t", "labels"), "velocity"
+EXTERNAL_ABOVE = 1.9e9  # bytes of weights above which ONNX keeps them in a file beside the graph (its limit is 2 GB)
 TOLERANCE = 1e-4  # largest difference, relative to the largest velocity
 EXAMPLE_BATCH, OTHER_BATCH = 3, 5
 
@@ -109,7 +110,7 @@ def write_onnx(model: MPDiT, path: Path) -> float:
             verbose=False,
         )
         assert program is not None
-        program.save(str(path), external_data=size > 1.9e9)
+        program.save(str(path), external_data=size > EXTERNAL_ABOVE)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
