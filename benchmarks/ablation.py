@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from report import cpu_name, write_result
 
-from mpdit_core.events import Result, TrainStep
-from mpdit_core.jobs.encode import EncodeOptions, encode
-from mpdit_core.jobs.evaluate import EvaluateOptions, evaluate
-from mpdit_core.jobs.generate import SampleOptions
-from mpdit_core.jobs.train import TrainOptions, train
+from mpdit_core.encoding.job import EncodeOptions, encode
+from mpdit_core.evaluation.job import EvaluateOptions, evaluate
 from mpdit_core.model.compute import count
+from mpdit_core.reporting import Result, TrainStep
+from mpdit_core.sampling.generator import SampleOptions
+from mpdit_core.training.job import TrainOptions, train
 
 DENSE = ["model.stages=[[2, 4]]"]
 SINUSOID, NO_TOKENS = 'model.time_embedding="sinusoid"', "model.class_tokens=0"
@@ -78,7 +78,7 @@ def row(name: str, latents: Path, run: Path, arguments: argparse.Namespace) -> d
     measuring = EvaluateOptions(num_samples=arguments.num_samples, features="digits", metrics=("fid",))
     events = list(evaluate(str(run), measuring, SampleOptions(batch_size=100), out=None, device="cpu"))
     metrics = next(event.data for event in events if isinstance(event, Result))["metrics"]
-    from mpdit_core.checkpoint import open_model
+    from mpdit_core.models.model_folder import open_model
 
     counted = count(open_model(run).config.model)
     return {

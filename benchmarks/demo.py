@@ -9,8 +9,8 @@ from pathlib import Path
 
 from report import write_result
 
-from mpdit_core.events import Result
-from mpdit_core.jobs.demo import demo
+from mpdit_core.demo import demo
+from mpdit_core.reporting import Result
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from PIL import Image
 from report import write_result
 from torch import Tensor
 
-from mpdit_core.data.autoencoder import load_autoencoder
+from mpdit_core.data.autoencoders import load_autoencoder
 from mpdit_core.data.images import open_image, prepare
-from mpdit_core.device import select_device
-from mpdit_core.events import Result
-from mpdit_core.jobs.encode import EncodeOptions, encode
-from mpdit_core.jobs.encode_pipeline import Encoder, encode_batch
+from mpdit_core.encoding.job import EncodeOptions, encode
+from mpdit_core.encoding.pipeline import Encoder, encode_batch
+from mpdit_core.reporting import Result
+from mpdit_core.runtime.device import select_device
 
 
 def make_photos(root: Path, count: int) -> None:

@@ -135,8 +135,8 @@ def one_pass(images: int) -> dict[str, Any]:
     from inception_helpers import write_random_weights  # pyright: ignore[reportMissingImports]
     from sample_helpers import write_model  # pyright: ignore[reportMissingImports]
 
-    from mpdit_core.jobs import evaluate as job
-    from mpdit_core.jobs.generate import Generation
+    from mpdit_core.evaluation import job
+    from mpdit_core.sampling.generator import Generation
 
     watch = Stopwatch()
     job.extract = watch.function("extractor", job.extract)

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from report import write_result
 
-from mpdit_core.data.autoencoder import PixelAutoencoder
-from mpdit_core.data.encoding_folder import EncodingFolder, make_manifest
+from mpdit_core.data.autoencoders import PixelAutoencoder
 from mpdit_core.data.latents import EpochOrder, LatentFolder
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec, measured_statistics, normalisation_of
 from mpdit_core.data.shards import ShardContent, write_shard
+from mpdit_core.encoding.folder import EncodingFolder, make_manifest
 
 SETTLE = 1.0  # seconds; the system goes on freeing the 100,000 forgotten files after the call returns
 SHAPE = (8, 32, 32)  # of Stable Diffusion's moments at 256 px

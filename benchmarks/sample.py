@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from report import write_result
 
-from mpdit_core.checkpoint import open_model, save_model
 from mpdit_core.config import RunConfig, Stage
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
-from mpdit_core.device import is_fast_in_bfloat16, peak_memory, select_device
-from mpdit_core.events import Result
-from mpdit_core.jobs.generate import SampleOptions
-from mpdit_core.jobs.sample import SampleRequest, sample
-from mpdit_core.jobs.sample_output import WRITERS, Format
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.model_folder import open_model, save_model
 from mpdit_core.presets import load_preset
+from mpdit_core.reporting import Result
+from mpdit_core.runtime.device import is_fast_in_bfloat16, peak_memory, select_device
+from mpdit_core.sampling.generator import SampleOptions
+from mpdit_core.sampling.job import SampleRequest, sample
+from mpdit_core.sampling.sample_set import WRITERS, Format
 
 
 def main() -> None:

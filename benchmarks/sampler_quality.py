@@ -18,14 +18,14 @@ import torch
 from report import write_result
 
 from mpdit_core import plugins
-from mpdit_core.checkpoint import open_model
-from mpdit_core.distributed import World
+from mpdit_core.demo import real_digits
 from mpdit_core.errors import UserError
-from mpdit_core.jobs.demo import real_digits
-from mpdit_core.jobs.generate import SampleOptions, generate
 from mpdit_core.metrics.scores import frechet_distance
 from mpdit_core.metrics.statistics import statistics_of
+from mpdit_core.models.model_folder import open_model
+from mpdit_core.runtime.distributed import World
 from mpdit_core.samplers import load_sampler
+from mpdit_core.sampling.generator import SampleOptions, generate
 
 BUDGETS = (5, 10, 20, 50, 100)
 ADAPTIVE = ("dopri5",)  # choose their evaluations themselves

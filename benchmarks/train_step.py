@@ -80,12 +80,12 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
     import torch
 
     from mpdit_core.config import RunConfig, merge, validate
-    from mpdit_core.device import matmul_rate, peak_memory, select_device, synchronize
-    from mpdit_core.distributed import World
     from mpdit_core.model.compute import training_macs
     from mpdit_core.presets import load_preset
+    from mpdit_core.runtime.device import matmul_rate, peak_memory, select_device, synchronize
+    from mpdit_core.runtime.distributed import World
     from mpdit_core.training.batches import Batch
-    from mpdit_core.training.trainer import Trainer
+    from mpdit_core.training.state.trainer import Trainer
 
     config = load_preset(preset)
     model = config.model.dense() if dense else config.model

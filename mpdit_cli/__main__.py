@@ -4,7 +4,7 @@ import os
 import sys
 
 from mpdit_cli.app import main
-from mpdit_core.distributed import under_torchrun
+from mpdit_core.runtime.distributed import under_torchrun
 
 code = main()
 if (

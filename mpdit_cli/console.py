@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from mpdit_core.events import Event, Note, Progress, Result, Saved, Skipped, Summary, Table, TrainStep, Warn
+from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Skipped, Summary, Table, TrainStep, Warn
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
 
@@ -79,8 +79,8 @@ def launch_or_run(nproc: str, device: str, events: Any) -> dict[str, Any]:
     """
     import typer
 
-    from mpdit_core.device import select_device
-    from mpdit_core.distributed import count_processes, launch, under_torchrun
+    from mpdit_core.runtime.device import select_device
+    from mpdit_core.runtime.distributed import count_processes, launch, under_torchrun
 
     processes = 1 if under_torchrun() else count_processes(nproc, select_device(device))
     if processes > 1:
@@ -131,7 +131,7 @@ def defect(problem: BaseException) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", 0))  # set by torchrun; asking mpdit_core.distributed would import torch
+    return int(os.environ.get("RANK", 0))  # set by torchrun; asking mpdit_core.runtime.distributed would import torch
 
 
 def _people() -> Any:

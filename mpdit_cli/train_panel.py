@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
-from mpdit_core.events import TrainStep
+from mpdit_core.reporting import TrainStep
 
 MEAN_STEPS = 100
 

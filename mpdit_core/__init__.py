@@ -8,11 +8,11 @@ __version__ = "0.1.0"
 __all__ = ["import_official", "load_model", "load_sampler"]
 
 if TYPE_CHECKING:
-    from mpdit_core.checkpoint import load_model
-    from mpdit_core.official import import_official
+    from mpdit_core.interop.official import import_official
+    from mpdit_core.models.model_folder import load_model
     from mpdit_core.samplers import load_sampler
 
-_HOMES = {"load_model": "checkpoint", "load_sampler": "samplers", "import_official": "official"}
+_HOMES = {"load_model": "models.model_folder", "load_sampler": "samplers", "import_official": "interop.official"}
 
 
 def __getattr__(name: str) -> Any:

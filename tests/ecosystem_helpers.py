@@ -9,10 +9,10 @@ import torch
 from golden_files import official_weights, read
 from torch import Tensor
 
-from mpdit_core.checkpoint import ModelFolder, open_model, save_model
 from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.model_folder import ModelFolder, open_model, save_model
 from mpdit_core.presets import load_preset
 
 DENSE = Path(__file__).parent / "golden" / "dit_dense.safetensors"

@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from mpdit_core.interop.official import convert_state_dict
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.official import convert_state_dict
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 TOLERANCE = 2e-5  # relative to the largest value: the files' own promise

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mpdit_core.checkpoint import ModelFolder, open_model, save_model
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.model_folder import ModelFolder, open_model, save_model
 from mpdit_core.presets import load_preset
 
 NAMES = ("zero", "one", "two", "three", "four", "goldfish, Carassius auratus", "crane", "crane", "eight", "nine")

@@ -65,7 +65,7 @@ def test_a_defect_exits_with_1_and_a_traceback(capsys, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mpdit_core.jobs.demo.demo", broken)
+    monkeypatch.setattr("mpdit_core.demo.demo", broken)
     assert main(["demo"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 
@@ -74,7 +74,7 @@ def test_a_signal_exits_with_128_and_its_number(monkeypatch):
     def interrupted(*args, **kwargs):
         raise Interrupted(15)
 
-    monkeypatch.setattr("mpdit_core.jobs.demo.demo", interrupted)
+    monkeypatch.setattr("mpdit_core.demo.demo", interrupted)
     assert main(["demo"]) == 143
 
 

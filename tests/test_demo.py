@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from mpdit_core.events import Note, Result
-from mpdit_core.jobs.demo import demo
+from mpdit_core.demo import demo
+from mpdit_core.reporting import Note, Result
 
 
 @pytest.fixture(scope="module")

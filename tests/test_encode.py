@@ -249,7 +249,7 @@ def test_refusals(images: Path, tmp_path: Path, capsys, monkeypatch):
     photo(1).save(images / "stray.png")
     refused(capsys, encode(images, tmp_path / "new"), "stray.png", "--labels")
     (images / "stray.png").unlink()
-    monkeypatch.setattr("mpdit_core.files.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 1000)
     refused(capsys, encode(images, tmp_path / "new"), "GiB are free")
     with pytest.raises(ValueError, match="no latents of 8 px"):
         find_latents(tmp_path / "latents", resolution=8)
@@ -368,7 +368,7 @@ def test_full_disk(images: Path, tmp_path: Path, capsys, monkeypatch):
         pytest.skip("mounting is not allowed here")
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("mpdit_core.files.free_bytes", lambda path: 2**40)  # as when another program fills it
+            patch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 2**40)  # as when another program fills it
             refused(capsys, encode(images, disk / "out"), "no space left", "same command again")
         finished = shard_hashes(disk / "out")
         assert finished
@@ -383,7 +383,7 @@ def test_full_disk(images: Path, tmp_path: Path, capsys, monkeypatch):
 
 def test_pixels_picture_by_picture(images: Path, tmp_path: Path):
     """The quick way of `pixels` gives the bytes and statistics of the plain one; another order of sums is no fault."""
-    from mpdit_core.data.autoencoder import PixelAutoencoder
+    from mpdit_core.data.autoencoders import PixelAutoencoder
     from mpdit_core.data.shards import channel_sums, same_sums
 
     for gray in (False, True):

@@ -74,7 +74,7 @@ def test_a_killed_process_is_named(tmp_path: Path):
 def test_a_second_run_is_refused(images: Path, tmp_path: Path, capsys, monkeypatch):
     import fcntl
 
-    monkeypatch.setattr("mpdit_core.data.encoding_folder.SECONDS_FOR_LOCK", 0.3)
+    monkeypatch.setattr("mpdit_core.encoding.folder.SECONDS_FOR_LOCK", 0.3)
     out = tmp_path / "out"
     (out / "encoding").mkdir(parents=True)
     with open(out / "encoding/lock", "a") as lock:  # as the other run holds it

@@ -16,8 +16,8 @@ from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.api import Features
-from mpdit_core.distributed import World, joined
-from mpdit_core.metrics.tally import Tally
+from mpdit_core.evaluation.accumulator import Tally
+from mpdit_core.runtime.distributed import World, joined
 
 FORK = multiprocessing.get_context("fork")  # children need not import torch again
 CPU = torch.device("cpu")
@@ -139,7 +139,7 @@ MODEL = ("eval-fid", "m", "--reference", "digits", "--features", "digits", "--nu
 def test_killed_while_it_samples_a_model_it_goes_on(here, capsys, monkeypatch):
     write_model(here / "m")
     assert main([*MODEL, "--num-samples", "9", "--out", "warm"]) == 0  # so that the reference is measured
-    saves = "mpdit_core.metrics.tally.SECONDS_BETWEEN_SAVES"
+    saves = "mpdit_core.evaluation.accumulator.SECONDS_BETWEEN_SAVES"
     for kills in range(1, 3):
         monkeypatch.setattr(saves, 0.0)  # the child saves after every batch
         child = FORK.Process(target=main, args=([*MODEL, "--out", "killed"],))
@@ -165,7 +165,7 @@ def test_interrupted_it_prints_the_command_that_goes_on(here, capsys, monkeypatc
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mpdit_core.jobs.evaluate.extract", interrupt)
+    monkeypatch.setattr("mpdit_core.evaluation.job.extract", interrupt)
     monkeypatch.setattr("sys.argv", ["mpdit", "eval-fid", "a.npz", "--reference", "b.npz"])
     assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits", "--device", "cpu"]) == 130
     assert "To go on: mpdit eval-fid a.npz --reference b.npz" in "".join(capsys.readouterr())

@@ -16,13 +16,13 @@ from golden_files import load_model as load_golden
 from safetensors.torch import load_file
 
 from mpdit_cli.app import main
-from mpdit_core.checkpoint import ModelFolder, open_model
-from mpdit_core.distributed import World
-from mpdit_core.exporting import graph
-from mpdit_core.exporting.diffusers_folder import make_pipeline
-from mpdit_core.jobs.generate import SampleOptions, generate
-from mpdit_core.official import import_official
-from mpdit_core.seeding import generator
+from mpdit_core.interop.export import graph
+from mpdit_core.interop.export.diffusers_folder import make_pipeline
+from mpdit_core.interop.official import import_official
+from mpdit_core.models.model_folder import ModelFolder, open_model
+from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.seeding import generator
+from mpdit_core.sampling.generator import SampleOptions, generate
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def samples(model: ModelFolder, **options) -> tuple[list[int], np.ndarray, list[
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
 def test_pipeline_gives_the_images_of_mpdit_sample(run, tmp_path, guidance_scale):
-    from mpdit_core.pipeline import MPDiTPipeline
+    from mpdit_core.interop.pipeline import MPDiTPipeline
 
     assert export(run, tmp_path / "pipe", "--format", "diffusers") == 0
     pipe = MPDiTPipeline.from_pretrained(tmp_path / "pipe")
@@ -206,7 +206,7 @@ def test_diffusers_itself_opens_the_folder(run, tmp_path, monkeypatch):
     pipe: Any = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
     ours = make_pipeline(open_model(run))
     assert type(pipe) is type(ours)
-    assert type(DiffusionPipeline.from_pretrained(folder)) is type(ours)  # mpdit_core.pipeline is imported here
+    assert type(DiffusionPipeline.from_pretrained(folder)) is type(ours)  # mpdit_core.interop.pipeline is imported here
     noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
     a, b = (p([1, 2], latents=noise, num_inference_steps=3, output_type="latent").images for p in (pipe, ours))
     assert torch.equal(a, b)
@@ -268,7 +268,7 @@ def test_pipeline_with_an_autoencoder_and_published_normalisation(tmp_path):
     """An imported model of four channels, decoded by an AutoencoderKL in a local folder."""
     from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
-    from mpdit_core.pipeline import MPDiTPipeline
+    from mpdit_core.interop.pipeline import MPDiTPipeline
 
     torch.manual_seed(0)
     sides = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
@@ -289,7 +289,7 @@ def test_pipeline_with_an_autoencoder_and_published_normalisation(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_pipeline_runs_in_half_precision(run, tmp_path, dtype):
-    from mpdit_core.pipeline import MPDiTPipeline
+    from mpdit_core.interop.pipeline import MPDiTPipeline
 
     make_pipeline(open_model(run)).save_pretrained(tmp_path / "pipe")
     whole, half = (MPDiTPipeline.from_pretrained(tmp_path / "pipe", dtype=d) for d in (torch.float32, dtype))

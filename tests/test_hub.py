@@ -14,14 +14,14 @@ from ecosystem_helpers import model_folder
 from hub_server import Hub
 
 from mpdit_core.errors import UserError
-from mpdit_core.hub import download_model, parse_address
+from mpdit_core.models.hub import download_model, parse_address
 
 SESSION = """
 import contextlib, io, json, sys, time
 time.sleep = lambda seconds: None  # the library waits between its attempts
 from mpdit_cli.app import main
 from mpdit_core.errors import UserError
-from mpdit_core.hub import download_model
+from mpdit_core.models.hub import download_model
 
 def command(*arguments):
     out, err = io.StringIO(), io.StringIO()

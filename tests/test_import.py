@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 import mpdit_core
 from mpdit_cli.app import main
 from mpdit_core import import_official, load_model
-from mpdit_core.checkpoint import open_model
 from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.model_folder import open_model
 
 golden = pytest.mark.parametrize("golden_file", FILES, ids=lambda path: path.stem)
 

@@ -9,12 +9,12 @@ import torch
 from scipy.spatial.distance import cdist
 
 from mpdit_core.api import Features
-from mpdit_core.distributed import World
 from mpdit_core.errors import UserError
+from mpdit_core.evaluation.accumulator import Tally
 from mpdit_core.metrics.neighbours import precision_recall
 from mpdit_core.metrics.scores import InceptionScore, frechet_distance, kernel_distance
 from mpdit_core.metrics.statistics import Gaussian, RunningStatistics, statistics_of
-from mpdit_core.metrics.tally import Tally
+from mpdit_core.runtime.distributed import World
 
 CPU = torch.device("cpu")
 

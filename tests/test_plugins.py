@@ -21,11 +21,11 @@ from mpdit_cli.app import main
 from mpdit_core import load_sampler, plugins
 from mpdit_core.api import Features, Item
 from mpdit_core.errors import UserError
-from mpdit_core.files import read_json
 from mpdit_core.plugins import finding
 from mpdit_core.plugins.finding import entries
 from mpdit_core.plugins.scaffold import TEMPLATES, new_package
 from mpdit_core.plugins.survey import survey
+from mpdit_core.runtime.files import read_json
 from mpdit_core.testing import ConformanceError, check_dataset, check_features, check_sampler
 
 HEAD = """

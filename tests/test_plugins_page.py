@@ -14,7 +14,7 @@ from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core import plugins
-from mpdit_core.files import read_json
+from mpdit_core.runtime.files import read_json
 from mpdit_core.testing import check_sampler
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from PIL import Image
 from sample_helpers import write_model
 
 from mpdit_cli.app import main
-from mpdit_core.files import read_json
+from mpdit_core.runtime.files import read_json
 
 MINE = """
 from dataclasses import dataclass

@@ -15,16 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mpdit_cli.app import main
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.events import Table
-from mpdit_core.jobs.profile import DRAWN_BY_DEFAULT
-from mpdit_core.jobs.profiling import figure, tables
-from mpdit_core.jobs.profiling.document import published_rows
-from mpdit_core.jobs.profiling.plan import parse_plan, plan, plan_table
-from mpdit_core.jobs.profiling.tables import bar
-from mpdit_core.jobs.profiling.targets import Target, at_resolution, find_targets
 from mpdit_core.model.compute import forward_macs, training_macs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.profiling import figure, tables
+from mpdit_core.profiling.document import published_rows
+from mpdit_core.profiling.job import DRAWN_BY_DEFAULT
+from mpdit_core.profiling.plan import parse_plan, plan, plan_table
+from mpdit_core.profiling.tables import bar
+from mpdit_core.profiling.targets import Target, at_resolution, find_targets
+from mpdit_core.reporting import Table
 
 DOCS = Path(__file__).parent.parent / "docs" / "compute.md"
 
@@ -125,7 +125,7 @@ def test_published_rows_are_reproduced():
 
 
 def test_measure_finds_every_stage_and_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    from mpdit_core.jobs.profiling import measure
+    from mpdit_core.profiling import measure
 
     monkeypatch.setattr(measure, "SECONDS", 0.05)
     monkeypatch.setattr(measure.MPDiT, "compile_blocks", lambda model: None)  # compiling takes a minute

@@ -20,15 +20,15 @@ from sample_helpers import NAMES, spec, write_model
 
 from mpdit_cli.app import main
 from mpdit_core.data.manifest import AutoencoderSpec, Normalisation
-from mpdit_core.distributed import World
 from mpdit_core.errors import UserError
-from mpdit_core.events import Result
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
-from mpdit_core.jobs.decode_precision import choose_decode_precision
-from mpdit_core.jobs.generate import SampleOptions, generate, prepare
-from mpdit_core.jobs.labels import read_classes, spread
-from mpdit_core.jobs.sample import SampleRequest, sample
 from mpdit_core.model.blocks import ModulationLayer
+from mpdit_core.reporting import Result
+from mpdit_core.runtime.distributed import World
+from mpdit_core.sampling.decode_precision import choose_decode_precision
+from mpdit_core.sampling.generator import SampleOptions, generate, prepare
+from mpdit_core.sampling.job import SampleRequest, sample
+from mpdit_core.sampling.labels import read_classes, spread
 
 CPU = torch.device("cpu")
 SMALL = SampleOptions(num_samples=10, batch_size=4, num_steps=4, guidance_scale=2.0)
@@ -214,7 +214,7 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     wide, narrow = float32.decode(x).float(), bfloat16.decode(x).float()
     assert wide.std() > 20
     assert 0 < (wide - narrow).abs().mean() <= 1
-    monkeypatch.setattr("mpdit_core.jobs.decode_precision.LARGEST_DIFFERENCE", 0.1)
+    monkeypatch.setattr("mpdit_core.sampling.decode_precision.LARGEST_DIFFERENCE", 0.1)
     assert choose_decode_precision(bfloat16.autoencoder, latents) == "float32"
     assert bfloat16.autoencoder.decode_precision == "bfloat16"  # only asked
 

@@ -12,16 +12,16 @@ from PIL import Image
 from sample_helpers import write_model
 
 from mpdit_cli.app import main
-from mpdit_core.data.autoencoder import PixelAutoencoder
+from mpdit_core.data.autoencoders import PixelAutoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
-from mpdit_core.distributed import World
-from mpdit_core.events import Event, Result
-from mpdit_core.jobs.generate import SampleOptions, generate, prepare
-from mpdit_core.jobs.interpolate import interpolate, slerp
-from mpdit_core.jobs.nearest import TrainingPoints, nearest, search
-from mpdit_core.jobs.sweep import read_sweeps, sweep, with_value
-from mpdit_core.jobs.trajectory import follow, spread_out, trajectory
-from mpdit_core.jobs.views import ViewRequest
+from mpdit_core.reporting import Event, Result
+from mpdit_core.runtime.distributed import World
+from mpdit_core.sampling.generator import SampleOptions, generate, prepare
+from mpdit_core.sampling.views.common import ViewRequest
+from mpdit_core.sampling.views.interpolation import interpolate, slerp
+from mpdit_core.sampling.views.nearest import TrainingPoints, nearest, search
+from mpdit_core.sampling.views.sweep import read_sweeps, sweep, with_value
+from mpdit_core.sampling.views.trajectory import follow, spread_out, trajectory
 
 CPU = torch.device("cpu")
 SMALL = SampleOptions(num_samples=2, num_steps=3)
@@ -169,7 +169,7 @@ def test_nearest_finds_copies_and_mirror_images(model, latents, tmp_path):
 
 @pytest.mark.parametrize(("kept", "passes"), [(2**30, 1), (0, 2)])
 def test_pixels_are_decoded_once_as_far_as_they_can_be_kept(model, latents, tmp_path, monkeypatch, kept, passes):
-    monkeypatch.setattr("mpdit_core.jobs.nearest.KEPT", kept)
+    monkeypatch.setattr("mpdit_core.sampling.views.nearest.KEPT", kept)
     decoded = []
     original = PixelAutoencoder.decode
     monkeypatch.setattr(PixelAutoencoder, "decode", lambda self, x: (decoded.append(len(x)), original(self, x))[1])

@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from train_helpers import QUICK, options, run_to_end
 
 from mpdit_cli.app import main
-from mpdit_core.checkpoint import find_checkpoints, load_model, open_model
 from mpdit_core.errors import UserError
-from mpdit_core.events import Result, Saved, TrainStep
-from mpdit_core.jobs.train import TrainOptions
+from mpdit_core.models.model_folder import find_checkpoints, load_model, open_model
 from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.reporting import Result, Saved, TrainStep
 from mpdit_core.training import checkpoints
-from mpdit_core.training.sentinel import Sentinel
-from mpdit_core.training.sharded import can_write
+from mpdit_core.training.hooks.divergence import Sentinel
+from mpdit_core.training.job import TrainOptions
+from mpdit_core.training.state.sharded import can_write
 
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
 
@@ -110,7 +110,7 @@ def test_several_ema_rates_and_their_files(latents, tmp_path):
 
 
 def test_ema_follows_its_definition():
-    from mpdit_core.ema import EMA
+    from mpdit_core.training.state.ema import EMA
 
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)

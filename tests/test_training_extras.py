@@ -15,13 +15,13 @@ from rich.console import Console
 
 from mpdit_cli.app import main
 from mpdit_cli.train_panel import TrainPanel
-from mpdit_core.device import matmul_rate
 from mpdit_core.errors import UserError
-from mpdit_core.events import Note, TrainStep, Warn
-from mpdit_core.jobs.report import curve, report
-from mpdit_core.jobs.train import TrainOptions, train
 from mpdit_core.presets import load_preset
+from mpdit_core.reporting import Note, TrainStep, Warn
+from mpdit_core.run_report.job import curve, report
+from mpdit_core.runtime.device import matmul_rate
 from mpdit_core.training import trackers
+from mpdit_core.training.job import TrainOptions, train
 
 STEP = TrainStep(
     step=10, total_steps=300, loss=2.0, grad_norm=0.5, learning_rate=1e-3, images_seen=80, images_per_second=4.0,

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from train_helpers import run_group
 
-from mpdit_core.checkpoint import find_checkpoints
 from mpdit_core.errors import UserError
-from mpdit_core.training.checkpoints import read
-from mpdit_core.training.clock import WorkClock
-from mpdit_core.training.sharded import can_write
+from mpdit_core.models.model_folder import find_checkpoints
+from mpdit_core.training.hooks.clock import WorkClock
+from mpdit_core.training.state.checkpoints import read
+from mpdit_core.training.state.sharded import can_write
 
 WORKER = """
 import json, sys
 from pathlib import Path
 from mpdit_core.errors import UserError
-from mpdit_core.events import TrainStep
-from mpdit_core.jobs.train import TrainOptions, train
+from mpdit_core.reporting import TrainStep
+from mpdit_core.training.job import TrainOptions, train
 latents, run, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 options = TrainOptions(preset="tiny", latents=latents, run=run, device="cpu", steps=2, assignments=["preview.every=0"])
 try:
@@ -39,8 +39,8 @@ SHARDED_WORKER = """
 import json, os, resource, signal, sys, time
 from pathlib import Path
 from mpdit_core.errors import UserError
-from mpdit_core.events import TrainStep, Warn
-from mpdit_core.jobs.train import TrainOptions, train
+from mpdit_core.reporting import TrainStep, Warn
+from mpdit_core.training.job import TrainOptions, train
 latents, run, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 options = TrainOptions(preset="tiny", latents=latents, run=run, device="cpu", steps=3, assignments=[
     "preview.every=0", "train.checkpoint_every=1", 'train.parallel="fsdp"'])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mpdit_core.jobs.train import TrainOptions, train
+from mpdit_core.training.job import TrainOptions, train
 
 QUICK = ("preview.every=0", "train.checkpoint_every=4")
 

@@ -18,6 +18,6 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """See the whole pipeline on real digits: encode, train, sample, evaluate, count. Offline, a few minutes."""
-    from mpdit_core.jobs.demo import demo
+    from mpdit_core.demo import demo
 
     console.run_job(demo(out=out, device_name=device, steps=steps))

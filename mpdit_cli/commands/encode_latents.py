@@ -110,8 +110,8 @@ def command(
     Killed at any point, the same command goes on where it stopped. `--set dataset.KEY=VALUE` sets a field of a data set
     plugin.
     """
-    from mpdit_core.device import select_device
-    from mpdit_core.jobs.encode import EncodeOptions, encode
+    from mpdit_core.encoding.job import EncodeOptions, encode
+    from mpdit_core.runtime.device import select_device
 
     encoding = EncodeOptions(
         source=source,

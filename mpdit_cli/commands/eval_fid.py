@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """Measure a model or finished samples against real images, by the protocol published numbers are made with."""
     if compare is not None:
-        from mpdit_core.metrics.records import compare_records
+        from mpdit_core.evaluation.compare import compare_records
 
         console.run_job(compare_records(*compare))
         return
@@ -64,10 +64,10 @@ def command(
         raise UserError("nothing to evaluate", expected=PLACE, remedy="e.g. mpdit eval-fid runs/xl-256-1")
 
     from mpdit_core.config import parse_assignments, validate
-    from mpdit_core.jobs.evaluate import EvaluateOptions, SampleOptions, evaluate
-    from mpdit_core.jobs.evaluate import make_reference as make
-    from mpdit_core.jobs.evaluate_sweep import evaluate_sweep
-    from mpdit_core.jobs.sample_options import read_interval
+    from mpdit_core.evaluation.job import EvaluateOptions, SampleOptions, evaluate
+    from mpdit_core.evaluation.job import make_reference as make
+    from mpdit_core.evaluation.sweep import evaluate_sweep
+    from mpdit_core.sampling.command_options import read_interval
 
     tree = parse_assignments(settings or [])
     unknown = sorted(set(tree) - {"sampler", "features"})

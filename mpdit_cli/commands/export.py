@@ -32,8 +32,8 @@ def command(
     Example: mpdit export runs/xl-256-1 models/mine --push me/mpdit-xl
     """
     from mpdit_core.config import validate
-    from mpdit_core.device import select_device
-    from mpdit_core.jobs.export import ExportOptions, export
+    from mpdit_core.interop.export.job import ExportOptions, export
+    from mpdit_core.runtime.device import select_device
 
     select_device(device)  # nothing here needs one, but a wrong name is a mistake here as everywhere
     given = dict(form=form, half=half, push=push, private=private, licence=licence)

@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """List the installed samplers, data sets and feature extractors."""
     if context.invoked_subcommand is None:
-        from mpdit_core.jobs.plugins import list_plugins
+        from mpdit_core.plugins.job import list_plugins
 
         console.run_job(list_plugins())
 
@@ -36,7 +36,7 @@ def show(
     quiet: options.Quiet = False,
 ) -> None:
     """Describe one plugin: its package and its options."""
-    from mpdit_core.jobs.plugins import show_plugin
+    from mpdit_core.plugins.job import show_plugin
 
     console.run_job(show_plugin(name))
 
@@ -51,6 +51,6 @@ def new(
     quiet: options.Quiet = False,
 ) -> None:
     """Write a package for a new plugin; it installs and passes its own test as written."""
-    from mpdit_core.jobs.plugins import new_plugin
+    from mpdit_core.plugins.job import new_plugin
 
     console.run_job(new_plugin(kind, name, folder=out))

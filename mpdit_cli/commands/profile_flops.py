@@ -1,4 +1,4 @@
-"""`mpdit profile-flops`: see mpdit_core/jobs/profile.py."""
+"""`mpdit profile-flops`: see mpdit_core/profiling/job.py."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """Count the parameters, compute and memory of models, exactly; compare them with dense ones."""
-    from mpdit_core.jobs.profile import ProfileOptions, profile
+    from mpdit_core.profiling.job import ProfileOptions, profile
 
     asked = ProfileOptions(
         model=model,

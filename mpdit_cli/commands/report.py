@@ -21,6 +21,6 @@ def command(
 
     Example: mpdit report runs/xl-256-1
     """
-    from mpdit_core.jobs.report import report
+    from mpdit_core.run_report.job import report
 
     console.run_job(report(run, out=out))

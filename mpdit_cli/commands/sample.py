@@ -116,14 +116,14 @@ def command(
     Example: mpdit sample runs/digits-1 -n 60 --guidance-scale 1.5
     """
     from mpdit_core.config import validate
-    from mpdit_core.jobs.generate import SampleOptions
-    from mpdit_core.jobs.interpolate import interpolate as make_interpolation
-    from mpdit_core.jobs.nearest import nearest as find_nearest
-    from mpdit_core.jobs.sample import SampleRequest, sample
-    from mpdit_core.jobs.sample_options import choose_view, read_interval, read_sampler_options
-    from mpdit_core.jobs.sweep import sweep as make_sweep
-    from mpdit_core.jobs.trajectory import trajectory as make_trajectory
-    from mpdit_core.jobs.views import IMAGES, ViewRequest
+    from mpdit_core.sampling.command_options import choose_view, read_interval, read_sampler_options
+    from mpdit_core.sampling.generator import SampleOptions
+    from mpdit_core.sampling.job import SampleRequest, sample
+    from mpdit_core.sampling.views.common import IMAGES, ViewRequest
+    from mpdit_core.sampling.views.interpolation import interpolate as make_interpolation
+    from mpdit_core.sampling.views.nearest import nearest as find_nearest
+    from mpdit_core.sampling.views.sweep import sweep as make_sweep
+    from mpdit_core.sampling.views.trajectory import trajectory as make_trajectory
 
     view = choose_view(
         {"sweep": sweep, "trajectory": trajectory, "interpolation": interpolate, "nearest": nearest},

@@ -37,7 +37,7 @@ def command(
 
     Example: mpdit train --preset xl-256
     """
-    from mpdit_core.jobs.train import TrainOptions, train
+    from mpdit_core.training.job import TrainOptions, train
 
     wanted = TrainOptions(
         preset=preset,

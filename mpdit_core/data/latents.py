@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mpdit_core.data.manifest import LatentSpec, Manifest, Normalisation, Shard, latent_spec, read_manifest
 from mpdit_core.errors import UserError
-from mpdit_core.seeding import hash_seed
+from mpdit_core.runtime.seeding import hash_seed
 
 DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 OPENED_AT_ONCE = 8  # shards

@@ -16,7 +16,7 @@ import torch
 from mpdit_core.data.latents import map_safetensors
 from mpdit_core.data.manifest import EncodingPlan, Shard, SkippedItem, shard_name
 from mpdit_core.errors import UserError
-from mpdit_core.files import sha256, writing
+from mpdit_core.runtime.files import sha256, writing
 
 CHUNK = 16  # images summed or checked at once, so that float64 copies stay small
 BLOCK = 32 * 2**10  # bytes hashed and written at once, so that they are in the processor's cache the second time

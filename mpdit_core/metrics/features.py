@@ -23,7 +23,7 @@ from torch import Tensor
 from mpdit_core import plugins
 from mpdit_core.api import FeatureExtractor, Features, option
 from mpdit_core.errors import UserError
-from mpdit_core.files import sha256
+from mpdit_core.runtime.files import sha256
 
 PUBLISHED_SHA256 = "6726825d"
 """How the SHA-256 of the published weights begins (it is part of their file name)."""

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpdit_core.distributed import World
 from mpdit_core.metrics.statistics import Gaussian
+from mpdit_core.runtime.distributed import World
 
 IS_CHUNK = 5000
 """Images a chunk of the Inception Score, as OpenAI's ADM evaluator cuts them (its `batch_size=5000`)."""

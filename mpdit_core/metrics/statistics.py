@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpdit_core.distributed import World
+from mpdit_core.runtime.distributed import World
 
 ROWS_AT_ONCE = 512
 """Rows are taken up in groups of this size whatever the batch size was, so the sums do not depend on it."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mpdit_core.errors import UserError
-from mpdit_core.events import jsonable
 from mpdit_core.plugins.finding import WORDS, Kind, names
 from mpdit_core.plugins.loading import build, load, resolve
+from mpdit_core.reporting import jsonable
 
 
 def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:

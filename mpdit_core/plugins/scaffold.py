@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from mpdit_core.errors import UserError
-from mpdit_core.files import writing_folder
 from mpdit_core.plugins.finding import Kind, names
+from mpdit_core.runtime.files import writing_folder
 
 KIND_OF: dict[str, Kind] = {"sampler": "samplers", "dataset": "datasets", "features": "features"}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mpdit_core.config import ObjectiveConfig
 from mpdit_core.data.latents import EpochOrder, LatentFolder, draw_latents
 from mpdit_core.flow.path import draw_times
-from mpdit_core.seeding import generator
+from mpdit_core.runtime.seeding import generator
 
 
 @dataclass(frozen=True)

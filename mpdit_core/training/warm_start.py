@@ -20,12 +20,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mpdit_core.checkpoint import WEIGHTS, ModelFolder, open_model, read_weights
 from mpdit_core.config import ModelConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.events import Event, Note, Warn
-from mpdit_core.training.trainer import Trainer
+from mpdit_core.models.model_folder import WEIGHTS, ModelFolder, open_model, read_weights
+from mpdit_core.reporting import Event, Note, Warn
+from mpdit_core.training.state.trainer import Trainer
 
 CLASS_TABLE = "class_embedding.table"
 

@@ -1,0 +1,44 @@
+"""A model as a pipeline folder of diffusers: transformer, VAE, scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpdit_core.data.autoencoders import DiffusersAutoencoder, load_autoencoder
+from mpdit_core.errors import UserError
+from mpdit_core.interop.pipeline import MPDiTPipeline, MPDiTTransformer, PixelVAE
+from mpdit_core.models.model_folder import ModelFolder
+
+
+def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
+    """The model with its VAE (fetched where it is not local) and an Euler scheduler.
+
+    Raises:
+        UserError: the model does not say what its latents are, or the VAE cannot be had.
+    """
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    latents = model.latents
+    if latents is None:
+        raise UserError(
+            f"{model.path} does not say which autoencoder its latents belong to",
+            expected="a model trained or imported with its latents' description",
+            remedy="--format mpdit, which needs none",
+        )
+    autoencoder = load_autoencoder(latents.autoencoder)
+    vae: Any = PixelVAE(channels=latents.autoencoder.channels)
+    if isinstance(autoencoder, DiffusersAutoencoder):
+        vae = autoencoder.network
+    normalisation = latents.normalisation
+    transformer = MPDiTTransformer.of(model.load(), mean=normalisation.mean, std=normalisation.std)
+    names = dict(enumerate(latents.class_names))
+    pipeline = MPDiTPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(shift=1.0), id2label=names)
+    return pipeline.to(torch.float16) if half else pipeline
+
+
+def write_pipeline(model: ModelFolder, folder: Path, *, half: bool = False) -> None:
+    """Saves `make_pipeline` under `folder`, which may exist and be empty."""
+    make_pipeline(model, half=half).save_pretrained(str(folder), safe_serialization=True)

@@ -1,0 +1,158 @@
+"""Reading a checkpoint file of the official code without running anything from it.
+
+A `.pt` is a pickle: it is read with `weights_only`, and the one class allowed beyond tensors is `argparse.Namespace`,
+because the official training script stores its arguments. Tensors stay on the disk until they are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mpdit_core.errors import UserError
+from mpdit_core.interop.official.file_signatures import like_bytes
+from mpdit_core.reporting import jsonable
+
+Weights = Literal["ema", "model"]
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # compile, DDP, FSDP
+EXPECTED = "a .pt or .safetensors file of the official MPDiT, DiT or SiT code"
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """Tensors by their official names, without prefixes of wrappers; and what else the file says."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    weights: str  # which of the file's sets of weights: ema, model, state_dict, or "the only ones"
+    arguments: dict[str, Any]  # of the training command; empty where the file holds none
+
+
+def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile:
+    """Reads `path`; of several sets of weights the EMA, unless `weights` names another.
+
+    Raises:
+        UserError: missing, torn, another kind of file, or a pickle that wants to run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        ours = (path / "model.safetensors").exists() and (path / "config.json").exists()
+        raise UserError(
+            f"{path} is a folder",
+            expected=EXPECTED,
+            remedy="it may be a model already: use it as it is, `mpdit sample` says" if ours else "name the file in it",
+        )
+    if not path.exists():
+        raise UserError(f"{path} does not exist", expected=EXPECTED)
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise UserError(f"{path} is empty", expected=EXPECTED, remedy="download it again")
+    if _is_safetensors(head) or path.suffix == ".safetensors":
+        content: Any = _read_safetensors(path, head)
+    elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        content = _read_pickle(path, zipped=head[:2] == b"PK")
+    else:
+        raise _wrong_file(path, head)
+    chosen, tensors = _choose(path, content, weights)
+    stripped = {_without_wrappers(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    return OfficialFile(path=path, tensors=stripped, weights=chosen, arguments=_arguments(content))
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32
+
+
+def _read_safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except SafetensorError as error:
+        if like_bytes(head) or not _is_safetensors(head):
+            raise _wrong_file(path, head) from None
+        raise _torn(path, f"a safetensors file, but {error}") from None
+
+
+def _read_pickle(path: Path, *, zipped: bool) -> Any:
+    if zipped and not zipfile.is_zipfile(path):
+        raise _torn(path, "a torch file (zip) without its end")
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                inside = ", ".join(archive.namelist()[:3])
+                raise UserError(f"{path} is a zip archive of {inside} …, not a torch file", expected=EXPECTED)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other protocols: they are read or refused below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise UserError(
+            f"{path} cannot be read safely: "
+            + (f"it holds a {wanted.group(1)}, and reading that would run code" if wanted else _first_line(error)),
+            expected="tensors, numbers and argparse.Namespace alone",
+            remedy="if you trust where it comes from, load it with its own code and save the weights alone: "
+            "torch.save(checkpoint['ema'], 'weights.pt')",
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:  # of a torn or strange file
+        raise _torn(path, f"a torch file, but {_first_line(error)}") from None
+
+
+def _choose(path: Path, content: Any, wanted: Weights | None) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights", expected=EXPECTED)
+    sets = {key: content[key] for key in ("ema", "model", "state_dict") if _has_tensors(content.get(key))}
+    if wanted and wanted not in sets:
+        raise UserError(
+            f"{path} holds no weights called {wanted}", expected=", ".join(sets) or "one set of weights, without a name"
+        )
+    if sets:
+        chosen = wanted or next(iter(sets))
+        return chosen, sets[chosen]
+    if _has_tensors(content):
+        return "the only ones", content
+    keys = ", ".join(map(str, list(content)[:5])) or "nothing"
+    raise UserError(f"{path} holds no weights, but {keys}", expected="ema, model or a plain state dict")
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
+
+
+def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace):
+        return jsonable(vars(arguments))
+    return jsonable(dict(arguments)) if isinstance(arguments, Mapping) else {}
+
+
+def _wrong_file(path: Path, head: bytes) -> UserError:
+    what = like_bytes(head) or f"something that begins with {head[:16]!r}"
+    return UserError(f"{path} is {what}", expected=EXPECTED)
+
+
+def _torn(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} is torn: {what}",
+        expected=f"a complete file (this one has {path.stat().st_size:,} bytes)",
+        remedy="download it again, and compare its size with the original's",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,264 @@
+"""MPDiT for diffusers: `MPDiTPipeline`, with the call and the output of `DiTPipeline`.
+
+    from mpdit_core.interop.pipeline import MPDiTPipeline
+    pipe = MPDiTPipeline.from_pretrained("exported-folder")
+    images = pipe(class_labels=[207, 360], num_inference_steps=50, generator=torch.manual_seed(0)).images
+
+`mpdit export MODEL OUT --format diffusers` makes such a folder. With `FlowMatchEulerDiscreteScheduler` (shift 1) the
+steps are those of `mpdit sample --sampler euler`: the same noise gives the same images.
+
+`DiffusionPipeline.from_pretrained(folder)` finds the class too, once this module is imported (last line). Where it is
+not, the `pipeline.py` saved with every folder imports it: `custom_pipeline=folder, trust_remote_code=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.utils.outputs import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.model.transformer import MPDiT
+
+PIPELINE_FILE = "pipeline.py"
+PIPELINE_CODE = """\
+# For DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
+from mpdit_core.interop.pipeline import MPDiTPipeline  # noqa: F401 - pip install mpdit
+"""
+
+
+class VelocityOutput(BaseOutput):
+    """`sample [B, C, H, H]`: the velocity."""
+
+    sample: Tensor
+
+
+class MPDiTTransformer(ModelMixin, ConfigMixin):
+    """The velocity network as a model of diffusers. The arguments are those of `ModelConfig`, and the latents' scale.
+
+    Args:
+        latents_mean, latents_std: per channel; raw latents for the VAE are `latents · std + mean`.
+    """
+
+    _no_split_modules = ["Block"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        stages: Sequence[Sequence[int]],
+        input_size: int,
+        channels: int = 4,
+        num_classes: int = 1000,
+        class_tokens: int = 16,
+        modulation: str = "shared",
+        time_embedding: str = "fno",
+        skip: bool = True,
+        mlp_ratio: int = 4,
+        latents_mean: Sequence[float] = (0.0,),  # noqa: ARG002 - read from the config
+        latents_std: Sequence[float] = (1.0,),  # noqa: ARG002
+    ):
+        super().__init__()
+        shape = dict(
+            width=width, num_heads=num_heads, stages=tuple(Stage(*stage) for stage in stages), input_size=input_size,
+            channels=channels, num_classes=num_classes, class_tokens=class_tokens, modulation=modulation,
+            time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio,
+        )  # fmt: skip
+        self.network = MPDiT(ModelConfig.model_validate(shape))
+
+    @classmethod
+    def of(cls, network: MPDiT, *, mean: Sequence[float], std: Sequence[float]) -> MPDiTTransformer:
+        """Wraps `network`; its weights are shared, not copied."""
+        values = network.config.model_dump(exclude={"spectral_init_scale"})
+        values["stages"] = [list(stage) for stage in network.config.stages]
+        made = cls(**values, latents_mean=list(mean), latents_std=list(std))
+        made.network = network
+        return made.eval()
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True
+    ) -> VelocityOutput | tuple[Tensor]:
+        """`hidden_states [B, C, H, H]`, `timestep` [] or [B] = 1000·t, `class_labels [B]` -> velocity [B, C, H, H]."""
+        t = timestep.float().reshape(-1) / 1000
+        dtype = self.network.head.linear.weight.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        if half:
+            self.network.time_embedding.float()  # a `.half()` of the whole pipeline reaches it too
+        device = hidden_states.device.type
+        with torch.autocast(device, dtype=dtype if half else None, enabled=half):
+            velocity = self.network(hidden_states, t, class_labels)
+        velocity = velocity.to(hidden_states.dtype)
+        return VelocityOutput(sample=velocity) if return_dict else (velocity,)
+
+
+class PixelVAE(ModelMixin, ConfigMixin):
+    """The identity in a VAE's place, for models of pixels; one grey channel is repeated to three."""
+
+    @register_to_config
+    def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads dtype and device of it
+
+    @apply_forward_hook  # moves the transformer out of the way under enable_model_cpu_offload, as AutoencoderKL does
+    def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
+        images = latents.expand(-1, 3, -1, -1)
+        return VelocityOutput(sample=images) if return_dict else (images,)
+
+
+class MPDiTPipeline(DiffusionPipeline):
+    """Class-conditional images from an MPDiT flow.
+
+    Args:
+        transformer: `MPDiTTransformer`.
+        vae: `AutoencoderKL`, or `PixelVAE`.
+        scheduler: `FlowMatchEulerDiscreteScheduler` or another flow-matching one.
+        id2label: name of each class; several names separated by commas, as in `DiTPipeline`.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - the name and kind diffusers asks for
+
+    def __init__(self, transformer: Any, vae: Any, scheduler: Any, id2label: dict[Any, str] | None = None):
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_to_config(id2label=id2label)
+        self.labels: dict[str, int] = {}
+        for key, names in (id2label or {}).items():
+            self.labels |= {name.strip(): int(key) for name in names.split(",")}
+        self.labels = dict(sorted(self.labels.items()))
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does it, and `pipeline.py`, by which diffusers alone can load the folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PIPELINE_FILE).write_text(PIPELINE_CODE, encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def get_label_ids(self, label: str | list[str]) -> list[int]:
+        """Class ids of class names. Raises `ValueError` for a name that is none."""
+        wanted = [label] if isinstance(label, str) else label
+        unknown = [name for name in wanted if name not in self.labels]
+        if unknown:
+            raise ValueError(f"no class is called {unknown[0]!r}; known are {', '.join(self.labels)}")
+        return [self.labels[name] for name in wanted]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: list[int],
+        guidance_scale: float = 4.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int = 50,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        *,
+        latents: Tensor | None = None,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
+        """One image for each of `class_labels`; arguments and result as those of `DiTPipeline`.
+
+        Args:
+            guidance_scale: 1 or less is off.
+            output_type: `pil`, `np`, `pt`, or `latent` for the standardised latents.
+            latents: noise to start from, [B, C, H, H], in place of drawn noise.
+            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return changed latents,
+                and set `pipeline._interrupt` to stop.
+            callback_on_step_end_tensor_inputs: what its last argument holds; `latents` is all there is.
+        """
+        config, device = self.transformer.config, self._execution_device
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        refused = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if refused:
+            raise ValueError(f"callback_on_step_end_tensor_inputs {sorted(refused)}: only latents can be had")
+        wrong = [label for label in class_labels if not 0 <= label <= config["num_classes"]]
+        if wrong or not class_labels:
+            raise ValueError(f"class_labels {list(class_labels)}: 0..{config['num_classes']} are possible")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type {output_type!r}: pil, np, pt or latent")
+        if isinstance(generator, list) and len(generator) != len(class_labels):
+            raise ValueError(f"{len(generator)} generators for {len(class_labels)} class_labels: one for each image")
+        shape = (len(class_labels), config["channels"], config["input_size"], config["input_size"])
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)}, expected {shape}")
+        x_t = latents.to(device, torch.float32)  # the network may be half, the integration is not
+        labels = torch.tensor(list(class_labels), device=device)
+        guided = guidance_scale > 1
+        both = torch.cat([labels, torch.full_like(labels, config["num_classes"])]) if guided else labels
+
+        self._interrupt = False
+        self._set_timesteps(num_inference_steps, device)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as progress:  # pyright: ignore[reportCallIssue]
+            for i, timestep in enumerate(timesteps):
+                if self._interrupt:
+                    continue
+                given = torch.cat([x_t, x_t]) if guided else x_t
+                times = timestep.expand(len(given)).to(device)
+                velocity = self.transformer(given, timestep=times, class_labels=both).sample
+                if guided:
+                    strong, weak = velocity.float().chunk(2)
+                    velocity = weak + guidance_scale * (strong - weak)
+                x_t = self.scheduler.step(velocity.float(), timestep, x_t, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(
+                        self, i, timestep, dict.fromkeys(callback_on_step_end_tensor_inputs, x_t)
+                    )
+                    x_t = changed.pop("latents", x_t) if changed else x_t
+                progress.update()
+
+        images = self._output(x_t, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _set_timesteps(self, steps: int, device: torch.device) -> None:
+        """Even steps from t = 1 to 0. (A scheduler left to itself stops at t = 0.001.)"""
+        try:
+            self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=device)
+        except TypeError:  # a scheduler that does not take sigmas
+            self.scheduler.set_timesteps(steps, device=device)
+
+    def _output(self, x_t: Tensor, output_type: str | None) -> Any:
+        if output_type == "latent":
+            return x_t
+        config = self.transformer.config
+        mean, std = (
+            torch.tensor(config[key], device=x_t.device).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std")
+        )
+        raw_latents = (x_t * std + mean).to(self.vae.dtype)
+        images = (self.vae.decode(raw_latents).sample.float() / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        images = images.cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+# `DiffusionPipeline.from_pretrained` looks the class of a folder up by name in the package, and has no other register.
+diffusers.MPDiTPipeline = MPDiTPipeline  # pyright: ignore[reportAttributeAccessIssue]

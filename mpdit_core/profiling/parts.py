@@ -1,0 +1,167 @@
+"""Where the time of a pass goes: by stage and kind of work, forward and backward, by torch's profiler.
+
+Hooks put every part of the network into a range of the profiler while it runs eagerly (a compiled block is one piece).
+A backward operation belongs to the part whose forward operation has its sequence number.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
+from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import profile as torch_profile
+
+from mpdit_core.config import ModelConfig
+from mpdit_core.model.compute import KINDS, Kind, operations
+from mpdit_core.reporting import Table
+from mpdit_core.runtime.device import synchronize
+
+REPEATS = 7
+RANGE = "mpdit/"
+PASS = "mpdit-pass"
+FORWARD_SCOPE = 0  # of an operation; a node of the backward pass has 1, a range 7
+BACKWARD = "autograd::engine::evaluate_function"
+
+# module of the network (by the end of its name) -> kind of work. A part has its time without the parts inside it, so
+# the attention's is that of its own two products.
+PARTS: dict[str, Kind] = {
+    "attention": "attention",
+    "attention.qkv": "projections",
+    "attention.out": "projections",
+    "mlp": "mlp",
+    "upsample": "upsampling",
+    "patch_embedding": "patches",
+    "skip": "patches",
+    "modulation": "conditioning",
+    "class_embedding": "conditioning",
+    "time_embedding": "time",
+    "head.linear": "output",
+}
+
+Parts = dict[str, dict[str, dict[str, float]]]  # stage (`stage 0`, …, `outside`) -> kind or `rest` -> seconds
+
+
+def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.device) -> Parts:
+    """Median, 10 % and 90 % of the seconds that each part takes in `work`, one pass of `model`."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's library writes its log among the tables
+    handles = _mark(model)
+    try:
+        work()
+        synchronize(device)
+        with torch_profile(activities=activities) as profiler:
+            for _ in range(REPEATS):
+                with record_function(PASS):
+                    work()
+                    synchronize(device)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _summary(_seconds(list(profiler.events() or []), on_gpu=device.type == "cuda"))
+
+
+def _seconds(events: list[Any], *, on_gpu: bool) -> dict[str, list[float]]:
+    """Seconds of each part, `stage/kind`, in each pass."""
+    events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
+    passes = [e.time_range for e in events if e.name == PASS]
+
+    def which(event: Any) -> int:
+        return max(sum(span.start <= event.time_range.start for span in passes) - 1, 0)
+
+    def seconds(event: Any) -> float:
+        return (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
+
+    taken: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(passes))
+    part_of: dict[int, str] = {}  # sequence number -> part; an operation that makes no node shares the next one's
+    for event in events:
+        inside = _innermost(event)
+        if event.name.startswith(RANGE):
+            taken[event.name][which(event)] += seconds(event)
+            outer = _innermost(event.cpu_parent)
+            if outer is not None:
+                taken[outer][which(event)] -= seconds(event)
+        elif event.scope == FORWARD_SCOPE and event.sequence_nr >= 0 and not event.name.startswith(BACKWARD):
+            part_of[event.sequence_nr] = inside or ""
+    for event in events:
+        if event.name.startswith(BACKWARD):
+            taken[part_of.get(event.sequence_nr) or f"{RANGE}outside/rest"][which(event)] += seconds(event)
+    return taken
+
+
+def _innermost(event: Any) -> str | None:
+    """The part that an event lies in."""
+    while event is not None:
+        if event.name.startswith(RANGE):
+            return event.name
+        event = event.cpu_parent
+    return None
+
+
+def _summary(taken: dict[str, list[float]]) -> Parts:
+    parts: Parts = {}
+    kinds = [*KINDS, "rest"]
+    names = [key.removeprefix(RANGE).partition("/") for key in taken]
+    for stage, _, kind in sorted(names, key=lambda name: (name[0] == "outside", name[0], kinds.index(name[2]))):
+        times = taken[f"{RANGE}{stage}/{kind}"]
+        deciles = statistics.quantiles(times, n=10, method="inclusive")
+        parts.setdefault(stage, {})[kind] = {
+            "median_seconds": statistics.median(times), "p10_seconds": deciles[0], "p90_seconds": deciles[-1],
+        }  # fmt: skip
+    return parts
+
+
+def _mark(model: nn.Module) -> list[Any]:
+    """Hooks that put every part of `PARTS`, and every stage, into a range of the profiler."""
+    handles = []
+    for name, module in model.named_modules():
+        stage = f"stage {name.split('.')[1]}" if name.startswith("stages.") else "outside"
+        inside_time = name.startswith("time_embedding.")  # whose layers are its own affair
+        matches = [part for part in PARTS if name == part or name.endswith(f".{part}")] if not inside_time else []
+        if name.startswith("stages.") and name.count(".") == 1:
+            label = f"{RANGE}{stage}/rest"
+        elif matches:
+            label = f"{RANGE}{stage}/{PARTS[max(matches, key=len)]}"
+        else:
+            continue
+        open_ranges: list[Any] = []
+
+        def enter(_module: nn.Module, _inputs: Any, label: str = label, stack: list[Any] = open_ranges) -> None:
+            span = record_function(label)
+            span.__enter__()
+            stack.append(span)
+
+        def leave(_module: nn.Module, _inputs: Any, _output: Any, stack: list[Any] = open_ranges) -> None:
+            stack.pop().__exit__(None, None, None)
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    return handles
+
+
+def parts_table(name: str, config: ModelConfig, parts: Parts, batch_size: int, *, training: bool) -> Table:
+    macs: dict[tuple[str, str], int] = defaultdict(int)
+    for operation in operations(config):
+        stage = "outside" if operation.stage is None else f"stage {operation.stage}"
+        macs[stage, operation.kind] += operation.macs + (operation.backward_macs if training else 0)
+    total = sum(row["median_seconds"] for kinds in parts.values() for row in kinds.values())
+    rows = []
+    for stage, kinds in parts.items():
+        for kind, row in kinds.items():
+            median, flops = row["median_seconds"], 2 * batch_size * macs[stage, kind]
+            speed = f"{flops / median / 1e9:,.4g}" if flops and median > 0 else "–"
+            spread = f"{row['p10_seconds'] * 1e3:.3f}–{row['p90_seconds'] * 1e3:.3f}"
+            rows.append([f"{stage} {kind}", f"{median * 1e3:.3f}", spread, f"{median / total:.1%}", speed])
+    return Table(
+        title=f"{name}: where the time of an eager {'training' if training else 'forward'} pass goes",
+        columns=["part", "median ms", "10–90 %", "share", "GFLOP/s"],
+        rows=rows,
+        note="rest: norms, modulation of the tokens, residuals, moving of memory"
+        + (", loss and gradients' sums. " if training else ". ")
+        + "By torch.profiler, which slows small models.",
+    )

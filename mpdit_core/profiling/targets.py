@@ -1,0 +1,141 @@
+"""What to profile: presets, the field's names for them, and models on disk, at any resolution.
+
+To add an alias: a line in `SIZES` (a new size) or a branch in `_alias`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+
+from mpdit_core.config import ModelConfig, RunConfig, Stage, merge, parse_assignments, validate
+from mpdit_core.errors import UserError
+from mpdit_core.models.model_folder import open_model
+from mpdit_core.presets import load_preset, preset_names
+
+SIZES = ("S", "B", "L", "XL")
+PIXEL_PRESETS = ("digits", "tiny")  # pixels instead of autoencoder latents: not models of large images
+
+ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two levels), MPDiT-XL/8x (three levels)"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to profile. `name` is what the user called it; `run` is what a plan reads its epochs from."""
+
+    name: str
+    run: RunConfig
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.run.model
+
+    @property
+    def resolution(self) -> int:
+        return self.run.resolution
+
+    @property
+    def is_dense(self) -> bool:
+        return self.model == self.model.dense()
+
+
+def find_targets(
+    *, presets: Sequence[str], model: str | None, assignments: Sequence[str], resolution: int | None
+) -> tuple[list[Target], list[tuple[str, str]]]:
+    """The models asked for, or all presets; and those that cannot be of `resolution`, with the reason.
+
+    Raises:
+        UserError: an unknown name or key, a resolution that no patch size divides.
+    """
+    named = [*([(model, open_model(model).config)] if model else []), *((name, _named(name)) for name in presets)]
+    everything = not named
+    if everything:
+        named = [(name, load_preset(name)) for name in preset_names() if not (resolution and name in PIXEL_PRESETS)]
+    tree = parse_assignments(assignments)
+    if resolution is not None and "input_size" in tree.get("model", {}):
+        raise UserError("--res and --set model.input_size say the same thing", remedy="leave one of them out")
+    targets: list[Target] = []
+    left_out: list[tuple[str, str]] = []
+    for name, base in named:
+        run = _changed(base, tree)
+        native = run.resolution
+        try:
+            run = run if resolution is None else at_resolution(run, resolution)
+        except UserError as error:
+            if not everything:
+                raise
+            left_out.append((name, error.what))
+            continue
+        label = f"{name}*" if tree else name
+        label = label if run.resolution == native else f"{label} @{run.resolution}"
+        targets.append(Target(label, run))
+    if not targets:
+        raise UserError(
+            f"--res {resolution}: no preset can be of this resolution",
+            expected="a multiple of 16 pixels (two-level models: 32, three-level models: 64)",
+        )
+    return (_without_twins(targets) if everything else targets), left_out
+
+
+def at_resolution(run: RunConfig, resolution: int) -> RunConfig:
+    """The same network for images of `resolution` pixels: another latent side and position tables, nothing else.
+
+    Raises:
+        UserError: the latents' side would not be whole, or not divisible by every patch size.
+    """
+    factor = run.resolution // run.model.input_size
+    unit = factor * lcm(*(stage.patch_size for stage in run.model.stages))
+    if resolution < 1 or resolution % unit:
+        below = max(resolution // unit, 1) * unit
+        patches = ", ".join(str(stage.patch_size) for stage in run.model.stages)
+        raise UserError(
+            f"--res {resolution} does not fit {run.preset}",
+            expected=f"a multiple of {unit} pixels (latents of 1/{factor} the side, patches of {patches})",
+            remedy=f"--res {below} or --res {below + unit}",
+        )
+    model = run.model.model_copy(update={"input_size": resolution // factor})
+    return run.model_copy(update={"resolution": resolution, "model": model})
+
+
+def _named(name: str) -> RunConfig:
+    found = _alias(name)
+    if found is not None:
+        return found
+    try:
+        return load_preset(name)
+    except UserError as error:
+        raise UserError(error.what, expected=f"{error.expected}; or a name as {ALIASES}", remedy=error.remedy) from None
+
+
+def _alias(name: str) -> RunConfig | None:
+    """`DiT-XL/2` and the like as a configuration at 256 pixels; None for what is no such name."""
+    dense = re.fullmatch(rf"(?:DiT|SiT)-({'|'.join(SIZES)})/([248])", name, flags=re.IGNORECASE)
+    if dense:
+        run = load_preset(f"dit-{dense[1].lower()}-256")
+        stages = (Stage(int(dense[2]), run.model.depth),)
+        return run.model_copy(update={"preset": name, "model": run.model.model_copy(update={"stages": stages})})
+    levels = re.fullmatch(r"MPDiT-(B|L|XL)(?:/([48])x)?", name, flags=re.IGNORECASE)
+    if levels:
+        size = levels[1].lower()
+        run = load_preset(f"v2-{size}-512" if levels[2] == "8" else f"{size}-256")
+        return at_resolution(run, 256).model_copy(update={"preset": name})
+    return None
+
+
+def _changed(run: RunConfig, tree: dict) -> RunConfig:
+    if not tree:
+        return run
+    changed = validate(RunConfig, merge(run.model_dump(), tree), origin=run.preset)
+    factor = run.resolution // run.model.input_size
+    return changed.model_copy(update={"resolution": changed.model.input_size * factor})
+
+
+def _without_twins(targets: list[Target]) -> list[Target]:
+    """One line a network: of `xl-256 @512` and `xl-512` the one that is so by itself stays."""
+    kept: list[Target] = []
+    for target in sorted(targets, key=lambda t: "@" in t.name):  # stable: natives first
+        if all(target.model != other.model or ("@" not in target.name) for other in kept):
+            kept.append(target)
+    return sorted(kept, key=targets.index)

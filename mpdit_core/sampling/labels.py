@@ -1,0 +1,100 @@
+"""Which class image i is of: read from `--classes`, by id or by name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mpdit_core.errors import UserError
+from mpdit_core.runtime.seeding import generator
+
+FEW = 20  # classes up to this number are taken in their order
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Image i's label, a function of i (and, where drawn, of the seed) alone.
+
+    `classes` are taken in turn, so any whole number of rounds is balanced; None: drawn at random from `num_classes`.
+    """
+
+    classes: tuple[int, ...] | None
+    num_classes: int
+    seed: int
+
+    def __call__(self, i: int) -> int:
+        if self.classes is not None:
+            return self.classes[i % len(self.classes)]
+        return int(torch.randint(self.num_classes, (1,), generator=generator(self.seed, "label", i)))
+
+
+def read_classes(text: str, *, class_names: Sequence[str], num_classes: int, seed: int) -> Labels:
+    """Reads `all`, `random`, or ids and names separated by commas, such as `207,volcano`.
+
+    A name is compared without regard to case, with the whole class name and with its parts between commas (ImageNet's
+    classes are called "goldfish, Carassius auratus").
+
+    Raises:
+        UserError: an id or name that no class has, or a name that several have.
+    """
+    if text.strip() == "random":
+        return Labels(None, num_classes, seed)
+    if text.strip() == "all":
+        return Labels(spread(num_classes), num_classes, seed)
+    return Labels(tuple(_read(text, class_names, num_classes)), num_classes, seed)
+
+
+def spread(num_classes: int) -> tuple[int, ...]:
+    """All classes once. Many are visited in golden-ratio strides, so that the first few are of all kinds."""
+    if num_classes <= FEW:
+        return tuple(range(num_classes))
+    stride = round(num_classes * 0.618)
+    while math.gcd(stride, num_classes) != 1:
+        stride += 1
+    return tuple(i * stride % num_classes for i in range(num_classes))
+
+
+def _read(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
+    whole = _find(text, class_names)  # a single class name may itself hold commas
+    if len(whole) == 1 and not text.strip().isdecimal():
+        return whole
+    found = []
+    for part in (p.strip() for p in text.split(",")):
+        if not part:
+            continue
+        if part.isdecimal():
+            if int(part) >= num_classes:
+                raise UserError(f"--classes {part}: the model has no such class", expected=f"0 to {num_classes - 1}")
+            found.append(int(part))
+            continue
+        ids = _find(part, class_names)
+        if len(ids) > 1:
+            raise UserError(
+                f"--classes {part!r} names {len(ids)} classes", expected="one", remedy=f"one of the ids {_join(ids)}"
+            )
+        if not ids:
+            near = difflib.get_close_matches(part.lower(), [n.lower() for n in class_names], n=3, cutoff=0.5)
+            raise UserError(
+                f"--classes {part!r}: the model has no class of this name",
+                expected=f"`all`, `random`, ids from 0 to {num_classes - 1}, or names such as "
+                + ", ".join(class_names[:3]),
+                remedy=f"did you mean {' or '.join(near)}?" if near else None,
+            )
+        found += ids
+    if not found:
+        raise UserError(f"--classes {text!r} names no class", expected="`all`, `random`, ids or names")
+    return found
+
+
+def _find(name: str, class_names: Sequence[str]) -> list[int]:
+    wanted = name.strip().lower()
+    exact = [i for i, n in enumerate(class_names) if n.lower() == wanted]
+    return exact or [i for i, n in enumerate(class_names) if wanted in [part.strip().lower() for part in n.split(",")]]
+
+
+def _join(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids))

@@ -1,0 +1,131 @@
+"""Other places a run's metrics go to: `--set 'train.trackers=["tensorboard"]'`. Off by default; each is an extra.
+
+To add one: a class with `log` and `close` below, a line in `TRACKERS`, its name in `TrainConfig.trackers`, and its
+package among the extra `trackers` of pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mpdit_core.config import RunConfig
+from mpdit_core.errors import UserError
+from mpdit_core.reporting import Event, TrainStep, Warn
+from mpdit_core.runtime import files
+
+
+class Tracker(Protocol):
+    def log(self, values: Mapping[str, float], *, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `RUN/trackers/tensorboard`; steps after the one a run goes on from are dropped there."""
+
+    def __init__(self, run: Path, config: RunConfig, *, step: int):
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self._writer = writer(str(run / "trackers" / "tensorboard"), purge_step=step + 1 if step else None)
+        if not step:
+            self._writer.add_text("config", f"```json\n{config.model_dump_json(indent=2)}\n```", 0)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of the project `mpdit` under the run folder's name, local part in `RUN/trackers`.
+
+    Its id is kept there: another folder of the same name is another run. What the terminal shows is not recorded, the
+    panel would fill it.
+    """
+
+    def __init__(self, run: Path, config: RunConfig, *, step: int):
+        folder = run / "trackers"
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "wandb-id.txt"
+        name = kept.read_text(encoding="utf-8").strip() if step and kept.exists() else uuid.uuid4().hex[:12]
+        files.write_text(kept, name + "\n")
+        wandb = importlib.import_module("wandb")
+        self._run = wandb.init(
+            project="mpdit", name=run.name, id=name, dir=str(folder), config=config.model_dump(mode="json"),
+            resume="allow" if step else None, settings=wandb.Settings(console="off"),
+        )  # fmt: skip
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run of the project `mpdit` under the run folder's name, where trackio keeps its data."""
+
+    def __init__(self, run: Path, config: RunConfig, *, step: int):
+        self._trackio: Any = importlib.import_module("trackio")
+        self._trackio.init(
+            project="mpdit", name=run.name, config=config.model_dump(mode="json"), resume="allow" if step else "never"
+        )
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self._trackio.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}  # by name, which is also the package's
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises `UserError` for a tracker whose package is missing; imports nothing."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"train.trackers asks for {name}, whose package is not installed",
+                expected=f"the package {name}",
+                remedy=f"pip install {name}, or leave it out of train.trackers",
+            )
+
+
+class Trackers:
+    """All trackers of a run. One that fails is dropped with a warning: it must not stop training."""
+
+    def __init__(self, names: Sequence[str], run: Path, config: RunConfig, *, step: int):
+        """Raises `UserError` when one cannot start (not logged in, no network)."""
+        self._open: dict[str, Tracker] = {}
+        for name in names:
+            try:
+                self._open[name] = TRACKERS[name](run, config, step=step)
+            except Exception as error:
+                raise UserError(
+                    f"{name} does not start: {type(error).__name__}: {error}",
+                    remedy="mend that, or leave it out: --set train.trackers=[]",
+                ) from error
+
+    def log(self, event: TrainStep) -> Iterator[Event]:
+        plain = ("loss", "grad_norm", "learning_rate", "images_seen", "images_per_second")
+        yield from self.log_values({name: getattr(event, name) for name in plain} | event.extra, step=event.step)
+
+    def log_values(self, values: Mapping[str, float], *, step: int) -> Iterator[Event]:
+        for name, tracker in list(self._open.items()):
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:
+                del self._open[name]
+                yield Warn(text=f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        while self._open:
+            _, tracker = self._open.popitem()
+            tracker.close()
