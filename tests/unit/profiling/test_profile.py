@@ -26,7 +26,7 @@ from mpdit_core.profiling.tables import bar
 from mpdit_core.profiling.targets import Target, at_resolution, find_targets
 from mpdit_core.reporting import Table
 
-DOCS = Path(__file__).parent.parent / "docs" / "compute.md"
+DOCS = Path(__file__).parents[3] / "docs" / "compute.md"
 
 
 def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:

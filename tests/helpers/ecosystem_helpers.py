@@ -15,7 +15,7 @@ from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import ModelFolder, open_model, save_model
 from mpdit_core.presets import load_preset
 
-DENSE = Path(__file__).parent / "golden" / "dit_dense.safetensors"
+DENSE = Path(__file__).parents[1] / "golden" / "dit_dense.safetensors"
 
 
 def official_file(weights: dict[str, Tensor], path: Path, *, model: str = "", prefix: str = "") -> Path:

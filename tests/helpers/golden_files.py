@@ -12,7 +12,7 @@ from torch import Tensor
 from mpdit_core.interop.official import convert_state_dict
 from mpdit_core.model.transformer import MPDiT
 
-FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
+FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))
 TOLERANCE = 2e-5  # relative to the largest value: the files' own promise
 
 

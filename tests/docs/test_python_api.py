@@ -10,7 +10,7 @@ from ecosystem_helpers import model_folder
 
 from mpdit_cli.app import main
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def python_blocks(page: str) -> list[str]:

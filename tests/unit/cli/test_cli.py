@@ -15,7 +15,7 @@ from mpdit_cli.app import COMMANDS, build_app, main
 from mpdit_core import __version__
 from mpdit_core.errors import Interrupted, UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def test_help_imports_no_torch():

@@ -17,7 +17,7 @@ from mpdit_core import plugins
 from mpdit_core.runtime.files import read_json
 from mpdit_core.testing import check_sampler
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEP = re.compile(
     r"```(?:python|toml)\n# (?P<file>\S+)\n(?P<code>.*?)```|^    (?P<command>(?:mpdit|pip) [^\n]*)$",
     re.DOTALL | re.MULTILINE,

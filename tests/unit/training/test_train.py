@@ -86,7 +86,7 @@ def test_it_learns(latents, tmp_path):
 
 def test_killed_twenty_times_and_resumed_is_bit_equal(latents, tmp_path):
     run, steps = tmp_path / "killed", 600
-    driver = Path(__file__).with_name("kill_training.py")
+    driver = Path(__file__).parents[2] / "helpers" / "kill_training.py"
     command = [sys.executable, str(driver), str(latents), str(run), str(steps)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert 8 <= open_model(run).step < steps, "the kills were to fall into the training, over several checkpoints"
