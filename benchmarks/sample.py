@@ -31,7 +31,8 @@ from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import open_model, save_model
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Result
-from mpdit_core.runtime.device import is_fast_in_bfloat16, peak_memory, select_device
+from mpdit_core.runtime.device import peak_memory, select_device
+from mpdit_core.runtime.precision import is_fast_in_bfloat16
 from mpdit_core.sampling.generator import SampleOptions
 from mpdit_core.sampling.job import SampleRequest, sample
 from mpdit_core.sampling.sample_set import WRITERS, Format

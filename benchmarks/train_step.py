@@ -79,11 +79,12 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
     """Times `arguments.steps` steps of one model here."""
     import torch
 
-    from mpdit_core.config import RunConfig, merge, validate
+    from mpdit_core.config import RunConfig
     from mpdit_core.model.compute import training_macs
     from mpdit_core.presets import load_preset
     from mpdit_core.runtime.device import matmul_rate, peak_memory, select_device, synchronize
     from mpdit_core.runtime.distributed import World
+    from mpdit_core.settings import merge, validate
     from mpdit_core.training.batches import Batch
     from mpdit_core.training.state.trainer import Trainer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -86,9 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: Any = command.main(args=arguments, prog_name="mpdit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UserError as error:
-        console.error(str(error), fields={"what": error.what, "expected": error.expected, "remedy": error.remedy})
+        fields = {"code": error.code, "what": error.what, "expected": error.expected, "remedy": error.remedy}
+        console.error(str(error), fields=fields)
         return EXIT_USER_ERROR
     except Interrupted as interrupted:
+        console.say(f"stopped; to resume: {interrupted.remedy or shlex.join(['mpdit', *arguments])}")
         return 128 + interrupted.signum
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT

@@ -1,4 +1,4 @@
-"""All printing: events as lines, progress bars and tables for people, or as JSON lines for programs.
+"""All printing: events as lines, progress bars and results for people, or as JSON lines for programs.
 
 People's text goes to stdout, and to stderr with `--json`, so that stdout then holds JSON alone. While a job runs so,
 whatever else prints, a plugin or a library, is sent to stderr too.
@@ -12,13 +12,36 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Skipped, Summary, Table, TrainStep, Warn
+from mpdit_core.reporting import Event, Note, Progress, Saved, Skipped, Step, Warning, jsonable
+from mpdit_core.settings import Result
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
+WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows for people. `note` is printed below the table."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The end of a command as a person wants to read it: labelled values, and the command to type next."""
+
+    title: str
+    rows: dict[str, str]
+    next_command: str = ""
 
 
 @dataclass
@@ -36,22 +59,51 @@ def configure(*, json: bool, quiet: bool) -> None:
     _settings.json, _settings.quiet = json, quiet
 
 
-def run_job(events: Iterable[Event]) -> dict[str, Any]:
-    """Draws a job's events to its end and returns the data of its `Result`.
+def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = "auto") -> R:
+    """Runs `job(*arguments, report=…)` here and returns its result; or this command line in `nproc` processes.
 
     In a process of a group only rank 0 shows anything.
+
+    Args:
+        nproc: number of processes, or `auto`.
+        device: what `auto` counts.
+
+    Raises:
+        typer.Exit: with the exit code of the processes, after they were started and have ended.
     """
+    if nproc != "1":
+        _launch_if_several(nproc, device)
     view = _View(silent=_rank() != 0)
-    result: dict[str, Any] = {}
     with _stdout_for_json():
         try:
-            for event in events:
-                view.show(event)
-                if isinstance(event, Result):
-                    result = event.data
+            return job(*arguments, report=view.show)
         finally:
             view.close()
-    return result
+
+
+def _launch_if_several(nproc: str, device: str) -> None:
+    import typer
+
+    from mpdit_core.runtime.device import select_device
+    from mpdit_core.runtime.distributed import count_processes, launch, under_torchrun
+
+    processes = 1 if under_torchrun() else count_processes(nproc, select_device(device))
+    if processes > 1:
+        code, ended = launch(sys.argv[1:], processes)
+        if ended is not None:
+            error(ended)
+        raise typer.Exit(code)
+
+
+def show(result: Result, *parts: Table | Summary) -> None:
+    """Prints a result: `parts` for people, or with `--json` the last JSON line. In a group, rank 0 does."""
+    if _rank() != 0:
+        return
+    if _settings.json:
+        _write_json({"event": "result"} | jsonable(result.model_dump()))
+    for part in parts:
+        if not _settings.quiet:
+            _draw_table(part) if isinstance(part, Table) else _draw_summary(part)
 
 
 @contextlib.contextmanager
@@ -68,33 +120,10 @@ def _stdout_for_json() -> Iterator[None]:
         _settings.stdout = None
 
 
-def launch_or_run(nproc: str, device: str, events: Any) -> dict[str, Any]:
-    """Runs the job here, or this same command line in `--nproc` processes.
-
-    Args:
-        events: a function without arguments that makes the job's events; called in each process.
-
-    Raises:
-        typer.Exit: with the exit code of the processes, when they were started and failed.
-    """
-    import typer
-
-    from mpdit_core.runtime.device import select_device
-    from mpdit_core.runtime.distributed import count_processes, launch, under_torchrun
-
-    processes = 1 if under_torchrun() else count_processes(nproc, select_device(device))
-    if processes > 1:
-        code, ended = launch(sys.argv[1:], processes)
-        if ended is not None:
-            error(ended)
-        raise typer.Exit(code)
-    return run_job(events())
-
-
-def say(text: str) -> None:
+def say(text: str, *, style: str | None = None) -> None:
     """One line of text for people; of a group of processes, rank 0 says it."""
     if not _settings.quiet and _rank() == 0:
-        _people().print(text, markup=False, highlight=False, soft_wrap=True)
+        _people().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_picture(path: str) -> None:
@@ -146,8 +175,40 @@ def _write_json(value: dict[str, Any]) -> None:
     stdout.flush()
 
 
+def _draw_table(table: Table) -> None:
+    from rich.table import Table as RichTable
+
+    console = _people()
+    drawn = RichTable(title=table.title, title_justify="left")
+    for i, column in enumerate(table.columns):
+        words = i == 0 or _are_words(row[i] for row in table.rows)
+        drawn.add_column(column, justify="left" if words else "right", no_wrap=i == 0)
+    for row in table.rows:
+        drawn.add_row(*row)
+    if not console.is_terminal and console.width < WIDTH_OF_A_FILE:  # a file has no width: do not squeeze the columns
+        console.width = WIDTH_OF_A_FILE
+    console.print(drawn)
+    if table.note:
+        say(table.note)
+
+
+def _draw_summary(summary: Summary) -> None:
+    width = max((len(label) for label in summary.rows), default=0)
+    say(summary.title, style="bold")
+    for label, value in summary.rows.items():
+        say(f"  {label:<{width}}  {value}")
+    if summary.next_command:
+        say(f"next:  {summary.next_command}", style="green")
+
+
+def _are_words(cells: Iterable[str]) -> bool:
+    """Whether most of a column's cells start with a letter: words stand on the left, numbers on the right."""
+    starts = [cell[0].isalpha() or cell[0] in "`'“(" for cell in cells if cell]
+    return sum(starts) * 2 > len(starts)
+
+
 class _View:
-    """Draws one job. A progress bar on a terminal; elsewhere a line every few seconds."""
+    """Draws the events of one job. A progress bar on a terminal; elsewhere a line every few seconds."""
 
     def __init__(self, *, silent: bool):
         self.silent = silent
@@ -163,14 +224,14 @@ class _View:
             return
         if _settings.json:
             _write_json(event.as_json())
-        if _settings.quiet and not isinstance(event, Warn):
+        if _settings.quiet and not isinstance(event, Warning):
             return
         match event:
             case Progress():
                 self._progress(event.task, event.done, event.total, event.unit)
-            case TrainStep() if self.console.is_terminal:
-                self._train_panel(event)
-            case TrainStep():
+            case Step() if self.console.is_terminal:
+                self._step_panel(event)
+            case Step():
                 text = (
                     f"loss {event.loss:.4f}  grad {event.grad_norm:.3f}  lr {event.learning_rate:.2e}  "
                     f"{event.images_per_second:.1f} images/s"
@@ -178,7 +239,7 @@ class _View:
                 self._progress("train", event.step, event.total_steps, "steps", text)
             case Note(text=text):
                 self._print(text)
-            case Warn(text=text):
+            case Warning(text=text):
                 self._print(f"warning: {text}", style="yellow")
             case Saved(what=what, path=path):
                 if self.panel is not None and what == "preview":
@@ -186,10 +247,6 @@ class _View:
                 self._print(f"{what}: {path}")
             case Skipped(path=path, reason=reason):
                 self._print(f"skipped {path}: {reason}", style="yellow")
-            case Table():
-                self._table(event)
-            case Summary():
-                self._summary(event)
             case _:
                 pass
 
@@ -201,9 +258,9 @@ class _View:
             self.panel.close()
             self.panel = None
 
-    def _train_panel(self, event: TrainStep) -> None:
+    def _step_panel(self, event: Step) -> None:
         if self.panel is None:
-            from mpdit_cli.train_panel import TrainPanel
+            from mpdit_cli.panel import TrainPanel
 
             self.close()  # one live display at a time
             self.tasks.clear()
@@ -236,40 +293,10 @@ class _View:
         speed = f", {rate:.4g} {unit}/s" if rate > 0 else ""
         self._print(f"{task}: {done}/{total} {unit}{speed}{left}" + (f"  {text}" if text else ""))
 
-    def _table(self, event: Table) -> None:
-        from rich.table import Table as RichTable
-
-        table = RichTable(title=event.title, title_justify="left")
-        for i, column in enumerate(event.columns):
-            words = i == 0 or _are_words(row[i] for row in event.rows)
-            table.add_column(column, justify="left" if words else "right", no_wrap=i == 0)
-        for row in event.rows:
-            table.add_row(*row)
-        console = self.bars.console if self.bars is not None else self.console
-        if not console.is_terminal and console.width < 160:  # a file has no width: do not squeeze the columns
-            console.width = 160
-        console.print(table)
-        if event.note:
-            self._print(event.note)
-
-    def _summary(self, event: Summary) -> None:
-        self.close()
-        width = max((len(label) for label in event.rows), default=0)
-        self._print(event.title, style="bold")
-        for label, value in event.rows.items():
-            self._print(f"  {label:<{width}}  {value}")
-        if event.next_command:
-            self._print(f"next:  {event.next_command}", style="green")
-
-
-def _are_words(cells: Iterable[str]) -> bool:
-    """Whether most of a column's cells start with a letter: words stand on the left, numbers on the right."""
-    starts = [cell[0].isalpha() or cell[0] in "`'“(" for cell in cells if cell]
-    return sum(starts) * 2 > len(starts)
-
 
 def _progress_bars(console: Any) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
     from rich.text import Text
 
     class Rate(TextColumn):
@@ -277,7 +304,7 @@ def _progress_bars(console: Any) -> Any:
             speed = task.finished_speed or task.speed
             return Text(f"{speed:.4g} {task.fields['unit']}/s" if speed else "")
 
-    return Progress(
+    return Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"), console=console,
     )  # fmt: skip

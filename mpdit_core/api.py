@@ -6,7 +6,8 @@ result) named by an entry point of its package:
     [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, mpdit.features
     mine = "my_package:MySampler"
 
-Symbols: B images, C channels, H side. `t` runs from 1 (noise) to 0 (data). `velocity = noise - latents`.
+Symbols: B images per batch, C channels, H × W pixels, h × w latents. `t` runs from 1 (noise) to 0 (data).
+`velocity = noise - latents`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ __all__ = [
     "VelocityFn", "draw_noise", "option",
 ]  # fmt: skip
 
-PLUGIN_API = 1
-"""Version of these contracts. A plugin class may carry `plugin_api = 1`; another number is refused with a reason."""
+PLUGIN_API = 2
+"""Version of these contracts. A plugin class may carry `plugin_api = 2`; another number is refused with a reason."""
 
-VelocityFn: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""`velocity_fn(x_t [B, C, H, H], t [B] or [1]) -> velocity [B, C, H, H]`."""
+VelocityFn: TypeAlias = "Callable[[Tensor, float], Tensor]"
+"""`velocity_fn(x_t [B, C, h, w], t: float) -> velocity [B, C, h, w]`; t is one time for the whole batch."""
 
 NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | Callable[[Tensor], Tensor] | None"
 """One generator for the batch, one for each image (then an image does not depend on its batch), a function from a
@@ -39,7 +40,7 @@ tensor to noise of its shape (how `check_sampler` measures moments without chanc
 
 
 class Step(NamedTuple):
-    """State after one step: `x_t [B, C, H, H]` at time `t`. The last step of a sampler has `t == 0`."""
+    """State after one step: `x_t [B, C, h, w]` at time `t`. The last step of a sampler has `t == 0`."""
 
     t: float
     x_t: Tensor
@@ -58,7 +59,7 @@ class Sampler(Protocol):
 
         Args:
             velocity_fn: the network with labels and guidance bound; each call is one evaluation (NFE).
-            noise: x at t = 1, [B, C, H, H], float32.
+            noise: x at t = 1, [B, C, h, w], float32.
             generator: where a stochastic sampler draws from, through `draw_noise`.
         """
         ...

@@ -1,19 +1,20 @@
-"""What ends a command early: a mistake the user can mend, or a signal. Anything else that is raised is our defect."""
+"""What ends a command early: a user error or a signal. Anything else that is raised is a defect of ours."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can mend: the CLI prints it without a traceback and exits with 2.
+    """A user error, which the user can correct: the CLI prints it without a traceback and exits with 2.
 
     Args:
         what: what was wrong, with the value or path that was given.
+        code: a short stable word for it, such as `no-such-class`. Tests and callers match this, never the text.
         expected: what would have been accepted.
         remedy: what to type or change now.
     """
 
-    def __init__(self, what: str, *, expected: str | None = None, remedy: str | None = None):
-        self.what, self.expected, self.remedy = what, expected, remedy
+    def __init__(self, what: str, *, code: str = "user-error", expected: str | None = None, remedy: str | None = None):
+        self.what, self.code, self.expected, self.remedy = what, code, expected, remedy
         lines = [what]
         if expected:
             lines.append(f"  expected: {expected}")
@@ -22,16 +23,20 @@ class UserError(ValueError):
         super().__init__("\n".join(lines))
 
     def __reduce__(self):  # keyword-only arguments would be lost by the default pickling
-        return (_rebuild, (self.what, self.expected, self.remedy))
+        return (_rebuild, (self.what, self.code, self.expected, self.remedy))
 
 
-def _rebuild(what: str, expected: str | None, remedy: str | None) -> UserError:
-    return UserError(what, expected=expected, remedy=remedy)
+def _rebuild(what: str, code: str, expected: str | None, remedy: str | None) -> UserError:
+    return UserError(what, code=code, expected=expected, remedy=remedy)
 
 
 class Interrupted(BaseException):
-    """A signal asked the process to end, and what was there to save is saved. The exit code is 128 + `signum`."""
+    """A signal asked the process to end, and what there was to save is saved. The exit code is 128 + `signum`.
 
-    def __init__(self, signum: int):
-        self.signum = int(signum)
+    Args:
+        remedy: what to type to resume; the same command again if not given.
+    """
+
+    def __init__(self, signum: int, *, remedy: str = ""):
+        self.signum, self.remedy = int(signum), remedy
         super().__init__(f"interrupted by signal {self.signum}")

@@ -7,23 +7,13 @@ appendix) and of DiT (arXiv 2212.09748, table 1) unless a comment says otherwise
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpdit_core.config import (
-    ModelConfig,
-    ObjectiveConfig,
-    PreviewConfig,
-    RunConfig,
-    Stage,
-    TrainConfig,
-    merge,
-    parse_assignments,
-    read_toml,
-    validate,
-)
+from mpdit_core.config import Layers, ModelConfig, ObjectiveConfig, PreviewConfig, RunConfig, Stage, TrainConfig
 from mpdit_core.errors import UserError
+from mpdit_core.settings import read_toml
 
 # The four switches, as the rows of the paper's ablation flip them one after the other.
 DENSE = dict(modulation="per-block", class_tokens=0, time_embedding="sinusoid")
@@ -111,6 +101,7 @@ def load_preset(name: str) -> RunConfig:
         near = difflib.get_close_matches(name, preset_names(), n=3)
         raise UserError(
             f"there is no preset {name!r}",
+            code="no-such-preset",
             expected=", ".join(preset_names()),
             remedy=f"did you mean {' or '.join(near)}?" if near else "`mpdit profile-flops` shows them all",
         )
@@ -130,32 +121,41 @@ def load_preset(name: str) -> RunConfig:
     )
 
 
-def resolve(
+def layers(
     *,
     preset: str | None = None,
     file: Path | None = None,
-    assignments: Iterable[str] = (),
+    settings: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
-) -> RunConfig:
-    """The configuration of a run: preset < file < assignments < flags (a tree of values; None leaves are skipped).
+) -> Layers:
+    """The layers of a run's configuration: preset < file < settings < flags.
 
-    A file may itself name its `preset`.
+    Args:
+        file: a TOML file; it may itself name its `preset`.
+        settings: a tree of values, what `--set` gave.
+        flags: values by dotted key, each named after its own flag (`{"train.steps": 100}`); None ones are left out.
 
     Raises:
-        UserError: nothing to start from, or any value that cannot be.
+        UserError: nothing to start from.
     """
     from_file = read_toml(file) if file else {}
     preset = preset or from_file.get("preset")
     if preset is None and file is None:
         raise UserError(
-            "no configuration given", expected="--preset NAME or --config FILE.toml", remedy="e.g. --preset xl-256"
+            "no configuration given",
+            code="no-configuration",
+            expected="--preset NAME or --config FILE.toml",
+            remedy="e.g. --preset xl-256",
         )
-    base = load_preset(preset).model_dump() if preset and preset != "custom" else {}
-    tree = merge(base, from_file)
-    tree = merge(tree, parse_assignments(assignments))
-    tree = merge(tree, _without_none(flags or {}))
-    return validate(RunConfig, tree)
-
-
-def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in tree.items() if v is not None}
+    found = Layers()
+    if preset and preset != "custom":
+        found = found.over(load_preset(preset).model_dump(), f"preset {preset}")
+    found = found.over(from_file, str(file)).over(settings or {}, "--set")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            *tables, leaf = key.split(".")
+            tree: dict[str, Any] = {leaf: value}
+            for table in reversed(tables):
+                tree = {table: tree}
+            found = found.over(tree, f"--{leaf.replace('_', '-')}")
+    return found

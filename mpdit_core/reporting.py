@@ -1,19 +1,20 @@
-"""What a job reports while it runs. Jobs yield these; the CLI draws them; tests assert on them.
+"""What a job reports while it runs. A job calls its `report` with one of these; the CLI draws them, tests collect them.
 
-To add one: a frozen dataclass below; `mpdit_cli/console.py` prints it (unknown ones are printed as JSON only).
+To add one: a frozen dataclass below, and how it is drawn in mpdit_cli/console.py (others are printed as JSON only).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base of all events. The JSON name of `TrainStep` is `train_step`."""
+    """Base of all events. The JSON name of `Saved` is `saved`."""
 
     @classmethod
     def name(cls) -> str:
@@ -22,20 +23,6 @@ class Event:
     def as_json(self) -> dict[str, Any]:
         """A dictionary of plain JSON values; `event` comes first."""
         return {"event": self.name()} | {f.name: jsonable(getattr(self, f.name)) for f in fields(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note(Event):
-    """One line for the person who watches."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Warn(Event):
-    """Something that did not stop the job but may spoil its result."""
-
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +36,8 @@ class Progress(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStep(Event):
-    """The all-reduced values of one optimizer step. `step` counts from 1; loss is per element."""
+class Step(Event):
+    """One optimizer step, averaged over processes. `step` counts from 1; `loss` is per element."""
 
     step: int
     total_steps: int
@@ -64,7 +51,7 @@ class TrainStep(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A file or folder stands complete under its final name. `what` is a word for people: checkpoint, preview, grid."""
+    """A file or folder stands complete under its final name. `what` is a stable word: checkpoint, preview, grid."""
 
     what: str
     path: Path
@@ -79,32 +66,26 @@ class Skipped(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Event):
-    """Rows for people; the numbers are in the `Result`. `note` is printed under the table."""
+class Note(Event):
+    """One line for the person who watches."""
 
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(Event):
-    """The end of a job as a person wants to read it: labelled values and the command to type next."""
+class Warning(Event):
+    """Something that did not stop the job but may spoil its result. `code` is short and stable, `text` for people."""
 
-    title: str
-    rows: dict[str, str]
-    next_command: str = ""
+    code: str
+    text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result(Event):
-    """The last event of every job: what a program wants to know of it."""
+Reporter: TypeAlias = Callable[[Event], None]
+"""Takes one event; returns nothing."""
 
-    data: dict[str, Any]
 
-    def as_json(self) -> dict[str, Any]:
-        return {"event": "result"} | jsonable(self.data)
+def silent(event: Event) -> None:
+    """The reporter of a job that nobody watches."""
 
 
 def jsonable(value: Any) -> Any:
@@ -118,3 +99,37 @@ def jsonable(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return str(value)
+
+
+# ---- Only until every room is converted: the events that jobs used to yield. ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warn(Event):
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Event):
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Event):
+    title: str
+    rows: dict[str, str]
+    next_command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Event):
+    data: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"event": "result"} | jsonable(self.data)
+
+
+TrainStep = Step

@@ -63,11 +63,11 @@ def command(
     if what is None:
         raise UserError("nothing to evaluate", expected=PLACE, remedy="e.g. mpdit eval-fid runs/xl-256-1")
 
-    from mpdit_core.config import parse_assignments, validate
     from mpdit_core.evaluation.job import EvaluateOptions, SampleOptions, evaluate
     from mpdit_core.evaluation.job import make_reference as make
     from mpdit_core.evaluation.sweep import evaluate_sweep
     from mpdit_core.sampling.command_options import read_interval
+    from mpdit_core.settings import parse_assignments, validate
 
     tree = parse_assignments(settings or [])
     unknown = sorted(set(tree) - {"sampler", "features"})

@@ -31,9 +31,9 @@ def command(
 
     Example: mpdit export runs/xl-256-1 models/mine --push me/mpdit-xl
     """
-    from mpdit_core.config import validate
     from mpdit_core.interop.export.job import ExportOptions, export
     from mpdit_core.runtime.device import select_device
+    from mpdit_core.settings import validate
 
     select_device(device)  # nothing here needs one, but a wrong name is a mistake here as everywhere
     given = dict(form=form, half=half, push=push, private=private, licence=licence)

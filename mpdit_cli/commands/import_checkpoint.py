@@ -32,9 +32,9 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Convert an official MPDiT, MPDiT v2, DiT or SiT checkpoint."""
-    from mpdit_core.config import validate
     from mpdit_core.interop.official.job import ImportOptions, import_checkpoint
     from mpdit_core.runtime.device import select_device
+    from mpdit_core.settings import validate
 
     select_device(device)  # converting needs none, but a wrong name is a mistake here as everywhere
     given = dict(out=out, kind=kind, num_heads=num_heads, weights=weights, autoencoder=autoencoder)

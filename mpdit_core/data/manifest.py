@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mpdit_core.config import Settings, validate
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import read_json
+from mpdit_core.settings import Settings, validate
 
 PUBLISHED_MEAN = (5.81, 3.25, 0.12, -2.15)
 PUBLISHED_STD = (4.17, 4.62, 3.71, 3.28)

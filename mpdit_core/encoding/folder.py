@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mpdit_core import __version__
-from mpdit_core.config import differences, validate
+from mpdit_core.config import differences
 from mpdit_core.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -28,6 +28,7 @@ from mpdit_core.data.manifest import (
 )
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import read_json, remove_leftovers, user_errors, write_json
+from mpdit_core.settings import validate
 
 OURS = (MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "shard-*", ".*")
 SECONDS_FOR_LOCK = 10.0  # the processes of a killed launcher need a moment to notice

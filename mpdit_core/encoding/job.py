@@ -37,7 +37,7 @@ from mpdit_core.encoding.verify import verify
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Skipped, Warn
 from mpdit_core.runtime import files
-from mpdit_core.runtime.distributed import World, joined
+from mpdit_core.runtime.distributed import World, process_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def encode(options: EncodeOptions, *, device: torch.device) -> Iterator[Event]:
     Raises:
         UserError: anything that cannot be, found before the first image where it can; see EncodingFolder and sources.
     """
-    with joined(device) as world:
+    with process_group(device) as world:
         source = open_source(options.source, split=options.split, **open_options(options))
         autoencoder = _load_autoencoder(options, source, device=device, world=world)
         resolution = options.resolution or getattr(source, "resolution", None) or DEFAULT_RESOLUTION

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpdit_core.api import Dataset
-from mpdit_core.config import parse_assignments
 from mpdit_core.data.autoencoders import Autoencoder
 from mpdit_core.data.latents import MIRRORED_EXACTLY
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
 from mpdit_core.data.sources import count_items, source_given, source_name
 from mpdit_core.encoding.precision import choose_precision
 from mpdit_core.errors import UserError
+from mpdit_core.settings import parse_assignments
 
 DEFAULT_RESOLUTION = 256
 SHARD_BYTES = 128 * 2**20

@@ -12,7 +12,7 @@ from mpdit_core.data.autoencoders import Autoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.device import is_fast_in_bfloat16
+from mpdit_core.runtime.precision import is_fast_in_bfloat16
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 

@@ -26,7 +26,7 @@ from mpdit_core.metrics.scores import bootstrap_std, frechet_distance, kernel_di
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Warn
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import World, joined
+from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.files import read_json, write_json
 from mpdit_core.sampling.generator import Generation, SampleOptions, prepare, share
 
@@ -47,7 +47,7 @@ def evaluate(what: str, options: EvaluateOptions, sampling: SampleOptions, *, ou
     unknown = sorted(set(options.metrics) - set(METRICS))
     if unknown:
         raise UserError(f"--metrics {unknown[0]}", expected=", ".join(METRICS))
-    with joined(place) as world:
+    with process_group(place) as world:
         yield from _evaluate(what, options, sampling, out, place, world)
 
 
@@ -192,7 +192,7 @@ def make_reference(
     plan = plan_reference(source, resolution=resolution, extractor=extractor)
     if plan.images is None:
         raise UserError(f"{source} holds no images", expected="a folder, a data set or latents, or arr_0")
-    with joined(place) as world:
+    with process_group(place) as world:
         own = Plan(plan.images, None, plan.cache, plan.name, plan.resolution, plan.count)
         reference = yield from measure_reference(own, extractor, device=place, world=world)
         if world.is_main:

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field, PositiveInt
 
 from mpdit_core import __version__, plugins
-from mpdit_core.config import Settings
 from mpdit_core.evaluation.accumulator import METRICS
 from mpdit_core.evaluation.images import ImageSource
 from mpdit_core.evaluation.samples import SampledImages
@@ -22,6 +21,7 @@ from mpdit_core.metrics.scores import IS_CHUNK
 from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.reporting import Event, Result, Saved, Summary, Table
 from mpdit_core.sampling.generator import Generation, SampleOptions
+from mpdit_core.settings import Settings
 
 FEW = 10_000  # samples below which the bias of the Fréchet distance is worth a warning
 LABELS = {"fid": "FID", "sfid": "sFID", "is": "Inception Score", "precision": "precision", "recall": "recall",

@@ -18,7 +18,7 @@ from mpdit_core.evaluation.record import EvaluateOptions
 from mpdit_core.models.model_folder import open_model
 from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Summary, Table, Warn
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import joined
+from mpdit_core.runtime.distributed import process_group
 from mpdit_core.runtime.files import write_json, writing
 from mpdit_core.sampling.generator import SampleOptions, check
 from mpdit_core.sampling.views.sweep import Axis, read_sweeps, with_value
@@ -53,7 +53,7 @@ def evaluate_sweep(
     if find_spec("matplotlib") is None:
         yield Warn(text="there will be no plot without matplotlib: pip install 'mpdit[plot]'")
     records, said = [], set()
-    with joined(select_device(device)) as world:
+    with process_group(select_device(device)) as world:
         for number, (where, chosen) in enumerate(planned):
             yield Progress(task="sweep", done=number, total=len(cells), unit="evaluations")
             for event in evaluate(where, options, chosen, out=out, device=device):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +20,10 @@ import torch
 from torch import Tensor
 
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.precision import autocast
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`network(x_t [B, C, H, H], t [1] or [B], labels [B]) -> velocity [B, C, H, H]`."""
+"""`network(x_t [B, C, h, w], t [1] or [B], labels [B]) -> velocity [B, C, h, w]`."""
 
 ScheduleName = Literal["constant", "linear", "cosine"]
 
@@ -48,25 +48,23 @@ class Guidance:
         if not 0 <= lo <= hi <= 1:
             raise UserError(
                 f"guidance interval {lo:g},{hi:g}",
+                code="invalid-value",
                 expected="0 <= LO <= HI <= 1, times t where 1 is noise and 0 data",
                 remedy="e.g. --guidance-interval 0.1,0.8",
             )
         if not math.isfinite(self.scale) or self.scale < 0:
-            raise UserError(f"guidance scale {self.scale}", expected="a number of at least 0; 1 is off")
+            raise UserError(
+                f"guidance scale {self.scale}", code="invalid-value", expected="a number of at least 0; 1 is off"
+            )
 
     @property
     def is_off(self) -> bool:
         return self.scale == 1
 
-    @property
-    def is_steady(self) -> bool:
-        """Whether w is the same for all t, so that nobody has to know t."""
-        return self.is_off or (self.interval == (0.0, 1.0) and self.schedule == "constant")
-
     def scale_at(self, t: float) -> float:
         """w(t); 1 outside the interval."""
         lo, hi = self.interval
-        slack = 1e-6  # t arrives as float32
+        slack = 1e-9  # a grid may hit the ends up to rounding
         if self.is_off or not lo - slack <= t <= hi + slack:
             return 1.0
         return 1 + (self.scale - 1) * SCHEDULES[self.schedule](t)
@@ -81,7 +79,7 @@ class GuidedVelocity:
         null_label: what the network takes for "no class".
         guidance: off by default.
         guide: a second, weaker network for autoguidance; then the null label is not used.
-        autocast: the type to compute in under autocast, None for the network's own. The result is float32 either way.
+        dtype: the type to compute in, by autocast. The result has the type of x_t either way.
     """
 
     def __init__(
@@ -92,25 +90,24 @@ class GuidedVelocity:
         null_label: int,
         guidance: Guidance | None = None,
         guide: Network | None = None,
-        autocast: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         self.network, self.guide, self.guidance = network, guide, guidance or Guidance()
         self.labels = labels
         self.both_labels = torch.cat([labels, torch.full_like(labels, null_label)])
-        self.autocast = autocast
+        self.dtype = dtype
         self.nfe = 0
         """Evaluations the sampler asked for."""
         self.passes = 0
         """Passes of one image through a network; a guided evaluation takes two."""
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        guidance = self.guidance
-        # Reading t waits for the device, so only where w depends on it.
-        w = guidance.scale if guidance.is_steady else guidance.scale_at(float(t.flatten()[0]))
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        """The guided velocity [B, C, h, w] at `x_t [B, C, h, w]` and time `t`, in the type of `x_t`."""
+        w = self.guidance.scale_at(t)
         self.nfe += 1
         self.passes += 1 if w == 1 else 2
-        with self._precision(x_t.device):
-            velocity = self._guided(x_t, t, w)
+        with autocast(x_t.device, self.dtype):
+            velocity = self._guided(x_t, x_t.new_full((1,), t), w)  # t is filled on the device: nothing waits for it
         return velocity.to(x_t.dtype)
 
     def _guided(self, x_t: Tensor, t: Tensor, w: float) -> Tensor:
@@ -119,15 +116,9 @@ class GuidedVelocity:
         if self.guide is not None:
             strong, weak = self.network(x_t, t, self.labels).float(), self.guide(x_t, t, self.labels).float()
         else:
-            times = t if len(t) == 1 else torch.cat([t, t])
-            both = self.network(torch.cat([x_t, x_t]), times, self.both_labels)
+            both = self.network(torch.cat([x_t, x_t]), t, self.both_labels)
             strong, weak = both.float().chunk(2)
         return weak + w * (strong - weak)
-
-    def _precision(self, device: torch.device) -> AbstractContextManager:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.autocast)
 
     @property
     def saved(self) -> int:

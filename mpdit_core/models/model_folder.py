@@ -24,12 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpdit_core import __version__
-from mpdit_core.config import RunConfig, settings_error
+from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
+from mpdit_core.settings import settings_error
 
 FORMAT = 1
 WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.json", "training.safetensors"

@@ -11,8 +11,20 @@ and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves on
     scaffold.py  new plugin packages
 """
 
+from mpdit_core.plugins.errors import PluginError, plugin_errors
 from mpdit_core.plugins.finding import KINDS, Kind, names
 from mpdit_core.plugins.loading import build, load
 from mpdit_core.plugins.records import rebuild, record, require_package
 
-__all__ = ["KINDS", "Kind", "build", "load", "names", "rebuild", "record", "require_package"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "PluginError",
+    "build",
+    "load",
+    "names",
+    "plugin_errors",
+    "rebuild",
+    "record",
+    "require_package",
+]

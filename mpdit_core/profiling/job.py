@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt
 
-from mpdit_core.config import Settings
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import CONVENTIONS, Convention
 from mpdit_core.profiling import document, figure, measure, plan, search, tables
 from mpdit_core.profiling.targets import Target, find_targets
 from mpdit_core.reporting import Event, Note, Result, Saved, Skipped, Summary
 from mpdit_core.runtime.files import write_text
+from mpdit_core.settings import Settings
 
 DRAWN_BY_DEFAULT = ("dit-xl-256", "xl-256", "v2-xl-512")
 SEARCHED_BY_DEFAULT = "xl-256"

@@ -16,7 +16,8 @@ from mpdit_core.model.transformer import MPDiT
 from mpdit_core.profiling.parts import parts_table, profile_parts
 from mpdit_core.profiling.targets import Target
 from mpdit_core.reporting import Event, Note, Progress, Table, Warn
-from mpdit_core.runtime.device import is_fast_in_bfloat16, matmul_rate, select_device, synchronize
+from mpdit_core.runtime.device import matmul_rate, select_device, synchronize
+from mpdit_core.runtime.precision import is_fast_in_bfloat16
 
 SECONDS = 2.0  # of repeats for each figure, after the warm-up
 REPEATS = (5, 200)  # least and most

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mpdit_core.config import Settings, parse_assignments, validate
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import training_macs
 from mpdit_core.profiling.targets import Target
 from mpdit_core.reporting import Table
+from mpdit_core.settings import Settings, parse_assignments, validate
 
 PEAK_TFLOPS = {
     "v100": 125.0,  # NVIDIA V100 data sheet, SXM2; of float16, as it has no bfloat16

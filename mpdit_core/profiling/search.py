@@ -7,12 +7,13 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mpdit_core.config import ModelConfig, Settings, Stage, parse_assignments, validate
+from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import count
 from mpdit_core.profiling.tables import giga, millions
 from mpdit_core.profiling.targets import Target
 from mpdit_core.reporting import Table
+from mpdit_core.settings import Settings, parse_assignments, validate
 
 HEAD_WIDTH = 64
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
-from mpdit_core.config import ModelConfig, RunConfig, Stage, merge, parse_assignments, validate
+from mpdit_core.config import ModelConfig, RunConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import open_model
 from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.settings import merge, parse_assignments, validate
 
 SIZES = ("S", "B", "L", "XL")
 PIXEL_PRESETS = ("digits", "tiny")  # pixels instead of autoencoder latents: not models of large images

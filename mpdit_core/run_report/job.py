@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mpdit_core import __version__
-from mpdit_core.config import RunConfig, read_toml, to_toml, validate
+from mpdit_core.config import RunConfig
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import count, training_macs
 from mpdit_core.reporting import Event, Result, Saved, Warn
 from mpdit_core.runtime import files
+from mpdit_core.settings import read_toml, to_toml, validate
 
 CURVES = {
     "loss": "loss", "grad_norm": "gradient norm", "learning_rate": "learning rate",

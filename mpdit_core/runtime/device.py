@@ -19,13 +19,18 @@ def select_device(name: str = "auto") -> torch.device:
         UserError: an unknown name, or a device this machine does not have.
     """
     if name not in DEVICES:
-        raise UserError(f"--device {name}", expected=", ".join(DEVICES))
+        raise UserError(f"--device {name}", code="no-such-device", expected=", ".join(DEVICES))
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available[name]:
         have = [kind for kind, there in available.items() if there]
-        raise UserError(f"--device {name}: torch finds none here", expected=" or ".join(have), remedy="--device auto")
+        raise UserError(
+            f"--device {name}: torch finds none here",
+            code="no-such-device",
+            expected=" or ".join(have),
+            remedy="--device auto",
+        )
     if name == "cuda":
         index = int(os.environ.get("LOCAL_RANK", 0))
         if index >= torch.cuda.device_count():
@@ -35,11 +40,6 @@ def select_device(name: str = "auto") -> torch.device:
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device(name)
-
-
-def is_fast_in_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are worth it: GPUs from Ampere on, never the CPU or MPS."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = None, seconds: float = 0.25) -> float:
@@ -73,10 +73,13 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes this process has held at most: of the GPU's memory, or of the machine's."""
+    """Peak memory of this process in bytes: of the GPU, or of the machine; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    import resource
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
     import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -65,7 +65,7 @@ def under_torchrun() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def process_group(device: torch.device) -> Iterator[World]:
     """Joins the group torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end."""
     if not under_torchrun():
         yield World()

@@ -14,12 +14,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import OnGrid, evaluate
+from mpdit_core.samplers.grids import FixedGridSampler
 from mpdit_core.samplers.rk4 import runge_kutta_4
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AdamsBashforth(OnGrid):
+class _AdamsBashforth(FixedGridSampler):
     order: ClassVar[int]
     stochastic: ClassVar[bool] = False
 
@@ -30,10 +30,10 @@ class _AdamsBashforth(OnGrid):
         for t, s in self.intervals(noise):
             times = [*times, t][-self.order :]
             if len(times) < self.order and self.order > 2:
-                velocities.append(evaluate(velocity_fn, x_t, t))
+                velocities.append(velocity_fn(x_t, t))
                 x_t = self._start(velocity_fn, x_t, velocities[-1], t=t, s=s)
             else:
-                velocities = [*velocities, evaluate(velocity_fn, x_t, t)][-self.order :]
+                velocities = [*velocities, velocity_fn(x_t, t)][-self.order :]
                 weights = integration_weights(times, t=t, s=s)
                 x_t = x_t + sum(w * v for w, v in zip(weights, velocities, strict=True))
             yield Step(s, x_t)
@@ -42,7 +42,7 @@ class _AdamsBashforth(OnGrid):
         """One step whose local error is of the order's degree: Heun's for 3, Runge-Kutta 4 for 4."""
         if self.order == 3:
             h = s - t
-            return x_t + h / 2 * (v_t + evaluate(velocity_fn, x_t + h * v_t, s))
+            return x_t + h / 2 * (v_t + velocity_fn(x_t + h * v_t, s))
         return runge_kutta_4(velocity_fn, x_t, t=t, s=s, v_t=v_t)
 
 

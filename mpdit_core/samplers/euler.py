@@ -9,11 +9,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import OnGrid, evaluate
+from mpdit_core.samplers.grids import FixedGridSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Euler(OnGrid):
+class Euler(FixedGridSampler):
     """Euler's method, `x + h·v`. One evaluation a step."""
 
     order: ClassVar[int] = 1
@@ -22,7 +22,7 @@ class Euler(OnGrid):
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
         x_t = noise
         for interval in self.intervals(noise):
-            x_t = x_t + interval.h * evaluate(velocity_fn, x_t, interval.t)
+            x_t = x_t + interval.h * velocity_fn(x_t, interval.t)
             yield Step(interval.s, x_t)
 
 

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn, draw_noise, option
-from mpdit_core.samplers.grids import OnGrid, evaluate
+from mpdit_core.samplers.grids import FixedGridSampler
 
 DiffusionName = Literal["SBDM", "sigma", "constant", "decreasing", "increasing-decreasing"]
 
@@ -33,7 +33,7 @@ DIFFUSIONS: dict[str, Callable[[float, float], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithDiffusion(OnGrid):
+class WithDiffusion(FixedGridSampler):
     """The options that SDE samplers share. Steps that are not wholly within [t_min, t_max] are taken without noise."""
 
     diffusion: DiffusionName = option("sigma", "w_t: SBDM, sigma, constant, decreasing or increasing-decreasing")
@@ -58,7 +58,7 @@ class WithDiffusion(OnGrid):
 
     def drift(self, velocity_fn: VelocityFn, x_t: Tensor, t: float) -> Tensor:
         """`v - w_t·score`, one evaluation."""
-        v = evaluate(velocity_fn, x_t, t)
+        v = velocity_fn(x_t, t)
         score = -((1 - t) * v + x_t) / t
         return v - self.w(t) * score
 
@@ -81,7 +81,7 @@ class EulerMaruyama(WithDiffusion):
                 x_t = x_t + h * self.drift(velocity_fn, x_t, t)
                 x_t = x_t + math.sqrt(2 * self.w(t) * -h) * draw_noise(x_t, generator)
             else:
-                x_t = x_t + h * evaluate(velocity_fn, x_t, t)
+                x_t = x_t + h * velocity_fn(x_t, t)
             yield Step(s, x_t)
 
 

@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnGrid:
+class FixedGridSampler:
     """The options that all samplers on a fixed grid share."""
 
     num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
@@ -56,12 +56,12 @@ class OnGrid:
         return (Interval(t, s) for t, s in itertools.pairwise(times))
 
 
-def uniform(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+def uniform(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
     """Equal intervals; what the paper uses."""
     return positions
 
 
-def shifted(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+def shifted(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
     """More of the steps close to the noise, as larger images need: `t = a·u / (1 + (a - 1)·u)`.
 
     Source: Stable Diffusion 3 (arXiv 2403.03206), equation 23, `a = sqrt(m / n)`, with n = 4096, the values of a
@@ -71,13 +71,13 @@ def shifted(positions: list[float], grid: OnGrid, size: int) -> list[float]:
     return [a * u / (1 + (a - 1) * u) for u in positions]
 
 
-def cosine(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+def cosine(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
     """The signal-to-noise ratios of the cosine schedule, evenly ("CosMap", arXiv 2403.03206, section 3.1)."""
     angles = [math.pi / 2 * u for u in positions]
     return [math.sin(a) / (math.sin(a) + math.cos(a)) for a in angles]
 
 
-def karras(positions: list[float], grid: OnGrid, size: int) -> list[float]:
+def karras(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
     """EDM's grid (arXiv 2206.00364, equation 5; sigma from 80 to 0.002), with `t = sigma / (1 + sigma)`.
 
     Its last interval goes from 0.002 to 0, as in EDM.
@@ -88,14 +88,9 @@ def karras(positions: list[float], grid: OnGrid, size: int) -> list[float]:
     return [*[sigma / (1 + sigma) for sigma in sigmas], 0.0]
 
 
-GRIDS: dict[str, Callable[[list[float], OnGrid, int], list[float]]] = {
+GRIDS: dict[str, Callable[[list[float], FixedGridSampler, int], list[float]]] = {
     "uniform": uniform,
     "shifted": shifted,
     "cosine": cosine,
     "karras": karras,
 }
-
-
-def evaluate(velocity_fn: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, t: float) -> Tensor:
-    """The velocity at one time for the whole batch: t as a tensor [1], filled on the device (nothing waits for it)."""
-    return velocity_fn(x_t, x_t.new_full((1,), t))

@@ -12,11 +12,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import OnGrid, evaluate
+from mpdit_core.samplers.grids import FixedGridSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(OnGrid):
+class Heun(FixedGridSampler):
     """Heun's method. Two evaluations a step."""
 
     order: ClassVar[int] = 2
@@ -26,7 +26,7 @@ class Heun(OnGrid):
         x_t = noise
         for t, s in self.intervals(noise):
             h = s - t
-            v_t = evaluate(velocity_fn, x_t, t)
-            v_s = evaluate(velocity_fn, x_t + h * v_t, s)
+            v_t = velocity_fn(x_t, t)
+            v_s = velocity_fn(x_t + h * v_t, s)
             x_t = x_t + h / 2 * (v_t + v_s)
             yield Step(s, x_t)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn, draw_noise
 from mpdit_core.samplers.euler_maruyama import WithDiffusion
-from mpdit_core.samplers.grids import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class HeunSDE(WithDiffusion):
                 d_s = self.drift(velocity_fn, x_t + h * d_t + kick, s)
                 x_t = x_t + h / 2 * (d_t + d_s) + kick
             else:
-                v_t = evaluate(velocity_fn, x_t, t)
-                v_s = evaluate(velocity_fn, x_t + h * v_t, s)
+                v_t = velocity_fn(x_t, t)
+                v_s = velocity_fn(x_t + h * v_t, s)
                 x_t = x_t + h / 2 * (v_t + v_s)
             yield Step(s, x_t)

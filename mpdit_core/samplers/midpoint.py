@@ -12,11 +12,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import OnGrid, evaluate
+from mpdit_core.samplers.grids import FixedGridSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Midpoint(OnGrid):
+class Midpoint(FixedGridSampler):
     """The midpoint method. Two evaluations a step."""
 
     order: ClassVar[int] = 2
@@ -26,6 +26,6 @@ class Midpoint(OnGrid):
         x_t = noise
         for t, s in self.intervals(noise):
             h = s - t
-            half_way = x_t + h / 2 * evaluate(velocity_fn, x_t, t)
-            x_t = x_t + h * evaluate(velocity_fn, half_way, t + h / 2)
+            half_way = x_t + h / 2 * velocity_fn(x_t, t)
+            x_t = x_t + h * velocity_fn(half_way, t + h / 2)
             yield Step(s, x_t)

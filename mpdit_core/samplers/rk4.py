@@ -9,11 +9,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import OnGrid, evaluate
+from mpdit_core.samplers.grids import FixedGridSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungeKutta4(OnGrid):
+class RungeKutta4(FixedGridSampler):
     """Runge-Kutta of order 4. Four evaluations a step."""
 
     order: ClassVar[int] = 4
@@ -30,8 +30,8 @@ def runge_kutta_4(velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, v
     """x at time s from `x_t` at time t, in one step. `v_t`: the velocity there, if it is known already."""
     h = s - t
     middle = t + h / 2
-    v_1 = evaluate(velocity_fn, x_t, t) if v_t is None else v_t
-    v_2 = evaluate(velocity_fn, x_t + h / 2 * v_1, middle)
-    v_3 = evaluate(velocity_fn, x_t + h / 2 * v_2, middle)
-    v_4 = evaluate(velocity_fn, x_t + h * v_3, s)
+    v_1 = velocity_fn(x_t, t) if v_t is None else v_t
+    v_2 = velocity_fn(x_t + h / 2 * v_1, middle)
+    v_3 = velocity_fn(x_t + h / 2 * v_2, middle)
+    v_4 = velocity_fn(x_t + h * v_3, s)
     return x_t + h / 6 * (v_1 + 2 * v_2 + 2 * v_3 + v_4)

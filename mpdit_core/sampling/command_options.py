@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mpdit_core.config import parse_assignments
 from mpdit_core.errors import UserError
+from mpdit_core.settings import parse_assignments
 
 
 def read_interval(text: str) -> tuple[float, float]:

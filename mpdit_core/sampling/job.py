@@ -19,7 +19,7 @@ from mpdit_core.pictures import labelled_grid, save_png, square_columns
 from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Summary, jsonable
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import World, joined
+from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.sampling.generator import Generation, SampleBatch, SampleOptions, class_names, generate, prepare, share
 from mpdit_core.sampling.sample_set import (
     MANIFEST,
@@ -59,7 +59,7 @@ def sample(request: SampleRequest) -> Iterator[Event]:
         UserError: anything `prepare` refuses, or a folder that holds something else; nothing is changed then.
     """
     device = select_device(request.device)
-    with joined(device) as world, ExitStack() as stack:
+    with process_group(device) as world, ExitStack() as stack:
         folder = open_model(request.model)
         kind = WRITERS[request.format]
         _require_sampler(request, folder)

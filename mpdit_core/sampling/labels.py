@@ -32,23 +32,30 @@ class Labels:
         return int(torch.randint(self.num_classes, (1,), generator=generator(self.seed, "label", i)))
 
 
-def read_classes(text: str, *, class_names: Sequence[str], num_classes: int, seed: int) -> Labels:
-    """Reads `all`, `random`, or ids and names separated by commas, such as `207,volcano`.
+def read_classes(
+    classes: str | Sequence[str | int], *, class_names: Sequence[str], num_classes: int, seed: int
+) -> Labels:
+    """Reads `all`, `random`, ids and names separated by commas, such as `207,volcano`, or a sequence of ids and names.
 
     A name is compared without regard to case, with the whole class name and with its parts between commas (ImageNet's
     classes are called "goldfish, Carassius auratus").
 
     Raises:
-        UserError: an id or name that no class has, or a name that several have.
+        UserError: an id or name that no class has (`no-such-class`), or a name that several have (`ambiguous-class`).
     """
-    if text.strip() == "random":
+    if not isinstance(classes, str):
+        found = [label for item in classes for label in _read(str(item), class_names, num_classes)]
+        if not found:
+            raise UserError("no class is named", code="no-such-class", expected="ids or names of classes")
+        return Labels(tuple(found), num_classes, seed)
+    if classes.strip() == "random":
         return Labels(None, num_classes, seed)
-    if text.strip() == "all":
-        return Labels(spread(num_classes), num_classes, seed)
-    return Labels(tuple(_read(text, class_names, num_classes)), num_classes, seed)
+    if classes.strip() == "all":
+        return Labels(class_order(num_classes), num_classes, seed)
+    return Labels(tuple(_read(classes, class_names, num_classes)), num_classes, seed)
 
 
-def spread(num_classes: int) -> tuple[int, ...]:
+def class_order(num_classes: int) -> tuple[int, ...]:
     """All classes once. Many are visited in golden-ratio strides, so that the first few are of all kinds."""
     if num_classes <= FEW:
         return tuple(range(num_classes))
@@ -68,25 +75,35 @@ def _read(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
             continue
         if part.isdecimal():
             if int(part) >= num_classes:
-                raise UserError(f"--classes {part}: the model has no such class", expected=f"0 to {num_classes - 1}")
+                raise UserError(
+                    f"--classes {part}: the model has no such class",
+                    code="no-such-class",
+                    expected=f"0 to {num_classes - 1}",
+                )
             found.append(int(part))
             continue
         ids = _find(part, class_names)
         if len(ids) > 1:
             raise UserError(
-                f"--classes {part!r} names {len(ids)} classes", expected="one", remedy=f"one of the ids {_join(ids)}"
+                f"--classes {part!r} names {len(ids)} classes",
+                code="ambiguous-class",
+                expected="one",
+                remedy=f"one of the ids {_join(ids)}",
             )
         if not ids:
             near = difflib.get_close_matches(part.lower(), [n.lower() for n in class_names], n=3, cutoff=0.5)
             raise UserError(
                 f"--classes {part!r}: the model has no class of this name",
+                code="no-such-class",
                 expected=f"`all`, `random`, ids from 0 to {num_classes - 1}, or names such as "
                 + ", ".join(class_names[:3]),
                 remedy=f"did you mean {' or '.join(near)}?" if near else None,
             )
         found += ids
     if not found:
-        raise UserError(f"--classes {text!r} names no class", expected="`all`, `random`, ids or names")
+        raise UserError(
+            f"--classes {text!r} names no class", code="no-such-class", expected="`all`, `random`, ids or names"
+        )
     return found
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from mpdit_core.config import to_toml
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.model.compute import training_macs
 from mpdit_core.reporting import Event, Note, Result, Saved, Summary, TrainStep, Warn
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import matmul_rate, peak_memory, select_device
-from mpdit_core.runtime.distributed import World, joined
+from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.signals import StopRequest
+from mpdit_core.settings import to_toml
 from mpdit_core.training.batches import BatchSource
 from mpdit_core.training.hooks.clock import WorkClock
 from mpdit_core.training.hooks.divergence import Sentinel, bad_step_error
@@ -44,7 +44,7 @@ def train(options: TrainOptions) -> Iterator[Event]:
         Interrupted: after a signal, with a checkpoint written.
     """
     device = select_device(options.device)
-    with joined(device) as world:
+    with process_group(device) as world:
         plan = prepare(options, world_size=world.size)
         yield from plan.events
         check_installed(plan.config.train.trackers)

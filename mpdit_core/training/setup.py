@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mpdit_core.config import RunConfig, differences, merge, parse_assignments, read_toml, to_toml, validate
+from mpdit_core.config import RunConfig, differences
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
@@ -18,6 +18,7 @@ from mpdit_core.models.model_folder import find_checkpoints
 from mpdit_core.presets import resolve
 from mpdit_core.reporting import Event, Note, Warn
 from mpdit_core.runtime import files
+from mpdit_core.settings import merge, parse_assignments, read_toml, to_toml, validate
 from mpdit_core.training.state.checkpoints import check_same_data
 
 # What may change when a run goes on: nothing that alters the sequence of updates already made.

@@ -17,7 +17,7 @@ from sample_helpers import write_model
 from mpdit_cli.app import main
 from mpdit_core.api import Features
 from mpdit_core.evaluation.accumulator import Tally
-from mpdit_core.runtime.distributed import World, joined
+from mpdit_core.runtime.distributed import World, process_group
 
 FORK = multiprocessing.get_context("fork")  # children need not import torch again
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 def test_two_processes_with_uneven_counts_give_the_same_statistics(tmp_path):
     def work(rank: int) -> None:
-        with joined(CPU) as world:
+        with process_group(CPU) as world:
             tally = Tally(90, keep=range(90), device=CPU, folder=tmp_path / "p")
             world.barrier()
             mine = list(range(17)) if rank == 0 else list(range(17, 90))
@@ -99,7 +99,7 @@ def test_two_processes_with_uneven_counts_give_the_same_statistics(tmp_path):
 
 def test_killed_after_the_processes_were_summed_nothing_is_counted_twice(tmp_path):
     def work(rank: int) -> None:
-        with joined(CPU) as world:
+        with process_group(CPU) as world:
             tally = Tally(90, keep=range(90), device=CPU, folder=tmp_path / "p")
             world.barrier()
             mine = list(range(rank * 40, 40 + rank * 30))  # 20 are left

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mpdit_core.config import Settings
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
@@ -21,6 +20,7 @@ from mpdit_core.models import hub
 from mpdit_core.models.model_folder import CONFIG, WEIGHTS, ModelFolder, open_model, read_weights, save_model
 from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Summary, Warn
 from mpdit_core.runtime import files
+from mpdit_core.settings import Settings
 
 Form = Literal["mpdit", "diffusers", "onnx", "torch-export", "datasets"]
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mpdit_core.config import Settings
 from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER
 from mpdit_core.interop.official import import_official
 from mpdit_core.interop.official.reading import Weights
 from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.reporting import Event, Note, Result, Saved, Summary, Warn
+from mpdit_core.settings import Settings
 
 
 class ImportOptions(Settings):

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mpdit_core.config import ModelConfig, Stage, validate
+from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.errors import UserError
+from mpdit_core.settings import validate
 
 HEADS_BY_WIDTH = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published models; shapes do not show it
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from mpdit_core import plugins
-from mpdit_core.config import parse_assignments, validate
 from mpdit_core.errors import UserError
 from mpdit_core.pictures import contact_sheet, save_png
 from mpdit_core.reporting import Event, Progress
 from mpdit_core.sampling.generator import SampleOptions, changed, check, prepare
 from mpdit_core.sampling.views.common import ViewRequest, finish, opened
+from mpdit_core.settings import parse_assignments, validate
 
 OPTIONS = (
     "sampler", "num_steps", "guidance_scale", "guidance_interval", "guidance_schedule", "guide", "classes", "seed",

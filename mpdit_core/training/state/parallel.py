@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpdit_core.config import TrainConfig
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.runtime.device import is_fast_in_bfloat16
 from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.precision import is_fast_in_bfloat16
 from mpdit_core.training.state.sharded import can_write, copy_to_cpu
 
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mpdit_cli.train_panel import TrainPanel
 from rich.console import Console
 
 from mpdit_cli.app import main
-from mpdit_cli.train_panel import TrainPanel
 from mpdit_core.errors import UserError
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Note, TrainStep, Warn

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpdit_core.config import RunConfig, merge, validate
+from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import save_model
 from mpdit_core.presets import load_preset
 from mpdit_core.runtime.distributed import World
+from mpdit_core.settings import merge, validate
 from mpdit_core.training.state.trainer import Trainer
 from mpdit_core.training.warm_start import initialise_from, match_classes
 

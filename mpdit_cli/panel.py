@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
-from mpdit_core.reporting import TrainStep
+from mpdit_core.reporting import Step
 
 MEAN_STEPS = 100
 
@@ -20,12 +20,12 @@ class TrainPanel:
         self.console = console
         self.losses: deque[tuple[int, float]] = deque()
         self.first: tuple[float, int] | None = None
-        self.event: TrainStep | None = None
+        self.event: Step | None = None
         self.preview, self.activity = "", ""
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self.render)
         self.live.start()
 
-    def show(self, event: TrainStep) -> None:
+    def show(self, event: Step) -> None:
         self.event, self.activity = event, ""
         self.first = self.first or (time.monotonic(), event.step)
         if self.losses and event.step <= self.losses[-1][0]:  # a rollback
@@ -83,7 +83,7 @@ class TrainPanel:
         whole.add_row(grid)
         return Panel(whole, title=title, title_align="left", width=width)
 
-    def _time_left(self, event: TrainStep) -> str:
+    def _time_left(self, event: Step) -> str:
         assert self.first is not None
         since, at = self.first
         if event.step <= at:

@@ -1,0 +1,80 @@
+"""What `encode-latents` is asked for, and what it returns. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Result, setting
+
+
+class EncodeOptions(DeviceOptions):
+    """None: chosen by the source, the resolution or the autoencoder."""
+
+    source: str = setting(
+        ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
+    )
+    resolution: PositiveInt | None = setting(
+        None, "side of the images in pixels", flags=("--resolution", "--res"), chosen="256"
+    )
+    autoencoder: str | None = setting(
+        None, "autoencoder: Hub id, local folder, pixels or pixels-gray",
+        metavar="ID|DIR|pixels", chosen="stabilityai/sd-vae-ft-ema",
+    )  # fmt: skip
+    split: str | None = setting(None, "part of the data set; of a folder, a subfolder", chosen="all of it")
+    classes: Path | None = setting(
+        None, "file of class names in label order, one per line", metavar="FILE", chosen="as found", strict=False
+    )
+    labels: Path | None = setting(
+        None, "file that gives each image its class, for images without class folders",
+        metavar="FILE", chosen="class folders", strict=False,
+    )  # fmt: skip
+    streaming: bool = setting(False, "read from the Hub without storing the data set first")
+    dataset_options: dict[str, Any] = setting({}, "options of a data set plugin", table="dataset", typed=False)
+    flip: bool | None = setting(
+        None, "store the latents of mirror images too", panel="Output",
+        chosen="on, unless mirroring latents is exact",
+    )  # fmt: skip
+    normalisation: Literal["measured", "published"] | None = setting(
+        None, "statistics that training standardises with", panel="Output", chosen="measured"
+    )
+    out: Path | None = setting(
+        None, "folder to write", metavar="DIR", panel="Output", chosen="latents/SOURCE-RESOLUTION", strict=False
+    )
+    shard_size: PositiveInt | None = setting(None, "number of images per file", panel="Output", chosen="about 128 MiB")
+    on_error: Literal["fail", "skip"] = setting(
+        "fail", "at an image that cannot be read: stop, or leave it out and list it"
+    )
+    verify: bool = setting(False, "check finished shards; the next run writes damaged ones again", panel="Output")
+    reference_stats: bool = setting(False, "measure the statistics that eval-fid compares samples with", panel="Output")
+    batch_size: PositiveInt | None = setting(
+        None, "number of images encoded at once", panel="Running", chosen="by resolution"
+    )
+    workers: PositiveInt | None = setting(
+        None, "number of threads per process that decode images", panel="Running", chosen="number of cores"
+    )
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = setting(
+        "auto", "type that the encoder computes in; auto: the fastest within 1e-2 of float32", panel="Running"
+    )
+
+
+class EncodeResult(Result):
+    """A finished folder of latents."""
+
+    latents: Path = setting(..., "the folder")
+    count: int = setting(..., "number of images")
+    classes: int = setting(..., "number of classes")
+    resolution: int = setting(..., "side of the images in pixels")
+    shards: int = setting(..., "number of files")
+    bytes: int = setting(..., "their size")
+    skipped: tuple[dict[str, str], ...] = setting((), "images left out: key and reason", strict=False)
+    encoded_now: int = setting(..., "images encoded by this call")
+    seconds: float = setting(..., "time this took")
+    images_per_second: float | None = setting(None, "rate of this call")
+    measured_mean: tuple[float, ...] = setting(..., "measured mean per channel", strict=False)
+    measured_std: tuple[float, ...] = setting(..., "measured standard deviation per channel", strict=False)
+    normalisation: str = setting(..., "statistics that training uses: measured or published")
+    fingerprint: str = setting(..., "hash of source, options and autoencoder")

@@ -1,0 +1,66 @@
+"""The one loop over a sampler: from noise at t = 1 to data at t = 0, its output checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from mpdit_core.api import NoiseSource, Sampler, Step, VelocityFn
+from mpdit_core.errors import UserError
+from mpdit_core.plugins import plugin_errors
+
+
+def integrate(
+    sampler: Sampler,
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    generators: NoiseSource = None,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> Tensor:
+    """x at t = 0, [B, C, h, w], of `noise [B, C, h, w]` at t = 1.
+
+    Args:
+        generators: where a stochastic sampler draws its noise from: one per image, or one for the batch.
+        on_step: called with every state after the first; what it raises ends the integration.
+
+    Raises:
+        UserError: the sampler, a plugin's, failed or broke its contract (`broken-plugin`).
+    """
+    step = None
+    for step in _steps(sampler, velocity_fn, noise, generators):
+        if step.x_t.shape != noise.shape or step.x_t.dtype != noise.dtype:
+            raise _broken(sampler, f"yields x_t {step.x_t.dtype} {list(step.x_t.shape)}", _shape(noise))
+        if on_step is not None:
+            on_step(step)
+    if step is None:
+        raise _broken(sampler, "yields no step", "at least one")
+    if step.t != 0:
+        raise _broken(sampler, f"ends at t = {step.t:g}", "a last step with t = 0")
+    return step.x_t
+
+
+def _steps(sampler: Sampler, velocity_fn: VelocityFn, noise: Tensor, generators: NoiseSource) -> Iterator[Step]:
+    with plugin_errors(sampler, "in steps"):
+        steps = iter(sampler.steps(velocity_fn, noise, generators))
+    while True:
+        with plugin_errors(sampler, "in steps"):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+def _shape(noise: Tensor) -> str:
+    return f"{noise.dtype} {list(noise.shape)}, as the noise"
+
+
+def _broken(sampler: Sampler, what: str, expected: str) -> UserError:
+    kind = type(sampler)
+    return UserError(
+        f"the sampler {kind.__qualname__} of {kind.__module__} {what}",
+        code="broken-plugin",
+        expected=expected,
+        remedy="report it to its author, or use another --sampler; mpdit_core.testing.check_sampler checks one",
+    )

@@ -1,0 +1,76 @@
+"""What `mpdit import` and `mpdit export` are asked for, and what they return. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Result, setting
+
+
+class ImportOptions(DeviceOptions):
+    """A checkpoint of the official MPDiT, DiT or SiT code."""
+
+    file: Path = setting(
+        ..., ".pt or .safetensors file of the official code", argument=True, metavar="FILE", strict=False
+    )
+    out: Path | None = setting(
+        None, "folder to write", metavar="DIR", panel="Output", strict=False, chosen="models/<name of the file>"
+    )
+    kind: Literal["auto", "mpdit", "dit", "sit"] = setting("auto", "which code wrote it; auto: by its tensors")
+    num_heads: PositiveInt | None = setting(
+        None, "number of attention heads, where the width is not that of a published model", chosen="by the width"
+    )
+    weights: Literal["ema", "model"] | None = setting(None, "which weights to take", chosen="ema, if they are there")
+    autoencoder: str = setting(
+        "stabilityai/sd-vae-ft-ema", "autoencoder that decodes its latents: Hub id or folder", metavar="ID|DIR"
+    )
+
+
+class ImportResult(Result):
+    """An imported model."""
+
+    model: Path = setting(..., "the model folder")
+    file: str = setting(..., "the file it came from")
+    kind: str = setting(..., "mpdit, dit or sit")
+    weights: str = setting(..., "ema or model")
+    prediction: str = setting(..., "velocity, or epsilon (which cannot be sampled here)")
+    preset: str = setting(..., "the preset of its shape")
+    config: dict[str, Any] = setting(..., "the model's configuration")
+    decoded_by: str | None = setting(None, "autoencoder and normalisation")
+    notes: tuple[str, ...] = setting((), "what an importer should know", strict=False)
+
+
+class ExportOptions(DeviceOptions):
+    """A model for others, or latents as a Hugging Face data set."""
+
+    model: str = setting(
+        ..., "run, checkpoint folder, exported model or hf:ORG/NAME; for datasets, a folder of latents",
+        argument=True, metavar="MODEL",
+    )  # fmt: skip
+    out: Path = setting(..., "folder to write", argument=True, metavar="OUT", strict=False)
+    format: Literal["mpdit", "diffusers", "onnx", "torch-export", "datasets"] = setting("mpdit", "form of the export")
+    half: bool = setting(False, "store the weights as float16")
+    licence: str | None = setting(
+        None, "licence of the weights, for the model card", flags=("--licence", "--license"), chosen="unknown"
+    )
+    push: str | None = setting(None, "upload it to this Hub repository too", metavar="ORG/NAME", chosen="no upload")
+    private: bool = setting(False, "make the Hub repository private")
+
+
+class ExportResult(Result):
+    """A finished export."""
+
+    path: Path = setting(..., "the folder")
+    format: str = setting(..., "its form")
+    bytes: int = setting(..., "its size")
+    images: int | None = setting(None, "number of images, of a data set")
+    step: int | None = setting(None, "training step of the model")
+    weights_sha256: str | None = setting(None, "hash of the model's weights")
+    relative_difference: float | None = setting(
+        None, "largest difference from the network, relative to the largest velocity"
+    )
+    url: str | None = setting(None, "its address on the Hub")

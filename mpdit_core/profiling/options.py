@@ -1,0 +1,59 @@
+"""What `profile-flops` is asked for, and what it returns. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Result, setting
+
+
+class ProfileOptions(DeviceOptions):
+    """Which models, and what is wanted of them."""
+
+    model: str | None = setting(
+        None, "run, checkpoint folder, exported model or hf:ORG/NAME", argument=True, metavar="MODEL"
+    )
+    preset: tuple[str, ...] = setting(
+        (), "preset, or DiT-XL/2, SiT-B/4, MPDiT-XL/4x, MPDiT-XL/8x; repeatable",
+        strict=False, repeated=True, chosen="all presets",
+    )  # fmt: skip
+    settings: dict[str, Any] = setting({}, "single values of the configuration, by dotted key", table="*", typed=False)
+    resolution: PositiveInt | None = setting(
+        None, "side of the images in pixels, any that the patches divide",
+        flags=("--resolution", "--res"), chosen="that of the preset",
+    )  # fmt: skip
+    batch_size: PositiveInt = setting(1, "number of images for training step, memory and --measure")
+    convention: Literal["true", "paper"] = setting("true", "how to count: true, or as the papers publish it")
+    plan: str | None = setting(
+        None, "cost of training, e.g. 'epochs=240, dense_epochs=1400, hardware=h100, devices=8, utilisation=0.4, "
+        "watts=700, images=1281167'; 'default': the preset's epochs; hardware=measured times this machine",
+        metavar="KEYS", panel="Other work", chosen="none",
+    )  # fmt: skip
+    search: str | None = setting(
+        None, "shapes within a budget, e.g. 'target_macs=30e9'; also levels=[2,3], show=20",
+        metavar="KEYS", panel="Other work", chosen="none",
+    )  # fmt: skip
+    measure: bool = setting(False, "run and time the named models on this machine", panel="Other work")
+    plot: Path | None = setting(
+        None, "figure to draw: MACs against resolution", metavar="FILE", panel="Output", strict=False, chosen="none"
+    )
+    csv: Path | None = setting(
+        None, "table of all numbers to write", metavar="FILE", panel="Output", strict=False, chosen="none"
+    )
+    markdown: Path | None = setting(
+        None, "tables for a paper to write", metavar="FILE", panel="Output", strict=False, chosen="none"
+    )
+
+
+class ProfileResult(Result):
+    """Every number, exact."""
+
+    convention: str = setting(..., "how MACs were counted")
+    models: tuple[dict[str, Any], ...] = setting((), "one record per model", strict=False)
+    plans: tuple[dict[str, Any], ...] = setting((), "cost of training, per model", strict=False)
+    search: tuple[dict[str, Any], ...] = setting((), "shapes found within the budget", strict=False)
+    measured: tuple[dict[str, Any], ...] = setting((), "times on this machine, per model", strict=False)

@@ -1,0 +1,25 @@
+"""What `mpdit report` is asked for, and what it returns. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Result, setting
+
+
+class ReportOptions(DeviceOptions):
+    """A run to describe."""
+
+    run: Path = setting(..., "run folder", argument=True, metavar="RUN", strict=False)
+    out: Path | None = setting(
+        None, "page to write", metavar="FILE", panel="Output", strict=False, chosen="RUN/report.html"
+    )
+
+
+class ReportResult(Result):
+    """A written page."""
+
+    report: Path = setting(..., "the page")
+    facts: dict[str, str] = setting({}, "the run in words")
+    evaluations: int = setting(0, "number of evaluations on it")

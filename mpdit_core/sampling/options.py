@@ -1,0 +1,114 @@
+"""What sampling is asked for, and what it returns. `sample` and `eval-fid` share `SamplingOptions`. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from mpdit_core.config import Compile, Precision
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Options, Result, setting
+
+Format = Literal["png", "npz", "latents"]
+MODEL = "run, checkpoint folder, exported model or hf:ORG/NAME"
+
+
+class SamplingOptions(Options):
+    """Everything that fixes an image but the model and its number."""
+
+    classes: str | tuple[str | int, ...] = setting(
+        "all", 'classes to sample: all (balanced), random, or ids and names: 207,"golden retriever"',
+        panel="Sampling", sweepable=True,
+    )  # fmt: skip
+    sampler: str = setting(
+        "euler", "name of the sampler (`mpdit plugins` lists them)", panel="Sampling", sweepable=True
+    )
+    sampler_options: dict[str, Any] = setting(
+        {}, "other options of the sampler, such as its grid", table="sampler", typed=False
+    )
+    num_steps: PositiveInt | None = setting(
+        None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
+    )
+    guidance_scale: float = setting(
+        1.0, "scale of classifier-free guidance; 1: off", ge=0, panel="Sampling", sweepable=True
+    )
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0), "times t (1 noise, 0 data) between which guidance acts",
+        strict=False, metavar="LO,HI", panel="Sampling", sweepable=True,
+    )  # fmt: skip
+    guidance_schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "how the guidance scale changes with t", panel="Sampling", sweepable=True
+    )
+    guide: str | None = setting(
+        None, "weaker model to guide away from (autoguidance)", metavar="MODEL", panel="Sampling", sweepable=True
+    )
+    seed: int = setting(0, "seed of the noise and of random classes", ge=0, panel="Sampling", sweepable=True)
+    batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
+    precision: Precision = setting(
+        "auto", "type to compute in; auto: bfloat16 on fast GPUs", panel="Running", sweepable=True
+    )
+    compile: Compile = setting(
+        "auto", "whether the network is compiled (torch.compile); auto: on GPUs, for many images", panel="Running"
+    )
+
+
+class SampleOptions(SamplingOptions, DeviceOptions):
+    """What `mpdit sample` is asked for: a set of samples, or one of the pictures below."""
+
+    model: str = setting(..., MODEL, argument=True, metavar="MODEL")
+    num_samples: PositiveInt | None = setting(
+        None, "number of images to sample", flags=("--num-samples", "-n"), chosen="16; fewer in a picture"
+    )
+    out: Path | None = setting(
+        None, "folder to write", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
+    )
+    format: Format = setting("png", "form of the files to write", panel="Output")
+    by_class: bool = setting(False, "write PNGs into one folder per class", panel="Output")
+    sweep: tuple[str, ...] = setting(
+        (), "picture of the same noise under several values of an option; twice: two axes",
+        strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Pictures",
+    )  # fmt: skip
+    trajectory: bool = setting(
+        False, "picture and GIF of x_t and of the data predicted from it, along t", panel="Pictures"
+    )
+    interpolate: tuple[int, int] | None = setting(
+        None, "picture of the way from the noise of image A to that of image B",
+        strict=False, metavar="A,B", panel="Pictures", chosen="no such picture",
+    )  # fmt: skip
+    nearest: Literal["latents", "pixels"] | None = setting(
+        None, "picture of each sample beside its closest training images, by distance in this space",
+        panel="Pictures", chosen="no such picture",
+    )  # fmt: skip
+    latents: Path | None = setting(
+        None, "folder of training latents for --nearest",
+        metavar="DIR", panel="Pictures", chosen="those of the training", strict=False,
+    )  # fmt: skip
+
+
+class SampleResult(Result):
+    """A finished set of samples."""
+
+    out: Path = setting(..., "folder of the set")
+    samples: Path = setting(..., "the images, the npz or the latents in it")
+    grid: Path | None = setting(None, "picture of the first samples")
+    images: int = setting(..., "number of images")
+    step: int = setting(..., "training step of the model")
+    sampler: dict[str, Any] = setting(..., "the sampler, its package and all its options")
+    precision: str = setting(..., "type that the network computed in")
+    decode_precision: str | None = setting(None, "type that the decoder computed in")
+    nfe: float = setting(..., "network evaluations per image that the sampler asked for")
+    passes: float = setting(..., "passes of an image through a network; a guided evaluation takes two")
+    saved: float = setting(0, "passes that the guidance interval spared")
+    images_per_second: float | None = setting(None, "rate of this session")
+
+
+class ViewResult(Result):
+    """A picture of samples that is not a plain set of them."""
+
+    view: str = setting(..., "which picture: sweep, trajectory, interpolation or nearest")
+    out: Path = setting(..., "folder of the picture")
+    picture: Path = setting(..., "the picture")
+    facts: dict[str, str] = setting({}, "what is seen, in words")
+    data: dict[str, Any] = setting({}, "what is seen, in numbers")

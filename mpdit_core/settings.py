@@ -1,0 +1,220 @@
+"""The base of everything that is configured, asked for or returned, and how values are read into it.
+
+A field is written once. Its name, type, default, bounds and description stand in its class; the command line, `--set`,
+`--sweep`, TOML files, docs/cli.md and the records read them from there. To add an option: one field, made by `setting`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from mpdit_core.errors import UserError
+
+
+class Settings(BaseModel):
+    """Immutable values with descriptions: unknown keys are refused, nothing is converted silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class Options(Settings):
+    """What a job is asked for. One class per command, in the `options.py` of its package."""
+
+
+class Result(Settings):
+    """What a job returns. The CLI prints it as a table for people, or as the last JSON line."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """What a field has beyond its type: how it is typed on a command line, and whether it may change on resume."""
+
+    flags: tuple[str, ...] = ()  # in place of --field-name
+    metavar: str = ""
+    argument: bool = False  # positional
+    panel: str = "What"  # the group of options in --help
+    chosen: str = ""  # in --help, the default of a field whose None means that it is chosen
+    table: str = ""  # a dict filled by `--set TABLE.KEY=VALUE`; "*" takes every key
+    repeated: bool = False  # a tuple given as one flag for each value, not as one list with commas
+    typed: bool = True  # False: not a flag; for Python and --set
+    resumable: bool = False  # a run may be resumed with another value
+    sweepable: bool = False  # `--sweep` may vary it
+
+
+SPELLING = "mpdit"
+
+
+def setting(default: Any, description: str, *, strict: bool | None = None, **more: Any) -> Any:
+    """A field of a `Settings` class. `more` are bounds for pydantic's `Field`, or attributes of `Spelling`.
+
+    Args:
+        default: the default value; `...` for a field that must be given.
+        description: a noun phrase, then the unit: "Number of images to sample".
+        strict: False for a tuple or path that may be given as a list or text.
+    """
+    spelling = {key: more.pop(key) for key in list(more) if key in Spelling.__dataclass_fields__}
+    extra: dict[str, Any] = {SPELLING: Spelling(**spelling)}
+    return Field(default, description=description, strict=strict, json_schema_extra=extra, **more)
+
+
+def spelling_of(field: FieldInfo) -> Spelling:
+    """The `Spelling` of a field; that of a plain flag where the field has none."""
+    extra = field.json_schema_extra
+    found = extra.get(SPELLING) if isinstance(extra, dict) else None
+    return found if isinstance(found, Spelling) else Spelling()
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["model.width=768", …]` → `{"model": {"width": 768}}`. Values are TOML; a bare word is taken as a string.
+
+    Raises:
+        UserError: no `=`, an empty key, or a key that is both a value and a table.
+    """
+    tree: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UserError(
+                f"--set {assignment}",
+                code="not-an-assignment",
+                expected="KEY=VALUE",
+                remedy="e.g. --set train.batch_size=256",
+            )
+        *tables, leaf = key.split(".")
+        node = tree
+        for table in tables:
+            node = node.setdefault(table, {})
+            if not isinstance(node, dict):
+                raise UserError(
+                    f"--set {key}: {table} was given a value before and cannot hold {leaf}", code="not-an-assignment"
+                )
+        node[leaf] = parse_value(text)
+    return tree
+
+
+def parse_value(text: str) -> Any:
+    """The TOML value in `text`; the text itself where it is not TOML, such as a bare word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text.strip()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises `UserError` when the file is missing or not TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path} does not exist", code="no-such-file", expected="a TOML configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not TOML: {error}", code="damaged-file", expected="tables [model], [objective], [train], …"
+        ) from error
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"steps": 3}}` → `{"train.steps": 3}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + str(key): value}
+    return flat
+
+
+def validate(kind: type[S], values: Mapping[str, Any], *, origin: str = "") -> S:
+    """`values` as a `kind`. Raises `UserError` with one line per mistake, each naming its dotted key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise settings_error(error, origin=origin, known=dotted_keys(kind)) from None
+
+
+def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[str] = ()) -> UserError:
+    """A pydantic error in words for people: key, given, possible. Its code is `unknown-key` or `invalid-value`."""
+    lines, known, code = [], list(known), "invalid-value"
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            code = "unknown-key"
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(_siblings(key, known))}"
+            lines.append(f"unknown key {key} ({hint})")
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing")
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            given = problem["input"]
+            shown = "" if isinstance(given, dict) else f" = {json.dumps(given, default=str)}"
+            lines.append(f"{key}{shown}: {text[:1].lower()}{text[1:]}")
+    return UserError((f"{origin}: " if origin else "configuration refused: ") + "; ".join(lines), code=code)
+
+
+def dotted_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys of a class and of the classes within it: `["preset", "model.width", …]`."""
+    return [key for key, _ in dotted_fields(kind, prefix)]
+
+
+def dotted_fields(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, FieldInfo]]:
+    """`dotted_keys` with the field of each."""
+    found: list[tuple[str, FieldInfo]] = []
+    for name, info in kind.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found += dotted_fields(annotation, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, info))
+    return found
+
+
+def _siblings(key: str, known: list[str]) -> list[str]:
+    table = key.rpartition(".")[0]
+    return [k for k in known if k.rpartition(".")[0] == table] or known
+
+
+def to_toml(settings: Settings) -> str:
+    """The configuration as commented TOML that `read_toml` reads back (None is written as a comment)."""
+    plain: list[str] = []
+    tables: list[str] = []
+    _write_table(settings, "", plain, tables)
+    return "\n".join([*plain, *tables]) + "\n"
+
+
+def _write_table(settings: Settings, prefix: str, lines: list[str], tables: list[str]) -> None:
+    for name, info in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            inner: list[str] = ["", f"[{prefix}{name}]"]
+            _write_table(value, f"{prefix}{name}.", inner, tables)
+            tables += inner
+        elif value is None:
+            lines.append(f"# {name} =  # {info.description}")
+        else:
+            lines.append(f"{name} = {json.dumps(value)}  # {info.description}")
+
+
+def changes(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:
+    """`{"train.batch_size": (256, 512), …}`: the dotted keys whose values differ, with both values."""
+    flat_old, flat_new = flatten(old.model_dump()), flatten(new.model_dump())
+    keys = sorted(flat_old | flat_new)
+    return {key: (flat_old.get(key), flat_new.get(key)) for key in keys if flat_old.get(key) != flat_new.get(key)}

@@ -1,0 +1,61 @@
+"""What `train` is asked for, and what it returns. What fixes the run itself is `RunConfig`. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Result, setting
+
+
+class TrainOptions(DeviceOptions):
+    """A run to begin or to resume."""
+
+    preset: str | None = setting(None, "name of the configuration to start from", chosen="that of --config or the run")
+    config: Path | None = setting(None, "TOML file laid over the preset", metavar="FILE", strict=False, chosen="none")
+    settings: dict[str, Any] = setting({}, "single values of the configuration, by dotted key", table="*", typed=False)
+    steps: PositiveInt | None = setting(None, "number of optimizer steps", chosen="by train.epochs")
+    latents: Path | None = setting(
+        None, "folder of latents", metavar="DIR", strict=False, chosen="the one that fits under latents/"
+    )
+    init_from: str | None = setting(
+        None, "model whose weights a new run begins with", metavar="MODEL", chosen="random weights"
+    )
+    run: Path | None = setting(
+        None, "run folder; an existing run is resumed", metavar="DIR",
+        panel="Output", strict=False, chosen="a new one under runs/",
+    )  # fmt: skip
+    resume: bool = setting(True, "resume the run in --run, if it is there", panel="Output")
+    dry_run: bool = setting(
+        False, "check everything and show configuration, memory and disk; write nothing", panel="Output"
+    )
+    runs_root: Path = setting(Path("runs"), "where new runs are made", typed=False)
+    latents_root: Path = setting(Path("latents"), "where latents are looked for", typed=False)
+
+
+class TrainResult(Result):
+    """A finished run."""
+
+    run: Path = setting(..., "the run folder")
+    step: int = setting(..., "optimizer steps done")
+    images_seen: int = setting(..., "images the network was trained on, repeats included")
+    loss: float | None = setting(..., "loss of the last step; none: no step was taken")
+    checkpoint: Path | None = setting(None, "the newest checkpoint")
+
+
+class DryRunResult(Result):
+    """What a run would be, and what it would need. Nothing was written."""
+
+    run: Path = setting(..., "the run folder")
+    latents: Path = setting(..., "the latents")
+    images: int = setting(..., "number of images in them")
+    total_steps: int = setting(..., "optimizer steps")
+    config: dict[str, Any] = setting(..., "the resolved configuration")
+    origins: dict[str, str] = setting(..., "where each value of it came from, by dotted key")
+    facts: dict[str, str] = setting({}, "memory and disk, in words")
+    memory_bytes: int = setting(..., "memory needed on each device")
+    disk_bytes: int = setting(..., "disk needed for checkpoints")
+    free_bytes: int = setting(..., "disk that is free")
