@@ -1,23 +1,37 @@
-"""The library behind `mpdit`. Importing it is cheap; torch is imported when one of these names is used."""
+"""The library behind `mpdit`. Importing it is cheap; torch is imported when one of these names needs it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
 
 __version__ = "0.1.0"
-__all__ = ["import_official", "load_model", "load_sampler"]
+__all__ = [
+    "Generator", "MPDiTPipeline", "encode_latents", "evaluate", "export_model", "import_checkpoint",
+    "import_official", "load_model", "load_sampler", "profile_flops", "sample", "train",
+]  # fmt: skip
 
 if TYPE_CHECKING:
-    from mpdit_core.interop.official import import_official
+    from mpdit_core.encoding import encode_latents
+    from mpdit_core.evaluation import evaluate
+    from mpdit_core.interop import MPDiTPipeline, export_model, import_checkpoint, import_official
     from mpdit_core.models.model_folder import load_model
+    from mpdit_core.profiling import profile_flops
     from mpdit_core.samplers import load_sampler
+    from mpdit_core.sampling import Generator, sample
+    from mpdit_core.training import train
 
-_HOMES = {"load_model": "models.model_folder", "load_sampler": "samplers", "import_official": "interop.official"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(f"mpdit_core.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "encoding": ["encode_latents"],
+        "evaluation": ["evaluate"],
+        "interop": ["MPDiTPipeline", "export_model", "import_checkpoint", "import_official"],
+        "models.model_folder": ["load_model"],
+        "profiling": ["profile_flops"],
+        "samplers": ["load_sampler"],
+        "sampling": ["Generator", "sample"],
+        "training": ["train"],
+    },
+)

@@ -1,26 +1,18 @@
-"""`mpdit report`."""
+"""`mpdit report RUN`: one HTML page of a run."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from mpdit_cli import console, options
+from mpdit_cli import console
+from mpdit_cli.fields import options_command
+from mpdit_core.run_report.options import ReportOptions
 
 
-def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[options.OptionalPath, typer.Option("--out", help="Default: RUN/report.html.")] = None,
-    device: options.Device = "auto",
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
+@options_command(ReportOptions, name="mpdit report")
+def command(options: ReportOptions) -> None:
     """Write one HTML page of a run that opens offline: curves, previews, evaluations, configuration, compute.
 
     Example: mpdit report runs/xl-256-1
     """
-    from mpdit_core.run_report.job import report
+    from mpdit_core.run_report import write_report
 
-    console.run_job(report(run, out=out))
+    console.show(console.run(write_report, options))

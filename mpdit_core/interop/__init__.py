@@ -1,0 +1,36 @@
+"""Models of others in, and ours in the forms of others out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mpdit_core.interop.export.job import export_model
+    from mpdit_core.interop.official.importing import import_official
+    from mpdit_core.interop.official.job import import_checkpoint
+    from mpdit_core.interop.options import ExportOptions, ExportResult, ImportOptions, ImportResult
+    from mpdit_core.interop.pipeline import MPDiTPipeline
+
+__all__ = [
+    "ExportOptions",
+    "ExportResult",
+    "ImportOptions",
+    "ImportResult",
+    "MPDiTPipeline",
+    "export_model",
+    "import_checkpoint",
+    "import_official",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "export.job": ["export_model"],
+        "official.importing": ["import_official"],
+        "official.job": ["import_checkpoint"],
+        "options": ["ExportOptions", "ExportResult", "ImportOptions", "ImportResult"],
+        "pipeline": ["MPDiTPipeline"],
+    },
+)

@@ -1,1 +1,21 @@
-"""The parts of `mpdit profile-flops`: what to profile, tables, plans, search, measurement, figure."""
+"""Parameters, compute and memory of models: counted, compared, planned, searched, measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mpdit_core.profiling.job import profile_flops
+    from mpdit_core.profiling.options import ProfileOptions, ProfileResult
+
+__all__ = ["ProfileOptions", "ProfileResult", "profile_flops"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "job": ["profile_flops"],
+        "options": ["ProfileOptions", "ProfileResult"],
+    },
+)

@@ -1,0 +1,21 @@
+"""A run as one HTML page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mpdit_core.run_report.job import write_report
+    from mpdit_core.run_report.options import ReportOptions, ReportResult
+
+__all__ = ["ReportOptions", "ReportResult", "write_report"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "job": ["write_report"],
+        "options": ["ReportOptions", "ReportResult"],
+    },
+)

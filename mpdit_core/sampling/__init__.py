@@ -1,0 +1,36 @@
+"""Images from a model: the engine, sets of samples, and pictures of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values, settle
+    from mpdit_core.sampling.job import sample
+    from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingOptions, ViewResult
+    from mpdit_core.sampling.sample_set import SampleSet
+
+__all__ = [
+    "Generator",
+    "SampleBatch",
+    "SampleOptions",
+    "SampleResult",
+    "SampleSet",
+    "SamplingOptions",
+    "ViewResult",
+    "sample",
+    "sampling_values",
+    "settle",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "generator": ["Generator", "SampleBatch", "sampling_values", "settle"],
+        "job": ["sample"],
+        "options": ["SampleOptions", "SampleResult", "SamplingOptions", "ViewResult"],
+        "sample_set": ["SampleSet"],
+    },
+)

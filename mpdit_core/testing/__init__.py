@@ -11,4 +11,11 @@ from mpdit_core.testing.datasets import check_dataset
 from mpdit_core.testing.features import check_features
 from mpdit_core.testing.samplers import GaussianFlow, SamplerReport, check_sampler
 
-__all__ = ["ConformanceError", "GaussianFlow", "SamplerReport", "check_dataset", "check_features", "check_sampler"]
+__all__ = [
+    "ConformanceError",
+    "GaussianFlow",
+    "SamplerReport",
+    "check_dataset",
+    "check_features",
+    "check_sampler",
+]

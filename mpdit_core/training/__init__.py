@@ -1,4 +1,21 @@
-"""The parts of training: batches, optimizer, sharing over devices, what is saved, what is watched.
+"""Training: from a configuration and a folder of latents to a run."""
 
-The loop that puts them together is `mpdit_core/training/job.py`.
-"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mpdit_core.training.job import train
+    from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
+
+__all__ = ["DryRunResult", "TrainOptions", "TrainResult", "train"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "job": ["train"],
+        "options": ["DryRunResult", "TrainOptions", "TrainResult"],
+    },
+)

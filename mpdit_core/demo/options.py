@@ -1,0 +1,30 @@
+"""What `mpdit demo` is asked for, and what it returns. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import PositiveInt
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Result, setting
+
+
+class DemoOptions(DeviceOptions):
+    """Where, and how long."""
+
+    out: Path = setting(Path("demo"), "folder to write", metavar="DIR", panel="Output", strict=False)
+    steps: PositiveInt | None = setting(None, "number of training steps; fewer for a quick look", chosen="1200")
+    samples: PositiveInt = setting(500, "number of samples behind each figure", typed=False)
+
+
+class DemoResult(Result):
+    """The demo's model, and what was measured of it."""
+
+    run: Path = setting(..., "the run")
+    picture: Path = setting(..., "grid of samples")
+    recognised: float = setting(..., "share of guided samples in which a classifier sees the digit asked for")
+    distance: float = setting(..., "Fréchet distance of unguided samples to real digits, on pixels")
+    distance_of_real: float = setting(..., "the same of real digits to other real digits")
+    samples: int = setting(..., "number of samples behind each figure")
+    guidance_scale: float = setting(..., "guidance scale of the recognised samples")
