@@ -41,7 +41,6 @@ S = TypeVar("S", bound=Settings)
 class Spelling:
     """What a field has beyond its type: how it is typed on a command line, and whether it may change on resume."""
 
-    flags: tuple[str, ...] = ()  # in place of --field-name
     metavar: str = ""
     argument: bool = False  # positional
     panel: str = "What"  # the group of options in --help
@@ -88,7 +87,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not all(key.split(".")):
             raise UserError(
-                f"--set {assignment}",
+                f"{assignment!r} sets nothing",
                 code="not-an-assignment",
                 expected="KEY=VALUE",
                 remedy="e.g. --set train.batch_size=256",
@@ -99,7 +98,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             node = node.setdefault(table, {})
             if not isinstance(node, dict):
                 raise UserError(
-                    f"--set {key}: {table} was given a value before and cannot hold {leaf}", code="not-an-assignment"
+                    f"{key}: {table} was given a value before and cannot hold {leaf}", code="not-an-assignment"
                 )
         node[leaf] = parse_value(text)
     return tree

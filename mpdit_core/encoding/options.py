@@ -18,7 +18,7 @@ class EncodeOptions(DeviceOptions):
         ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
     )
     resolution: PositiveInt | None = setting(
-        None, "side of the images in pixels", flags=("--resolution", "--res"), chosen="256"
+        None, "side of the images in pixels", chosen="256"
     )
     autoencoder: str | None = setting(
         None, "autoencoder: Hub id, local folder, pixels or pixels-gray",

@@ -24,7 +24,7 @@ class ProfileOptions(DeviceOptions):
     settings: dict[str, Any] = setting({}, "single values of the configuration, by dotted key", table="*", typed=False)
     resolution: PositiveInt | None = setting(
         None, "side of the images in pixels, any that the patches divide",
-        flags=("--resolution", "--res"), chosen="that of the preset",
+        chosen="that of the preset",
     )  # fmt: skip
     batch_size: PositiveInt = setting(1, "number of images for training step, memory and --measure")
     convention: Literal["true", "paper"] = setting("true", "how to count: true, or as the papers publish it")

@@ -59,7 +59,7 @@ class SampleOptions(SamplingOptions, DeviceOptions):
 
     model: str = setting(..., MODEL, argument=True, metavar="MODEL")
     num_samples: PositiveInt | None = setting(
-        None, "number of images to sample", flags=("--num-samples", "-n"), chosen="16; fewer in a picture"
+        None, "number of images to sample", chosen="16; fewer in a picture"
     )
     out: Path | None = setting(
         None, "folder to write", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
