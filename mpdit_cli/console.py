@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO, TypeVar
 
+from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Event, Note, Progress, Saved, Skipped, Step, Warning, jsonable
 from mpdit_core.settings import Result
 
@@ -91,7 +92,7 @@ def _launch_if_several(nproc: str, device: str) -> None:
     if processes > 1:
         code, ended = launch(sys.argv[1:], processes)
         if ended is not None:
-            error(ended)
+            _error(ended, code="process-ended", what=ended)
         raise typer.Exit(code)
 
 
@@ -141,14 +142,23 @@ def show_picture(path: str) -> None:
         console.print(Text.from_ansi(terminal_text(picture, console.width)), no_wrap=True)
 
 
-def error(text: str, fields: dict[str, Any] | None = None) -> None:
-    """A user error: text on stderr, and as the last JSON line with `--json`."""
-    if _rank() != 0:
-        print(f"[rank {_rank()}] {text}", file=sys.stderr)
-        return
-    print(f"error: {text}", file=sys.stderr)
+def user_error(error: UserError) -> None:
+    """What the user can correct: text on stderr, and with `--json` the last line of stdout."""
+    _error(str(error), code=error.code, what=error.what, expected=error.expected, remedy=error.remedy)
+
+
+def usage_error(error: Any) -> None:
+    """A command line that cannot be read: click's own text on stderr, and with `--json` a line like `user_error`'s."""
+    error.show()
     if _settings.json:
-        _write_json({"event": "error", **(fields or {"what": text})})
+        _write_json({"event": "error", "code": "usage", "what": error.format_message()})
+
+
+def stopped(interrupted: Interrupted, *, remedy: str) -> None:
+    """A signal ended the command. `remedy` is what to type to resume it."""
+    say(f"stopped; to resume: {remedy}")
+    if _settings.json and _rank() == 0:
+        _write_json({"event": "error", "code": "interrupted", "what": str(interrupted), "remedy": remedy})
 
 
 def defect(problem: BaseException) -> None:
@@ -156,7 +166,16 @@ def defect(problem: BaseException) -> None:
     traceback.print_exception(problem)
     print("\nThis is a defect of mpdit, not of your input. Please report it with the text above.", file=sys.stderr)
     if _settings.json:
-        _write_json({"event": "error", "defect": True, "what": f"{type(problem).__name__}: {problem}"})
+        _write_json({"event": "error", "code": "defect", "what": f"{type(problem).__name__}: {problem}"})
+
+
+def _error(text: str, **fields: Any) -> None:
+    if _rank() != 0:
+        print(f"[rank {_rank()}] {text}", file=sys.stderr)
+        return
+    print(f"error: {text}", file=sys.stderr)
+    if _settings.json:
+        _write_json({"event": "error", **fields})
 
 
 def _rank() -> int:

@@ -1,8 +1,7 @@
 """An options class becomes the parameters of a command: each field one flag, its help and default from the field.
 
     @options_command(SampleOptions, name="mpdit sample")
-    def command(options: SampleOptions) -> None:
-        """Make images with a model."""
+    def command(options: SampleOptions) -> None: ...  # its docstring is the command's help
 
 `--set KEY=VALUE` reaches every field by its name, and the options of plugins by `TABLE.KEY`; a flag wins over it.
 """
@@ -22,7 +21,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mpdit_core.errors import UserError
-from mpdit_core.settings import Options, Settings, Spelling, merge, parse_assignments, parse_value, spelling_of, validate
+from mpdit_core.settings import (
+    Options,
+    Settings,
+    Spelling,
+    merge,
+    parse_assignments,
+    parse_value,
+    spelling_of,
+    validate,
+)
 
 O = TypeVar("O", bound=Options)
 

@@ -17,9 +17,7 @@ class EncodeOptions(DeviceOptions):
     source: str = setting(
         ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
     )
-    resolution: PositiveInt | None = setting(
-        None, "side of the images in pixels", chosen="256"
-    )
+    resolution: PositiveInt | None = setting(None, "side of the images in pixels", chosen="256")
     autoencoder: str | None = setting(
         None, "autoencoder: Hub id, local folder, pixels or pixels-gray",
         metavar="ID|DIR|pixels", chosen="stabilityai/sd-vae-ft-ema",

@@ -54,9 +54,7 @@ class ExportOptions(DeviceOptions):
     out: Path = setting(..., "folder to write", argument=True, metavar="OUT", strict=False)
     format: Literal["mpdit", "diffusers", "onnx", "torch-export", "datasets"] = setting("mpdit", "form of the export")
     half: bool = setting(False, "store the weights as float16")
-    licence: str | None = setting(
-        None, "licence of the weights, for the model card", chosen="unknown"
-    )
+    licence: str | None = setting(None, "licence of the weights, for the model card", chosen="unknown")
     push: str | None = setting(None, "upload it to this Hub repository too", metavar="ORG/NAME", chosen="no upload")
     private: bool = setting(False, "make the Hub repository private")
 

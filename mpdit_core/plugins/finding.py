@@ -35,7 +35,9 @@ class Entry:
     def label(self) -> str:
         """For messages: `sampler 'mine' (package my-sampler 0.1.0)`."""
         word = KINDS[self.kind].word
-        return f"{word} {self.name!r} (package {self.package} {self.version})" if self.package else f"{word} {self.name}"
+        return (
+            f"{word} {self.name!r} (package {self.package} {self.version})" if self.package else f"{word} {self.name}"
+        )
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,7 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     """What `mpdit sample` is asked for: a set of samples, or one of the pictures below."""
 
     model: str = setting(..., MODEL, argument=True, metavar="MODEL")
-    num_samples: PositiveInt | None = setting(
-        None, "number of images to sample", chosen="16; fewer in a picture"
-    )
+    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; fewer in a picture")
     out: Path | None = setting(
         None, "folder to write", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
     )
