@@ -90,9 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.user_error(error)
         return EXIT_USER_ERROR
     except Interrupted as interrupted:
-        return _stopped(interrupted, arguments)
-    except (KeyboardInterrupt, typer.Abort):
-        return _stopped(Interrupted(signal.SIGINT), arguments)
+        console.stopped(interrupted, remedy=interrupted.remedy or shlex.join(["mpdit", *arguments]))
+        return 128 + interrupted.signum
+    except (KeyboardInterrupt, typer.Abort):  # while no job runs
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # `mpdit … | head`: the reader has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the interpreter ends
         return 0
@@ -102,11 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_USER_ERROR
         console.defect(error)
         return EXIT_DEFECT
-
-
-def _stopped(interrupted: Interrupted, arguments: list[str]) -> int:
-    console.stopped(interrupted, remedy=interrupted.remedy or shlex.join(["mpdit", *arguments]))
-    return 128 + interrupted.signum
 
 
 def _raise_interrupted(signum: int, _frame: object) -> None:

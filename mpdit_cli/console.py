@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import os
+import signal
 import sys
 import time
 import traceback
@@ -71,6 +72,7 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
 
     Raises:
         typer.Exit: with the exit code of the processes, after they were started and have ended.
+        Interrupted: Ctrl-C.
     """
     if nproc != "1":
         _launch_if_several(nproc, device)
@@ -78,6 +80,8 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
     with _stdout_for_json():
         try:
             return job(*arguments, report=view.show)
+        except KeyboardInterrupt:
+            raise Interrupted(signal.SIGINT) from None
         finally:
             view.close()
 
@@ -235,7 +239,7 @@ class _View:
         self.bars: Any = None
         self.panel: Any = None
         self.tasks: dict[str, Any] = {}
-        self.last_line = 0.0
+        self.last_line: dict[str, float] = {}
         self.started: dict[str, tuple[float, int]] = {}
 
     def show(self, event: Event) -> None:
@@ -304,9 +308,9 @@ class _View:
             return
         now = time.monotonic()
         first, at_first = self.started.setdefault(task, (now, done))
-        if now - self.last_line < SECONDS_BETWEEN_LINES and done < total:
+        if now - self.last_line.get(task, -SECONDS_BETWEEN_LINES) < SECONDS_BETWEEN_LINES and done < total:
             return
-        self.last_line = now
+        self.last_line[task] = now
         rate = (done - at_first) / (now - first) if now > first else 0.0
         left = f", {_duration((total - done) / rate)} left" if rate > 0 and done < total else ""
         speed = f", {rate:.4g} {unit}/s" if rate > 0 else ""
