@@ -90,11 +90,12 @@ def _where(error: BaseException) -> str:
 def _inside(error: BaseException) -> tuple[list[tuple[Path, int]], Path]:
     """The frames from where the plugin was entered, and the folder or file it lies in. No frames: it was not entered.
 
-    The plugin is entered at the first frame that is neither ours nor the standard library's.
+    The plugin is entered at the first frame that is neither ours nor the standard library's, behind `plugin_errors`
+    and its body.
     """
     frames = [
         (Path(frame.filename), frame.lineno or 0)
-        for frame in traceback.extract_tb(error.__traceback__)
+        for frame in traceback.extract_tb(error.__traceback__)[2:]
         if not frame.filename.startswith("<") and Path(frame.filename) != CALLED_BY_PLUGINS
     ]
     for number, (path, _) in enumerate(frames):

@@ -1,10 +1,10 @@
 """The one way that tests start commands and processes.
 
-    run("sample", model, "-n", 2)              a command line in this process
-    run_process("sample", model, "-n", 2)      the same in a process of its own
-    with started("-m", "mpdit_cli", …) as p:   a process to be killed: `kill_when(p, condition)`
-    run_group("-m", "mpdit_cli", …, size=2)    a process per rank of one group, as torchrun starts them
-    fork_group(work, size=2)                   `work(rank)` in forked ranks, which need not import torch again
+run("sample", model, "-n", 2)              a command line in this process
+run_process("sample", model, "-n", 2)      the same in a process of its own
+with started("-m", "mpdit_cli", …) as p:   a process to be killed: `kill_when(p, condition)`
+run_group("-m", "mpdit_cli", …, size=2)    a process per rank of one group, as torchrun starts them
+fork_group(work, size=2)                   `work(rank)` in forked ranks, which need not import torch again
 """
 
 from __future__ import annotations
