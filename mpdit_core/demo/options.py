@@ -13,7 +13,7 @@ from mpdit_core.settings import Result, setting
 class DemoOptions(DeviceOptions):
     """Where, and how long."""
 
-    out: Path = setting(Path("demo"), "folder to write", metavar="DIR", panel="Output", strict=False)
+    out: Path = setting(Path("demo"), "folder of the demo", metavar="DIR", panel="Output", strict=False)
     steps: PositiveInt | None = setting(None, "number of training steps; fewer for a quick look", chosen="1200")
     samples: PositiveInt = setting(500, "number of samples behind each figure", typed=False)
 

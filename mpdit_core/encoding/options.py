@@ -17,7 +17,7 @@ class EncodeOptions(DeviceOptions):
     source: str = setting(
         ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
     )
-    resolution: PositiveInt | None = setting(None, "side of the images in pixels", chosen="256")
+    resolution: PositiveInt | None = setting(None, "side in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
         None, "autoencoder: Hub id, local folder, pixels or pixels-gray",
         metavar="ID|DIR|pixels", chosen="stabilityai/sd-vae-ft-ema",
@@ -40,7 +40,7 @@ class EncodeOptions(DeviceOptions):
         None, "statistics that training standardises with", panel="Output", chosen="measured"
     )
     out: Path | None = setting(
-        None, "folder to write", metavar="DIR", panel="Output", chosen="latents/SOURCE-RESOLUTION", strict=False
+        None, "folder of the latents", metavar="DIR", panel="Output", chosen="latents/SOURCE-RESOLUTION", strict=False
     )
     shard_size: PositiveInt | None = setting(None, "number of images per file", panel="Output", chosen="about 128 MiB")
     on_error: Literal["fail", "skip"] = setting(

@@ -18,7 +18,7 @@ class ImportOptions(DeviceOptions):
         ..., ".pt or .safetensors file of the official code", argument=True, metavar="FILE", strict=False
     )
     out: Path | None = setting(
-        None, "folder to write", metavar="DIR", panel="Output", strict=False, chosen="models/<name of the file>"
+        None, "model folder to write", metavar="DIR", panel="Output", strict=False, chosen="models/<name of the file>"
     )
     kind: Literal["auto", "mpdit", "dit", "sit"] = setting("auto", "which code wrote it; auto: by its tensors")
     num_heads: PositiveInt | None = setting(
@@ -51,7 +51,7 @@ class ExportOptions(DeviceOptions):
         ..., "run, checkpoint folder, exported model or hf:ORG/NAME; for datasets, a folder of latents",
         argument=True, metavar="MODEL",
     )  # fmt: skip
-    out: Path = setting(..., "folder to write", argument=True, metavar="OUT", strict=False)
+    out: Path = setting(..., "folder of the export", argument=True, metavar="OUT", strict=False)
     format: Literal["mpdit", "diffusers", "onnx", "torch-export", "datasets"] = setting("mpdit", "form of the export")
     half: bool = setting(False, "store the weights as float16")
     licence: str | None = setting(None, "licence of the weights, for the model card", chosen="unknown")

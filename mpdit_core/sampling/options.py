@@ -60,7 +60,7 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     model: str = setting(..., MODEL, argument=True, metavar="MODEL")
     num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; fewer in a picture")
     out: Path | None = setting(
-        None, "folder to write", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
+        None, "folder of the samples", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
     )
     format: Format = setting("png", "form of the files to write", panel="Output")
     by_class: bool = setting(False, "write PNGs into one folder per class", panel="Output")
