@@ -32,7 +32,7 @@ from mpdit_core.settings import (
     validate,
 )
 
-O = TypeVar("O", bound=Options)
+T = TypeVar("T", bound=Options)
 
 PANELS = ("What", "Sampling", "Pictures", "Measuring", "Output", "Other work", "Running")
 """Groups of options in --help, in this order."""
@@ -80,8 +80,9 @@ def options_command(kind: type[Options], *, name: str) -> Callable[[Callable[...
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared if p.name != "options"]
         common = [_keyword("assignments", Set, None), _keyword("json", Json, False), _keyword("quiet", Quiet, False)]
 
-        def run(assignments: list[str] | None, json: bool, quiet: bool, **given: Any) -> None:
+        def run(**given: Any) -> None:
             extra = {p.name: given.pop(p.name) for p in own}
+            assignments, _, _ = (given.pop(p.name) for p in common)
             command(read_options(kind, given, assignments or (), origin=name), **extra)
 
         run.__signature__ = inspect.Signature([*parameters_of(kind), *own, *common])  # pyright: ignore[reportFunctionMemberAccess]
@@ -104,8 +105,8 @@ def _place(spelling: Spelling) -> int:
 
 
 def read_options(
-    kind: type[O], given: Mapping[str, Any], assignments: Iterable[str] = (), *, origin: str = "options"
-) -> O:
+    kind: type[T], given: Mapping[str, Any], assignments: Iterable[str] = (), *, origin: str = "options"
+) -> T:
     """The options that a command line gives: values of flags, laid over what `--set` says.
 
     Args:

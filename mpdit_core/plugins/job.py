@@ -113,7 +113,7 @@ def _reports(declared: Sequence[Entry]) -> list[PluginReport]:
     return [_clash(entry, declared) or examine(entry) for entry in declared]
 
 
-def _identity(entry: Entry) -> dict[str, str]:
+def _identity(entry: Entry) -> dict[str, Any]:
     return {key: getattr(entry, key) for key in ("kind", "name", "package", "version", "value")}
 
 
