@@ -15,7 +15,7 @@ class ProfileOptions(DeviceOptions):
     """Which models, and what is wanted of them."""
 
     model: str | None = setting(
-        None, "run, checkpoint folder, exported model or hf:ORG/NAME", argument=True, metavar="MODEL"
+        None, "model to count: a run, checkpoint folder, exported model or hf:ORG/NAME", argument=True, metavar="MODEL"
     )
     preset: tuple[str, ...] = setting(
         (), "preset, or DiT-XL/2, SiT-B/4, MPDiT-XL/4x, MPDiT-XL/8x; repeatable",
