@@ -46,7 +46,7 @@ Nproc = Annotated[
     typer.Option(
         "--nproc",
         metavar="N|auto",
-        help="Number of processes on this machine; auto: one per GPU, one on a CPU (default: auto).",
+        help="Number of processes on this machine; auto: one per GPU, one on a CPU.",
         **RUNNING,
     ),
 ]
@@ -179,12 +179,20 @@ def flags_of(name: str, info: FieldInfo) -> list[str]:
     return [f"--{flag}", *([OTHER_FORMS[name]] if name in OTHER_FORMS else [])]
 
 
+def metavar_of(info: FieldInfo) -> str | None:
+    """What stands behind a flag in --help and docs/cli.md; nothing behind a switch."""
+    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", bool: None}
+    if spelling_of(info).metavar:
+        return spelling_of(info).metavar
+    return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else words.get(kind, "TEXT")
+
+
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     spelling, kind = spelling_of(info), plain_type(info)
     annotation: Any = kind if kind in (bool, int, float, Path) or get_origin(kind) is Literal else str
     if spelling.repeated:
         annotation = list[str]
-    shown: dict[str, Any] = {"help": help_text(info), "show_default": False, "metavar": spelling.metavar or None}
+    shown: dict[str, Any] = {"help": help_text(info), "show_default": False, "metavar": metavar_of(info)}
     if not spelling.argument:
         made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
         return _keyword(name, Annotated[annotation | None, made], None)
