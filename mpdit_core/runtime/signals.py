@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from mpdit_core.errors import Interrupted
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's notice before pre-emption, as commonly set
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # USR1: Slurm's notice before pre-emption, as commonly set; not on Windows
+STOPPING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class StopRequest:
