@@ -52,7 +52,7 @@ def test_every_job_of_the_page(here, capsys):
     names = run_blocks(blocks)
     assert names["trained"].step == 4
     assert names["sampled"].images == 12
-    assert names["record"].metrics["fd_digits"] > 0
+    assert all(value > 0 for value in names["record"].metrics.values() if isinstance(value, float))
     assert names["latents"].shape == (10, 1, 16, 16)
     assert "no-such-class" in capsys.readouterr().out
 

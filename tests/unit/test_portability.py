@@ -13,9 +13,11 @@ import importlib, os, signal, sys, torch, huggingface_hub, filelock  # these hav
 
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None  # importing it raises ImportError
-for module, names in {os: ("sched_getaffinity", "pread", "getuid", "fork"), signal: ("SIGUSR1", "SIGHUP", "pause")}.items():
-    for name in names:
-        delattr(module, name)
+for module, name in [
+    (os, "sched_getaffinity"), (os, "pread"), (os, "getuid"), (os, "fork"),
+    (signal, "SIGUSR1"), (signal, "SIGHUP"), (signal, "pause"),
+]:
+    delattr(module, name)
 failed = []
 for name in sys.argv[1:]:
     try:

@@ -25,7 +25,7 @@ EVENTS = {
 @pytest.mark.parametrize(("name", "event"), EVENTS.items())
 def test_an_event_as_json(name: str, event: Event):
     made = json.loads(json.dumps(event.as_json(), allow_nan=False))
-    assert list(made)[0] == "event"
+    assert next(iter(made)) == "event"
     assert made["event"] == event.name() == name
     assert set(made) == {"event", *vars(event)}
     assert silent(event) is None
