@@ -21,7 +21,9 @@ class ProfileOptions(DeviceOptions):
         (), "preset, or DiT-XL/2, SiT-B/4, MPDiT-XL/4x, MPDiT-XL/8x; repeatable",
         strict=False, repeated=True, chosen="all presets",
     )  # fmt: skip
-    settings: dict[str, Any] = setting({}, "values of the configuration of every model, by dotted key", table="*", typed=False)
+    settings: dict[str, Any] = setting(
+        {}, "values that change every configuration, by dotted key", table="*", typed=False
+    )
     resolution: PositiveInt | None = setting(
         None, "side of the images in pixels, any that the patches divide",
         chosen="that of the preset",

@@ -1,8 +1,8 @@
 """Pages of documentation as something to run: their code blocks and their command lines, in order.
 
-    ```python            a block to be executed
-    # mine.py            … or, with a file name as its first line, to be written
-        mpdit train …    an indented command line; so is one in a block of `sh`
+```python            a block to be executed
+# mine.py            … or, with a file name as its first line, to be written
+    mpdit train …    an indented command line; so is one in a block of `sh`
 """
 
 from __future__ import annotations
