@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from mpdit_core.errors import Interrupted
 
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # USR1: Slurm's notice before pre-emption, as commonly set; not on Windows
-STOPPING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's notice before pre-emption, as commonly set
 
 
 class StopRequest:
