@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -23,11 +21,11 @@ from pydantic_core import PydanticUndefined
 from mpdit_core.errors import UserError
 from mpdit_core.settings import (
     Options,
-    Settings,
     Spelling,
     merge,
     parse_assignments,
-    parse_value,
+    parse_field,
+    plain_type,
     spelling_of,
     validate,
 )
@@ -122,32 +120,6 @@ def read_options(
         if value is not None and value != []:
             values[key] = parse_field(kind, key, value)
     return validate(kind, values, origin=origin)
-
-
-def parse_field(kind: type[Settings], key: str, value: Any) -> Any:
-    """`value`, where it is text, as field `key` takes it: `0.1,0.8` for a pair, `fid,is` for a list of words.
-
-    Raises:
-        UserError: a pair of another length (`invalid-value`).
-    """
-    info = kind.model_fields[key]
-    annotation = plain_type(info)
-    if not isinstance(value, str) or get_origin(annotation) is not tuple:
-        return value
-    inner = get_args(annotation)
-    parts = [part.strip() for part in value.split(",") if part.strip()]
-    if Ellipsis not in inner and len(parts) != len(inner):
-        raise UserError(f"{key} = {value!r}", code="invalid-value", expected=spelling_of(info).metavar)
-    return [parse_value(part) if inner[0] in (int, float) else part for part in parts]
-
-
-def plain_type(info: FieldInfo) -> Any:
-    """The type of a field without `None` and without pydantic's annotations."""
-    annotation = info.annotation
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        kinds = [k for k in get_args(annotation) if k is not type(None)]
-        annotation = str if str in kinds else kinds[0]
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def default_text(info: FieldInfo) -> str:

@@ -10,9 +10,9 @@ import typer
 from pydantic import PositiveInt
 from typer.testing import CliRunner
 
-from mpdit_cli.fields import default_text, flags_of, help_text, options_command, parse_field, read_options
+from mpdit_cli.fields import default_text, flags_of, help_text, options_command, read_options
 from mpdit_core.errors import UserError
-from mpdit_core.settings import Options, setting
+from mpdit_core.settings import Options, parse_field, setting
 
 
 class Cake(Options):
