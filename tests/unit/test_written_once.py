@@ -11,6 +11,7 @@ import pytest
 
 from mpdit_cli.app import build_app
 from mpdit_cli.fields import flags_of
+from mpdit_core.config import RunConfig
 from mpdit_core.settings import Options, Result, Settings
 
 CLI = Path(__file__).parents[2] / "mpdit_cli"
@@ -27,6 +28,14 @@ def classes(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
         if kind.__module__.startswith("mpdit_"):
             yield kind
         yield from classes(kind)
+
+
+def parts_of(kind: type[Settings]) -> Iterator[type[Settings]]:
+    """A class of values and the classes within it."""
+    yield kind
+    for info in kind.model_fields.values():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
+            yield from parts_of(info.annotation)
 
 
 def own_fields(kind: type[Settings]) -> list[str]:
@@ -48,7 +57,7 @@ def repeated(texts: Iterator[str]) -> list[str]:
 
 
 def test_no_help_text_of_an_option_stands_twice():
-    options = {kind for kind in classes() if not issubclass(kind, Result)}
+    options = {Options, *classes(Options), *parts_of(RunConfig)}
     assert repeated(kind.model_fields[name].description or "" for kind in options for name in own_fields(kind)) == []
     assert repeated(text for _, text in typer_declarations()) == []
 
@@ -76,7 +85,7 @@ def test_no_class_repeats_what_it_inherits():
 def test_every_option_and_every_result_is_described():
     found = [
         (kind.__qualname__, name)
-        for kind in classes()
+        for kind in {*classes(Options), *classes(Result), *parts_of(RunConfig)}
         for name, info in kind.model_fields.items()
         if not info.description and not (isinstance(info.annotation, type) and issubclass(info.annotation, Settings))
     ]
