@@ -10,18 +10,26 @@
 from __future__ import annotations
 
 import inspect
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mpdit_core.errors import UserError
-from mpdit_core.settings import Options, Settings, Spelling, merge, parse_assignments, spelling_of, validate
+from mpdit_core.settings import (
+    Options,
+    Spelling,
+    merge,
+    parse_assignments,
+    parse_field,
+    plain_type,
+    spelling_of,
+    validate,
+)
 
 NOT_GIVEN = None
 PANELS = ("What", "Sampling", "Pictures", "Measuring", "Output", "Other work", "Running")
@@ -99,30 +107,6 @@ def read_options(
         if value is not NOT_GIVEN and value != []:
             values = merge(values, {key: parse_field(kind, key, value)})
     return validate(kind, values, origin=origin)
-
-
-def parse_field(kind: type[Settings], key: str, value: Any) -> Any:
-    """`value`, where it is text, as field `key` takes it: `0.1,0.8` for a pair, `fid,is` for a list of words."""
-    if not isinstance(value, str):
-        return value
-    annotation = plain_type(kind.model_fields[key])
-    if get_origin(annotation) is not tuple:
-        return value
-    inner = get_args(annotation)
-    parts = [part.strip() for part in value.split(",") if part.strip()]
-    if Ellipsis not in inner and len(parts) != len(inner):
-        expected = spelling_of(kind.model_fields[key]).metavar
-        raise UserError(f"--{key.replace('_', '-')} {value}", code="invalid-value", expected=expected)
-    return [_number(part) if inner[0] in (int, float) else part for part in parts]
-
-
-def plain_type(info: FieldInfo) -> Any:
-    """The type of a field without `None` and without pydantic's annotations."""
-    annotation = info.annotation
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        kinds = [k for k in get_args(annotation) if k is not type(None)]
-        annotation = str if str in kinds else kinds[0]
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def default_text(info: FieldInfo) -> str:
@@ -216,14 +200,3 @@ def _by_field(kind: type[Options], tree: Mapping[str, Any]) -> dict[str, Any]:
             known = [f"{table}.KEY" for table in tables] + [n for n in kind.model_fields if n not in tables.values()]
             raise UserError(f"--set {key}: no such option", code="unknown-key", expected=", ".join(known))
     return values
-
-
-def _number(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
