@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,7 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def broadcast_object(self, value):
+    def broadcast_object(self, value: Any) -> Any:
         """Rank 0's `value`, everywhere (picklable)."""
         if self.size == 1:
             return value
