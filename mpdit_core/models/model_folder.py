@@ -36,7 +36,9 @@ FORMAT = 2
 """Version of a model folder; any other is refused."""
 
 WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.json", "training.safetensors"
-SHARDS = "training"  # for a sharded run, in place of TRAINING: a folder with one file per process; `extra` has their number
+SHARDS = (
+    "training"  # for a sharded run, in place of TRAINING: a folder with one file per process; `extra` has their number
+)
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,9 @@ def _check_header(path: Path) -> None:
         with safe_open(path, "pt"):
             pass
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist", code="no-such-file", expected="the weights beside config.json") from None
+        raise UserError(
+            f"{path} does not exist", code="no-such-file", expected="the weights beside config.json"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is torn or not a safetensors file: {error}",

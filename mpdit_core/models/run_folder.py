@@ -1,13 +1,13 @@
 """A run's folder. `RunFolder` alone knows what the files in it are called, and how they are written and read.
 
-    config.toml                       the resolved configuration
-    run.json                          version of this format, and what the latents are
-    metrics.jsonl                     one line per logged step, and one per evaluation
-    checkpoints/step-0000400/         model folders with the state of training
-    samples/step-0000300.png          previews (first EMA); …-raw.png (weights as they are); training.gif
-    evals/                            records of evaluations
-    trackers/                         files of TensorBoard and the like
-    bad-step-….json                   the images of a batch whose loss or gradient was bad
+config.toml                       the resolved configuration
+run.json                          version of this format, and what the latents are
+metrics.jsonl                     one line per logged step, and one per evaluation
+checkpoints/step-0000400/         model folders with the state of training
+samples/step-0000300.png          previews (first EMA); …-raw.png (weights as they are); training.gif
+evals/                            records of evaluations
+trackers/                         files of TensorBoard and the like
+bad-step-….json                   the images of a batch whose loss or gradient was bad
 """
 
 from __future__ import annotations
