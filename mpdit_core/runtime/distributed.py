@@ -100,13 +100,6 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def usable_cores() -> int:
-    """Number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
     """Joins the group that torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end."""
@@ -160,7 +153,7 @@ def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    threads = max(1, usable_cores() // nproc)
+    threads = max(1, (os.cpu_count() or 1) // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         min_nodes=1,

@@ -96,6 +96,6 @@ class BatchSource:
 def _latents(folder: LatentFolder, indices: list[int], flips: Sequence[bool] | None, noise: Tensor):
     """Standardised draws [n, C, h, w] and labels [n] of these images; `noise` is the posterior's, [n, C, h, w]."""
     stored = folder.batch(indices, flip=flips)
-    if isinstance(stored, tuple):  # integrator: remove this branch once data/latents.py gives a LatentBatch
+    if not hasattr(stored, "labels"):  # integrator: remove this branch once data/latents.py gives a LatentBatch
         return draw_latents(stored[0], noise, folder.spec.normalisation), stored[1]
     return draw_latents(stored, noise, folder.spec.normalisation), stored.labels

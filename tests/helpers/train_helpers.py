@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,33 +64,7 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     return ((first - second).norm() / second.norm()).item()
 
 
-def train_command(latents: Path, run: Path, *assignments: str, processes: int = 1) -> list[str]:
-    """The command line of the same runs."""
-    command = [sys.executable, "-m", "mpdit_cli", "train", "--preset", "tiny", "--latents", str(latents)]
-    command += ["--run", str(run), "--device", "cpu"] + (["--nproc", str(processes)] if processes > 1 else [])
-    return command + [word for assignment in (*QUICK, *assignments) for word in ("--set", assignment)]
-
-
-def run_group(code: str, *arguments: object, size: int = 2) -> tuple[list[int], list[tuple[str, str]]]:
-    """Python `code` in `size` processes of one group, the rank its last argument: (exit codes, (stdout, stderr))."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    group = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments), str(rank)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        said = [process.communicate(timeout=90) for process in group]
-    finally:
-        for process in group:
-            process.kill()
-    return [process.returncode for process in group], said
+def arguments(latents: Path, run: Path, *assignments: str) -> list[str]:
+    """What is typed after `mpdit` for the same runs."""
+    words = ["train", "--preset", "tiny", "--latents", str(latents), "--run", str(run), "--device", "cpu"]
+    return words + [word for assignment in (*QUICK, *assignments) for word in ("--set", assignment)]
