@@ -236,25 +236,32 @@ def _siblings(key: str, known: list[str]) -> list[str]:
     return [k for k in known if k.rpartition(".")[0] == table] or known
 
 
-def to_toml(settings: Settings) -> str:
-    """The configuration as commented TOML that `read_toml` reads back (None is written as a comment)."""
+def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, otherwise: str = "") -> str:
+    """The configuration as commented TOML that `read_toml` reads back (None is written as a comment).
+
+    Args:
+        comments: by dotted key, what is said of each value in place of its description.
+        otherwise: what is said of a key that is not in `comments`.
+    """
     plain: list[str] = []
     tables: list[str] = []
-    _write_table(settings, "", plain, tables)
+
+    def write(table: Settings, prefix: str, lines: list[str]) -> None:
+        for name, info in type(table).model_fields.items():
+            value, comment = getattr(table, name), info.description
+            if comments is not None:
+                comment = comments.get(prefix + name, otherwise)
+            if isinstance(value, Settings):
+                inner: list[str] = ["", f"[{prefix}{name}]"]
+                write(value, f"{prefix}{name}.", inner)
+                tables.extend(inner)
+            elif value is None:
+                lines.append(f"# {name} =  # {comment}")
+            else:
+                lines.append(f"{name} = {json.dumps(value)}  # {comment}")
+
+    write(settings, "", plain)
     return "\n".join([*plain, *tables]) + "\n"
-
-
-def _write_table(settings: Settings, prefix: str, lines: list[str], tables: list[str]) -> None:
-    for name, info in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            inner: list[str] = ["", f"[{prefix}{name}]"]
-            _write_table(value, f"{prefix}{name}.", inner, tables)
-            tables += inner
-        elif value is None:
-            lines.append(f"# {name} =  # {info.description}")
-        else:
-            lines.append(f"{name} = {json.dumps(value)}  # {info.description}")
 
 
 def changes(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 SECONDS_TO_NOTICE = 0.1  # that the other side has gone
 
 
-def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Iterator[T]:
+def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Generator[T, None, None]:
     """`items` in order, made in a thread up to `ahead` of them before they are asked for.
 
     What making them raises is raised here, in its turn. Ending the iteration early ends the thread.
@@ -68,11 +68,15 @@ class WriteBehind:
         self.wait()
         self._last = self._pool.submit(write, *arguments)
 
-    def wait(self) -> None:
-        """Until the write under way is done. Raises what it raised."""
+    def wait(self) -> Any:
+        """What the write under way returned, once it is done; None if there was none. Raises what it raised."""
         last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        return last.result() if last is not None else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a write has ended that nobody has waited for yet."""
+        return self._last is not None and self._last.done()
 
     def __enter__(self) -> Self:
         return self

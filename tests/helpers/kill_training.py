@@ -23,7 +23,7 @@ if __name__ == "__main__":
     for kill in range(20):
         child = fork.Process(target=run_to_end, args=(wanted,))
         child.start()
-        child.join(rng.uniform(0.05, 0.4))
+        child.join(rng.uniform(0.1, 0.5))
         if child.exitcode is not None:
             sys.exit(f"it came to its end after {kill} kills: make the run longer")
         os.kill(child.pid, signal.SIGKILL)
