@@ -140,9 +140,7 @@ class Collector:
         for block in self.blocks.read(todo[self.world.rank :: self.world.size]):
             self.progress.add(block.number, BlockFeatures(self._features(block.images), block.nfe))
             done += len(block.images) * self.world.size
-            self.report(
-                Progress(task=self.task, done=min(done, self.blocks.count), total=self.blocks.count, unit="images")
-            )
+            self.report(Progress(task=self.task, done=min(done, total), total=total, unit="images"))
             self.progress.save_if_due(is_main=self.world.is_main)
             if stop.received:
                 return

@@ -145,7 +145,9 @@ class _Measuring:
         if self.world.is_main:
             with suppress(OSError):
                 partial.rmdir()
-        return self.world.broadcast_object(record)
+        record = self.world.broadcast_object(record)
+        assert record is not None
+        return record
 
     def _blocks(self) -> Blocks:
         if self.subject.images is not None:
