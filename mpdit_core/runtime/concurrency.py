@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
@@ -17,16 +17,11 @@ SECONDS_TO_NOTICE = 0.1  # that the other side has gone
 
 def usable_cores() -> int:
     """Number of cores that this process may run on, its share of them where several processes run on this machine."""
-    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
-        cores = os.process_cpu_count()
-    elif hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Iterator[T]:
+def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Generator[T]:
     """`items` in order, produced in a thread, up to `ahead` of them before they are asked for.
 
     What producing them raises is raised here, in its turn. Ending the iteration early ends the thread.

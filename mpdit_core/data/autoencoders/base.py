@@ -1,8 +1,7 @@
 """What every autoencoder offers, and the one place that knows the range of pixels an encoder takes.
 
-Shapes: images uint8 [B, 3, H, W]; raw_latents float32 [B, C, h, w] with h = H / factor; stored [B, copies·C, h, w], what
-a shard keeps for each image (`manifest.FORMS`): of `mean+std` float32 moments, of `mean` float32 latents, of `uint8`
-pixel values.
+Shapes: images uint8 [B, 3, H, W]; raw_latents float32 [B, C, h, w] with h = H / factor; stored [B, copies·C, h, w] is
+what a shard keeps for each image (`manifest.FORMS`): float32 moments, float32 latents, or uint8 pixel values.
 """
 
 from __future__ import annotations
