@@ -101,7 +101,7 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-# ---- Only until every room is converted: the events that jobs used to yield. ----
+# ---- LEGACY, to be deleted at integration: the events that jobs used to yield. ----
 
 
 @dataclass(frozen=True, kw_only=True)
