@@ -46,9 +46,7 @@ def new_package(kind: str, name: str, *, folder: Path | None = None) -> Path:
 def _write(folder: Path, kind: str, name: str) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    templates = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
-    )
+    templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
     module = "mpdit_" + name.replace("-", "_")
     values = {"kind": kind, "group": GROUPS[kind], "word": KINDS[GROUPS[kind]].word, "name": name, "module": module,
               "class_name": "".join(part.capitalize() for part in name.split("-"))}  # fmt: skip
