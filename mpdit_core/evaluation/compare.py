@@ -1,143 +1,139 @@
-"""Two protocol records side by side, and in words whether their figures may be compared."""
+"""Two records side by side, and whether their figures may be compared.
+
+To add a rule: a row in `MUST_AGREE` (where it differs, figures are not comparable) or in `CAUTIONS` (they are, but the
+model may not be the reason for a difference).
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpdit_core.errors import UserError
-from mpdit_core.reporting import Event, Note, Result, Table, Warn
-from mpdit_core.runtime.files import read_json
-
-# what must agree for two figures to be comparable, and why
-MUST_AGREE = {
-    "count": "the Fréchet distance falls with the number of samples",
-    "extractor.fingerprint": "distances in other features have another scale",
-    "extractor.plugin.package": "another package's features are other features",
-    "reference.sha256": "the distance is to other images",
-    "distances": "float16 distances move precision and recall by about 0.004",
-    "is_chunk": "the Inception Score depends on the chunk",
-    "neighbours": "precision and recall grow with the number of neighbours",
-}
-# what figures of the same features, reference and rules may still owe their difference to, rather than to the model
-CAUTIONS = {
-    "extractor.plugin.version": "the features come from another version of their package, though under one fingerprint",
-    "extractor.plugin.options": "the features were computed under other options, though under one fingerprint",
-    "sampling.plugin.package": "the samplers of one name are of different packages",
-    "sampling.plugin.version": "the sampler comes from another version of its package",
-    "sampling.plugin.sha256": "the sampler's source file has changed",
-}
-MAY_DIFFER = (
-    "model.path", "model.weights_sha256", "model.step", "model.preset", "model.autoencoder.id", "sampling.sampler",
-    "sampling.num_steps", "sampling.sampler_options", "sampling.nfe", "sampling.guidance_scale",
-    "sampling.guidance_interval", "sampling.guidance_schedule", "sampling.guide", "sampling.seed", "sampling.classes",
-    "sampling.dtype", "reference.path", "device", "versions.mpdit", "versions.torch", "versions.torch-fidelity",
-)  # fmt: skip
+from mpdit_core.evaluation.record import EvaluationRecord, PluginRecord
+from mpdit_core.reporting import Reporter, Warning, silent
+from mpdit_core.settings import Result, Settings, setting
 
 
-def compare_records(a: Path, b: Path) -> Iterator[Event]:
-    """A table of both, and a warning for each reason why the figures are not comparable.
+@dataclass(frozen=True)
+class Rule:
+    """A value of a record that matters for the comparison, and why."""
+
+    name: str
+    value: Callable[[EvaluationRecord], Any]
+    why: str
+
+
+MUST_AGREE = (
+    Rule("number of samples", lambda r: r.count, "the Fréchet distance falls with the number of samples"),
+    Rule("features", lambda r: r.extractor.fingerprint, "distances in other features have another scale"),
+    Rule("package of the features", lambda r: r.extractor.plugin.package, "it offers other features"),
+    Rule("reference", lambda r: r.reference.sha256, "the distance is to other images"),
+    Rule("distances", lambda r: r.rules.distances, "float16 moves precision and recall by about 0.004"),
+    Rule("chunk", lambda r: r.rules.is_chunk, "the Inception Score depends on the number of images per chunk"),
+    Rule("neighbours", lambda r: r.rules.neighbours, "precision and recall grow with the number of neighbours"),
+)
+
+
+def _sampler(value: Callable[[PluginRecord], Any]) -> Callable[[EvaluationRecord], Any]:
+    return lambda r: value(r.sampling.sampler) if r.sampling else None
+
+
+CAUTIONS = (
+    Rule("version of the features", lambda r: r.extractor.plugin.version, "their package has another version"),
+    Rule("options of the features", lambda r: r.extractor.plugin.options, "they were computed under other options"),
+    Rule("package of the sampler", _sampler(lambda s: s.package), "the samplers of one name are of different packages"),
+    Rule("version of the sampler", _sampler(lambda s: s.version), "its package has another version"),
+    Rule("source of the sampler", _sampler(lambda s: s.sha256), "its source file has changed"),
+)
+OTHERS = (
+    Rule("model", lambda r: r.model and r.model.path, ""),
+    Rule("weights", lambda r: r.model and r.model.weights_sha256, ""),
+    Rule("step", lambda r: r.model and r.model.step, ""),
+    Rule("preset", lambda r: r.model and r.model.preset, ""),
+    Rule("autoencoder", lambda r: r.model and r.model.autoencoder and r.model.autoencoder.id, ""),
+    Rule("NFE", lambda r: r.sampling and r.sampling.nfe, ""),
+    Rule("dtype", lambda r: r.sampling and r.sampling.dtype, ""),
+    Rule("path of the reference", lambda r: r.reference.path, ""),
+    Rule("device", lambda r: r.device, ""),
+)
+
+
+class Difference(Settings):
+    """A value that two records do not share."""
+
+    name: str
+    values: tuple[Any, Any] = setting(..., "of the first and of the second", strict=False)
+    why: str = setting("", "what it does to the figures")
+
+
+class Comparison(Result):
+    """Two evaluations and how they differ."""
+
+    a: EvaluationRecord
+    b: EvaluationRecord
+    reasons: tuple[Difference, ...] = setting(..., "why the figures are not comparable; none: they are")
+    cautions: tuple[Difference, ...] = setting(..., "what else than the model may cause a difference")
+    changed: tuple[Difference, ...] = setting(..., "options of sampling that differ")
+    others: tuple[Difference, ...] = setting(..., "what else differs")
+
+    @property
+    def comparable(self) -> bool:
+        return not self.reasons
+
+
+def compare_records(a: Path, b: Path, *, report: Reporter = silent) -> Comparison:
+    """Compares two files of records. Each reason and caution is reported as a warning.
 
     Raises:
-        UserError: a file that is no record of eval-fid.
+        UserError: a file that is no record of an evaluation, or one of another format version.
     """
-    records = [_read(a), _read(b)]
-    labels: dict[str, str] = records[1].get("labels", {}) | records[0].get("labels", {})
-    keys = list(dict.fromkeys(k for r in records for k in r["metrics"]))
-    rows = [[_label(key, labels), *(_shown(r["metrics"].get(key)) for r in records)] for key in keys]
-    for key in (*MUST_AGREE, *CAUTIONS, *MAY_DIFFER):
-        values = [_at(r, key) for r in records]
-        if values[0] != values[1]:
-            rows.append([key, *map(_shown, values)])
-    yield Table(title="Two evaluations", columns=["", str(a), str(b)], rows=rows)
-    reasons, cautions, changed = not_comparable(*records), differences(*records), changed_options(*records)
-    for reason in reasons:
-        yield Warn(text=f"not comparable: {reason}")
-    for caution in cautions:
-        yield Warn(text=caution)
-    if changed:
-        yield Note(text=f"the samples were made otherwise: {', '.join(changed)}")
-    if not reasons:
-        yield Note(text="comparable: same features, reference, number of samples and rules")
-    metrics = [r["metrics"] for r in records]
-    yield Result(
-        data={
-            "comparable": not reasons,
-            "reasons": reasons,
-            "cautions": cautions,
-            "changed": changed,
-            "metrics": metrics,
-        }
+    first, second = EvaluationRecord.read(a), EvaluationRecord.read(b)
+    comparison = Comparison(
+        a=first,
+        b=second,
+        reasons=(*_published(first, second), *_differences(MUST_AGREE, first, second)),
+        cautions=_cautions(first, second),
+        changed=_changed_options(first, second),
+        others=_differences(OTHERS, first, second),
     )
+    for code, found in (("not-comparable", comparison.reasons), ("other-cause", comparison.cautions)):
+        for difference in found:
+            report(
+                Warning(
+                    code=code, text=difference.why if not difference.name else f"{difference.name}: {difference.why}"
+                )
+            )
+    return comparison
 
 
-def not_comparable(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """In words, why the figures of two records may not be put beside each other; empty if they may."""
-    reasons = []
-    published = [_at(r, "extractor.published") for r in (a, b)]
-    if True in published and False in published:
-        which = "first" if published[0] is False else "second"
-        reasons.append(f"the {which} was made with Inception weights that are not the published ones")
-    for key, why in MUST_AGREE.items():
-        left, right = _at(a, key), _at(b, key)
-        if left != right:
-            reasons.append(f"{key} differs ({_shown(left)}, {_shown(right)}): {why}")
-    return reasons
+def _differences(rules: tuple[Rule, ...], a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
+    pairs = [(rule, (rule.value(a), rule.value(b))) for rule in rules]
+    return tuple(Difference(name=rule.name, values=pair, why=rule.why) for rule, pair in pairs if pair[0] != pair[1])
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """In words, what else than the model the figures may owe their difference to."""
-    found = []
-    same_sampler = _at(a, "sampling.sampler") == _at(b, "sampling.sampler")
-    for key, why in CAUTIONS.items():
-        left, right = _at(a, key), _at(b, key)
-        if left != right and None not in (left, right) and (same_sampler or not key.startswith("sampling.")):
-            found.append(f"{why} ({_shown(left)}, {_shown(right)})")
-    if _at(a, "extractor.published") is False and _at(b, "extractor.published") is False:
-        found.append("neither was made with the published Inception weights: compare them with each other alone")
-    return found
+def _published(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
+    """Inception with the published weights against Inception with others."""
+    values = (a.extractor.published, b.extractor.published)
+    if set(values) != {True, False}:
+        return ()
+    why = "only one of them was made with the published Inception weights"
+    return (Difference(name="published weights", values=values, why=why),)
 
 
-def changed_options(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The options of sampling that differ, with both values."""
-    keys = ("sampler", "num_steps", "sampler_options", "guidance_scale", "guidance_interval", "guidance_schedule",
-            "guide", "classes", "seed")  # fmt: skip
-    left, right = a.get("sampling"), b.get("sampling")
-    if not left or not right:
-        return []
-    return [f"{k} ({_plain(left.get(k))}, {_plain(right.get(k))})" for k in keys if left.get(k) != right.get(k)]
+def _cautions(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
+    found = [d for d in _differences(CAUTIONS, a, b) if None not in d.values]
+    if not (a.sampling and b.sampling and a.sampling.sampler.name == b.sampling.sampler.name):
+        found = [d for d in found if not d.name.endswith("of the sampler")]
+    if a.extractor.published is False and b.extractor.published is False:
+        why = "neither was made with the published ones: compare them with each other alone"
+        found.append(Difference(name="published weights", values=(False, False), why=why))
+    return tuple(found)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    record = read_json(path)
-    if not isinstance(record, dict) or "metrics" not in record or "extractor" not in record:
-        raise UserError(f"{path} is no record of eval-fid", expected="a file of a run's evals/")
-    return record
-
-
-def _at(record: dict[str, Any], key: str) -> Any:
-    value: Any = record
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _label(key: str, labels: dict[str, str]) -> str:
-    """For people: a metric's, or of what belongs to it, as `fid_std`."""
-    base, _, belonging = key.rpartition("_")
-    return f"{labels[base]}: {belonging}" if key not in labels and base in labels else labels.get(key, key)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    if isinstance(value, list) and all(isinstance(v, float) for v in value):
-        return " to ".join(f"{v:.4g}" for v in value)
-    return _plain(value)
-
-
-def _plain(value: Any) -> str:
-    text = "–" if value is None else str(value)
-    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text[:40]
+def _changed_options(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
+    if not a.sampling or not b.sampling:
+        return ()
+    left, right = a.sampling.values(), b.sampling.values()
+    return tuple(Difference(name=key, values=(left[key], right[key])) for key in left if left[key] != right[key])

@@ -1,256 +1,296 @@
-"""`eval-fid`: samples from a model, or finished ones, against a reference; the result says how it was made.
+"""`eval-fid`: a model, or finished samples, measured against a reference; the record says how.
 
 Everything that can be missing or wrong is found before the first image is sampled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import platform
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from mpdit_core import __version__, plugins
+from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.accumulator import METRICS, Tally
-from mpdit_core.evaluation.images import ImageSource, blocks, open_images
-from mpdit_core.evaluation.record import FEW, EvaluateOptions, key_of, label_of, protocol, report, warnings_of
-from mpdit_core.evaluation.reference import Plan, Reference, measure_reference, plan_reference, write_npz
-from mpdit_core.evaluation.samples import SAMPLES, SampledImages
-from mpdit_core.metrics.features import Inception, build_extractor, extract
-from mpdit_core.metrics.neighbours import NEIGHBOURS, precision_recall
-from mpdit_core.metrics.scores import bootstrap_std, frechet_distance, kernel_distance
-from mpdit_core.models.model_folder import ModelFolder, open_model
-from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Warn
+from mpdit_core.evaluation.collecting import Blocks, Collector, FinishedBlocks, SampledBlocks
+from mpdit_core.evaluation.figures import FEW, compute_metrics, needs_rows
+from mpdit_core.evaluation.naming import Naming
+from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
+from mpdit_core.evaluation.record import (
+    EvaluationRecord,
+    ExtractorRecord,
+    Protocol,
+    RecordedWarning,
+    RulesRecord,
+    plugin_record,
+)
+from mpdit_core.evaluation.reference import Plan, check_size, measure_reference, plan_reference, write_npz
+from mpdit_core.evaluation.subject import Subject, open_model_or_samples
+from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.metrics.features import Inception, is_published, load_extractor
+from mpdit_core.metrics.neighbours import NEIGHBOURS
+from mpdit_core.metrics.scores import IS_CHUNK
+from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
-from mpdit_core.runtime.files import read_json, write_json
-from mpdit_core.sampling.generator import Generation, SampleOptions, prepare, share
+from mpdit_core.runtime.locks import locked
+from mpdit_core.sampling import Generator
 
-__all__ = ["EvaluateOptions", "SampleOptions", "evaluate", "make_reference", "measure", "open_what"]
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
 
 
-def evaluate(what: str, options: EvaluateOptions, sampling: SampleOptions, *, out: Path | None, device: str = "auto"):
-    """Events of one evaluation; the `Result` is the protocol record.
-
-    Args:
-        what: a model (run, checkpoint, export, `hf:`), or finished samples (folder, `.npz`, `.safetensors`).
-        out: folder for the record; None: the run's `evals/`, or `./evals/`.
+def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> EvaluationRecord:
+    """Measures `options.what` against the reference. What was measured before under the same options is read.
 
     Raises:
         UserError: anything missing or mismatched, before any image is sampled.
+        Interrupted: a signal came; the same call resumes.
     """
-    place = select_device(device)
-    unknown = sorted(set(options.metrics) - set(METRICS))
-    if unknown:
-        raise UserError(f"--metrics {unknown[0]}", expected=", ".join(METRICS))
-    with process_group(place) as world:
-        yield from _evaluate(what, options, sampling, out, place, world)
+    return evaluate_as("evaluate", options, WarningList(report))
 
 
-def _evaluate(
-    what: str, options: EvaluateOptions, sampling: SampleOptions, out: Path | None, device: torch.device, world: World
-) -> Iterator[Event]:
-    started = time.monotonic()
-    model, images = open_what(what, device=device)
-    extractor = build_extractor(
-        options.features, weights=Path(options.weights) if options.weights else None, options=options.feature_options
-    )
-    extractor.load(device)
-    if isinstance(extractor, Inception) and not extractor.is_published:
-        yield Warn(text=f"{extractor.weights_path} are not the published weights: the figures compare with no others")
-    count = _count(options, images)
-    sampling = sampling.model_copy(update={"num_samples": count})
-    resolution = images.resolution if images else (model.latents.resolution if model and model.latents else None)
-    plan = plan_reference(_reference(options, model, images), resolution=resolution, extractor=extractor)
-    _check_counts(options, plan, count)
-    generation = prepare(model, sampling, device=device) if model else None
-    record = protocol(what, options, sampling, model, images, extractor, generation, count, device)
-    folder = out or (model.run / "evals" if model and model.run else Path("evals"))
-    fixed = [record, plan.fingerprint(), options.keep_samples]
-    identity = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    path = folder / f"{options.features.replace(':', '-').replace('/', '-')}-{count}-{identity}.json"
-    if path.is_file() and not options.force:
-        record = read_json(path)
-        yield Note(text=f"measured before; --force measures again: {path}")
-        yield from report(record, path)
-        return
-    rows = bool({"precision", "recall", "kid"} & set(options.metrics)) or options.bootstrap > 0
-    reference = yield from measure_reference(plan, extractor, device=device, world=world, rows=rows)
-    partial = path.with_suffix(".partial")
-    tally = Tally(count, keep=range(count if rows else 0), device=device, folder=partial)
-    world.barrier()  # all have read what is there before the first writes anew
-    if tally.done_before.any():
-        yield Note(text=f"going on: {int(tally.done_before.sum())} of {count} images were measured before")
-    cost: dict[str, Any] = {}
-    try:
-        source = _finished(images, count, world) if images else _sampled(generation, tally, world, cost)
-        done = int(tally.done_before.sum())
-        for indices, pictures in source:
-            wanted = tally.todo(indices)
-            if not wanted:
-                continue
-            pictures = pictures[[indices.index(i) for i in wanted]]
-            tally.add(wanted, extract(extractor, pictures.to(device)))
-            if options.keep_samples and model:
-                _keep(path.with_suffix(""), wanted, pictures)
-            done = min(done + len(wanted) * world.size, count)
-            yield Progress(task="evaluate", done=done, total=count, unit="images")
-    except BaseException:
-        tally.save()
-        raise
-    tally.finish(world)
-    if world.is_main:
-        record |= {"metrics": measure(options, reference, tally), "reference": reference.about}
-        if generation:
-            record["sampling"] |= cost
-        record["order"] = "by index of the images; Inception Score in contiguous chunks of 5000"
-        record["warnings"] = warnings_of(options, record["metrics"], images, generation, count)
-        record["seconds"] = round(time.monotonic() - started, 3)
-        record["metrics"] = {key_of(k, record): v for k, v in record["metrics"].items()}
-        record["labels"] = {key_of(k, record): label_of(k, record) for k in METRICS if k in options.metrics}
-        write_json(path, record)
-        tally.remove()
-    record = world.broadcast_object(record)
-    if options.keep_samples and model:
-        yield Saved(what="samples", path=path.with_suffix(""))
-    for text in record["warnings"]:
-        yield Warn(text=text)
-    yield from report(record, path)
+@dataclass
+class WarningList:
+    """Warnings of one evaluation. Each is reported at once, unless `said` has its code already."""
+
+    report: Reporter
+    said: set[str] = field(default_factory=set)
+    found: list[RecordedWarning] = field(default_factory=list)
+
+    def add(self, code: str, text: str) -> None:
+        self.found.append(RecordedWarning(code=code, text=text))
+        if code not in self.said:
+            self.said.add(code)
+            self.report(Warning(code=code, text=text))
 
 
-def open_what(what: str, *, device: torch.device | None = None) -> tuple[ModelFolder | None, ImageSource | None]:
-    """The model, or the finished samples, that `what` names. Raises `UserError` when it is neither.
+def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> EvaluationRecord:
+    """`evaluate`, whose progress is reported as `task`."""
+    report, device = warnings.report, select_device(options.device)
+    with process_group(device) as world:
+        subject = open_model_or_samples(require_what(options), device=device)
+        extractor = load_extractor(
+            options.features, device=device, weights=options.weights, options=options.feature_options
+        )
+        count = subject.count(options.num_samples)
+        plan = plan_reference(subject.reference(options.reference), resolution=subject.resolution, extractor=extractor)
+        check_size(plan, extractor, device)
+        _require_enough(options, plan, count)
+        protocol = _protocol(options, subject, extractor, count, device)
+        path = (options.out or subject.evals_folder()) / protocol.file_name(plan.fingerprint(), options.keep_samples)
+        if path.is_file() and not options.force:
+            report(Note(text=f"measured before: {path}"))
+            record = EvaluationRecord.read(path)
+            for warning in record.warnings:
+                warnings.add(warning.code, warning.text)
+        else:
+            _warn_of_inputs(options, subject, extractor, count, warnings)
+            measuring = _Measuring(options, subject, extractor, plan, protocol, path, device, world, warnings)
+            record = measuring.run(task)
+    report(Saved(what="record", path=path))
+    return record
 
-    Args:
-        device: where samples that were kept as latents are decoded.
+
+@dataclass(frozen=True)
+class _Measuring:
+    """One evaluation that was planned and checked."""
+
+    options: EvaluateOptions
+    subject: Subject
+    extractor: FeatureExtractor
+    plan: Plan
+    protocol: Protocol
+    path: Path
+    device: torch.device
+    world: World
+    warnings: WarningList
+
+    def run(self, task: str) -> EvaluationRecord:
+        started = time.monotonic()
+        blocks = self._blocks()
+        rows = needs_rows(self.options)
+        reference = measure_reference(
+            self.plan, self.extractor, device=self.device, world=self.world, report=self.warnings.report, rows=rows
+        )
+        count, partial = self.protocol.count, self.path.with_suffix(".partial")
+        accumulator = FeatureAccumulator(count, keep=range(count if rows else 0), device=self.device)
+        with locked(partial) if self.world.is_main else nullcontext():
+            collector = Collector(
+                blocks=blocks,
+                extractor=self.extractor,
+                accumulator=accumulator,
+                folder=partial,
+                world=self.world,
+                report=self.warnings.report,
+                task=task,
+            )
+            nfe = collector.run()
+            record: EvaluationRecord | None = None
+            if self.world.is_main:
+                metrics = compute_metrics(self.options, reference, accumulator, self.protocol.keys)
+                self._warn_of_bias(metrics)
+                record = EvaluationRecord(
+                    **self._protocol_with(nfe).__dict__,
+                    metrics=metrics,
+                    reference=reference.about,
+                    warnings=tuple(self.warnings.found),
+                    seconds=round(time.monotonic() - started, 3),
+                ).write(self.path)
+                collector.progress.remove()
+        if self.world.is_main:
+            with suppress(OSError):
+                partial.rmdir()
+        record = self.world.broadcast_object(record)
+        assert record is not None
+        return record
+
+    def _blocks(self) -> Blocks:
+        if self.subject.images is not None:
+            return FinishedBlocks(self.subject.images, self.protocol.count)
+        assert self.subject.model is not None
+        generator = Generator(self.subject.model, self.options, device=self.device, num_samples=self.protocol.count)
+        return SampledBlocks(generator, keep=self.path.with_suffix("") if self.options.keep_samples else None)
+
+    def _protocol_with(self, nfe: float) -> Protocol:
+        """The protocol with the cost of sampling, where that was paid here."""
+        if self.subject.model is None or self.protocol.sampling is None:
+            return self.protocol
+        cost = {"nfe": int(nfe) if nfe == int(nfe) else round(nfe, 2)}
+        return self.protocol.model_copy(update={"sampling": self.protocol.sampling.model_copy(update=cost)})
+
+    def _warn_of_bias(self, metrics: dict) -> None:
+        key, count = self.protocol.keys.get("fid"), self.protocol.count
+        if key is None or count >= FEW:
+            return
+        distance, bias = metrics[key], metrics[f"{key}_bias"]
+        if bias is None or bias <= 0:
+            expected = "biased upwards"
+        elif bias < distance:
+            expected = f"about {bias:.3g} too high, judged by the distance of random halves"
+        else:
+            expected = f"mostly bias: that of random halves is {bias:.3g} larger"
+        text = f"{count} samples are few: the Fréchet distance is {expected}; compare equal numbers only"
+        self.warnings.add("few-samples", text)
+
+
+def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> ReferenceResult:
+    """Writes the file `options.make_reference`, an ADM-compatible `.npz` of `options.what`.
+
+    Raises:
+        UserError: as `plan_reference`, or a file that is no `.npz`.
     """
-    path = Path(what).expanduser()
-    looks_like_model = any((path / n).exists() for n in ("checkpoints", "config.json", "config.toml"))
-    if what.startswith("hf:") or looks_like_model:
-        return open_model(what), None
-    if not path.exists():
-        raise UserError(
-            f"{what} does not exist",
-            expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples",
-        )
-    if (path / SAMPLES).is_file():
-        return None, SampledImages(path, device or torch.device("cpu"))
-    return None, open_images(path)
-
-
-def measure(options: EvaluateOptions, reference: Reference, tally: Tally) -> dict[str, Any]:
-    """The values of `options.metrics`, as far as the features allow them; None for what they do not."""
-    wanted, values = set(options.metrics), {}
-    pool, rows = tally.gaussian(), tally.kept_rows()
-    own = rows if len(rows) == pool.count else None
-    theirs = reference.rows if reference.rows is not None and len(reference.rows) == reference.pool.count else None
-    if pool.size != reference.pool.size:
-        raise UserError(f"the reference has {reference.pool.size} features, the samples {pool.size}")
-    if "fid" in wanted:
-        values["fid"] = frechet_distance(reference.pool, pool, rows_a=theirs, rows_b=own)
-        if pool.count < FEW:
-            halves = [frechet_distance(reference.pool, half) for half in tally.half_gaussians()]
-            values["fid_bias"] = sum(halves) / len(halves) - values["fid"] if halves else None
-        if options.bootstrap > 1 and own is not None:
-            values["fid_std"] = bootstrap_std(reference.pool, own, replicates=options.bootstrap)
-            values["fid_interval"] = [values["fid"] + sign * 1.96 * values["fid_std"] for sign in (-1, 1)]
-    spatial = tally.spatial_gaussian()
-    if "sfid" in wanted:
-        there = spatial is not None and reference.spatial is not None
-        values["sfid"] = frechet_distance(reference.spatial, spatial) if there else None  # pyright: ignore
-    if "is" in wanted:
-        score = tally.score_of_logits()
-        values["is"], values["is_std"] = score if score else (None, None)
-    if {"precision", "recall"} & wanted:
-        pair = (None, None)
-        if reference.rows is not None and min(len(reference.rows), len(rows)) > NEIGHBOURS:
-            device = tally.device
-            pair = precision_recall(reference.rows.to(device), rows.to(device), half=options.half_distances)
-        values |= {k: v for k, v in zip(("precision", "recall"), pair, strict=True) if k in wanted}
-    if "kid" in wanted:
-        values["kid"], values["kid_std"] = (
-            kernel_distance(reference.rows, rows) if reference.rows is not None else (None, None)
-        )
-    return values
-
-
-def make_reference(
-    out: Path, source: str, options: EvaluateOptions, *, resolution: int | None, device: str = "auto"
-) -> Iterator[Event]:
-    """Writes an ADM-compatible `.npz` of `source`. Raises `UserError` as `plan_reference`."""
-    if out.suffix != ".npz":
-        raise UserError(f"--make-reference {out}", expected="a file ending in .npz")
-    place = select_device(device)
-    extractor = build_extractor(
-        options.features, weights=Path(options.weights) if options.weights else None, options=options.feature_options
+    out, source = options.make_reference, require_what(options)
+    if out is None or out.suffix != ".npz":
+        raise UserError(f"a reference in {out}", code="invalid-value", expected="a file ending in .npz")
+    device = select_device(options.device)
+    extractor = load_extractor(
+        options.features, device=device, weights=options.weights, options=options.feature_options
     )
-    extractor.load(place)
-    plan = plan_reference(source, resolution=resolution, extractor=extractor)
+    plan = plan_reference(source, resolution=options.resolution, extractor=extractor)
     if plan.images is None:
-        raise UserError(f"{source} holds no images", expected="a folder, a data set or latents, or arr_0")
-    with process_group(place) as world:
+        raise UserError(
+            f"{source} holds no images", code="no-images", expected="a folder, a data set or latents, or arr_0"
+        )
+    with process_group(device) as world:
         own = Plan(plan.images, None, plan.cache, plan.name, plan.resolution, plan.count)
-        reference = yield from measure_reference(own, extractor, device=place, world=world)
+        reference = measure_reference(own, extractor, device=device, world=world, report=report)
         if world.is_main:
             write_npz(out, reference, own, extractor)
-            yield Saved(what="reference", path=out)
-            yield Result(data={"path": str(out), "count": plan.images.count, "features": extractor.name})
+    report(Saved(what="reference", path=out))
+    return ReferenceResult(path=out, count=plan.images.count, features=extractor.name)
 
 
-def _reference(options: EvaluateOptions, model: ModelFolder | None, images: ImageSource | None) -> str:
-    if options.reference:
-        return options.reference
-    spec = model.latents if model else images.latents if isinstance(images, SampledImages) else None
-    if spec is None:
-        raise UserError("no reference to compare with", expected="--reference NPZ|DIR|SOURCE")
-    if spec.folder and Path(spec.folder).is_dir():
-        return spec.folder
-    return spec.source
+def check_features(name: str, device: torch.device) -> None:
+    """Raises `UserError` now where the feature extractor `name` cannot be had or loaded."""
+    load_extractor(name, device=device)
 
 
-def _count(options: EvaluateOptions, images: ImageSource | None) -> int:
-    if images is None:
-        return options.num_samples or 50_000
-    if options.num_samples and options.num_samples > images.count:
+def require_what(options: EvaluateOptions) -> str:
+    """What to evaluate. Raises `UserError` (`nothing-given`) where nothing was named."""
+    if options.what is None:
         raise UserError(
-            f"--num-samples {options.num_samples}, but there are {images.count}",
-            remedy=f"--num-samples {images.count}, or make more",
+            "nothing to evaluate",
+            code="nothing-given",
+            expected="a model, or finished samples",
+            remedy="e.g. mpdit eval-fid runs/xl-256-1",
         )
-    return options.num_samples or images.count
+    return options.what
 
 
-def _check_counts(options: EvaluateOptions, plan: Plan, count: int) -> None:
+def _require_enough(options: EvaluateOptions, plan: Plan, count: int) -> None:
+    least = NEIGHBOURS + 1 if {"precision", "recall"} & set(options.metrics) else 2
     for name, number in (("samples", count), ("reference images", plan.count)):
-        least = NEIGHBOURS + 1 if {"precision", "recall"} & set(options.metrics) else 2
         if number is not None and number < least:
             raise UserError(
-                f"{number} {name} are too few", expected=f"at least {least} for {', '.join(options.metrics)}"
+                f"{number} {name} are too few",
+                code="too-few-images",
+                expected=f"at least {least} for {', '.join(options.metrics)}",
             )
 
 
-def _finished(images: ImageSource, count: int, world: World) -> Iterator[tuple[list[int], torch.Tensor]]:
-    for block in blocks(count, 64, rank=world.rank, processes=world.size):
-        yield list(block), images.batch(block)
+def _protocol(
+    options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor, count: int, device: torch.device
+) -> Protocol:
+    described = _extractor_record(options, extractor)
+    kind = {True: "published", False: "unpublished", None: "other"}[described.published]
+    naming = Naming(kind, options.features)  # pyright: ignore[reportArgumentType]
+    return Protocol(
+        what=require_what(options),
+        count=count,
+        is_fid=is_published(extractor),
+        keys=naming.keys(options.metrics),
+        labels=naming.labels(options.metrics),
+        extractor=described,
+        rules=RulesRecord(
+            distances="float16" if options.half_distances else "float32, in doubt float64",
+            neighbours=NEIGHBOURS,
+            is_chunk=IS_CHUNK,
+            bootstrap=options.bootstrap,
+        ),
+        samples=subject.images.describe() if subject.images else None,
+        model=subject.model_record(),
+        sampling=subject.sampling_record(options, device),
+        device=device.type,
+        versions={name: _version(name) for name in PACKAGES}
+        | {"mpdit": __version__, "python": platform.python_version()},
+    )
 
 
-def _sampled(
-    generation: Generation | None, tally: Tally, world: World, cost: dict[str, Any]
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    assert generation is not None
-    done = [b for b in range(generation.num_blocks) if not tally.todo(generation.block_indices(b))]
-    for batch in generation.batches(share(generation, world, done=done)):
-        assert batch.images is not None
-        cost["nfe"] = batch.nfe
-        yield batch.indices, batch.images
+def _extractor_record(options: EvaluateOptions, extractor: FeatureExtractor) -> ExtractorRecord:
+    return ExtractorRecord(
+        plugin=plugin_record(plugins.record("features", options.features, extractor)),
+        published=is_published(extractor) if isinstance(extractor, Inception) else None,
+        fingerprint=extractor.fingerprint(),
+        weights=str(getattr(extractor, "weights_path", None) or ""),
+        weights_sha256=getattr(extractor, "weights_sha256", ""),
+        resize=getattr(extractor, "resize_rule", ""),
+    )
 
 
-def _keep(folder: Path, indices: list[int], images: torch.Tensor) -> None:
-    from PIL import Image
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in zip(indices, images, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:06d}.png")
+
+def _warn_of_inputs(
+    options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor, count: int, warnings: WarningList
+) -> None:
+    if isinstance(extractor, Inception) and not extractor.is_published:
+        text = f"{extractor.weights_path} are not the published weights: the figures compare with no others"
+        warnings.add("unpublished-weights", text)
+    if subject.images is not None and subject.images.lossy:
+        text = (
+            "some samples are JPEG files: compression changed their pixels, and the figures with them; use PNG or npz"
+        )
+        warnings.add("lossy-samples", text)
+    labels = subject.labels(options, count)
+    if labels and "is" in options.metrics and len(set(labels)) > 1 and labels == sorted(labels):
+        text = "the samples are sorted by class: the Inception Score of contiguous chunks is far too low"
+        warnings.add("sorted-samples", text)

@@ -1,4 +1,4 @@
-"""What `eval-fid` is asked for. Torch-free."""
+"""What `eval-fid` is asked for, and what `--make-reference` returns. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.sampling.options import MODEL, SamplingOptions
-from mpdit_core.settings import setting
+from mpdit_core.settings import Result, setting
 
 Metric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
 
@@ -25,7 +25,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         panel="Measuring", chosen="the model's training images",
     )  # fmt: skip
     num_samples: PositiveInt | None = setting(
-        None, "number of images to evaluate", flags=("--num-samples", "-n"), panel="Measuring",
+        None, "number of images to evaluate", panel="Measuring",
         chosen="50,000, or all in WHAT",
     )  # fmt: skip
     features: str = setting(
@@ -60,5 +60,13 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     )  # fmt: skip
     resolution: PositiveInt | None = setting(
         None, "side in pixels of a reference made from a folder or data set",
-        flags=("--resolution", "--res"), panel="Other work", chosen="that of the latents",
+        panel="Other work", chosen="that of the latents",
     )  # fmt: skip
+
+
+class ReferenceResult(Result):
+    """A reference file that was written."""
+
+    path: Path = setting(..., "the file")
+    count: int = setting(..., "number of images in its statistics")
+    features: str = setting(..., "name of the feature extractor")

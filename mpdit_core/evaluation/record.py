@@ -1,183 +1,200 @@
-"""What an evaluation is asked for, and its protocol record: how a figure was made, and what to beware of."""
+"""The record of an evaluation: the figures, and everything that they depend on. One JSON file for each.
+
+`Protocol` is what is fixed before anything is measured; its hash names the file. `EvaluationRecord` adds the results.
+"""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+import hashlib
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, ValidationError
 
-from mpdit_core import __version__, plugins
-from mpdit_core.evaluation.accumulator import METRICS
-from mpdit_core.evaluation.images import ImageSource
-from mpdit_core.evaluation.samples import SampledImages
-from mpdit_core.metrics.features import Inception, is_published
-from mpdit_core.metrics.neighbours import NEIGHBOURS
-from mpdit_core.metrics.scores import IS_CHUNK
-from mpdit_core.models.model_folder import ModelFolder
-from mpdit_core.reporting import Event, Result, Saved, Summary, Table
-from mpdit_core.sampling.generator import Generation, SampleOptions
-from mpdit_core.settings import Settings
+from mpdit_core.data.manifest import AutoencoderSpec
+from mpdit_core.errors import UserError
+from mpdit_core.reporting import jsonable
+from mpdit_core.runtime.files import read_json, write_json
+from mpdit_core.sampling.options import SamplingOptions
+from mpdit_core.settings import Result, Settings, setting, settings_error, spelling_of
 
-FEW = 10_000  # samples below which the bias of the Fréchet distance is worth a warning
-LABELS = {"fid": "FID", "sfid": "sFID", "is": "Inception Score", "precision": "precision", "recall": "recall",
-          "kid": "KID"}  # fmt: skip
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
+FORMAT = 3
+"""Version of the record's file. Another one is refused."""
+
+Value = float | tuple[float, float] | None
 
 
-class EvaluateOptions(Settings):
-    """What is measured, and against what; how images are sampled is `SampleOptions`' business."""
+class PluginRecord(Settings):
+    """The plugin that computed something, with all its options."""
 
-    reference: str | None = Field(default=None, description="npz, folder, latents folder or data set; none: the run's")
-    num_samples: PositiveInt | None = Field(default=None, description="exactly; none: 50,000, or all finished ones")
-    features: str = Field(default="inception", description="inception, or a features plugin")
-    feature_options: dict[str, Any] = Field(default={}, description="of the plugin")
-    weights: str | None = Field(default=None, description="file with the Inception weights")
-    metrics: tuple[str, ...] = Field(
-        default=("fid", "sfid", "is", "precision", "recall"), strict=False, description=", ".join(METRICS)
-    )
-    half_distances: bool = Field(default=False, description="float16 distances for precision and recall, as ADM")
-    bootstrap: int = Field(default=0, ge=0, description="replicates for the interval of the Fréchet distance")
-    keep_samples: bool = Field(default=False, description="write the sampled images too")
-    force: bool = Field(default=False, description="measure again what was measured before")
+    kind: str = setting(..., "group of the plugin")
+    name: str = setting(..., "name that it was asked for by")
+    package: str | None = setting(None, "package that offers it")
+    version: str | None = setting(None, "version of the package")
+    options: dict[str, Any] = setting({}, "all its options, defaults too")
+    source: str | None = setting(None, "file of a plugin without a package")
+    sha256: str | None = setting(None, "hash of that file")
 
 
-def protocol(
-    what: str, options: EvaluateOptions, sampling: SampleOptions, model: ModelFolder | None, images: ImageSource | None,
-    extractor: Any, generation: Generation | None, count: int, device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    made = images if isinstance(images, SampledImages) else None
-    record: dict[str, Any] = {
-        "format": 2,
-        "is_fid": is_published(extractor),
-        "count": count,
-        "extractor": {
-            "name": options.features,
-            "published": is_published(extractor) if isinstance(extractor, Inception) else None,
-            "plugin": plugins.record("features", options.features, extractor),
-            "fingerprint": extractor.fingerprint(),
-            "weights": str(getattr(extractor, "weights_path", "")),
-            "weights_sha256": getattr(extractor, "weights_sha256", ""),
-            "resize": getattr(extractor, "resize_rule", ""),
-            "dtype": "float32",
-        },
-        "distances": "float16" if options.half_distances else "float32, settled in float64",
-        "is_chunk": IS_CHUNK,
-        "neighbours": NEIGHBOURS,
-        "bootstrap": options.bootstrap,
-        "samples": images.describe() | {"sha256": images.fingerprint()} if images else None,
-        "model": _model(model) if model else made.model if made else None,
-        "sampling": _sampling(sampling, generation) if generation else made.sampling if made else None,
-        "what": what,
-        "device": device.type,
-        "versions": {package: _version(package) for package in PACKAGES}
-        | {"mpdit": __version__, "python": platform.python_version()},
-    }
-    record["metrics_asked"] = [key_of(key, record) for key in options.metrics]
-    return record
+class ExtractorRecord(Settings):
+    """The features that everything was measured in."""
+
+    plugin: PluginRecord = setting(..., "the extractor")
+    published: bool | None = setting(None, "whether Inception had the published weights; None: another network")
+    fingerprint: str = setting(..., "hash of weights and preprocessing")
+    weights: str = setting("", "file of the weights")
+    weights_sha256: str = setting("", "hash of that file")
+    resize: str = setting("", "rule that images are resized by")
 
 
-def _model(model: ModelFolder) -> dict[str, Any]:
-    return {
-        "path": str(model.path),
-        "weights_sha256": model.weights_sha256,
-        "step": model.step,
-        "preset": model.config.preset,
-        "autoencoder": model.latents.autoencoder.model_dump(mode="json") if model.latents else None,
-    }
+class ModelRecord(Settings):
+    """The model that made the images."""
+
+    path: str | None = setting(None, "its folder")
+    weights_sha256: str = setting(..., "hash of its weights")
+    step: int = setting(0, "training step")
+    preset: str | None = setting(None, "preset of its configuration")
+    autoencoder: AutoencoderSpec | None = setting(None, "autoencoder that decoded its latents")
 
 
-def _sampling(options: SampleOptions, generation: Generation) -> dict[str, Any]:
-    """The options, with what the sampler made of them: its defaults too, and the package it comes from."""
-    plugin = plugins.record("samplers", options.sampler, generation.sampler)
-    chosen = dict(plugin["options"])
-    return options.model_dump(mode="json") | {
-        "num_steps": chosen.pop("num_steps", None),
-        "sampler_options": chosen,
-        "plugin": plugin,
-        "dtype": str(generation.autocast or torch.float32),
-    }
+class SamplingRecord(Settings):
+    """How the images were sampled."""
+
+    options: SamplingOptions = setting(..., "the options, the sampler's defaults filled in")
+    sampler: PluginRecord = setting(..., "the sampler with all its options")
+    guide: str | None = setting(None, "SHA-256 of the weights of the guide")
+    dtype: str | None = setting(None, "type that the network computed in")
+    nfe: float | None = setting(None, "network evaluations per image that the sampler asked for")
+
+    def values(self) -> dict[str, Any]:
+        """The options that shape the images: those that `--sweep` may vary."""
+        fields = SamplingOptions.model_fields
+        return {name: getattr(self.options, name) for name, info in fields.items() if spelling_of(info).sweepable}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+class ImagesRecord(Settings):
+    """Images that were measured as they were found."""
+
+    kind: str = setting(..., "form they are kept in")
+    path: str = setting(..., "where they are")
+    sha256: str = setting("", "fingerprint of their content")
+    resize: str = setting("none", "rule that they were resized by")
+    order: str = setting("", "what their order is")
 
 
-def warnings_of(
-    options: EvaluateOptions,
-    values: dict[str, Any],
-    images: ImageSource | None,
-    generation: Generation | None,
-    count: int,
-) -> list[str]:
-    found = []
-    labels = images.labels if images else [generation.labels(i) for i in range(count)] if generation else None
-    if labels and "is" in options.metrics and len(set(labels)) > 1 and labels[:count] == sorted(labels[:count]):
-        found.append("the samples are sorted by class: the Inception Score of contiguous chunks is far too low")
-    bias = values.get("fid_bias")
-    if count < FEW and "fid" in options.metrics:
-        if bias is None:
-            expected = "biased upwards"
-        elif bias < values["fid"]:
-            expected = f"about {bias:.3g} too high, by the distance of halves"
-        else:
-            expected = f"mostly bias: halves of them are {bias:.3g} farther away"
-        found.append(f"{count} samples are few: the Fréchet distance is {expected}; compare equal counts only")
-    return found
+class ReferenceRecord(ImagesRecord):
+    """The images or statistics that were compared with."""
+
+    count: int | None = setting(None, "number of images; None: stored statistics that do not say")
+    rows: int = setting(0, "number of images whose features were kept, for precision and recall")
+    extractor: str = setting("", "fingerprint of the features that it was measured in")
 
 
-def label_of(key: str, record: dict[str, Any]) -> str:
-    """A metric's name for people. Only published Inception weights give what papers call FID, sFID and so on."""
-    if record["is_fid"]:
-        return LABELS[key]
-    if record["extractor"]["published"] is False:
-        return f"{LABELS[key]} (unpublished weights)"
-    name = record["extractor"]["name"]
-    other = {
-        "fid": "Fréchet distance",
-        "sfid": "spatial Fréchet distance",
-        "is": "class score",
-        "kid": "kernel distance",
-    }
-    return f"{other.get(key, key)} ({name})"
+class RulesRecord(Settings):
+    """The rules that figures depend on."""
+
+    distances: str = setting(..., "type that distances for precision and recall are computed in")
+    neighbours: int = setting(..., "k of precision and recall")
+    is_chunk: int = setting(..., "images per chunk of the Inception Score")
+    bootstrap: int = setting(0, "replicates for the error bar of the distance")
+    order: str = setting("by index of the images; Inception Score in contiguous chunks", "order of the images")
 
 
-def report(record: dict[str, Any], path: Path) -> Iterator[Event]:
-    values = record["metrics"]
-    names = {key: key_of(key, record) for key in METRICS}
-    shown = [(key, values[name]) for key, name in names.items() if name in values]
-    rows = [[label_of(key, record), _figure(v, values.get(f"{names[key]}_std"))] for key, v in shown]
-    interval = values.get(key_of("fid_interval", record))
-    if interval:
-        rows[0][1] = f"{values[names['fid']]:.4f}  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
-    about = f"{record['count']} samples against {record['reference'].get('path')}"
-    yield Table(title=f"Evaluation of {record['what']}", columns=["metric", "value"], rows=rows, note=about)
-    yield Saved(what="record", path=path)
-    yield Summary(title="evaluated", rows={label_of(k, record): f"{v:.4f}" for k, v in shown if v is not None})
-    yield Result(data=record | {"path": str(path)})
+class RecordedWarning(Settings):
+    """Something that may spoil a figure."""
+
+    code: str
+    text: str
 
 
-def _figure(value: float | None, spread: float | None) -> str:
-    """With its standard deviation over chunks or subsets, where there are several."""
-    if value is None:
-        return "not offered by these features or reference"
-    return f"{value:.4f} ± {spread:.4f}" if spread else f"{value:.4f}"
+class Protocol(Settings):
+    """Everything that is fixed before anything is measured."""
+
+    format: Literal[3] = FORMAT
+    what: str = setting(..., "what was evaluated, as it was named")
+    count: int = setting(..., "number of images")
+    is_fid: bool = setting(..., "whether the figures may be put beside published ones")
+    keys: dict[str, str] = setting(..., "metrics asked for → their keys in `metrics`")
+    labels: dict[str, str] = setting(..., "keys in `metrics` → names for people")
+    extractor: ExtractorRecord
+    rules: RulesRecord
+    samples: ImagesRecord | None = setting(None, "the finished images; None: sampled on the way")
+    model: ModelRecord | None = setting(None, "the model, where it is known")
+    sampling: SamplingRecord | None = setting(None, "how it was sampled, where that is known")
+    device: str = setting(..., "kind of device that computed")
+    versions: dict[str, str | None] = setting(..., "versions of the packages involved")
+
+    def file_name(self, *more: Any) -> str:
+        """A name that changes with the protocol and with `more`. It begins with a letter or a digit."""
+        text = json.dumps([jsonable(self.model_dump(mode="json")), *more], sort_keys=True, default=str)
+        features = re.sub(r"[^\w.-]+", "-", self.extractor.plugin.name)[-60:].strip("._-")
+        return f"{features}-{self.count}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
 
 
-def key_of(key: str, record: dict[str, Any]) -> str:
-    """A metric's name in the record: `fid` is kept for what may be put beside published figures."""
-    if record["is_fid"] or key in ("precision", "recall"):
-        return key
-    if record["extractor"]["published"] is False:
-        return f"unpublished_{key}"
-    for old, new in (("sfid", "spatial_frechet_distance"), ("fid", "frechet_distance"), ("kid", "kernel_distance")):
-        if key == old or key.startswith(old + "_"):
-            return new + key.removeprefix(old)
-    return "class_score" + key.removeprefix("is") if key in ("is", "is_std") else key
+class EvaluationRecord(Protocol, Result):
+    """The figures of one evaluation, and how they were made."""
+
+    metrics: dict[str, Value] = setting(..., "the figures; `KEY_std`, `KEY_bias` and `KEY_interval` belong to KEY")
+    reference: ReferenceRecord
+    warnings: tuple[RecordedWarning, ...] = setting((), "what to beware of", strict=False)
+    seconds: float = setting(..., "time that measuring took")
+    path: Path = Field(default=Path(), description="file of the record; not stored in it")
+
+    @property
+    def step(self) -> int:
+        """Training step of the model; 0 where there is none."""
+        return self.model.step if self.model else 0
+
+    @property
+    def distance(self) -> str | None:
+        """Key of the Fréchet distance in `metrics`, if it was asked for."""
+        return self.keys.get("fid")
+
+    def value(self, metric: str) -> Value:
+        """The figure of `metric`, such as `fid`, whatever its key is; None where it was not measured."""
+        return self.metrics.get(self.keys.get(metric, ""))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises `UserError`: no such file, no record (`damaged-file`), one of another version (`unknown-format`)."""
+        path = Path(path)
+        values = read_json(path)
+        if not isinstance(values, dict) or not {"metrics", "format"} <= values.keys():
+            raise UserError(
+                f"{path} is no record of an evaluation", code="damaged-file", expected="a file of a run's evals folder"
+            )
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {values['format']}",
+                code="unknown-format",
+                expected=f"format {FORMAT}, which this version of mpdit writes",
+                remedy="delete it and evaluate again",
+            )
+        try:
+            return cls.model_validate_json(json.dumps(values | {"path": str(path)}))
+        except ValidationError as error:
+            raise settings_error(error, origin=str(path)) from None
+
+    def write(self, path: Path) -> Self:
+        """Writes the record and returns it with its `path`. Raises `UserError` when the disk is full and the like."""
+        write_json(path, jsonable(self.model_dump(mode="json", exclude={"path"})))
+        return self.model_copy(update={"path": Path(path)})
+
+
+def read_records(folder: Path) -> list[EvaluationRecord]:
+    """All records in `folder`, in order of the model's step. Raises `UserError` as `EvaluationRecord.read`."""
+    found = [EvaluationRecord.read(path) for path in sorted(Path(folder).glob("*.json")) if not is_sweep(path)]
+    return sorted(found, key=lambda record: record.step)
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether `path` is the table of a sweep, which lies beside the records."""
+    return path.name.startswith("sweep-")
+
+
+def plugin_record(values: Mapping[str, Any]) -> PluginRecord:
+    """What `mpdit_core.plugins.record` says, as a class."""
+    return PluginRecord(**values)

@@ -1,17 +1,17 @@
 """What samples are compared with: ADM's `.npz`, a folder of images, a data set, or the source of a latents folder.
 
 A `Reference` is the Gaussian of all its images, and the pool features of at most 10,000 of them for precision and
-recall (ADM's `arr_0` holds as many). Measuring is done once: it is kept in the latents folder's
-`reference.safetensors`, or in the user's cache, under a key of the extractor's weights and the data's fingerprint.
+recall (ADM's `arr_0` holds as many). It is measured once and kept in the latents folder's `reference.safetensors`, or
+in the user's cache, under a key of the format version, the extractor's weights and the data's fingerprint.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +25,44 @@ from mpdit_core.api import FeatureExtractor
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.accumulator import Tally
+from mpdit_core.evaluation.collecting import Collector, FinishedBlocks
 from mpdit_core.evaluation.images import (
     DatasetImages,
     FolderImages,
     ImageSource,
     NpzImages,
-    blocks,
     map_npz_member,
     open_images,
     reading_npz,
 )
-from mpdit_core.metrics.features import extract, is_published
+from mpdit_core.evaluation.record import ReferenceRecord
+from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.metrics.features import extract, features_name
 from mpdit_core.metrics.statistics import Gaussian
-from mpdit_core.reporting import Event, Progress
+from mpdit_core.reporting import Note, Reporter, silent
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.files import sha256, writing
+from mpdit_core.runtime.locks import locked
+
+FORMAT = "2"
+"""Version of the stored reference; one of another version is measured again."""
 
 ROWS = 10_000
 STORE = "reference.safetensors"
 BATCH = 64
+SECONDS_TO_WAIT = 6 * 3600.0  # for another process that measures the same reference
+LOOKED_AT = 8  # images of a folder or data set whose size is checked
+UNKNOWN_COUNT = 2**31  # images behind statistics that do not say: a whole data set
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of the real images. `about` goes into the protocol record."""
+    """Statistics of the real images. `about` goes into the record of an evaluation."""
 
     pool: Gaussian
     spatial: Gaussian | None
     rows: Tensor | None  # [≤ 10,000, F] float32
-    about: dict[str, Any] = field(default_factory=dict)
+    about: ReferenceRecord
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,8 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Changes with the reference's content: its pictures, and its stored statistics."""
-        pictures = self.images.fingerprint() if self.images else ""
-        return hashlib.sha256(f"{pictures} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
+        images = self.images.fingerprint if self.images else ""
+        return hashlib.sha256(f"{images} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
 
 
 def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtractor) -> Plan:
@@ -79,7 +87,8 @@ def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtr
 
     Args:
         given: an `.npz`, a `.safetensors`, a folder (of images, of class folders, or of latents), or a data set.
-        resolution: of the samples; folders and data sets are cropped and resized to it.
+        resolution: side of the samples in pixels; folders and data sets are cropped and resized to it.
+        extractor: loaded.
 
     Raises:
         UserError: missing, of another resolution, or with statistics of other features than `extractor`'s.
@@ -89,34 +98,48 @@ def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtr
         return _plan_latents(path, resolution)
     if path.suffix in (".npz", ".safetensors") or path.is_file():
         return _plan_file(path, resolution, extractor)
-    if path.is_dir():
-        if resolution is None:
-            raise UserError(f"{given}: to which resolution?", remedy="--resolution N")
-        images = FolderImages(path, resolution)
-        return Plan(images, None, _cache_folder() / STORE, str(path), resolution, images.count)
     if resolution is None:
-        raise UserError(f"{given}: to which resolution?", remedy="--resolution N")
-    images = DatasetImages(open_source(given), resolution, given)
+        raise UserError(
+            f"{given} has no resolution of its own",
+            code="no-resolution",
+            expected="the side in pixels to crop and resize it to",
+            remedy="--resolution N",
+        )
+    images = FolderImages(path, resolution) if path.is_dir() else DatasetImages(open_source(given), resolution, given)
+    _refuse_enlarging(images, given)
     return Plan(images, None, _cache_folder() / STORE, given, resolution, images.count)
+
+
+def _refuse_enlarging(images: FolderImages | DatasetImages, given: str) -> None:
+    """Raises `UserError` where the first images are all smaller than the samples: enlarged they are blurred."""
+    sides = [min(images.picture(index).size) for index in range(min(LOOKED_AT, images.count))]
+    if max(sides) < images.resolution:
+        raise _other_resolution(given, max(sides), images.resolution)
+
+
+def _other_resolution(name: str | Path, there: int, wanted: int) -> UserError:
+    return UserError(
+        f"the reference {name} has {there} px, the samples have {wanted} px",
+        code="other-resolution",
+        expected="a reference at the samples' resolution, or larger images to crop and resize",
+        remedy="choose another --reference",
+    )
 
 
 def _plan_latents(path: Path, resolution: int | None) -> Plan:
     manifest = read_manifest(path)
     source = manifest.plan.source
     if resolution is not None and resolution != manifest.plan.resolution:
-        raise UserError(
-            f"the reference {path} is of {manifest.plan.resolution} px, the samples of {resolution} px",
-            expected="one resolution",
-            remedy="--reference with latents, a folder or a data set of the samples' resolution",
-        )
+        raise _other_resolution(path, manifest.plan.resolution, resolution)
     try:
         dataset = open_source(source.given, split=source.split, **source.options)
     except (UserError, TypeError) as error:
         reason = error.what if isinstance(error, UserError) else str(error)
         raise UserError(
             f"the images that {path} was made from cannot be opened: {reason}",
+            code="no-source",
             expected=source.given,
-            remedy="bring them back, or name another --reference",
+            remedy="restore them, or choose another --reference",
         ) from error
     skipped = frozenset(item.key for item in manifest.skipped)
     images = DatasetImages(dataset, manifest.plan.resolution, source.given, skipped)
@@ -127,6 +150,7 @@ def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) 
     if not path.exists():
         raise UserError(
             f"the reference {path} does not exist",
+            code="no-such-file",
             expected="an ADM .npz, a folder, a latents folder or a data set",
             remedy="for ImageNet: VIRTUAL_imagenet256_labeled.npz of OpenAI's guided-diffusion evaluations",
         )
@@ -140,29 +164,23 @@ def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) 
         stored = path if {"mu", "sigma"} <= names else None
         images = NpzImages(path) if "arr_0" in names else None
         if stored is None and images is None:
-            raise UserError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}", expected="arr_0, or mu and sigma")
-        if stored is not None and features != _features_of(extractor):
+            held = ", ".join(sorted(names)) or "nothing"
+            raise UserError(f"{path} holds {held}", code="no-images", expected="arr_0, or mu and sigma")
+        if stored is not None and features != features_name(extractor):
             if images is None:
                 raise UserError(
-                    f"{path} holds statistics of {features} features, --features is {extractor.name}",
-                    expected=f"a reference with images, or statistics of {_features_of(extractor)}",
+                    f"{path} holds statistics of {features} features; these features are {extractor.name}",
+                    code="other-features",
+                    expected=f"a reference with images, or statistics of {features_name(extractor)}",
                     remedy=f"mpdit eval-fid --features {extractor.name} --make-reference OUT.npz SOURCE",
                 )
             stored = None
         if stored is not None:
             _check_stored(path, names)
     if images is not None and resolution is not None and images.resolution != resolution:
-        raise UserError(
-            f"the reference {path} is of {images.resolution} px, the samples of {resolution} px",
-            expected="one resolution",
-            remedy="take the reference made for this resolution",
-        )
+        raise _other_resolution(path, images.resolution, resolution)
     size = images.resolution if images else None
     return Plan(images, stored, _cache_folder() / STORE, str(path), size, images.count if images else None)
-
-
-def _features_of(extractor: FeatureExtractor) -> str:
-    return "inception" if is_published(extractor) else f"{extractor.name} {extractor.fingerprint()}"
 
 
 def _check_stored(path: Path, names: set[str]) -> None:
@@ -170,70 +188,141 @@ def _check_stored(path: Path, names: set[str]) -> None:
         if mean in names:
             shapes = [map_npz_member(path, n).shape for n in (mean, covariance) if n in names]
             if len(shapes) < 2 or shapes[1] != (*shapes[0], *shapes[0]):
-                raise UserError(f"{path}: {mean} and {covariance} do not fit: {shapes}", expected="[F] and [F, F]")
+                raise UserError(
+                    f"{path}: {mean} and {covariance} have the shapes {shapes}",
+                    code="damaged-file",
+                    expected="[F] and [F, F]",
+                )
+
+
+def check_size(plan: Plan, extractor: FeatureExtractor, device: torch.device) -> None:
+    """Raises `UserError` where stored statistics have another number of features than `extractor` computes."""
+    if plan.stored is None:
+        return
+    found = extract(extractor, torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
+    for name, rows in (("mu", found.pool), ("mu_s", found.spatial)):
+        with reading_npz(plan.stored) as archive:
+            size = len(archive[name]) if name in archive.files else None
+        if rows is not None and size is not None and size != rows.shape[1]:
+            raise UserError(
+                f"{plan.stored}: {name} has {size} features; {extractor.name} computes {rows.shape[1]}",
+                code="other-features",
+                expected="statistics of the same features",
+                remedy="a reference made with these features: mpdit eval-fid --make-reference OUT.npz SOURCE",
+            )
 
 
 def measure_reference(
-    plan: Plan, extractor: FeatureExtractor, *, device: torch.device, world: World, rows: bool = True
-) -> Iterator[Event]:
-    """Yields progress and **returns** the `Reference`; from the cache where that is possible. All processes call it.
+    plan: Plan,
+    extractor: FeatureExtractor,
+    *,
+    device: torch.device,
+    world: World | None = None,
+    report: Reporter = silent,
+    rows: bool = True,
+) -> Reference:
+    """The measured reference, from the cache where it is there. All processes of `world` call it.
 
     Args:
-        rows: whether features of single images are wanted (precision, recall, KID).
+        rows: whether features of single images are needed (precision, recall, KID).
+
+    Raises:
+        UserError: an image that cannot be read, or another process measures this reference for hours.
     """
+    world = world or World()
     measured: Reference | None = None
     if plan.images is not None and (plan.stored is None or rows):
-        key = hashlib.sha256(f"1 {extractor.fingerprint()} {plan.images.fingerprint()}".encode()).hexdigest()
-        path = plan.cache.with_name(f"{plan.cache.stem}-{key[:16]}.safetensors")
-        if plan.cache.parent.name != "references":  # a latents folder: one file, replaced when its key is another
-            path = plan.cache
-        measured = _read_store(path, key)
-        if measured is None:
-            measured = yield from _measure(plan, extractor, device=device, world=world, path=path, key=key)
-    if plan.stored is not None:
-        about = {"path": plan.name, "sha256": sha256(plan.stored), "kind": "stored statistics"}
-        pool, spatial = _read_npz(plan.stored)
-        return Reference(pool, spatial, measured.rows if measured else None, about)
-    assert measured is not None
-    return measured
+        measured = _Measuring(plan, plan.images, extractor, device, world, report).run()
+    if plan.stored is None:
+        assert measured is not None
+        return measured
+    pool, spatial = _read_npz(plan.stored)
+    about = ReferenceRecord(
+        kind="stored statistics",
+        path=plan.name,
+        sha256=sha256(plan.stored),
+        count=None if pool.count == UNKNOWN_COUNT else pool.count,
+        rows=measured.about.rows if measured else 0,
+        extractor=extractor.fingerprint(),
+    )
+    return Reference(pool, spatial, measured.rows if measured else None, about)
 
 
-def _measure(
-    plan: Plan, extractor: FeatureExtractor, *, device: torch.device, world: World, path: Path, key: str
-) -> Iterator[Event]:
-    images = plan.images
-    assert images is not None
-    if images.count < 2:
-        raise UserError(f"the reference {plan.name} has {images.count} image", expected="at least 2")
-    chosen = np.sort(np.random.RandomState(0).permutation(images.count)[:ROWS])
-    tally = Tally(images.count, keep=chosen.tolist(), device=device, folder=path.with_suffix(f".{key[:8]}.partial"))
-    world.barrier()  # all have read what is there before the first writes anew
-    done = int(tally.done_before.sum())
-    try:
-        for block in blocks(images.count, BATCH, rank=world.rank, processes=world.size):
-            indices = tally.todo(block)
-            if indices:
-                tally.add(indices, extract(extractor, images.batch(indices).to(device)))
-                done = min(done + len(indices) * world.size, images.count)
-                yield Progress(task="reference", done=done, total=images.count, unit="images")
-    except BaseException:
-        tally.save()
-        raise
-    tally.finish(world)
-    about = {
-        **images.describe(),
-        "sha256": images.fingerprint(),
-        "count": images.count,
-        "rows": len(chosen),
-        "extractor": extractor.fingerprint(),
-    }
-    reference = Reference(tally.gaussian(), tally.spatial_gaussian(), tally.kept_rows(), about)
-    if world.is_main:
-        _write_store(path, key, reference)
-    world.barrier()
-    if world.is_main:
-        tally.remove()
-    return reference
+@dataclass(frozen=True)
+class _Measuring:
+    """A reference measured from its images, or read from where that was done before."""
+
+    plan: Plan
+    images: ImageSource
+    extractor: FeatureExtractor
+    device: torch.device
+    world: World
+    report: Reporter
+
+    def run(self) -> Reference:
+        key = hashlib.sha256(f"{FORMAT} {self.extractor.fingerprint()} {self.images.fingerprint}".encode()).hexdigest()
+        path = self.plan.cache
+        if path.parent == _cache_folder():  # in a latents folder there is one file, replaced when its key is another
+            path = path.with_name(f"{path.stem}-{key[:16]}.safetensors")
+        if not self.world.broadcast_object(_is_stored(path, key)):
+            partial = path.with_suffix(f".{key[:8]}.partial")
+            with _one_at_a_time(partial, self.world, self.report):
+                if not self.world.broadcast_object(_is_stored(path, key)):
+                    self._measure(path, key, partial)
+        stored = self.world.broadcast_object(_read_store(path) if self.world.is_main else None)
+        assert stored is not None
+        return stored
+
+    def _measure(self, path: Path, key: str, partial: Path) -> None:
+        count = self.images.count
+        if count < 2:
+            raise UserError(
+                f"the reference {self.plan.name} has {count} image", code="too-few-images", expected="at least 2"
+            )
+        chosen = chosen_rows(count)
+        accumulator = FeatureAccumulator(count, keep=chosen.tolist(), device=self.device)
+        collector = Collector(
+            blocks=FinishedBlocks(self.images, count),
+            extractor=self.extractor,
+            accumulator=accumulator,
+            folder=partial,
+            world=self.world,
+            report=self.report,
+            task="reference",
+            needs_logits=False,
+        )
+        collector.run()
+        if self.world.is_main:
+            described = self.images.describe().model_dump()
+            about = ReferenceRecord(**described, count=count, rows=len(chosen), extractor=self.extractor.fingerprint())
+            found = Reference(accumulator.gaussian(), accumulator.spatial_gaussian(), accumulator.kept_rows(), about)
+            _write_store(path, key, found)
+            collector.progress.remove()
+        self.world.barrier()
+
+
+@contextmanager
+def _one_at_a_time(partial: Path, world: World, report: Reporter) -> Iterator[None]:
+    """Holds `partial`; where another command measures the same reference, waits for it first."""
+    if not world.is_main:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(partial))
+        except UserError as error:
+            if error.code != "folder-in-use":
+                raise
+            report(Note(text="another command is measuring this reference: waiting for it"))
+            stack.enter_context(locked(partial, seconds=SECONDS_TO_WAIT))
+        yield
+    with suppress(OSError):
+        partial.rmdir()
+
+
+def chosen_rows(count: int) -> np.ndarray:
+    """Indices of the images whose features are kept: 10,000 drawn at random, always the same; all of fewer."""
+    return np.sort(np.random.RandomState(0).permutation(count)[:ROWS])
 
 
 def _write_store(path: Path, key: str, reference: Reference) -> None:
@@ -242,32 +331,37 @@ def _write_store(path: Path, key: str, reference: Reference) -> None:
         tensors |= {"spatial.mean": reference.spatial.mean, "spatial.covariance": reference.spatial.covariance}
     if reference.rows is not None:
         tensors["rows"] = reference.rows
-    metadata = {"format": "1", "key": key, "count": str(reference.pool.count), "about": json.dumps(reference.about)}
+    about = reference.about.model_dump_json()
+    metadata = {"format": FORMAT, "key": key, "count": str(reference.pool.count), "about": about}
     with writing(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
 
 
-def _read_store(path: Path, key: str) -> Reference | None:
-    """The stored reference, if it is there, whole and of this key."""
+def _is_stored(path: Path, key: str) -> bool:
+    """Whether a whole reference of this key is there. The format version is part of the key."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (FileNotFoundError, SafetensorError, OSError):
-        return None
+            return (file.metadata() or {}).get("key") == key
+    except (SafetensorError, OSError):
+        return False
+
+
+def _read_store(path: Path) -> Reference:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     count = int(metadata["count"])
-    spatial = None
-    if "spatial.mean" in tensors:
-        spatial = Gaussian(count, tensors["spatial.mean"], tensors["spatial.covariance"])
-    pool = Gaussian(count, tensors["pool.mean"], tensors["pool.covariance"])
-    return Reference(pool, spatial, tensors.get("rows"), json.loads(metadata["about"]))
+    pool, spatial = (
+        Gaussian(count, tensors[f"{name}.mean"], tensors[f"{name}.covariance"]) if f"{name}.mean" in tensors else None
+        for name in ("pool", "spatial")
+    )
+    assert pool is not None
+    return Reference(pool, spatial, tensors.get("rows"), ReferenceRecord.model_validate_json(metadata["about"]))
 
 
 def _read_npz(path: Path) -> tuple[Gaussian, Gaussian | None]:
     with reading_npz(path) as archive:
-        count = int(archive["count"]) if "count" in archive.files else 2**31  # ADM's do not say: the whole data set
+        count = int(archive["count"]) if "count" in archive.files else UNKNOWN_COUNT
         tensors = {
             name: torch.from_numpy(np.asarray(archive[name], dtype=np.float64))
             for name in ("mu", "sigma", "mu_s", "sigma_s")
@@ -281,19 +375,19 @@ def write_npz(path: Path, reference: Reference, plan: Plan, extractor: FeatureEx
     """An ADM-compatible file: mu, sigma, mu_s, sigma_s of all images, arr_0 with those that precision/recall uses."""
     assert plan.images is not None
     count = plan.images.count
-    chosen = np.sort(np.random.RandomState(0).permutation(count)[:ROWS])
-    pictures = np.concatenate(
+    chosen = chosen_rows(count)
+    images = np.concatenate(
         [
             plan.images.batch(part.tolist()).permute(0, 2, 3, 1).numpy()
             for part in np.array_split(chosen, -(-len(chosen) // BATCH))
         ]
     )
     arrays: dict[str, Any] = {
-        "arr_0": pictures,
+        "arr_0": images,
         "mu": reference.pool.mean.numpy(),
         "sigma": reference.pool.covariance.numpy(),
         "count": np.int64(count),
-        "features": np.str_(_features_of(extractor)),
+        "features": np.str_(features_name(extractor)),
     }
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean.numpy(), "sigma_s": reference.spatial.covariance.numpy()}

@@ -1,0 +1,12 @@
+"""Distances and scores of images, usable alone: no files of ours and no commands.
+
+    features.py      images → feature vectors: the Inception network of FID, or a plugin's
+    statistics.py    mean and covariance of a stream of feature vectors
+    accumulator.py   everything that the metrics need, collected in one pass over the images
+    scores.py        Fréchet distance, Inception Score, kernel distance
+    neighbours.py    precision and recall
+
+To add a metric: a function in scores.py, its name in `Metric` of mpdit_core/evaluation/options.py and in `NAMES` of
+mpdit_core/evaluation/naming.py, its line in `compute_metrics` of mpdit_core/evaluation/figures.py, and a test against
+an independent formula.
+"""

@@ -1,8 +1,8 @@
 """Feature extractors: the Inception network of the published protocol, and any other by a plugin.
 
 `inception` is torch-fidelity's port of the TensorFlow graph that FID was defined with (2015-12-05); only its distance
-may be called FID. It is found as any other: a dataclass with the contract `mpdit_core.api.FeatureExtractor`, named by
-an entry point of the group `mpdit.features`. Another's distance is reported as a Fréchet distance of its own name.
+may be called FID. To add an extractor: a dataclass with the contract `mpdit_core.api.FeatureExtractor`, named by an
+entry point of the group `mpdit.features`, as this one is; its distance is reported as a Fréchet distance.
 torch-fidelity, and the torchvision it needs, are imported by `load` alone, so a broken one breaks nothing else.
 """
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +22,9 @@ from torch import Tensor
 from mpdit_core import plugins
 from mpdit_core.api import FeatureExtractor, Features, option
 from mpdit_core.errors import UserError
+from mpdit_core.plugins import plugin_errors
 from mpdit_core.runtime.files import sha256
+from mpdit_core.runtime.precision import computing_in
 
 PUBLISHED_SHA256 = "6726825d"
 """How the SHA-256 of the published weights begins (it is part of their file name)."""
@@ -44,7 +45,7 @@ class Inception:
     resize_rule: ClassVar[str] = "bilinear to 299 as TensorFlow 1 (no antialiasing, corners not aligned)"
     sizes: ClassVar[dict[str, int]] = {"pool": 2048, "spatial": 2023, "logits": 1008}
 
-    weights: str = option("", "a .pth or .safetensors file; empty: torch's cache, then the net")
+    weights: str = option("", "a .pth or .safetensors file; empty: torch's cache, else downloaded")
     weights_path: Path | None = field(default=None, init=False)
     weights_sha256: str = field(default="", init=False)
 
@@ -53,7 +54,9 @@ class Inception:
         network = _import_network()
         self.weights_path = Path(self.weights).expanduser() if self.weights else find_weights(network.url)
         if not self.weights_path.is_file():
-            raise UserError(f"--weights {self.weights}: there is no such file", remedy=_where_to_put(network.url))
+            raise UserError(
+                f"{self.weights_path}: there is no such file", code="no-such-file", remedy=_where_to_put(network.url)
+            )
         self.weights_sha256 = sha256(self.weights_path)
         state = read_weights(self.weights_path)
         checked = io.BytesIO()  # torch-fidelity unpickles whatever it is given: hand it only what was checked
@@ -64,6 +67,7 @@ class Inception:
         except RuntimeError as error:
             raise UserError(
                 f"{self.weights_path} does not hold this Inception network: {_first_lines(error)}",
+                code="wrong-weights",
                 expected=f"torch-fidelity's {Path(network.url).name}",
                 remedy=_where_to_put(network.url),
             ) from error
@@ -79,7 +83,7 @@ class Inception:
 
     def __call__(self, images: Tensor) -> Features:
         """`images [B, 3, H, W]` uint8 of any size."""
-        with torch.inference_mode(), full_float32(images.device):
+        with torch.inference_mode(), computing_in("float32", images.device):
             pool, logits = self._network(images)
         return Features(pool=pool, spatial=self._spatial, logits=logits)
 
@@ -100,8 +104,9 @@ def _import_network() -> _Network:
     except Exception as error:  # a torchvision of another torch raises RuntimeError or AttributeError
         raise UserError(
             f"torch-fidelity does not import: {type(error).__name__}: {_first_lines(error)}",
+            code="no-torch-fidelity",
             expected="torch-fidelity, and a torchvision built for the installed torch "
-            f"({torch.__version__}); only eval-fid --features inception needs them",
+            f"({torch.__version__}); only the features `inception` need them",
             remedy="pip install --upgrade torch-fidelity torchvision (torch and torchvision from the same index)",
         ) from error
     return _Network(module.FeatureExtractorInceptionV3, module.URL_INCEPTION_V3)
@@ -123,7 +128,8 @@ def find_weights(url: str) -> Path:
         temporary.replace(path)
     except Exception as error:  # offline machines fail in many ways: DNS, proxies, certificates, wrong content
         raise UserError(
-            f"the Inception weights are not at {path}, and cannot be fetched: {_first_lines(error)}",
+            f"the Inception weights are not at {path}, and cannot be downloaded: {_first_lines(error)}",
+            code="no-weights",
             expected=f"{path.name} (91 MiB, SHA-256 {PUBLISHED_SHA256}…) from {url}",
             remedy=_where_to_put(url),
         ) from error
@@ -135,8 +141,8 @@ def find_weights(url: str) -> Path:
 def _where_to_put(url: str) -> str:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     return (
-        f"on a machine with a connection fetch {url} and put it at {path}, or name it with --weights FILE; "
-        "or --features PLUGIN for a distance of other features (`mpdit plugins` lists them)"
+        f"on a machine with a connection download {url} and put it at {path}, or give it with --weights FILE; "
+        "or --features PLUGIN for a distance in other features (`mpdit plugins` lists them)"
     )
 
 
@@ -152,34 +158,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise UserError(
             f"{path} is not readable as weights: {_first_lines(error)}",
+            code="damaged-file",
             expected="a state dict saved by torch, or a .safetensors file",
-            remedy="it may be truncated: delete it and fetch it again",
+            remedy="it may be truncated: delete it and download it again",
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} holds {type(state).__name__}", expected="a state dict: names and tensors")
+        raise UserError(
+            f"{path} holds {type(state).__name__}", code="wrong-weights", expected="a state dict: names and tensors"
+        )
     broken = [name for name, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
-        raise UserError(f"{path}: {broken[0]} contains NaN or infinite values", expected="the published weights")
+        raise UserError(
+            f"{path}: {broken[0]} contains NaN or infinite values",
+            code="wrong-weights",
+            expected="the published weights",
+        )
     return dict(state)
 
 
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32 within, whatever the caller had set."""
-    matmul = torch.get_float32_matmul_precision()
-    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(matmul)
-
-
-def build_extractor(name: str, *, weights: Path | None = None, options: Mapping[str, Any] | None = None):
+def build_extractor(
+    name: str, *, weights: Path | None = None, options: Mapping[str, Any] | None = None
+) -> FeatureExtractor:
     """The extractor called `name` with its options; not loaded yet.
 
     Args:
-        weights: of `inception` only.
+        weights: file for `inception` only.
 
     Raises:
         UserError: unknown or broken plugin, or an option it does not have.
@@ -188,8 +191,9 @@ def build_extractor(name: str, *, weights: Path | None = None, options: Mapping[
     if weights is not None:
         if name != Inception.name:
             raise UserError(
-                f"--weights {weights} with --features {name}",
-                expected="--weights with the Inception network only",
+                f"the file of weights {weights} for the features {name}",
+                code="invalid-value",
+                expected="a file of weights for the Inception network only",
                 remedy="a plugin takes its options by --set features.KEY=VALUE",
             )
         options["weights"] = str(weights)
@@ -197,8 +201,19 @@ def build_extractor(name: str, *, weights: Path | None = None, options: Mapping[
     if not isinstance(extractor, FeatureExtractor):
         raise UserError(
             f"features plugin {name!r} does not keep the contract",
+            code="broken-plugin",
             expected="name, load(device), __call__(images) and fingerprint(), as mpdit_core.api.FeatureExtractor",
         )
+    return extractor
+
+
+def load_extractor(
+    name: str, *, device: torch.device, weights: Path | None = None, options: Mapping[str, Any] | None = None
+) -> FeatureExtractor:
+    """As `build_extractor`, and ready to use on `device`. Raises `UserError` also where it cannot be loaded."""
+    extractor = build_extractor(name, weights=weights, options=options)
+    with plugin_errors(extractor, "in load"):
+        extractor.load(device)
     return extractor
 
 
@@ -207,17 +222,25 @@ def is_published(extractor: Any) -> bool:
     return isinstance(extractor, Inception) and extractor.is_published
 
 
+def features_name(extractor: FeatureExtractor) -> str:
+    """Names the features in a reference file: `inception` with the published weights, else name and fingerprint."""
+    return "inception" if is_published(extractor) else f"{extractor.name} {extractor.fingerprint()}"
+
+
 def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGES_AT_ONCE) -> Features:
     """Features of `images [B, 3, H, W]` uint8, computed `at_once` images at a time, checked, float32.
 
     Raises:
         UserError: a plugin returns what its contract does not allow.
     """
-    parts = [extractor(part) for part in images.split(at_once)]
+    with plugin_errors(extractor, "in __call__"):
+        parts = [extractor(part) for part in images.split(at_once)]
     joined = [_join(extractor.name, kind, [getattr(p, kind) for p in parts], len(images)) for kind in Features._fields]
     pool, spatial, logits = joined
     if pool is None:
-        raise UserError(f"features {extractor.name!r} returns no pool features", expected="pool [B, F]")
+        raise UserError(
+            f"features {extractor.name!r} returns no pool features", code="broken-plugin", expected="pool [B, F]"
+        )
     return Features(pool, spatial, logits)
 
 
@@ -228,10 +251,12 @@ def _join(name: str, kind: str, parts: list[Tensor | None], count: int) -> Tenso
     rows = torch.cat(tensors)
     if rows.ndim != 2 or len(rows) != count:
         raise UserError(
-            f"features {name!r}: {kind} has shape {tuple(rows.shape)} for {count} images", expected="[B, F]"
+            f"features {name!r}: {kind} has shape {tuple(rows.shape)} for {count} images",
+            code="broken-plugin",
+            expected="[B, F]",
         )
     if not torch.isfinite(rows).all():
-        raise UserError(f"features {name!r}: {kind} contains NaN or infinite values")
+        raise UserError(f"features {name!r}: {kind} contains NaN or infinite values", code="not-finite")
     return rows.float()
 
 

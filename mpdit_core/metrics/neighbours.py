@@ -1,11 +1,11 @@
 """Precision and recall: which images lie within reach of the other set (Kynkäänniemi et al. 2019, section 3.1).
 
-A set's manifold is the union of balls around its points, each as wide as the distance to the point's k-th neighbour.
+A set's manifold is the union of balls around its points, whose radius is the distance to the point's k-th neighbour.
 Precision: share of samples inside the reference's manifold. Recall: share of reference images inside the samples'.
 
-Distances are streamed block by block (50,000 × 10,000 of them need some 0.5 GB, not 40). They are computed in float32
-and every decision they leave open is taken again in float64 from the differences themselves, so the result is that of
-a float64 brute force. `half=True` repeats OpenAI's ADM evaluator, which computes in float16.
+Distances are streamed block by block (50,000 × 10,000 of them need some 0.5 GB, not 40). They are computed in float32;
+every comparison within the rounding error is repeated in float64 from the differences themselves, so the result is
+that of a float64 brute force. `half=True` repeats OpenAI's ADM evaluator, which computes in float16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mpdit_core.errors import UserError
 
 NEIGHBOURS = 3
 ELEMENTS_AT_ONCE = 2**24  # distances in memory at a time: 64 MB in float32
-SPARE = 8  # candidates beyond the k-th neighbour that are measured again in float64
+SPARE = 8  # candidates beyond the k-th neighbour whose distances are computed again in float64
 DOUBT = 1e-5  # of |u|² + |v|²: float32 rounding of a squared distance over some thousands of features
 
 
@@ -27,16 +27,18 @@ def precision_recall(
     """(precision, recall) of `samples [N, F]` against `reference [M, F]`; computed on the device they are on.
 
     Args:
-        k: which neighbour sets the radius; the point itself does not count.
+        k: number of the neighbour whose distance is the radius; the point itself does not count.
         half: ADM's float16 distances (adds about 0.003 to precision and 0.004 to recall).
 
     Raises:
         UserError: k or fewer images in one of the sets.
     """
-    for name, rows in (("reference", reference), ("samples", samples)):
+    for name, rows in (("reference", reference), ("sample", samples)):
         if len(rows) <= k:
             raise UserError(
-                f"precision and recall from {len(rows)} {name}", expected=f"more than {k}, to have {k} neighbours"
+                f"precision and recall from {len(rows)} {name} images",
+                code="too-few-images",
+                expected=f"more than {k}, so that each has {k} neighbours",
             )
     if half:
         reference, samples = reference.half(), samples.half()

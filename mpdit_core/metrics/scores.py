@@ -1,23 +1,23 @@
 """The distances and scores themselves: Fréchet distance, Inception Score, kernel distance. Numbers in, numbers out.
 
-Precision and recall are in `neighbours.py`. To add a score: a function here, its key in `METRICS` of `tally.py`, and
-a test against an independent formula. Symbols: N rows, F features, K classes of the logits.
+Precision and recall are in `neighbours.py`. Symbols: N rows, F features, K classes of the logits.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mpdit_core.metrics.statistics import Gaussian
-from mpdit_core.runtime.distributed import World
 
 IS_CHUNK = 5000
-"""Images a chunk of the Inception Score, as OpenAI's ADM evaluator cuts them (its `batch_size=5000`)."""
+"""Images per chunk of the Inception Score, as OpenAI's ADM evaluator cuts them (its `batch_size=5000`)."""
 
 KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020
 """As torch-fidelity draws them, so that its numbers can be repeated."""
@@ -28,21 +28,21 @@ def frechet_distance(a: Gaussian, b: Gaussian, *, rows_a: Tensor | None = None, 
 
     The last trace is the sum of the square roots of the eigenvalues of the symmetric `Raᵀ Sb Ra` with `Sa = Ra Raᵀ`,
     not a matrix square root: several times faster, and it cannot return complex numbers. With fewer rows than
-    features, and the rows at hand, `Ra` is the centred rows themselves, and with both at hand the trace is the nuclear
-    norm of `Raᵀ Rb`, exact to rounding.
+    features, and the rows available, `Ra` is the centred rows themselves, and with both available the trace is the
+    nuclear norm of `Raᵀ Rb`, exact to rounding.
 
     Args:
-        rows_a: the rows [N, F] that `a` is made of, if they are at hand.
-        rows_b: likewise.
+        rows_a: the rows [N, F] that `a` was computed from, if they are available.
+        rows_b: those of `b`.
 
     Raises:
-        ValueError: of different sizes.
+        ValueError: `a` and `b` have different numbers of features.
     """
     if a.size != b.size:
         raise ValueError(f"{a.size} against {b.size} features")
     away = a.mean - b.mean
-    spread = torch.trace(a.covariance) + torch.trace(b.covariance) - 2 * _trace_of_root(a, b, rows_a, rows_b)
-    return float(away @ away + spread)
+    traces = torch.trace(a.covariance) + torch.trace(b.covariance) - 2 * _trace_of_root(a, b, rows_a, rows_b)
+    return float(away @ away + traces)
 
 
 def _trace_of_root(a: Gaussian, b: Gaussian, rows_a: Tensor | None, rows_b: Tensor | None) -> Tensor:
@@ -71,40 +71,36 @@ class Score(NamedTuple):
     std: float
 
 
+@dataclass(frozen=True)
 class InceptionScore:
     """exp of the mean KL divergence of p(class | image) from its mean over a chunk; averaged over chunks.
 
-    Salimans et al. 2016, as ADM computes it: chunks of 5,000 images *contiguous by index*, each weighing the same, the
-    last as it falls. Image i belongs to chunk i // 5000, so batches may come in any order and from any process.
-
-    Args:
-        count: images in all.
-        classes: K.
+    Salimans et al. 2016, as ADM computes it: chunks of 5,000 images *contiguous by index*, weighted equally, the last
+    one with the images that remain. Image i belongs to chunk i // 5000. Immutable, as `RunningStatistics`.
     """
 
-    def __init__(self, count: int, classes: int, *, chunk: int = IS_CHUNK):
-        self.chunk = chunk
-        parts = math.ceil(count / chunk)
-        self.counts = torch.zeros(parts, dtype=torch.float64)
-        self.self_information = torch.zeros(parts, dtype=torch.float64)  # Σ_i Σ_k p log p
-        self.probability = torch.zeros(parts, classes, dtype=torch.float64)  # Σ_i p
+    chunk: int
+    counts: Tensor  # [chunks] float64, number of images
+    self_information: Tensor  # [chunks] float64, Σ_i Σ_k p log p
+    probability: Tensor  # [chunks, K] float64, Σ_i p
 
-    def add(self, indices: Tensor, logits: Tensor) -> None:
-        """`indices [B]` of the images among all, `logits [B, K]`; the softmax is taken in float64."""
+    @classmethod
+    def empty(cls, count: int, classes: int, *, chunk: int = IS_CHUNK) -> Self:
+        """The score of no image yet, of `count` images and K = `classes` in all."""
+        probability = torch.zeros(math.ceil(count / chunk), classes, dtype=torch.float64)
+        return cls(chunk, probability.new_zeros(len(probability)), probability.new_zeros(len(probability)), probability)
+
+    def plus(self, indices: Tensor, logits: Tensor) -> Self:
+        """With `logits [B, K]` of the images `indices [B]`; the softmax is taken in float64."""
         log_p = torch.log_softmax(logits.to("cpu", torch.float64), dim=1)
         p = log_p.exp()
         part = indices.cpu() // self.chunk
-        self.counts.index_add_(0, part, torch.ones(len(part), dtype=torch.float64))
-        self.self_information.index_add_(0, part, (p * log_p).sum(dim=1))
-        self.probability.index_add_(0, part, p)
-
-    def merge(self, other: InceptionScore) -> None:
-        for mine, theirs in zip(self.state().values(), other.state().values(), strict=True):
-            mine += theirs
-
-    def all_reduce(self, world: World) -> None:
-        for tensor in self.state().values():
-            world.all_reduce(tensor)
+        return type(self)(
+            self.chunk,
+            self.counts.index_add(0, part, p.new_ones(len(part))),
+            self.self_information.index_add(0, part, (p * log_p).sum(dim=1)),
+            self.probability.index_add(0, part, p),
+        )
 
     def score(self) -> Score:
         filled = self.counts > 0
@@ -115,11 +111,17 @@ class InceptionScore:
         return Score(float(scores.mean()), float(scores.std(correction=0)))
 
     def state(self) -> dict[str, Tensor]:
+        """The sums as tensors, which `from_state` reads."""
         return {
+            "chunk": torch.tensor(self.chunk),
             "counts": self.counts,
             "self_information": self.self_information,
             "probability": self.probability,
         }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        return cls(int(state["chunk"]), state["counts"], state["self_information"], state["probability"])
 
 
 def kernel_distance(reference: Tensor, samples: Tensor, *, seed: int = KID_SEED) -> Score:
@@ -138,7 +140,7 @@ def kernel_distance(reference: Tensor, samples: Tensor, *, seed: int = KID_SEED)
         x = samples[torch.from_numpy(draw.choice(len(samples), size, replace=False))].to("cpu", torch.float64)
         y = reference[torch.from_numpy(draw.choice(len(reference), size, replace=False))].to("cpu", torch.float64)
         values.append(float(_unbiased_mmd(x, y)))
-        if size == len(reference) == len(samples):  # every subset is the whole
+        if size == len(reference) == len(samples):  # every subset is the whole set
             break
     return Score(float(np.mean(values)), float(np.std(values)))
 
@@ -158,7 +160,7 @@ def bootstrap_std(reference: Gaussian, samples: Tensor, *, replicates: int, seed
     """Standard deviation of the Fréchet distance when `samples [N, F]` are drawn again with replacement.
 
     Percentiles of the replicates are not offered: drawing again doubles the bias of a small sample, so they lie above
-    the value itself, while their spread is right.
+    the value itself, while their standard deviation is right.
     """
     draw = np.random.RandomState(seed)
     rows = samples.to("cpu", torch.float64)

@@ -1,7 +1,9 @@
-"""The two threads that jobs use: one that produces ahead of its consumer, and one that writes behind its producer."""
+"""The two threads that jobs use, one that produces ahead of its consumer and one that writes behind its producer; and
+how many cores there are for more."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -13,10 +15,16 @@ T = TypeVar("T")
 SECONDS_TO_NOTICE = 0.1  # that the other side has gone
 
 
-def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Generator[T, None, None]:
-    """`items` in order, made in a thread up to `ahead` of them before they are asked for.
+def usable_cores() -> int:
+    """Number of cores that this process may run on, its share of them where several processes run on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-    What making them raises is raised here, in its turn. Ending the iteration early ends the thread.
+
+def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Generator[T, None, None]:
+    """`items` in order, produced in a thread, up to `ahead` of them before they are asked for.
+
+    What producing them raises is raised here, in its turn. Ending the iteration early ends the thread.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
     stopping = threading.Event()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpdit_core.errors import UserError
 
@@ -51,7 +51,7 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def broadcast_object(self, value: T) -> T:
+    def broadcast_object(self, value: Any) -> Any:
         """Rank 0's `value`, everywhere (picklable)."""
         if self.size == 1:
             return value

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mpdit_core.evaluation.accumulator import Tally
 from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.api import Features
-from mpdit_core.evaluation.accumulator import Tally
 from mpdit_core.runtime.distributed import World, process_group
 
 FORK = multiprocessing.get_context("fork")  # children need not import torch again

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from mpdit_core.evaluation.accumulator import Tally
 from scipy.spatial.distance import cdist
 
 from mpdit_core.api import Features
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.accumulator import Tally
 from mpdit_core.metrics.neighbours import precision_recall
 from mpdit_core.metrics.scores import InceptionScore, frechet_distance, kernel_distance
 from mpdit_core.metrics.statistics import Gaussian, RunningStatistics, statistics_of

@@ -1,0 +1,166 @@
+"""The one pass over images that evaluations and references share: blocks of images → features → sums, over processes.
+
+Images come in fixed blocks. Some 4,096 of them, a whole number of blocks, are a chunk. The processes share the blocks
+of a chunk; when its features are complete, every process adds them in order of index. Blocks, chunks and order do not
+depend on the number of processes or on interruptions, so neither do the sums: they are the same bits.
+
+Signals to stop take effect between blocks. What is finished then is saved (progress.py), and the same command resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from mpdit_core.api import FeatureExtractor, Features
+from mpdit_core.errors import Interrupted
+from mpdit_core.evaluation.images import ImageSource
+from mpdit_core.evaluation.progress import BlockFeatures, Layout, SavedProgress
+from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.metrics.features import extract
+from mpdit_core.reporting import Note, Progress, Reporter
+from mpdit_core.runtime.concurrency import produced_ahead
+from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.signals import StopRequest
+from mpdit_core.sampling import Generator
+
+FINISHED_BLOCK = 64  # finished images per block
+READ_AHEAD = 2  # blocks
+
+
+@dataclass(frozen=True)
+class ImageBlock:
+    """Block number `number`: images [n, 3, H, W] uint8 on the CPU; `nfe` network evaluations were spent per image."""
+
+    number: int
+    images: Tensor
+    nfe: int = 0
+
+
+class Blocks(Protocol):
+    """Images in blocks of fixed size."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
+        """These blocks in turn."""
+        ...
+
+
+@dataclass(frozen=True)
+class FinishedBlocks:
+    """The first `count` images of a source, read ahead in a thread."""
+
+    source: ImageSource
+    count: int
+    size: int = FINISHED_BLOCK
+
+    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
+        return produced_ahead(map(self._block, numbers), ahead=READ_AHEAD, name="read")
+
+    def _block(self, number: int) -> ImageBlock:
+        indices = range(number * self.size, min((number + 1) * self.size, self.count))
+        return ImageBlock(number, self.source.batch(indices))
+
+
+@dataclass(frozen=True)
+class SampledBlocks:
+    """Images sampled as they are asked for; written to the folder `keep` too where one is given."""
+
+    generator: Generator
+    keep: Path | None = None
+
+    @property
+    def count(self) -> int:
+        return self.generator.num_samples
+
+    @property
+    def size(self) -> int:
+        return self.generator.options.batch_size
+
+    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
+        for batch in self.generator.batches(numbers):
+            assert batch.images is not None
+            if self.keep is not None:
+                _write_images(self.keep, batch.indices, batch.images)
+            yield ImageBlock(batch.block, batch.images, batch.nfe)
+
+
+@dataclass(kw_only=True)
+class Collector:
+    """Collects features of `blocks` in an accumulator, and saves its progress in `folder`."""
+
+    blocks: Blocks
+    extractor: FeatureExtractor
+    accumulator: FeatureAccumulator
+    folder: Path
+    world: World
+    report: Reporter
+    task: str
+    needs_logits: bool = True
+    progress: SavedProgress = field(init=False)
+
+    def run(self) -> float:
+        """Until every image is added. All processes must call it.
+
+        Returns:
+            network evaluations per image that sampling took.
+
+        Raises:
+            Interrupted: a signal came; everything up to the last whole block is saved.
+            UserError: an image that cannot be read, or features that break their contract.
+        """
+        layout = Layout(self.blocks.count, self.blocks.size)
+        self.progress = SavedProgress(self.folder, self.accumulator, layout, name=f"{self.world.rank}")
+        self.world.barrier()  # every process has read the folder before the first one writes
+        if self.progress.images_done:
+            text = f"resuming: {self.progress.images_done} of {layout.count} images were measured before"
+            self.report(Note(text=text))
+        with StopRequest() as stop:
+            while not self.progress.complete:
+                self._measure_chunk(stop)
+                self._stop_together(stop)
+                self.progress.close_chunk(self.world.gather_objects(self.progress.fresh))
+                self.progress.save_if_due(is_main=self.world.is_main)
+        return self.progress.evaluations / layout.count
+
+    def _measure_chunk(self, stop: StopRequest) -> None:
+        """This process's share of the blocks of the chunk; fewer where a signal comes."""
+        todo = self.progress.blocks_to_do()
+        done, total = self.progress.images_done, self.blocks.count
+        for block in self.blocks.read(todo[self.world.rank :: self.world.size]):
+            self.progress.add(block.number, BlockFeatures(self._features(block.images), block.nfe))
+            done += len(block.images) * self.world.size
+            self.report(Progress(task=self.task, done=min(done, total), total=total, unit="images"))
+            self.progress.save_if_due(is_main=self.world.is_main)
+            if stop.received:
+                return
+
+    def _features(self, images: Tensor) -> Features:
+        found = extract(self.extractor, images.to(self.accumulator.device))
+        kinds = [found.pool, found.spatial, found.logits if self.needs_logits else None]
+        pool, spatial, logits = (None if kind is None else kind.cpu() for kind in kinds)
+        assert pool is not None
+        return Features(pool, spatial, logits)
+
+    def _stop_together(self, stop: StopRequest) -> None:
+        """Where any process was told to stop, all save and raise `Interrupted`."""
+        received = next((signum for signum in self.world.gather_objects(stop.received) if signum), None)
+        if received is not None:
+            self.progress.save(is_main=self.world.is_main)
+            raise Interrupted(received)
+
+
+def _write_images(folder: Path, indices: Sequence[int], images: Tensor) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in zip(indices, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:06d}.png")

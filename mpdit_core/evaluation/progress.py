@@ -1,0 +1,201 @@
+"""What a pass over images keeps on disk, so that a kill loses at most a minute.
+
+    state.safetensors                  the sums over the chunks that are complete (FeatureAccumulator.state)
+    features-CHUNK-NAME.safetensors    features of finished blocks of a chunk that is not; one per process and session
+
+The sums are written under a temporary name and renamed, and files of features are removed only afterwards: whenever the
+process is killed, each image is in the sums, in a file of features of a later chunk, or not done.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mpdit_core.api import Features
+from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.runtime.files import remove_leftovers, writing
+
+FORMAT = 2
+CHUNK_IMAGES = 4096
+SECONDS_BETWEEN_SAVES = 60.0
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How images are divided: blocks of `size` images, chunks of whole blocks. The last of each may be smaller."""
+
+    count: int
+    size: int
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.count // self.size)
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        return max(1, CHUNK_IMAGES // self.size)
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.num_blocks // self.blocks_per_chunk)
+
+    def chunk_blocks(self, chunk: int) -> range:
+        start = chunk * self.blocks_per_chunk
+        return range(start, min(start + self.blocks_per_chunk, self.num_blocks))
+
+    def tensor(self) -> Tensor:
+        """What identifies the layout in a file."""
+        return torch.tensor([FORMAT, self.count, self.size, self.blocks_per_chunk])
+
+
+@dataclass(frozen=True)
+class BlockFeatures:
+    """Features of one block on the CPU; `nfe` network evaluations were spent per image."""
+
+    features: Features
+    nfe: int
+
+    def __len__(self) -> int:
+        return len(self.features.pool)
+
+
+class SavedProgress:
+    """The progress of one pass in memory and in `folder`. Other sessions' files there are read when it is made.
+
+    Args:
+        accumulator: continued from the saved sums.
+        name: of this process, for its files.
+    """
+
+    def __init__(self, folder: Path, accumulator: FeatureAccumulator, layout: Layout, *, name: str):
+        self.folder, self.accumulator, self.layout = folder, accumulator, layout
+        self.chunk, self.evaluations = 0, 0  # chunks in the sums; network evaluations spent on their images
+        self.earlier: dict[int, BlockFeatures] = {}  # blocks of the chunk that other sessions finished
+        self.fresh: dict[int, BlockFeatures] = {}  # and this process in this session
+        self._name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self._saved_chunk, self._saved_blocks, self._saved_at = 0, 0, time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._found = sorted(self.folder.glob("features-*.safetensors"))  # now: later ones are this session's
+        self._read_state()
+        self._read_features()
+
+    @property
+    def complete(self) -> bool:
+        return self.chunk == self.layout.num_chunks
+
+    @property
+    def images_done(self) -> int:
+        """Images in the sums and in the blocks known to this process."""
+        return self.accumulator.done + sum(len(block) for block in [*self.earlier.values(), *self.fresh.values()])
+
+    def blocks_to_do(self) -> list[int]:
+        """Blocks of the current chunk that no earlier session finished; the same in every process."""
+        return [block for block in self.layout.chunk_blocks(self.chunk) if block not in self.earlier]
+
+    def add(self, block: int, features: BlockFeatures) -> None:
+        self.fresh[block] = features
+
+    def close_chunk(self, parts: Iterable[Mapping[int, BlockFeatures]]) -> None:
+        """Adds the chunk to the sums. `parts` are the fresh blocks of every process."""
+        blocks = dict(self.earlier)
+        for part in parts:
+            blocks |= part
+        ordered = [blocks[number] for number in self.layout.chunk_blocks(self.chunk)]
+        self.accumulator.add(_joined([block.features for block in ordered]))
+        self.evaluations += sum(block.nfe * len(block) for block in ordered)
+        self.chunk += 1
+        self.fresh, self._saved_blocks = {}, 0
+        self._read_features()
+
+    def save_if_due(self, *, is_main: bool) -> None:
+        if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES:
+            self.save(is_main=is_main)
+
+    def save(self, *, is_main: bool) -> None:
+        """Writes what is not on disk yet: every process its blocks, the main one the sums."""
+        if len(self.fresh) > self._saved_blocks:
+            self._write_features()
+        if is_main and self.chunk > self._saved_chunk:
+            self._write_state()
+        self._saved_at = time.monotonic()
+
+    def remove(self) -> None:
+        """Deletes the files, after the result is written elsewhere."""
+        for path in [self.folder / STATE, *self.folder.glob("features-*.safetensors")]:
+            path.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
+
+    def _write_state(self) -> None:
+        about = {"layout": self.layout.tensor(), "chunk": torch.tensor([self.chunk, self.evaluations])}
+        with writing(self.folder / STATE) as temporary:
+            save_file(about | self.accumulator.state(), temporary)
+        self._saved_chunk = self.chunk
+        for path in self.folder.glob("features-*.safetensors"):
+            if _chunk_of(path) < self.chunk:
+                path.unlink(missing_ok=True)
+
+    def _read_state(self) -> None:
+        state = _load(self.folder / STATE)
+        if not _same(state.pop("layout", None), self.layout):
+            return  # nothing saved, or by another version
+        self.chunk, self.evaluations = state.pop("chunk").tolist()
+        self.accumulator.load(state)
+        self._saved_chunk = self.chunk
+
+    def _write_features(self) -> None:
+        numbers = sorted(self.fresh)
+        blocks = [self.fresh[number] for number in numbers]
+        joined = _joined([block.features for block in blocks])
+        tensors = {kind: rows for kind, rows in joined._asdict().items() if rows is not None}
+        counts = torch.tensor([[n, len(block), block.nfe] for n, block in zip(numbers, blocks, strict=True)])
+        with writing(self.folder / f"features-{self.chunk:06d}-{self._name}.safetensors") as temporary:
+            save_file({"layout": self.layout.tensor(), "blocks": counts, **tensors}, temporary)
+        self._saved_blocks = len(self.fresh)
+
+    def _read_features(self) -> None:
+        """The blocks of the current chunk that earlier sessions saved."""
+        self.earlier = {}
+        for path in self._found:
+            tensors = _load(path) if _chunk_of(path) == self.chunk else {}
+            if not _same(tensors.get("layout"), self.layout):
+                continue
+            start = 0
+            for number, length, nfe in tensors["blocks"].tolist():
+                rows = slice(start, start + length)
+                kinds = [tensors[kind][rows] if kind in tensors else None for kind in Features._fields]
+                self.earlier[number] = BlockFeatures(Features(*kinds), nfe)  # pyright: ignore[reportArgumentType]
+                start += length
+
+
+def _same(stored: Tensor | None, layout: Layout) -> bool:
+    return stored is not None and stored.tolist() == layout.tensor().tolist()
+
+
+def _joined(parts: list[Features]) -> Features:
+    kinds = []
+    for kind in Features._fields:
+        tensors = [tensor for part in parts if (tensor := getattr(part, kind)) is not None]
+        kinds.append(torch.cat(tensors) if tensors else None)
+    return Features(*kinds)
+
+
+def _chunk_of(path: Path) -> int:
+    return int(path.name.split("-")[1])
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; none where it is missing or torn."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return {}

@@ -1,0 +1,146 @@
+"""Everything that the metrics need, collected in one pass over the images in order of their index.
+
+The order is fixed, so the sums are the same bits after any interruption and for any number of processes: whoever
+computes features on several of them brings them into order first (mpdit_core/evaluation/collecting.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mpdit_core.api import Features
+from mpdit_core.metrics.scores import InceptionScore, Score
+from mpdit_core.metrics.statistics import Gaussian, RunningStatistics
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What has been collected from the first `done` images."""
+
+    done: int
+    halves: tuple[RunningStatistics, RunningStatistics]  # of pool features, in two random halves of the images
+    spatial: RunningStatistics | None
+    logits: InceptionScore | None
+    rows: Tensor  # [n, F] float32, pool features of the kept images
+
+
+class FeatureAccumulator:
+    """Collects the features of images 0 … count-1.
+
+    Args:
+        count: number of images.
+        keep: indices of the images whose pool features are kept (for precision, recall, KID and the bootstrap).
+        device: where the sums are computed.
+    """
+
+    def __init__(self, count: int, *, keep: Sequence[int] | range = (), device: torch.device | str = "cpu"):
+        self.count, self.device = count, torch.device(device)
+        self._keep = torch.zeros(count, dtype=torch.bool)
+        self._keep[torch.as_tensor(list(keep), dtype=torch.int64)] = True
+        self._sums: _Sums | None = None
+
+    @property
+    def done(self) -> int:
+        """Number of images added."""
+        return self._sums.done if self._sums else 0
+
+    def add(self, features: Features) -> None:
+        """Adds the features of the next n images. What is added becomes visible at once and whole.
+
+        Raises:
+            ValueError: more images than `count`, or features that are not finite.
+        """
+        n = len(features.pool)
+        if self.done + n > self.count:
+            raise ValueError(f"{self.done + n} images, where {self.count} were expected")
+        indices = torch.arange(self.done, self.done + n)
+        sums = self._sums or self._empty(features)
+        place = features.pool.device
+        first = (_random_bits(indices) == 0).to(place)
+        self._sums = replace(
+            sums,
+            done=sums.done + n,
+            halves=(sums.halves[0].plus(features.pool[first]), sums.halves[1].plus(features.pool[~first])),
+            spatial=sums.spatial.plus(features.spatial) if sums.spatial and features.spatial is not None else None,
+            logits=sums.logits.plus(indices, features.logits) if sums.logits and features.logits is not None else None,
+            rows=torch.cat([sums.rows, features.pool[self._keep[indices].to(place)].float().cpu()]),
+        )
+
+    def gaussian(self) -> Gaussian:
+        """The Gaussian of all pool features."""
+        first, second = self._collected.halves
+        return first.merged(second).gaussian()
+
+    def half_gaussians(self) -> list[Gaussian]:
+        """The Gaussians of two random halves of the images, which show how a distance depends on their number."""
+        return [half.gaussian() for half in self._collected.halves if half.count > 1]
+
+    def spatial_gaussian(self) -> Gaussian | None:
+        spatial = self._collected.spatial
+        return spatial.gaussian() if spatial else None
+
+    def inception_score(self) -> Score | None:
+        logits = self._collected.logits
+        return logits.score() if logits else None
+
+    def kept_rows(self) -> Tensor:
+        """Pool features of the kept images, [n, F] float32, in order of index."""
+        return self._collected.rows
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything collected so far, as tensors on the CPU. Empty before the first image."""
+        if self._sums is None:
+            return {}
+        sums = self._sums
+        parts = {"half-0": sums.halves[0], "half-1": sums.halves[1], "spatial": sums.spatial, "logits": sums.logits}
+        tensors = {f"{name}.{key}": v for name, part in parts.items() if part for key, v in part.state().items()}
+        return {"done": torch.tensor(sums.done), "rows": sums.rows, **tensors}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from `state`, in place of what has been collected."""
+        if not state:
+            self._sums = None
+            return
+        parts: dict[str, dict[str, Tensor]] = {"spatial": {}, "logits": {}}
+        for name, tensor in state.items():
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = tensor
+        self._sums = _Sums(
+            done=int(state["done"]),
+            halves=(
+                RunningStatistics.from_state(parts["half-0"], self.device),
+                RunningStatistics.from_state(parts["half-1"], self.device),
+            ),
+            spatial=RunningStatistics.from_state(parts["spatial"], self.device) if parts["spatial"] else None,
+            logits=InceptionScore.from_state(parts["logits"]) if parts["logits"] else None,
+            rows=state["rows"],
+        )
+
+    @property
+    def _collected(self) -> _Sums:
+        if self._sums is None or self._sums.done < self.count:
+            raise ValueError(f"{self.done} of {self.count} images were measured")
+        return self._sums
+
+    def _empty(self, features: Features) -> _Sums:
+        size, spatial, logits = features.pool.shape[1], features.spatial, features.logits
+        half = RunningStatistics.empty(size, self.device)
+        return _Sums(
+            done=0,
+            halves=(half, half),
+            spatial=None if spatial is None else RunningStatistics.empty(spatial.shape[1], self.device),
+            logits=None if logits is None else InceptionScore.empty(self.count, logits.shape[1]),
+            rows=torch.empty(0, size),
+        )
+
+
+def _random_bits(indices: Tensor) -> Tensor:
+    """A fair bit for each index, always the same, independent of classes that come in turn (splitmix's mixer)."""
+    x = indices.clone() + 0x1E3779B97F4A7C15
+    x = (x ^ (x >> 30 & (2**34 - 1))) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & (2**37 - 1))) * -0x6B2FB644ECCEEE15
+    return (x >> 40) & 1
