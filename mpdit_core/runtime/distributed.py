@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.concurrency import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +154,7 @@ def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    threads = max(1, (os.cpu_count() or 1) // nproc)
+    threads = max(1, usable_cores() // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         min_nodes=1,
