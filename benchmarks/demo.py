@@ -9,8 +9,7 @@ from pathlib import Path
 
 from report import write_result
 
-from mpdit_core.demo import demo
-from mpdit_core.reporting import Result
+from mpdit_core.demo import DemoOptions, demo
 
 
 def main() -> None:
@@ -18,9 +17,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     out = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="mpdit-demo-"))
     start = time.monotonic()
-    result = next(event for event in demo(out=out, device_name="auto") if isinstance(event, Result))
-    figures = {k: v for k, v in result.data.items() if isinstance(v, int | float)}
-    print(write_result("demo", figures | {"seconds": time.monotonic() - start}))
+    result = demo(DemoOptions(out=out))
+    seconds = time.monotonic() - start
+    figures = result.model_dump(include={"recognised", "distance", "distance_of_real", "samples", "guidance_scale"})
+    print(write_result("demo", figures | {"seconds": seconds}))
 
 
 if __name__ == "__main__":

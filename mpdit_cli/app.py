@@ -79,7 +79,7 @@ def _print_version(wanted: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code (see README, "Exit codes")."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if _in_main_thread():
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_interrupted)
     console.configure(json="--json" in arguments, quiet="--quiet" in arguments)
     command = typer.main.get_command(build_app())
@@ -87,20 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: Any = command.main(args=arguments, prog_name="mpdit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UserError as error:
-        fields = {"code": error.code, "what": error.what, "expected": error.expected, "remedy": error.remedy}
-        console.error(str(error), fields=fields)
+        console.user_error(error)
         return EXIT_USER_ERROR
     except Interrupted as interrupted:
-        console.say(f"stopped; to resume: {interrupted.remedy or shlex.join(['mpdit', *arguments])}")
+        console.stopped(interrupted, remedy=interrupted.remedy or shlex.join(["mpdit", *arguments]))
         return 128 + interrupted.signum
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort):  # while no job runs
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `mpdit … | head`: the reader has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the interpreter ends
         return 0
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        if hasattr(error, "format_message") and hasattr(error, "show"):  # click's, for a command line it cannot read
+            console.usage_error(error)
             return EXIT_USER_ERROR
         console.defect(error)
         return EXIT_DEFECT
@@ -108,10 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _raise_interrupted(signum: int, _frame: object) -> None:
     raise Interrupted(signum)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def entry_point() -> None:

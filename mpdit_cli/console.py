@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import os
+import signal
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO, TypeVar
 
+from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Event, Note, Progress, Saved, Skipped, Step, Warning, jsonable
 from mpdit_core.settings import Result
 
@@ -70,6 +72,7 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
 
     Raises:
         typer.Exit: with the exit code of the processes, after they were started and have ended.
+        Interrupted: Ctrl-C.
     """
     if nproc != "1":
         _launch_if_several(nproc, device)
@@ -77,6 +80,8 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
     with _stdout_for_json():
         try:
             return job(*arguments, report=view.show)
+        except KeyboardInterrupt:
+            raise Interrupted(signal.SIGINT) from None
         finally:
             view.close()
 
@@ -91,7 +96,7 @@ def _launch_if_several(nproc: str, device: str) -> None:
     if processes > 1:
         code, ended = launch(sys.argv[1:], processes)
         if ended is not None:
-            error(ended)
+            _error(ended, code="process-ended", what=ended)
         raise typer.Exit(code)
 
 
@@ -141,14 +146,23 @@ def show_picture(path: str) -> None:
         console.print(Text.from_ansi(terminal_text(picture, console.width)), no_wrap=True)
 
 
-def error(text: str, fields: dict[str, Any] | None = None) -> None:
-    """A user error: text on stderr, and as the last JSON line with `--json`."""
-    if _rank() != 0:
-        print(f"[rank {_rank()}] {text}", file=sys.stderr)
-        return
-    print(f"error: {text}", file=sys.stderr)
+def user_error(error: UserError) -> None:
+    """What the user can correct: text on stderr, and with `--json` the last line of stdout."""
+    _error(str(error), code=error.code, what=error.what, expected=error.expected, remedy=error.remedy)
+
+
+def usage_error(error: Any) -> None:
+    """A command line that cannot be read: click's own text on stderr, and with `--json` a line like `user_error`'s."""
+    error.show()
     if _settings.json:
-        _write_json({"event": "error", **(fields or {"what": text})})
+        _write_json({"event": "error", "code": "usage", "what": error.format_message()})
+
+
+def stopped(interrupted: Interrupted, *, remedy: str) -> None:
+    """A signal ended the command. `remedy` is what to type to resume it."""
+    say(f"stopped; to resume: {remedy}")
+    if _settings.json and _rank() == 0:
+        _write_json({"event": "error", "code": "interrupted", "what": str(interrupted), "remedy": remedy})
 
 
 def defect(problem: BaseException) -> None:
@@ -156,7 +170,16 @@ def defect(problem: BaseException) -> None:
     traceback.print_exception(problem)
     print("\nThis is a defect of mpdit, not of your input. Please report it with the text above.", file=sys.stderr)
     if _settings.json:
-        _write_json({"event": "error", "defect": True, "what": f"{type(problem).__name__}: {problem}"})
+        _write_json({"event": "error", "code": "defect", "what": f"{type(problem).__name__}: {problem}"})
+
+
+def _error(text: str, **fields: Any) -> None:
+    if _rank() != 0:
+        print(f"[rank {_rank()}] {text}", file=sys.stderr)
+        return
+    print(f"error: {text}", file=sys.stderr)
+    if _settings.json:
+        _write_json({"event": "error", **fields})
 
 
 def _rank() -> int:
@@ -216,7 +239,7 @@ class _View:
         self.bars: Any = None
         self.panel: Any = None
         self.tasks: dict[str, Any] = {}
-        self.last_line = 0.0
+        self.last_line: dict[str, float] = {}
         self.started: dict[str, tuple[float, int]] = {}
 
     def show(self, event: Event) -> None:
@@ -285,9 +308,9 @@ class _View:
             return
         now = time.monotonic()
         first, at_first = self.started.setdefault(task, (now, done))
-        if now - self.last_line < SECONDS_BETWEEN_LINES and done < total:
+        if now - self.last_line.get(task, -SECONDS_BETWEEN_LINES) < SECONDS_BETWEEN_LINES and done < total:
             return
-        self.last_line = now
+        self.last_line[task] = now
         rate = (done - at_first) / (now - first) if now > first else 0.0
         left = f", {_duration((total - done) / rate)} left" if rate > 0 and done < total else ""
         speed = f", {rate:.4g} {unit}/s" if rate > 0 else ""

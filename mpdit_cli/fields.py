@@ -1,70 +1,90 @@
 """An options class becomes the parameters of a command: each field one flag, its help and default from the field.
 
-    @options_command(SampleOptions)
-    def command(options: SampleOptions) -> None:
-        \"\"\"Make images with a model.\"\"\"
+    @options_command(SampleOptions, name="mpdit sample")
+    def command(options: SampleOptions) -> None: ...  # its docstring is the command's help
 
 `--set KEY=VALUE` reaches every field by its name, and the options of plugins by `TABLE.KEY`; a flag wins over it.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mpdit_core.errors import UserError
-from mpdit_core.settings import Options, Settings, Spelling, merge, parse_assignments, spelling_of, validate
+from mpdit_core.settings import (
+    Options,
+    Spelling,
+    merge,
+    parse_assignments,
+    parse_field,
+    plain_type,
+    spelling_of,
+    validate,
+)
 
-NOT_GIVEN = None
+T = TypeVar("T", bound=Options)
+
 PANELS = ("What", "Sampling", "Pictures", "Measuring", "Output", "Other work", "Running")
 """Groups of options in --help, in this order."""
 
+OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}
+"""A second way to type a field's flag, the same in every command."""
+
+RUNNING: dict[str, Any] = {"rich_help_panel": "Running"}
 Nproc = Annotated[
     str,
     typer.Option(
         "--nproc",
         metavar="N|auto",
-        help="Number of processes on this machine; auto: one per GPU (default: auto).",
-        rich_help_panel="Running",
+        help="Number of processes on this machine; auto: one per GPU, one on a CPU.",
+        **RUNNING,
     ),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any option or setting, by its key; values are TOML. Repeatable.",
+        **RUNNING,
+    ),
+]
+# These two are read by app.main before the command runs, so that errors of parsing respect them.
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and the result.", **RUNNING)]
 
 
-def options_command(kind: type[Options], *, name: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def options_command(kind: type[Options], *, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the function's first argument, `options`, is read from parameters made of the fields of `kind`.
 
     Other arguments of the function stay parameters of the command. `--set`, `--json` and `--quiet` are added.
 
     Args:
-        name: of the command, for messages; the class says it if not given.
+        name: of the command, for messages.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for n, p in inspect.signature(command, eval_str=True).parameters.items()
-            if n != "options"
-        ]
+        declared = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared if p.name != "options"]
+        common = [_keyword("assignments", Set, None), _keyword("json", Json, False), _keyword("quiet", Quiet, False)]
 
         def run(**given: Any) -> None:
             extra = {p.name: given.pop(p.name) for p in own}
-            assignments = given.pop("set_", None) or ()
-            for flag in ("json", "quiet"):  # app.main has read them before the command runs
-                given.pop(flag, None)
-            command(read_options(kind, given, assignments, origin=name), **extra)
+            assignments, _, _ = (given.pop(p.name) for p in common)
+            command(read_options(kind, given, assignments or (), origin=name), **extra)
 
-        parameters = parameters_of(kind)
-        run.__signature__ = inspect.Signature([*parameters, *own, *_common()])  # pyright: ignore[reportFunctionMemberAccess]
+        run.__signature__ = inspect.Signature([*parameters_of(kind), *own, *common])  # pyright: ignore[reportFunctionMemberAccess]
         run.__doc__ = command.__doc__
-        run.__name__ = command.__name__
         return run
 
     return decorate
@@ -72,9 +92,9 @@ def options_command(kind: type[Options], *, name: str = "") -> Callable[[Callabl
 
 def parameters_of(kind: type[Options]) -> list[inspect.Parameter]:
     """A Typer parameter for each field that is typed on a command line. None stands for "not given" everywhere."""
-    fields = [(n, info) for n, info in kind.model_fields.items() if spelling_of(info).typed]
+    fields = [(name, info) for name, info in kind.model_fields.items() if spelling_of(info).typed]
     fields.sort(key=lambda field: _place(spelling_of(field[1])))
-    return [_parameter(n, info) for n, info in fields]
+    return [_parameter(name, info) for name, info in fields]
 
 
 def _place(spelling: Spelling) -> int:
@@ -83,46 +103,23 @@ def _place(spelling: Spelling) -> int:
 
 
 def read_options(
-    kind: type[Options], given: Mapping[str, Any], assignments: typing.Iterable[str] = (), *, origin: str = ""
-) -> Any:
-    """The options that a command line gives: values of flags, over what `--set` says.
+    kind: type[T], given: Mapping[str, Any], assignments: Iterable[str] = (), *, origin: str = "options"
+) -> T:
+    """The options that a command line gives: values of flags, laid over what `--set` says.
 
     Args:
-        given: by field name; None or empty: not given.
+        given: by field name; None or an empty list: not given.
         assignments: `KEY=VALUE`.
+        origin: the command, for messages.
 
     Raises:
-        UserError: a key, type or value that the class does not take.
+        UserError: a key, type or value that the class does not take (`unknown-key`, `invalid-value`).
     """
-    values = _by_field(kind, parse_assignments(assignments))
+    values = _by_field(kind, parse_assignments(assignments), origin)
     for key, value in given.items():
-        if value is not NOT_GIVEN and value != []:
-            values = merge(values, {key: parse_field(kind, key, value)})
+        if value is not None and value != []:
+            values[key] = parse_field(kind, key, value)
     return validate(kind, values, origin=origin)
-
-
-def parse_field(kind: type[Settings], key: str, value: Any) -> Any:
-    """`value`, where it is text, as field `key` takes it: `0.1,0.8` for a pair, `fid,is` for a list of words."""
-    if not isinstance(value, str):
-        return value
-    annotation = plain_type(kind.model_fields[key])
-    if get_origin(annotation) is not tuple:
-        return value
-    inner = get_args(annotation)
-    parts = [part.strip() for part in value.split(",") if part.strip()]
-    if Ellipsis not in inner and len(parts) != len(inner):
-        expected = spelling_of(kind.model_fields[key]).metavar
-        raise UserError(f"--{key.replace('_', '-')} {value}", code="invalid-value", expected=expected)
-    return [_number(part) if inner[0] in (int, float) else part for part in parts]
-
-
-def plain_type(info: FieldInfo) -> Any:
-    """The type of a field without `None` and without pydantic's annotations."""
-    annotation = info.annotation
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        kinds = [k for k in get_args(annotation) if k is not type(None)]
-        annotation = str if str in kinds else kinds[0]
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def default_text(info: FieldInfo) -> str:
@@ -147,83 +144,66 @@ def help_text(info: FieldInfo) -> str:
 
 
 def flags_of(name: str, info: FieldInfo) -> list[str]:
-    """How a field is typed: `["--num-samples", "-n"]`; a switch that is on by default has a `--no-` form too."""
-    spelling = spelling_of(info)
-    flags = list(spelling.flags) or [f"--{name.replace('_', '-')}"]
+    """How a field is typed: `["--num-samples", "-n"]`; a switch that is not off by default has a `--no-` form too."""
+    flag = name.replace("_", "-")
     if plain_type(info) is bool and info.default is not False:
-        return [f"{flags[0]}/--no-{flags[0].removeprefix('--')}"]
-    return flags
+        return [f"--{flag}/--no-{flag}"]
+    return [f"--{flag}", *([OTHER_FORMS[name]] if name in OTHER_FORMS else [])]
+
+
+def metavar_of(info: FieldInfo) -> str | None:
+    """What stands behind a flag in --help and docs/cli.md; nothing behind a switch."""
+    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", bool: None}
+    if spelling_of(info).metavar:
+        return spelling_of(info).metavar
+    return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else words.get(kind, "TEXT")
 
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
-    spelling = spelling_of(info)
-    shared: dict[str, Any] = {"help": help_text(info), "show_default": False}
-    if spelling.metavar:
-        shared["metavar"] = spelling.metavar
-    kind = plain_type(info)
+    spelling, kind = spelling_of(info), plain_type(info)
     annotation: Any = kind if kind in (bool, int, float, Path) or get_origin(kind) is Literal else str
     if spelling.repeated:
         annotation = list[str]
-    for bound, key in ((_bound(info, "ge"), "min"), (_bound(info, "le"), "max")):
-        if bound is not None and annotation in (int, float):
-            shared[key] = bound
-    if spelling.argument:
-        required = info.is_required()
-        made = typer.Argument(**shared)
-        default = inspect.Parameter.empty if required else None
-        return _keyword(name, Annotated[annotation if required else annotation | None, made], default)
-    made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shared)
+    shown: dict[str, Any] = {"help": help_text(info), "show_default": False, "metavar": metavar_of(info)}
+    if not spelling.argument:
+        made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
+        return _keyword(name, Annotated[annotation | None, made], None)
+    made = typer.Argument(**shown)
+    if info.is_required():
+        return _keyword(name, Annotated[annotation, made], inspect.Parameter.empty)
     return _keyword(name, Annotated[annotation | None, made], None)
-
-
-def _common() -> list[inspect.Parameter]:
-    running = {"rich_help_panel": "Running"}
-    set_ = typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any option or setting, by its key; values are TOML. Repeatable.", **running
-    )
-    json = typer.Option("--json", help="One JSON object per line on stdout; text for people goes to stderr.", **running)
-    quiet = typer.Option("--quiet", help="Only warnings, errors and the result.", **running)
-    return [
-        _keyword("set_", Annotated[list[str] | None, set_], None),
-        _keyword("json", Annotated[bool, json], False),
-        _keyword("quiet", Annotated[bool, quiet], False),
-    ]
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def _bound(info: FieldInfo, name: str) -> float | None:
-    """A bound of a number, from the field or from its type (`PositiveInt` is an int above 0)."""
-    found = next((getattr(m, name) for m in info.metadata if getattr(m, name, None) is not None), None)
-    above = next((m.gt for m in info.metadata if getattr(m, "gt", None) is not None), None)
-    return above + 1 if found is None and name == "ge" and isinstance(above, int) else found
+def _by_field(kind: type[Options], tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """What `--set` gave, by field: `{"sampler": {"grid": …}}` → `{"sampler_options": {"grid": …}}`.
 
-
-def _by_field(kind: type[Options], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--set` gave, by field: `{"sampler": {"grid": …}}` → `{"sampler_options": {"grid": …}}`."""
+    A table `*` takes every table of values, and every key that is no field.
+    """
     tables = {spelling_of(info).table: name for name, info in kind.model_fields.items() if spelling_of(info).table}
-    if "*" in tables:
-        return {tables["*"]: dict(tree)} if tree else {}
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        if key in tables and isinstance(value, Mapping):
-            values = merge(values, {tables[key]: value})
+        table = tables.get(key, tables.get("*")) if isinstance(value, Mapping) else None
+        if table:
+            values = merge(values, {table: {key: value} if table == tables.get("*") else value})
         elif key in kind.model_fields:
-            values = merge(values, {key: parse_field(kind, key, value)})
+            values[key] = parse_field(kind, key, value)
+        elif "*" in tables:
+            values = merge(values, {tables["*"]: {key: value}})
         else:
-            known = [f"{table}.KEY" for table in tables] + [n for n in kind.model_fields if n not in tables.values()]
-            raise UserError(f"--set {key}: no such option", code="unknown-key", expected=", ".join(known))
+            raise _unknown_key(kind, key, [f"{table}.KEY" for table in tables], origin)
     return values
 
 
-def _number(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _unknown_key(kind: type[Options], key: str, tables: list[str], origin: str) -> UserError:
+    known = [name for name, info in kind.model_fields.items() if not spelling_of(info).table]
+    near = difflib.get_close_matches(key, [*known, *(table.removesuffix(".KEY") for table in tables)], n=3)
+    return UserError(
+        f"{origin}: there is no option {key}",
+        code="unknown-key",
+        expected=", ".join([*tables, *known]),
+        remedy=f"did you mean {' or '.join(near)}?" if near else None,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -10,37 +11,36 @@ from mpdit_cli.app import build_app
 
 HEADER = """# Commands
 
-Every command also takes `--help`. This page is made by `python -m mpdit_cli.reference`; a test compares it.
+Every command also takes `--help`, and `--set KEY=VALUE` for any option by its name. This page is made by
+`python -m mpdit_cli.reference` from the same fields as the commands; a test compares it.
 """
 
 
 def reference() -> str:
     """The whole page as Markdown."""
     root: Any = typer.main.get_command(build_app())
-    sections = [HEADER]
-    for name, command in root.commands.items():
-        sections += _section(f"mpdit {name}", command)
-    return "\n".join(sections)
+    lines = [line for name, command in root.commands.items() for line in _section(f"mpdit {name}", command)]
+    return "\n".join([HEADER, *lines])
 
 
-def _section(name: str, command: Any) -> list[str]:
-    lines = [f"## {name}", "", (command.help or "").replace("\b", "").strip(), ""]
+def _section(name: str, command: Any) -> Iterator[str]:
+    yield from (f"## {name}", "", (command.help or "").replace("\b", "").strip(), "")
     rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
     if rows:
-        lines += ["| option | default | meaning |", "|---|---|---|", *rows, ""]
+        yield from ("| option | value | default | meaning |", "|---|---|---|---|", *rows, "")
     for sub, inner in getattr(command, "commands", {}).items():
-        lines += _section(f"{name} {sub}", inner)
-    return lines
+        yield from _section(f"{name} {sub}", inner)
 
 
 def _row(parameter: Any) -> str:
     names = [*parameter.opts, *parameter.secondary_opts]
     is_argument = parameter.param_type_name == "argument"
     shown = parameter.name.upper() if is_argument else ", ".join(f"`{name}`" for name in names)
-    default = "" if parameter.default is None or callable(parameter.default) else str(parameter.default)
-    default = {"False": "", "True": "on", "[]": "", "Sentinel.UNSET": ""}.get(default, default)
-    meaning = (getattr(parameter, "help", None) or "").replace("|", "\\|").replace("\n", " ")
-    return f"| {shown} | {default} | {meaning} |"
+    meaning, _, default = (parameter.help or "").removesuffix(".").partition(" (default: ")
+    if isinstance(parameter.default, str):
+        default = parameter.default
+    cells = (shown, "" if is_argument else parameter.metavar or "", default.removesuffix(")"), f"{meaning}.")
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

@@ -105,9 +105,11 @@ class TrainConfig(Settings):
     """Optimisation, and how it runs."""
 
     batch_size: PositiveInt = setting(1024, "images per step, over all devices and accumulations")
-    accumulation: PositiveInt = setting(1, "parts that a device's share of the batch is computed in", resumable=True)
+    accumulation: PositiveInt = setting(
+        1, "number of parts that a device computes its share of the batch in", resumable=True
+    )
     epochs: PositiveInt = setting(80, "passes over the data, where steps is not given", resumable=True)
-    steps: PositiveInt | None = setting(None, "optimizer steps; overrides epochs", resumable=True)
+    steps: PositiveInt | None = setting(None, "optimizer steps, in place of epochs", resumable=True)
     learning_rate: float = setting(2e-4, "peak learning rate of AdamW", gt=0)
     schedule: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
@@ -177,15 +179,37 @@ class Layers:
     """A run's values laid over each other, and which layer each came from.
 
     `origins` maps a dotted key to the name of the highest layer that gave it: `preset xl-256`, a file, `--set`, a flag,
-    `latents`. A key that no layer gave has its default.
+    `latents`, the run that is resumed. A key that no layer gave has its default. `fixed` are the keys whose value the
+    user gave: another layer may not adapt them.
     """
 
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
 
-    def over(self, values: Mapping[str, Any], origin: str) -> Layers:
-        """These layers with `values`, a tree, on top."""
-        return Layers(merge(self.tree, values), self.origins | dict.fromkeys(flatten(values), origin))
+    def over(self, values: Mapping[str, Any], origin: str, *, fixed: bool = False) -> Layers:
+        """These layers with `values`, a tree, on top. Epochs in it win over the steps of a lower layer.
+
+        Args:
+            fixed: whether these are values that the user gave.
+        """
+        keys = flatten(values)
+        lower = self
+        if "train.epochs" in keys and "train.steps" not in keys:
+            lower = self._without_steps()
+        return Layers(
+            merge(lower.tree, values),
+            lower.origins | dict.fromkeys(keys, origin),
+            lower.fixed | keys.keys() if fixed else lower.fixed - keys.keys(),
+        )
+
+    def _without_steps(self) -> Layers:
+        train = self.tree.get("train")
+        if not isinstance(train, Mapping):
+            return self
+        tree = self.tree | {"train": {key: value for key, value in train.items() if key != "steps"}}
+        origins = {key: origin for key, origin in self.origins.items() if key != "train.steps"}
+        return Layers(tree, origins, self.fixed - {"train.steps"})
 
     def origin(self, key: str) -> str:
         """Which layer gave the dotted `key`; `default` where none did."""

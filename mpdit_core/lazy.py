@@ -16,9 +16,9 @@ def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[
     """
     homes = {name: module for module, names in modules.items() for name in names}
 
-    def __getattr__(name: str) -> Any:
+    def find(name: str) -> Any:
         if name in homes:
             return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return __getattr__
+    return find

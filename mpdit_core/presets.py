@@ -1,4 +1,4 @@
-"""The named configurations, one aligned row a model, and how a run's configuration is put together from one.
+"""The named configurations, one aligned row per model, and how a run's configuration is put together from one.
 
 To add one: a row in `MODELS`. Sizes and optimisation are those of the MPDiT paper (arXiv 2603.26357, section 4 and its
 appendix) and of DiT (arXiv 2212.09748, table 1) unless a comment says otherwise.
@@ -51,7 +51,7 @@ RECIPES = {
     "512":      TrainConfig(epochs=120, batch_size=256,  learning_rate=1e-4),
 }  # fmt: skip
 
-LATENT_FACTOR = 8  # of the Stable Diffusion autoencoder all published models use
+LATENT_FACTOR = 8  # pixels per latent pixel along a side, of the Stable Diffusion autoencoder of all published models
 
 
 def _digits() -> RunConfig:
@@ -127,10 +127,12 @@ def layers(
     file: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
+    base: Layers | None = None,
 ) -> Layers:
-    """The layers of a run's configuration: preset < file < settings < flags.
+    """The layers of a run's configuration: base < preset < file < settings < flags.
 
     Args:
+        base: what the run that is resumed has; then neither preset nor file is needed.
         file: a TOML file; it may itself name its `preset`.
         settings: a tree of values, what `--set` gave.
         flags: values by dotted key, each named after its own flag (`{"train.steps": 100}`); None ones are left out.
@@ -139,23 +141,26 @@ def layers(
         UserError: nothing to start from.
     """
     from_file = read_toml(file) if file else {}
-    preset = preset or from_file.get("preset")
-    if preset is None and file is None:
+    if "preset" in from_file:
+        preset = preset or str(from_file["preset"])
+    if preset is None and file is None and base is None:
         raise UserError(
             "no configuration given",
             code="no-configuration",
             expected="--preset NAME or --config FILE.toml",
             remedy="e.g. --preset xl-256",
         )
-    found = Layers()
+    found = base or Layers()
     if preset and preset != "custom":
         found = found.over(load_preset(preset).model_dump(), f"preset {preset}")
-    found = found.over(from_file, str(file)).over(settings or {}, "--set")
+    if file:
+        found = found.over(from_file, str(file), fixed=True)
+    found = found.over(settings or {}, "--set", fixed=True)
     for key, value in (flags or {}).items():
         if value is not None:
             *tables, leaf = key.split(".")
             tree: dict[str, Any] = {leaf: value}
             for table in reversed(tables):
                 tree = {table: tree}
-            found = found.over(tree, f"--{leaf.replace('_', '-')}")
+            found = found.over(tree, f"--{leaf.replace('_', '-')}", fixed=True)
     return found

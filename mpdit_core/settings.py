@@ -6,13 +6,16 @@ A field is written once. Its name, type, default, bounds and description stand i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import tomllib
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -41,7 +44,6 @@ S = TypeVar("S", bound=Settings)
 class Spelling:
     """What a field has beyond its type: how it is typed on a command line, and whether it may change on resume."""
 
-    flags: tuple[str, ...] = ()  # in place of --field-name
     metavar: str = ""
     argument: bool = False  # positional
     panel: str = "What"  # the group of options in --help
@@ -88,7 +90,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not all(key.split(".")):
             raise UserError(
-                f"--set {assignment}",
+                f"{assignment!r} sets nothing",
                 code="not-an-assignment",
                 expected="KEY=VALUE",
                 remedy="e.g. --set train.batch_size=256",
@@ -99,7 +101,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             node = node.setdefault(table, {})
             if not isinstance(node, dict):
                 raise UserError(
-                    f"--set {key}: {table} was given a value before and cannot hold {leaf}", code="not-an-assignment"
+                    f"{key}: {table} was given a value before and cannot hold {leaf}", code="not-an-assignment"
                 )
         node[leaf] = parse_value(text)
     return tree
@@ -111,6 +113,48 @@ def parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         return text.strip()
+
+
+def parse_field(kind: type[BaseModel], key: str, value: Any) -> Any:
+    """A value as field `key` of `kind` takes it; flags, `--set` and `--sweep` are all read by this.
+
+    Args:
+        value: text, such as `0.1,0.8` for a pair or `fid,is` for a list of words; or a TOML value, which stays as it is
+            unless it is a number where the field takes text.
+
+    Raises:
+        UserError: another number of parts than the field has (`invalid-value`). Types are checked by `validate`.
+    """
+    annotation = plain_type(kind.model_fields[key])
+    if not isinstance(value, str):
+        return str(value) if annotation is str and isinstance(value, int | float) else value
+    if get_origin(annotation) is not tuple:
+        return _parse_plain(annotation, value)
+    inner = get_args(annotation)
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if Ellipsis not in inner and len(parts) != len(inner):
+        expected = spelling_of(kind.model_fields[key]).metavar or f"{len(inner)} values with commas between them"
+        raise UserError(f"{key} = {value}", code="invalid-value", expected=expected)
+    return [_parse_plain(inner[0], part) for part in parts]
+
+
+def _parse_plain(annotation: Any, text: str) -> Any:
+    """`text` as a bool, int or float, or as it is where it is none; `.5` and `1e3` are numbers too."""
+    if annotation is bool:
+        return parse_value(text)
+    for number in (int, float) if annotation in (int, float) else ():
+        with contextlib.suppress(ValueError):
+            return number(text)
+    return text
+
+
+def plain_type(info: FieldInfo) -> Any:
+    """The type of a field without `None` and without pydantic's annotations; text, where text is one of several."""
+    annotation = info.annotation
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        kinds = [k for k in get_args(annotation) if k is not type(None)]
+        annotation = str if str in kinds else kinds[0]
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -192,25 +236,32 @@ def _siblings(key: str, known: list[str]) -> list[str]:
     return [k for k in known if k.rpartition(".")[0] == table] or known
 
 
-def to_toml(settings: Settings) -> str:
-    """The configuration as commented TOML that `read_toml` reads back (None is written as a comment)."""
+def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, otherwise: str = "") -> str:
+    """The configuration as commented TOML that `read_toml` reads back (None is written as a comment).
+
+    Args:
+        comments: by dotted key, what is said of each value in place of its description.
+        otherwise: what is said of a key that is not in `comments`.
+    """
     plain: list[str] = []
     tables: list[str] = []
-    _write_table(settings, "", plain, tables)
+
+    def write(table: Settings, prefix: str, lines: list[str]) -> None:
+        for name, info in type(table).model_fields.items():
+            value, comment = getattr(table, name), info.description
+            if comments is not None:
+                comment = comments.get(prefix + name, otherwise)
+            if isinstance(value, Settings):
+                inner: list[str] = ["", f"[{prefix}{name}]"]
+                write(value, f"{prefix}{name}.", inner)
+                tables.extend(inner)
+            elif value is None:
+                lines.append(f"# {name} =  # {comment}")
+            else:
+                lines.append(f"{name} = {json.dumps(value)}  # {comment}")
+
+    write(settings, "", plain)
     return "\n".join([*plain, *tables]) + "\n"
-
-
-def _write_table(settings: Settings, prefix: str, lines: list[str], tables: list[str]) -> None:
-    for name, info in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            inner: list[str] = ["", f"[{prefix}{name}]"]
-            _write_table(value, f"{prefix}{name}.", inner, tables)
-            tables += inner
-        elif value is None:
-            lines.append(f"# {name} =  # {info.description}")
-        else:
-            lines.append(f"{name} = {json.dumps(value)}  # {info.description}")
 
 
 def changes(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:

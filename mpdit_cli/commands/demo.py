@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
 from mpdit_core.demo.options import DemoOptions
+
+if TYPE_CHECKING:
+    from mpdit_core.demo.options import DemoResult
 
 
 @options_command(DemoOptions, name="mpdit demo")
 def command(options: DemoOptions) -> None:
     """See the whole pipeline on real digits: encode, train, sample, evaluate, count. Offline, a few minutes."""
+    from mpdit_cli.commands.profile_flops import parts_of
     from mpdit_core.demo import demo
+    from mpdit_core.profiling import ProfileResult
 
-    console.show(console.run(demo, options))
+    result = console.run(demo, options)
+    cost = ProfileResult(convention=result.cost.convention, models=(result.cost,))
+    console.show(result, *parts_of(cost, named=True), summary(result))
+
+
+def summary(result: DemoResult) -> console.Summary:
+    ratio = result.distance / result.distance_of_real
+    return console.Summary(
+        title="the demo's model",
+        rows={
+            "recognised": f"{result.recognised:.1%} of {result.samples} samples at guidance scale "
+            f"{result.guidance_scale} (97 % is expected)",
+            "distance": f"{result.distance:.3f} to real digits, unguided; {ratio:.2f} × that of other real digits "
+            f"({result.distance_of_real:.3f}; at most 4 × is expected)",
+            "picture": str(result.picture),
+        },
+        next_command=f"mpdit sample {result.run} --classes 7 --guidance-scale 2",
+    )

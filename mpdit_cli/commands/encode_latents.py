@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
-from mpdit_core.encoding.options import EncodeOptions
+from mpdit_core.encoding.options import EncodeOptions, EncodeResult
+from mpdit_core.presets import load_preset, preset_names
+
+LISTED = 5  # skipped images
+FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
 
 
 @options_command(EncodeOptions, name="mpdit encode-latents")
@@ -16,4 +22,58 @@ def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
     from mpdit_core.encoding import encode_latents
 
     result = console.run(encode_latents, options, nproc=nproc, device=options.device)
-    console.show(result)
+    console.show(result, summary(result))
+
+
+def summary(result: EncodeResult) -> console.Summary:
+    """Counts, rate, size, statistics, skipped files, and what to type next."""
+    channels, height, width = result.latent_shape
+    pixels = f"{result.resolution} × {result.resolution} pixels"
+    rows = {
+        "images": f"{result.count:,} of {pixels} in {result.classes:,} classes, mirror images: {FLIPS[result.flips]}",
+        "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
+        "mean": _numbers(result.measured_mean),
+        "std": _numbers(result.measured_std),
+        "normalisation": _normalisation(result),
+        "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
+    }
+    if result.images_per_second is not None:
+        seconds = result.seconds
+        duration = f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+        rows["encoded now"] = f"{result.encoded_now:,} images in {duration}, {result.images_per_second:,.1f} images/s"
+    if result.skipped:
+        listed = "; ".join(f"{item.key} ({item.reason})" for item in result.skipped[:LISTED])
+        more = "; … all are in manifest.json" if len(result.skipped) > LISTED else ""
+        rows["skipped"] = f"{len(result.skipped)}: {listed}{more}"
+    return console.Summary(title=f"latents in {result.latents}", rows=rows, next_command=next_command(result))
+
+
+def next_command(result: EncodeResult) -> str:
+    """The `mpdit train` command for these latents: the largest preset of the paper that fits them."""
+    names = [name for name in preset_names() if _fits(name, result)]
+    best = next((name for name in names if name.startswith("xl-")), names[0] if names else None)
+    given = f"--preset {best}" if best else "--config FILE.toml"
+    return f"mpdit train {given}{'' if best and _is_only_one(result) else f' --latents {result.latents}'}"
+
+
+def _fits(preset: str, result: EncodeResult) -> bool:
+    config = load_preset(preset)
+    channels, side, _ = result.latent_shape
+    wanted = (config.resolution, config.model.channels, config.model.input_size)
+    return wanted == (result.resolution, channels, side) and config.model.num_classes >= result.classes
+
+
+def _is_only_one(result: EncodeResult) -> bool:
+    """Whether `mpdit train` finds these latents by itself."""
+    folder = result.latents.parent
+    return folder == Path("latents") and len(list(folder.glob(f"*-{result.resolution}/manifest.json"))) == 1
+
+
+def _normalisation(result: EncodeResult) -> str:
+    if result.normalisation == "measured":
+        return "measured"
+    return f"{result.normalisation}: {_numbers(result.normalisation_mean)} / {_numbers(result.normalisation_std)}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)

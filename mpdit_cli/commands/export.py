@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
 from mpdit_core.interop.options import ExportOptions
+
+if TYPE_CHECKING:
+    from mpdit_core.interop.options import ExportResult
 
 
 @options_command(ExportOptions, name="mpdit export")
@@ -15,4 +20,22 @@ def command(options: ExportOptions) -> None:
     """
     from mpdit_core.interop import export_model
 
-    console.show(console.run(export_model, options))
+    result = console.run(export_model, options)
+    console.show(result, summary(options, result))
+
+
+def summary(options: ExportOptions, result: ExportResult) -> console.Summary:
+    rows = {"folder": str(result.path), "size": f"{result.bytes / 2**20:,.1f} MiB"}
+    if result.images is not None:
+        rows["images"] = f"{result.images:,}"
+        rows["to read it"] = f'datasets.load_dataset("{result.path}", split="train")'
+    if result.relative_difference is not None:
+        rows["checked"] = f"differs from the network by {result.relative_difference:.1e} of the largest velocity"
+    if result.url:
+        rows["on the Hub"] = result.url
+    where = f"hf:{options.push}" if options.push else result.path
+    return console.Summary(
+        title=f"exported {options.model} as {result.format}",
+        rows=rows,
+        next_command=f"mpdit sample {where}" if result.format == "mpdit" else "",
+    )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
 from mpdit_core.interop.options import ImportOptions
+
+if TYPE_CHECKING:
+    from mpdit_core.interop.options import ImportResult
 
 
 @options_command(ImportOptions, name="mpdit import")
@@ -12,4 +17,23 @@ def command(options: ImportOptions) -> None:
     """Convert an official MPDiT, MPDiT v2, DiT or SiT checkpoint."""
     from mpdit_core.interop import import_checkpoint
 
-    console.show(console.run(import_checkpoint, options))
+    result = console.run(import_checkpoint, options)
+    console.show(result, summary(result))
+
+
+def summary(result: ImportResult) -> console.Summary:
+    config = result.config
+    rows = {
+        "kind": f"{result.kind}, weights: {result.weights}",
+        "preset": result.preset,
+        "stages": ", ".join(f"{depth} blocks at patch {patch}" for patch, depth in config["stages"]),
+        "shape": f"width {config['width']}, {config['num_heads']} heads, "
+        f"latents {config['channels']} × {config['input_size']} × {config['input_size']}",
+        "switches": f"{config['modulation']} modulation, {config['time_embedding']} time embedding, "
+        f"{config['class_tokens']} class tokens",
+    }
+    if result.autoencoder:
+        rows["decoded by"] = f"{result.autoencoder}, {result.normalisation} normalisation"
+    sampled = result.prediction == "velocity"
+    next_command = f"mpdit sample {result.model}" if sampled else ""
+    return console.Summary(title=f"imported {result.file}", rows=rows, next_command=next_command)

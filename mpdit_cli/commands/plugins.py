@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mpdit_cli import console
+from mpdit_cli.console import Summary, Table
+from mpdit_cli.fields import Json, Quiet
+
+if TYPE_CHECKING:
+    from mpdit_core.plugins.job import NewPlugin, PluginList, PluginReport
 
 app = typer.Typer(help="List plugins, broken ones with reason and remedy; describe one; write a new one.")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and the result.")]
 
 
 @app.callback(invoke_without_command=True)
 def command(context: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
     """List the installed samplers, data sets and feature extractors."""
     if context.invoked_subcommand is None:
-        from mpdit_core.plugins.job import list_plugins
+        from mpdit_core.plugins import list_plugins
 
-        console.show(console.run(list_plugins))
+        found = console.run(list_plugins)
+        console.show(found, *list_tables(found))
+        for report in found.plugins:
+            if report.status != "ok":
+                console.say(f"{report.status}: {_label(report)}: {report.reason}\n  remedy: {report.remedy}")
 
 
 @app.command()
@@ -31,20 +37,78 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Describe one plugin: its package and its options."""
-    from mpdit_core.plugins.job import show_plugin
+    from mpdit_core.plugins import show_plugin
 
-    console.show(console.run(show_plugin, name))
+    found = console.run(show_plugin, name)
+    console.show(found, *[part for report in found.plugins for part in page(report)])
 
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="sampler, dataset or features.")],
-    name: Annotated[str, typer.Argument(help="Its name, such as my-sampler.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write (default: ./mpdit-NAME).")] = None,
+    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset or features.")],
+    name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a package for a new plugin; it installs and passes its own test as written."""
-    from mpdit_core.plugins.job import new_plugin
+    from mpdit_core.plugins import new_plugin
 
-    console.show(console.run(new_plugin, kind, name, out))
+    written = console.run(new_plugin, kind, name, out)
+    console.show(written, next_steps(written))
+
+
+def list_tables(found: PluginList) -> list[Table]:
+    """One table per kind."""
+    from mpdit_core.plugins import KINDS
+
+    tables = []
+    for kind in KINDS:
+        rows = [[report.name, report.package, _in_short(report)] for report in found.plugins if report.kind == kind]
+        if rows:
+            tables.append(Table(title=kind.capitalize(), columns=["name", "package", "what it is"], rows=rows))
+    if tables:
+        tables[-1] = Table(**vars(tables[-1]) | {"note": "`mpdit plugins show NAME` describes one and its options."})
+    return tables
+
+
+def page(report: PluginReport) -> list[Summary | Table]:
+    """One plugin: what it is, and a table of its options."""
+    from mpdit_core.plugins import KINDS
+
+    rows = {"what": report.summary, "package": f"{report.package} {report.version}".strip(), "code": report.value}
+    rows |= {key: str(value) for key, value in report.facts.items()}
+    if report.status != "ok":
+        rows |= {report.status: report.reason, "remedy": report.remedy}
+    summary = Summary(title=f"{report.name} ({report.kind})", rows={key: text for key, text in rows.items() if text})
+    if not report.options:
+        return [summary]
+    table = KINDS[report.kind].table
+    options = Table(
+        title=f"options, given as --set {table}.KEY=VALUE",
+        columns=["key", "type", "default", "what it is"],
+        rows=[[_key(table, o.name), o.type, o.default or "(required)", o.description] for o in report.options],
+    )
+    return [summary, options]
+
+
+def next_steps(written: NewPlugin) -> Summary:
+    """What to do with a new package."""
+    return Summary(
+        title=f"{written.name}: install it, run its test, use it",
+        rows={"test": f"python -m pytest {written.path}", "describe": f"mpdit plugins show {written.name}"},
+        next_command=f"pip install -e {written.path}",
+    )
+
+
+def _in_short(report: PluginReport) -> str:
+    first = report.summary.partition(". ")[0].removesuffix(".")
+    return first if report.status == "ok" else f"{report.status}: see below"
+
+
+def _key(table: str, option: str) -> str:
+    return "--num-steps" if (table, option) == ("sampler", "num_steps") else f"{table}.{option}"
+
+
+def _label(report: PluginReport) -> str:
+    return f"{report.kind} {report.name!r} of {report.package} {report.version}"

@@ -1,4 +1,4 @@
-"""`mpdit report RUN`: one HTML page of a run."""
+"""`mpdit report RUN`: one HTML page about a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from mpdit_core.run_report.options import ReportOptions
 
 @options_command(ReportOptions, name="mpdit report")
 def command(options: ReportOptions) -> None:
-    """Write one HTML page of a run that opens offline: curves, previews, evaluations, configuration, compute.
+    """Write one HTML page about a run that opens offline: curves, previews, evaluations, configuration, compute.
 
     Example: mpdit report runs/xl-256-1
     """
     from mpdit_core.run_report import write_report
 
-    console.show(console.run(write_report, options))
+    result = console.run(write_report, options)
+    console.show(result, console.Summary(title=f"reported {options.run}", rows=result.facts))

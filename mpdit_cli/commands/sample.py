@@ -8,7 +8,8 @@ import typer
 
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
-from mpdit_core.sampling.options import SampleOptions, SampleResult
+from mpdit_core.errors import UserError
+from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult
 
 
 @options_command(SampleOptions, name="mpdit sample")
@@ -25,12 +26,60 @@ def command(
     """
     from mpdit_core.sampling import sample
 
+    if options.pictures:
+        nproc = require_one_process(nproc)
     result = console.run(sample, options, nproc=nproc, device=options.device)
-    console.show(result, summary(result))
-    if show and result.grid:
-        console.show_picture(str(result.grid))
+    if isinstance(result, ViewResult):
+        console.show(result, view_summary(result, options))
+        picture = result.picture
+    else:
+        console.show(result, summary(result, options))
+        picture = result.grid
+    if show and picture:
+        console.show_picture(str(picture))
 
 
-def summary(result: SampleResult) -> console.Summary:
+def require_one_process(nproc: str) -> str:
+    """Raises `UserError` where several processes are asked for one picture."""
+    if nproc not in ("auto", "1"):
+        raise UserError(
+            f"{nproc} processes for one picture", code="one-process", expected="one", remedy="leave --nproc out"
+        )
+    return "1"
+
+
+def summary(result: SampleResult, options: SampleOptions) -> console.Summary:
     """The set in a few lines."""
-    return console.Summary(title=f"{result.images} samples", rows={"where": str(result.samples)})
+    name = " ".join([options.sampler, *(f"{key}={value}" for key, value in options.sampler_options.items())])
+    cost = f"{result.passes:.4g} passes of each image through the network"
+    if result.saved:
+        cost += f"; the guidance interval saved {result.saved:.4g}"
+    rows = {
+        "where": str(result.samples),
+        "sampler": f"{name}, {result.sampler['options']['num_steps']} steps, {result.nfe:.4g} evaluations (NFE)",
+        "guidance": guidance(options),
+        "cost": cost,
+    }
+    if result.images_per_second:
+        rows["speed"] = f"{result.images_per_second:.3g} images/s"
+    return console.Summary(title=f"{result.images} samples of {options.model}", rows=rows)
+
+
+def guidance(options: SampleOptions) -> str:
+    """`1.5, for t from 0.1 to 0.8`; `off` for a scale of 1."""
+    if options.guidance_scale == 1:
+        return "off"
+    parts = [f"{options.guidance_scale:g}"]
+    if options.guidance_schedule != "constant":
+        parts.append(f"{options.guidance_schedule} schedule")
+    if options.guidance_interval != (0, 1):
+        parts.append("for t from {:g} to {:g}".format(*options.guidance_interval))
+    if options.guide:
+        parts.append(f"away from {options.guide}")
+    return ", ".join(parts)
+
+
+def view_summary(result: ViewResult, options: SampleOptions) -> console.Summary:
+    """The picture, and what is seen in it."""
+    rows = {"where": str(result.picture), **result.facts}
+    return console.Summary(title=f"{result.view} of {options.model}", rows=rows)

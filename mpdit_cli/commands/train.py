@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
-from mpdit_core.training.options import TrainOptions
+from mpdit_core.settings import to_toml
+from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 
 
 @options_command(TrainOptions, name="mpdit train")
@@ -16,4 +17,36 @@ def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
     from mpdit_core.training import train
 
     result = console.run(train, options, nproc="1" if options.dry_run else nproc, device=options.device)
-    console.show(result)
+    if isinstance(result, DryRunResult):
+        origins = {key: f"from {origin}" for key, origin in result.origins.items()}
+        console.say(to_toml(result.config, comments=origins, otherwise="default"))
+        console.show(result, _dry_run(result))
+    else:
+        console.show(result, _trained(result))
+
+
+def _trained(result: TrainResult) -> console.Summary:
+    rows = {"steps": f"{result.step:,}", "images seen": f"{result.images_seen:,}"}
+    if result.loss is not None:
+        rows["loss"] = f"{result.loss:.4f}"
+    return console.Summary(title=f"trained {result.run}", rows=rows, next_command=f"mpdit sample {result.run}")
+
+
+def _dry_run(result: DryRunResult) -> console.Summary:
+    checkpointing = result.config.train.activation_checkpointing
+    other = "off" if checkpointing else "on"
+    cost = "saves the second forward pass" if checkpointing else "costs a third more computing"
+    rows = {
+        "latents": f"{result.latents}, {result.images:,} images",
+        "steps": f"{result.total_steps:,}",
+        "device memory": f"{_gib(result.memory_bytes)}, {_gib(result.activation_bytes)} of it activations",
+        f"with activation checkpointing {other}": f"{_gib(result.switched_memory_bytes)}; {cost}",
+        "disk": f"{_gib(result.disk_bytes)}, {_gib(result.checkpoint_bytes)} per checkpoint",
+        "disk free": _gib(result.free_bytes),
+    }
+    title = f"{result.run} (nothing was written)"
+    return console.Summary(title=title, rows=rows, next_command="the same without --dry-run")
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

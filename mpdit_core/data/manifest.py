@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -24,6 +24,22 @@ PUBLISHED_STD = (4.17, 4.62, 3.71, 3.28)
 paper or to use its checkpoints."""
 
 
+class StoredForm(NamedTuple):
+    """How the latents of an image are stored: `name` of the tensor [n, copies·C, h, w] in a shard, and its dtype."""
+
+    name: str
+    dtype: Literal["float16", "uint8"]
+    copies: int
+
+
+FORMS = {
+    "mean+std": StoredForm("moments", "float16", 2),  # the posterior's mean, then its standard deviation
+    "mean": StoredForm("mean", "float16", 1),  # autoencoders without a posterior
+    "uint8": StoredForm("pixels", "uint8", 1),  # pixel values 0..255, exact
+}
+"""To add one: a row here, and how it is read in `mpdit_core.data.autoencoders.base.read_stored`."""
+
+
 class AutoencoderSpec(Settings):
     """Which autoencoder made the latents; enough to decode them again and to notice another one."""
 
@@ -33,6 +49,12 @@ class AutoencoderSpec(Settings):
     factor: int = Field(description="pixels per latent pixel along a side")
     channels: int = Field(description="C of the latents")
     pixel_range: tuple[float, float] = Field(default=(-1.0, 1.0), strict=False, description="of the encoder's input")
+    stores: Literal["mean+std", "mean", "uint8"] = Field(default="mean+std", description="what is kept for each image")
+    flip_equivariant: bool = Field(default=False, description="latents of a mirror image are the mirrored latents")
+
+    @property
+    def form(self) -> StoredForm:
+        return FORMS[self.stores]
 
 
 class Normalisation(Settings):
@@ -60,11 +82,10 @@ class LatentSpec(Settings):
         return self.resolution // self.autoencoder.factor
 
 
-FORMAT = 1
-"""Version of the folder of latents; a reader refuses a newer one."""
+FORMAT = 2
+"""Version of the folder of latents; a reader refuses any other."""
 
 MANIFEST = "manifest.json"
-STORED = "moments float16 [n, 2C, h, w]: posterior mean, then posterior standard deviation; labels int64 [n]"
 
 
 class SourceSpec(Settings):
@@ -79,14 +100,14 @@ class SourceSpec(Settings):
 
 
 class EncodingPlan(Settings):
-    """Everything that fixes the bytes of the shards. A run goes on only under the plan it began with."""
+    """Everything that fixes the bytes of the shards. A run is resumed only under the plan it began with."""
 
     format: int = FORMAT
     source: SourceSpec
     resolution: int = Field(description="side of the images in pixels")
     autoencoder: AutoencoderSpec
     precision: Literal["float32", "tf32", "bfloat16"] = Field(default="float32", description="of the encoder")
-    flip: bool = Field(description="moments of the mirror images are stored too")
+    flip: bool = Field(description="the latents of mirror images are stored too")
     batch_size: int = Field(description="images the encoder sees at once; batches never cross a shard")
     shard_size: int = Field(description="items a shard covers")
     class_names: tuple[str, ...] = Field(strict=False, description="in label order")
@@ -100,14 +121,27 @@ class EncodingPlan(Settings):
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.source.items)
 
     @property
-    def moments_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, h, w]."""
         side = self.resolution // self.autoencoder.factor
-        return 2 * self.autoencoder.channels, side, side
+        return self.autoencoder.channels, side, side
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """[copies·C, h, w]: what a shard holds for each image, see `FORMS`."""
+        channels, height, width = self.latent_shape
+        return self.autoencoder.form.copies * channels, height, width
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of the tensors of latents in a shard: of the images and, if they are stored, of the mirror images."""
+        name = self.autoencoder.form.name
+        return (name, f"{name}_flipped") if self.flip else (name,)
 
     @property
     def bytes_per_image(self) -> int:
-        channels, height, width = self.moments_shape
-        return channels * height * width * 2 * (2 if self.flip else 1)
+        size = 1 if self.autoencoder.form.dtype == "uint8" else 2
+        return math.prod(self.stored_shape) * size * len(self.tensor_names)
 
     def fingerprint(self) -> str:
         """Hash of the plan, which is that of the latents. Where the source lies does not enter, what it holds does."""
@@ -126,7 +160,7 @@ class SkippedItem(Settings):
 
 
 class Shard(Settings):
-    """One file of moments and labels."""
+    """One file of latents and labels."""
 
     file: str
     start: int = Field(description="first item of the source it covers")
@@ -144,7 +178,6 @@ class Manifest(Settings):
 
     format: int = FORMAT
     plan: EncodingPlan
-    stored: str = STORED
     count: int = Field(description="images, without flips and skipped ones")
     measured_mean: tuple[float, ...] = Field(strict=False, description="of draws from the posterior, per channel")
     measured_std: tuple[float, ...] = Field(strict=False, description="of draws from the posterior, per channel")
@@ -170,10 +203,10 @@ def measured_statistics(plan: EncodingPlan, shards: Sequence[Shard]) -> tuple[tu
 
     The variance of a draw is Var(mean) + E[std²]. Summed in shard order, so the same for any number of processes.
     """
-    channels, height, width = plan.moments_shape
-    pixels = sum(shard.count for shard in shards) * height * width * (2 if plan.flip else 1)
+    channels, height, width = plan.latent_shape
+    pixels = sum(shard.count for shard in shards) * height * width * len(plan.tensor_names)
     means, stds = [], []
-    for c in range(channels // 2):
+    for c in range(channels):
         mean = math.fsum(shard.sum_mean[c] for shard in shards) / pixels
         square = math.fsum(shard.sum_square[c] for shard in shards) / pixels
         means.append(mean)
@@ -194,7 +227,8 @@ def normalisation_of(
     if name == "published":
         if len(mean) != len(PUBLISHED_MEAN):
             raise UserError(
-                f"--normalisation published, but these latents have {len(mean)} channels",
+                f"the published normalisation does not fit latents of {len(mean)} channels",
+                code="normalisation-does-not-fit",
                 expected="the 4 channels of the Stable Diffusion autoencoder, whose constants are published",
                 remedy="--normalisation measured",
             )
@@ -206,30 +240,38 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished folder of latents.
 
     Raises:
-        UserError: there is no such folder, it holds no latents, its encoding is unfinished, or it comes from a newer
-            mpdit.
+        UserError: there is no such folder or it holds no latents (`no-latents`), its encoding is unfinished
+            (`unfinished-latents`), or it was written in another format (`unknown-format`).
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         if (folder / "encoding").is_dir():
             raise UserError(
                 f"the latents in {folder} are not finished",
-                remedy="run the same `mpdit encode-latents` command again; it goes on where it stopped",
+                code="unfinished-latents",
+                remedy="run the same `mpdit encode-latents` command again; it resumes where it stopped",
             )
         raise UserError(
             f"{folder} holds no latents" if folder.is_dir() else f"{folder} does not exist",
+            code="no-latents",
             expected=f"a folder with a {MANIFEST}, made by `mpdit encode-latents`",
             remedy="mpdit encode-latents SOURCE",
         )
-    values = read_json(folder / MANIFEST)
+    return validate(Manifest, read_versioned(folder / MANIFEST), origin=str(folder / MANIFEST))
+
+
+def read_versioned(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a folder of latents. Raises `UserError` for another format (`unknown-format`)."""
+    values = read_json(path)
     version = values.get("format") if isinstance(values, dict) else None
     if version != FORMAT:
         raise UserError(
-            f"{folder / MANIFEST} has format {version}",
+            f"{path} has format {version}",
+            code="unknown-format",
             expected=f"format {FORMAT}",
             remedy="use the mpdit that made it, or encode the source again into another folder",
         )
-    return validate(Manifest, values, origin=str(folder / MANIFEST))
+    return values
 
 
 def latent_spec(manifest: Manifest, folder: Path) -> LatentSpec:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mpdit_core.demo.job import demo
+    from mpdit_core.demo.job import demo, real_digits
     from mpdit_core.demo.options import DemoOptions, DemoResult
 
-__all__ = ["DemoOptions", "DemoResult", "demo"]
+__all__ = ["DemoOptions", "DemoResult", "demo", "real_digits"]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "job": ["demo"],
+        "job": ["demo", "real_digits"],
         "options": ["DemoOptions", "DemoResult"],
     },
 )

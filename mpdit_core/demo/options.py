@@ -6,14 +6,15 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
+from mpdit_core.profiling.results import ModelCost
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
 
 
 class DemoOptions(DeviceOptions):
-    """Where, and how long."""
+    """Where the demo writes, and how long it trains."""
 
-    out: Path = setting(Path("demo"), "folder to write", metavar="DIR", panel="Output", strict=False)
+    out: Path = setting(Path("demo"), "folder of the demo", metavar="DIR", panel="Output", strict=False)
     steps: PositiveInt | None = setting(None, "number of training steps; fewer for a quick look", chosen="1200")
     samples: PositiveInt = setting(500, "number of samples behind each figure", typed=False)
 
@@ -25,6 +26,7 @@ class DemoResult(Result):
     picture: Path = setting(..., "grid of samples")
     recognised: float = setting(..., "share of guided samples in which a classifier sees the digit asked for")
     distance: float = setting(..., "Fréchet distance of unguided samples to real digits, on pixels")
-    distance_of_real: float = setting(..., "the same of real digits to other real digits")
+    distance_of_real: float = setting(..., "the same of other real digits to real digits")
     samples: int = setting(..., "number of samples behind each figure")
     guidance_scale: float = setting(..., "guidance scale of the recognised samples")
+    cost: ModelCost = setting(..., "compute of the model")

@@ -1,48 +1,66 @@
-"""`encode-latents`: from images to a folder of latents. See docs/data.md for what is stored, and why so.
+"""`encode-latents`: from images to a folder of latents. See docs/data.md for what is stored, and why.
 
 Every process encodes its share of the shards; rank 0 checks, finishes and reports. What a killed run finished is kept,
-and the same command goes on from there.
+and the same command resumes from there.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, Autoencoder, PixelAutoencoder, load_autoencoder
+from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, Autoencoder, load_autoencoder
 from mpdit_core.data.latents import LatentFolder
-from mpdit_core.data.manifest import (
-    MANIFEST,
-    EncodingPlan,
-    measured_statistics,
-    normalisation_of,
-    read_manifest,
-)
+from mpdit_core.data.manifest import MANIFEST, EncodingPlan, measured_statistics, normalisation_of, read_manifest
 from mpdit_core.data.shards import ShardContent, write_shard
-from mpdit_core.data.sources import open_source
+from mpdit_core.data.sources import open_source, source_notes
+from mpdit_core.encoding.contact_sheet import SHEET, write_contact_sheet
 from mpdit_core.encoding.folder import EncodingFolder, make_manifest
-from mpdit_core.encoding.pipeline import Encoded, encode_shards
-from mpdit_core.encoding.pixels import encode_pixels
-from mpdit_core.encoding.plan import DEFAULT_RESOLUTION, EncodeOptions, make_plan, open_options, place_of
-from mpdit_core.encoding.report import SHEET, contact_sheet, summary
+from mpdit_core.encoding.options import EncodeOptions, EncodeResult
+from mpdit_core.encoding.pipeline import encode_shards
+from mpdit_core.encoding.plan import DEFAULT_RESOLUTION, make_plan, output_folder, source_arguments
 from mpdit_core.encoding.verify import verify
-from mpdit_core.errors import UserError
-from mpdit_core.reporting import Event, Note, Progress, Result, Saved, Skipped, Warn
+from mpdit_core.errors import Interrupted, UserError
+from mpdit_core.reporting import Note, Progress, Reporter, Saved, Skipped, Warning, silent
 from mpdit_core.runtime import files
+from mpdit_core.runtime.concurrency import WriteBehind, usable_cores
+from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
+
+SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
+
+
+def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> EncodeResult:
+    """Encodes what is not encoded yet, and returns what is to be known about the finished folder.
+
+    Raises:
+        UserError: found before the first image where it can be; see `EncodingFolder`, the sources and autoencoders.
+        Interrupted: finished shards are kept.
+    """
+    device = select_device(options.device)
+    with process_group(device) as world:
+        job = _open(options, device=device, world=world, report=report)
+        unfinished = world.broadcast_object(job.unfinished_shards())
+        started = time.monotonic()
+        if unfinished is None:
+            _revisit(job)
+        else:
+            _encode(job, unfinished)
+        encoded, seconds = job.count_items(unfinished or ()), time.monotonic() - started
+        if world.is_main:
+            _inspect(job, is_new=unfinished is not None)
+        return _result(LatentFolder(job.folder.path), encoded=encoded, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """What one call of `encode` works with, once everything is opened and settled."""
+class EncodeJob:
+    """What one call of `encode_latents` works with, once everything is opened and settled."""
 
     options: EncodeOptions
     plan: EncodingPlan
@@ -50,8 +68,17 @@ class Run:
     source: Dataset
     autoencoder: Autoencoder
     world: World
+    report: Reporter
 
-    def items(self, shards: Iterable[int]) -> int:
+    def unfinished_shards(self) -> list[int] | None:
+        """Numbers of the shards to encode; None for a complete folder, and for one that is only to be checked."""
+        if self.options.verify and self.folder.has_manifest:  # missing shards are reported then, not made
+            return None
+        done = self.folder.shards(self.plan)
+        todo = [number for number in range(self.plan.num_shards) if number not in done]
+        return None if not todo and self.folder.is_complete else todo
+
+    def count_items(self, shards: Iterable[int]) -> int:
         """How many items of the source `shards` cover."""
         return sum(stop - start for start, stop in map(self.plan.shard_range, shards))
 
@@ -61,79 +88,35 @@ class Run:
         return shards[len(shards) * rank // size : len(shards) * (rank + 1) // size]
 
 
-def encode(options: EncodeOptions, *, device: torch.device) -> Iterator[Event]:
-    """Encodes what is not encoded yet, and reports on the finished folder.
+def _open(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
+    """Opens everything, settles the plan, and refuses what cannot be done."""
+    source = open_source(options.source, split=options.split, **source_arguments(options))
+    autoencoder = _load_autoencoder(options, source, device=device, world=world)
+    resolution = options.resolution or getattr(source, "resolution", None) or DEFAULT_RESOLUTION
+    autoencoder.check_resolution(resolution)
+    folder = EncodingFolder(output_folder(options, resolution))
+    report(Note(text=f"finding the images of {options.source}"))
+    plan = make_plan(options, source, autoencoder, resolution=resolution)
+    autoencoder.precision = plan.precision
+    for note in source_notes(source):
+        report(note)
+    if options.reference_stats and world.is_main:
+        from mpdit_core.evaluation import check_features
 
-    Raises:
-        UserError: anything that cannot be, found before the first image where it can; see EncodingFolder and sources.
-    """
-    with process_group(device) as world:
-        source = open_source(options.source, split=options.split, **open_options(options))
-        autoencoder = _load_autoencoder(options, source, device=device, world=world)
-        resolution = options.resolution or getattr(source, "resolution", None) or DEFAULT_RESOLUTION
-        autoencoder.check_resolution(resolution)
-        out = place_of(options, resolution)
-        yield Note(text=f"finding the images of {options.source}")
-        plan = make_plan(options, source, autoencoder, resolution=resolution)
-        for text in getattr(source, "notes", list)():
-            yield Warn(text=text) if "class" in text else Note(text=text)
-        if options.reference_stats and world.is_main:
-            _check_reference(device)
-        if options.normalisation == "published":
-            normalisation_of("published", (0.0,) * autoencoder.spec.channels, ())
-        folder = EncodingFolder(out)
-        folder.check(plan)
-        world.barrier()
-        try:
-            yield from _encode(
-                Run(options=options, plan=plan, folder=folder, source=source, autoencoder=autoencoder, world=world)
-            )
-        finally:
-            folder.close()
-
-
-def _encode(run: Run) -> Iterator[Event]:
-    options, plan, folder = run.options, run.plan, run.folder
-    done = folder.shards(plan)
-    checking_only = options.verify and folder.is_finished  # missing shards are reported then, not made
-    todo = [] if checking_only else [number for number in range(plan.num_shards) if number not in done]
-    unfinished = not checking_only and (bool(todo) or not folder.is_finished or folder.work.is_dir())
-    if unfinished:
-        yield from _begin(run, todo, finished=len(done))
-    started = time.monotonic()
-    yield from _encode_share(run, run.share(todo))
-    if not run.world.is_main:
-        return
-    if unfinished:
-        yield from _wait_for_others(run)
-    encoded, seconds = run.items(todo), time.monotonic() - started
-    if unfinished:
-        _finish(run)
-    else:
-        yield from _revisit(run)
-    if unfinished or not (folder.path / SHEET).exists():
-        yield from contact_sheet(LatentFolder(folder.path), run.source, run.autoencoder)
-    if options.reference_stats:
-        yield from _measure_reference(folder.path, run.autoencoder.device)
-    if options.verify:
-        yield from verify(folder, run.source, run.autoencoder)
-    latents = LatentFolder(folder.path)
-    yield summary(latents, encoded=encoded, seconds=seconds)
-    yield Result(data=_result(latents, encoded=encoded, seconds=seconds))
-
-
-def _begin(run: Run, todo: list[int], *, finished: int) -> Iterator[Event]:
-    plan, folder = run.plan, run.folder
-    _check_disk(run, todo)
-    if run.world.is_main:
-        folder.begin(plan)
-    run.world.barrier()
-    if run.world.is_main and todo:
-        kept = f"; {finished} of {plan.num_shards} shards are there already" if finished else ""
-        yield Note(
-            text=f"encoding {run.items(todo):,} images at {plan.resolution} px with {plan.autoencoder.id} on "
-            f"{run.autoencoder.device} into {folder.path}{kept}"
-        )
+        check_features("inception", device)
+    if options.normalisation == "published":  # raises where it does not fit
+        normalisation_of("published", (0.0,) * autoencoder.spec.channels, ())
+    folder.check(plan)
+    world.barrier()
+    return EncodeJob(
+        options=options,
+        plan=plan,
+        folder=folder,
+        source=source,
+        autoencoder=autoencoder,
+        world=world,
+        report=report,
+    )
 
 
 def _load_autoencoder(options: EncodeOptions, source: Dataset, *, device: torch.device, world: World) -> Autoencoder:
@@ -147,137 +130,154 @@ def _load_autoencoder(options: EncodeOptions, source: Dataset, *, device: torch.
     return loaded
 
 
-def _check_disk(run: Run, todo: list[int]) -> None:
-    out, plan = run.folder.path, run.plan
-    need = run.items(todo) * plan.bytes_per_image
-    free = files.free_bytes(out)
+def _encode(job: EncodeJob, unfinished: list[int]) -> None:
+    """Encodes `unfinished` shards together with the other processes; rank 0 writes the manifest."""
+    _check_disk(job, unfinished)
+    with job.folder.being_written(job.plan) if job.world.is_main else nullcontext():
+        job.world.barrier()
+        if unfinished:
+            finished = job.plan.num_shards - len(unfinished)
+            kept = f"; {finished} of {job.plan.num_shards} shards are there already" if finished else ""
+            text = (
+                f"encoding {job.count_items(unfinished):,} images at {job.plan.resolution} px with "
+                f"{job.plan.autoencoder.id} on {job.autoencoder.encode_device} into {job.folder.path}{kept}"
+            )
+            job.report(Note(text=text))
+        try:
+            _encode_share(job, job.share(unfinished))
+            _wait_for_others(job)
+        except (KeyboardInterrupt, Interrupted):
+            text = f"stopped: {job.folder.count_records()} of {job.plan.num_shards} shards are finished and kept"
+            job.report(Warning(code="stopped", text=text))
+            raise
+        if job.world.is_main:
+            _finish(job)
+    job.world.barrier()
+
+
+def _check_disk(job: EncodeJob, unfinished: list[int]) -> None:
+    need, free = job.count_items(unfinished) * job.plan.bytes_per_image, files.free_bytes(job.folder.path)
     if need > free:
         raise UserError(
-            f"the latents need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free where {out} lies",
+            f"the latents need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free for {job.folder.path}",
+            code="disk-full",
             expected="enough room for all shards",
-            remedy="free some space, choose another --out" + (", or --no-flip for half of it" if plan.flip else ""),
+            remedy="free some space, choose another --out" + (", or --no-flip for half of it" if job.plan.flip else ""),
         )
 
 
-def _encode_share(run: Run, share: Sequence[int]) -> Iterator[Event]:
+def _encode_share(job: EncodeJob, shards: Sequence[int]) -> None:
     """This process's shards. One shard is written while the next is encoded; all that were complete get written."""
-    folder, world = run.folder, run.world
+    world, total, done, launcher = job.world, job.count_items(shards), 0, os.getppid()
     task = "encode" if world.size == 1 else f"encode (process 1 of {world.size})"
-    total, parent, done = run.items(share), os.getppid(), 0
-    written: Future[None] | None = None
 
     def write(content: ShardContent) -> None:
-        folder.add(content.number, write_shard(folder.path, run.plan, content))
-        content.release()
+        job.folder.add(content.number, write_shard(job.folder.path, job.plan, content))
 
-    try:
-        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            for step in _steps(run, share):
-                if world.size > 1 and os.getppid() != parent:
-                    raise SystemExit(f"process {world.rank}: its launcher is gone")
-                if step.content is not None:
-                    if written is not None:
-                        written.result()
-                    written = writer.submit(write, step.content)
-                done += step.images
-                for item in step.skipped:
-                    yield Skipped(path=item.key, reason=item.reason)
-                yield Progress(task=task, done=done, total=total, unit="images")
-            if written is not None:
-                written.result()
-    except BaseException as error:
-        if isinstance(error, Exception | GeneratorExit):
-            raise
-        finished = folder.count_records()
-        yield Warn(
-            text=f"stopped: {finished} of {run.plan.num_shards} shards are finished and kept; the same command goes on"
-        )
-        raise
+    with WriteBehind() as writer:
+        for batch in encode_shards(
+            job.source,
+            job.plan,
+            shards,
+            autoencoder=job.autoencoder,
+            workers=job.options.workers or usable_cores(),
+            skip_faulty=job.options.on_error == "skip",
+        ):
+            if world.size > 1 and os.getppid() != launcher:
+                raise SystemExit(f"process {world.rank}: its launcher has ended")
+            if batch.content is not None:
+                writer.submit(write, batch.content)
+            done += batch.items
+            for item in batch.skipped:
+                job.report(Skipped(path=item.key, reason=item.reason))
+            job.report(Progress(task=task, done=done, total=total, unit="images"))
 
 
-def _steps(run: Run, share: Sequence[int]) -> Iterator[Encoded]:
-    workers = run.options.workers or max(1, len(os.sched_getaffinity(0)) // _processes_here())
-    skip = run.options.on_error == "skip"
-    if isinstance(run.autoencoder, PixelAutoencoder):
-        return encode_pixels(
-            run.source, run.plan, share, autoencoder=run.autoencoder, workers=workers, skip_faulty=skip
-        )
-    return encode_shards(run.source, run.plan, share, autoencoder=run.autoencoder, workers=workers, skip_faulty=skip)
-
-
-def _processes_here() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def _wait_for_others(run: Run) -> Iterator[Event]:
+def _wait_for_others(job: EncodeJob) -> None:
     """Until all shards are recorded. No collective call: these time out, and slow storage takes its time."""
-    parent, told = os.getppid(), False
-    while run.world.size > 1 and run.folder.count_records() < run.plan.num_shards:
+    launcher, told = os.getppid(), False
+    while job.world.size > 1 and job.folder.count_records() < job.plan.num_shards and not job.folder.is_complete:
         if not told:
-            yield Note(text="waiting for the other processes")
+            job.report(Note(text="waiting for the other processes"))
             told = True
-        if os.getppid() != parent:
-            raise SystemExit("the launcher is gone")
-        time.sleep(0.1)
+        if os.getppid() != launcher:
+            raise SystemExit("the launcher has ended")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _finish(run: Run) -> None:
+def _finish(job: EncodeJob) -> None:
     """Writes the manifest of shards that are all there."""
-    plan, folder = run.plan, run.folder
-    old = read_manifest(folder.path) if folder.is_finished else None
+    plan, folder = job.plan, job.folder
     shards = folder.shards(plan)
     if not sum(shard.count for shard in shards.values()):
-        raise UserError("every image was skipped", remedy="see the reasons above")
+        raise UserError("every image was skipped", code="no-images", remedy="see the reasons above")
     mean, std = measured_statistics(plan, [shards[number] for number in range(plan.num_shards)])
-    name = run.options.normalisation or ("published" if old and old.normalisation.name == "published" else "measured")
+    was_published = folder.has_manifest and read_manifest(folder.path).normalisation.name == "published"
+    name = job.options.normalisation or ("published" if was_published else "measured")
     folder.finish(make_manifest(plan, shards, mean=mean, std=std, norm=normalisation_of(name, mean, std)))
 
 
-def _revisit(run: Run) -> Iterator[Event]:
-    """A finished folder: nothing to encode, another normalisation at most."""
-    path, wanted = run.folder.path, run.options.normalisation
-    yield Note(text=f"{path} is complete: nothing to encode")
+def _revisit(job: EncodeJob) -> None:
+    """A complete folder: nothing to encode, another normalisation at most."""
+    if not job.world.is_main:
+        return
+    path, wanted = job.folder.path, job.options.normalisation
+    job.report(Note(text=f"{path} is complete: nothing to encode"))
     old = read_manifest(path)
     if wanted and wanted != old.normalisation.name:
         norm = normalisation_of(wanted, old.measured_mean, old.measured_std)
         files.write_json(path / MANIFEST, old.model_copy(update={"normalisation": norm}).model_dump(mode="json"))
-        yield Warn(text=f"normalisation changed from {old.normalisation.name} to {norm.name}; the shards stay")
+        text = f"normalisation changed from {old.normalisation.name} to {norm.name}; the shards stay"
+        job.report(Warning(code="normalisation-changed", text=text))
 
 
-def _check_reference(device: torch.device) -> None:
-    """Raises `UserError` before any work when the feature extractor of `--reference-stats` cannot be had."""
+def _inspect(job: EncodeJob, *, is_new: bool) -> None:
+    """What is made of the finished folder beside the latents, and `--verify`."""
+    path = job.folder.path
+    if is_new or not (path / SHEET).exists():
+        write_contact_sheet(LatentFolder(path), job.source, job.autoencoder, report=job.report)
+    if job.options.reference_stats:
+        _measure_reference(job)
+    if job.options.verify:
+        verify(job.folder, job.source, job.autoencoder, report=job.report)
+
+
+def _measure_reference(job: EncodeJob) -> None:
+    """Measures what eval-fid compares samples with; it is kept beside the latents."""
+    from mpdit_core.evaluation import measure_reference, plan_reference
     from mpdit_core.metrics.features import build_extractor
 
-    build_extractor("inception").load(device)
-
-
-def _measure_reference(folder: Path, device: torch.device) -> Iterator[Event]:
-    """What eval-fid compares samples with, measured now and kept beside the latents."""
-    from mpdit_core.evaluation.reference import measure_reference, plan_reference
-    from mpdit_core.metrics.features import build_extractor
-
+    device = job.autoencoder.device
     extractor = build_extractor("inception")
     extractor.load(device)
-    reference = plan_reference(str(folder), resolution=None, extractor=extractor)
-    yield from measure_reference(reference, extractor, device=device, world=World())
-    yield Saved(what="reference statistics", path=reference.cache)
+    plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor)
+    measure_reference(plan, extractor, device=device, world=World(), report=job.report)
+    job.report(Saved(what="reference statistics", path=plan.cache))
 
 
-def _result(latents: LatentFolder, *, encoded: int, seconds: float) -> dict[str, Any]:
-    manifest = latents.manifest
-    return {
-        "latents": str(latents.path),
-        "count": manifest.count,
-        "classes": len(manifest.class_names),
-        "resolution": manifest.plan.resolution,
-        "shards": len(manifest.shards),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "skipped": [item.model_dump() for item in manifest.skipped],
-        "encoded_now": encoded,
-        "seconds": seconds,
-        "images_per_second": encoded / seconds if encoded and seconds > 0 else None,
-        "measured_mean": list(manifest.measured_mean),
-        "measured_std": list(manifest.measured_std),
-        "normalisation": manifest.normalisation.name,
-        "fingerprint": latents.spec.fingerprint,
-    }
+def _result(latents: LatentFolder, *, encoded: int, seconds: float) -> EncodeResult:
+    manifest, norm = latents.manifest, latents.manifest.normalisation
+    plan = manifest.plan
+    return EncodeResult(
+        latents=latents.path,
+        count=manifest.count,
+        classes=len(manifest.class_names),
+        resolution=plan.resolution,
+        latent_shape=plan.latent_shape,
+        autoencoder=plan.autoencoder.id,
+        precision=plan.precision,
+        stores=plan.autoencoder.stores,
+        flips="stored" if plan.flip else "mirrored" if latents.has_flips else "none",
+        shards=len(manifest.shards),
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        skipped=manifest.skipped,
+        encoded_now=encoded,
+        seconds=seconds,
+        images_per_second=encoded / seconds if encoded and seconds > 0 else None,
+        measured_mean=manifest.measured_mean,
+        measured_std=manifest.measured_std,
+        normalisation=norm.name,
+        normalisation_mean=norm.mean,
+        normalisation_std=norm.std,
+        fingerprint=latents.spec.fingerprint,
+    )

@@ -3,69 +3,75 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import Autoencoder
+from mpdit_core.data.autoencoders.base import read_stored
 from mpdit_core.data.images import prepare
-from mpdit_core.data.latents import map_safetensors
 from mpdit_core.data.manifest import Manifest, Shard, read_manifest
 from mpdit_core.data.shards import check_shard
-from mpdit_core.data.sources import Streamed
+from mpdit_core.data.sources import Streamed, read_items
+from mpdit_core.data.tensor_file import map_tensors
 from mpdit_core.encoding.folder import EncodingFolder
-from mpdit_core.encoding.pipeline import encode_batch
+from mpdit_core.encoding.pipeline import encode_pictures
 from mpdit_core.errors import UserError
-from mpdit_core.reporting import Event, Note, Progress, Warn
+from mpdit_core.reporting import Note, Progress, Reporter, Warning
 
 SAMPLED = 16
 TOLERANCE = 1e-2  # of a channel's standard deviation: more than devices and batch sizes differ by
+FLOAT16_STEPS = 2**-9  # two steps of float16, relative
 
 
-def verify(folder: EncodingFolder, source: Dataset, autoencoder: Autoencoder) -> Iterator[Event]:
-    """Checks the finished folder; bad shards are moved aside, for the next run to make anew.
+def verify(folder: EncodingFolder, source: Dataset, autoencoder: Autoencoder, *, report: Reporter) -> None:
+    """Checks the finished folder; bad shards are set aside, so that the next run writes them again.
 
     Raises:
-        UserError: shards are bad, naming them and why.
+        UserError: shards are bad (`damaged-shards`), naming them and why.
     """
     manifest = read_manifest(folder.path)
-    plan = manifest.plan
-    all_labels = None if isinstance(source, Streamed) else [item.label for item in source.items()]
+    items = None if isinstance(source, Streamed) else source.items()
     bad: dict[int, list[str]] = {}
     for number, shard in enumerate(manifest.shards):
-        faults = check_shard(folder.path, plan, shard, _labels_of(shard, source, all_labels))
+        labels = None if items is None else [items[n].label for n in _kept(shard, source)]
+        faults = check_shard(folder.path, manifest.plan, shard, labels)
         if faults:
             bad[number] = faults
-        yield Progress(task="verify", done=number + 1, total=len(manifest.shards), unit="shards")
-    if all_labels is not None:
-        picks = sorted(random.SystemRandom().sample(range(plan.source.items), min(SAMPLED, plan.source.items)))
-        yield Note(text=f"encoding {len(picks)} of the images again, chosen at random")
-        for number, index, fault in _encode_again(picks, folder, manifest, source, autoencoder, bad):
-            bad.setdefault(number, []).append(f"{source.items()[index].key}: {fault}")
+        report(Progress(task="verify", done=number + 1, total=len(manifest.shards), unit="shards"))
+    if items is not None:
+        picks = random.SystemRandom().sample(range(len(items)), min(SAMPLED, len(items)))
+        report(Note(text=f"encoding {len(picks)} of the images again, chosen at random"))
+        for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, source, autoencoder, bad)):
+            bad.setdefault(number, []).append(f"{items[index].key}: {fault}")
     if manifest.count != sum(shard.count for shard in manifest.shards):
-        yield Warn(text=f"the manifest counts {manifest.count} images, its shards another number")
-    if not bad:
-        yield Note(text=f"verified: {len(manifest.shards)} shards, {manifest.count} images, no fault found")
-        return
+        text = f"the manifest counts {manifest.count} images, its shards another number"
+        report(Warning(code="wrong-count", text=text))
+    if bad:
+        raise _damaged(folder, manifest, bad)
+    report(Note(text=f"verified: {len(manifest.shards)} shards, {manifest.count} images, no fault found"))
+
+
+def _damaged(folder: EncodingFolder, manifest: Manifest, bad: dict[int, list[str]]) -> UserError:
+    """Sets the bad shards aside, and says which they are."""
     for number in bad:
-        folder.discard(manifest.shards[number])
+        folder.set_aside(manifest.shards[number])
     lines = [f"{manifest.shards[number].file}: {'; '.join(faults[:3])}" for number, faults in bad.items()]
     shown = [*lines[:20], *([f"and {len(lines) - 20} more"] if len(lines) > 20 else [])]
-    raise UserError(
+    return UserError(
         f"{len(bad)} of {len(manifest.shards)} shards in {folder.path} are bad:\n    " + "\n    ".join(shown),
+        code="damaged-shards",
         expected="what the manifest, the source and the autoencoder say",
-        remedy="run the same command without --verify: it makes these shards anew and keeps the others",
+        remedy="run the same command without --verify: it writes these shards again and keeps the others",
     )
 
 
-def _labels_of(shard: Shard, source: Dataset, labels: Sequence[int] | None) -> list[int] | None:
-    if labels is None:
-        return None
-    skipped = {item.key for item in shard.skipped}
-    items = source.items()
-    return [labels[n] for n in range(shard.start, shard.stop) if not skipped or items[n].key not in skipped]
+def _kept(shard: Shard, source: Dataset) -> list[int]:
+    """The items of a shard that were not skipped, in the order of its rows."""
+    skipped, items = {item.key for item in shard.skipped}, source.items()
+    return [n for n in range(shard.start, shard.stop) if items[n].key not in skipped]
 
 
 def _encode_again(
@@ -74,30 +80,31 @@ def _encode_again(
     manifest: Manifest,
     source: Dataset,
     autoencoder: Autoencoder,
-    bad: dict[int, list[str]],
+    bad: Collection[int],
 ) -> Iterator[tuple[int, int, str]]:
-    """(shard, item, fault) for those of `picks` whose stored moments are not what they are encoded to now."""
-    plan, items = manifest.plan, source.items()
+    """(shard, item, fault) for those of `picks` whose stored latents are not what they are encoded to now."""
+    plan = manifest.plan
     for index in picks:
         number = index // plan.shard_size
-        shard = manifest.shards[number]
-        skipped = {item.key for item in shard.skipped}
-        if number in bad or items[index].key in skipped:
+        kept = [] if number in bad else _kept(manifest.shards[number], source)
+        if index not in kept:
             continue
-        row = sum(1 for n in range(shard.start, index) if items[n].key not in skipped)
-        tensors = map_safetensors(folder.path / shard.file)
-        image = np.stack([prepare(source.image(index), plan.resolution)])
-        now, now_flipped = encode_batch(autoencoder, image, flip=plan.flip)
-        difference = _difference(tensors["moments"][row], now, manifest)
-        if now_flipped is not None:
-            difference = max(difference, _difference(tensors["moments_flipped"][row], now_flipped, manifest))
-        if not difference <= TOLERANCE:
-            yield number, index, f"its moments differ by {difference:.2g} standard deviations from the stored ones"
+        tensors = map_tensors(folder.path / manifest.shards[number].file)
+        _, decode = next(read_items(source, index, index + 1))
+        encoded = encode_pictures(autoencoder, prepare(decode(), plan.resolution)[None].copy(), flip=plan.flip)
+        stored = [torch.from_numpy(tensors[name][kept.index(index)][None].copy()) for name in plan.tensor_names]
+        gap = max(_difference(a, b.cpu(), manifest) for a, b in zip(stored, encoded, strict=True))
+        if not gap <= TOLERANCE:
+            yield number, index, f"its latents differ by {gap:.2g} standard deviations from the stored ones"
 
 
-def _difference(stored: np.ndarray, now: torch.Tensor, manifest: Manifest) -> float:
+def _difference(stored: torch.Tensor, now: torch.Tensor, manifest: Manifest) -> float:
     """Largest difference in units of the channel's standard deviation, beyond two steps of float16."""
-    values = now.float().cpu().numpy()[0]
-    gap = np.abs(stored.astype(np.float32) - values) - 2**-9 * np.abs(values)
-    std = np.array(manifest.measured_std * 2, dtype=np.float32).reshape(-1, 1, 1)
-    return float((gap / np.maximum(std, 1e-6)).max(initial=0.0))
+    stores = manifest.plan.autoencoder.stores
+    unit = torch.tensor(np.maximum(manifest.measured_std, 1e-6), dtype=torch.float32).view(1, -1, 1, 1)
+    largest = 0.0
+    for before, after in zip(read_stored(stored, stores), read_stored(now, stores), strict=True):
+        if before is not None and after is not None:
+            gap = (before - after).abs() - FLOAT16_STEPS * after.abs()
+            largest = max(largest, (gap / unit).max().item())
+    return largest

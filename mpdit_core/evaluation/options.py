@@ -25,7 +25,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         panel="Measuring", chosen="the model's training images",
     )  # fmt: skip
     num_samples: PositiveInt | None = setting(
-        None, "number of images to evaluate", flags=("--num-samples", "-n"), panel="Measuring",
+        None, "number of images to evaluate", panel="Measuring",
         chosen="50,000, or all in WHAT",
     )  # fmt: skip
     features: str = setting(
@@ -60,7 +60,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     )  # fmt: skip
     resolution: PositiveInt | None = setting(
         None, "side in pixels of a reference made from a folder or data set",
-        flags=("--resolution", "--res"), panel="Other work", chosen="that of the latents",
+        panel="Other work", chosen="that of the latents",
     )  # fmt: skip
 
 

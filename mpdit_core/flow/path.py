@@ -1,8 +1,10 @@
-"""The straight path between data and noise, and the densities t is drawn from in training.
+"""The straight path between data and noise, and the densities that t is drawn from in training.
 
 t is 1 at noise and 0 at data: `x_t = (1 - t)·latents + t·noise`, velocity `noise - latents` (paper, section 2).
 
-To add a density: a function `(normal_or_uniform draws) -> t` below, and its name in `ObjectiveConfig.time_density`.
+To add a density: a branch in `draw_times`, and its name in `ObjectiveConfig.time_density`.
+
+Shapes: B images, C channels, h × w latents.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from mpdit_core.config import ObjectiveConfig
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """`x_t [B, C, H, H]` for latents and noise of that shape and t [B]."""
+    """`x_t [B, C, h, w]` for latents and noise of that shape and t [B]."""
     return torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
 
 
 def target_velocity(latents: Tensor, noise: Tensor) -> Tensor:
+    """The velocity of the path, [B, C, h, w]; it is the same at every t."""
     return noise - latents
 
 
-def predicted_latents(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """The data that a velocity at `x_t` points to: `x_t - t·velocity`."""
-    return x_t - t.view(-1, 1, 1, 1) * velocity
+def predicted_latents(x_t: Tensor, velocity: Tensor, t: float) -> Tensor:
+    """The latents [B, C, h, w] that a velocity at `x_t` and time `t` points to: `x_t - t·velocity`."""
+    return x_t - t * velocity
 
 
 def draw_times(objective: ObjectiveConfig, *, generator: torch.Generator, count: int = 1) -> Tensor:

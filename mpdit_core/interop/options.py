@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
 
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
+
+PUBLISHED_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
+"""The autoencoder of all published models."""
 
 
 class ImportOptions(DeviceOptions):
@@ -18,15 +22,15 @@ class ImportOptions(DeviceOptions):
         ..., ".pt or .safetensors file of the official code", argument=True, metavar="FILE", strict=False
     )
     out: Path | None = setting(
-        None, "folder to write", metavar="DIR", panel="Output", strict=False, chosen="models/<name of the file>"
+        None, "model folder to write", metavar="DIR", panel="Output", strict=False, chosen="models/<name of the file>"
     )
     kind: Literal["auto", "mpdit", "dit", "sit"] = setting("auto", "which code wrote it; auto: by its tensors")
     num_heads: PositiveInt | None = setting(
         None, "number of attention heads, where the width is not that of a published model", chosen="by the width"
     )
-    weights: Literal["ema", "model"] | None = setting(None, "which weights to take", chosen="ema, if they are there")
+    weights: Literal["ema", "model"] | None = setting(None, "which weights to take", chosen="ema, where there are any")
     autoencoder: str = setting(
-        "stabilityai/sd-vae-ft-ema", "autoencoder that decodes its latents: Hub id or folder", metavar="ID|DIR"
+        PUBLISHED_AUTOENCODER, "autoencoder that decodes its latents: Hub id or folder", metavar="ID|DIR"
     )
 
 
@@ -35,13 +39,14 @@ class ImportResult(Result):
 
     model: Path = setting(..., "the model folder")
     file: str = setting(..., "the file it came from")
-    kind: str = setting(..., "mpdit, dit or sit")
-    weights: str = setting(..., "ema or model")
+    kind: str = setting(..., "the code that wrote it: mpdit, dit or sit")
+    weights: str = setting(..., "the weights taken: ema, model, state_dict, or the only ones")
     prediction: str = setting(..., "velocity, or epsilon (which cannot be sampled here)")
     preset: str = setting(..., "the preset of its shape")
     config: dict[str, Any] = setting(..., "the model's configuration")
-    decoded_by: str | None = setting(None, "autoencoder and normalisation")
-    notes: tuple[str, ...] = setting((), "what an importer should know", strict=False)
+    autoencoder: str | None = setting(None, "autoencoder that decodes its latents")
+    normalisation: str | None = setting(None, "normalisation of its latents")
+    notes: dict[str, str] = setting({}, "what to know about the conversion, by code")
 
 
 class ExportOptions(DeviceOptions):
@@ -51,14 +56,22 @@ class ExportOptions(DeviceOptions):
         ..., "run, checkpoint folder, exported model or hf:ORG/NAME; for datasets, a folder of latents",
         argument=True, metavar="MODEL",
     )  # fmt: skip
-    out: Path = setting(..., "folder to write", argument=True, metavar="OUT", strict=False)
+    out: Path = setting(..., "folder of the export", argument=True, metavar="OUT", strict=False)
     format: Literal["mpdit", "diffusers", "onnx", "torch-export", "datasets"] = setting("mpdit", "form of the export")
     half: bool = setting(False, "store the weights as float16")
     licence: str | None = setting(
-        None, "licence of the weights, for the model card", flags=("--licence", "--license"), chosen="unknown"
-    )
-    push: str | None = setting(None, "upload it to this Hub repository too", metavar="ORG/NAME", chosen="no upload")
+        None, "licence of the weights, for the model card: its identifier on the Hub, such as cc-by-4.0",
+        chosen="unknown", pattern=r"^[\w.+-]+$",
+    )  # fmt: skip
+    push: str | None = setting(None, "Hub repository to upload it to", metavar="ORG/NAME", chosen="no upload")
     private: bool = setting(False, "make the Hub repository private")
+
+    @field_validator("push")
+    @classmethod
+    def _repository(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            raise ValueError("expected ORG/NAME, the repository to make or to add to")
+        return value
 
 
 class ExportResult(Result):
@@ -67,10 +80,10 @@ class ExportResult(Result):
     path: Path = setting(..., "the folder")
     format: str = setting(..., "its form")
     bytes: int = setting(..., "its size")
-    images: int | None = setting(None, "number of images, of a data set")
+    images: int | None = setting(None, "number of images in a data set")
     step: int | None = setting(None, "training step of the model")
     weights_sha256: str | None = setting(None, "hash of the model's weights")
     relative_difference: float | None = setting(
-        None, "largest difference from the network, relative to the largest velocity"
+        None, "largest difference of a graph from the network, relative to the largest velocity"
     )
     url: str | None = setting(None, "its address on the Hub")

@@ -1,14 +1,16 @@
 """MPDiT for diffusers: `MPDiTPipeline`, with the call and the output of `DiTPipeline`.
 
-    from mpdit_core.interop.pipeline import MPDiTPipeline
+    from mpdit_core import MPDiTPipeline
     pipe = MPDiTPipeline.from_pretrained("exported-folder")
     images = pipe(class_labels=[207, 360], num_inference_steps=50, generator=torch.manual_seed(0)).images
 
-`mpdit export MODEL OUT --format diffusers` makes such a folder. With `FlowMatchEulerDiscreteScheduler` (shift 1) the
+`mpdit export MODEL OUT --format diffusers` writes such a folder. With `FlowMatchEulerDiscreteScheduler` (shift 1) the
 steps are those of `mpdit sample --sampler euler`: the same noise gives the same images.
 
-`DiffusionPipeline.from_pretrained(folder)` finds the class too, once this module is imported (last line). Where it is
-not, the `pipeline.py` saved with every folder imports it: `custom_pipeline=folder, trust_remote_code=True`.
+`DiffusionPipeline.from_pretrained(folder)` finds the class too, once it is imported (last line). Where it is not, the
+`pipeline.py` saved with every folder imports it: `custom_pipeline=folder, trust_remote_code=True`.
+
+Shapes: B images, C channels, h × w latents, H × W pixels.
 """
 
 from __future__ import annotations
@@ -30,26 +32,29 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.runtime.precision import autocast
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIPELINE_FILE = "pipeline.py"
 PIPELINE_CODE = """\
 # For DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
-from mpdit_core.interop.pipeline import MPDiTPipeline  # noqa: F401 - pip install mpdit
+from mpdit_core import MPDiTPipeline  # noqa: F401 - pip install mpdit
 """
 
 
 class VelocityOutput(BaseOutput):
-    """`sample [B, C, H, H]`: the velocity."""
+    """`sample [B, C, h, w]`: the velocity; or `sample [B, 3, H, W]`: images in [-1, 1]."""
 
     sample: Tensor
 
 
 class MPDiTTransformer(ModelMixin, ConfigMixin):
-    """The velocity network as a model of diffusers. The arguments are those of `ModelConfig`, and the latents' scale.
+    """The velocity network as a model of diffusers. Its arguments are those of `ModelConfig`, and two more.
 
     Args:
-        latents_mean, latents_std: per channel; raw latents for the VAE are `latents · std + mean`.
+        latents_mean, latents_std: mean and standard deviation per channel: the VAE decodes `latents · std + mean`.
     """
 
     _no_split_modules = ["Block"]  # noqa: RUF012
@@ -91,28 +96,25 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True
     ) -> VelocityOutput | tuple[Tensor]:
-        """`hidden_states [B, C, H, H]`, `timestep` [] or [B] = 1000·t, `class_labels [B]` -> velocity [B, C, H, H]."""
+        """`hidden_states [B, C, h, w]`, `timestep` [] or [B] = 1000·t, `class_labels [B]` -> velocity [B, C, h, w]."""
         t = timestep.float().reshape(-1) / 1000
         dtype = self.network.head.linear.weight.dtype
-        half = dtype in (torch.float16, torch.bfloat16)
-        if half:
-            self.network.time_embedding.float()  # a `.half()` of the whole pipeline reaches it too
-        device = hidden_states.device.type
-        with torch.autocast(device, dtype=dtype if half else None, enabled=half):
+        self.network.time_embedding.float()  # `.half()` on the whole pipeline converts it too
+        with autocast(hidden_states.device, dtype):
             velocity = self.network(hidden_states, t, class_labels)
         velocity = velocity.to(hidden_states.dtype)
         return VelocityOutput(sample=velocity) if return_dict else (velocity,)
 
 
 class PixelVAE(ModelMixin, ConfigMixin):
-    """The identity in a VAE's place, for models of pixels; one grey channel is repeated to three."""
+    """The identity in place of a VAE, for models of pixels; a grey channel is repeated to three."""
 
     @register_to_config
     def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads dtype and device of it
 
-    @apply_forward_hook  # moves the transformer out of the way under enable_model_cpu_offload, as AutoencoderKL does
+    @apply_forward_hook  # under enable_model_cpu_offload it offloads the transformer, as AutoencoderKL does
     def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
         images = latents.expand(-1, 3, -1, -1)
         return VelocityOutput(sample=images) if return_dict else (images,)
@@ -126,6 +128,8 @@ class MPDiTPipeline(DiffusionPipeline):
         vae: `AutoencoderKL`, or `PixelVAE`.
         scheduler: `FlowMatchEulerDiscreteScheduler` or another flow-matching one.
         id2label: name of each class; several names separated by commas, as in `DiTPipeline`.
+
+    Errors are `UserError`s, which are `ValueError`s with a `code`.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -135,10 +139,10 @@ class MPDiTPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.register_to_config(id2label=id2label)
-        self.labels: dict[str, int] = {}
+        self._ids: dict[str, list[int]] = {}
         for key, names in (id2label or {}).items():
-            self.labels |= {name.strip(): int(key) for name in names.split(",")}
-        self.labels = dict(sorted(self.labels.items()))
+            for name in names.split(","):
+                self._ids.setdefault(name.strip(), []).append(int(key))
         self._interrupt = False
         self._num_timesteps = 0
 
@@ -157,13 +161,32 @@ class MPDiTPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         return self._interrupt
 
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class id by name, in alphabetical order, for the names that only one class has."""
+        return {name: ids[0] for name, ids in sorted(self._ids.items()) if len(ids) == 1}
+
     def get_label_ids(self, label: str | list[str]) -> list[int]:
-        """Class ids of class names. Raises `ValueError` for a name that is none."""
-        wanted = [label] if isinstance(label, str) else label
-        unknown = [name for name in wanted if name not in self.labels]
-        if unknown:
-            raise ValueError(f"no class is called {unknown[0]!r}; known are {', '.join(self.labels)}")
-        return [self.labels[name] for name in wanted]
+        """Class ids for class names.
+
+        Raises:
+            UserError: no class has this name (`no-such-class`), or several have (`ambiguous-class`).
+        """
+        return [self._label_id(name) for name in ([label] if isinstance(label, str) else label)]
+
+    def _label_id(self, name: str) -> int:
+        ids = self._ids.get(name, [])
+        if not ids:
+            raise UserError(
+                f"no class has the name {name!r}", code="no-such-class", expected=", ".join(sorted(self._ids))
+            )
+        if len(ids) > 1:
+            raise UserError(
+                f"{len(ids)} classes have the name {name!r}",
+                code="ambiguous-class",
+                expected=f"one of the ids {', '.join(map(str, ids))}, given as class_labels",
+            )
+        return ids[0]
 
     @torch.no_grad()
     def __call__(
@@ -184,30 +207,35 @@ class MPDiTPipeline(DiffusionPipeline):
         Args:
             guidance_scale: 1 or less is off.
             output_type: `pil`, `np`, `pt`, or `latent` for the standardised latents.
-            latents: noise to start from, [B, C, H, H], in place of drawn noise.
-            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; may return changed latents,
-                and set `pipeline._interrupt` to stop.
-            callback_on_step_end_tensor_inputs: what its last argument holds; `latents` is all there is.
+            latents: noise to start from, [B, C, h, w], in place of drawn noise.
+            callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; it may return changed
+                latents, and set `pipeline._interrupt` to stop.
+            callback_on_step_end_tensor_inputs: names of the tensors in its last argument; only `latents` is possible.
+
+        Raises:
+            UserError: an argument is not possible (`invalid-value`).
         """
         config, device = self.transformer.config, self._execution_device
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        refused = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if refused:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {sorted(refused)}: only latents can be had")
-        wrong = [label for label in class_labels if not 0 <= label <= config["num_classes"]]
-        if wrong or not class_labels:
-            raise ValueError(f"class_labels {list(class_labels)}: 0..{config['num_classes']} are possible")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type {output_type!r}: pil, np, pt or latent")
-        if isinstance(generator, list) and len(generator) != len(class_labels):
-            raise ValueError(f"{len(generator)} generators for {len(class_labels)} class_labels: one for each image")
         shape = (len(class_labels), config["channels"], config["input_size"], config["input_size"])
+        _require(
+            set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs),
+            f"callback_on_step_end_tensor_inputs {list(callback_on_step_end_tensor_inputs)}",
+            "latents",
+        )
+        _require(
+            len(class_labels) > 0 and all(0 <= label <= config["num_classes"] for label in class_labels),
+            f"class_labels {list(class_labels)}",
+            f"ids from 0 to {config['num_classes']}",
+        )
+        _require(output_type in OUTPUT_TYPES, f"output_type {output_type!r}", ", ".join(OUTPUT_TYPES))
+        if isinstance(generator, list):
+            _require(len(generator) == shape[0], f"{len(generator)} generators", f"{shape[0]}, one per class label")
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents of shape {tuple(latents.shape)}, expected {shape}")
-        x_t = latents.to(device, torch.float32)  # the network may be half, the integration is not
+        _require(tuple(latents.shape) == shape, f"latents of shape {tuple(latents.shape)}", str(shape))
+        x_t = latents.to(device, torch.float32)  # the network may be in half precision, the integration is not
         labels = torch.tensor(list(class_labels), device=device)
         guided = guidance_scale > 1
         both = torch.cat([labels, torch.full_like(labels, config["num_classes"])]) if guided else labels
@@ -239,7 +267,7 @@ class MPDiTPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _set_timesteps(self, steps: int, device: torch.device) -> None:
-        """Even steps from t = 1 to 0. (A scheduler left to itself stops at t = 0.001.)"""
+        """Even steps from t = 1 to 0. (By default, a scheduler stops at t = 0.001.)"""
         try:
             self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=device)
         except TypeError:  # a scheduler that does not take sigmas
@@ -260,5 +288,10 @@ class MPDiTPipeline(DiffusionPipeline):
         return self.numpy_to_pil(images) if output_type == "pil" else images
 
 
-# `DiffusionPipeline.from_pretrained` looks the class of a folder up by name in the package, and has no other register.
+def _require(condition: bool, what: str, expected: str) -> None:
+    if not condition:
+        raise UserError(what, code="invalid-value", expected=expected)
+
+
+# `DiffusionPipeline.from_pretrained` looks up the class of a folder by its name in this package, and nowhere else.
 diffusers.MPDiTPipeline = MPDiTPipeline  # pyright: ignore[reportAttributeAccessIssue]

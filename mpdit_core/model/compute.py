@@ -1,12 +1,12 @@
 """What a model costs: parameters and multiply-accumulates (MACs) as exact integers, from its configuration alone.
 
 One closed formula, torch-free: `operations` lists every matrix product and every table of weights of the network,
-stage by stage, and everything else here is a sum over that list. The tests hold it to a count of the real model on
-torch's meta device, for every preset and for random configurations.
+stage by stage, and everything else here is a sum over that list. The tests compare it with a count of the real model on
+tensors without data: the two are equal, for every preset and for random configurations.
 
-What is counted: matrix products (linear layers, convolutions, attention, the FNO's spectral products), one MAC a
-multiply-add; a product of two complex numbers counts as one MAC, as torch's flop counter has it. Not counted, as
-everywhere in the field: biases, norms, activations, softmax, table look-ups and the FNO's 32-point FFTs.
+What is counted: matrix products (linear layers, convolutions, attention, the FNO's spectral products), one MAC per
+multiply-add; a product of two complex numbers counts as one MAC, as in torch's FLOP counter. Not counted, as is usual
+in the field: biases, norms, activations, softmax, table look-ups and the FNO's 32-point FFTs.
 FLOPs are 2 × MACs. What the papers call "GFLOPs" are giga-MACs of one forward pass of one image.
 
 To add a part of the network: its operations below, in the order of the forward pass.
@@ -36,11 +36,11 @@ KINDS: dict[Kind, str] = {
 }
 
 PAPER_ATTENTION_TOKENS = 256
-"""The papers' counts charge every block's attention as if it ran on 256 tokens, whatever its stage has."""
+"""The papers count the attention of every block as if it ran on 256 tokens, whatever its stage has."""
 
 WHY_CONVENTIONS_DIFFER = (
     "paper: the published way, attention counted as if every block had 256 tokens (linear layers at their real token "
-    "counts); it overcharges coarse stages and undercharges large ones. true: the real token counts everywhere."
+    "counts): too much for coarse stages, too little for fine ones. true: the real token counts everywhere."
 )
 
 SINUSOID_FEATURES = 256
@@ -49,10 +49,10 @@ FNO_GRID, FNO_WIDTH, FNO_MODES, FNO_LAYERS = 32, 32, 16, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One kind of layer, with all its repeats in a stage. `stage` is None for what belongs to no stage.
+    """One kind of layer, with all its repeats in a stage. `stage` is None for a layer outside the stages.
 
-    `macs` are of one forward pass of one image; `backward_macs` of its backward pass (gradients of weights and of
-    inputs, the latter only where something before needs them; no recomputation).
+    `macs` count one forward pass of one image; `backward_macs` its backward pass (gradients of weights and of inputs,
+    the latter only where an earlier layer needs them; no recomputation).
     """
 
     stage: int | None
@@ -78,7 +78,7 @@ class StageCount:
 
 @dataclass(frozen=True)
 class Count:
-    """The bill of one forward pass of one image. `parameters` are the trainable ones.
+    """The breakdown of one forward pass of one image. `parameters` are the trainable ones.
 
     `parameters_with_positions` adds the fixed position tables, which the paper counts and this project does not store.
     """
@@ -125,12 +125,12 @@ def operations(config: ModelConfig, *, convention: Convention = "true") -> Itera
 
 
 def image_tokens(config: ModelConfig) -> list[int]:
-    """Tokens an image has at each stage."""
+    """Number of tokens per image at each stage."""
     return [(config.input_size // stage.patch_size) ** 2 for stage in config.stages]
 
 
 def tokens(config: ModelConfig) -> list[int]:
-    """Tokens the attention sees at each stage: image tokens and class tokens."""
+    """Number of tokens in the attention of each stage: image tokens and class tokens."""
     return [n + config.class_tokens for n in image_tokens(config)]
 
 
@@ -144,7 +144,7 @@ def _linear(
     repeats: int = 1,
     input_gradient: bool = True,
 ) -> Operation:
-    """`repeats` layers `size[0] → size[1]` with bias, each applied to `rows` vectors of an image."""
+    """`repeats` layers `size[0] → size[1]` with bias, each applied to `rows` vectors per image."""
     inputs, outputs = size
     macs = repeats * rows * inputs * outputs
     return Operation(
@@ -173,7 +173,7 @@ def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
 
 
 def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
-    """How tokens come to be at a stage: patches of x_t first, upsampled tokens and the skip later."""
+    """What makes the tokens of a stage: patches of x_t in the first; upsampled tokens and the skip in later ones."""
     width, here, fine = config.width, config.stages[stage].patch_size, image_tokens(config)[stage]
     patch = _linear(
         stage, "patches", "patch embedding", rows=fine, size=(config.channels * here**2, width), input_gradient=False
@@ -204,13 +204,13 @@ def _blocks(config: ModelConfig, stage: int, convention: Convention) -> Iterator
 
 
 def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
-    """The bill of one forward pass of one image, summed by stage and by kind of work."""
-    bill = list(operations(config, convention=convention))
+    """The breakdown of one forward pass of one image, summed by stage and by kind of work."""
+    whole = list(operations(config, convention=convention))
     stages = []
     for index, (stage, images, seen) in enumerate(
         zip(config.stages, image_tokens(config), tokens(config), strict=True)
     ):
-        here = [op for op in bill if op.stage == index]
+        here = [op for op in whole if op.stage == index]
         stages.append(
             StageCount(
                 patch_size=stage.patch_size,
@@ -222,17 +222,17 @@ def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
                 by_kind=_by_kind(here, _macs),
             )
         )
-    trainable, total = _total(bill, _parameters), _total(bill, _macs)
+    trainable, total = _total(whole, _parameters), _total(whole, _macs)
     return Count(
         convention=convention,
         macs=total,
-        training_macs=total + _total(bill, _backward),
-        linear_macs=total - sum(op.macs for op in bill if op.kind == "attention"),
+        training_macs=total + _total(whole, _backward),
+        linear_macs=total - sum(op.macs for op in whole if op.kind == "attention"),
         parameters=trainable,
         parameters_with_positions=trainable + config.width * sum(image_tokens(config)),
         stages=tuple(stages),
-        by_kind=_by_kind(bill, _macs),
-        parameters_by_kind=_by_kind(bill, _parameters),
+        by_kind=_by_kind(whole, _macs),
+        parameters_by_kind=_by_kind(whole, _parameters),
     )
 
 
@@ -242,12 +242,11 @@ def forward_macs(config: ModelConfig, *, convention: Convention = "true") -> int
 
 
 def training_macs(config: ModelConfig) -> int:
-    """MACs of the forward and backward pass of one image: three times the forward pass, less the gradients that
-    nothing needs (of x_t and of t). Recomputation (activation checkpointing, flash attention) is not work of the
-    model and not in it.
+    """MACs of the forward and backward pass of one image: three times the forward pass, less the gradients with
+    respect to x_t and t, which nothing needs. Recomputation (activation checkpointing, flash attention) is not counted.
     """
-    bill = list(operations(config))
-    return _total(bill, _macs) + _total(bill, _backward)
+    whole = list(operations(config))
+    return _total(whole, _macs) + _total(whole, _backward)
 
 
 def parameter_count(config: ModelConfig, *, with_positions: bool = False) -> int:
@@ -268,12 +267,12 @@ def _parameters(op: Operation) -> int:
     return op.parameters
 
 
-def _total(bill: Iterable[Operation], amount: Callable[[Operation], int]) -> int:
-    return sum(amount(op) for op in bill)
+def _total(listed: Iterable[Operation], amount: Callable[[Operation], int]) -> int:
+    return sum(amount(op) for op in listed)
 
 
-def _by_kind(bill: Iterable[Operation], amount: Callable[[Operation], int]) -> dict[Kind, int]:
+def _by_kind(listed: Iterable[Operation], amount: Callable[[Operation], int]) -> dict[Kind, int]:
     sums: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-    for op in bill:
+    for op in listed:
         sums[op.kind] += amount(op)
     return sums

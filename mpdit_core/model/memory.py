@@ -1,7 +1,7 @@
 """How much memory a model needs, in bytes, from its configuration alone; torch-free.
 
-Activations are what the eager model saves for its backward pass; the tests hold them to within 1 % of the tensors
-that autograd really keeps. torch.compile keeps less. Not in it: the allocator's slack, kernels' workspaces and the
+Activations are what the eager model saves for its backward pass, within 1 % of the tensors that autograd keeps (a test
+compares them). torch.compile keeps less. Not counted are unused memory of the allocator, workspaces of kernels, and the
 framework itself (about 1 GB on a GPU), so leave a tenth of the device free.
 """
 
@@ -39,11 +39,12 @@ def training_memory(
     ema_copies: int = 1,
     checkpointing: bool = False,
 ) -> Memory:
-    """What one training step of `batch_size` images on this device holds at once (AdamW, one process).
+    """Memory of one training step of `batch_size` images on one device (AdamW, one process).
 
     Args:
-        batch_size: images computed together: those of one device and one accumulation part.
-        checkpointing: blocks are recomputed in the backward pass; only their inputs are kept, and one block whole.
+        batch_size: number of images computed together: those of one device and one accumulation part.
+        checkpointing: whether blocks are recomputed in the backward pass; then only their inputs are kept, and all
+            activations of one block at a time.
     """
     parameters = parameter_count(config)
     return Memory(
@@ -56,10 +57,10 @@ def training_memory(
 
 
 def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precision = "bfloat16") -> Memory:
-    """What one forward pass of `batch_size` rows holds at its fullest; a guided image is two rows.
+    """Peak memory of one forward pass of `batch_size` rows; a guided image takes two rows.
 
-    That is in an MLP of the longest stage: the residual stream, its normed copy, and the hidden layer before and after
-    its GELU.
+    The peak is in an MLP of the longest stage: the residual stream, its normed copy, and the hidden layer before and
+    after its GELU.
     """
     size = _bytes(precision)
     parameters = parameter_count(config)
@@ -74,7 +75,7 @@ def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precisi
 
 
 def saved_activations(config: ModelConfig, *, precision: Precision = "bfloat16", checkpointing: bool = False) -> int:
-    """Bytes that the eager model keeps of one image between forward and backward pass."""
+    """Bytes that the eager model keeps per image between forward and backward pass."""
     depths = [stage.depth for stage in config.stages]
     lengths = tokens(config)
     blocks = [_block(config, length, precision) for length in lengths]

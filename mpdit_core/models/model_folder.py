@@ -4,7 +4,7 @@
     <folder>/config.json         format, configuration, what the latents were, step
     <folder>/training.safetensors, ema-<decay>.safetensors     only in a run's checkpoints; training/ if sharded
 
-Only safetensors and JSON are ever read: opening a stranger's model runs none of their code.
+Only safetensors and JSON are ever read: opening a model from somebody else runs none of their code.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
 from mpdit_core.settings import settings_error
 
-FORMAT = 1
+FORMAT = 2
+"""Version of a model folder; any other is refused."""
+
 WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.json", "training.safetensors"
-SHARDS = "training"  # in place of TRAINING for a sharded run: a folder, a file for each process; extra has their number
+SHARDS = (
+    "training"  # for a sharded run, in place of TRAINING: a folder with one file per process; `extra` has their number
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class ModelFolder:
     latents: LatentSpec | None
     step: int
     images_seen: int
-    extra: dict[str, Any]  # what an import or export wants remembered: origin, notes
+    extra: dict[str, Any]  # what else the writer of the folder recorded: origin, notes, position of a run
 
     @property
     def run(self) -> Path | None:
@@ -59,10 +63,11 @@ class ModelFolder:
         return files.sha256(self.path / WEIGHTS)
 
     def require_flow(self) -> None:
-        """Raises `UserError` for an imported epsilon model (DiT), which is no flow: no sampler here applies to it."""
+        """Raises `UserError` (`not-a-flow`) for an imported epsilon model (DiT): no sampler here applies to it."""
         if self.extra.get("prediction", "velocity") != "velocity":
             raise UserError(
                 f"{self.path} predicts noise (epsilon), as DiT does: it is no flow and cannot be sampled here",
+                code="not-a-flow",
                 expected="a model that predicts velocity: one of mpdit's own, MPDiT's or SiT's",
                 remedy="sample it with diffusers' DiTPipeline, or train a flow from it: mpdit train --init-from MODEL",
             )
@@ -71,7 +76,7 @@ class ModelFolder:
         """The network in float32 and eval mode, parameters frozen.
 
         Raises:
-            UserError: the weights are torn or are not of this configuration.
+            UserError: the weights are torn or do not fit the configuration (`damaged-file`).
         """
         with torch.device("meta"):
             model = MPDiT(self.config.model)
@@ -83,6 +88,7 @@ class ModelFolder:
             raise UserError(
                 f"{self.path / WEIGHTS} does not fit the configuration beside it: {wrong[0]} is "
                 f"{given.get(wrong[0], 'missing')}",
+                code="damaged-file",
                 expected=f"{expected.get(wrong[0], 'no such tensor')}",
                 remedy="restore both files from the same checkpoint",
             )
@@ -110,15 +116,19 @@ def open_model(where: str | Path) -> ModelFolder:
     if not folder.is_dir():
         raise UserError(
             f"{where} is not a folder",
+            code="no-such-file",
             expected="a run, a checkpoint folder, an exported model, or hf:ORG/NAME",
             remedy=_remedy_for_no_folder(str(where)),
         )
     if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
         return _read_folder(folder)
     complete, torn = find_checkpoints(folder)
+    if not complete and torn:
+        _check_complete(torn[-1][0])
     if not complete:
         raise UserError(
-            f"no model in {folder}" + (f": {torn[0][1]}" if torn else ""),
+            f"there is no model in {folder}",
+            code="not-a-model",
             expected="checkpoints/step-… with model.safetensors and config.json",
             remedy="train until the first checkpoint is written (train.checkpoint_every)",
         )
@@ -133,20 +143,26 @@ def _remedy_for_no_folder(where: str) -> str:
 
 
 def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Complete checkpoints of a run in order of step, and the torn ones with what is wrong with each."""
+    """Complete checkpoints of a run in order of step, and the damaged ones with what is wrong with each."""
     complete, torn = [], []
     for folder in sorted(run.glob("checkpoints/step-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)):
         try:
-            parts, there = _read_folder(folder).extra.get(SHARDS, 0), len(list((folder / SHARDS).glob("*.safetensors")))
-            if there < parts:
-                raise UserError(f"{folder / SHARDS} holds {there} of its {parts} parts")
-            for file in folder.rglob("*.safetensors"):
-                _check_header(file)
+            _check_complete(folder)
         except UserError as error:
             torn.append((folder, error.what))
         else:
             complete.append(folder)
     return complete, torn
+
+
+def _check_complete(checkpoint: Path) -> None:
+    """Raises `UserError` for a checkpoint that lacks a file or has one that is torn."""
+    parts = _read_folder(checkpoint).extra.get(SHARDS, 0)
+    there = len(list((checkpoint / SHARDS).glob("*.safetensors")))
+    if there < parts:
+        raise UserError(f"{checkpoint / SHARDS} holds {there} of its {parts} parts", code="damaged-file")
+    for file in checkpoint.rglob("*.safetensors"):
+        _check_header(file)
 
 
 def save_model(
@@ -158,23 +174,23 @@ def save_model(
     step: int = 0,
     images_seen: int = 0,
     extra: Mapping[str, Any] | None = None,
-    more_tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
-    more_folders: Mapping[str, Path] | None = None,
+    more: Mapping[str, Mapping[str, Tensor] | Path] | None = None,
 ) -> None:
     """Writes a model folder whole or not at all.
 
     Args:
-        more_tensors: further files of tensors by name, e.g. {"training.safetensors": {...}}.
-        more_folders: folders beside `folder` that are moved into it, by their names there.
+        extra: what else to record, in plain JSON values.
+        more: by name, the tensors of a further file, or a folder beside `folder` that is moved into it.
 
     Raises:
         UserError: the disk is full or the place cannot be written; what was there stays.
     """
     with files.writing_folder(folder) as temporary:
-        for name, tensors in {WEIGHTS: state, **(more_tensors or {})}.items():
-            _save_tensors(tensors, temporary / name)
-        for name, source in (more_folders or {}).items():
-            source.rename(temporary / name)
+        for name, content in {WEIGHTS: state, **(more or {})}.items():
+            if isinstance(content, Path):
+                content.rename(temporary / name)
+            else:
+                _save_tensors(content, temporary / name)
         description = {
             "format": FORMAT,
             "mpdit": __version__,
@@ -207,10 +223,13 @@ def _check_header(path: Path) -> None:
         with safe_open(path, "pt"):
             pass
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist", expected="the weights beside config.json") from None
+        raise UserError(
+            f"{path} does not exist", code="no-such-file", expected="the weights beside config.json"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is torn or not a safetensors file: {error}",
+            code="damaged-file",
             remedy="restore it, or remove this folder to fall back on the checkpoint before it",
         ) from None
 
@@ -220,14 +239,16 @@ def _read_folder(folder: Path) -> ModelFolder:
     if not isinstance(description, dict) or "config" not in description:
         raise UserError(
             f"{folder / CONFIG} is not a model of mpdit",
+            code="not-a-model",
             expected="a folder written by `mpdit train`, `import` or `export`",
             remedy="`mpdit import FILE` reads official checkpoints",
         )
     if description.get("format") != FORMAT:
         raise UserError(
             f"{folder} has format {description.get('format')}",
-            expected=f"format {FORMAT}, which this mpdit {__version__} reads",
-            remedy=f"use the version that wrote it ({description.get('mpdit', 'unknown')}) or a newer one",
+            code="unknown-format",
+            expected=f"format {FORMAT}, which mpdit {__version__} reads",
+            remedy=f"use the version that wrote it ({description.get('mpdit', 'unknown')})",
         )
     try:
         config = RunConfig.model_validate_json(json.dumps(description["config"]))

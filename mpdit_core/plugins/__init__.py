@@ -3,17 +3,22 @@
 All are entry points; ours are declared in pyproject.toml. Nothing is imported until it is named. `module:attribute`
 and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves only our own.
 
+    contracts.py the kinds of plugin, and what a class of each must have
     finding.py   which packages offer what, from their metadata alone
     loading.py   a name → its class, checked → an instance with checked options
-    guard.py     keeps what a plugin raises, prints or exits with from reaching anything else
-    records.py   what a result says of the plugins that made it, and getting them back
-    survey.py    what is installed, what is broken and why (in a process of its own)
+    options.py   the options of a plugin, checked and described
+    errors.py    what a plugin raises, with its package and line
+    records.py   what a result records about its plugins, and how they are built again
     scaffold.py  new plugin packages
+    job.py       what `mpdit plugins` does
 """
 
+from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
 from mpdit_core.plugins.errors import PluginError, plugin_errors
-from mpdit_core.plugins.finding import KINDS, Kind, names
+from mpdit_core.plugins.finding import names
+from mpdit_core.plugins.job import list_plugins, new_plugin, show_plugin
 from mpdit_core.plugins.loading import build, load
+from mpdit_core.plugins.options import check_options
 from mpdit_core.plugins.records import rebuild, record, require_package
 
 __all__ = [
@@ -21,10 +26,15 @@ __all__ = [
     "Kind",
     "PluginError",
     "build",
+    "check_options",
+    "contract_problem",
+    "list_plugins",
     "load",
     "names",
+    "new_plugin",
     "plugin_errors",
     "rebuild",
     "record",
     "require_package",
+    "show_plugin",
 ]

@@ -3,12 +3,14 @@
     with plugin_errors(sampler, "in steps"):
         step = next(steps)
 
-An error is the plugin's where the innermost frame that is ours or the plugin's is the plugin's: what our own velocity
-function raises while a plugin's sampler calls it passes as it is, and so does every error of our own classes.
+The body is the call and nothing else. An error is the plugin's unless it comes from code that the plugin was handed:
+what our own velocity function raises while a plugin's sampler calls it passes as it is. A library that the plugin
+calls is part of the plugin.
 """
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +18,12 @@ from pathlib import Path
 
 from mpdit_core.errors import UserError
 
-OURS = Path(__file__).parents[1]
-CALLED_BY_PLUGINS = (OURS / "api.py",)  # of our files, those whose errors are a plugin's wrong call
+CORE = Path(__file__).parents[1]
+CALLED_BY_PLUGINS = CORE / "api.py"  # the one file of ours whose errors are a plugin's wrong call
+STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
+
+labels: dict[type, str] = {}
+"""`sampler 'mine' (package my-sampler 0.1.0)`, for every plugin class of other packages that was loaded."""
 
 
 class PluginError(UserError):
@@ -37,47 +43,83 @@ class PluginError(UserError):
 
 @contextmanager
 def plugin_errors(plugin: object, doing: str) -> Iterator[None]:
-    """Turns what the body raises into a `PluginError`, where it is the fault of `plugin` (an instance or a label).
+    """Turns what the body raises into a `PluginError`, where it is the fault of `plugin`.
 
-    Let through as they are: `UserError`, Ctrl-C, termination, a device out of memory, and errors of ours.
+    Let through as they are: every error of our own classes, `UserError`, Ctrl-C, termination, a device out of memory,
+    and errors of code that the plugin was handed.
+
+    Args:
+        plugin: an instance; or the label of a plugin that is being loaded or built, to blame for whatever happens.
+        doing: for the message, such as `in steps`.
     """
-    label = plugin if isinstance(plugin, str) else label_of(type(plugin))
+    if type(plugin).__module__.startswith("mpdit_core."):
+        yield
+        return
+    label = plugin if isinstance(plugin, str) else labels.get(type(plugin), type(plugin).__qualname__)
     try:
         yield
     except SystemExit as error:
         raise PluginError(label, doing, f"it calls sys.exit({error.code!r}){_where(error)}") from error
     except Exception as error:
-        if isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError" or _is_ours(error):
+        passes = isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError"
+        if passes or not (isinstance(plugin, str) or is_the_plugins(error)):
             raise
-        raise PluginError(label, doing, reason(error)) from error
+        raise PluginError(label, doing, describe(error)) from error
 
 
-def label_of(kind: type) -> str:
-    """`Dopri5 (package mpdit-torchdiffeq)`; the module where it is in no package."""
-    from importlib.metadata import packages_distributions
-
-    top = kind.__module__.partition(".")[0]
-    packages = packages_distributions().get(top)
-    return f"{kind.__qualname__} ({f'package {packages[0]}' if packages else f'module {kind.__module__}'})"
-
-
-def reason(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """`ZeroDivisionError: division by zero (mine.py, line 12)`."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}{': ' if text else ''}{text}{_where(error)}"
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether the innermost frame that is no library's is ours."""
-    frames = [Path(f.filename) for f in traceback.extract_tb(error.__traceback__)]
-    inner = [f for f in frames if "site-packages" not in f.parts and "importlib" not in str(f)] or frames
-    last = inner[-1] if inner else OURS
-    return last.is_relative_to(OURS) and last not in CALLED_BY_PLUGINS
+def is_the_plugins(error: BaseException) -> bool:
+    """Whether the innermost line, leaving libraries aside, is the plugin's."""
+    frames, home = _inside(error)
+    told = [path for path, _ in frames if _is_in(home, path) or not _is_library(path)]
+    return not told or _is_in(home, told[-1])
 
 
 def _where(error: BaseException) -> str:
-    """The innermost line that is the plugin's, not a library's or ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if "importlib" not in f.filename and not Path(f.filename).is_relative_to(OURS)]
-    outside = [f for f in theirs if "site-packages" not in f.filename] or theirs
-    return f" ({Path(outside[-1].filename).name}, line {outside[-1].lineno})" if outside else ""
+    """The innermost line that is the plugin's."""
+    frames, home = _inside(error)
+    theirs = [frame for frame in frames if _is_in(home, frame[0])]
+    return f" ({theirs[-1][0].name}, line {theirs[-1][1]})" if theirs else ""
+
+
+def _inside(error: BaseException) -> tuple[list[tuple[Path, int]], Path]:
+    """The frames from where the plugin was entered, and the folder or file it lies in. No frames: it was not entered.
+
+    The plugin is entered at the first frame that is neither ours nor the standard library's, behind `plugin_errors`
+    and its body.
+    """
+    frames = [
+        (Path(frame.filename), frame.lineno or 0)
+        for frame in traceback.extract_tb(error.__traceback__)[2:]
+        if not frame.filename.startswith("<") and Path(frame.filename) != CALLED_BY_PLUGINS
+    ]
+    for number, (path, _) in enumerate(frames):
+        if not path.is_relative_to(CORE) and (_is_installed(path) or not _is_library(path)):
+            return frames[number:], _home(path)
+    return [], Path()
+
+
+def _home(path: Path) -> Path:
+    """The outermost package that holds the file; of a file in no package, the file among libraries, else its folder."""
+    home = path
+    while (home.parent / "__init__.py").exists():
+        home = home.parent
+    return home if home != path or _is_library(path) else path.parent
+
+
+def _is_in(home: Path, path: Path) -> bool:
+    """Whether a file is the plugin's; a folder of plugins may hold an environment or a checkout of mpdit too."""
+    return path.is_relative_to(home) and not path.is_relative_to(CORE) and _is_library(path) == _is_library(home)
+
+
+def _is_library(path: Path) -> bool:
+    return _is_installed(path) or path.is_relative_to(STANDARD_LIBRARY)
+
+
+def _is_installed(path: Path) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(path.parts))

@@ -6,27 +6,26 @@ import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import Literal
+from importlib.metadata import Distribution, distributions
 
 from mpdit_core.errors import UserError
-
-Kind = Literal["samplers", "datasets", "features"]
-KINDS: tuple[Kind, ...] = ("samplers", "datasets", "features")
-WORDS: dict[Kind, str] = {"samplers": "sampler", "datasets": "data set", "features": "feature extractor"}
+from mpdit_core.plugins.contracts import KINDS, Kind
 
 OURS = "mpdit"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One declared plugin. `value` is `module:attribute`; package and version are those of the distribution."""
+    """One declared plugin. `value` is `module:attribute`; package and version are those of the distribution.
+
+    A plugin that was named by its module or file has no package and no version.
+    """
 
     kind: Kind
     name: str
     value: str
-    package: str
-    version: str
+    package: str = ""
+    version: str = ""
 
     @property
     def is_ours(self) -> bool:
@@ -35,7 +34,10 @@ class Entry:
     @property
     def label(self) -> str:
         """For messages: `sampler 'mine' (package my-sampler 0.1.0)`."""
-        return f"{WORDS[self.kind]} {self.name!r} (package {self.package} {self.version})"
+        word = KINDS[self.kind].word
+        return (
+            f"{word} {self.name!r} (package {self.package} {self.version})" if self.package else f"{word} {self.name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,32 +67,41 @@ def find(kind: Kind, name: str) -> Entry:
     """The entry called `name`. A name of ours cannot be taken: another package's plugin under it is left aside.
 
     Raises:
-        UserError: unknown (with the nearest names), or offered by two packages (naming both).
+        UserError: unknown, with the nearest names (`no-such-plugin`), or offered by two packages (`ambiguous-plugin`).
     """
     found = [e for e in entries(kind) if e.name == name]
     if not found:
-        near = difflib.get_close_matches(name, names(kind), n=2)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "`mpdit plugins` lists what is installed"
-        if os.environ.get("MPDIT_PLUGINS", "").lower() == "off":
-            remedy += " (MPDIT_PLUGINS=off is set, so only mpdit's own are known)"
-        raise UserError(
-            f"there is no {WORDS[kind]} called {name!r}",
-            expected=", ".join(names(kind)) or "none is installed",
-            remedy=remedy,
-        )
+        raise _unknown(kind, name)
     if len(found) > 1 and not found[0].is_ours:
         packages = " and ".join(f"{e.package} {e.version}" for e in found)
         raise UserError(
-            f"two packages offer a {WORDS[kind]} called {name!r}: {packages}",
-            expected="one package for a name",
+            f"two packages offer a {KINDS[kind].word} called {name!r}: {packages}",
+            code="ambiguous-plugin",
+            expected="one package per name",
             remedy=f"uninstall one, or name the class: {' or '.join(e.value for e in found)}",
         )
     return found[0]
 
 
+def _unknown(kind: Kind, name: str) -> UserError:
+    near = difflib.get_close_matches(name, names(kind), n=2)
+    remedy = f"did you mean {' or '.join(near)}?" if near else "`mpdit plugins` lists what is installed"
+    if _only_ours():
+        remedy += " (MPDIT_PLUGINS=off is set, so only the plugins of mpdit itself are known)"
+    return UserError(
+        f"there is no {KINDS[kind].word} called {name!r}",
+        code="no-such-plugin",
+        expected=", ".join(names(kind)) or "none is installed",
+        remedy=remedy,
+    )
+
+
+def _only_ours() -> bool:
+    return os.environ.get("MPDIT_PLUGINS", "").lower() == "off"
+
+
 def _scan() -> Iterator[Entry | BadMetadata]:
     """Every plugin of every package; of two installations of one package the first on the path counts, as in Python."""
-    only_ours = os.environ.get("MPDIT_PLUGINS", "").lower() == "off"
     seen: set[str] = set()
     for distribution in distributions():
         try:
@@ -99,7 +110,7 @@ def _scan() -> Iterator[Entry | BadMetadata]:
         except Exception:  # an unreadable file of a package that may have nothing to do with us
             continue
         package, version = _identity(distribution)
-        if package in seen or (only_ours and package != OURS):
+        if package in seen or (_only_ours() and package != OURS):
             continue
         seen.add(package)
         yield from _plugins(distribution, package, version)
@@ -107,11 +118,10 @@ def _scan() -> Iterator[Entry | BadMetadata]:
 
 def _plugins(distribution: Distribution, package: str, version: str) -> Iterator[Entry | BadMetadata]:
     try:
-        declared: list[EntryPoint] = list(distribution.entry_points)
-        for entry in declared:
-            for kind in KINDS:
-                if entry.group == f"mpdit.{kind}":
-                    yield Entry(kind, entry.name, entry.value, package, version)
+        for entry in list(distribution.entry_points):
+            kind = entry.group.removeprefix("mpdit.")
+            if entry.group.startswith("mpdit.") and kind in KINDS:
+                yield Entry(kind, entry.name, entry.value, package, version)
     except Exception as error:
         yield BadMetadata(package, version, f"its entry_points.txt is malformed ({type(error).__name__}: {error})")
 

@@ -1,32 +1,26 @@
-"""A plugin's name → its class, checked against the contract → an instance with checked options."""
+"""A plugin's name → its class, checked against the contract → an instance with checked options.
+
+What a plugin prints while it is imported or built is caught: it belongs to no result.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import contextlib
 import hashlib
 import importlib
 import importlib.util
-import inspect
+import io
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mpdit_core.api import PLUGIN_API
 from mpdit_core.errors import UserError
-from mpdit_core.plugins.finding import WORDS, Entry, Kind, find
-from mpdit_core.plugins.guard import METHODS, PluginError, contained, guarded
-from mpdit_core.plugins.options import check_options, option_types
-
-ATTRIBUTES: dict[Kind, tuple[str, ...]] = {
-    "samplers": ("order", "stochastic"),
-    "datasets": (),
-    "features": ("name",),
-}
-ARGUMENTS = {"steps": 3, "image": 1, "load": 1, "__call__": 1}  # of the contract's methods, without self
+from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
+from mpdit_core.plugins.errors import PluginError, labels, plugin_errors
+from mpdit_core.plugins.finding import Entry, find
+from mpdit_core.plugins.options import check_options
 
 
 def load(kind: Kind, name: str) -> type:
@@ -38,14 +32,38 @@ def load(kind: Kind, name: str) -> type:
     return load_entry(resolve(kind, name))[0]
 
 
+def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """An instance of plugin `name` with `options` checked against its fields.
+
+    Raises:
+        UserError: as `load`, or an option that does not exist, does not fit, or is missing.
+    """
+    entry = resolve(kind, name)
+    cls, _ = load_entry(entry)
+    origin = f"{KINDS[kind].word} {name}"
+    checked = check_options(cls, options or {}, origin=origin, name=name)
+    with contextlib.nullcontext() if entry.is_ours else plugin_errors(entry.label, "to start"), _quiet():
+        try:
+            return cls(**checked)
+        except UserError:
+            raise
+        except ValueError as error:  # what a plugin says about its own options, in __post_init__
+            remedy = f"`mpdit plugins show {name}` describes them"
+            raise UserError(f"{origin}: {error}", code="invalid-value", remedy=remedy) from error
+
+
 def resolve(kind: Kind, name: str) -> Entry:
     """The entry that `name` stands for; one without a package for `module:attribute` and files."""
     if ":" not in name:
         return find(kind, name)
     where, _, attribute = name.rpartition(":")
     if not where or not attribute.isidentifier():
-        raise UserError(f"{name!r} is not a {WORDS[kind]}", expected="a name, module:Class or ./file.py:Class")
-    return Entry(kind, name, name, "(unpackaged)", "")
+        raise UserError(
+            f"{name!r} is not a {KINDS[kind].word}",
+            code="no-such-plugin",
+            expected="a name, module:Class or ./file.py:Class",
+        )
+    return Entry(kind, name, name)
 
 
 def load_entry(entry: Entry) -> tuple[type, str]:
@@ -56,64 +74,27 @@ def load_entry(entry: Entry) -> tuple[type, str]:
         PluginError: it does not import, or is not what the contract asks for.
     """
     where, _, attribute = entry.value.partition(" [")[0].rpartition(":")
-    label = _label(entry)
-    with contained(label, "to load", catch_output=True) as printed:
-        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, entry)
-        found: Any = module
+    with plugin_errors(entry.label, "to load"), _quiet() as printed:
+        found: Any = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, entry)
         for part in attribute.split("."):
             found = getattr(found, part)
-    problem = contract_problem(entry.kind, found)
-    if problem:
-        raise PluginError(label, "to load", problem)
+    if problem := contract_problem(entry.kind, found):
+        raise PluginError(entry.label, "to load", problem)
+    labels[found] = entry.label
     return found, printed.getvalue()
 
 
-def contract_problem(kind: Kind, found: Any) -> str | None:
-    """What keeps `found` from being a plugin of this kind, or None."""
-    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
-        return f"it is {_shown(found)}, where the contract asks for a dataclass"
-    api = getattr(found, "plugin_api", PLUGIN_API)
-    if api != PLUGIN_API:
-        return f"it was written for version {api} of the plugin contract; this mpdit has version {PLUGIN_API}"
-    missing = [f"{m}()" for m in METHODS[kind] if not callable(getattr(found, m, None)) or not _own(found, m)]
-    missing += [a for a in ATTRIBUTES[kind] if not hasattr(found, a)]
-    if kind == "samplers" and "num_steps" not in {f.name for f in dataclasses.fields(found)}:
-        missing.append("the field num_steps")
-    if missing:
-        return f"{found.__name__} lacks {', '.join(missing)} (see mpdit_core.api)"
-    for method in METHODS[kind]:
-        count = ARGUMENTS.get(method, 0)
-        try:
-            inspect.signature(getattr(found, method)).bind(None, *[None] * count)
-        except TypeError as error:
-            return f"{found.__name__}.{method} does not take the {count} arguments of the contract: {error}"
-        except ValueError:  # no signature to be had, e.g. of a compiled function
-            continue
-    try:
-        option_types(found)
-    except Exception as error:
-        return f"the types of its options cannot be read: {type(error).__name__}: {error}"
-    return None
-
-
-def _own(found: type, method: str) -> bool:
-    """A class is always callable, so `__call__` must be looked for in its bases."""
-    return any(method in vars(base) for base in found.__mro__)
-
-
-def _shown(found: Any) -> str:
-    if isinstance(found, ModuleType):
-        return f"the module {found.__name__}"
-    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
-
-
-def _label(entry: Entry) -> str:
-    return entry.label if entry.version else f"{WORDS[entry.kind]} {entry.value}"
+@contextlib.contextmanager
+def _quiet():
+    """Yields what the body prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        yield printed
 
 
 def _import_module(name: str, entry: Entry) -> ModuleType:
     importlib.invalidate_caches()
-    if not entry.version:  # `module:attribute` typed by the user: the working folder counts, as for `python -m`
+    if not entry.package:  # `module:attribute` typed by the user: the working folder counts, as for `python -m`
         _add_to_path(Path.cwd())
     return importlib.import_module(name)
 
@@ -121,7 +102,7 @@ def _import_module(name: str, entry: Entry) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"{path} does not exist", expected="./file.py:Class")
+        raise UserError(f"{path} does not exist", code="no-such-file", expected="./file.py:Class")
     name = f"mpdit_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -142,32 +123,3 @@ def _import_file(path: Path) -> ModuleType:
 def _add_to_path(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-
-
-def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """An instance of plugin `name` with `options` checked against its fields. Another package's is guarded.
-
-    Raises:
-        UserError: as `load`, or an option that does not exist, does not fit, or is missing.
-    """
-    entry = resolve(kind, name)
-    cls = _guarded(entry, load_entry(entry)[0])
-    origin = f"{kind.removesuffix('s')} {name}"
-    checked = check_options(cls, options or {}, origin=origin)
-    with nullcontext() if entry.is_ours else contained(_label(entry), "to start", catch_output=True):
-        try:
-            return cls(**checked)
-        except UserError:
-            raise
-        except ValueError as error:  # what a plugin says of its own options, in __post_init__
-            raise UserError(f"{origin}: {error}", remedy=f"`mpdit plugins show {name}` describes them") from error
-
-
-def guarded_class(kind: Kind, name: str) -> type:
-    entry = resolve(kind, name)
-    return _guarded(entry, load_entry(entry)[0])
-
-
-@functools.cache
-def _guarded(entry: Entry, loaded: type) -> type:
-    return loaded if entry.is_ours else guarded(entry.kind, loaded, _label(entry), entry.name)

@@ -7,22 +7,21 @@ import difflib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from mpdit_core.errors import UserError
+from mpdit_core.settings import Result, setting
 
 
-@dataclass(frozen=True)
-class Option:
-    """One field. `default` as text; None where a value must be given."""
+class Option(Result):
+    """One option of a plugin."""
 
-    name: str
-    type: str
-    default: str | None
-    description: str
+    name: str = setting(..., "its key")
+    type: str = setting(..., "its type, as the plugin writes it")
+    default: str | None = setting(..., "its default as text; none: a value must be given")
+    description: str = setting("", "what it is, and its bounds")
 
 
 def option_types(loaded: type) -> dict[str, TypeAdapter]:
@@ -32,8 +31,16 @@ def option_types(loaded: type) -> dict[str, TypeAdapter]:
     return {name: TypeAdapter(hints[name]) for name in fields}
 
 
-def check_options(loaded: type, options: Mapping[str, Any], *, origin: str) -> dict[str, Any]:
-    """`options` as the plugin's fields take them (so a list for a tuple). One `UserError` for all faults."""
+def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name: str = "") -> dict[str, Any]:
+    """`options` as the plugin's fields take them (so a list for a tuple).
+
+    Args:
+        origin: the plugin, for messages.
+        name: the plugin as a user types it; `loaded` says it if not given.
+
+    Raises:
+        UserError: one for all faults, `unknown-key` or `invalid-value`.
+    """
     fields = {f.name: f for f in dataclasses.fields(loaded) if f.init}
     adapters, checked, faults = option_types(loaded), {}, []
     for key, value in options.items():
@@ -48,13 +55,13 @@ def check_options(loaded: type, options: Mapping[str, Any], *, origin: str) -> d
             continue
         if not _within(fields[key].metadata, checked[key]):
             faults.append(f"{key} = {checked[key]}: must be {_bounds(fields[key].metadata)}")
-    required = [n for n, f in fields.items() if describe_default(f) is None and n not in options]
-    faults += [f"{name} is missing" for name in required]
+    faults += [f"{key} is missing" for key, f in fields.items() if describe_default(f) is None and key not in options]
     if faults:
         raise UserError(
             f"{origin}: {'; '.join(faults)}",
+            code="invalid-value" if options.keys() <= fields.keys() else "unknown-key",
             expected=f"its options: {', '.join(fields) or 'it has none'}",
-            remedy=f"`mpdit plugins show {origin.rpartition(' ')[2]}` describes them",
+            remedy=f"`mpdit plugins show {name or loaded.__name__}` describes them",
         )
     return checked
 
@@ -82,14 +89,16 @@ def _bounds(metadata: Mapping[str, Any]) -> str:
     return " and ".join(f"{word} {metadata[b]:g}" for b, word in words.items() if metadata.get(b) is not None)
 
 
-def options_of(loaded: type) -> list[Option]:
-    return [
-        Option(f.name, _type(f), describe_default(f), _description(f)) for f in dataclasses.fields(loaded) if f.init
-    ]
+def options_of(loaded: type) -> tuple[Option, ...]:
+    return tuple(
+        Option(name=f.name, type=_type(f), default=describe_default(f), description=_description(f))
+        for f in dataclasses.fields(loaded)
+        if f.init
+    )
 
 
 def summary_of(loaded: type) -> str:
-    """The first line of the class's own docstring (dataclasses make one up where there is none)."""
+    """The first paragraph of the class's own docstring (a dataclass without one gets its signature)."""
     text = inspect.cleandoc(loaded.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     return "" if text.startswith(f"{loaded.__name__}(") else text
 

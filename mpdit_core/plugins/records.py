@@ -1,4 +1,4 @@
-"""What a result says of the plugins that made it, so that it can be repeated, or says which package is missing."""
+"""What a result records about its plugins, so that it can be repeated, or names the package that is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mpdit_core.errors import UserError
-from mpdit_core.plugins.finding import WORDS, Kind, names
+from mpdit_core.plugins.contracts import KINDS, Kind
+from mpdit_core.plugins.finding import names
 from mpdit_core.plugins.loading import build, load, resolve
 from mpdit_core.reporting import jsonable
 
@@ -23,14 +24,14 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
     entry = resolve(kind, name)
     options = {f.name: jsonable(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
     made = {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "options": options}
-    if not entry.version:
+    if not entry.package:
         source = Path(inspect.getsourcefile(load(kind, name)) or "")
         made |= {"package": None, "version": None, "source": str(source), "sha256": _sha256(source)}
     return made
 
 
 def rebuild(made: Mapping[str, Any]) -> Any:
-    """The plugin a record tells of, with its options.
+    """The plugin that a record describes, with its options.
 
     Raises:
         UserError: its package is not installed (naming it), or its options no longer fit.
@@ -40,20 +41,21 @@ def rebuild(made: Mapping[str, Any]) -> Any:
 
 
 def require_package(made: Mapping[str, Any]) -> None:
-    """Raises `UserError` where the package a record tells of is not installed, or its name is another package's now."""
+    """Raises `UserError` (`other-package`) where the package in a record is missing, or another now has the name."""
     kind, name, package = made["kind"], made["name"], made.get("package")
-    if package and name not in names(kind):
-        raise UserError(
-            f"{WORDS[kind]} {name!r} came from the package {package} {made.get('version')}, which is not installed",
-            expected="the packages a result was made with",
-            remedy=f"pip install '{package}=={made.get('version')}'",
-        )
-    if package and resolve(kind, name).package != package:
-        raise UserError(
-            f"{WORDS[kind]} {name!r} came from the package {package} {made.get('version')}, but is now offered by "
-            f"{resolve(kind, name).package}",
-            remedy=f"uninstall that one and pip install '{package}=={made.get('version')}'",
-        )
+    if not package:
+        return
+    now = resolve(kind, name).package if name in names(kind) else None
+    if now == package:
+        return
+    wanted = f"{package}=={made.get('version')}"
+    came = f"{KINDS[kind].word} {name!r} came from the package {package} {made.get('version')}"
+    raise UserError(
+        f"{came}, but is now offered by {now}" if now else f"{came}, which is not installed",
+        code="other-package",
+        expected="the packages that the result was made with",
+        remedy=f"uninstall {now}, then pip install '{wanted}'" if now else f"pip install '{wanted}'",
+    )
 
 
 def _sha256(path: Path) -> str | None:

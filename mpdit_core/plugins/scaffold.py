@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 
 from mpdit_core.errors import UserError
-from mpdit_core.plugins.finding import Kind, names
+from mpdit_core.plugins.contracts import KINDS
+from mpdit_core.plugins.finding import names
 from mpdit_core.runtime.files import writing_folder
 
-KIND_OF: dict[str, Kind] = {"sampler": "samplers", "dataset": "datasets", "features": "features"}
+KIND_OF = {contract.table: kind for kind, contract in KINDS.items()}
 
 PYPROJECT = """\
 [build-system]
@@ -56,7 +57,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn, option
@@ -64,21 +64,21 @@ from mpdit_core.api import NoiseSource, Step, VelocityFn, option
 
 @dataclass
 class @CLASS@:
-    """Heun's method on equal steps. (Replace it by your own.)"""
+    """Heun's method on equal steps. (Replace it with your own.)"""
 
     order: ClassVar[int] = 2  # claimed; the test measures it
     stochastic: ClassVar[bool] = False
 
-    num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
+    num_steps: int = option(50, "number of intervals between t = 1 and t = 0", minimum=1)
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
         x_t, h = noise, -1 / self.num_steps  # t falls from 1, noise, to 0, data
         for n in range(self.num_steps):
-            t = torch.full((1,), 1 - n / self.num_steps, dtype=noise.dtype, device=noise.device)
+            t = 1 - n / self.num_steps
             v = velocity_fn(x_t, t)
             v_next = velocity_fn(x_t + h * v, t + h)
             x_t = x_t + h * (v + v_next) / 2
-            yield Step(1 - (n + 1) / self.num_steps, x_t)  # the last one must have t == 0
+            yield Step(1 - (n + 1) / self.num_steps, x_t)  # the last step must have t == 0
 '''
 
 SAMPLER_TEST = """\
@@ -89,7 +89,7 @@ from mpdit_core.testing import check_sampler
 
 def test_keeps_the_contract():
     report = check_sampler(@CLASS@)
-    assert report.nfe == 40  # 2 evaluations a step, 20 steps
+    assert report.nfe == 40  # 2 evaluations per step, 20 steps
 """
 
 DATASET = '''\
@@ -107,10 +107,10 @@ from mpdit_core.api import Item, option
 
 @dataclass
 class @CLASS@:
-    """Drawn discs and squares of many sizes. (Replace them by your own pictures.)"""
+    """Drawn discs and squares of many sizes. (Replace them with your own pictures.)"""
 
-    count: int = option(200, "pictures", minimum=2)
-    side: int = option(64, "pixels along a side", minimum=16)
+    count: int = option(200, "number of pictures", minimum=2)
+    side: int = option(64, "side of a picture in pixels", minimum=16)
 
     def class_names(self) -> list[str]:
         return ["disc", "square"]
@@ -156,11 +156,11 @@ from mpdit_core.api import Features, option
 
 @dataclass
 class @CLASS@:
-    """Mean colours of a grid of cells. (Replace them by your network's features.)"""
+    """Mean colours of a grid of cells. (Replace them with your network's features.)"""
 
     name: ClassVar[str] = "@NAME@"
 
-    cells: int = option(4, "cells along a side", minimum=1)
+    cells: int = option(4, "number of cells along a side", minimum=1)
 
     def load(self, device: torch.device) -> None:  # a network: read its weights here; raise UserError if there are none
         pass
@@ -195,21 +195,34 @@ def new_package(kind: str, name: str, *, folder: Path | None = None) -> Path:
     """Writes a package for a `sampler`, `dataset` or `features` called `name` into `folder` (default `./mpdit-NAME`).
 
     Raises:
-        UserError: unknown kind, a name that cannot be one or is taken, or a folder that is there already.
+        UserError: unknown kind, an impossible name, a name that is taken, or a folder that exists.
     """
     if kind not in TEMPLATES:
-        raise UserError(f"there is no kind of plugin called {kind!r}", expected=", ".join(TEMPLATES))
+        raise UserError(
+            f"there is no kind of plugin called {kind!r}", code="no-such-kind", expected=", ".join(TEMPLATES)
+        )
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
-        raise UserError(f"{name!r} cannot be the name of a plugin", expected="like my-sampler: a-z, 0-9 and hyphens")
+        raise UserError(
+            f"{name!r} cannot be the name of a plugin",
+            code="invalid-value",
+            expected="like my-sampler: a-z, 0-9 and hyphens",
+        )
     if name in names(KIND_OF[kind]):
-        raise UserError(f"a {kind} called {name!r} is installed already", remedy="choose another name")
+        raise UserError(
+            f"a {kind} called {name!r} is installed already", code="name-in-use", remedy="choose another name"
+        )
     folder = folder or Path(f"mpdit-{name}")
     if folder.exists():
-        raise UserError(f"{folder} exists already", remedy="choose another name, or --out FOLDER")
+        raise UserError(f"{folder} exists already", code="folder-in-use", remedy="choose another name, or --out FOLDER")
+    _write(folder, TEMPLATES[kind], group=KIND_OF[kind], name=name)
+    return folder
+
+
+def _write(folder: Path, template: tuple[str, str, str, str, str], *, group: str, name: str) -> None:
     module = "mpdit_" + name.replace("-", "_")
-    what, more, code, test, command = TEMPLATES[kind]
+    what, more, code, test, command = template
     values = {
-        "@WHAT@": what, "@MORE@": more, "@TRY@": command, "@GROUP@": KIND_OF[kind], "@NAME@": name, "@MODULE@": module,
+        "@WHAT@": what, "@MORE@": more, "@TRY@": command, "@GROUP@": group, "@NAME@": name, "@MODULE@": module,
         "@CLASS@": "".join(part.capitalize() for part in name.split("-")),
     }  # fmt: skip
     files = {"pyproject.toml": PYPROJECT, "README.md": README, f"{module}.py": code, f"tests/test_{module}.py": test}
@@ -219,4 +232,3 @@ def new_package(kind: str, name: str, *, folder: Path | None = None) -> Path:
                 text = text.replace(mark, value)
             (temporary / path).parent.mkdir(exist_ok=True)
             (temporary / path).write_text(text, encoding="utf-8")
-    return folder

@@ -8,7 +8,8 @@ from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mpdit_core.profiling.job import profile_flops
-    from mpdit_core.profiling.options import ProfileOptions, ProfileResult
+    from mpdit_core.profiling.options import ProfileOptions
+    from mpdit_core.profiling.results import ProfileResult
 
 __all__ = ["ProfileOptions", "ProfileResult", "profile_flops"]
 
@@ -16,6 +17,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "job": ["profile_flops"],
-        "options": ["ProfileOptions", "ProfileResult"],
+        "options": ["ProfileOptions"],
+        "results": ["ProfileResult"],
     },
 )

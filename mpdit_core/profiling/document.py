@@ -1,84 +1,81 @@
-"""docs/compute.md, or the same for some models: the tables as Markdown with what a reader must know beside them."""
+"""docs/compute.md, or the same for some models: the tables as Markdown, and what a reader must know about them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.model.compute import KINDS, Convention, forward_macs
+from mpdit_core.model.compute import KINDS, forward_macs
 from mpdit_core.presets import load_preset
-from mpdit_core.profiling.plan import PlanOptions, plan, plan_table
-from mpdit_core.profiling.tables import bill, facts, giga, overview, to_markdown
+from mpdit_core.profiling.plan import PlanOptions, plan
+from mpdit_core.profiling.results import ModelCost
+from mpdit_core.profiling.tables import Table, breakdown_table, facts, giga, overview, plan_table
 from mpdit_core.profiling.targets import Target
-from mpdit_core.reporting import Table
 
 HEAD = """# Compute
 
 This file is written by `mpdit profile-flops --markdown docs/compute.md` and compared with it in the tests.
 
 MACs are multiply-accumulates of matrix products (linear layers, attention, the FNO's spectral products); FLOPs are
-twice that. Biases, norms, activations, softmax, look-ups and 32-point FFTs are not counted, as nowhere in the field.
-All numbers come from one closed formula (`mpdit_core/model/compute.py`), which the tests hold to torch's count of the
-real model, to the last unit: for every preset, and for random configurations, forward and backward.
+twice that. Biases, norms, activations, softmax, look-ups and 32-point FFTs are not counted, as is usual in the field.
+All numbers come from one closed formula (`mpdit_core/model/compute.py`). The tests compare it with torch's count of the
+real model, and the two are equal: for every preset, and for random configurations, forward and backward.
 """
 
-PUBLISHED_NOTE = """The dense rows that other papers print, 118.66 (DiT-XL/2 at 256 px) and 524.6 (at 512 px), are met
-by no convention here: the exact counts are 118.62 and 524.52, 0.04 % and 0.02 % lower, and how theirs were made is not
-said. The row “shared modulation” is cut, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at 512 px is the ratio of
-the linear layers alone; with attention it is 41.5 %.
+PUBLISHED_NOTE = """Neither convention gives the dense numbers that other papers print, 118.66 (DiT-XL/2 at 256 px) and
+524.6 (at 512 px): the exact counts are 118.62 and 524.52, 0.04 % and 0.02 % lower, and the papers do not say how theirs
+were made. The row “shared modulation” is cut, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at 512 px is the
+ratio of the linear layers alone; with attention it is 41.5 %.
 """
 
 MEMORY_NOTE = """Memory is counted too: weights, gradients, AdamW's moments, one EMA copy, and the tensors that the
-eager model keeps for its backward pass (within 1 % of what autograd keeps). The framework and the allocator's slack
-come on top, and torch.compile keeps less. No GPU was at hand to compare the totals with a device's own figures.
+eager model keeps for its backward pass (within 1 % of what autograd keeps). The framework and unused memory of the
+allocator are added to it, and torch.compile keeps less. The totals have not been compared with a GPU's own figures.
+"""
+
+MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model on your machine: median
+and deciles of the latency, images per second, achieved FLOP/s and their share of the rate of the device's own matrix
+products, forward and training, eager and compiled; and the time of each stage and kind of work in the eager passes (a
+compiled block is one piece). `--json` gives every figure to a program. Nothing measured is on this page, as it differs
+between machines; `benchmarks/results/` holds timed training steps.
 """
 
 
-MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model where you are: median and
-spread of latency, images a second, achieved FLOP/s and their share of the device's own matrix products, forward and
-training, eager and compiled; and the same of each stage and kind of work in the eager passes (a compiled block is one
-piece). `--json` gives every figure to a program. Nothing measured is on this page, as it would differ from machine to
-machine; `benchmarks/results/` holds timed training steps.
-"""
-
-
-def write(targets: list[Target], records: list[dict[str, Any]], *, convention: Convention, named: bool) -> str:
-    """The whole document for all presets; tables of the named models otherwise."""
-    parts = [to_markdown(overview(records, convention=convention))]
+def write(models: Sequence[ModelCost], *, named: bool) -> str:
+    """The whole document for all presets; or, where models are `named`, their tables alone."""
     if named:
-        for target, record in zip(targets, records, strict=True):
-            parts += [to_markdown(bill(target, convention=convention)), _facts(target, record)]
+        parts = [overview(models).to_markdown()]
+        for model in models:
+            parts += [breakdown_table(model).to_markdown(), _facts(model)]
         return "\n".join(parts)
-    kinds = "\n".join(f"- **{kind}**: {what}" for kind, what in KINDS.items())
-    xl = next((t for t in targets if t.run.preset == "xl-256"), targets[0])
-    record = records[targets.index(xl)]
+    xl = next((model for model in models if model.preset == "xl-256"), models[0])
     parts = [
         HEAD,
         "## Presets\n",
-        parts[0],
+        overview(models).to_markdown(),
         "## One model in detail\n",
-        kinds + "\n",
-        to_markdown(bill(xl, convention=convention)),
-        _facts(xl, record),
+        "\n".join(f"- **{kind}**: {what}" for kind, what in KINDS.items()) + "\n",
+        breakdown_table(xl).to_markdown(),
+        _facts(xl),
         MEMORY_NOTE,
         "## Measured speed\n",
         MEASURE_NOTE,
         "## Published numbers\n",
-        to_markdown(published_table()),
+        published_table().to_markdown(),
         PUBLISHED_NOTE,
         "## The paper's headline as a plan\n",
         '`mpdit profile-flops --preset xl-256 --plan "epochs=240, dense_epochs=1400, watts=700"`\n',
-        to_markdown(_headline()),
+        _headline().to_markdown(),
     ]
     return "\n".join(parts)
 
 
-def _facts(target: Target, record: dict[str, Any]) -> str:
-    return "\n".join(f"- {label}: {value}" for label, value in facts(target, record).items()) + "\n"
+def _facts(model: ModelCost) -> str:
+    return "\n".join(f"- {label}: {value}" for label, value in facts(model).items()) + "\n"
 
 
 def published_rows() -> list[tuple[str, ModelConfig, str]]:
-    """Label, model, and the "GFLOPs" as printed: MPDiT paper (arXiv 2603.26357), ablations and main tables."""
+    """Label, model, and the "GFLOPs" as printed in the MPDiT paper (arXiv 2603.26357), ablations and main tables."""
 
     def named(preset: str) -> ModelConfig:
         return load_preset(preset).model
@@ -116,4 +113,4 @@ def published_table() -> Table:
 
 def _headline() -> Table:
     options = PlanOptions(epochs=240, dense_epochs=1400, watts=700.0)
-    return plan_table([plan(Target("xl-256", load_preset("xl-256")), options)], options)
+    return plan_table([plan(Target("xl-256", load_preset("xl-256")), options)])

@@ -16,17 +16,19 @@ COLOURS = ["#1b4f8a", "#c8501e", "#2f7d4f", "#7a3b8f", "#8a6d1b", "#2a8c8c", "#a
 
 
 def check(path: Path) -> None:
-    """Raises `UserError` before any work when matplotlib is missing or the file's ending is none of ours."""
+    """Raises `UserError`, before any work: the file's ending is unknown, or matplotlib is missing."""
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--plot {path}", expected="a file ending in " + ", ".join(FORMATS))
+        raise UserError(f"the figure {path}", code="invalid-value", expected="a file ending in " + ", ".join(FORMATS))
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError("--plot needs matplotlib", remedy="pip install 'mpdit[plot]'") from None
+        raise UserError(
+            "a figure needs matplotlib", code="missing-package", remedy="pip install 'mpdit[plot]'"
+        ) from None
 
 
 def draw(targets: list[Target], path: Path, *, convention: Convention) -> None:
-    """One line a model over the resolutions its patches divide."""
+    """One line per model, over the resolutions that its patches divide."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,7 +43,7 @@ def draw(targets: list[Target], path: Path, *, convention: Convention) -> None:
     axes.set_yscale("log")
     axes.set_xticks(RESOLUTIONS, [str(r) for r in RESOLUTIONS], fontsize=8)
     axes.minorticks_off()
-    axes.set_xlabel("resolution (pixels, a side)")
+    axes.set_xlabel("resolution (side in pixels)")
     axes.set_ylabel("giga-MACs of one forward pass")
     axes.set_title(f"Compute against resolution ({convention} convention)", loc="left", fontsize=10)
     axes.grid(color="#dddddd", linewidth=0.6)

@@ -2,114 +2,120 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from mpdit_core.config import ModelConfig
 from mpdit_core.model.compute import count
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.profiling.parts import parts_table, profile_parts
+from mpdit_core.profiling.parts import deciles, part_times, profile_parts
+from mpdit_core.profiling.results import Measured, PassTime
 from mpdit_core.profiling.targets import Target
-from mpdit_core.reporting import Event, Note, Progress, Table, Warn
-from mpdit_core.runtime.device import matmul_rate, select_device, synchronize
-from mpdit_core.runtime.precision import is_fast_in_bfloat16
+from mpdit_core.reporting import Note, Progress, Reporter, Warning, silent
+from mpdit_core.runtime.device import matmul_rate, synchronize
+from mpdit_core.runtime.precision import autocast, choose_dtype, dtype_name
 
 SECONDS = 2.0  # of repeats for each figure, after the warm-up
 REPEATS = (5, 200)  # least and most
-PASSES = ("forward", "training")
+MODES, WORKS = ("eager", "compiled"), ("forward", "training")
 
 
-def matmul_tflops(device_name: str) -> float:
-    """This device's own rate of large matrix products (`matmul_rate`), in the type that `measure` uses."""
-    device = select_device(device_name)
-    dtype = torch.bfloat16 if is_fast_in_bfloat16(device) else torch.float32
-    return matmul_rate(device, dtype) / 1e12
+def matmul_tflops(device: torch.device) -> float:
+    """The rate of this device's large matrix products in the type that `measure` uses, in TFLOP/s."""
+    return matmul_rate(device, choose_dtype("auto", device)) / 1e12
 
 
-def measure(target: Target, batch_size: int, *, device: str) -> Iterator[Event]:
-    """Times forward and training passes, eager and compiled; yields tables, returns the numbers (seconds).
+def measure(target: Target, batch_size: int, *, device: torch.device, report: Reporter = silent) -> Measured:
+    """Times forward and training passes, eager and compiled.
 
-    Weights are random: the time does not depend on them. A compiler that is missing or fails costs its lines and a
-    warning, nothing else.
+    Where torch.compile does not work, its figures are missing and a warning (`cannot-compile`) says why.
     """
-    place = select_device(device)
-    low = is_fast_in_bfloat16(place)
-    rate = matmul_tflops(device)
-    yield Note(text=f"measuring {target.name} on {_describe(place)}, batch {batch_size}, "
-               f"{'bfloat16' if low else 'float32'}; its large matrix products reach {rate:.3g} TFLOP/s")  # fmt: skip
-    with torch.device(place):
-        model = MPDiT(target.model)
-        inputs = _inputs(target, batch_size)
-    counted = count(target.model)
-    parts = {
-        what: profile_parts(model, _work(model, inputs, low=low, training=what == "training"), place) for what in PASSES
-    }
-    rows, figures = [], []
-    done = 0
-    for mode in ("eager", "compiled"):
-        if mode == "compiled":
-            model.compile_blocks()
-        for what, macs in zip(PASSES, (counted.macs, counted.training_macs), strict=True):
-            work = _work(model, inputs, low=low, training=what == "training")
-            if place.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(place)
-            try:
-                times = _times(work, place)
-            except Exception as error:  # the compiler raises all kinds of errors
-                if mode == "eager":
-                    raise
-                yield Warn(text=f"torch.compile does not work here: {type(error).__name__}: {_first_line(error)}")
-                break
-            figure = _figure(times, batch_size, macs, rate) | {"mode": mode, "pass": what}
-            if place.type == "cuda":
-                figure["peak_bytes"] = torch.cuda.max_memory_allocated(place)
-            figures.append(figure)
-            rows.append(_row(figure))
-            done += 1
-            yield Progress(task="measure", done=done, total=4, unit="figures")
-    yield Table(
-        title=f"{target.name}: measured on {_describe(place)}, batch {batch_size}",
-        columns=["pass", "median ms", "10–90 %", "images/s", "GFLOP/s", "of matmul"],
-        rows=rows,
-        note="of matmul: share of the rate that this device's large matrix products reach. FLOPs by the true count.",
+    dtype, rate = choose_dtype("auto", device), matmul_tflops(device)
+    report(
+        Note(
+            text=f"measuring {target.name} on {describe(device)}, batch {batch_size}, {dtype_name(dtype)}; "
+            f"its large matrix products reach {rate:.3g} TFLOP/s"
+        )
     )
-    for what in PASSES:
-        yield parts_table(target.name, target.model, parts[what], batch_size, training=what == "training")
-    return {"name": target.name, "device": _describe(place), "batch_size": batch_size, "matmul_tflops": rate,
-            "figures": figures, "parts": parts}  # fmt: skip
+    with torch.device(device):
+        model, inputs = MPDiT(target.model), _inputs(target.model, batch_size)
+    works = {"forward": lambda: _forward(model, inputs, dtype), "training": lambda: _train(model, inputs, dtype)}
+    counted = count(target.model)
+    macs = {"forward": counted.macs, "training": counted.training_macs}
+    parts = {
+        name: part_times(profile_parts(model, work, device), target.model, batch_size, training=name == "training")
+        for name, work in works.items()
+    }
+    passes: list[PassTime] = []
+    try:
+        for mode in MODES:
+            if mode == "compiled":
+                model.compile_blocks()
+            for name in WORKS:
+                passes.append(
+                    _pass_time(
+                        works[name], device, mode=mode, name=name, batch_size=batch_size, macs=macs[name], rate=rate
+                    )
+                )
+                report(Progress(task="measure", done=len(passes), total=len(MODES) * len(WORKS), unit="figures"))
+    except Exception as error:  # the compiler raises all kinds of errors
+        if len(passes) < len(WORKS):
+            raise
+        text = f"torch.compile does not work here: {type(error).__name__}: {_first_line(error)}"
+        report(Warning(code="cannot-compile", text=text))
+    return Measured(
+        name=target.name,
+        device=describe(device),
+        precision=dtype_name(dtype),
+        batch_size=batch_size,
+        matmul_tflops=rate,
+        passes=tuple(passes),
+        parts=parts,
+    )
 
 
-def _inputs(target: Target, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    model = target.model
+def _inputs(model: ModelConfig, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
     x_t = torch.randn(batch_size, model.channels, model.input_size, model.input_size)
     return x_t, torch.rand(batch_size), torch.randint(model.num_classes, (batch_size,))
 
 
-def _work(model: MPDiT, inputs: tuple[Tensor, Tensor, Tensor], *, low: bool, training: bool) -> Callable[[], object]:
-    """One pass as a function without arguments. Training: forward, loss and backward, without the optimizer."""
-    device = inputs[0].device.type
+@torch.no_grad()
+def _forward(model: MPDiT, inputs: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> None:
+    model.eval()
+    with autocast(inputs[0].device, dtype):
+        model(*inputs)
 
-    def cast() -> AbstractContextManager:
-        return torch.autocast(device, dtype=torch.bfloat16) if low else nullcontext()
 
-    def forward() -> None:
-        model.eval()
-        with torch.no_grad(), cast():
-            model(*inputs)
+def _train(model: MPDiT, inputs: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> None:
+    """Forward pass, loss and backward pass, without the optimizer."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    with autocast(inputs[0].device, dtype):
+        loss = (model(*inputs).float() - inputs[0]).square().mean()
+    loss.backward()
 
-    def train() -> None:
-        model.train()
-        model.zero_grad(set_to_none=True)
-        with cast():
-            loss = (model(*inputs).float() - inputs[0]).square().mean()
-        loss.backward()
 
-    return train if training else forward
+def _pass_time(
+    work: Callable[[], object], device: torch.device, *, mode: str, name: str, batch_size: int, macs: int, rate: float
+) -> PassTime:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = _times(work, device)
+    timing = deciles(times)
+    flops_per_second = 2 * macs * batch_size / timing["median_seconds"]
+    return PassTime(
+        mode=mode,
+        work=name,
+        repeats=len(times),
+        images_per_second=batch_size / timing["median_seconds"],
+        flops_per_second=flops_per_second,
+        share_of_matmul=flops_per_second / (rate * 1e12),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        **timing,
+    )
 
 
 def _times(work: Callable[[], object], device: torch.device) -> list[float]:
@@ -126,33 +132,8 @@ def _times(work: Callable[[], object], device: torch.device) -> list[float]:
     return times
 
 
-def _figure(times: list[float], batch_size: int, macs: int, rate: float) -> dict[str, Any]:
-    median = statistics.median(times)
-    deciles = statistics.quantiles(times, n=10, method="inclusive")
-    flops_rate = 2 * macs * batch_size / median
-    return {
-        "median_seconds": median,
-        "p10_seconds": deciles[0],
-        "p90_seconds": deciles[-1],
-        "repeats": len(times),
-        "images_per_second": batch_size / median,
-        "flops_per_second": flops_rate,
-        "share_of_matmul": flops_rate / (rate * 1e12),
-    }
-
-
-def _row(figure: dict[str, Any]) -> list[str]:
-    return [
-        f"{figure['mode']} {figure['pass']}",
-        f"{figure['median_seconds'] * 1e3:.2f}",
-        f"{figure['p10_seconds'] * 1e3:.2f}–{figure['p90_seconds'] * 1e3:.2f}",
-        f"{figure['images_per_second']:.4g}",
-        f"{figure['flops_per_second'] / 1e9:,.4g}",
-        f"{figure['share_of_matmul']:.1%}",
-    ]
-
-
-def _describe(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
+    """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

@@ -1,33 +1,36 @@
-"""What `profile-flops` is asked for, and what it returns. Torch-free."""
+"""What `profile-flops` is asked for. Torch-free."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import PositiveInt
 
+from mpdit_core.model.compute import Convention
 from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import setting
 
 
 class ProfileOptions(DeviceOptions):
-    """Which models, and what is wanted of them."""
+    """Which models, and what to count, plan, search or measure."""
 
     model: str | None = setting(
-        None, "run, checkpoint folder, exported model or hf:ORG/NAME", argument=True, metavar="MODEL"
+        None, "model to count: a run, checkpoint folder, exported model or hf:ORG/NAME", argument=True, metavar="MODEL"
     )
     preset: tuple[str, ...] = setting(
         (), "preset, or DiT-XL/2, SiT-B/4, MPDiT-XL/4x, MPDiT-XL/8x; repeatable",
         strict=False, repeated=True, chosen="all presets",
     )  # fmt: skip
-    settings: dict[str, Any] = setting({}, "single values of the configuration, by dotted key", table="*", typed=False)
+    settings: dict[str, Any] = setting(
+        {}, "values that change every configuration, by dotted key", table="*", typed=False
+    )
     resolution: PositiveInt | None = setting(
         None, "side of the images in pixels, any that the patches divide",
-        flags=("--resolution", "--res"), chosen="that of the preset",
+        chosen="that of the preset",
     )  # fmt: skip
     batch_size: PositiveInt = setting(1, "number of images for training step, memory and --measure")
-    convention: Literal["true", "paper"] = setting("true", "how to count: true, or as the papers publish it")
+    convention: Convention = setting("true", "how to count: true, or as the papers publish it")
     plan: str | None = setting(
         None, "cost of training, e.g. 'epochs=240, dense_epochs=1400, hardware=h100, devices=8, utilisation=0.4, "
         "watts=700, images=1281167'; 'default': the preset's epochs; hardware=measured times this machine",
@@ -47,13 +50,3 @@ class ProfileOptions(DeviceOptions):
     markdown: Path | None = setting(
         None, "tables for a paper to write", metavar="FILE", panel="Output", strict=False, chosen="none"
     )
-
-
-class ProfileResult(Result):
-    """Every number, exact."""
-
-    convention: str = setting(..., "how MACs were counted")
-    models: tuple[dict[str, Any], ...] = setting((), "one record per model", strict=False)
-    plans: tuple[dict[str, Any], ...] = setting((), "cost of training, per model", strict=False)
-    search: tuple[dict[str, Any], ...] = setting((), "shapes found within the budget", strict=False)
-    measured: tuple[dict[str, Any], ...] = setting((), "times on this machine, per model", strict=False)

@@ -1,7 +1,7 @@
 """Where the time of a pass goes: by stage and kind of work, forward and backward, by torch's profiler.
 
 Hooks put every part of the network into a range of the profiler while it runs eagerly (a compiled block is one piece).
-A backward operation belongs to the part whose forward operation has its sequence number.
+A backward operation belongs to the part whose forward operation has the same sequence number.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.profiler import profile as torch_profile
 
 from mpdit_core.config import ModelConfig
 from mpdit_core.model.compute import KINDS, Kind, operations
-from mpdit_core.reporting import Table
+from mpdit_core.profiling.results import PartTime
 from mpdit_core.runtime.device import synchronize
 
 REPEATS = 7
 RANGE = "mpdit/"
 PASS = "mpdit-pass"
-FORWARD_SCOPE = 0  # of an operation; a node of the backward pass has 1, a range 7
+FORWARD_SCOPE = 0  # an operation has it; a node of the backward pass has 1, a range 7
 BACKWARD = "autograd::engine::evaluate_function"
 
 # module of the network (by the end of its name) -> kind of work. A part has its time without the parts inside it, so
@@ -45,13 +45,11 @@ PARTS: dict[str, Kind] = {
     "head.linear": "output",
 }
 
-Parts = dict[str, dict[str, dict[str, float]]]  # stage (`stage 0`, …, `outside`) -> kind or `rest` -> seconds
 
-
-def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.device) -> Parts:
-    """Median, 10 % and 90 % of the seconds that each part takes in `work`, one pass of `model`."""
+def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.device) -> dict[str, list[float]]:
+    """Seconds that each part, `stage/kind`, takes in each of several passes of `model`; `work` is one pass."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's library writes its log among the tables
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's library prints its log
     handles = _mark(model)
     try:
         work()
@@ -64,11 +62,12 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
     finally:
         for handle in handles:
             handle.remove()
-    return _summary(_seconds(list(profiler.events() or []), on_gpu=device.type == "cuda"))
+    taken = _seconds(list(profiler.events() or []), on_gpu=device.type == "cuda")
+    return {part.removeprefix(RANGE): seconds for part, seconds in taken.items()}
 
 
 def _seconds(events: list[Any], *, on_gpu: bool) -> dict[str, list[float]]:
-    """Seconds of each part, `stage/kind`, in each pass."""
+    """Seconds of each part in each pass, without those of the parts inside it."""
     events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
     passes = [e.time_range for e in events if e.name == PASS]
 
@@ -104,25 +103,12 @@ def _innermost(event: Any) -> str | None:
     return None
 
 
-def _summary(taken: dict[str, list[float]]) -> Parts:
-    parts: Parts = {}
-    kinds = [*KINDS, "rest"]
-    names = [key.removeprefix(RANGE).partition("/") for key in taken]
-    for stage, _, kind in sorted(names, key=lambda name: (name[0] == "outside", name[0], kinds.index(name[2]))):
-        times = taken[f"{RANGE}{stage}/{kind}"]
-        deciles = statistics.quantiles(times, n=10, method="inclusive")
-        parts.setdefault(stage, {})[kind] = {
-            "median_seconds": statistics.median(times), "p10_seconds": deciles[0], "p90_seconds": deciles[-1],
-        }  # fmt: skip
-    return parts
-
-
 def _mark(model: nn.Module) -> list[Any]:
     """Hooks that put every part of `PARTS`, and every stage, into a range of the profiler."""
     handles = []
     for name, module in model.named_modules():
         stage = f"stage {name.split('.')[1]}" if name.startswith("stages.") else "outside"
-        inside_time = name.startswith("time_embedding.")  # whose layers are its own affair
+        inside_time = name.startswith("time_embedding.")  # its layers are not told apart
         matches = [part for part in PARTS if name == part or name.endswith(f".{part}")] if not inside_time else []
         if name.startswith("stages.") and name.count(".") == 1:
             label = f"{RANGE}{stage}/rest"
@@ -144,24 +130,24 @@ def _mark(model: nn.Module) -> list[Any]:
     return handles
 
 
-def parts_table(name: str, config: ModelConfig, parts: Parts, batch_size: int, *, training: bool) -> Table:
-    macs: dict[tuple[str, str], int] = defaultdict(int)
+def part_times(
+    taken: dict[str, list[float]], config: ModelConfig, batch_size: int, *, training: bool
+) -> tuple[PartTime, ...]:
+    """What `profile_parts` measured, with the work of each part; in the order of the stages and of `KINDS`."""
+    macs: dict[str, int] = defaultdict(int)
     for operation in operations(config):
         stage = "outside" if operation.stage is None else f"stage {operation.stage}"
-        macs[stage, operation.kind] += operation.macs + (operation.backward_macs if training else 0)
-    total = sum(row["median_seconds"] for kinds in parts.values() for row in kinds.values())
-    rows = []
-    for stage, kinds in parts.items():
-        for kind, row in kinds.items():
-            median, flops = row["median_seconds"], 2 * batch_size * macs[stage, kind]
-            speed = f"{flops / median / 1e9:,.4g}" if flops and median > 0 else "–"
-            spread = f"{row['p10_seconds'] * 1e3:.3f}–{row['p90_seconds'] * 1e3:.3f}"
-            rows.append([f"{stage} {kind}", f"{median * 1e3:.3f}", spread, f"{median / total:.1%}", speed])
-    return Table(
-        title=f"{name}: where the time of an eager {'training' if training else 'forward'} pass goes",
-        columns=["part", "median ms", "10–90 %", "share", "GFLOP/s"],
-        rows=rows,
-        note="rest: norms, modulation of the tokens, residuals, moving of memory"
-        + (", loss and gradients' sums. " if training else ". ")
-        + "By torch.profiler, which slows small models.",
+        macs[f"{stage}/{operation.kind}"] += operation.macs + (operation.backward_macs if training else 0)
+    stages, kinds = [*(f"stage {i}" for i in range(len(config.stages))), "outside"], [*KINDS, "rest"]
+    return tuple(
+        PartTime(stage=stage, kind=kind, flops=2 * batch_size * macs[f"{stage}/{kind}"], **deciles(seconds))
+        for stage in stages
+        for kind in kinds
+        if (seconds := taken.get(f"{stage}/{kind}"))
     )
+
+
+def deciles(seconds: list[float]) -> dict[str, float]:
+    """The fields of a `Timing`."""
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive")
+    return {"median_seconds": statistics.median(seconds), "p10_seconds": tenths[0], "p90_seconds": tenths[-1]}

@@ -1,4 +1,4 @@
-"""What a training run will take: device-hours, wall time and energy, for the model and its dense counterpart.
+"""What a training run will cost: device-hours, wall time and energy, for the model and its dense counterpart.
 
 To add hardware: a line in `PEAK_TFLOPS` with its source (dense bfloat16 products summed in float32, no sparsity).
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import training_macs
+from mpdit_core.profiling.results import Plan, TrainingCost
 from mpdit_core.profiling.targets import Target
-from mpdit_core.reporting import Table
-from mpdit_core.settings import Settings, parse_assignments, validate
+from mpdit_core.settings import Settings, parse_assignments, setting, validate
 
 PEAK_TFLOPS = {
-    "v100": 125.0,  # NVIDIA V100 data sheet, SXM2; of float16, as it has no bfloat16
+    "v100": 125.0,  # NVIDIA V100 data sheet, SXM2; for float16, as it has no bfloat16
     "a100": 312.0,  # NVIDIA A100 data sheet
     "h100": 989.4,  # NVIDIA H100 architecture white paper, SXM5 (the data sheet prints 1,979 with sparsity)
     "h100-pcie": 756.0,  # NVIDIA H100 architecture white paper, PCIe (data sheet: 1,513 with sparsity)
@@ -28,7 +28,7 @@ PEAK_TFLOPS = {
     "rtx4090": 165.2,  # NVIDIA Ada architecture white paper, summed in float32
     "rtx5090": 209.5,  # NVIDIA RTX Blackwell architecture white paper, summed in float32
     "mi300x": 1307.4,  # AMD Instinct MI300X data sheet
-    "tpu-v4": 275.0,  # Google Cloud TPU documentation, system architecture, a chip; so are the next three
+    "tpu-v4": 275.0,  # Google Cloud TPU documentation, system architecture, per chip; also the next three
     "tpu-v5e": 197.0,
     "tpu-v5p": 459.0,
     "tpu-v6e": 918.0,
@@ -38,88 +38,71 @@ PEAK_TFLOPS = {
 class PlanOptions(Settings):
     """What `--plan "KEY=VALUE, …"` may hold."""
 
-    epochs: PositiveInt | None = Field(default=None, description="passes over the data; default: the preset's")
-    dense_epochs: PositiveInt | None = Field(default=None, description="of the dense model; default: the same")
-    images: PositiveInt = Field(default=1_281_167, description="in the data set (default: ImageNet's)")
-    hardware: str = Field(default="h100", description="a name of the table, or measured")
-    peak_tflops: PositiveFloat | None = Field(default=None, description="peak of a device in place of the table's")
-    devices: PositiveInt = Field(default=8, description="working together")
-    utilisation: float = Field(default=0.4, gt=0, le=1, description="share of the peak that training reaches")
-    watts: PositiveFloat | None = Field(default=None, description="power a device draws, for the energy")
+    epochs: PositiveInt | None = setting(None, "passes over the data; none: as in the preset")
+    dense_epochs: PositiveInt | None = setting(None, "passes for the dense model; none: the same")
+    images: PositiveInt = setting(1_281_167, "images in the data set (those of ImageNet if not given)")
+    hardware: str = setting("h100", "a name in PEAK_TFLOPS, or measured")
+    peak_tflops: PositiveFloat | None = setting(None, "peak rate of one device, in place of the table's")
+    devices: PositiveInt = setting(8, "devices working together")
+    utilisation: float = setting(0.4, "share of the peak that training reaches", gt=0, le=1)
+    watts: PositiveFloat | None = setting(None, "power that one device draws, for the energy")
 
 
 def parse_plan(text: str) -> PlanOptions:
-    """`"epochs=240, hardware=h100"` → options. Raises `UserError` for unknown keys, values or hardware."""
-    options = validate(PlanOptions, _tree(text), origin="--plan")
+    """`"epochs=240, hardware=h100"` → options.
+
+    Raises:
+        UserError: an unknown key (`unknown-key`), value (`invalid-value`) or device (`no-such-hardware`).
+    """
+    words = (part for part in text.replace(",", " ").split() if part not in ("default", "defaults"))
+    tree: dict[str, Any] = parse_assignments(words)
+    options = validate(PlanOptions, tree, origin="plan")
     if options.peak_tflops is None and options.hardware not in (*PEAK_TFLOPS, "measured"):
         raise UserError(
-            f"--plan hardware={options.hardware}: no such device in the table",
+            f"hardware {options.hardware} of a plan is not in the table",
+            code="no-such-hardware",
             expected=", ".join([*PEAK_TFLOPS, "measured"]),
-            remedy="or give its data sheet's figure: peak_tflops=…",
+            remedy="or give the figure in its data sheet: peak_tflops=…",
         )
     return options
 
 
-def _tree(text: str) -> dict[str, Any]:
-    return parse_assignments(part for part in text.replace(",", " ").split() if part not in ("default", "defaults"))
+def plan(target: Target, options: PlanOptions, *, measured_tflops: float | None = None) -> Plan:
+    """Work and time of training `target` and its dense counterpart.
 
-
-def plan(target: Target, options: PlanOptions, *, measured_tflops: float | None = None) -> dict[str, Any]:
-    """Work and time of training `target` and its dense counterpart, as plain numbers."""
-    peak = options.peak_tflops or measured_tflops or PEAK_TFLOPS[options.hardware]
+    Args:
+        measured_tflops: rate of this machine's large matrix products, for `hardware=measured`.
+    """
+    hardware, source = options.hardware, "data sheet"
+    peak = options.peak_tflops or measured_tflops or PEAK_TFLOPS[hardware]
+    if options.peak_tflops is not None:
+        hardware, source = f"{peak:g} TFLOP/s", "given"
+    elif measured_tflops is not None:
+        hardware, source = "this device", "measured"
     epochs = options.epochs or target.run.train.epochs
     model = _cost(training_macs(target.model), epochs, peak, options)
-    dense_epochs = options.dense_epochs or epochs
-    dense = _cost(training_macs(target.model.dense()), dense_epochs, peak, options)
-    return {
-        "name": target.name,
-        "images": options.images,
-        "hardware": options.hardware if options.peak_tflops is None else f"{peak:g} TFLOP/s",
-        "peak_tflops": peak,
-        "utilisation": options.utilisation,
-        "devices": options.devices,
-        "model": model,
-        "dense": dense,
-        "ratio_to_dense": model["device_hours"] / dense["device_hours"],
-    }
-
-
-def _cost(macs: int, epochs: int, peak: float, options: PlanOptions) -> dict[str, Any]:
-    flops = 2 * macs * epochs * options.images
-    hours = flops / (peak * 1e12 * options.utilisation) / 3600
-    return {
-        "epochs": epochs,
-        "flops": flops,
-        "device_hours": hours,
-        "wall_hours": hours / options.devices,
-        "kwh": None if options.watts is None else hours * options.watts / 1000,
-    }
-
-
-def plan_table(plans: list[dict[str, Any]], options: PlanOptions) -> Table:
-    rows = []
-    for each in plans:
-        rows.append([each["name"], *_cells(each["model"]), f"{each['ratio_to_dense']:.1%}"])
-        rows.append(["  its dense DiT", *_cells(each["dense"]), "100.0%"])
-    first = plans[0]
-    used = [name for name in ("kWh",) if options.watts]
-    device, source = first["hardware"], "dense bfloat16, data sheet"
-    if options.peak_tflops is not None:
-        source = "as given"
-    elif options.hardware == "measured":
-        device, source = "this device", "large matrix products, measured"
-    return Table(
-        title=f"Training on {options.images:,} images, {first['devices']} × {device}",
-        columns=["model", "epochs", "EFLOPs", "device h", "wall time", *used, "of dense"],
-        rows=rows if used else [[*row[:5], row[6]] for row in rows],
-        note=f"peak {first['peak_tflops']:.4g} TFLOP/s a device ({source}) × utilisation {options.utilisation:g}; "
-        "forward and backward pass of every image, no evaluation, no data loading, perfect scaling. "
-        "EFLOPs: 1e18 operations, 2 a MAC.",
+    dense = _cost(training_macs(target.model.dense()), options.dense_epochs or epochs, peak, options)
+    return Plan(
+        name=target.name,
+        images=options.images,
+        hardware=hardware,
+        source=source,
+        peak_tflops=peak,
+        utilisation=options.utilisation,
+        devices=options.devices,
+        model=model,
+        dense=dense,
+        ratio_to_dense=model.device_hours / dense.device_hours,
     )
 
 
-def _cells(cost: dict[str, Any]) -> list[str]:
-    days = cost["wall_hours"] / 24
-    wall = f"{days:.1f} d" if days >= 2 else f"{cost['wall_hours']:.1f} h"
-    kwh = "" if cost["kwh"] is None else f"{cost['kwh']:,.0f}"
-    return [str(cost["epochs"]), f"{cost['flops'] / 1e18:,.0f}", f"{cost['device_hours']:,.0f}", wall, kwh]
+def _cost(macs: int, epochs: int, peak: float, options: PlanOptions) -> TrainingCost:
+    flops = 2 * macs * epochs * options.images
+    hours = flops / (peak * 1e12 * options.utilisation) / 3600
+    return TrainingCost(
+        epochs=epochs,
+        flops=flops,
+        device_hours=hours,
+        wall_hours=hours / options.devices,
+        kwh=None if options.watts is None else hours * options.watts / 1000,
+    )

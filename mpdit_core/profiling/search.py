@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import count
-from mpdit_core.profiling.tables import giga, millions
+from mpdit_core.profiling.results import Found, Shape
 from mpdit_core.profiling.targets import Target
-from mpdit_core.reporting import Table
-from mpdit_core.settings import Settings, parse_assignments, validate
+from mpdit_core.settings import Settings, parse_assignments, setting, validate
 
 HEAD_WIDTH = 64
 
@@ -21,18 +19,18 @@ HEAD_WIDTH = 64
 class SearchOptions(Settings):
     """What `--search "KEY=VALUE, …"` may hold. The shapes stay within what has been published and trained."""
 
-    target_macs: PositiveFloat = Field(description="most MACs of one forward pass of one image")
-    levels: tuple[int, ...] = Field(default=(1, 2, 3), strict=False, description="stages a model may have")
-    min_fine_blocks: PositiveInt = Field(default=4, description="blocks at the finest patch; the paper's k, 4 to 8")
-    min_depth: PositiveInt = Field(default=12, description="blocks in all, least")
-    max_depth: PositiveInt = Field(default=32, description="blocks in all, most")
-    shortest: PositiveFloat = Field(default=32.0, description="width / depth, least (DiT-S: 32)")
-    widest: PositiveFloat = Field(default=72.0, description="width / depth, most (DiT-B: 64)")
-    show: PositiveInt = Field(default=10, description="lines")
+    target_macs: PositiveFloat = setting(..., "most MACs of one forward pass of one image")
+    levels: tuple[int, ...] = setting((1, 2, 3), "numbers of stages a model may have", strict=False)
+    min_fine_blocks: PositiveInt = setting(4, "least blocks at the finest patch; the paper's k, 4 to 8")
+    min_depth: PositiveInt = setting(12, "least blocks in all stages together")
+    max_depth: PositiveInt = setting(32, "most blocks in all stages together")
+    shortest: PositiveFloat = setting(32.0, "least width / depth (DiT-S: 32)")
+    widest: PositiveFloat = setting(72.0, "most width / depth (DiT-B: 64)")
+    show: PositiveInt = setting(10, "most models to show")
 
 
 def parse_search(text: str) -> SearchOptions:
-    """`"target_macs=30e9"` → options; a list's brackets may hold commas. Raises `UserError` for anything else."""
+    """`"target_macs=30e9"` → options; the brackets of a list may hold commas. Raises `UserError` as `validate`."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter == "[") - (letter == "]")
@@ -41,48 +39,50 @@ def parse_search(text: str) -> SearchOptions:
         else:
             parts[-1] += letter
     tree = parse_assignments(part for part in parts if part)
-    for key in ("target_macs", "shortest", "widest"):  # 30000000000 is as good as 30e9
+    for key in ("target_macs", "shortest", "widest"):  # 30000000000 means the same as 30e9
         if isinstance(tree.get(key), int):
             tree[key] = float(tree[key])
-    return validate(SearchOptions, tree, origin="--search")
+    return validate(SearchOptions, tree, origin="search")
 
 
-def search(base: Target, options: SearchOptions) -> list[dict[str, Any]]:
+def search(base: Target, options: SearchOptions) -> Found:
     """The best models of `base`'s resolution and switches within the budget: most parameters first.
 
-    Of the same stages' patches and depth only the widest that fits is kept, so that the lines differ in kind.
+    Among models of the same width, number of stages and fine blocks only the largest that fits is kept, so that the
+    lines differ in kind.
 
     Raises:
-        UserError: not even the smallest shape fits.
+        UserError: not even the smallest shape fits (`over-budget`), or there is no shape to try (`nothing-to-search`).
     """
-    best: dict[tuple[int, int, int], dict[str, Any]] = {}
+    best: dict[tuple[int, int, int], Shape] = {}
     smallest: int | None = None
-    kept_of = count(base.model).parameters
+    base_parameters = count(base.model).parameters
     for model in _shapes(base.model, options):
         counted = count(model)
         smallest = min(counted.macs, smallest or counted.macs)
         if counted.macs > options.target_macs:
             continue
         key = (len(model.stages), model.width, model.stages[-1].depth)
-        row = {
-            "width": model.width,
-            "num_heads": model.num_heads,
-            "stages": [list(stage) for stage in model.stages],
-            "parameters": counted.parameters,
-            "parameters_kept": counted.parameters / kept_of,
-            "macs": counted.macs,
-            "set": _ready(model),
-        }
-        if key not in best or row["parameters"] > best[key]["parameters"]:
-            best[key] = row
+        if key not in best or counted.parameters > best[key].parameters:
+            best[key] = Shape(
+                width=model.width,
+                num_heads=model.num_heads,
+                stages=model.stages,
+                parameters=counted.parameters,
+                parameters_kept=counted.parameters / base_parameters,
+                macs=counted.macs,
+                set=_flags(model),
+            )
+    if smallest is None:
+        raise UserError(
+            "the search has no shapes to try", code="nothing-to-search", expected="other levels, depths or widths"
+        )
     if not best:
         raise UserError(
-            f"--search target_macs={options.target_macs:g}: no configuration fits",
-            expected="nothing to search: loosen levels, depths or widths"
-            if smallest is None
-            else f"{smallest:g} or more",
+            f"no model fits target_macs={options.target_macs:g}", code="over-budget", expected=f"{smallest:g} or more"
         )
-    return sorted(best.values(), key=lambda row: (-row["parameters"], row["macs"]))[: options.show]
+    found = sorted(best.values(), key=lambda shape: (-shape.parameters, shape.macs))[: options.show]
+    return Found(base=base.name, resolution=base.resolution, target_macs=options.target_macs, shapes=tuple(found))
 
 
 def _shapes(base: ModelConfig, options: SearchOptions) -> Iterator[ModelConfig]:
@@ -104,31 +104,11 @@ def _stagings(depth: int, finest: int, options: SearchOptions) -> Iterator[tuple
         if 2 in options.levels:
             yield (Stage(2 * finest, depth - fine), Stage(finest, fine))
         if 3 in options.levels:
-            middle = max(fine, 2 * round((depth - fine) / 6))  # as v2-XL: 14, 8, 6
+            middle = max(fine, 2 * round((depth - fine) / 6))  # as in v2-XL: 14, 8, 6
             if depth - fine - middle > 0:
                 yield (Stage(4 * finest, depth - fine - middle), Stage(2 * finest, middle), Stage(finest, fine))
 
 
-def _ready(model: ModelConfig) -> str:
+def _flags(model: ModelConfig) -> str:
     stages = ",".join(f"[{stage.patch_size},{stage.depth}]" for stage in model.stages)
     return f"--set model.width={model.width} --set model.num_heads={model.num_heads} --set 'model.stages=[{stages}]'"
-
-
-def search_table(base: Target, found: list[dict[str, Any]], options: SearchOptions) -> Table:
-    rows = [
-        [
-            " ".join(f"({patch},{depth})" for patch, depth in row["stages"]),
-            str(row["width"]),
-            str(row["num_heads"]),
-            millions(row["parameters"]),
-            f"{row['parameters_kept']:.0%}",
-            giga(row["macs"]),
-        ]
-        for row in found
-    ]
-    return Table(
-        title=f"At most {options.target_macs / 1e9:g} GMACs at {base.resolution} px, most parameters first",
-        columns=["stages (patch, depth)", "width", "heads", "params M", f"of {base.name}", "GMACs"],
-        rows=rows,
-        note="More parameters are not more quality: in the paper 4 fine blocks cost FID against 6. Ready to use:",
-    )

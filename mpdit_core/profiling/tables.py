@@ -1,157 +1,130 @@
-"""Counts as tables for people and as plain records for programs."""
+"""Counts as tables for people: on a terminal of 80 columns, and in Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from mpdit_core.model.compute import WHY_CONVENTIONS_DIFFER, Convention, count
-from mpdit_core.model.memory import inference_memory, training_memory
-from mpdit_core.profiling.targets import Target
-from mpdit_core.reporting import Table
+from mpdit_core.model.compute import WHY_CONVENTIONS_DIFFER
+from mpdit_core.profiling.count import SAMPLING_STEPS
+from mpdit_core.profiling.results import ModelCost, Plan, TrainingCost
 
-SAMPLING_STEPS = 250  # of the papers; with guidance every step evaluates the network twice
 BLOCKS = " ▏▎▍▌▋▊▉█"
 BAR_WIDTH = 4
 
 
-def record(target: Target, *, convention: Convention, batch_size: int) -> dict[str, Any]:
-    """Everything counted of one model, in plain exact integers (MACs and bytes); shared by JSON and CSV."""
-    model = target.model
-    true, paper = count(model), count(model, convention="paper")
-    dense, dense_paper = count(model.dense()), count(model.dense(), convention="paper")
-    used, dense_used = (paper, dense_paper) if convention == "paper" else (true, dense)
-    training = {p: training_memory(model, batch_size, precision=p).total for p in ("float32", "bfloat16")}
-    inference = {p: inference_memory(model, batch_size, precision=p).total for p in ("float32", "bfloat16")}
-    return {
-        "name": target.name,
-        "resolution": target.resolution,
-        "width": model.width,
-        "num_heads": model.num_heads,
-        "stages": [list(stage) for stage in model.stages],
-        "tokens": [stage.tokens for stage in true.stages],
-        "parameters": true.parameters,
-        "parameters_with_positions": true.parameters_with_positions,
-        "convention": convention,
-        "macs": used.macs,
-        "flops": used.flops,
-        "macs_true": true.macs,
-        "macs_paper": paper.macs,
-        "linear_macs": true.linear_macs,
-        "training_macs": true.training_macs,
-        "training_step_macs": true.training_macs * batch_size,
-        "batch_size": batch_size,
-        "guided_sampling_macs": 2 * SAMPLING_STEPS * true.macs,
-        "dense_macs": dense_used.macs,
-        "ratio_to_dense": used.macs / dense_used.macs,
-        "linear_ratio_to_dense": true.linear_macs / dense.linear_macs,
-        "macs_by_kind": used.by_kind,
-        "parameters_by_kind": true.parameters_by_kind,
-        "macs_by_stage": [{"macs": s.macs, "parameters": s.parameters, **s.by_kind} for s in used.stages],
-        "training_bytes": training,
-        "inference_bytes": inference,
-    }  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text. `note` stands below the table."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def to_markdown(self) -> str:
+        """The table in GitHub's Markdown, its note as paragraphs."""
+        lines = ["| " + " | ".join(self.columns) + " |", "|---" + "|---:" * (len(self.columns) - 1) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        note = ["", self.note.replace("\n", "\n\n")] if self.note else []
+        return "\n".join([f"**{self.title}**", "", *lines, *note]) + "\n"
 
 
-def overview(records: list[dict[str, Any]], *, convention: Convention) -> Table:
-    """A line a model. Of one resolution for all, the title says it and not every line: so it fits 80 columns."""
-    resolutions = {r["resolution"] for r in records}
-    alike = len(resolutions) == 1 and len(records) > 1
+def overview(models: Sequence[ModelCost]) -> Table:
+    """One line per model. Where all have one resolution, the title says it and not every line: so it fits."""
+    resolutions = {model.resolution for model in models}
+    alike = len(resolutions) == 1 and len(models) > 1
     image = f"image of {min(resolutions)} px" if alike else "image"
     rows = [
         [
-            r["name"].partition(" @")[0] if alike else r["name"],
-            millions(r["parameters"]),
-            "/".join(str(n) for n in r["tokens"]),
-            giga(r["macs_true"]),
-            giga(r["macs_paper"]),
-            f"{bar(r['ratio_to_dense'])} {r['ratio_to_dense']:>6.1%}",
+            model.name.partition(" @")[0] if alike else model.name,
+            millions(model.parameters),
+            "/".join(str(n) for n in model.tokens),
+            giga(model.macs_true),
+            giga(model.macs_paper),
+            f"{bar(model.ratio_to_dense)} {model.ratio_to_dense:>6.1%}",
         ]
-        for r in records
+        for model in models
     ]
     return Table(
         title=f"One forward pass of one {image}, in giga-MACs (the papers' “GFLOPs”)",
         columns=["model", "params", "tokens", "true", "paper", "of dense"],
         rows=rows,
         note="params: trainable, in millions.\n"
-        f"of dense: the DiT of the same width, depth and finest patch, {convention} convention.\n"
+        f"of dense: the DiT of the same width, depth and finest patch, {models[0].convention} convention.\n"
         + WHY_CONVENTIONS_DIFFER,
     )
 
 
-def bill(target: Target, *, convention: Convention) -> Table:
-    """One model: kinds of work down, stages across."""
-    counted = count(target.model, convention=convention)
-    outside = {kind: total - sum(s.by_kind[kind] for s in counted.stages) for kind, total in counted.by_kind.items()}
-    columns = [*(f"patch {s.patch_size}" for s in counted.stages), "outside", "all", "share"]
-    rows = [["blocks", *(str(s.depth) for s in counted.stages), "", str(target.model.depth), ""]]
-    rows += [["tokens", *(str(s.tokens) for s in counted.stages), "", "", ""]]
-    for kind, total in counted.by_kind.items():
-        cells = [s.by_kind[kind] for s in counted.stages]
-        rows.append([kind, *(giga(n) for n in (*cells, outside[kind], total)), f"{total / counted.macs:.1%}"])
-    cells = [s.macs for s in counted.stages]
-    rows.append(["GMACs", *(giga(n) for n in (*cells, sum(outside.values()), counted.macs)), "100.0%"])
-    in_stages = [s.parameters for s in counted.stages]
-    rest = counted.parameters - sum(in_stages)
-    rows.append(["params M", *(millions(n) for n in (*in_stages, rest, counted.parameters)), ""])
-    return Table(title=f"{target.name}: where the work is (giga-MACs, {convention} convention)",
-                 columns=["", *columns], rows=rows)  # fmt: skip
+def breakdown_table(model: ModelCost) -> Table:
+    """One model: a row per kind of work, a column per stage."""
+    stages, kinds = model.macs_by_stage, model.macs_by_kind
+    rows = [
+        ["blocks", *(str(depth) for _, depth in model.stages), "", str(sum(depth for _, depth in model.stages)), ""],
+        ["tokens", *(str(number) for number in model.tokens), "", "", ""],
+    ]
+    for kind, total in [*kinds.items(), ("macs", model.macs)]:
+        inside = [stage[kind] for stage in stages]
+        cells = [giga(n) for n in (*inside, total - sum(inside), total)]
+        rows.append(["GMACs" if kind == "macs" else kind, *cells, f"{total / model.macs:.1%}"])
+    inside = [stage["parameters"] for stage in stages]
+    cells = [millions(n) for n in (*inside, model.parameters - sum(inside), model.parameters)]
+    rows.append(["params M", *cells, ""])
+    return Table(
+        title=f"{model.name}: where the work is (giga-MACs, {model.convention} convention)",
+        columns=["", *(f"patch {patch}" for patch, _ in model.stages), "outside", "all", "share"],
+        rows=rows,
+    )
 
 
-def facts(target: Target, r: dict[str, Any]) -> dict[str, str]:
+def facts(model: ModelCost) -> dict[str, str]:
     """One model's totals, as labelled lines."""
-    dense = "itself" if target.is_dense else f"{giga(r['dense_macs'])} GMACs"
-    batch = r["batch_size"]
+    dense = "itself" if model.is_dense else f"{giga(model.dense_macs)} GMACs"
+    training, inference = model.training_bytes, model.inference_bytes
     return {
-        "parameters": f"{r['parameters']:,} trainable, {r['parameters_with_positions']:,} with positions",
-        "one image": f"{r['macs_true']:,} MACs, {2 * r['macs_true']:,} FLOPs",
-        "… as published": f"{giga(r['macs_paper'])} GMACs",
+        "parameters": f"{model.parameters:,} trainable, {model.parameters_with_positions:,} with positions",
+        "one image": f"{model.macs_true:,} MACs, {2 * model.macs_true:,} FLOPs",
+        "… as published": f"{giga(model.macs_paper)} GMACs",
         f"dense {dense}": f"{bar(1.0, 18)} 100.0%",
-        f"this {giga(r['macs'])} GMACs": f"{bar(r['ratio_to_dense'], 18)} {r['ratio_to_dense']:.1%} "
-        f"(linear layers {r['linear_ratio_to_dense']:.1%})",
-        f"training step of {batch}": f"{tera(r['training_step_macs'])} TMACs (forward and backward)",
-        "an image, 250 guided steps": f"{tera(r['guided_sampling_macs'])} TMACs ({2 * SAMPLING_STEPS} evaluations, "
-        "no autoencoder)",
-        f"memory to train, {batch} a step": f"{gib(r['training_bytes']['bfloat16'])} in bfloat16, "
-        f"{gib(r['training_bytes']['float32'])} in float32",
-        f"memory to infer, {batch} rows": f"{gib(r['inference_bytes']['bfloat16'])} in bfloat16, "
-        f"{gib(r['inference_bytes']['float32'])} in float32",
-    }  # fmt: skip
+        f"this {giga(model.macs)} GMACs": f"{bar(model.ratio_to_dense, 18)} {model.ratio_to_dense:.1%} "
+        f"(linear layers {model.linear_ratio_to_dense:.1%})",
+        f"training step of {model.batch_size}": f"{tera(model.training_step_macs)} TMACs (forward and backward)",
+        f"one image, {SAMPLING_STEPS} guided steps": f"{tera(model.guided_sampling_macs)} TMACs "
+        f"({2 * SAMPLING_STEPS} evaluations, no autoencoder)",
+        f"memory to train, batch {model.batch_size}": f"{gib(training['bfloat16'])} in bfloat16, "
+        f"{gib(training['float32'])} in float32",
+        f"memory to infer, {model.batch_size} rows": f"{gib(inference['bfloat16'])} in bfloat16, "
+        f"{gib(inference['float32'])} in float32",
+    }
 
 
-def to_csv(records: list[dict[str, Any]]) -> str:
-    """One row a model; lists are joined by spaces, kinds get a column each."""
-    flat = [_flat(r) for r in records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(flat[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
+def plan_table(plans: Sequence[Plan]) -> Table:
+    """Two lines per model: its own training, and that of its dense counterpart."""
+    first = plans[0]
+    energy = first.model.kwh is not None
+    rows = []
+    for each in plans:
+        rows.append([each.name, *_cells(each.model), f"{each.ratio_to_dense:.1%}"])
+        rows.append(["  its dense DiT", *_cells(each.dense), "100.0%"])
+    source = {
+        "data sheet": "dense bfloat16, data sheet", "given": "as given",
+        "measured": "large matrix products, measured",
+    }[first.source]  # fmt: skip
+    return Table(
+        title=f"Training on {first.images:,} images, {first.devices} × {first.hardware}",
+        columns=["model", "epochs", "EFLOPs", "device h", "wall time", *(["kWh"] if energy else []), "of dense"],
+        rows=rows,
+        note=f"peak {first.peak_tflops:.4g} TFLOP/s per device ({source}) × utilisation {first.utilisation:g}; "
+        "forward and backward pass of every image, no evaluation, no data loading, perfect scaling. "
+        "EFLOPs: 1e18 operations, 2 per MAC.",
+    )
 
 
-def _flat(r: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for key, value in r.items():
-        if key == "macs_by_stage":
-            continue
-        if key == "stages":
-            row[key] = " ".join(f"{patch}x{depth}" for patch, depth in value)
-        elif isinstance(value, list):
-            row[key] = " ".join(str(item) for item in value)
-        elif isinstance(value, dict):
-            row |= {f"{key}_{name}": inner for name, inner in value.items()}
-        else:
-            row[key] = value
-    return row
-
-
-def to_markdown(table: Table) -> str:
-    """The table in GitHub's Markdown, its note as a paragraph."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|---" + "|---:" * (len(table.columns) - 1) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in table.rows]
-    note = ["", table.note.replace("\n", "\n\n")] if table.note else []
-    return "\n".join([f"**{table.title}**", "", *lines, *note]) + "\n"
+def _cells(cost: TrainingCost) -> list[str]:
+    days = cost.wall_hours / 24
+    wall = f"{days:.1f} d" if days >= 2 else f"{cost.wall_hours:.1f} h"
+    kwh = [] if cost.kwh is None else [f"{cost.kwh:,.0f}"]
+    return [str(cost.epochs), f"{cost.flops / 1e18:,.0f}", f"{cost.device_hours:,.0f}", wall, *kwh]
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:

@@ -1,4 +1,4 @@
-"""What to profile: presets, the field's names for them, and models on disk, at any resolution.
+"""Which models to profile: presets, the field's names for them, and models on disk, at any resolution.
 
 To add an alias: a line in `SIZES` (a new size) or a branch in `_alias`.
 """
@@ -6,15 +6,16 @@ To add an alias: a line in `SIZES` (a new size) or a branch in `_alias`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
+from typing import Any
 
 from mpdit_core.config import ModelConfig, RunConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import open_model
 from mpdit_core.presets import load_preset, preset_names
-from mpdit_core.settings import merge, parse_assignments, validate
+from mpdit_core.settings import merge, validate
 
 SIZES = ("S", "B", "L", "XL")
 PIXEL_PRESETS = ("digits", "tiny")  # pixels instead of autoencoder latents: not models of large images
@@ -24,7 +25,7 @@ ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two 
 
 @dataclass(frozen=True)
 class Target:
-    """A model to profile. `name` is what the user called it; `run` is what a plan reads its epochs from."""
+    """A model to profile. `name` is as the user named it; `run` holds its configuration, and the epochs for a plan."""
 
     name: str
     run: RunConfig
@@ -43,24 +44,32 @@ class Target:
 
 
 def find_targets(
-    *, presets: Sequence[str], model: str | None, assignments: Sequence[str], resolution: int | None
+    *, presets: Sequence[str], model: str | None, settings: Mapping[str, Any], resolution: int | None
 ) -> tuple[list[Target], list[tuple[str, str]]]:
-    """The models asked for, or all presets; and those that cannot be of `resolution`, with the reason.
+    """The models asked for, or all presets; and those that cannot have `resolution`, each with the reason.
+
+    Args:
+        presets: names of presets, or aliases.
+        model: a model on disk or on the Hub.
+        settings: tree of values that replace those of every model.
+        resolution: side of the images in pixels.
 
     Raises:
-        UserError: an unknown name or key, a resolution that no patch size divides.
+        UserError: an unknown name or key, or a resolution that the patch sizes do not divide
+            (`resolution-does-not-fit`).
     """
     named = [*([(model, open_model(model).config)] if model else []), *((name, _named(name)) for name in presets)]
     everything = not named
     if everything:
         named = [(name, load_preset(name)) for name in preset_names() if not (resolution and name in PIXEL_PRESETS)]
-    tree = parse_assignments(assignments)
-    if resolution is not None and "input_size" in tree.get("model", {}):
-        raise UserError("--res and --set model.input_size say the same thing", remedy="leave one of them out")
+    if resolution is not None and "input_size" in settings.get("model", {}):
+        raise UserError(
+            "resolution and model.input_size fix the same thing", code="conflict", remedy="leave one of them out"
+        )
     targets: list[Target] = []
     left_out: list[tuple[str, str]] = []
     for name, base in named:
-        run = _changed(base, tree)
+        run = _changed(base, settings)
         native = run.resolution
         try:
             run = run if resolution is None else at_resolution(run, resolution)
@@ -69,12 +78,13 @@ def find_targets(
                 raise
             left_out.append((name, error.what))
             continue
-        label = f"{name}*" if tree else name
+        label = f"{name}*" if settings else name
         label = label if run.resolution == native else f"{label} @{run.resolution}"
         targets.append(Target(label, run))
     if not targets:
         raise UserError(
-            f"--res {resolution}: no preset can be of this resolution",
+            f"no preset can have the resolution {resolution}",
+            code="resolution-does-not-fit",
             expected="a multiple of 16 pixels (two-level models: 32, three-level models: 64)",
         )
     return (_without_twins(targets) if everything else targets), left_out
@@ -84,17 +94,19 @@ def at_resolution(run: RunConfig, resolution: int) -> RunConfig:
     """The same network for images of `resolution` pixels: another latent side and position tables, nothing else.
 
     Raises:
-        UserError: the latents' side would not be whole, or not divisible by every patch size.
+        UserError: the side of the latents would not be whole, or not divisible by every patch size
+            (`resolution-does-not-fit`).
     """
     factor = run.resolution // run.model.input_size
     unit = factor * lcm(*(stage.patch_size for stage in run.model.stages))
-    if resolution < 1 or resolution % unit:
+    if resolution % unit:
         below = max(resolution // unit, 1) * unit
         patches = ", ".join(str(stage.patch_size) for stage in run.model.stages)
         raise UserError(
-            f"--res {resolution} does not fit {run.preset}",
+            f"resolution {resolution} does not fit {run.preset}",
+            code="resolution-does-not-fit",
             expected=f"a multiple of {unit} pixels (latents of 1/{factor} the side, patches of {patches})",
-            remedy=f"--res {below} or --res {below + unit}",
+            remedy=f"--resolution {below}, or --resolution {below + unit}",
         )
     model = run.model.model_copy(update={"input_size": resolution // factor})
     return run.model_copy(update={"resolution": resolution, "model": model})
@@ -107,11 +119,13 @@ def _named(name: str) -> RunConfig:
     try:
         return load_preset(name)
     except UserError as error:
-        raise UserError(error.what, expected=f"{error.expected}; or a name as {ALIASES}", remedy=error.remedy) from None
+        raise UserError(
+            error.what, code=error.code, expected=f"{error.expected}; or a name as {ALIASES}", remedy=error.remedy
+        ) from None
 
 
 def _alias(name: str) -> RunConfig | None:
-    """`DiT-XL/2` and the like as a configuration at 256 pixels; None for what is no such name."""
+    """The configuration at 256 pixels of `DiT-XL/2` and similar names; None for any other name."""
     dense = re.fullmatch(rf"(?:DiT|SiT)-({'|'.join(SIZES)})/([248])", name, flags=re.IGNORECASE)
     if dense:
         run = load_preset(f"dit-{dense[1].lower()}-256")
@@ -125,16 +139,16 @@ def _alias(name: str) -> RunConfig | None:
     return None
 
 
-def _changed(run: RunConfig, tree: dict) -> RunConfig:
-    if not tree:
+def _changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    if not settings:
         return run
-    changed = validate(RunConfig, merge(run.model_dump(), tree), origin=run.preset)
+    changed = validate(RunConfig, merge(run.model_dump(), settings), origin=run.preset)
     factor = run.resolution // run.model.input_size
     return changed.model_copy(update={"resolution": changed.model.input_size * factor})
 
 
 def _without_twins(targets: list[Target]) -> list[Target]:
-    """One line a network: of `xl-256 @512` and `xl-512` the one that is so by itself stays."""
+    """Each network once: of `xl-256 @512` and `xl-512` the second is kept, which has the resolution by itself."""
     kept: list[Target] = []
     for target in sorted(targets, key=lambda t: "@" in t.name):  # stable: natives first
         if all(target.model != other.model or ("@" not in target.name) for other in kept):

@@ -1,10 +1,12 @@
-"""The two threads that jobs use: one that produces ahead of its consumer, and one that writes behind its producer."""
+"""The two threads that jobs use, one that produces ahead of its consumer and one that writes behind its producer; and
+how many cores there are for more."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
@@ -13,10 +15,16 @@ T = TypeVar("T")
 SECONDS_TO_NOTICE = 0.1  # that the other side has gone
 
 
-def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Iterator[T]:
-    """`items` in order, made in a thread up to `ahead` of them before they are asked for.
+def usable_cores() -> int:
+    """Number of cores that this process may run on, its share of them where several processes run on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-    What making them raises is raised here, in its turn. Ending the iteration early ends the thread.
+
+def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Generator[T, None, None]:
+    """`items` in order, produced in a thread, up to `ahead` of them before they are asked for.
+
+    What producing them raises is raised here, in its turn. Ending the iteration early ends the thread.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
     stopping = threading.Event()
@@ -68,11 +76,15 @@ class WriteBehind:
         self.wait()
         self._last = self._pool.submit(write, *arguments)
 
-    def wait(self) -> None:
-        """Until the write under way is done. Raises what it raised."""
+    def wait(self) -> Any:
+        """What the write under way returned, once it is done; None if there was none. Raises what it raised."""
         last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        return last.result() if last is not None else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a write has ended that nobody has waited for yet."""
+        return self._last is not None and self._last.done()
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,25 +16,34 @@ from typing import Any
 
 from mpdit_core.errors import UserError
 
+NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
+NO_PLACE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.EFBIG,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
+
 
 @contextmanager
 def user_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk, missing rights and the like, met while writing `path`, into a `UserError`."""
+    """Turns a full disk (`disk-full`), missing rights, a broken disk and the like (`cannot-write`), met while writing
+    `path`, into a `UserError`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise UserError(
                 f"no space left on the disk while writing {path}",
+                code="disk-full",
                 expected=f"room on the file system of {path.parent} ({free_bytes(path) / 2**20:.0f} MiB are free)",
                 remedy="free some space or choose another place, then run the same command again; "
                 "everything finished before is kept",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if error.errno in NO_PLACE:
             raise UserError(
                 f"cannot write {path}: {error.strerror}",
-                expected="a place this user may write to",
-                remedy="choose another place or mend the rights",
+                code="cannot-write",
+                expected="a place that this user may write to, on a disk that takes it",
+                remedy="choose another place or correct the rights",
             ) from error
         raise
 
@@ -42,21 +52,27 @@ def user_errors(path: Path) -> Iterator[None]:
 def writing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write a *file* to; renames it to `path` when the body succeeds.
 
+    The file gets the rights that the umask leaves, whatever rights the writer gave the temporary one.
+
     Raises:
         UserError: the disk is full or the place cannot be written. Nothing is left behind then, and an older
             file at `path` stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary = _beside(path, "part")
     try:
         with user_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            rights = temporary.stat().st_mode & 0o666
             yield temporary
+            _set_rights(temporary, rights)
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to be seen
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -66,16 +82,19 @@ def writing_folder(path: Path) -> Iterator[Path]:
     An older folder at `path` is replaced.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary = _beside(path, "part")
     try:
         with user_errors(path):
             temporary.mkdir(parents=True)
+            rights = temporary.stat().st_mode & 0o666
             yield temporary
             for file in temporary.rglob("*"):
+                if file.is_file():
+                    _set_rights(file, rights)
                 _sync(file)
             _sync(temporary)
             if path.exists():
-                old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+                old = _beside(path, "old")
                 path.replace(old)
                 temporary.replace(path)
                 shutil.rmtree(old, ignore_errors=True)
@@ -96,14 +115,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises `UserError` naming the file when it is missing or not JSON."""
+    """The JSON value in a file.
+
+    Raises:
+        UserError: the file is missing (`no-such-file`) or not JSON (`damaged-file`).
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        raise UserError(f"{path} does not exist", code="no-such-file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not readable JSON: {error}",
+            code="damaged-file",
             expected="a file as mpdit wrote it",
             remedy="restore it from a backup, or make it again",
         ) from error
@@ -131,8 +155,20 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
+
+
+def _set_rights(file: Path, rights: int) -> None:
+    if file.stat().st_mode & 0o777 != rights:  # some file systems refuse every change of them
+        file.chmod(rights)
+
+
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until a file, or the list of names in a folder, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders, and needs no such call
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

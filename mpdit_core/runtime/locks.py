@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ SECONDS = 10.0  # the processes of a killed launcher need a moment to notice tha
 
 
 @contextmanager
-def locked(folder: Path, *, seconds: float = SECONDS) -> Iterator[None]:
+def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
     """Holds `folder`, made where it is missing, against a second writer until the body ends.
 
     Args:
-        seconds: how long to wait for another writer to finish.
+        seconds: how long to wait for another writer to finish; `SECONDS` if not given.
 
     Raises:
         UserError: another process holds it (`folder-in-use`), or the place cannot be written.
@@ -30,23 +31,34 @@ def locked(folder: Path, *, seconds: float = SECONDS) -> Iterator[None]:
     path = Path(folder) / LOCK
     with user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path, SECONDS if seconds is None else seconds)
+    try:
+        with user_errors(_owner(path)):
+            _owner(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        # Removed while it is held, so that nobody can take the old file in between; Windows lets go of it first.
+        for file in (_owner(path), path):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(path: Path, seconds: float) -> FileLock:
+    while True:
         lock = FileLock(path)
         try:
             lock.acquire(timeout=seconds)
         except Timeout:
             raise UserError(
-                f"another process is writing to {folder}{_holder(path)}",
+                f"another process is writing to {path.parent}{_holder(path)}",
                 code="folder-in-use",
                 expected="one command per folder at a time",
                 remedy="wait for it, stop it, or choose another folder",
             ) from None
-    try:
-        _owner(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        _owner(path).unlink(missing_ok=True)
-        lock.release()
-        path.unlink(missing_ok=True)
+        if path.exists():
+            return lock
+        lock.release()  # the holder before us had just removed the file: lock the one that the next writer will see
 
 
 def _owner(path: Path) -> Path:

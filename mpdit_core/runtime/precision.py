@@ -49,7 +49,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 @contextmanager
 def computing_in(name: Name, device: torch.device) -> Iterator[None]:
     """As `autocast`, and on a GPU float32 is exact unless `tf32` is asked for. torch's flags are put back."""
-    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [flag.allow_tf32 for flag in flags]
     try:
         if device.type == "cuda":

@@ -1,7 +1,7 @@
 """Samplers: how x gets from t = 1 (noise) to t = 0 (data).
 
 To add one: a file here with a dataclass as `mpdit_core.api.Sampler` describes (euler.py is the shortest), and a line
-under `[project.entry-points."mpdit.samplers"]` in pyproject.toml. The shared test in tests/test_samplers.py then
+under `[project.entry-points."mpdit.samplers"]` in pyproject.toml. The shared test in tests/unit/samplers then
 measures the order it claims. A sampler may also live in a package of its own: see docs/plugins.md.
 """
 

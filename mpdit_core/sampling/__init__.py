@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from mpdit_core.sampling.job import sample
     from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingOptions, ViewResult
     from mpdit_core.sampling.sample_set import SampleSet
+    from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value
 
 __all__ = [
+    "Axis",
     "Generator",
     "SampleBatch",
     "SampleOptions",
@@ -20,9 +22,11 @@ __all__ = [
     "SampleSet",
     "SamplingOptions",
     "ViewResult",
+    "read_sweeps",
     "sample",
     "sampling_values",
     "settle",
+    "with_value",
 ]
 
 __getattr__ = lazy_names(
@@ -32,5 +36,6 @@ __getattr__ = lazy_names(
         "job": ["sample"],
         "options": ["SampleOptions", "SampleResult", "SamplingOptions", "ViewResult"],
         "sample_set": ["SampleSet"],
+        "sweeps": ["Axis", "read_sweeps", "with_value"],
     },
 )

@@ -13,8 +13,8 @@ Shapes: B images, C channels, h × w latents, H × W pixels.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import abc, deque
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,7 +202,7 @@ class Generator:
         assert self.autoencoder is not None, "made with decode=False"
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
 
-    def batches(self, blocks: Collection[int]) -> Iterator[SampleBatch]:
+    def batches(self, blocks: Collection[int]) -> abc.Generator[SampleBatch, None, None]:
         """These blocks in turn, several at once in threads.
 
         On a CPU each block is computed by one thread alone, as many blocks at once as there are threads: faster than

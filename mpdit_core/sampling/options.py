@@ -12,6 +12,9 @@ from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, setting
 
 Format = Literal["png", "npz", "latents"]
+PICTURES = ("sweep", "trajectory", "interpolate", "nearest")
+"""Options of which each asks for a picture in place of a set of samples."""
+
 MODEL = "run, checkpoint folder, exported model or hf:ORG/NAME"
 
 
@@ -26,7 +29,7 @@ class SamplingOptions(Options):
         "euler", "name of the sampler (`mpdit plugins` lists them)", panel="Sampling", sweepable=True
     )
     sampler_options: dict[str, Any] = setting(
-        {}, "other options of the sampler, such as its grid", table="sampler", typed=False
+        {}, "other options of the sampler, such as its grid", table="sampler", typed=False, sweepable=True
     )
     num_steps: PositiveInt | None = setting(
         None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
@@ -58,16 +61,14 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     """What `mpdit sample` is asked for: a set of samples, or one of the pictures below."""
 
     model: str = setting(..., MODEL, argument=True, metavar="MODEL")
-    num_samples: PositiveInt | None = setting(
-        None, "number of images to sample", flags=("--num-samples", "-n"), chosen="16; fewer in a picture"
-    )
+    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; fewer in a picture")
     out: Path | None = setting(
-        None, "folder to write", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
+        None, "folder of the samples", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
     )
     format: Format = setting("png", "form of the files to write", panel="Output")
     by_class: bool = setting(False, "write PNGs into one folder per class", panel="Output")
     sweep: tuple[str, ...] = setting(
-        (), "picture of the same noise under several values of an option; twice: two axes",
+        (), "picture of the same noise under several values of an option, or of two (twice); `;` between pairs LO,HI",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Pictures",
     )  # fmt: skip
     trajectory: bool = setting(
@@ -85,6 +86,11 @@ class SampleOptions(SamplingOptions, DeviceOptions):
         None, "folder of training latents for --nearest",
         metavar="DIR", panel="Pictures", chosen="those of the training", strict=False,
     )  # fmt: skip
+
+    @property
+    def pictures(self) -> list[str]:
+        """Which of `PICTURES` are asked for; none: a set of samples."""
+        return [name for name in PICTURES if getattr(self, name)]
 
 
 class SampleResult(Result):

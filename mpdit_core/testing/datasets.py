@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 from mpdit_core.api import Dataset
-from mpdit_core.plugins.loading import contract_problem
+from mpdit_core.plugins import contract_problem
 from mpdit_core.testing.conformance import require
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpdit_core.api import FeatureExtractor
-from mpdit_core.plugins.loading import contract_problem
+from mpdit_core.plugins import contract_problem
 from mpdit_core.testing.conformance import require
 
 

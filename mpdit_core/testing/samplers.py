@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpdit_core.api import NoiseSource
-from mpdit_core.plugins.loading import contract_problem
-from mpdit_core.plugins.options import check_options
+from mpdit_core.plugins import check_options, contract_problem
 from mpdit_core.testing.conformance import require
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
+from mpdit_core.config import RunConfig
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
 
@@ -32,8 +33,8 @@ class TrainOptions(DeviceOptions):
     dry_run: bool = setting(
         False, "check everything and show configuration, memory and disk; write nothing", panel="Output"
     )
-    runs_root: Path = setting(Path("runs"), "where new runs are made", typed=False)
-    latents_root: Path = setting(Path("latents"), "where latents are looked for", typed=False)
+    runs_root: Path = setting(Path("runs"), "folder in which new runs are made", typed=False)
+    latents_root: Path = setting(Path("latents"), "folder in which latents are looked for", typed=False)
 
 
 class TrainResult(Result):
@@ -53,9 +54,11 @@ class DryRunResult(Result):
     latents: Path = setting(..., "the latents")
     images: int = setting(..., "number of images in them")
     total_steps: int = setting(..., "optimizer steps")
-    config: dict[str, Any] = setting(..., "the resolved configuration")
-    origins: dict[str, str] = setting(..., "where each value of it came from, by dotted key")
-    facts: dict[str, str] = setting({}, "memory and disk, in words")
+    config: RunConfig = setting(..., "the resolved configuration")
+    origins: dict[str, str] = setting(..., "where each value of it came from, by dotted key; others are defaults")
     memory_bytes: int = setting(..., "memory needed on each device")
+    activation_bytes: int = setting(..., "part of it that activations take")
+    switched_memory_bytes: int = setting(..., "memory needed with activation checkpointing switched the other way")
+    checkpoint_bytes: int = setting(..., "size of one checkpoint")
     disk_bytes: int = setting(..., "disk needed for checkpoints")
     free_bytes: int = setting(..., "disk that is free")

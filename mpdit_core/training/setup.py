@@ -1,95 +1,63 @@
-"""Everything decided before a run's first step: its configuration, latents, folder, and where it goes on from.
+"""Everything decided before a run's first step: its configuration, its latents and its folder.
 
-Nothing is written here but the run's folder, and that only after all checks have passed.
+Nothing is written here.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from mpdit_core.config import RunConfig, differences
+from mpdit_core import presets
+from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.models.model_folder import find_checkpoints
-from mpdit_core.presets import resolve
-from mpdit_core.reporting import Event, Note, Warn
-from mpdit_core.runtime import files
-from mpdit_core.settings import merge, parse_assignments, read_toml, to_toml, validate
-from mpdit_core.training.state.checkpoints import check_same_data
-
-# What may change when a run goes on: nothing that alters the sequence of updates already made.
-RESUMABLE = re.compile(
-    r"train\.(steps|epochs|log_every|checkpoint_every|keep_last|keep_every|trackers|compile|precision|parallel"
-    r"|accumulation|activation_checkpointing|on_nonfinite|spike_factor)|preview\..*"
-)
+from mpdit_core.models import RunFolder
+from mpdit_core.reporting import Note, Reporter
+from mpdit_core.runtime.locks import LOCK
+from mpdit_core.settings import changes
+from mpdit_core.training.options import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What `mpdit train` was asked for."""
-
-    preset: str | None = None
-    config_file: Path | None = None
-    assignments: Sequence[str] = ()
-    latents: Path | None = None
-    run: Path | None = None
-    steps: int | None = None
-    resume: bool = True
-    init_from: str | None = None
-    device: str = "auto"
-    dry_run: bool = False
-    runs_root: Path = Path("runs")
-    latents_root: Path = Path("latents")
-
-
-@dataclass(frozen=True)
 class Plan:
-    """A run that can start."""
+    """A run before its first step. `resumes`: its folder holds a run already."""
 
     config: RunConfig
+    origins: dict[str, str]  # where each value came from, by dotted key
     latents: LatentFolder
-    run: Path
+    run: RunFolder
     total_steps: int
-    resume_from: Path | None
-    events: list[Event] = field(default_factory=list)  # what the user should hear of how it was decided
+    resumes: bool
 
 
-def prepare(options: TrainOptions, *, world_size: int = 1) -> Plan:
+def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
     """Decides all of the above. Raises `UserError` for anything that could not work."""
-    events: list[Event] = []
-    saved = _saved_config(options)
-    config = _configuration(options, saved)
-    folder = options.latents or _saved_latents(options, saved)
-    latents = LatentFolder(folder or find_latents(options.latents_root, resolution=config.resolution))
-    config = fit_to_latents(config, latents.spec, fixed=_keys_given(options), events=events)
-    check_division(config, world_size)
-    resume_from = None
+    saved = _saved_run(options)
+    layers = presets.layers(
+        preset=options.preset,
+        file=options.config,
+        settings=options.settings,
+        flags={"train.steps": options.steps},
+        base=Layers().over(saved.config().model_dump(), f"the run {saved}") if saved else None,
+    )
+    folder = options.latents or (Path(saved.latents().folder) if saved else None)
+    latents = LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
+    layers = fit_to_latents(layers, latents.spec, report=report)
+    config = layers.config()
+    _check_division(config, world_size)
     if saved is not None:
-        assert options.run is not None
-        changed = [d for d in differences(saved, config) if not RESUMABLE.match(d)]
-        if changed:
-            raise UserError(
-                f"{options.run} was begun with another configuration: {'; '.join(changed)}",
-                expected="the same, to go on with it",
-                remedy=f"mpdit train --run {options.run}   goes on unchanged; leave --run out to begin another run, "
-                f"with --init-from {options.run} from these weights",
-            )
-        check_same_data(LatentSpec.model_validate_json((options.run / "latents.json").read_text()), latents.spec)
-        resume_from = _newest(options.run, events)
-    run = options.run or _next_run(options.runs_root, config.preset)
-    return Plan(config, latents, run, total_steps(config, len(latents)), resume_from, events)
-
-
-def create_run(plan: Plan) -> None:
-    """Makes the run's folder, or brings its configuration up to date."""
-    with files.user_errors(plan.run):
-        plan.run.mkdir(parents=True, exist_ok=True)
-    files.write_text(plan.run / "config.toml", to_toml(plan.config))
-    files.write_text(plan.run / "latents.json", plan.latents.spec.model_dump_json(indent=2) + "\n")
+        _check_same_run(saved, config)
+        _check_same_data(saved.latents(), latents.spec)
+    return Plan(
+        config=config,
+        origins=layers.origins,
+        latents=latents,
+        run=saved or (RunFolder(options.run) if options.run else RunFolder.next(options.runs_root, config.preset)),
+        total_steps=total_steps(config, len(latents)),
+        resumes=saved is not None,
+    )
 
 
 def total_steps(config: RunConfig, images: int) -> int:
@@ -99,18 +67,18 @@ def total_steps(config: RunConfig, images: int) -> int:
     return max(1, config.train.epochs * images // config.train.batch_size)
 
 
-def fit_to_latents(config: RunConfig, spec: LatentSpec, *, fixed: set[str], events: list[Event]) -> RunConfig:
-    """The configuration with the latents' size, channels and number of classes.
-
-    Args:
-        fixed: dotted keys the user gave; a conflict with one of these is refused, not adapted.
+def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Layers:
+    """The layers with the latents' size, channels and number of classes on top.
 
     Raises:
-        UserError: another resolution than the configuration's, or a conflict with a fixed key.
+        UserError: another resolution than the configuration's (`wrong-resolution`), or a value that the user gave and
+            the latents do not have (`latents-do-not-fit`).
     """
+    config = layers.config()
     if spec.resolution != config.resolution:
         raise UserError(
             f"{spec.folder} holds latents of {spec.resolution} px, {config.preset} is for {config.resolution} px",
+            code="wrong-resolution",
             expected=f"latents of {config.resolution} px",
             remedy=f"mpdit encode-latents {spec.source} --resolution {config.resolution}",
         )
@@ -119,17 +87,38 @@ def fit_to_latents(config: RunConfig, spec: LatentSpec, *, fixed: set[str], even
         "channels": spec.autoencoder.channels,
         "num_classes": len(spec.class_names),
     }
-    changes = {key: value for key, value in found.items() if getattr(config.model, key) != value}
-    for key, value in changes.items():
+    adapted = {key: value for key, value in found.items() if getattr(config.model, key) != value}
+    for key, value in adapted.items():
         given = getattr(config.model, key)
-        if f"model.{key}" in fixed:
-            raise UserError(f"model.{key} = {given}, but the latents have {value}", remedy=f"leave model.{key} out")
-        events.append(Note(text=f"model.{key} = {value}, as the latents have it (the preset says {given})"))
-    tree = config.model_dump()
-    return validate(RunConfig, merge(tree, {"model": changes}), origin=f"{config.preset} on {spec.folder}")
+        if f"model.{key}" in layers.fixed:
+            raise UserError(
+                f"model.{key} = {given}, but the latents have {value}",
+                code="latents-do-not-fit",
+                remedy=f"leave model.{key} out",
+            )
+        report(Note(text=f"model.{key} = {value}, as the latents have it ({layers.origin(f'model.{key}')}: {given})"))
+    return layers.over({"model": adapted}, "latents")
 
 
-def check_division(config: RunConfig, world_size: int) -> None:
+def _saved_run(options: TrainOptions) -> RunFolder | None:
+    """The run that is to be resumed, or None for a new run."""
+    path = options.run
+    if path is None or not path.exists() or all(file.name.startswith(LOCK) for file in path.iterdir()):
+        return None
+    if not RunFolder.exists(path):
+        raise UserError(
+            f"{path} is not empty and not a run", code="not-a-run", expected="a run of `mpdit train`, or a new folder"
+        )
+    if not options.resume:
+        raise UserError(
+            f"{path} holds a run already, and it is not to be resumed",
+            code="run-exists",
+            remedy="choose another --run, or leave --no-resume out to resume it",
+        )
+    return RunFolder(path)
+
+
+def _check_division(config: RunConfig, world_size: int) -> None:
     """Raises `UserError` when the batch cannot be shared evenly, and proposes what can."""
     train = config.train
     parts = world_size * train.accumulation
@@ -140,69 +129,32 @@ def check_division(config: RunConfig, world_size: int) -> None:
         raise UserError(
             f"train.batch_size {train.batch_size} cannot be shared by {world_size} processes × accumulation "
             f"{train.accumulation}",
+            code="batch-not-divisible",
             expected=f"a multiple of {parts}, e.g. {near}",
             remedy=f"--set train.batch_size={near}"
             + (f", or --set train.accumulation= one of {accumulations}" if accumulations else ""),
         )
 
 
-def _saved_config(options: TrainOptions) -> RunConfig | None:
-    """The configuration of the run that is to go on, or None for a new run."""
-    if options.run is None or not options.run.exists() or not any(options.run.iterdir()):
-        return None
-    if not (options.run / "config.toml").exists():
-        raise UserError(f"{options.run} is not empty and not a run", expected="a run of `mpdit train`, or a new folder")
-    if not options.resume:
+def _check_same_run(run: RunFolder, config: RunConfig) -> None:
+    """Raises `UserError` when a value differs that alters the updates already made."""
+    changed = changes(run.config(), config)
+    fixed = [f"{key}: {old} → {new}" for key, (old, new) in changed.items() if key not in RESUMABLE]
+    if fixed:
         raise UserError(
-            f"{options.run} holds a run already, and --no-resume was given",
-            remedy="choose another --run, or leave --no-resume out to go on with it",
+            f"{run} was begun with another configuration: {'; '.join(fixed)}",
+            code="different-configuration",
+            expected="the same values, to resume it",
+            remedy=f"mpdit train --run {run}   resumes it unchanged; leave --run out to begin another run, with "
+            f"--init-from {run} from these weights",
         )
-    return validate(RunConfig, read_toml(options.run / "config.toml"), origin=str(options.run / "config.toml"))
 
 
-def _configuration(options: TrainOptions, saved: RunConfig | None) -> RunConfig:
-    flags = {"train": {"steps": options.steps}}
-    if saved is not None and options.preset is None and options.config_file is None:
-        tree = merge(saved.model_dump(), parse_assignments(options.assignments))
-        if options.steps is not None:
-            tree["train"]["steps"] = options.steps
-        return validate(RunConfig, tree)
-    config = resolve(preset=options.preset, file=options.config_file, assignments=options.assignments, flags=flags)
-    if saved is None:
-        return config
-    # A run that goes on keeps what it took from its latents.
-    model = {key: getattr(saved.model, key) for key in ("input_size", "channels", "num_classes")}
-    given = _keys_given(options)
-    adapted = {key: value for key, value in model.items() if f"model.{key}" not in given}
-    return validate(RunConfig, merge(config.model_dump(), {"model": adapted}))
-
-
-def _keys_given(options: TrainOptions) -> set[str]:
-    tree = read_toml(options.config_file) if options.config_file else {}
-    tree = merge(tree, parse_assignments(options.assignments))
-    model = tree.get("model", {})
-    return {f"model.{key}" for key in model} if isinstance(model, dict) else set()
-
-
-def _saved_latents(options: TrainOptions, saved: RunConfig | None) -> Path | None:
-    if saved is None or options.run is None:
-        return None
-    spec = LatentSpec.model_validate(files.read_json(options.run / "latents.json"), strict=False)
-    return Path(spec.folder)
-
-
-def _newest(run: Path, events: list[Event]) -> Path | None:
-    complete, torn = find_checkpoints(run)
-    for folder, reason in torn:
-        events.append(Warn(text=f"passing over {folder}: {reason}"))
-    if complete:
-        events.append(Note(text=f"going on from {complete[-1]}"))
-        return complete[-1]
-    events.append(Warn(text=f"{run} has no complete checkpoint: starting again from step 0"))
-    return None
-
-
-def _next_run(root: Path, preset: str) -> Path:
-    pattern = re.compile(rf"{re.escape(preset)}-(\d+)")
-    numbers = [int(match.group(1)) for path in root.glob("*") if (match := pattern.fullmatch(path.name))]
-    return root / f"{preset}-{max(numbers, default=0) + 1}"
+def _check_same_data(saved: LatentSpec, given: LatentSpec) -> None:
+    if saved.fingerprint != given.fingerprint:
+        raise UserError(
+            f"the latents in {given.folder} are not those that this run was trained on",
+            code="different-latents",
+            expected=f"fingerprint {saved.fingerprint[:12]}, not {given.fingerprint[:12]}",
+            remedy="give the old folder with --latents, or begin another run (--init-from uses the weights)",
+        )

@@ -15,68 +15,120 @@ nothing. The averages (EMA) start from the loaded weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
 from mpdit_core.config import ModelConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.models.model_folder import WEIGHTS, ModelFolder, open_model, read_weights
-from mpdit_core.reporting import Event, Note, Warn
+from mpdit_core.models import ModelFolder, open_model, read_weights
+from mpdit_core.models.model_folder import WEIGHTS
+from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.training.state.trainer import Trainer
 
 CLASS_TABLE = "class_embedding.table"
 
 
-def initialise_from(trainer: Trainer, where: str, spec: LatentSpec) -> list[Event]:
-    """Gives `trainer` the weights of the model at `where` and tells what was loaded and what was not.
+@dataclass(frozen=True, kw_only=True)
+class ClassMatch:
+    """Which classes the model knew. `by` is None where its table does not fit, and the whole table is new."""
+
+    by: Literal["name", "position"] | None
+    known: int = 0
+    new: tuple[str, ...] = ()  # names of the classes whose rows are new
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """What a run began with. Layers are named without `.weight` and `.bias`."""
+
+    source: Path
+    step: int  # of the model
+    loaded: int  # number of weights loaded, out of `total`, the table of classes apart
+    total: int
+    classes: ClassMatch
+    new: tuple[str, ...]  # layers of the new model that start as initialised
+    left_behind: tuple[str, ...]  # layers of the old model that have no place
+
+
+def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: Reporter = silent) -> WarmStart:
+    """Gives `trainer` the weights of the model at `where`, and reports what was loaded and what was not.
 
     Args:
         where: a run, checkpoint, export or `hf:ORG/NAME`.
         spec: the latents that will be trained on; their class names are matched with the model's.
 
     Raises:
-        UserError: no model there, or one of which nothing fits (another width).
+        UserError: no model there, or one of which no block fits (`does-not-fit`).
     """
     source = open_model(where)
     target = trainer.config.model
     state = {name: tensor.float() for name, tensor in read_weights(source.path / WEIGHTS).items()}
     snapshot = trainer.snapshot()
-    renamed, left_over = rename(state, source.config.model, target)
-    table = state.get(f"{CLASS_TABLE}.weight")
+    renamed, homeless = rename(state, source.config.model, target)
     weights, missing, unfit = merge_layers(snapshot.weights, renamed)
-    classes = _merge_classes(weights, table, source, trainer.config.model, spec)
-    loaded = sum(t.numel() for name, t in weights.items() if t is not snapshot.weights[name])
-    total = sum(t.numel() for t in weights.values())
-    if not any(t is not snapshot.weights[n] for n, t in weights.items() if ".blocks." in n):
-        raise UserError(
-            f"no block of {source.path} fits: its width is {source.config.model.width} (MLP ratio "
-            f"{source.config.model.mlp_ratio}), the new model's {target.width} ({target.mlp_ratio})",
-            expected="a model of the same width",
-            remedy=f"--set model.width={source.config.model.width} --set model.num_heads="
-            f"{source.config.model.num_heads}, or another model",
-        )
+    loaded = {name: tensor.numel() for name, tensor in weights.items() if tensor is not snapshot.weights[name]}
+    if not any(".blocks." in name for name in loaded):
+        raise _no_block_fits(source, target)
+    classes = _merge_classes(weights, state.get(f"{CLASS_TABLE}.weight"), source, target, spec)
     trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(trainer.ema.decays, weights)))
-    events: list[Event] = [
-        Note(
-            text=f"begun from {source.path} (step {source.step}): {loaded:,} of {total:,} weights loaded, "
-            "the table of classes apart"
-        ),
-        classes,
-    ]
-    if missing or unfit:
-        events.append(Note(text=f"new, as initialised: {shorten([*missing, *unfit])}"))
-    if left_over := [*left_over, *unfit]:
-        events.append(Note(text=f"left behind in the model: {shorten(left_over)}{_why(source.config.model, target)}"))
-    return events + _warnings(source, target, spec)
+    start = WarmStart(
+        source=source.path,
+        step=source.step,
+        loaded=sum(loaded.values()),
+        total=sum(t.numel() for name, t in weights.items() if not name.startswith(CLASS_TABLE)),
+        classes=classes,
+        new=(*missing, *(layer for layer in unfit if layer in {_layer(name) for name in weights})),
+        left_behind=(*homeless, *unfit),
+    )
+    for text in _told(start, source, target):
+        report(Note(text=text))
+    for text in _doubts(source, target, spec):
+        report(Warning(code="weights-mean-something-else", text=text))
+    return start
+
+
+def _no_block_fits(source: ModelFolder, target: ModelConfig) -> UserError:
+    old = source.config.model
+    return UserError(
+        f"no block of {source.path} fits: its width is {old.width} (MLP ratio {old.mlp_ratio}), the new model's "
+        f"{target.width} ({target.mlp_ratio})",
+        code="does-not-fit",
+        expected="a model of the same width",
+        remedy=f"--set model.width={old.width} --set model.num_heads={old.num_heads}, or another model",
+    )
+
+
+def _told(start: WarmStart, source: ModelFolder, target: ModelConfig) -> Iterator[str]:
+    """What was loaded and what was not, in lines for people."""
+    old = source.config.model
+    yield (
+        f"begun from {start.source} (step {start.step}): {start.loaded:,} of {start.total:,} weights loaded, the table "
+        "of classes apart"
+    )
+    if start.classes.by is None:
+        yield (
+            f"class table new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
+            f"{old.class_tokens or 'none'} of {old.width} there"
+        )
+    else:
+        how = ", by position: the model does not say their names" if start.classes.by == "position" else ""
+        rows = f"; new rows for {shorten(start.classes.new)}" if start.classes.new else ""
+        yield f"classes: {start.classes.known} of {target.num_classes} known to the model{how}{rows}"
+    if start.new:
+        yield f"new, as initialised: {shorten(start.new)}"
+    if start.left_behind:
+        yield f"left behind in the model: {shorten(start.left_behind)}{_why(old, target)}"
 
 
 def rename(
     state: Mapping[str, Tensor], source: ModelConfig, target: ModelConfig
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a model of `source` under the names they have in `target`, and the layers that have no place.
+    """The tensors of a model of `source` under their names in `target`, and the layers that have no place there.
 
     The class table is not among them.
     """
@@ -144,47 +196,37 @@ def match_classes(
 
 def _merge_classes(
     weights: dict[str, Tensor], table: Tensor | None, source: ModelFolder, target: ModelConfig, spec: LatentSpec
-) -> Event:
-    """Puts the rows of classes that are the same into `weights`; says which."""
+) -> ClassMatch:
+    """Puts the rows of classes that are the same into `weights`."""
     name = f"{CLASS_TABLE}.weight"
     fresh, old = weights[name], source.config.model
-    as_tokens = bool(target.class_tokens), bool(old.class_tokens)
-    if table is None or table.shape[1] != fresh.shape[1] or as_tokens[0] != as_tokens[1]:
-        return Note(
-            text=f"class table new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
-            f"{old.class_tokens or 'none'} of {old.width} there"
-        )
+    same_kind = bool(target.class_tokens) == bool(old.class_tokens)
+    if table is None or table.shape[1] != fresh.shape[1] or not same_kind:
+        return ClassMatch(by=None, new=spec.class_names)
     names = source.latents.class_names if source.latents else None
     pairs = match_classes(spec.class_names, names, new_count=target.num_classes, old_count=old.num_classes)
-    merged = fresh.clone()
+    weights[name] = fresh.clone()
     for row, old_row in pairs:
-        merged[row] = table[old_row]
-    weights[name] = merged
-    known = len(pairs) - 1
-    text = f"classes: {known} of {target.num_classes} known to the model"
-    if names is None:
-        text += ", by their position: the model does not say their names" if known else ": it does not say their names"
+        weights[name][row] = table[old_row]
     matched = {row for row, _ in pairs}
-    unknown = [spec.class_names[i] for i in range(target.num_classes) if i not in matched]
-    return Note(text=text + (f"; new rows for {shorten(unknown)}" if unknown else ""))
+    new = tuple(spec.class_names[row] for row in range(target.num_classes) if row not in matched)
+    return ClassMatch(by="position" if names is None else "name", known=len(pairs) - 1, new=new)
 
 
-def _warnings(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> list[Event]:
-    """Differences that load without a word but change what the weights mean."""
-    events: list[Event] = []
-    if source.extra.get("prediction", "velocity") != "velocity":
-        events.append(
-            Warn(text=f"the model predicted {source.extra['prediction']}; its output layer has to learn anew")
-        )
+def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Iterator[str]:
+    """Differences with which all loads, but the weights mean something else."""
+    prediction = source.extra.get("prediction", "velocity")
+    if prediction != "velocity":
+        yield f"the model predicted {prediction}; its output layer has to learn anew"
     if source.latents and source.latents.autoencoder.id != spec.autoencoder.id:
-        events.append(Warn(text=f"the model's latents are of {source.latents.autoencoder.id}, these of "
-                                f"{spec.autoencoder.id}"))  # fmt: skip
+        yield f"the model's latents are of {source.latents.autoencoder.id}, these of {spec.autoencoder.id}"
     elif source.latents and source.latents.normalisation != spec.normalisation:
-        events.append(Warn(text="the model's latents were standardised with other numbers than these"))
+        yield "the model's latents were standardised with other numbers than these"
     if source.config.model.num_heads != target.num_heads:
-        events.append(Warn(text=f"{source.config.model.num_heads} attention heads there, {target.num_heads} here: the "
-                                "weights fit, but mix differently"))  # fmt: skip
-    return events
+        yield (
+            f"{source.config.model.num_heads} attention heads there, {target.num_heads} here: the weights fit, but mix "
+            "differently"
+        )
 
 
 def _why(source: ModelConfig, target: ModelConfig) -> str:
@@ -209,7 +251,7 @@ def _layer(name: str) -> str:
 
 
 def shorten(names: Iterable[str], shown: int = 6) -> str:
-    """The names, like ones of several blocks as one (`stages.*.blocks.*.modulation.linear × 12`)."""
+    """The names; those of the same layer in several blocks as one (`stages.*.blocks.*.modulation.linear × 12`)."""
     counted: dict[str, int] = {}
     for name in names:
         alike = re.sub(r"stages\.\d+\.blocks\.\d+", "stages.*.blocks.*", name)

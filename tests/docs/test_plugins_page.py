@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import re
-import shlex
+import json
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from launch import succeed
+from pages import Step, python_blocks, steps
 from sample_helpers import write_model
 
-from mpdit_cli.app import main
 from mpdit_core import plugins
-from mpdit_core.runtime.files import read_json
 from mpdit_core.testing import check_sampler
 
-ROOT = Path(__file__).parents[2]
-STEP = re.compile(
-    r"```(?:python|toml)\n# (?P<file>\S+)\n(?P<code>.*?)```|^    (?P<command>(?:mpdit|pip) [^\n]*)$",
-    re.DOTALL | re.MULTILINE,
-)
+SMALL = {"sample": ("-n", "12"), "eval-fid": ("--metrics", "fid")}
 
 
 def install(folder: Path) -> None:
@@ -38,46 +33,49 @@ def install(folder: Path) -> None:
 
 
 @pytest.fixture
-def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
     write_model(Path("runs/digits-1/checkpoints/step-0000007"))
-    yield list(STEP.finditer((ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")))
+    yield tmp_path
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
 
-def test_every_step_of_the_page_works(steps, tmp_path: Path, capsys):
-    commands = 0
-    for step in steps:
-        if name := step["file"]:
-            Path(name).write_text(step["code"])
-            if name.startswith("test_"):
-                checks = vars(importlib.import_module(Path(name).stem))
-                tests = [check for key, check in checks.items() if key.startswith("test_")]
-                assert tests
-                for check in tests:
-                    check()
-        elif step["command"] == "pip install -e .":
-            install(tmp_path)
-        else:
-            words = shlex.split(step["command"])[1:]
-            small = {"sample": ["-n", "12"], "eval-fid": ["--metrics", "fid"]}.get(words[0], [])
-            assert main([*words, *small, "--quiet", "--device", "cpu"]) == 0, (step["command"], capsys.readouterr().err)
-            commands += 1
-    assert commands >= 11
-    for name in ("shapes-16", "mine-16"):
-        assert Path(f"latents/{name}/manifest.json").is_file()
-    assert read_json(Path("latents/mine-16/manifest.json"))["count"] == 40
-    for n, count in ((1, 10), (2, 25)):
-        kept = read_json(Path(f"samples/digits-1-{n}/samples.json"))["identity"]["sampler"]["options"]
-        assert (kept["num_steps"], kept["power"]) == (count, 2)
-    assert sorted(p.name for p in tmp_path.glob("mpdit-*")) == ["mpdit-colours", "mpdit-fast", "mpdit-scans"]
+def follow(step: Step, folder: Path) -> dict:
+    """Does what the page says; the result of a command."""
+    if step.file:
+        Path(step.file).write_text(step.text)
+        if step.file.startswith("test_"):
+            run_tests(Path(step.file).stem)
+    elif step.text == "pip install -e .":
+        install(folder)
+    elif step.language == "command":
+        words = step.words[1:]
+        device = () if words[0] == "plugins" else ("--device", "cpu")
+        return succeed(*words, *SMALL.get(words[0], ()), *device, "--json").result
+    return {}
+
+
+def run_tests(module: str) -> None:
+    tests = [check for key, check in vars(importlib.import_module(module)).items() if key.startswith("test_")]
+    assert tests
+    for check in tests:
+        check()
+
+
+def test_every_step_of_the_page_works(here: Path):
+    results = [follow(step, here) for step in steps("docs/plugins.md")]
+    samples = [made["sampler"]["options"] for made in results if "sampler" in made]
+    assert [(options["num_steps"], options["power"]) for options in samples] == [(10, 2), (25, 2)]
+    assert [made["count"] for made in results if "shards" in made] == [60, 40]
+    assert sorted(p.name for p in here.glob("mpdit-*")) == ["mpdit-colours", "mpdit-fast", "mpdit-scans"]
+    assert json.loads((here / "latents/mine-16/manifest.json").read_text())
 
 
 def test_the_sampler_in_the_readme_keeps_the_contract(tmp_path: Path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "my_sampler.py").write_text(next(block for block in blocks if "class Mine" in block))
+    (code,) = [block for block in python_blocks("README.md") if "class Mine" in block]
+    (tmp_path / "my_sampler.py").write_text(code)
     assert check_sampler(plugins.load("samplers", f"{tmp_path}/my_sampler.py:Mine")).nfe == 20

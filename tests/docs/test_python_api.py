@@ -1,50 +1,68 @@
-"""docs/python-api.md and docs/ecosystem.md: their blocks run, one after the other, in a folder with a run."""
+"""The Python in README.md, docs/python-api.md and docs/ecosystem.md runs, block after block."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import Any
 
-import torch
-from ecosystem_helpers import model_folder
+import pytest
+from launch import succeed
+from pages import PAGES, python_blocks
+from sample_helpers import write_model
 
-from mpdit_cli.app import main
+RUN = Path("runs/digits-1/checkpoints/step-0000007")
+SMALLER = {"steps=1200": "steps=4", "num_samples=500": "num_samples=12", "num_samples=1000": "num_samples=12"}
+"""So that the pages may show what one would type, and the test ends soon."""
 
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def python_blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+TESTED_HERE = {"README.md", "docs/python-api.md", "docs/ecosystem.md", "docs/plugins.md"}
 
 
-def test_the_blocks_run(tmp_path, monkeypatch, capsys):
+def run_blocks(blocks: list[str], names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the blocks leave behind, executed one after the other in one module."""
+    names = {} if names is None else names
+    for block in blocks:
+        for written, smaller in SMALLER.items():
+            block = block.replace(written, smaller)
+        exec(compile(block, "page", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    model_folder(Path("runs/digits-1/checkpoints/step-0000007"))
-    blocks = python_blocks("python-api.md")
-    assert len(blocks) == 5
-    names: dict = {}
-    for block in blocks[:2]:
-        exec(block, names)
-    assert names["step"].t == 0
-    assert names["images"].shape == (10, 3, 16, 16)
-    assert names["images"].dtype == torch.uint8
-    for block in blocks[2:]:
-        exec(block, names)
-    assert len(names["images"]) == 2
-    said = capsys.readouterr().out
-    assert "50 evaluations, 100 passes" in said
-    assert "is not a folder" in said
+    monkeypatch.setenv("MPDIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
 
 
-def test_the_blocks_on_diffusers_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    model_folder(Path("runs/digits-1/checkpoints/step-0000007"))
-    assert main(["export", "runs/digits-1", "models/mine-diffusers", "--format", "diffusers", "--quiet"]) == 0
-    blocks = python_blocks("ecosystem.md")
-    assert len(blocks) == 2
-    names: dict = {}
-    exec(blocks[0].replace("[207, 360]", "[2, 3]"), names)  # the run has ten classes
+def test_no_page_with_python_is_left_out():
+    assert {page for page in PAGES if python_blocks(page)} <= TESTED_HERE
+
+
+def test_the_readme_s_images(here):
+    write_model(RUN)
+    (block,) = [block for block in python_blocks("README.md") if "Generator" in block]
+    names = run_blocks([block])
     assert [image.size for image in names["images"]] == [(16, 16)] * 2
-    exec(blocks[1], names)
+
+
+def test_every_job_of_the_page(here, capsys):
+    blocks = python_blocks("docs/python-api.md")
+    jobs = ("encode_latents", "train", "sample", "evaluate", "profile_flops", "Generator", "export_model")
+    assert all(any(f"import {job}" in block or f", {job}" in block for block in blocks) for job in jobs)
+    names = run_blocks(blocks)
+    assert names["trained"].step == 4
+    assert names["sampled"].images == 12
+    assert all(value > 0 for value in names["record"].metrics.values() if isinstance(value, float))
+    assert names["latents"].shape == (10, 1, 16, 16)
+    assert "no-such-class" in capsys.readouterr().out
+
+
+def test_the_blocks_on_diffusers(here, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(here / "modules"))
+    write_model(RUN)
+    succeed("export", "runs/digits-1", "models/mine-diffusers", "--format", "diffusers", "--quiet")
+    first, second = python_blocks("docs/ecosystem.md")
+    names = run_blocks([first.replace("[207, 360]", "[2, 3]")])  # the run has ten classes
+    assert [image.size for image in names["images"]] == [(16, 16)] * 2
+    run_blocks([second], names)
     assert type(names["pipe"]) is names["MPDiTPipeline"]

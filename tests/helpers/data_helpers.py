@@ -1,16 +1,23 @@
-"""Small image folders and a small AutoencoderKL for the tests of the data room."""
+"""Small image folders and a small AutoencoderKL for the tests of data and encoding, and encoding in one line."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from mpdit_cli.app import main
+from mpdit_core.encoding import EncodeOptions, EncodeResult, encode_latents
+from mpdit_core.errors import UserError
+from mpdit_core.reporting import Reporter, silent
 
 SMALL = ["--autoencoder", "pixels", "--resolution", "8", "--shard-size", "4", "--batch-size", "2", "--device", "cpu"]
+"""The settings of `encode`, as flags."""
 
 
 def photo(index: int, size: tuple[int, int] = (20, 14)) -> Image.Image:
@@ -26,12 +33,38 @@ def image_folder(root: Path, classes: tuple[str, ...] = ("ant", "bee", "cat"), e
     return root
 
 
-def encode(source: object, out: Path, *more: str) -> int:
-    return main(["encode-latents", str(source), "--out", str(out), *SMALL, *more])
+def encode(source: object, out: Path, *, report: Reporter = silent, **more: Any) -> EncodeResult:
+    """Encodes with `pixels` at 8 × 8, four images to a shard, unless `more` says otherwise."""
+    small = {"autoencoder": "pixels", "resolution": 8, "shard_size": 4, "batch_size": 2, "device": "cpu"}
+    return encode_latents(EncodeOptions(**({"source": str(source), "out": out} | small | more)), report=report)
+
+
+@contextmanager
+def refused(code: str, *words: str) -> Iterator[None]:
+    """The body raises a `UserError` with `code`; what is wrong names all `words` (values of this test, not prose)."""
+    with pytest.raises(UserError) as caught:
+        yield
+    assert caught.value.code == code, caught.value
+    for word in words:
+        assert word in caught.value.what, caught.value
 
 
 def shard_hashes(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("shard-*.safetensors"))}
+
+
+def hub_data_set(images: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A local data set in the Hub's format, made of a folder of class folders; returns its name as a source."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    paths = sorted(images.glob("*/*.png"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])})
+    table = {"image": [str(p) for p in paths], "label": [p.parent.name for p in paths]}
+    (folder / "hub").mkdir()
+    data = datasets.Dataset.from_dict(table, features=features)
+    data.to_parquet(folder / "hub/train-00000-of-00001.parquet")
+    return f"hf:{folder}/hub"
 
 
 def save_autoencoder(folder: Path, seed: int = 0) -> Path:

@@ -1,4 +1,4 @@
-"""Files as the official code leaves them, made from the golden weights; and a small model folder of ours."""
+"""Files as the official code leaves them, made from the golden weights; and a small model folder and run of ours."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ def latent_spec(config: RunConfig) -> LatentSpec:
         source="digits",
         count=100,
     )
+
+
+def run_with_a_checkpoint(root: Path) -> Path:
+    """A run with a checkpoint at step 7 and previews."""
+    folder = root / "runs" / "tiny-1"
+    model_folder(folder / "checkpoints" / "step-0000007")
+    (folder / "samples").mkdir()
+    for step in (4, 7):
+        (folder / "samples" / f"step-{step:07d}.png").write_bytes(b"picture of %d" % step)
+        (folder / "samples" / f"step-{step:07d}-raw.png").write_bytes(b"raw")
+    return folder
 
 
 def model_folder(path: Path, *, seed: int = 0) -> ModelFolder:

@@ -1,4 +1,4 @@
-"""A small folder of latents to train on: coloured squares, four classes, encoded by `mpdit encode-latents`."""
+"""A small folder of latents to train on: coloured squares, four classes, encoded as `mpdit encode-latents` does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mpdit_cli.app import main
+from mpdit_core.encoding import EncodeOptions, encode_latents
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40), "white": (240, 240, 240)}
 
@@ -24,9 +24,11 @@ def make_images(folder: Path, *, per_class: int = 8, side: int = 16) -> Path:
     return folder
 
 
-def make_latents(root: Path) -> Path:
-    """Encodes such images at 16 pixels in gray; returns the folder of latents."""
-    images, out = make_images(root / "images"), root / "latents" / "squares-16"
-    arguments = ["encode-latents", str(images), "--resolution", "16", "--autoencoder", "pixels-gray"]
-    assert main([*arguments, "--out", str(out), "--no-flip", "--quiet"]) == 0
+def make_latents(root: Path, *, per_class: int = 8) -> Path:
+    """Encodes such images at 16 pixels in grey; returns the folder of latents."""
+    images, out = make_images(root / "images", per_class=per_class), root / "latents" / "squares-16"
+    options = EncodeOptions(
+        source=str(images), resolution=16, autoencoder="pixels-gray", flip=False, out=out, device="cpu"
+    )
+    encode_latents(options)
     return out

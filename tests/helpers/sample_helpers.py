@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import ModelFolder, open_model, save_model
 from mpdit_core.presets import load_preset
+from mpdit_core.runtime.distributed import World
+from mpdit_core.sampling import Generator, SampleOptions, SamplingOptions, sample
+from mpdit_core.sampling.options import SampleResult, ViewResult
 
 NAMES = ("zero", "one", "two", "three", "four", "goldfish, Carassius auratus", "crane", "crane", "eight", "nine")
 
@@ -39,3 +43,44 @@ def write_model(folder: Path, *, seed: int = 0, latents: LatentSpec | bool = Tru
     described = latents if isinstance(latents, LatentSpec) else spec() if latents else None
     save_model(folder, dict(model.named_parameters()), config=config, latents=described, step=7)
     return open_model(folder)
+
+
+QUICK: dict[str, Any] = {"batch_size": 4, "num_steps": 4, "guidance_scale": 2.0}
+"""Options of sampling for tests: 10 samples are three blocks."""
+
+
+def generator(model: ModelFolder, *, num_samples: int = 10, decode: bool = False, **changes: Any) -> Generator:
+    """A generator on the CPU with `QUICK` options and these changes."""
+    options = SamplingOptions(**QUICK | changes)
+    return Generator(model, options, device="cpu", num_samples=num_samples, decode=decode)
+
+
+def latents_of(model: ModelFolder, *, world: World | None = None, **changes: Any) -> dict[int, Tensor]:
+    """Latents by number of image."""
+    made = generator(model, **changes)
+    batches = list(made.batches(made.blocks(world)))
+    return {i: x for batch in batches for i, x in zip(batch.indices, batch.latents, strict=True)}
+
+
+def images_of(model: ModelFolder, **changes: Any) -> Tensor:
+    """All images, [n, 3, H, W] uint8."""
+    made = generator(model, decode=True, **changes)
+    return torch.cat([batch.images for batch in made.batches(made.blocks()) if batch.images is not None])
+
+
+def sample_options(model: ModelFolder, **changes: Any) -> SampleOptions:
+    return SampleOptions(**QUICK | {"model": str(model.path), "num_samples": 10, "device": "cpu"} | changes)
+
+
+def run_sample(model: ModelFolder, **changes: Any) -> SampleResult:
+    result = sample(sample_options(model, **changes))
+    assert isinstance(result, SampleResult)
+    return result
+
+
+def run_view(model: ModelFolder, **changes: Any) -> ViewResult:
+    """A picture of two samples in three steps, unguided."""
+    defaults = {"num_samples": 2, "num_steps": 3, "guidance_scale": 1.0}
+    result = sample(sample_options(model, **defaults | changes))
+    assert isinstance(result, ViewResult)
+    return result

@@ -1,8 +1,9 @@
-"""`encode-latents` beside others: two nodes, a process that dies, a second run, no plugins, and the extractor."""
+"""`encode-latents` killed, beside others, and on a full disk: two nodes, a process that dies, a second run."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -10,12 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import SMALL, encode, image_folder, shard_hashes
+from data_helpers import SMALL, encode, hub_data_set, image_folder, refused, shard_hashes
 from safetensors.numpy import load_file
-from test_eval_fid import WEIGHTS
 
 from mpdit_cli.app import main
 
@@ -31,9 +32,77 @@ def command(source: Path, out: Path, *more: str) -> list[str]:
     return ["encode-latents", str(source), "--out", str(out), *SMALL, *more]
 
 
+def records(out: Path) -> int:
+    return len(list(out.glob("encoding/shard-*.json")))
+
+
+def encode_in_child(source: object, out: Path, **more: Any) -> int:
+    """Starts `encode` in a forked process and returns its id; torch is imported already, so a start costs nothing."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            encode(source, out, **more)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_killed_twenty_times(tmp_path: Path):
+    """SIGKILL at random moments of one and the same command; the bytes are those of an undisturbed run."""
+    source, out = image_folder(tmp_path / "images", each=60), tmp_path / "broken"
+    started = time.monotonic()
+    encode(source, tmp_path / "whole", workers=1)
+    duration = time.monotonic() - started
+    whole, dice, kills, resumed = shard_hashes(tmp_path / "whole"), random.Random(0), 0, 0
+    while kills < 20:
+        child = encode_in_child(source, out, workers=1)
+        time.sleep(dice.uniform(0.0, duration / 2))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        kills += status == signal.SIGKILL
+        resumed += 0 < records(out) < len(whole)
+        if (out / "manifest.json").exists():  # it was quicker: begin anew
+            assert shard_hashes(out) == whole
+            shutil.rmtree(out)
+    assert resumed >= 3
+    encode(source, out, workers=1)
+    assert shard_hashes(out) == whole
+    assert not list(out.glob(".*"))
+
+
+def test_a_streamed_data_set_is_resumed_after_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """SIGKILL after a finished shard, again and again: the same bytes, and finished shards are not encoded again."""
+    source, out = hub_data_set(image_folder(tmp_path / "images", each=12), tmp_path, monkeypatch), tmp_path / "out"
+    encode(source, tmp_path / "whole")  # stored, which counts it
+    whole, kept = shard_hashes(tmp_path / "whole"), {}
+    for wanted in (1, 4):
+        child = encode_in_child(source, out, streaming=True)
+        while records(out) < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        here = {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*.safetensors")}
+        assert kept.items() <= here.items()
+        kept = {f"{p.stem}.safetensors": here[f"{p.stem}.safetensors"] for p in out.glob("encoding/shard-*.json")}
+        assert wanted <= len(kept) < len(whole)
+    encode(source, out, streaming=True)
+    assert shard_hashes(out) == whole
+    assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*.safetensors")}.items()
+
+
+def test_two_processes(images: Path, tmp_path: Path):
+    encode(images, tmp_path / "one")
+    line = [sys.executable, "-m", "mpdit_cli", *command(images, tmp_path / "two", "--nproc", "2", "--quiet")]
+    subprocess.run(line, check=True, capture_output=True)
+    assert shard_hashes(tmp_path / "one") == shard_hashes(tmp_path / "two")
+
+
 def test_two_nodes(images: Path, tmp_path: Path):
     """Two launchers that meet at one address, a process each, as on two machines."""
-    assert encode(images, tmp_path / "one") == 0
+    encode(images, tmp_path / "one")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,7 +112,7 @@ def test_two_nodes(images: Path, tmp_path: Path):
         "-m", "mpdit_cli", *command(images, tmp_path / "two"),
     ]  # fmt: skip
     nodes = [subprocess.Popen(launcher, env=os.environ | ALONE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    messages = [node.communicate(timeout=120)[1] for node in nodes]
+    messages = [node.communicate(timeout=240)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], messages
     assert shard_hashes(tmp_path / "one") == shard_hashes(tmp_path / "two")
 
@@ -58,8 +127,8 @@ def test_a_killed_process_is_named(tmp_path: Path):
     source, out = image_folder(tmp_path / "images", each=400), tmp_path / "out"
     line = [sys.executable, "-m", "mpdit_cli", *command(source, out, "--nproc", "2", "--workers", "1", "--quiet")]
     run = subprocess.Popen(line, env=os.environ | ALONE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(out.glob("encoding/shard-*.json")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while not records(out) and time.monotonic() < deadline:
         time.sleep(0.01)
     workers = [pid for pid in children(run.pid) if b"encode-latents" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(workers[-1], signal.SIGKILL)
@@ -68,42 +137,48 @@ def test_a_killed_process_is_named(tmp_path: Path):
     assert f"pid {workers[-1]}) was ended by SIGKILL" in message
     assert "Traceback" not in message
     assert not (out / "manifest.json").exists()
-    assert list(out.glob("encoding/shard-*.json"))
+    assert records(out)
 
 
-def test_a_second_run_is_refused(images: Path, tmp_path: Path, capsys, monkeypatch):
-    import fcntl
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting needs root")
+def test_full_disk(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The disk fills up in the middle: finished shards stay, and the same command ends with the same bytes."""
+    encode(images, tmp_path / "whole")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 2**40)  # as when another program fills it
+            with refused("disk-full"):
+                encode(images, disk / "out")
+        finished = shard_hashes(disk / "out")
+        assert finished
+        assert finished.items() < shard_hashes(tmp_path / "whole").items()
+        assert not list((disk / "out").glob(".*"))
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        encode(images, disk / "out")
+        assert shard_hashes(disk / "out") == shard_hashes(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
-    monkeypatch.setattr("mpdit_core.encoding.folder.SECONDS_FOR_LOCK", 0.3)
-    out = tmp_path / "out"
-    (out / "encoding").mkdir(parents=True)
-    with open(out / "encoding/lock", "a") as lock:  # as the other run holds it
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert encode(images, out) == 2
-        message = capsys.readouterr().err
-        assert "another run is writing" in message
-        assert "Traceback" not in message
-        assert not shard_hashes(out)
-    assert encode(images, out) == 0
 
-
-def test_without_plugins(images: Path, tmp_path: Path, capsys, monkeypatch):
+def test_without_plugins(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MPDIT_PLUGINS", "off")
-    assert encode(images, tmp_path / "out") == 0
-    capsys.readouterr()
-    assert encode("digits", tmp_path / "other") == 2
-    message = capsys.readouterr().err
-    assert "no data set of this name" in message
-    assert "Traceback" not in message
+    encode(images, tmp_path / "out")
+    with refused("no-such-source", "digits"):
+        encode("digits", tmp_path / "other")
 
 
-def test_reference_statistics(images: Path, tmp_path: Path, inception_weights: Path, monkeypatch):
+def test_reference_statistics(images: Path, tmp_path: Path, inception_weights: Path, monkeypatch: pytest.MonkeyPatch):
     """The real extractor with random weights: the same statistics as `eval-fid --make-reference` writes."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
-    shutil.copy(inception_weights, tmp_path / "torch/hub/checkpoints" / WEIGHTS)
+    shutil.copy(inception_weights, tmp_path / "torch/hub/checkpoints" / inception_weights.name)
     (images / "bee/more.png").write_bytes(b"no picture")
-    assert encode(images, tmp_path / "out", "--on-error", "skip", "--reference-stats") == 0
+    encode(images, tmp_path / "out", on_error="skip", reference_stats=True)
     (images / "bee/more.png").unlink()  # so that it is the same images now
     arguments = ["--make-reference", str(tmp_path / "r.npz"), str(images), "--resolution", "8", "--device", "cpu"]
     assert main(["eval-fid", *arguments]) == 0

@@ -14,10 +14,10 @@ from mpdit_core.models.model_folder import ModelFolder
 
 
 def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
-    """The model with its VAE (fetched where it is not local) and an Euler scheduler.
+    """The model with its VAE (downloaded where it is not local) and an Euler scheduler.
 
     Raises:
-        UserError: the model does not say what its latents are, or the VAE cannot be had.
+        UserError: the model does not say what its latents are (`no-autoencoder`), or the VAE cannot be loaded.
     """
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
@@ -25,7 +25,8 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
     if latents is None:
         raise UserError(
             f"{model.path} does not say which autoencoder its latents belong to",
-            expected="a model trained or imported with its latents' description",
+            code="no-autoencoder",
+            expected="a model that was trained or imported with a description of its latents",
             remedy="--format mpdit, which needs none",
         )
     autoencoder = load_autoencoder(latents.autoencoder)

@@ -1,6 +1,6 @@
 """The velocity network as a graph that runs without this package: ONNX, or a `torch.export` program (.pt2).
 
-Inputs `x_t [B, C, H, H]` float32, `t [B]` float32, `labels [B]` int64; output `velocity [B, C, H, H]`; any B.
+Inputs `x_t [B, C, h, w]` float32, `t [B]` float32, `labels [B]` int64; output `velocity [B, C, h, w]`; any B.
 Both are compared with the network itself before they are kept.
 """
 
@@ -31,8 +31,8 @@ EXAMPLE_BATCH, OTHER_BATCH = 3, 5
 class MatrixSpectralConvolution(nn.Module):
     """The same map as `SpectralConvolution`, with products of real matrices in place of FFTs and complex numbers.
 
-    The first modes of a real signal s are `s @ cos − i·s @ sin`; back, every mode but the constant one counts twice,
-    for its mirror image among the negative frequencies. signal [B, channels, grid] both ways.
+    The first modes of a real signal s are `s @ cos − i·s @ sin`. In the inverse, every mode except the constant one
+    counts twice, for its mirror image among the negative frequencies. Input and output are [B, channels, grid].
     """
 
     cos: Tensor  # [grid, mode]
@@ -59,7 +59,7 @@ class MatrixSpectralConvolution(nn.Module):
 
 
 def exportable(model: MPDiT) -> MPDiT:
-    """A copy of `model` that computes the same without FFTs, which graph formats lack."""
+    """A copy of `model` that computes the same without FFTs, which graph formats do not have."""
     with torch.no_grad():
         copied = copy.deepcopy(model).cpu().eval()
     for name, module in list(copied.named_modules()):
@@ -71,7 +71,7 @@ def exportable(model: MPDiT) -> MPDiT:
 
 
 def example(config: ModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of the right shapes, the null label among them; the same every time."""
+    """Inputs x_t, t, labels of the right shapes, the null label among them; the same every time."""
     random = torch.Generator().manual_seed(batch)
     x_t = torch.randn(batch, config.channels, config.input_size, config.input_size, generator=random)
     labels = torch.arange(batch) % config.num_classes
@@ -80,7 +80,7 @@ def example(config: ModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def write_torch_export(model: MPDiT, path: Path) -> float:
-    """Writes `path` (.pt2); returns the largest relative difference from the network. Raises `UserError`: too large."""
+    """Writes `path` (.pt2); returns the difference from the network. Raises `UserError` as `compare`."""
     program = _program(model)
     difference = compare(model, program.module())
     torch.export.save(program, path)
@@ -91,14 +91,16 @@ def write_onnx(model: MPDiT, path: Path) -> float:
     """Writes `path` (.onnx; weights beside it where they exceed 2 GB); returns the difference under onnxruntime.
 
     Raises:
-        UserError: the packages are not installed, or the graph does not compute the same.
+        UserError: the packages are not installed (`missing-package`), or as `compare`.
     """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - the exporter of torch needs it
     except ImportError as error:
         raise UserError(
-            f"--format onnx needs a package that is not installed: {error.name}", remedy="pip install 'mpdit[onnx]'"
+            f"the format onnx needs a package that is not installed: {error.name}",
+            code="missing-package",
+            remedy="pip install 'mpdit[onnx]'",
         ) from error
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     with _silent():
@@ -122,7 +124,11 @@ def write_onnx(model: MPDiT, path: Path) -> float:
 
 
 def compare(model: MPDiT, other: Callable[..., Tensor]) -> float:
-    """Largest difference of `other` from `model`, relative to the largest velocity, over two batch sizes and one."""
+    """Largest difference of `other` from `model`, relative to the largest velocity, over three batch sizes.
+
+    Raises:
+        UserError: it is above TOLERANCE (`graph-differs`).
+    """
     worst = 0.0
     with torch.no_grad():
         for batch in (EXAMPLE_BATCH, OTHER_BATCH, 1):
@@ -131,7 +137,11 @@ def compare(model: MPDiT, other: Callable[..., Tensor]) -> float:
             difference = (other(*inputs) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
             worst = max(worst, float(difference))
     if not worst <= TOLERANCE:
-        raise UserError(f"the graph differs from the network by {worst:.1e} of the largest velocity", expected="1e-4")
+        raise UserError(
+            f"the graph differs from the network by {worst:.1e} of the largest velocity",
+            code="graph-differs",
+            expected=f"at most {TOLERANCE:g}",
+        )
     return worst
 
 
@@ -144,7 +154,7 @@ def _program(model: MPDiT) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Torch's exporters tell of their inner life at length; what matters is checked by numbers afterwards."""
+    """Torch's exporters log much that users need not see; the result is checked by numbers afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,47 +1,56 @@
 """Encoded latents as a Hugging Face data set: Parquet files that `datasets.load_dataset(FOLDER)` reads.
 
-Columns: `moments` float16 [2C, h, w] (posterior mean, then standard deviation), `moments_flipped` of the mirror image
-where the folder stores it, and `label`, with the class names.
+Columns: the tensors of the shards under their own names, and `label` with the class names. They are `moments` float16
+[2C, h, w] (posterior mean, then standard deviation), `mean` float16 [C, h, w], or `pixels` uint8 [C, H, W], depending
+on the autoencoder; and the same with `_flipped` for mirror images, where the folder stores them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpdit_core.data.latents import LatentFolder
+from mpdit_core.interop.export.card import public_source
+from mpdit_core.interop.export.markdown import render
 
-
-def dataset_features(folder: LatentFolder) -> Any:
-    from datasets import Array3D, ClassLabel, Features
-
-    moments = Array3D(shape=folder.manifest.plan.moments_shape, dtype="float16")
-    flipped = {"moments_flipped": moments} if folder.manifest.plan.flip else {}
-    return Features({"moments": moments, **flipped, "label": ClassLabel(names=list(folder.manifest.class_names))})
+TEMPLATE = Path(__file__).with_name("dataset.md.j2")
+LABELS = "labels"
 
 
 def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
-    """Writes one Parquet file a shard, and a README.md; yields the number of images written so far."""
+    """Writes one Parquet file per shard, and a README.md; yields the number of images written so far."""
     from datasets import Dataset
 
     (out / "data").mkdir(parents=True)
-    features, shards, done = dataset_features(folder), folder.manifest.shards, 0
-    for number in range(len(shards)):
+    shards, done = len(folder.manifest.shards), 0
+    features = _features(folder.shard(0), folder.manifest.class_names)
+    for number in range(shards):
         tensors = folder.shard(number)
-        columns = {n: list(np.asarray(t)) for n, t in tensors.items() if n.startswith("moments")}
-        columns["label"] = tensors["labels"].tolist()
+        columns = {name: list(np.asarray(tensor)) for name, tensor in tensors.items() if name != LABELS}
+        columns["label"] = tensors[LABELS].tolist()
         part = Dataset.from_dict(columns, features=features)
-        part.to_parquet(str(out / "data" / f"train-{number:05d}-of-{len(shards):05d}.parquet"))
+        part.to_parquet(str(out / "data" / f"train-{number:05d}-of-{shards:05d}.parquet"))
         done += len(part)
         yield done
     spec = folder.spec
-    (out / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: default\n  data_files: data/train-*.parquet\n---\n\n# Latents\n\n"
-        f"{len(folder):,} images of {spec.resolution} px, encoded by {spec.autoencoder.id}. `moments` are posterior "
-        f"mean and standard deviation; a draw is standardised with mean {list(spec.normalisation.mean)} and std "
-        f"{list(spec.normalisation.std)} ({spec.normalisation.name}).\n",
-        encoding="utf-8",
+    card = render(
+        TEMPLATE,
+        count=len(folder),
+        resolution=spec.resolution,
+        autoencoder=public_source(spec.autoencoder.id),
+        columns={name: feature for name, feature in features.items() if name != "label"},
+        normalisation=spec.normalisation,
     )
+    (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def _features(tensors: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> Any:
+    from datasets import Array3D, ClassLabel, Features
+
+    arrays = {name: tensor for name, tensor in tensors.items() if name != LABELS}
+    columns = {name: Array3D(shape=tensor.shape[1:], dtype=tensor.dtype.name) for name, tensor in arrays.items()}
+    return Features({**columns, "label": ClassLabel(names=list(class_names))})

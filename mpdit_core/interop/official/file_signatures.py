@@ -1,4 +1,4 @@
-"""Says what a wrong file looks like, from its first bytes or from its tensors' names.
+"""What a file that cannot be imported seems to be, from its first bytes or from the names of its tensors.
 
 To add one: a line in `BYTES` or in `TENSORS`.
 """
@@ -24,13 +24,13 @@ BYTES: list[tuple[bytes, str]] = [
 
 # a pattern that some tensor's name matches: what holds such tensors
 TENSORS: list[tuple[str, str]] = [
-    (r"lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te", "a LoRA, which changes another model and is none itself"),
+    (r"lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te", "a LoRA, which changes another model and is not one itself"),
     (r"stages\.0\.(blocks|patch_embedding)\.", "a model of mpdit already: use its folder as it is"),
     (r"(model\.)?diffusion_model\.(input_blocks|middle_block)|^conv_in\.|^input_blocks\.", "a UNet (Stable Diffusion)"),
     (r"^down_blocks\.|^mid_block\.", "a UNet of diffusers"),
     (r"^(encoder|decoder|first_stage_model\.(en|de)coder)\.(down|up|mid|conv_in)", "an image autoencoder (VAE)"),
     (r"(joint|double|single)_(transformer_)?blocks\.", "a text-to-image transformer (SD3 or FLUX)"),
-    (r"^transformer_blocks\..*attn1", "a DiT in the names of diffusers; the file of the official DiT release is read"),
+    (r"^transformer_blocks\..*attn1", "a DiT with the names of diffusers; import the file of the official DiT release"),
     (r"cross_attn|y_proj", "a text-conditioned transformer (PixArt)"),
     (r"^projectors\.", "a REPA model, whose flow and projectors mpdit does not know"),
     (r"\.(q_norm|w12|w3)\.", "a LightningDiT, whose blocks differ (SwiGLU, RMSNorm, rotary positions)"),
@@ -42,10 +42,10 @@ TENSORS: list[tuple[str, str]] = [
 
 
 def like_bytes(head: bytes) -> str | None:
-    """What a file that begins with `head` is; None when nothing known."""
+    """What a file that begins with `head` is; None where no signature fits."""
     return next((what for pattern, what in BYTES if re.match(pattern, head, re.IGNORECASE)), None)
 
 
 def like_tensors(names: Collection[str]) -> str | None:
-    """What a model with tensors of these names is; None when nothing known."""
+    """What a model with tensors of these names is; None where no signature fits."""
     return next((what for pattern, what in TENSORS if any(re.search(pattern, name) for name in names)), None)

@@ -1,9 +1,9 @@
-"""Which family an official checkpoint is of, and what must happen to its tensors for our flow to use them.
+"""Which code wrote an official checkpoint, and how its tensors are changed so that our flow can use them.
 
-All three families name their tensors alike. They differ in what the output means:
+All three codes give their tensors the same names. They differ in what the output means:
 
     mpdit  velocity noise − data at t (1 noise, 0 data), as ours
-    dit    the noise itself (epsilon) and a variance, at diffusion steps 0..999: no flow, cannot be sampled here
+    dit    the noise itself (epsilon) and a variance, at diffusion steps 0..999: not a flow, cannot be sampled here
     sit    velocity data − noise at s = 1 − t, and an unused variance: ours(x, t) = −theirs(x, 1 − t)
 
 Sources: DiT (arXiv 2212.09748), SiT (arXiv 2401.08740, section 3.1, linear path).
@@ -23,19 +23,21 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.embeddings import SinusoidTimeEmbedding
 
 Kind = Literal["mpdit", "dit", "sit"]
+Prediction = Literal["velocity", "epsilon"]
+PREDICTION: dict[Kind, Prediction] = {"mpdit": "velocity", "dit": "epsilon", "sit": "velocity"}
 
 OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")
 FIRST_TIME_LAYER = "t_embedder.mlp.0.weight"
 
 
 def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping[str, Any]) -> Kind:
-    """The family of `official`, from its parts, the file's name and the stored training arguments.
+    """The code that wrote `official`, from its parts, the file's name and the stored training arguments.
 
-    A dense transformer whose output has no variance channels is of the MPDiT code (its dense baselines are flows);
-    the releases of DiT and SiT both carry them.
+    A dense transformer whose output has no variance channels comes from the MPDiT code, whose dense baselines are
+    flows; the releases of DiT and SiT both have these channels.
 
     Raises:
-        UserError: DiT or SiT, and nothing says which.
+        UserError: it is DiT or SiT, and nothing tells which (`ambiguous-kind`).
     """
     dense = "blocks.0.adaLN_modulation.1.weight" in official
     if not dense:
@@ -51,7 +53,8 @@ def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping
         return "sit"
     raise UserError(
         f"{name} may be DiT or SiT: their tensors have the same names and shapes, and nothing else in the file tells",
-        expected="a file name or stored arguments that say which",
+        code="ambiguous-kind",
+        expected="a file name or stored arguments that tell which",
         remedy="--kind dit, or --kind sit",
     )
 
@@ -81,15 +84,15 @@ def drop_variance(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def reverse_time(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of `−model(x, 1 − t)`, exactly.
 
-    The output layer is negated. The time embedding sees cos(t·f) and sin(t·f) alone, and
+    The output layer is negated. The time embedding depends on t only through cos(t·f) and sin(t·f), and
     cos((1−t)f) = cos f·cos tf + sin f·sin tf,  sin((1−t)f) = sin f·cos tf − cos f·sin tf,
-    so the change of time is a linear map of the features, which the first layer takes in.
+    so reversing time is a linear map of these features, and the first layer absorbs it.
     """
     changed = dict(official)
     for name in OUTPUT:
         changed[name] = -official[name]
     half = SinusoidTimeEmbedding.FEATURES // 2
-    exponents = torch.arange(half, dtype=torch.float32) / half  # rounded as the embedding itself rounds them
+    exponents = torch.arange(half, dtype=torch.float32) / half  # rounded as in the embedding
     f = torch.exp(-math.log(SinusoidTimeEmbedding.MAX_PERIOD) * exponents).double()
     weight = official[FIRST_TIME_LAYER]
     of_cos, of_sin = weight.double().split(half, dim=1)

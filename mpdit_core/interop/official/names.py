@@ -40,14 +40,15 @@ def convert_state_dict(
         num_heads: needed only where the width is not that of a published model.
 
     Raises:
-        UserError: these are not the tensors of an MPDiT, DiT or SiT model.
+        UserError: the tensors are not those of an MPDiT, DiT or SiT model (`unknown-architecture`), or their width is
+            not that of a published model and `num_heads` is not given (`unknown-num-heads`).
     """
     config = infer_config(official, num_heads=num_heads)
     converted: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name, tensor in official.items():
         if name.startswith("pos_embed"):
-            continue  # fixed tables, computed anew
+            continue  # fixed tables, which the network computes itself
         ours = _our_name(name, stages=len(config.stages))
         if ours is None:
             unknown.append(name)
@@ -60,13 +61,14 @@ def convert_state_dict(
     if unknown:
         raise UserError(
             f"tensors of no known part: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}",
+            code="unknown-architecture",
             expected="an MPDiT, MPDiT v2, DiT or SiT checkpoint",
         )
     return config, converted
 
 
 def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None) -> ModelConfig:
-    """The configuration that the tensors' names and shapes imply. Raises `UserError` when parts are missing."""
+    """The configuration that the tensors' names and shapes imply. Raises `UserError` as `convert_state_dict`."""
     width, channels, coarsest, _ = _shape(official, "x_embedder.proj.weight", dimensions=4)
     out_features, _ = _shape(official, "final_layer.linear.weight", dimensions=2)
     rows, class_features = _shape(official, "y_embedder.embedding_table.weight", dimensions=2)
@@ -77,24 +79,31 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
         patch_sizes.append(patch_sizes[-1] // math.isqrt(expanded // features))
     if len(depths) != len(patch_sizes):
         raise UserError(
-            f"{len(depths)} groups of blocks but {len(patch_sizes)} patch sizes", expected="one of each a stage"
+            f"{len(depths)} groups of blocks but {len(patch_sizes)} patch sizes",
+            code="unknown-architecture",
+            expected="one of each per stage",
         )
     if out_features != patch_sizes[-1] ** 2 * channels:
         raise UserError(
             f"the output layer has {out_features} features",
+            code="unknown-architecture",
             expected=f"{patch_sizes[-1]}² · {channels} = {patch_sizes[-1] ** 2 * channels}",
         )
     shared = "time_modulation.1.weight" in official
     tokens = _depth(official, "blocks") == 0 or shared
     grid = math.isqrt(official["pos_embed"].shape[-2]) if "pos_embed" in official else None
     if grid is None:
-        raise UserError("no position table `pos_embed`, from which the latents' size is read")
+        raise UserError(
+            "there is no position table `pos_embed`, from which the size of the latents is read",
+            code="unknown-architecture",
+        )
     position_patch = patch_sizes[0] if _numbered(official, "upsampler_lvl") else patch_sizes[-1]
     hidden, _ = _shape(official, f"{_block_prefixes(official)[0]}.0.mlp.fc1.weight", dimensions=2)
     heads = num_heads or HEADS_BY_WIDTH.get(width)
     if heads is None:
         raise UserError(
             f"width {width} is not that of a published model, so the number of heads is unknown",
+            code="unknown-num-heads",
             expected=f"width {', '.join(map(str, HEADS_BY_WIDTH))}, or the number of heads",
             remedy="--num-heads N",
         )
@@ -118,9 +127,9 @@ def _shape(official: Mapping[str, Tensor], name: str, *, dimensions: int) -> tup
     if name not in official or official[name].ndim != dimensions:
         what = f"has {name} of shape {tuple(official[name].shape)}" if name in official else f"has no tensor {name}"
         raise UserError(
-            f"not an MPDiT, DiT or SiT checkpoint: it {what}",
+            f"not an MPDiT, DiT or SiT checkpoint: it {what}; its first tensors are {', '.join(sorted(official)[:5])}",
+            code="unknown-architecture",
             expected="x_embedder, y_embedder, final_layer and blocks",
-            remedy=f"its first tensors are {', '.join(sorted(official)[:5])}",
         )
     return tuple(official[name].shape)
 

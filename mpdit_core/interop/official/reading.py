@@ -1,7 +1,7 @@
 """Reading a checkpoint file of the official code without running anything from it.
 
-A `.pt` is a pickle: it is read with `weights_only`, and the one class allowed beyond tensors is `argparse.Namespace`,
-because the official training script stores its arguments. Tensors stay on the disk until they are used.
+A `.pt` file is a pickle: it is read with `weights_only`, and the one class allowed beyond tensors is
+`argparse.Namespace`, because the official training script stores its arguments. Tensors stay on the disk until used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mpdit_core.errors import UserError
 from mpdit_core.interop.official.file_signatures import like_bytes
+from mpdit_core.models.model_folder import CONFIG, WEIGHTS
 from mpdit_core.reporting import jsonable
 
 Weights = Literal["ema", "model"]
@@ -31,34 +32,36 @@ EXPECTED = "a .pt or .safetensors file of the official MPDiT, DiT or SiT code"
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """Tensors by their official names, without prefixes of wrappers; and what else the file says."""
+    """Tensors by their official names, without the prefixes of wrappers, and what else the file holds."""
 
     path: Path
     tensors: dict[str, Tensor]
     weights: str  # which of the file's sets of weights: ema, model, state_dict, or "the only ones"
-    arguments: dict[str, Any]  # of the training command; empty where the file holds none
+    arguments: dict[str, Any]  # arguments of the training command; empty where the file holds none
 
 
 def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile:
     """Reads `path`; of several sets of weights the EMA, unless `weights` names another.
 
     Raises:
-        UserError: missing, torn, another kind of file, or a pickle that wants to run code.
+        UserError: the file is missing (`no-such-file`), incomplete (`damaged-file`), another kind of file
+            (`wrong-file`), a pickle that would run code (`unsafe-file`), or holds no weights (`no-weights`).
     """
     path = Path(path)
     if path.is_dir():
-        ours = (path / "model.safetensors").exists() and (path / "config.json").exists()
+        ours = (path / WEIGHTS).exists() and (path / CONFIG).exists()
         raise UserError(
             f"{path} is a folder",
+            code="already-a-model" if ours else "wrong-file",
             expected=EXPECTED,
-            remedy="it may be a model already: use it as it is, `mpdit sample` says" if ours else "name the file in it",
+            remedy="use the folder as it is: it holds a model of mpdit" if ours else "name the file in it",
         )
     if not path.exists():
-        raise UserError(f"{path} does not exist", expected=EXPECTED)
+        raise UserError(f"{path} does not exist", code="no-such-file", expected=EXPECTED)
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:
-        raise UserError(f"{path} is empty", expected=EXPECTED, remedy="download it again")
+        raise UserError(f"{path} is empty", code="damaged-file", expected=EXPECTED, remedy="download it again")
     if _is_safetensors(head) or path.suffix == ".safetensors":
         content: Any = _read_safetensors(path, head)
     elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
@@ -81,41 +84,46 @@ def _read_safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
     except SafetensorError as error:
         if like_bytes(head) or not _is_safetensors(head):
             raise _wrong_file(path, head) from None
-        raise _torn(path, f"a safetensors file, but {error}") from None
+        raise _damaged(path, f"a safetensors file, but {error}") from None
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> Any:
     if zipped and not zipfile.is_zipfile(path):
-        raise _torn(path, "a torch file (zip) without its end")
+        raise _damaged(path, "a torch file (zip) without its end")
     if zipped:
         with zipfile.ZipFile(path) as archive:
             if not any(name.endswith("data.pkl") for name in archive.namelist()):
                 inside = ", ".join(archive.namelist()[:3])
-                raise UserError(f"{path} is a zip archive of {inside} …, not a torch file", expected=EXPECTED)
+                raise UserError(
+                    f"{path} is a zip archive of {inside} …, not a torch file", code="wrong-file", expected=EXPECTED
+                )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of other protocols: they are read or refused below
+            warnings.simplefilter("ignore")  # on pickles of other protocols: they are read, or refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
             f"{path} cannot be read safely: "
             + (f"it holds a {wanted.group(1)}, and reading that would run code" if wanted else _first_line(error)),
-            expected="tensors, numbers and argparse.Namespace alone",
-            remedy="if you trust where it comes from, load it with its own code and save the weights alone: "
+            code="unsafe-file",
+            expected="only tensors, numbers and argparse.Namespace",
+            remedy="if you trust its origin, load it with its own code and save only the weights: "
             "torch.save(checkpoint['ema'], 'weights.pt')",
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:  # of a torn or strange file
-        raise _torn(path, f"a torch file, but {_first_line(error)}") from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
+        raise _damaged(path, f"a torch file, but {_first_line(error)}") from None
 
 
 def _choose(path: Path, content: Any, wanted: Weights | None) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not weights", expected=EXPECTED)
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights", code="no-weights", expected=EXPECTED)
     sets = {key: content[key] for key in ("ema", "model", "state_dict") if _has_tensors(content.get(key))}
     if wanted and wanted not in sets:
         raise UserError(
-            f"{path} holds no weights called {wanted}", expected=", ".join(sets) or "one set of weights, without a name"
+            f"{path} holds no weights called {wanted}",
+            code="no-such-weights",
+            expected=", ".join(sets) or "one set of weights, without a name",
         )
     if sets:
         chosen = wanted or next(iter(sets))
@@ -123,7 +131,9 @@ def _choose(path: Path, content: Any, wanted: Weights | None) -> tuple[str, Mapp
     if _has_tensors(content):
         return "the only ones", content
     keys = ", ".join(map(str, list(content)[:5])) or "nothing"
-    raise UserError(f"{path} holds no weights, but {keys}", expected="ema, model or a plain state dict")
+    raise UserError(
+        f"{path} holds no weights, but {keys}", code="no-weights", expected="ema, model or a plain state dict"
+    )
 
 
 def _has_tensors(value: Any) -> bool:
@@ -143,14 +153,15 @@ def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _wrong_file(path: Path, head: bytes) -> UserError:
     what = like_bytes(head) or f"something that begins with {head[:16]!r}"
-    return UserError(f"{path} is {what}", expected=EXPECTED)
+    return UserError(f"{path} is {what}", code="wrong-file", expected=EXPECTED)
 
 
-def _torn(path: Path, what: str) -> UserError:
+def _damaged(path: Path, what: str) -> UserError:
     return UserError(
-        f"{path} is torn: {what}",
+        f"{path} is damaged: {what}",
+        code="damaged-file",
         expected=f"a complete file (this one has {path.stat().st_size:,} bytes)",
-        remedy="download it again, and compare its size with the original's",
+        remedy="download it again, and compare its size with that of the original",
     )
 
 

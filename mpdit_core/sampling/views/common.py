@@ -1,97 +1,83 @@
-"""What the pictures of `mpdit sample` share that are not plain sets of samples: sweeps, trajectories, interpolations,
-nearest neighbours. Each is a folder of its own with its picture and a JSON file that says what is seen.
-
-To add one: a job in a module beside this one, that takes a `ViewRequest` and begins with `opened`; its name in
-`IMAGES`; a flag in mpdit_cli/commands/sample.py.
-"""
+"""What all pictures share: the checked request, the folder they are written to, and the JSON file beside them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mpdit_core import __version__, plugins
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import ModelFolder, open_model
-from mpdit_core.reporting import Event, Result, Saved, Summary, jsonable
+from mpdit_core.reporting import jsonable
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import under_torchrun
-from mpdit_core.samplers import load_sampler
-from mpdit_core.sampling.generator import Generation, SampleOptions, class_names
-from mpdit_core.sampling.job import model_name
-
-IMAGES = {"samples": 16, "sweep": 9, "trajectory": 6, "interpolation": 9, "nearest": 8}
-"""Images of each view where no number is asked for."""
+from mpdit_core.sampling.generator import Generator, sampling_values
+from mpdit_core.sampling.naming import model_name, newest, numbered
+from mpdit_core.sampling.options import SampleOptions, SamplingOptions, ViewResult
+from mpdit_core.sampling.sample_set import require_empty
 
 MOST = 256  # images of one picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewRequest:
-    """What every view is asked for. `out` None: `samples/<model>-<view>-<n>/`."""
+class Place:
+    """A checked request for a picture: the model, not yet loaded, where to compute and where to write."""
 
-    model: str
+    view: str
     options: SampleOptions
-    out: Path | None = None
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A checked request: the model, not yet loaded, where to compute and where to write."""
-
+    num_samples: int
     folder: ModelFolder
     device: torch.device
     out: Path
-    names: list[str]  # of classes
+
+    def generator(self, options: SamplingOptions | None = None) -> Generator:
+        """The loaded model, with these options or those that were asked for."""
+        return Generator(self.folder, options or self.options, device=self.device, num_samples=self.num_samples)
 
 
-def opened(request: ViewRequest, view: str, *, images: int | None = None) -> Opened:
+def open_view(options: SampleOptions, view: str, *, default_samples: int, drawn_per_sample: int = 1) -> Place:
     """Finds the model and a folder to write to; writes nothing yet.
 
     Args:
-        images: how many the picture will hold; the options' num_samples by default.
+        default_samples: number of samples where the options name none.
+        drawn_per_sample: images that the picture holds for each sample.
 
     Raises:
-        UserError: no model, several processes, too many images, or a folder that holds something.
+        UserError: no model, several processes (`one-process`), too many images (`too-many-images`), or a folder that is
+            not empty.
     """
     if under_torchrun():
-        raise UserError(f"a {view} is made by one process", remedy="start it without torchrun and without --nproc")
-    count = request.options.num_samples if images is None else images
-    if count > MOST:
-        raise UserError(f"{count} images in one picture", expected=f"up to {MOST}", remedy="a smaller --num-samples")
-    device = select_device(request.device)
-    folder = open_model(request.model)
-    out = request.out or _free(Path("samples"), f"{model_name(request.model, folder)}-{view}")
-    with files.user_errors(out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is there and not empty", expected="a new folder", remedy="another --out, or none")
-    return Opened(folder, device, out, class_names(folder.latents, folder.config.model.num_classes))
+        raise UserError(f"several processes for one {view}", code="one-process", remedy="leave --nproc out")
+    num_samples = options.num_samples or default_samples
+    require_at_most(num_samples * drawn_per_sample, MOST)
+    folder = open_model(options.model)
+    name = f"{model_name(options.model, folder)}-{view}"
+    out = options.out or numbered(name, newest(name) + 1)
+    require_empty(out)
+    return Place(
+        view=view,
+        options=options,
+        num_samples=num_samples,
+        folder=folder,
+        device=select_device(options.device),
+        out=out,
+    )
 
 
-def _free(root: Path, name: str) -> Path:
-    pattern = re.compile(rf"{re.escape(name)}-(\d+)")
-    taken = [int(m[1]) for path in root.glob("*") if (m := pattern.fullmatch(path.name))]
-    return root / f"{name}-{max(taken, default=0) + 1}"
-
-
-def all_images(generation: Generation) -> Tensor:
-    """All images that the options ask for, [n, 3, H, W] uint8 on the CPU."""
-    batches = generation.batches(range(generation.num_blocks))
-    return torch.cat([batch.images for batch in batches if batch.images is not None])
-
-
-def image_names(generation: Generation, names: list[str]) -> list[str]:
-    """A short caption for every image: its class's first name."""
-    labels = [generation.labels(i) for i in range(generation.options.num_samples)]
-    return [short_name(names[label]) for label in labels]
+def require_at_most(count: int, most: int) -> None:
+    """Raises `UserError` (`too-many-images`) for more images than one picture may hold."""
+    if count > most:
+        raise UserError(
+            f"{count} images in one picture",
+            code="too-many-images",
+            expected=f"up to {most}",
+            remedy="a smaller --num-samples",
+        )
 
 
 def short_name(name: str) -> str:
@@ -100,19 +86,16 @@ def short_name(name: str) -> str:
 
 
 def finish(
-    place: Opened, request: ViewRequest, view: str, *, picture: Path, rows: Mapping[str, str], data: Mapping[str, Any]
-) -> Iterator[Event]:
-    """The JSON file beside the picture, and the last events."""
-    options = request.options
-    sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
+    place: Place, generator: Generator, *, picture: Path, facts: Mapping[str, str], data: Mapping[str, Any]
+) -> ViewResult:
+    """The result, and the JSON file beside the picture that says the same."""
     about = {
         "mpdit": __version__,
-        "view": view,
+        "view": place.view,
         "model": {"weights_sha256": place.folder.weights_sha256, "step": place.folder.step},
-        "options": options.model_dump(mode="json"),
-        "sampler": plugins.record("samplers", options.sampler, sampler),
+        "options": SamplingOptions(**sampling_values(place.options)).model_dump(mode="json"),
+        "num_samples": place.num_samples,
+        "sampler": plugins.record("samplers", generator.options.sampler, generator.sampler),
     }
-    files.write_json(place.out / f"{view}.json", jsonable(about | dict(data)))
-    yield Saved(what=view, path=picture)
-    yield Summary(title=f"{view} of {request.model}", rows={"where": str(picture), **rows})
-    yield Result(data={"out": str(place.out), "grid": str(picture), **data})
+    files.write_json(place.out / f"{place.view}.json", jsonable(about | dict(data)))
+    return ViewResult(view=place.view, out=place.out, picture=picture, facts=dict(facts), data=jsonable(dict(data)))

@@ -7,26 +7,17 @@ B, or for each of `--classes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from mpdit_core.errors import UserError
 from mpdit_core.pictures import contact_sheet, save_png
-from mpdit_core.reporting import Event, Progress
-from mpdit_core.sampling.generator import Generation, prepare, require_finite
-from mpdit_core.sampling.views.common import ViewRequest, finish, opened, short_name
+from mpdit_core.reporting import Progress, Reporter, Saved, silent
+from mpdit_core.sampling.generator import Generator, require_finite
+from mpdit_core.sampling.options import SampleOptions, ViewResult
+from mpdit_core.sampling.views.common import MOST, finish, open_view, require_at_most, short_name
 
-
-def read_pair(text: str) -> tuple[int, int]:
-    """`3,17` → (3, 17). Raises `UserError` for anything but two different numbers of images."""
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) == int(parts[1]):
-        raise UserError(
-            f"--interpolate {text}", expected="A,B: two different numbers of images", remedy="e.g. --interpolate 0,1"
-        )
-    return int(parts[0]), int(parts[1])
+DEFAULT_SAMPLES = 9
 
 
 def slerp(a: Tensor, b: Tensor, s: float) -> Tensor:
@@ -43,59 +34,59 @@ def slerp(a: Tensor, b: Tensor, s: float) -> Tensor:
     return float(u) * a + float(v) * b
 
 
-def interpolate(request: ViewRequest, pair: str) -> Iterator[Event]:
+def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     """Writes interpolation.png, `num_samples` images in a row with both ends.
 
     Raises:
-        UserError: as `read_pair` and `prepare`, or fewer than 2 images; nothing is written then.
+        UserError: as `Generator`, the same image twice, or fewer than 2 images; nothing is written then.
     """
-    first, last = read_pair(pair)
-    count = request.options.num_samples
+    assert options.interpolate is not None
+    first, last = options.interpolate
+    if first == last or min(first, last) < 0:
+        raise UserError(
+            f"interpolation from image {first} to image {last}",
+            code="invalid-value",
+            expected="two different numbers of images, such as 0,1",
+        )
+    place = open_view(options, "interpolation", default_samples=DEFAULT_SAMPLES)
+    count = place.num_samples
     if count < 2:
-        raise UserError(f"--num-samples {count}: an interpolation has two ends", expected="at least 2")
-    place = opened(request, "interpolation")
-    generation = prepare(place.folder, request.options, device=place.device)
-    rows = _classes(generation, first, last)
-    if len(rows) * count > 256:
-        raise UserError(f"{len(rows)} classes of {count} images", expected="up to 256 images in one picture")
+        raise UserError(f"an interpolation of {count} image", code="invalid-value", expected="at least 2, its ends")
+    generator = place.generator()
+    rows = _classes(generator, first, last)
+    require_at_most(len(rows) * count, MOST)
     cells = []
     for done, label in enumerate(rows):
-        yield Progress(task="interpolation", done=done, total=len(rows), unit="rows")
-        images = _row(generation, first, last, label=label)
-        cells.append([images[i : i + 1] for i in range(count)])
-    yield Progress(task="interpolation", done=len(rows), total=len(rows), unit="rows")
-    captions = [f"{i / (count - 1):.2f}" for i in range(count)]
-    captions = [f"image {first}", *captions[1:-1], f"image {last}"]
-    picture = place.out / "interpolation.png"
+        report(Progress(task="interpolation", done=done, total=len(rows), unit="rows"))
+        cells.append(_row(generator, first, last, label=label).split(1))
+    report(Progress(task="interpolation", done=len(rows), total=len(rows), unit="rows"))
+    between = [f"{i / (count - 1):.2f}" for i in range(1, count - 1)]
     drawn = contact_sheet(
-        cells, row_labels=[short_name(place.names[label]) for label in rows], column_labels=captions, row_axis="class"
+        cells,
+        row_labels=[short_name(generator.class_names[label]) for label in rows],
+        column_labels=[f"image {first}", *between, f"image {last}"],
+        row_axis="class",
     )
+    picture = place.out / "interpolation.png"
     save_png(drawn, picture)
-    yield from finish(
-        place,
-        request,
-        "interpolation",
-        picture=picture,
-        rows={"from, to": f"noise of image {first}, noise of image {last}", "steps": f"{count} images a row"},
-        data={"from": first, "to": last, "classes": rows},
-    )
+    report(Saved(what="interpolation", path=picture))
+    facts = {"from, to": f"noise of image {first}, noise of image {last}", "steps": f"{count} images per row"}
+    return finish(place, generator, picture=picture, facts=facts, data={"from": first, "to": last, "classes": rows})
 
 
-def _classes(generation: Generation, first: int, last: int) -> list[int]:
-    """Labels of the rows: those that --classes names, else those of the two images."""
-    if generation.options.classes.strip() in ("all", "random"):
-        return list(dict.fromkeys([generation.labels(first), generation.labels(last)]))
-    return list(dict.fromkeys(generation.labels.classes or ()))
+def _classes(generator: Generator, first: int, last: int) -> list[int]:
+    """Labels of the rows: those that `classes` names, else those of the two images."""
+    if generator.options.classes in ("all", "random"):
+        return list(dict.fromkeys([generator.labels(first), generator.labels(last)]))
+    return list(dict.fromkeys(generator.labels.classes or ()))
 
 
-@torch.inference_mode()
-def _row(generation: Generation, first: int, last: int, *, label: int) -> Tensor:
+def _row(generator: Generator, first: int, last: int, *, label: int) -> Tensor:
     """Images [n, 3, H, W] uint8. What a stochastic sampler draws on the way is the first image's noise throughout."""
-    count = generation.options.num_samples
-    (a, b), _ = generation.noise([first, last])
-    _, generators = generation.noise([first] * count)
-    x_t = torch.stack([slerp(a, b, i / (count - 1)) for i in range(count)])
-    for step in generation.sampler.steps(generation.velocity([label] * count), x_t, generators):
-        x_t = step.x_t
-    require_finite(x_t, list(range(count)))
-    return generation.decode(x_t)
+    count = generator.num_samples
+    (a, b), _ = generator.noise([first, last])
+    _, generators = generator.noise([first] * count)
+    noise = torch.stack([slerp(a, b, i / (count - 1)) for i in range(count)])
+    latents = generator.integrate(generator.velocity([label] * count), noise, generators)
+    require_finite(latents, list(range(count)))
+    return generator.decode(latents)

@@ -12,25 +12,28 @@ found; of decoded images as many as fit into `KEPT` are kept for the second.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mpdit_core.data.autoencoders import Autoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.errors import UserError
+from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.pictures import labelled_grid, save_png
-from mpdit_core.reporting import Event, Progress, Warn
-from mpdit_core.sampling.generator import Generation, prepare
-from mpdit_core.sampling.views.common import Opened, ViewRequest, finish, opened, short_name
+from mpdit_core.reporting import Progress, Reporter, Saved, Warning, silent
+from mpdit_core.sampling.generator import Generator
+from mpdit_core.sampling.options import SampleOptions, ViewResult
+from mpdit_core.sampling.views.common import finish, open_view, short_name
 
 Space = Literal["latents", "pixels"]
 NEIGHBOURS = 4
+DEFAULT_SAMPLES = 8
 BLOCK = 512  # training images at once
 DECODED_AT_ONCE = 64
 KEPT = 2 * 2**30  # bytes of decoded images
@@ -45,72 +48,76 @@ class Neighbours:
     mirrored: Tensor
 
 
-def nearest(request: ViewRequest, space: Space = "latents", latents: Path | None = None) -> Iterator[Event]:
+def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     """Writes nearest.png: a row for each sample, then its neighbours with number and distance.
 
-    Args:
-        latents: the folder of latents; the one the model was trained on, where it was then, if not given.
-
     Raises:
-        UserError: as `prepare`; or the folder is not there, or holds latents of another kind.
+        UserError: as `Generator`; the training latents are not there (`no-training-latents`) or are of another shape
+            (`other-latents`).
     """
-    place = opened(request, "nearest", images=request.options.num_samples * (NEIGHBOURS + 1))
-    training = find_training_images(place, latents)
+    assert options.nearest is not None
+    place = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, drawn_per_sample=NEIGHBOURS + 1)
+    training = find_training_images(place.folder, options.latents)
     if place.folder.latents and training.spec.fingerprint != place.folder.latents.fingerprint:
-        yield Warn(text=f"{training.path} holds other latents than those the model was trained on")
-    generation = prepare(place.folder, request.options, device=place.device)
-    assert generation.autoencoder is not None
-    batches = list(generation.batches(range(generation.num_blocks)))
+        text = f"{training.path} holds other latents than those the model was trained on"
+        report(Warning(code="other-latents", text=text))
+    generator = place.generator()
+    batches = list(generator.batches(generator.blocks()))
     made = torch.cat([batch.images for batch in batches if batch.images is not None])
-    queries = made if space == "pixels" else torch.cat([batch.latents for batch in batches])
-    points = TrainingPoints(training, generation, space)
-    found = yield from search(points, _flat(queries), k=min(NEIGHBOURS, len(training)), task="nearest")
-    firsts = found.index[:, 0].tolist()
-    own = yield from search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts)
-    ratios = [
-        float(d / o) if o > 0 else math.inf for d, o in zip(found.distance[:, 0], own.distance[:, 0], strict=True)
-    ]
+    queries = made if options.nearest == "pixels" else torch.cat([batch.latents for batch in batches])
+    points = TrainingPoints(training, generator, options.nearest)
+    found, ratios = _neighbours_and_ratios(points, _flat(queries), report)
+    captions = [short_name(generator.class_names[label]) for batch in batches for label in batch.labels]
     picture = place.out / "nearest.png"
-    captions = [short_name(place.names[label]) for batch in batches for label in batch.labels]
     save_png(_draw(points, made, captions, found, ratios), picture)
-    unit = "8-bit levels" if space == "pixels" else "standard deviations"
-    yield from finish(
-        place,
-        request,
-        "nearest",
-        picture=picture,
-        rows={
-            "training images": f"{len(training)} in {training.path}" + (", and mirrored" if points.mirror else ""),
-            "distance": f"RMS in {unit} of {space}; mean of the nearest {float(found.distance[:, 0].mean()):.3g}",
-            "ratio": f"to the training image's own nearest: smallest {min(ratios):.2f}, "
-            f"median {float(np.median(ratios)):.2f} (well below 1: copied)",
-        },
-        data={
-            "space": space,
-            "latents": str(training.path),
-            "neighbours": found.index.tolist(),
-            "mirrored": found.mirrored.tolist(),
-            "distances": found.distance.tolist(),
-            "ratios": ratios,
-        },
-    )
+    report(Saved(what="nearest", path=picture))
+    unit = "8-bit levels" if options.nearest == "pixels" else "standard deviations"
+    facts = {
+        "training images": f"{len(training)} in {training.path}" + (", and mirrored" if points.mirror else ""),
+        "distance": f"RMS in {unit} of {options.nearest}; mean of the nearest {float(found.distance[:, 0].mean()):.3g}",
+        "ratio": f"to the training image's own nearest: smallest {min(ratios):.2f}, "
+        f"median {float(np.median(ratios)):.2f} (well below 1: copied)",
+    }
+    data = {
+        "space": options.nearest,
+        "latents": str(training.path),
+        "neighbours": found.index.tolist(),
+        "mirrored": found.mirrored.tolist(),
+        "distances": found.distance.tolist(),
+        "ratios": ratios,
+    }
+    return finish(place, generator, picture=picture, facts=facts, data=data)
 
 
-def find_training_images(place: Opened, given: Path | None) -> LatentFolder:
+def _neighbours_and_ratios(
+    points: TrainingPoints, queries: Tensor, report: Reporter
+) -> tuple[Neighbours, list[float]]:  # fmt: skip
+    """The closest of each query's, and its distance to the first divided by that one's distance to its own nearest."""
+    found = search(points, queries, k=min(NEIGHBOURS, len(points.folder)), task="nearest", report=report)
+    firsts = found.index[:, 0].tolist()
+    own = search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts, report=report)
+    pairs = zip(found.distance[:, 0].tolist(), own.distance[:, 0].tolist(), strict=True)
+    return found, [d / o if o > 0 else math.inf for d, o in pairs]
+
+
+def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder:
     """The folder of latents, checked against the model. Raises `UserError`."""
-    spec = place.folder.latents
+    spec = model.latents
     if given is None and (spec is None or not spec.folder or not Path(spec.folder).is_dir()):
         where = spec.folder if spec and spec.folder else "a place the model does not name"
         raise UserError(
             f"the latents the model was trained on were in {where}, and are not there",
+            code="no-training-latents",
             remedy="--latents DIR",
         )
     folder = LatentFolder(given if given is not None else Path(spec.folder if spec else ""))
-    config = place.folder.config.model
-    wanted = (2 * config.channels, config.input_size, config.input_size)
-    if tuple(folder.manifest.plan.moments_shape) != wanted:
+    autoencoder, config = folder.spec.autoencoder, model.config.model
+    shape = [autoencoder.channels, folder.spec.resolution // autoencoder.factor]
+    if shape != [config.channels, config.input_size]:
         raise UserError(
-            f"{folder.path} holds moments {list(folder.manifest.plan.moments_shape)}", expected=f"{list(wanted)}"
+            f"{folder.path} holds latents of {shape[0]} channels and side {shape[1]}",
+            code="other-latents",
+            expected=f"{config.channels} channels and side {config.input_size}, as the model's",
         )
     return folder
 
@@ -118,12 +125,12 @@ def find_training_images(place: Opened, given: Path | None) -> LatentFolder:
 class TrainingPoints:
     """The training images as points [m, D], in the space that distances are taken in."""
 
-    def __init__(self, folder: LatentFolder, generation: Generation, space: Space):
-        assert generation.autoencoder is not None
-        assert generation.spec is not None
+    def __init__(self, folder: LatentFolder, generator: Generator, space: Space):
+        assert generator.autoencoder is not None
+        assert generator.spec is not None
         self.folder, self.space, self.mirror = folder, space, folder.has_flips
-        self.autoencoder: Autoencoder = generation.autoencoder
-        self.normalisation, self.device = generation.spec.normalisation, generation.device
+        self.autoencoder: Autoencoder = generator.autoencoder
+        self.normalisation, self.device = generator.spec.normalisation, generator.device
         self._kept: dict[tuple[int, bool], Tensor] = {}  # (first of a block, mirrored) → uint8 [m, 3, H, W]
         self._kept_bytes = 0
 
@@ -153,17 +160,23 @@ class TrainingPoints:
         return torch.cat(parts).contiguous()
 
     def _means(self, indices: list[int], flips: list[bool]) -> Tensor:
-        moments, _ = self.folder.batch(indices, flip=flips)
-        return moments.chunk(2, dim=1)[0]
+        return self.folder.batch(indices, flip=flips).mean
 
 
 @torch.inference_mode()
 def search(
-    points: TrainingPoints, queries: Tensor, *, k: int, task: str, leave_out: list[int] | None = None
-) -> Generator[Event, None, Neighbours]:
+    points: TrainingPoints,
+    queries: Tensor,
+    *,
+    k: int,
+    task: str,
+    leave_out: list[int] | None = None,
+    report: Reporter = silent,
+) -> Neighbours:
     """The k training images closest to each of `queries [n, D]`, an image counted once with its mirror image.
 
     Args:
+        task: what the progress is called.
         leave_out: for each query, a training image that does not count: itself.
     """
     total = len(points.folder)
@@ -173,7 +186,7 @@ def search(
         torch.zeros((len(queries), k), dtype=torch.bool),
     )
     for start in range(0, total, BLOCK):
-        yield Progress(task=task, done=start, total=total, unit="images")
+        report(Progress(task=task, done=start, total=total, unit="images"))
         indices = list(range(start, min(start + BLOCK, total)))
         distance = _distances(queries, points.block(start))
         mirrored = torch.zeros_like(distance, dtype=torch.bool)
@@ -185,7 +198,7 @@ def search(
         if leave_out is not None:
             distance = distance.masked_fill(here == torch.tensor(leave_out)[:, None], math.inf)
         best = _merge(best, Neighbours(distance, here, mirrored), k)
-    yield Progress(task=task, done=total, total=total, unit="images")
+    report(Progress(task=task, done=total, total=total, unit="images"))
     return best
 
 
@@ -206,7 +219,9 @@ def _flat(values: Tensor) -> Tensor:
     return values.flatten(1).float()
 
 
-def _draw(points: TrainingPoints, made: Tensor, captions: list[str], found: Neighbours, ratios: list[float]):
+def _draw(
+    points: TrainingPoints, made: Tensor, captions: list[str], found: Neighbours, ratios: list[float]
+) -> Image.Image:
     count = found.index.shape[1]
     images, labels = [], []
     for i, caption in enumerate(captions):

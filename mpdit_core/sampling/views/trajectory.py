@@ -6,17 +6,21 @@ They come from evaluations of their own at the states shown, so that any sampler
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from mpdit_core.api import Step
+from mpdit_core.flow.path import predicted_latents
 from mpdit_core.pictures import contact_sheet, save_gif, save_png, square_columns
-from mpdit_core.reporting import Event, Progress, Saved
-from mpdit_core.sampling.generator import Generation, prepare, require_finite
-from mpdit_core.sampling.views.common import ViewRequest, finish, image_names, opened
+from mpdit_core.reporting import Progress, Reporter, Saved, silent
+from mpdit_core.sampling.generator import Generator, require_finite
+from mpdit_core.sampling.options import SampleOptions, ViewResult
+from mpdit_core.sampling.views.common import finish, open_view, short_name
 
+DEFAULT_SAMPLES = 6
 FRAMES = 25  # of the moving picture at most, with both ends
 COLUMNS = 9  # of the strip at most, with both ends
 ROWS = 8  # images in the strip at most
@@ -31,64 +35,68 @@ class State:
     data: Tensor
 
 
-def trajectory(request: ViewRequest) -> Iterator[Event]:
-    """Writes trajectory.png (two lines an image: x_t above, predicted data below) and trajectory.gif.
+def trajectory(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
+    """Writes trajectory.png (two lines per image: x_t above, predicted data below) and trajectory.gif.
 
     Raises:
-        UserError: as `prepare`; nothing is written then.
+        UserError: as `Generator`; nothing is written then.
     """
-    place = opened(request, "trajectory")
-    generation = prepare(place.folder, request.options, device=place.device)
-    states = yield from follow(generation)
-    captions = image_names(generation, place.names)
+    place = open_view(options, "trajectory", default_samples=DEFAULT_SAMPLES)
+    generator = place.generator()
+    states = follow(generator, report=report)
+    names = [short_name(generator.class_names[generator.labels(i)]) for i in range(place.num_samples)]
     strip, moving = place.out / "trajectory.png", place.out / "trajectory.gif"
-    shown = [states[i] for i in spread_out(len(states), COLUMNS)]
-    cells = []
-    labels = []
-    for i in range(min(len(captions), ROWS)):
-        cells += [[state.x_t[i : i + 1] for state in shown], [state.data[i : i + 1] for state in shown]]
-        labels += [f"{captions[i]}: x_t", "predicted"]
-    times = [f"t = {state.t:.2f}" for state in shown]
-    save_png(contact_sheet(cells, row_labels=labels, column_labels=times), strip)
-    columns = square_columns(len(captions))
-    frames = [
-        contact_sheet(
-            [[state.x_t, state.data]],
-            row_labels=[""],
-            column_labels=["x_t", "predicted data"],
-            title=f"t = {state.t:.2f}",
-            cell_columns=columns,
-        )
-        for state in states
-    ]
-    save_gif(frames, moving)
-    yield Saved(what="moving picture", path=moving)
+    save_png(_strip(states, names), strip)
+    save_gif([_frame(state, square_columns(len(names))) for state in states], moving)
+    report(Saved(what="trajectory", path=strip))
+    report(Saved(what="moving picture", path=moving))
+    facts = {"moving": str(moving), "steps": f"{len(states)} states shown"}
     data = {"times": [state.t for state in states], "moving": str(moving)}
-    rows = {"moving": str(moving), "steps": f"{len(states)} states shown"}
-    yield from finish(place, request, "trajectory", picture=strip, rows=rows, data=data)
+    return finish(place, generator, picture=strip, facts=facts, data=data)
 
 
 @torch.inference_mode()
-def follow(generation: Generation) -> Generator[Event, None, list[State]]:
-    """Samples all images as one batch; returns the list of `State`s that are shown, the last at t = 0."""
-    indices = list(range(generation.options.num_samples))
-    labels = [generation.labels(i) for i in indices]
-    velocity, look = generation.velocity(labels), generation.velocity(labels)
-    noise, generators = generation.noise(indices)
-    passed: list[tuple[float, Tensor]] = [(1.0, noise)]
-    for step in generation.sampler.steps(velocity, noise, generators):
+def follow(generator: Generator, *, report: Reporter = silent) -> list[State]:
+    """Samples all images as one batch; returns the states that are shown, the last at t = 0."""
+    indices = list(range(generator.num_samples))
+    labels = [generator.labels(i) for i in indices]
+    noise, generators = generator.noise(indices)
+    passed = [(1.0, noise)]
+
+    def keep(step: Step) -> None:
         if step.t < passed[-1][0]:
             passed.append((step.t, step.x_t.cpu()))
-        yield Progress(
-            task="sample", done=len(passed) - 1, total=max(generation.sampler.num_steps, len(passed) - 1), unit="steps"
-        )
+        done = len(passed) - 1
+        report(Progress(task="sample", done=done, total=max(generator.sampler.num_steps, done), unit="steps"))
+
+    generator.integrate(generator.velocity(labels), noise, generators, on_step=keep)
     require_finite(passed[-1][1], indices)
+    look = generator.velocity(labels)
     states = []
     for i in spread_out(len(passed), FRAMES):
-        t, x_t = passed[i][0], passed[i][1].to(generation.device)
-        data = x_t if t == 0 else x_t - t * look(x_t, x_t.new_full((1,), t))
-        states.append(State(t, generation.decode(x_t), generation.decode(data)))
+        t, x_t = passed[i][0], passed[i][1].to(generator.device)
+        data = x_t if t == 0 else predicted_latents(x_t, look(x_t, t), t)
+        states.append(State(t, generator.decode(x_t), generator.decode(data)))
     return states
+
+
+def _strip(states: list[State], names: list[str]) -> Image.Image:
+    shown = [states[i] for i in spread_out(len(states), COLUMNS)]
+    cells, labels = [], []
+    for i, name in enumerate(names[:ROWS]):
+        cells += [[state.x_t[i : i + 1] for state in shown], [state.data[i : i + 1] for state in shown]]
+        labels += [f"{name}: x_t", "predicted"]
+    return contact_sheet(cells, row_labels=labels, column_labels=[f"t = {state.t:.2f}" for state in shown])
+
+
+def _frame(state: State, columns: int) -> Image.Image:
+    return contact_sheet(
+        [[state.x_t, state.data]],
+        row_labels=[""],
+        column_labels=["x_t", "predicted data"],
+        title=f"t = {state.t:.2f}",
+        cell_columns=columns,
+    )
 
 
 def spread_out(count: int, at_most: int) -> list[int]:

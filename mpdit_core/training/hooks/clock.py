@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 
 class WorkClock:
-    """Steps a second between laps. `now` gives seconds."""
+    """Measures steps per second between laps. `now` gives seconds."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         self._now = now
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """A new window begins at `step`."""
+        """Begins a new window at `step`."""
         self._begun, self._step, self._idle = self._now(), step, 0.0
 
     def lap(self, step: int) -> float:
-        """Steps a second since the last lap or restart, pauses left out; a new window begins."""
+        """Steps per second since the last lap or restart, pauses left out; a new window begins."""
         seconds = self._now() - self._begun - self._idle
         steps = step - self._step
         self.restart(step)

@@ -1,59 +1,72 @@
-"""Measuring a run's samples while it trains (`preview.evaluate_every`), as `mpdit eval-fid` does."""
+"""Measures a run's samples every `preview.evaluate_every` steps, as `mpdit eval-fid` does."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator
 from pathlib import Path
 
 import torch
 
+from mpdit_core import evaluation
 from mpdit_core.config import PreviewConfig
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.job import EvaluateOptions, evaluate
-from mpdit_core.metrics.features import build_extractor
-from mpdit_core.reporting import Event, Note, Result, Saved, Summary, Table, Warn
-from mpdit_core.sampling.generator import SampleOptions
+from mpdit_core.reporting import Note, Warning
+from mpdit_core.training.hooks.checkpoints import Checkpoints
+from mpdit_core.training.hooks.metrics import StepMetrics
+from mpdit_core.training.session import Session
 
 
-def check(preview: PreviewConfig, device: torch.device) -> None:
-    """Raises `UserError` now for an extractor that would only fail at the first evaluation."""
+def check_evaluation(preview: PreviewConfig, device: torch.device) -> None:
+    """Raises `UserError` now for a feature extractor that would only fail at the first evaluation."""
     if preview.evaluate_every:
-        build_extractor(preview.evaluate_features).load(device)
+        evaluation.check_features(preview.evaluate_features, device)
 
 
-def evaluate_checkpoint(
-    checkpoint: Path, *, run: Path, preview: PreviewConfig, device: str
-) -> Generator[Event, None, dict[str, float]]:
-    """Measures `checkpoint` (its first EMA, unguided); the record lands in `RUN/evals`. All processes must call it.
+class Evaluation:
+    """Writes a checkpoint, samples from its first EMA, unguided, and measures their Fréchet distance.
 
-    Returns:
-        the metrics as numbers. What goes wrong is a warning, not the end of the run.
+    The records go to the run's `evals/`, the values to its metrics. It changes nothing of the run.
     """
-    options = EvaluateOptions(
-        num_samples=preview.evaluate_samples, features=preview.evaluate_features, metrics=("fid",)
-    )
-    data: dict = {}
-    warned: list[Warn] = []
-    try:
-        for event in evaluate(str(checkpoint), options, SampleOptions(), out=run / "evals", device=device):
-            if isinstance(event, Result):
-                data = event.data
-            elif isinstance(event, Warn):
-                warned.append(event)
-            elif not isinstance(event, Summary | Table | Note | Saved):
-                yield event
-    except UserError as error:
-        yield Warn(text=f"no evaluation of {checkpoint.name}: {error.what}")
-        return {}
-    yield from (warning for warning in warned if warning.text not in data["warnings"])  # those are in each record
-    values = {f"eval/{k}": float(v) for k, v in data["metrics"].items() if isinstance(v, int | float)}
-    shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items())
-    yield Note(text=f"{checkpoint.name}: {shown or 'measured'} on {preview.evaluate_samples} samples")
-    return values
 
+    def __init__(self, session: Session, *, checkpoints: Checkpoints, metrics: StepMetrics):
+        self.session, self.checkpoints, self.metrics = session, checkpoints, metrics
 
-def already_logged(metrics: Path, step: int) -> bool:
-    """Whether metrics.jsonl has the evaluation of `step`: a finished run that is started again measures nothing new."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    return any(json.loads(line)["step"] == step for line in lines if '"eval/' in line)
+    def after(self, step: int) -> None:
+        """Measures the run at `step`, where it is due; what goes wrong is reported and does not end the run.
+
+        All processes must call it.
+        """
+        every = self.session.config.preview.evaluate_every
+        if every == 0 or step == 0 or step % every:
+            return
+        self.metrics.drain()
+        with self.session.clock.paused():
+            try:
+                self.checkpoints.save()
+                values = self._measure(self.session.run.checkpoint(step))
+            except UserError as error:
+                text = f"no evaluation at step {step}: {error.what}"
+                self.session.report(Warning(code="evaluation-failed", text=text))
+                return
+        if self.session.world.is_main and not self._is_logged(step):
+            self.metrics.log_values(values, step=step)
+
+    def _measure(self, checkpoint: Path) -> dict[str, float]:
+        preview = self.session.config.preview
+        options = evaluation.EvaluateOptions(
+            what=str(checkpoint),
+            num_samples=preview.evaluate_samples,
+            features=preview.evaluate_features,
+            metrics=("fid",),
+            out=self.session.run.evals,
+            device=self.session.device.type,  # pyright: ignore[reportArgumentType]
+        )
+        record = evaluation.evaluate(options, report=self.session.report)
+        values = {f"eval/{name}": float(v) for name, v in record.metrics.items() if isinstance(v, int | float)}
+        shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items())
+        self.session.report(Note(text=f"{checkpoint.name}: {shown} on {preview.evaluate_samples} samples"))
+        return values
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether a finished run was started again: then nothing new is logged."""
+        lines = self.session.run.metrics()
+        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in lines)

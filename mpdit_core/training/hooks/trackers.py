@@ -1,4 +1,4 @@
-"""Other places a run's metrics go to: `--set 'train.trackers=["tensorboard"]'`. Off by default; each is an extra.
+"""Other places that a run's metrics are sent to: `--set 'train.trackers=["tensorboard"]'`. Off by default.
 
 To add one: a class with `log` and `close` below, a line in `TRACKERS`, its name in `TrainConfig.trackers`, and its
 package among the extra `trackers` of pyproject.toml.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from mpdit_core.config import RunConfig
 from mpdit_core.errors import UserError
-from mpdit_core.reporting import Event, TrainStep, Warn
+from mpdit_core.models import RunFolder
+from mpdit_core.reporting import Reporter, Warning
 from mpdit_core.runtime import files
 
 
@@ -26,11 +26,11 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `RUN/trackers/tensorboard`; steps after the one a run goes on from are dropped there."""
+    """Event files in `RUN/trackers/tensorboard`; steps after the one that a run resumes from are dropped there."""
 
-    def __init__(self, run: Path, config: RunConfig, *, step: int):
+    def __init__(self, run: RunFolder, config: RunConfig, *, step: int):
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-        self._writer = writer(str(run / "trackers" / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = writer(str(run.trackers / "tensorboard"), purge_step=step + 1 if step else None)
         if not step:
             self._writer.add_text("config", f"```json\n{config.model_dump_json(indent=2)}\n```", 0)
 
@@ -45,19 +45,17 @@ class TensorBoard:
 class WandB:
     """A run of the project `mpdit` under the run folder's name, local part in `RUN/trackers`.
 
-    Its id is kept there: another folder of the same name is another run. What the terminal shows is not recorded, the
-    panel would fill it.
+    Its id is kept there, so that another folder of the same name is another run. What the terminal shows is not
+    recorded: the panel would fill it.
     """
 
-    def __init__(self, run: Path, config: RunConfig, *, step: int):
-        folder = run / "trackers"
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / "wandb-id.txt"
+    def __init__(self, run: RunFolder, config: RunConfig, *, step: int):
+        kept = run.trackers / "wandb-id.txt"
         name = kept.read_text(encoding="utf-8").strip() if step and kept.exists() else uuid.uuid4().hex[:12]
         files.write_text(kept, name + "\n")
         wandb = importlib.import_module("wandb")
         self._run = wandb.init(
-            project="mpdit", name=run.name, id=name, dir=str(folder), config=config.model_dump(mode="json"),
+            project="mpdit", name=run.path.name, id=name, dir=str(run.trackers), config=config.model_dump(mode="json"),
             resume="allow" if step else None, settings=wandb.Settings(console="off"),
         )  # fmt: skip
 
@@ -71,10 +69,13 @@ class WandB:
 class Trackio:
     """A run of the project `mpdit` under the run folder's name, where trackio keeps its data."""
 
-    def __init__(self, run: Path, config: RunConfig, *, step: int):
+    def __init__(self, run: RunFolder, config: RunConfig, *, step: int):
         self._trackio: Any = importlib.import_module("trackio")
         self._trackio.init(
-            project="mpdit", name=run.name, config=config.model_dump(mode="json"), resume="allow" if step else "never"
+            project="mpdit",
+            name=run.path.name,
+            config=config.model_dump(mode="json"),
+            resume="allow" if step else "never",
         )
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
@@ -93,6 +94,7 @@ def check_installed(names: Sequence[str]) -> None:
         if importlib.util.find_spec(name) is None:
             raise UserError(
                 f"train.trackers asks for {name}, whose package is not installed",
+                code="missing-package",
                 expected=f"the package {name}",
                 remedy=f"pip install {name}, or leave it out of train.trackers",
             )
@@ -101,8 +103,9 @@ def check_installed(names: Sequence[str]) -> None:
 class Trackers:
     """All trackers of a run. One that fails is dropped with a warning: it must not stop training."""
 
-    def __init__(self, names: Sequence[str], run: Path, config: RunConfig, *, step: int):
+    def __init__(self, names: Sequence[str], run: RunFolder, config: RunConfig, *, step: int, report: Reporter):
         """Raises `UserError` when one cannot start (not logged in, no network)."""
+        self.report = report
         self._open: dict[str, Tracker] = {}
         for name in names:
             try:
@@ -110,20 +113,18 @@ class Trackers:
             except Exception as error:
                 raise UserError(
                     f"{name} does not start: {type(error).__name__}: {error}",
-                    remedy="mend that, or leave it out: --set train.trackers=[]",
+                    code="tracker-failed",
+                    remedy="correct that, or leave it out: --set train.trackers=[]",
                 ) from error
 
-    def log(self, event: TrainStep) -> Iterator[Event]:
-        plain = ("loss", "grad_norm", "learning_rate", "images_seen", "images_per_second")
-        yield from self.log_values({name: getattr(event, name) for name in plain} | event.extra, step=event.step)
-
-    def log_values(self, values: Mapping[str, float], *, step: int) -> Iterator[Event]:
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 tracker.log(values, step=step)
             except Exception as error:
                 del self._open[name]
-                yield Warn(text=f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
+                text = f"{name} failed and is left out from here on: {type(error).__name__}: {error}"
+                self.report(Warning(code="tracker-failed", text=text))
 
     def close(self) -> None:
         while self._open:

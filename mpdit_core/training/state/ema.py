@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class EMA:
     """Averages of `model`'s parameters, one set for each of `decays`.
 
-    Works on whatever the parameters are, sharded ones too: each device averages its own part.
+    Parameters may be sharded: each device then averages its own part.
     """
 
     def __init__(self, model: nn.Module, *, decays: Sequence[float], warmup: bool):
@@ -39,5 +39,6 @@ class EMA:
 
     @torch.no_grad()
     def load(self, index: int, state: Mapping[str, Tensor]) -> None:
+        """Copies the averages of rate `index` from `state`, which is sharded as they are."""
         for name, average in zip(self.names, self.averages[index], strict=True):
             average.copy_(state[name])

@@ -18,7 +18,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(train: TrainConfig, *, step: int, total_steps: int) -> float:
-    """The rate of step `step`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""
+    """The learning rate of step `step`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     if train.schedule == "constant":

@@ -1,7 +1,8 @@
 """One model on one or many devices: DDP or FSDP2, compiled block by block, and its state as plain tensors.
 
-State leaves here on the CPU and without prefixes, whole or as the parts that `sharded.py` writes and reads back whole,
-so that a run can go on with another number of processes or another way of sharing.
+State leaves here on the CPU and without prefixes, whole or as the parts that `sharded.py` writes. It comes back whole,
+so that a run can be resumed with another number of processes or another way of sharing. This, the bit-exact resume
+and quick imports are why torch.distributed.checkpoint.state_dict is not used here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mpdit_core.config import TrainConfig
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.precision import is_fast_in_bfloat16
-from mpdit_core.training.state.sharded import can_write, copy_to_cpu
+from mpdit_core.runtime.precision import choose_dtype, should_compile
+from mpdit_core.training.state.sharded import copy_to_cpu
 
 
 class ParallelModel:
@@ -29,9 +30,7 @@ class ParallelModel:
         self.module = module.to(device)
         self.module.activation_checkpointing = train.activation_checkpointing
         self.sharded = train.parallel == "fsdp" and world.size > 1
-        self.writes_parts = self.sharded and can_write()
-        self.autocast_dtype = autocast_dtype(train.precision, device)
-        self._device_type = device.type
+        self.dtype = choose_dtype(train.precision, device)
         if should_compile(train.compile, device):
             self.module.compile_blocks()
         self.forward: nn.Module = self.module
@@ -44,13 +43,8 @@ class ParallelModel:
                     self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
                 )
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self._device_type, dtype=self.autocast_dtype)
-
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Around the backward of one part of a batch: gradients are exchanged only after the last part."""
+        """Around the backward pass of one part of a batch: gradients are exchanged only after the last part."""
         if self.sharded:
             self.module.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
         elif isinstance(self.forward, DistributedDataParallel) and not last:
@@ -61,18 +55,19 @@ class ParallelModel:
         """Parameter-like tensors, gathered if sharded, copied to the CPU. All processes must call it."""
         return {name: gather(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
-    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameter-like tensors copied to the CPU, each process's part of sharded ones. All must call it."""
-        return copy_to_cpu(tensors) if self.writes_parts else self.whole(tensors)
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameter-like tensors copied to the CPU; of sharded ones each process's part. All must call it."""
+        return copy_to_cpu(tensors) if self.sharded else self.whole(tensors)
 
     def weights(self) -> dict[str, Tensor]:
-        """The raw weights themselves, by name."""
+        """The raw weights by name: the parameters themselves, sharded ones as DTensors."""
         return dict(self.module.named_parameters())
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Copies whole tensors into the parameters. All processes must call it."""
         for name, parameter in self.module.named_parameters():
-            parameter.copy_(spread(state[name], parameter))
+            parameter.copy_(shard_like(parameter, state[name]))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`: the state itself, by name."""
@@ -84,26 +79,17 @@ class ParallelModel:
 
     @torch.no_grad()
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-        """The inverse of a whole `optimizer_state`; an empty one resets the optimizer."""
+        """The inverse of `optimizer_state`, from whole tensors; an empty state resets the optimizer."""
         optimizer.state.clear()
         parameters = dict(self.module.named_parameters())
         for key, value in flat.items():
             slot, _, name = key.partition(".")
             parameter = parameters[name]
-            like = spread(value.to(parameter.dtype), parameter) if value.shape == parameter.shape else value
-            place = like.to(local(parameter).device) if slot != "step" or parameter.is_cuda else like
-            optimizer.state[parameter][slot] = place.clone()
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16, or None for plain float32."""
-    if precision == "bfloat16" or (precision == "auto" and is_fast_in_bfloat16(device)):
-        return torch.bfloat16
-    return None
-
-
-def should_compile(setting: bool | str, device: torch.device) -> bool:
-    return device.type == "cuda" if setting == "auto" else bool(setting)
+            if value.shape == parameter.shape:
+                value = shard_like(parameter, value.to(parameter.dtype))
+            if slot != "step" or parameter.is_cuda:  # AdamW keeps its count of steps on the CPU, fused on the GPU
+                value = value.to(local(parameter).device)
+            optimizer.state[parameter][slot] = value.clone()
 
 
 def _shard(module: MPDiT) -> None:
@@ -125,7 +111,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def spread(whole: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(parameter: Tensor, whole: Tensor) -> Tensor:
     """`whole` sharded as `parameter` is, on its device; the inverse of `gather`."""
     if not _is_sharded(parameter):
         return whole

@@ -1,14 +1,13 @@
 """The state of a sharded run (FSDP2) on the disk: every process writes its own part of it.
 
-    <checkpoint>/training/shard-….safetensors    one for each process: its parts of weights and optimizer
+    <checkpoint>/training/shard-….safetensors    one per process: its parts of weights and optimizer
 
-Written and read through torch.distributed.checkpoint, in its safetensors form: nothing unpickled is read here either.
-It is read back whole, so that the run can go on with any number of processes, sharded or not.
+Written and read by torch.distributed.checkpoint, in its safetensors form: nothing pickled is read here either.
+It is read back whole, so that the run can be resumed with any number of processes, sharded or not.
 """
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpdit_core.errors import UserError
-
-
-def can_write() -> bool:
-    """Whether this torch writes parts as safetensors (2.9 does, 2.8 does not: checkpoints are then gathered whole)."""
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-
-    return "save_distributed" in inspect.signature(HuggingFaceStorageWriter).parameters
 
 
 def copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,8 +54,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], *, group: dist.ProcessGro
         rank, (cause, _) = min(error.failures.items())
         raise UserError(
             f"process {rank} could not write its part of {folder.parent}: {cause}",
+            code="cannot-write",
             expected=f"room for a checkpoint, and the same folder {folder.parent} on every machine",
-            remedy="free some space or mend the rights, then run the same command again; older checkpoints are kept",
+            remedy="free some space or correct the rights, then run the same command again; older checkpoints are kept",
         ) from error
     finally:
         dist.barrier(group)  # gloo aborts a process that leaves while another still reads its last message
@@ -72,7 +65,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], *, group: dist.ProcessGro
 def read(folder: Path) -> dict[str, Tensor]:
     """All tensors under `folder`, whole. Raises `UserError` when one cannot be read.
 
-    That no file is missing is the caller's to check (`find_checkpoints` does): the format does not know how many.
+    The caller checks that no file is missing, as `find_checkpoints` does: the format does not know how many there are.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -80,12 +73,13 @@ def read(folder: Path) -> dict[str, Tensor]:
     try:
         described = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         tensors = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in described.items()}  # pyright: ignore[reportAttributeAccessIssue]
-        with warnings.catch_warnings(action="ignore"):  # that it reads alone, which is meant
+        with warnings.catch_warnings(action="ignore"):  # that this process reads alone, which is meant
             load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except Exception as error:  # of the file system, of safetensors, of the planner
         raise UserError(
             f"{folder} cannot be read: {error}",
+            code="damaged-file",
             expected="the parts that all processes wrote",
-            remedy=f"remove {folder.parent}: the run goes on from the checkpoint before it",
+            remedy=f"remove {folder.parent}: the run resumes from the checkpoint before it",
         ) from error
     return tensors

@@ -11,12 +11,13 @@ from mpdit_core.config import RunConfig
 from mpdit_core.flow.objectives import flow_matching_loss
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.precision import autocast
 from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.training.batches import Batch
 from mpdit_core.training.state.checkpoints import Position, Snapshot
 from mpdit_core.training.state.ema import EMA
 from mpdit_core.training.state.optimizer import learning_rate, make_optimizer
-from mpdit_core.training.state.parallel import ParallelModel, spread
+from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
 
 
 class Trainer:
@@ -33,27 +34,17 @@ class Trainer:
         self.ema = EMA(self.model.module, decays=config.train.ema_decays, warmup=config.train.ema_warmup)
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimizer step on this process's share of a batch.
+        """Makes one optimizer step on this process's share of a batch.
 
         Returns:
             [2] on the device: the loss, to be averaged over processes, and the gradient norm, the same on all.
         """
         train = self.config.train
-        parts = list(batch.chunks(train.accumulation))
-        loss = torch.zeros((), device=self.device)
-        for i, part in enumerate(parts):
-            with self.model.accumulating(last=i == len(parts) - 1):
-                with self.model.autocast():
-                    part_loss = flow_matching_loss(
-                        self.model.forward, latents=part.latents, noise=part.noise, t=part.t, labels=part.labels
-                    )
-                (part_loss / len(parts)).backward()
-                loss += part_loss.detach() / len(parts)
-        parameters = self.model.module.parameters()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportAttributeAccessIssue]
+        loss = self._backward(batch)
+        parameters = list(self.model.module.parameters())
+        norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         if train.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.module.parameters(), train.grad_clip, norm, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, norm, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.step()
@@ -66,30 +57,43 @@ class Trainer:
         )
         return torch.stack([loss, norm.float()])
 
+    def _backward(self, batch: Batch) -> Tensor:
+        """Loss and gradients of a share, computed in parts (gradient accumulation)."""
+        parts = list(batch.chunks(self.config.train.accumulation))
+        loss = torch.zeros((), device=self.device)
+        for i, part in enumerate(parts):
+            with self.model.accumulating(last=i == len(parts) - 1):
+                with autocast(self.device, self.model.dtype):
+                    part_loss = flow_matching_loss(
+                        self.model.forward, latents=part.latents, noise=part.noise, t=part.t, labels=part.labels
+                    )
+                (part_loss / len(parts)).backward()
+                loss += part_loss.detach() / len(parts)
+        return loss
+
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return learning_rate(self.config.train, step=self.position.step, total_steps=self.total_steps)
 
-    @property
-    def data_step(self) -> int:
-        """Number of the batch the next step takes: the step, plus the batches that rollbacks left out."""
-        return self.position.step + sum(stop - start for start, stop in self.position.skipped)
-
     def snapshot(self, *, whole: bool = True) -> Snapshot:
-        """A copy of everything, on the CPU; not `whole`: of a sharded model this process's parts. All must call it."""
+        """A copy of everything, on the CPU. All processes must call it.
+
+        Args:
+            whole: False: of a sharded model, weights and optimizer are this process's parts.
+        """
         averages = {d: self.model.whole(self.ema.state(i)) for i, d in enumerate(self.ema.decays)}
-        copy = self.model.whole if whole else self.model.copy
+        copy = self.model.whole if whole else self.model.parts
         weights, optimizer = copy(self.model.weights()), copy(self.model.optimizer_state(self.optimizer))
-        return Snapshot(self.position, weights, optimizer, averages, sharded=self.model.writes_parts and not whole)
+        return Snapshot(self.position, weights, optimizer, averages, sharded=self.model.sharded and not whole)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Back to the moment of `snapshot`, bit for bit."""
+        """Goes back to the moment of a whole `snapshot`, bit for bit. All processes must call it."""
         self.position = snapshot.position
         self.model.load_weights(snapshot.weights)
         self.model.load_optimizer_state(self.optimizer, snapshot.optimizer)
-        parameters = dict(self.model.module.named_parameters())
+        parameters = self.model.weights()
         for i, decay in enumerate(self.ema.decays):
             averages = snapshot.averages[decay]
-            self.ema.load(i, {name: spread(tensor, parameters[name]) for name, tensor in averages.items()})
+            self.ema.load(i, {name: shard_like(parameters[name], tensor) for name, tensor in averages.items()})

@@ -1,6 +1,8 @@
 """Flow schedulers of diffusers as samplers for mpdit: Euler, Heun, DPM-Solver++ (arXiv 2211.01095), UniPC (2302.04867).
 
-Their sigma is our t and their model output our velocity, so a scheduler can be used as it is.
+Their sigma is our t and their model output is our velocity, so a scheduler can be used as it is.
+
+To add one: a class below, and a line under `[project.entry-points."mpdit.samplers"]` in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
@@ -19,16 +20,12 @@ from torch import Tensor
 from mpdit_core.api import NoiseSource, Step, VelocityFn, option
 
 
-def _evaluate(velocity_fn: VelocityFn, x_t: Tensor, t: float) -> Tensor:
-    return velocity_fn(x_t, torch.full((1,), t, dtype=x_t.dtype, device=x_t.device))
-
-
 def _follow(scheduler: Any, velocity_fn: VelocityFn, x_t: Tensor) -> Iterator[Step]:
     """Runs a scheduler whose times are set; yields where t falls (Heun stays at one t for two evaluations)."""
-    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    sigmas, dtype = scheduler.sigmas.tolist(), x_t.dtype
     for i, timestep in enumerate(scheduler.timesteps):
-        dtype = x_t.dtype
-        x_t = scheduler.step(_evaluate(velocity_fn, x_t, sigmas[i]), timestep, x_t, return_dict=False)[0].to(dtype)
+        velocity = velocity_fn(x_t, sigmas[i])
+        x_t = scheduler.step(velocity, timestep, x_t, return_dict=False)[0].to(dtype)
         if i + 1 == len(scheduler.timesteps) or sigmas[i + 2 : i + 3] != sigmas[i + 1 : i + 2]:
             yield Step(sigmas[i + 1], x_t)
 
@@ -39,6 +36,7 @@ class Euler:
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
+    plugin_api: ClassVar[int] = 2
 
     num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
     shift: float = option(1.0, "above 1: more of the steps close to the noise, as larger images need", minimum=0.01)
@@ -55,6 +53,7 @@ class Heun:
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
+    plugin_api: ClassVar[int] = 2
 
     num_steps: int = option(25, "intervals between t = 1 and t = 0", minimum=2)
 
@@ -69,6 +68,7 @@ class _Multistep:
     """These work in log(alpha / sigma), infinite at t = 1: an Euler step takes x from there to their first sigma."""
 
     stochastic: ClassVar[bool] = False
+    plugin_api: ClassVar[int] = 2
 
     num_steps: int = option(25, "intervals between t = 1 and t = 0, as many evaluations", minimum=2)
     shift: float = option(1.0, "above 1: more of the steps close to the noise, as larger images need", minimum=0.01)
@@ -80,7 +80,7 @@ class _Multistep:
         scheduler = self.scheduler()
         scheduler.set_timesteps(self.num_steps - 1, device=noise.device)
         first = float(scheduler.sigmas[0])
-        x_t = noise + (first - 1) * _evaluate(velocity_fn, noise, 1.0)
+        x_t = noise + (first - 1) * velocity_fn(noise, 1.0)
         yield Step(first, x_t)
         yield from _follow(scheduler, velocity_fn, x_t)
 

@@ -23,9 +23,10 @@ class Dopri5:
     order: ClassVar[int] = 5
     stochastic: ClassVar[bool] = False
     adaptive: ClassVar[bool] = True
+    plugin_api: ClassVar[int] = 2
 
     num_steps: int = option(
-        1, "states given on the way, at equal times; the solver's own steps are its affair", minimum=1
+        1, "states given on the way, at equal times; the solver chooses its own steps between them", minimum=1
     )
     rtol: float = option(1e-5, "relative tolerance", minimum=1e-12)
     atol: float = option(1e-5, "absolute tolerance", minimum=1e-12)
@@ -34,7 +35,7 @@ class Dopri5:
         times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64, device=noise.device)
 
         def derivative(t: Tensor, x_t: Tensor) -> Tensor:
-            return velocity_fn(x_t, t.to(x_t.dtype).reshape(1))
+            return velocity_fn(x_t, t.item())
 
         # step_t: a solver's step ends at t = 0, rather than beyond it where there is no velocity
         states = odeint(

@@ -1,120 +1,116 @@
-"""The command line as a whole: quick help, exit codes, documents that match it."""
+"""The command line as a whole: quick help, exit codes, errors for people and programs."""
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
+import pickle
+import signal
 from pathlib import Path
 
 import pytest
-import typer
+from launch import kill_when, run, run_python, started, succeed
 
-from mpdit_cli.app import COMMANDS, build_app, main
+import mpdit_core.demo
+from mpdit_cli.app import COMMANDS
 from mpdit_core import __version__
 from mpdit_core.errors import Interrupted, UserError
 
 ROOT = Path(__file__).parents[3]
+HEAVY = ("torch", "diffusers", "datasets", "numpy", "PIL", "huggingface_hub", "scipy", "jinja2")
 
 
-def test_help_imports_no_torch():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom mpdit_cli.app import main\nassert main(['--help']) == 0\n"
-        "heavy = {'torch', 'diffusers', 'datasets', 'numpy', 'PIL', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        f"heavy = set({HEAVY}) & set(sys.modules)\nassert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in COMMANDS)
+    done = run_python("-c", code)
+    assert done.code == 0, done.err
+    assert all(name in done.out for name in COMMANDS)
 
 
-def test_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == f"mpdit {__version__}"
-    assert f'"{__version__}"' in (ROOT / "mpdit_core" / "__init__.py").read_text()
+def test_as_a_module_it_imports_nothing_heavy_either():
+    done = run_python("-X", "importtime", "-m", "mpdit_cli", "--version")
+    imported = {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
+    assert not imported & set(HEAVY)
+
+
+def test_version():
+    assert succeed("--version").out.strip() == f"mpdit {__version__}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_and_the_common_options(command, capsys):
-    assert main([command, "--help"]) == 0
-    shown = capsys.readouterr().out
+def test_every_command_has_help_and_the_common_options(command):
+    shown = succeed(command, "--help").out
     assert "--json" in shown
     assert "--quiet" in shown
 
 
-def test_unknown_command_and_option_exit_with_2(capsys):
-    assert main(["trian"]) == 2
-    assert main(["train", "--presett", "tiny"]) == 2
-    assert "No such" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["trian"], ["train", "--presett", "tiny"], ["train", "--steps", "many"], ["sample"]])
+def test_a_command_line_that_cannot_be_read_exits_with_2(words):
+    assert run(*words).code == 2
+    outcome = run(*words, "--json")
+    assert (outcome.code, outcome.result["event"], outcome.result["code"]) == (2, "error", "usage")
+    assert "Traceback" not in outcome.err
 
 
-def test_a_user_error_is_one_message_and_the_last_json_line(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "--preset", "xl-257", "--json"]) == 2
-    shown = capsys.readouterr()
-    assert "Traceback" not in shown.err
-    last = json.loads(shown.out.splitlines()[-1])
-    assert last["event"] == "error"
-    assert "xl-256" in last["remedy"]
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes `mpdit demo` raise."""
+
+    def fail_with(error: BaseException) -> None:
+        def job(*_args, **_options):
+            raise error
+
+        monkeypatch.setitem(vars(mpdit_core.demo), "demo", job)  # in place of the name that is imported lazily
+
+    return fail_with
 
 
-def test_a_defect_exits_with_1_and_a_traceback(capsys, monkeypatch):
-    monkeypatch.setitem(COMMANDS, "demo", "demo")
+def test_a_user_error_is_one_message_and_the_last_json_line(failing):
+    failing(UserError("the disk is full", code="disk-full", expected="room", remedy="free some"))
+    outcome = run("demo", "--json")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: the disk is full")
+    assert "Traceback" not in outcome.err
+    assert outcome.result == {
+        "event": "error", "code": "disk-full", "what": "the disk is full", "expected": "room", "remedy": "free some",
+    }  # fmt: skip
 
-    def broken(*args, **kwargs):
-        raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mpdit_core.demo.demo", broken)
-    assert main(["demo"]) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().err
+def test_a_defect_exits_with_1_and_a_traceback(failing):
+    failing(ZeroDivisionError("oh"))
+    outcome = run("demo", "--json")
+    assert (outcome.code, outcome.result["code"]) == (1, "defect")
+    assert "Traceback" in outcome.err
 
 
-def test_a_signal_exits_with_128_and_its_number(monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise Interrupted(15)
+@pytest.mark.parametrize(
+    ("error", "code", "remedy"),
+    [
+        (Interrupted(15), 143, "mpdit demo --steps 3 --json"),
+        (Interrupted(15, remedy="type this"), 143, "type this"),
+        (KeyboardInterrupt(), 130, "mpdit demo --steps 3 --json"),
+    ],
+)
+def test_a_signal_exits_with_128_and_its_number_and_says_how_to_resume(failing, error, code, remedy):
+    failing(error)
+    outcome = run("demo", "--steps", "3", "--json")
+    assert (outcome.code, outcome.result["code"], outcome.result["remedy"]) == (code, "interrupted", remedy)
+    assert f"stopped; to resume: {remedy}" in outcome.err
 
-    monkeypatch.setattr("mpdit_core.demo.demo", interrupted)
-    assert main(["demo"]) == 143
+
+def test_sigterm_ends_a_command_in_the_middle():
+    code = (
+        "import sys, mpdit_core.demo\nfrom mpdit_cli.app import main\n"
+        "def demo(*a, **k):\n    print('started', file=sys.stderr, flush=True)\n    import signal; signal.pause()\n"
+        "mpdit_core.demo.demo = demo\nsys.exit(main(['demo', '--json']))"
+    )
+    with started("-c", code) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "started\n"
+        assert kill_when(process, lambda: True, signum=signal.SIGTERM).code == 143
 
 
 def test_user_errors_survive_pickling():
-    import pickle
-
-    error = pickle.loads(pickle.dumps(UserError("what", expected="this", remedy="that")))
-    assert (error.what, error.expected, error.remedy) == ("what", "this", "that")
-
-
-def commands_in(document: Path) -> list[list[str]]:
-    """The words of every `mpdit …` line in the document's code."""
-    import shlex
-
-    found = []
-    for line in document.read_text().splitlines():
-        if match := re.match(r"\s*(?:\$ )?(mpdit [a-z][^#`]*?)(?:\s{2,}#.*)?$", line):
-            found.append(shlex.split(match.group(1))[1:])
-    return found
-
-
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
-def test_commands_in_documents_exist(document):
-    root = typer.main.get_command(build_app())
-    for words in commands_in(ROOT / document):
-        if words and words[0] in COMMANDS and "…" not in " ".join(words):
-            command = root.commands[words[0]]
-            if not hasattr(command, "commands"):
-                command.make_context(words[0], list(words[1:]), resilient_parsing=False)
-    if document == "README.md":
-        assert len(commands_in(ROOT / document)) >= 5
-
-
-def test_links_in_documents_lead_somewhere():
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-def test_command_reference_is_up_to_date():
-    from mpdit_cli.reference import reference
-
-    assert (ROOT / "docs" / "cli.md").read_text() == reference(), "python -m mpdit_cli.reference > docs/cli.md"
+    error = pickle.loads(pickle.dumps(UserError("what", code="a-code", expected="this", remedy="that")))
+    assert (error.what, error.code, error.expected, error.remedy) == ("what", "a-code", "this", "that")

@@ -194,8 +194,8 @@ def test_the_paper_s_convention_changes_attention_alone():
     assert [stage.tokens for stage in true.stages] == [80, 272, 1040]
 
 
-def test_every_operation_is_named_once_a_stage():
-    bill = list(operations(load_preset("v2-b-512").model))
-    places = [(op.stage, op.name) for op in bill]
+def test_every_operation_is_named_once_per_stage():
+    found = list(operations(load_preset("v2-b-512").model))
+    places = [(op.stage, op.name) for op in found]
     assert len(set(places)) == len(places)
-    assert all(op.macs >= 0 and op.parameters >= 0 for op in bill)
+    assert all(op.macs >= 0 and op.parameters >= 0 for op in found)

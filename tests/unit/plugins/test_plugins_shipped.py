@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from launch import run, succeed
 from PIL import Image
 from sample_helpers import write_model
-
-from mpdit_cli.app import main
-from mpdit_core.runtime.files import read_json
 
 MINE = """
 from dataclasses import dataclass
@@ -26,25 +23,24 @@ class Mine:
     def steps(self, velocity_fn, noise, generator=None):
         x = noise
         for n in range(self.num_steps):
-            x = x - velocity_fn(x, noise.new_full((1,), 1 - n / self.num_steps)) / self.num_steps
+            x = x - velocity_fn(x, 1 - n / self.num_steps) / self.num_steps
             yield Step(1 - (n + 1) / self.num_steps, x)
 """
 
 
-def sampled(folder: Path, *arguments: str) -> dict:
+def arguments(folder: Path, *more: object) -> list[object]:
+    """Two samples of a tiny model, into `folder/out`."""
     write_model(folder / "model")
-    out = folder / "out"
-    common = ["sample", str(folder / "model"), "-n", "2", "--out", str(out), "--device", "cpu", "--quiet"]
-    assert main([*common, *arguments]) == 0
-    assert len(list((out / "images").glob("*.png"))) == 2
-    return read_json(out / "samples.json")
+    return ["sample", folder / "model", "-n", "2", "--out", folder / "out", "--device", "cpu", "--json", *more]
 
 
 def test_sampling_with_a_scheduler_of_diffusers(tmp_path: Path):
-    made = sampled(tmp_path, "--sampler", "dpm", "--num-steps", "6", "--set", "sampler.solver_order=3")
-    assert made["result"]["nfe"] == 6
-    assert made["identity"]["sampler"]["package"] == "mpdit-diffusers"
-    assert made["identity"]["sampler"]["options"] == {"num_steps": 6, "shift": 1.0, "solver_order": 3}
+    made = succeed(
+        *arguments(tmp_path, "--sampler", "dpm", "--num-steps", "6", "--set", "sampler.solver_order=3")
+    ).result
+    assert made["nfe"] == 6
+    assert made["sampler"]["package"] == "mpdit-diffusers"
+    assert made["sampler"]["options"] == {"num_steps": 6, "shift": 1.0, "solver_order": 3}
 
 
 @pytest.mark.parametrize("name", ["./a_file_of_mine.py:Mine", "a_package_of_mine.samplers:Mine"])
@@ -54,11 +50,29 @@ def test_sampling_with_a_file_or_a_module(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / place).write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    made = sampled(tmp_path, "--sampler", name, "--num-steps", "4")
-    assert made["result"]["nfe"] == 4
-    recorded = made["identity"]["sampler"]
-    assert (recorded["name"], recorded["options"]) == (name, {"num_steps": 4})
-    assert recorded["sha256"] == hashlib.sha256(MINE.encode()).hexdigest()
+    made = succeed(*arguments(tmp_path, "--sampler", name, "--num-steps", "4")).result
+    assert made["nfe"] == 4
+    assert (made["sampler"]["name"], made["sampler"]["options"]) == (name, {"num_steps": 4})
+
+
+def test_samples_are_resumed_with_the_same_package_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    site = tmp_path / "site"
+    info = site / "mine-1.2.dist-info"
+    info.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(site))
+    (site / "a_sampler_of_mine.py").write_text(MINE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[mpdit.samplers]\nmine = a_sampler_of_mine:Mine\n")
+    words = arguments(tmp_path, "--sampler", "mine")
+    made = succeed(*words).result
+    assert (made["sampler"]["package"], made["sampler"]["version"]) == ("mine", "1.2")
+    before = (tmp_path / "out" / "samples.json").read_bytes()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.3\n")
+    assert run(*words).code == 2
+    monkeypatch.setenv("MPDIT_PLUGINS", "off")  # as if it were not installed
+    missing = run(*words)
+    assert (missing.code, missing.result["code"]) == (2, "other-package")
+    assert (tmp_path / "out" / "samples.json").read_bytes() == before
 
 
 def test_encoding_tar_shards(tmp_path: Path):
@@ -70,8 +84,8 @@ def test_encoding_tar_shards(tmp_path: Path):
                 member = tarfile.TarInfo(f"{n}.{suffix}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
-    common = ["encode-latents", "webdataset", "--resolution", "16", "--autoencoder", "pixels", "--quiet"]
-    shards = ["--set", f"dataset.shards='{tmp_path}/s-{{0..0}}.tar'"]
-    assert main([*common, *shards, "--out", str(tmp_path / "latents"), "--device", "cpu"]) == 0
-    manifest = read_json(tmp_path / "latents" / "manifest.json")
-    assert manifest["count"] == 6
+    made = succeed(
+        "encode-latents", "webdataset", "--resolution", "16", "--autoencoder", "pixels", "--device", "cpu", "--json",
+        "--set", f"dataset.shards='{tmp_path}/s-{{0..0}}.tar'", "--out", tmp_path / "latents",
+    ).result  # fmt: skip
+    assert (made["count"], made["classes"]) == (6, 3)

@@ -1,0 +1,104 @@
+"""The kinds of plugin and what each must have: one row per kind.
+
+To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and a template in scaffold.py. Its entry points
+are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when they are loaded, and recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from mpdit_core.api import PLUGIN_API
+from mpdit_core.plugins.options import option_types
+
+Kind: TypeAlias = str
+"""A key of `KINDS`: the plural that names the group of entry points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a class of one kind must have.
+
+    Args:
+        word: the kind in messages for people.
+        table: `mpdit plugins new TABLE NAME`, and the options' table: `--set TABLE.KEY=VALUE`.
+        methods: method → number of arguments it is called with, beside self.
+        attributes: other attributes of the class.
+        fields: options it must have.
+        facts: attributes that `mpdit plugins show` prints where the class has them.
+    """
+
+    word: str
+    table: str
+    methods: Mapping[str, int]
+    attributes: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+
+
+KINDS: dict[Kind, Contract] = {
+    "samplers": Contract(
+        word="sampler", table="sampler", methods={"steps": 3}, attributes=("order", "stochastic"),
+        fields=("num_steps",), facts=("order", "stochastic", "adaptive"),
+    ),
+    "datasets": Contract(
+        word="data set", table="dataset", methods={"class_names": 0, "items": 0, "image": 1, "fingerprint": 0},
+        facts=("autoencoder", "resolution"),
+    ),
+    "features": Contract(
+        word="feature extractor", table="features", methods={"load": 1, "__call__": 1, "fingerprint": 0},
+        attributes=("name",),
+    ),
+}  # fmt: skip
+
+
+def contract_problem(kind: Kind, found: Any) -> str | None:
+    """What keeps `found` from being a plugin of this kind, as a sentence; None where nothing does."""
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        return f"it is {_shown(found)}, where the contract asks for a dataclass"
+    version = getattr(found, "plugin_api", PLUGIN_API)
+    if version != PLUGIN_API:
+        return f"it was written for version {version} of the plugin contract; this mpdit has version {PLUGIN_API}"
+    contract = KINDS[kind]
+    missing = [f"{method}()" for method in contract.methods if not _has_method(found, method)]
+    missing += [name for name in contract.attributes if not hasattr(found, name)]
+    own_fields = {field.name for field in dataclasses.fields(found)}
+    missing += [f"the field {name}" for name in contract.fields if name not in own_fields]
+    if missing:
+        return f"{found.__name__} lacks {', '.join(missing)} (see mpdit_core.api)"
+    return _argument_problem(contract, found) or _option_problem(found)
+
+
+def _has_method(found: type, name: str) -> bool:
+    """Every class is callable, so `__call__` must be looked for in its bases, as all methods are here."""
+    return any(callable(vars(base).get(name)) for base in found.__mro__)
+
+
+def _argument_problem(contract: Contract, found: type) -> str | None:
+    for method, count in contract.methods.items():
+        try:
+            inspect.signature(getattr(found, method)).bind(None, *[None] * count)
+        except TypeError as error:
+            return f"{found.__name__}.{method} does not take the {count} arguments of the contract: {error}"
+        except ValueError:  # a compiled function has no signature
+            continue
+    return None
+
+
+def _option_problem(found: type) -> str | None:
+    try:
+        option_types(found)
+    except Exception as error:
+        return f"the types of its options cannot be read: {type(error).__name__}: {error}"
+    return None
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, ModuleType):
+        return f"the module {found.__name__}"
+    return f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"

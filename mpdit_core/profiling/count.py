@@ -1,0 +1,77 @@
+"""Everything counted for one model, as one record; and records as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from mpdit_core.model.compute import Convention, count
+from mpdit_core.model.memory import inference_memory, training_memory
+from mpdit_core.profiling.results import ModelCost
+from mpdit_core.profiling.targets import Target
+
+SAMPLING_STEPS = 250  # as in the papers; with guidance, every step evaluates the network twice
+
+
+def model_cost(target: Target, *, convention: Convention, batch_size: int) -> ModelCost:
+    """Exact integers (MACs and bytes); the same record for JSON and CSV."""
+    model = target.model
+    true, paper = count(model), count(model, convention="paper")
+    dense, dense_paper = count(model.dense()), count(model.dense(), convention="paper")
+    used, dense_used = (paper, dense_paper) if convention == "paper" else (true, dense)
+    return ModelCost(
+        name=target.name,
+        preset=target.run.preset,
+        resolution=target.resolution,
+        width=model.width,
+        num_heads=model.num_heads,
+        stages=model.stages,
+        tokens=tuple(stage.tokens for stage in true.stages),
+        parameters=true.parameters,
+        parameters_with_positions=true.parameters_with_positions,
+        convention=convention,
+        macs=used.macs,
+        flops=used.flops,
+        macs_true=true.macs,
+        macs_paper=paper.macs,
+        linear_macs=true.linear_macs,
+        training_macs=true.training_macs,
+        training_step_macs=true.training_macs * batch_size,
+        batch_size=batch_size,
+        guided_sampling_macs=2 * SAMPLING_STEPS * true.macs,
+        is_dense=target.is_dense,
+        dense_macs=dense_used.macs,
+        ratio_to_dense=used.macs / dense_used.macs,
+        linear_ratio_to_dense=true.linear_macs / dense.linear_macs,
+        macs_by_kind={**used.by_kind},
+        parameters_by_kind={**true.parameters_by_kind},
+        macs_by_stage=tuple({"macs": s.macs, "parameters": s.parameters, **s.by_kind} for s in used.stages),
+        training_bytes={p: training_memory(model, batch_size, precision=p).total for p in ("float32", "bfloat16")},
+        inference_bytes={p: inference_memory(model, batch_size, precision=p).total for p in ("float32", "bfloat16")},
+    )
+
+
+def to_csv(models: Sequence[ModelCost]) -> str:
+    """One row per model; lists are joined by spaces, and each kind of work has its column."""
+    rows = [_row(model) for model in models]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _row(model: ModelCost) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in model.model_dump(exclude={"macs_by_stage"}).items():
+        if key == "stages":
+            row[key] = " ".join(f"{patch}x{depth}" for patch, depth in value)
+        elif isinstance(value, tuple):
+            row[key] = " ".join(str(item) for item in value)
+        elif isinstance(value, dict):
+            row |= {f"{key}_{name}": inner for name, inner in value.items()}
+        else:
+            row[key] = value
+    return row

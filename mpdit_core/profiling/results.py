@@ -1,0 +1,136 @@
+"""What `profile-flops` returns. Torch-free. MACs are of one forward pass of one image unless a name says otherwise."""
+
+from __future__ import annotations
+
+from mpdit_core.settings import Result, setting
+
+
+class ModelCost(Result):
+    """Everything that is counted for one model, exact."""
+
+    name: str = setting(..., "the model as it was asked for")
+    preset: str = setting(..., "the preset it started from")
+    resolution: int = setting(..., "side of the images in pixels")
+    width: int = setting(..., "features per token")
+    num_heads: int = setting(..., "attention heads")
+    stages: tuple[tuple[int, int], ...] = setting(..., "patch size and depth of each stage", strict=False)
+    tokens: tuple[int, ...] = setting(..., "tokens that the attention sees, per stage", strict=False)
+    parameters: int = setting(..., "trainable parameters")
+    parameters_with_positions: int = setting(..., "the same with position tables, as the paper counts")
+    convention: str = setting(..., "how `macs` and all that is compared with dense models are counted")
+    macs: int = setting(..., "MACs in the chosen convention")
+    flops: int = setting(..., "twice that")
+    macs_true: int = setting(..., "MACs, true convention")
+    macs_paper: int = setting(..., "MACs, paper convention")
+    linear_macs: int = setting(..., "MACs without attention")
+    training_macs: int = setting(..., "MACs of the forward and backward pass of one image")
+    training_step_macs: int = setting(..., "MACs of a training step")
+    batch_size: int = setting(..., "images per training step, and rows at inference")
+    guided_sampling_macs: int = setting(..., "MACs of one guided sample of 250 steps")
+    is_dense: bool = setting(..., "whether the model is its own dense counterpart")
+    dense_macs: int = setting(..., "MACs of the DiT of the same width, depth and finest patch")
+    ratio_to_dense: float = setting(..., "macs / dense_macs")
+    linear_ratio_to_dense: float = setting(..., "the same for the linear layers")
+    macs_by_kind: dict[str, int] = setting(..., "MACs by kind of work")
+    parameters_by_kind: dict[str, int] = setting(..., "parameters by kind of work")
+    macs_by_stage: tuple[dict[str, int], ...] = setting(
+        ..., "MACs, parameters, and MACs by kind of work of each stage", strict=False
+    )
+    training_bytes: dict[str, int] = setting(..., "memory of a training step, by precision")
+    inference_bytes: dict[str, int] = setting(..., "memory at inference, by precision")
+
+
+class TrainingCost(Result):
+    """Work, time and energy of one training run."""
+
+    epochs: int = setting(..., "passes over the data")
+    flops: int = setting(..., "floating-point operations, forward and backward")
+    device_hours: float = setting(..., "hours on one device")
+    wall_hours: float = setting(..., "hours on all devices")
+    kwh: float | None = setting(None, "energy; none: the power is not given")
+
+
+class Plan(Result):
+    """The cost of training a model, and its dense counterpart."""
+
+    name: str = setting(..., "the model as it was asked for")
+    images: int = setting(..., "images in the data set")
+    hardware: str = setting(..., "the device")
+    source: str = setting(..., "where its peak comes from: data sheet, given or measured")
+    peak_tflops: float = setting(..., "peak rate of one device, TFLOP/s")
+    utilisation: float = setting(..., "share of the peak that training reaches")
+    devices: int = setting(..., "devices working together")
+    model: TrainingCost = setting(..., "cost for the model")
+    dense: TrainingCost = setting(..., "cost for its dense counterpart")
+    ratio_to_dense: float = setting(..., "device hours of the model / of the dense counterpart")
+
+
+class Shape(Result):
+    """A model found within a budget."""
+
+    width: int = setting(..., "features per token")
+    num_heads: int = setting(..., "attention heads")
+    stages: tuple[tuple[int, int], ...] = setting(..., "patch size and depth of each stage", strict=False)
+    parameters: int = setting(..., "trainable parameters")
+    parameters_kept: float = setting(..., "parameters / those of the base")
+    macs: int = setting(..., "MACs, true convention")
+    set: str = setting(..., "the flags that make the base this model")
+
+
+class Found(Result):
+    """The models of a search."""
+
+    base: str = setting(..., "the model whose resolution and switches they share")
+    resolution: int = setting(..., "side of the images in pixels")
+    target_macs: float = setting(..., "the budget")
+    shapes: tuple[Shape, ...] = setting(..., "the models, most parameters first", strict=False)
+
+
+class Timing(Result):
+    """Seconds over repeats."""
+
+    median_seconds: float = setting(..., "median")
+    p10_seconds: float = setting(..., "10th percentile")
+    p90_seconds: float = setting(..., "90th percentile")
+
+
+class PassTime(Timing):
+    """The time of one kind of pass."""
+
+    mode: str = setting(..., "eager or compiled")
+    work: str = setting(..., "forward, or training: forward, loss and backward")
+    repeats: int = setting(..., "passes timed")
+    images_per_second: float = setting(..., "at the median")
+    flops_per_second: float = setting(..., "at the median, by the true count")
+    share_of_matmul: float = setting(..., "flops_per_second / rate of large matrix products")
+    peak_bytes: int | None = setting(None, "peak memory on the device, on a GPU")
+
+
+class PartTime(Timing):
+    """The time of one part of an eager pass."""
+
+    stage: str = setting(..., "stage 0, stage 1, …; or outside")
+    kind: str = setting(..., "kind of work, or rest")
+    flops: int = setting(..., "floating-point operations of the batch in it, by the true count")
+
+
+class Measured(Result):
+    """A model timed on this machine, with random weights: the time does not depend on them."""
+
+    name: str = setting(..., "the model as it was asked for")
+    device: str = setting(..., "the device")
+    precision: str = setting(..., "type of the matrix products")
+    batch_size: int = setting(..., "images per pass")
+    matmul_tflops: float = setting(..., "rate of this device's large matrix products, TFLOP/s")
+    passes: tuple[PassTime, ...] = setting(..., "whole passes", strict=False)
+    parts: dict[str, tuple[PartTime, ...]] = setting(..., "where the time of an eager pass goes, by kind of pass")
+
+
+class ProfileResult(Result):
+    """Every number, exact."""
+
+    convention: str = setting(..., "how MACs are counted")
+    models: tuple[ModelCost, ...] = setting((), "the models counted", strict=False)
+    plans: tuple[Plan, ...] = setting((), "cost of training, per model", strict=False)
+    search: Found | None = setting(None, "models within a budget")
+    measured: tuple[Measured, ...] = setting((), "times on this machine, per model", strict=False)

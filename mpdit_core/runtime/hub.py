@@ -1,0 +1,157 @@
+"""The one client of the Hugging Face Hub for models and autoencoders: files of a repository, in the local cache.
+
+They land in the Hub's own cache (`HF_HOME`), so that a second use needs no network, and `HF_HUB_OFFLINE=1`,
+`HF_ENDPOINT` and `HF_TOKEN` work as for every tool of that family.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mpdit_core.errors import UserError
+from mpdit_core.runtime import files
+
+PREFIX = "hf:"
+HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")  # by version of huggingface_hub
+
+
+def download(
+    repository: str,
+    *,
+    patterns: Sequence[str],
+    revision: str | None = None,
+    subfolder: str = "",
+    cached_first: bool = False,
+) -> Path:
+    """The folder in the local cache that holds these files of `ORG/NAME`; what is missing is fetched.
+
+    Without a network, what the cache holds is used. The name of the snapshot's folder is the commit.
+
+    Args:
+        patterns: names of the files, or globs. Each name without a wildcard must be there in the end.
+        revision: branch, tag or commit; the main branch if not given.
+        subfolder: folder of the repository that holds the files; it is what is returned.
+        cached_first: whether a complete copy in the cache is used without asking the Hub for a newer one.
+
+    Raises:
+        UserError: no such repository, revision or file, no access, or neither a network nor a cached copy.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+    if cached_first and (folder := _cached(repository, wanted, revision)) is not None:
+        return folder / subfolder
+    with files.user_errors(Path(constants.HF_HUB_CACHE)), hub_errors(repository, revision=revision):
+        local = not constants.HF_HUB_OFFLINE and not _is_resolvable(constants.ENDPOINT)
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=local))
+    missing = _missing(folder, wanted)
+    if missing:
+        raise UserError(
+            f"{PREFIX}{repository}{f'@{revision}' if revision else ''} holds no {missing[0]}",
+            code="no-such-file",
+            expected="a repository with " + " and ".join(wanted),
+        )
+    return folder / subfolder
+
+
+def _cached(repository: str, wanted: list[str], revision: str | None) -> Path | None:
+    """The snapshot in the cache, if all of its wanted files are there."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=True)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
+    return None if _missing(Path(folder), wanted) else Path(folder)
+
+
+def _missing(folder: Path, wanted: Sequence[str]) -> list[str]:
+    return [name for name in wanted if not set(name) & set("*?[") and not (folder / name).is_file()]
+
+
+def _is_resolvable(endpoint: str) -> bool:
+    """Whether the Hub's name resolves. Where it does not, the library would retry for half a minute."""
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    host = urlsplit(endpoint).hostname
+    if proxied or not host:
+        return True
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def hub_errors(repository: str, *, revision: str | None = None) -> Iterator[None]:
+    """Turns what huggingface_hub raises about `repository` into a `UserError` that says what to do."""
+    from huggingface_hub import constants, errors
+
+    at = f"{PREFIX}{repository}" + (f"@{revision}" if revision else "")
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{at} is gated: its authors grant access one by one",
+            code="no-access",
+            expected="a token for an account that has access",
+            remedy=f"ask for access at {constants.ENDPOINT}/{repository}, then `hf auth login`",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"the Hub at {constants.ENDPOINT} has no repository {at}, or not for this account",
+            code="no-such-repository",
+            expected="a public repository, or a private one and a token that may read it",
+            remedy="check the spelling; for a private one `hf auth login` or HF_TOKEN",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"{PREFIX}{repository} has no revision {revision}",
+            code="no-such-revision",
+            expected="a branch, a tag or a full commit hash",
+            remedy=f"see {constants.ENDPOINT}/{repository}/commits/main, or leave the revision out",
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        offline = constants.HF_HUB_OFFLINE
+        reason = "HF_HUB_OFFLINE is set" if offline else f"the Hub at {constants.ENDPOINT} cannot be reached"
+        raise UserError(
+            f"{at} is not in the local cache ({constants.HF_HUB_CACHE}), and {reason}",
+            code="hub-unreachable",
+            expected="a network, or a copy in the cache",
+            remedy="unset HF_HUB_OFFLINE" if offline else f"on a machine with a network `hf download {repository}`, "
+            "then set HF_HOME to that cache here; or give a local folder",
+        ) from error  # fmt: skip
+    except errors.HFValidationError as error:
+        raise UserError(
+            f"{repository} is not a name that the Hub allows: {error}", code="invalid-value", expected="ORG/NAME"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(repository, error) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in HTTP_LIBRARIES and not isinstance(error, ConnectionError):
+            raise
+        raise UserError(
+            f"the Hub at {constants.ENDPOINT} cannot be reached for {repository}: {error or type(error).__name__}",
+            code="hub-unreachable",
+            remedy="unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "try again with a network",
+        ) from error
+
+
+def _refused(repository: str, error: Exception) -> UserError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    remedies = {
+        401: "`hf auth login`, or set HF_TOKEN",
+        403: "use a token with the right to write there, or another name",
+        429: "too many requests: wait a few minutes",
+    }
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return UserError(
+        f"the Hub refused a request for {repository}: {lines[0] if lines else type(error).__name__}",
+        code="hub-refused",
+        remedy=remedies.get(status or 0, "try again later"),
+    )

@@ -1,0 +1,71 @@
+"""Options that are varied: `--sweep KEY=V1,V2,…` of `sample` and `eval-fid`.
+
+Which keys may vary stands at the fields of the options (`sweepable`); `sampler.KEY` reaches an option of the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mpdit_core.errors import UserError
+from mpdit_core.sampling.options import SamplingOptions
+from mpdit_core.settings import parse_field, parse_value, spelling_of, validate
+
+O = TypeVar("O", bound=SamplingOptions)  # noqa: E741
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key and the values it takes, as they were typed."""
+
+    key: str
+    texts: tuple[str, ...]
+
+
+def read_sweeps(texts: Sequence[str]) -> list[Axis]:
+    """`["guidance_scale=1,2", "guidance_interval=0,1;0.1,0.8"]` → two axes; `;` separates values that hold commas.
+
+    Raises:
+        UserError: no KEY=V1,V2 (`not-a-sweep`), or the same key twice (`swept-twice`).
+    """
+    axes = [_read(text) for text in texts]
+    keys = [axis.key for axis in axes]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"sweep {key} is given twice", code="swept-twice", expected=f"{key}=V1,V2,… once")
+    return axes
+
+
+def _read(text: str) -> Axis:
+    key, equals, rest = text.partition("=")
+    key = key.strip().replace("-", "_")
+    values = [part.strip() for part in rest.split(";" if ";" in rest else ",") if part.strip()]
+    if not equals or not key or not values:
+        raise UserError(
+            f"sweep {text}", code="not-a-sweep", expected="KEY=V1,V2,…", remedy="e.g. --sweep guidance_scale=1,1.5,2"
+        )
+    return Axis(key, tuple(values))
+
+
+def with_value(options: O, key: str, text: str) -> O:
+    """`options` with one of them set to what `text` says.
+
+    Raises:
+        UserError: an option that does not exist or cannot be swept (`unknown-key`), or a value that does not fit.
+    """
+    kind = type(options)
+    sweepable = {name: spelling_of(info) for name, info in kind.model_fields.items() if spelling_of(info).sweepable}
+    values = {name: getattr(options, name) for name in kind.model_fields}
+    table, dot, inner = key.partition(".")
+    if dot:
+        name = next((name for name, spelling in sweepable.items() if spelling.table == table), "")
+        value = values.get(name, {}) | {inner: parse_value(text)}
+    else:
+        name = key if key in sweepable and not sweepable[key].table else ""
+        value = parse_field(kind, key, text) if name else None
+    if not name:
+        known = [f"{s.table}.KEY" if s.table else name for name, s in sweepable.items()]
+        raise UserError(f"sweep {key}: no such option to vary", code="unknown-key", expected=", ".join(known))
+    return validate(kind, values | {name: value}, origin="sweep")

@@ -1,0 +1,166 @@
+"""How finished blocks of samples are written: PNGs, one npz, or latents.
+
+To add a format: a subclass of `Writer` below, a line in `WRITERS`, and its name in `Format` (options.py).
+"""
+
+# ruff: noqa: ARG002 - every format is told what some need
+
+from __future__ import annotations
+
+import re
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mpdit_core.pictures import tile
+from mpdit_core.runtime import files
+from mpdit_core.sampling.generator import SampleBatch
+from mpdit_core.sampling.options import Format
+from mpdit_core.sampling.sample_set import PROGRESS
+
+ENCODERS = 4  # threads that compress PNGs
+
+
+class Writer:
+    """Writes the blocks of a set in one format. Whatever it leaves under a final name is whole.
+
+    Args:
+        out: folder of the set.
+        count: number of images in the set.
+        class_names: in label order.
+        by_class: whether PNGs are written into one folder per class.
+    """
+
+    needs_images = True
+
+    def __init__(self, out: Path, *, count: int, class_names: list[str], by_class: bool):
+        self.out, self.count, self.class_names, self.by_class = out, count, class_names, by_class
+
+    def write(self, batch: SampleBatch) -> None:
+        raise NotImplementedError
+
+    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
+        """The files that hold a block."""
+        raise NotImplementedError
+
+    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+        """Whether the files of a marked block still exist (a power cut may lose what a kill cannot)."""
+        return all(path.is_file() and path.stat().st_size > 0 for path in self.files(block, indices, labels))
+
+    @property
+    def result(self) -> Path:
+        """The file or folder that holds the finished samples."""
+        raise NotImplementedError
+
+    def finish(self, num_blocks: int) -> None:
+        """Called once, by rank 0, when all blocks are there."""
+
+    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
+        """Image `index`, uint8 [3, H, W], read back; for formats that hold images."""
+        raise NotImplementedError
+
+
+class PngWriter(Writer):
+    def path(self, index: int, label: int) -> Path:
+        folder = self.out / "images"
+        return (folder / self.class_folder(label) if self.by_class else folder) / f"{index:06d}.png"
+
+    def class_folder(self, label: int) -> str:
+        slug = re.sub(r"[^\w.-]+", "_", self.class_names[label]).strip("_.")[:60]
+        return slug if slug == str(label) else f"{label:04d}-{slug}"
+
+    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
+        return [self.path(i, label) for i, label in zip(indices, labels, strict=True)]
+
+    def write(self, batch: SampleBatch) -> None:
+        assert batch.images is not None
+        paths = self.files(batch.block, batch.indices, batch.labels)
+        with files.user_errors(self.out / "images"):
+            for folder in {path.parent for path in paths}:
+                folder.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(ENCODERS) as pool:
+                list(pool.map(_write_png, batch.images.numpy(), paths))
+
+    @property
+    def result(self) -> Path:
+        return self.out / "images"
+
+    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
+        with Image.open(self.path(index, label)) as picture:
+            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+
+
+def _write_png(image: np.ndarray, path: Path) -> None:
+    """Not synced to the disk one by one: a kill cannot tear it, and `is_there` notices what a power cut did."""
+    temporary = path.with_name(f".{path.name}.part")
+    tile(image).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+class NpzWriter(Writer):
+    def block_path(self, block: int) -> Path:
+        return self.out / PROGRESS / f"{block:06d}.npz"
+
+    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
+        return [self.block_path(block)]
+
+    def write(self, batch: SampleBatch) -> None:
+        assert batch.images is not None
+        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
+        with files.writing(self.block_path(batch.block)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, arr_0=pixels, arr_1=np.asarray(batch.labels, dtype=np.int64))
+
+    @property
+    def result(self) -> Path:
+        return self.out / "samples.npz"
+
+    def finish(self, num_blocks: int) -> None:
+        """One block is in memory at a time; for a moment the images are on the disk twice."""
+        with np.load(self.block_path(0)) as first:
+            shape = (self.count, *first["arr_0"].shape[1:])
+        with (
+            files.writing(self.result) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        ):
+            for name, descr, full_shape in (("arr_0", "|u1", shape), ("arr_1", "<i8", (self.count,))):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    header = {"descr": descr, "fortran_order": False, "shape": full_shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for block in range(num_blocks):
+                        with np.load(self.block_path(block)) as part:
+                            member.write(part[name].tobytes())
+
+    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
+        with np.load(self.block_path(index // batch_size)) as part:
+            return part["arr_0"][index % batch_size].transpose(2, 0, 1)
+
+
+class LatentsWriter(Writer):
+    needs_images = False
+
+    def block_path(self, block: int) -> Path:
+        return self.result / f"{block:06d}.safetensors"
+
+    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
+        return [self.block_path(block)]
+
+    def write(self, batch: SampleBatch) -> None:
+        tensors = {
+            "latents": batch.latents.contiguous(),
+            "labels": torch.tensor(batch.labels),
+            "indices": torch.tensor(batch.indices),
+        }
+        with files.writing(self.block_path(batch.block)) as temporary:
+            save_file(tensors, temporary)
+
+    @property
+    def result(self) -> Path:
+        return self.out / "latents"
+
+
+WRITERS: dict[Format, type[Writer]] = {"png": PngWriter, "npz": NpzWriter, "latents": LatentsWriter}

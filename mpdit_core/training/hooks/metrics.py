@@ -1,0 +1,153 @@
+"""The numbers of each step: read some steps late, so that the host never waits for a GPU, checked, and logged."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mpdit_core.model.compute import training_macs
+from mpdit_core.reporting import Step
+from mpdit_core.runtime.device import matmul_rate, peak_memory
+from mpdit_core.training.hooks.divergence import DivergenceDetector
+from mpdit_core.training.hooks.trackers import Trackers
+from mpdit_core.training.session import Session
+
+METRIC_LAG_STEPS = 2  # steps after which a GPU's loss is read
+
+
+class BadStep(Exception):  # noqa: N818  # no error: the run may go back and leave it out
+    """The loss or gradient of a step is not finite, or the loss is a spike. Raised alike on all processes."""
+
+    def __init__(self, step: PendingStep, what: str):
+        self.step, self.data_step, self.learning_rate, self.what = step.step, step.data_step, step.learning_rate, what
+        super().__init__(f"step {self.step}: {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingStep:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    images_seen: int
+    learning_rate: float
+    data_step: int
+    numbers: torch.Tensor  # [3]: loss, gradient norm, stop requests; on the CPU once `ready`
+    ready: torch.cuda.Event | None
+
+
+class StepMetrics:
+    """Takes the numbers of each step, and logs every `train.log_every` of them.
+
+    They are sent to metrics.jsonl, the trackers and the reporter. `stop_requested` is set when any process received a
+    signal; all processes read that at the same step.
+    """
+
+    def __init__(self, session: Session, trackers: Trackers):
+        self.session, self.trackers = session, trackers
+        self.divergence = DivergenceDetector(session.config.train.spike_factor)
+        self.divergence.mean = session.trainer.position.loss_mean
+        self.lag = METRIC_LAG_STEPS if session.device.type == "cuda" else 0
+        self.pending: deque[PendingStep] = deque()
+        self.last: Step | None = None
+        self.stop_requested = False
+        peak = matmul_rate(session.device, session.trainer.model.dtype, seconds=0.05) * session.world.size
+        self.seconds_per_image = 2 * training_macs(session.config.model) / peak  # if all were matrix products
+
+    def after(self, numbers: torch.Tensor, *, data_step: int, learning_rate: float, stopping: bool) -> None:
+        """Takes the numbers of the step just made, and reads those of an older one.
+
+        Args:
+            numbers: [2] on the device, loss of this process and gradient norm, as `Trainer.step` returns them.
+            data_step: number of the batch.
+            stopping: whether this process received a signal.
+
+        Raises:
+            BadStep: the older step was bad.
+        """
+        position = self.session.trainer.position
+        numbers, ready = self._averaged(numbers, stopping)
+        self.pending.append(
+            PendingStep(
+                step=position.step,
+                images_seen=position.images_seen,
+                learning_rate=learning_rate,
+                data_step=data_step,
+                numbers=numbers,
+                ready=ready,
+            )
+        )
+        self._read(keep=self.lag)
+
+    def drain(self) -> None:
+        """Reads everything that is pending; needed before what a bad step would spoil. Raises `BadStep`."""
+        self._read(keep=0)
+
+    def rewind(self) -> None:
+        """Forgets what came after the trainer's position, to which a rollback went back."""
+        position = self.session.trainer.position
+        self.divergence.mean = position.loss_mean
+        self.pending.clear()
+        if self.session.world.is_main:
+            self.session.run.truncate_metrics(position.step)
+        self.session.clock.restart(position.step)
+
+    def log_values(self, values: dict[str, float], *, step: int) -> None:
+        """Logs a line that is not a step's."""
+        self.session.run.append_metrics({"step": step} | values)
+        self.trackers.log(values, step=step)
+
+    def _averaged(self, numbers: torch.Tensor, stopping: bool) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """[3] loss, gradient norm and number of stop requests over all processes, on their way to the CPU."""
+        world, device = self.session.world, self.session.device
+        numbers = torch.cat([numbers, torch.full((1,), float(stopping), device=device)])
+        if world.size > 1:
+            numbers[:2] /= world.size  # the norm is the same everywhere
+            world.all_reduce(numbers)
+        if device.type != "cuda":
+            return numbers, None
+        numbers = numbers.to("cpu", non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return numbers, ready
+
+    def _read(self, *, keep: int) -> None:
+        trainer = self.session.trainer
+        while len(self.pending) > keep:
+            pending = self.pending.popleft()
+            if pending.ready is not None:
+                pending.ready.synchronize()
+            loss, grad_norm, stopping = pending.numbers.tolist()
+            wrong = self.divergence.check(loss=loss, grad_norm=grad_norm)
+            if wrong:
+                raise BadStep(pending, wrong)
+            self.stop_requested |= stopping > 0
+            trainer.position = replace(trainer.position, loss_mean=self.divergence.mean)
+            every = self.session.config.train.log_every
+            if pending.step % every == 0 or pending.step == self.session.plan.total_steps:
+                self._log(pending, loss=loss, grad_norm=grad_norm)
+
+    def _log(self, pending: PendingStep, *, loss: float, grad_norm: float) -> None:
+        speed = self.session.clock.lap(pending.step) * self.session.config.train.batch_size
+        memory = float(peak_memory(self.session.device))
+        self.last = Step(
+            step=pending.step,
+            total_steps=self.session.plan.total_steps,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=pending.learning_rate,
+            images_seen=pending.images_seen,
+            images_per_second=speed,
+            extra={"mfu": speed * self.seconds_per_image, "memory_bytes": memory},
+        )
+        if self.session.world.is_main:
+            self.log_values(_values(self.last), step=pending.step)
+        self.session.report(self.last)
+
+
+def _values(step: Step) -> dict[str, Any]:
+    """What is logged of a step."""
+    names = ("loss", "grad_norm", "learning_rate", "images_seen", "images_per_second")
+    return {name: getattr(step, name) for name in names} | step.extra

@@ -1,0 +1,78 @@
+"""What follows a bad step: its images are recorded, then the run goes back and leaves them out, or stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mpdit_core.errors import UserError
+from mpdit_core.reporting import Saved, Warning
+from mpdit_core.runtime import files
+from mpdit_core.training.batches import BatchSource
+from mpdit_core.training.hooks.checkpoints import Checkpoints
+from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
+from mpdit_core.training.session import Session
+from mpdit_core.training.state.checkpoints import read
+
+ROLLBACKS_IN_A_ROW = 5  # without a checkpoint in between
+
+
+class Rollback:
+    """Made at the first step of a session: it keeps that state for as long as there is no checkpoint to go back to."""
+
+    def __init__(self, session: Session, *, batches: BatchSource, checkpoints: Checkpoints, metrics: StepMetrics):
+        self.session, self.batches, self.checkpoints, self.metrics = session, batches, checkpoints, metrics
+        self.train = session.config.train
+        self.start = None
+        if self.train.on_nonfinite == "rollback" and checkpoints.newest() is None:
+            self.start = session.trainer.snapshot()
+        self.count, self.last_good = 0, -1  # rollbacks in a row, all to this step
+
+    def recover(self, bad: BadStep) -> None:
+        """Goes back to the last good checkpoint, past the bad batch. All processes must call it.
+
+        Raises:
+            UserError: the run is to stop at a bad step, or has gone back too often (`diverged`).
+        """
+        self.checkpoints.wait()
+        evidence = self._keep_evidence(bad)
+        newest = self.session.world.on_main(self.checkpoints.newest)  # it alone knows that its write has ended
+        good = read(newest) if newest else self.start
+        self.count = self.count + 1 if good and good.position.step == self.last_good else 1
+        if good is None or self.train.on_nonfinite == "stop" or self.count > ROLLBACKS_IN_A_ROW:
+            raise self._error(bad, evidence=evidence, kept=newest)
+        self.last_good = good.position.step
+        skipped = [*good.position.skipped, [good.position.data_step, bad.data_step + 1]]
+        text = (
+            f"{bad}; back to step {good.position.step}, leaving out {skipped[-1][1] - skipped[-1][0]} batches from "
+            f"batch {skipped[-1][0]} on"
+        )
+        self.session.report(Warning(code="rolled-back", text=text))
+        self.session.trainer.restore(replace(good, position=replace(good.position, skipped=skipped)))
+        self.metrics.rewind()
+
+    def _keep_evidence(self, bad: BadStep) -> Path:
+        """Writes down which images were in this process's share of the batch."""
+        name = f"bad-step-{bad.step:07d}-batch-{bad.data_step:07d}-rank{self.session.world.rank}.json"
+        path = self.session.run.path / name
+        indices = self.batches.indices(bad.data_step)
+        record = {"step": bad.step, "what": bad.what, "learning_rate": bad.learning_rate, "indices": indices}
+        files.write_json(path, record)
+        self.session.report(Saved(what="bad batch", path=path))
+        return path
+
+    def _error(self, bad: BadStep, *, evidence: Path, kept: Path | None) -> UserError:
+        """What a run that stops at a bad step says: what is kept, and what to try."""
+        run = self.session.run
+        another = "begin another run with a lower train.learning_rate or train.grad_clip=1.0"
+        another += f" (--init-from {run} uses the weights)" if kept else ""
+        ways = [f"look at those images; then {another}"]
+        if self.train.on_nonfinite == "stop":
+            ways.append(f"leave them out: mpdit train --run {run} --set train.on_nonfinite=rollback")
+        return UserError(
+            f"stopped at step {bad.step}: {bad.what}",
+            code="diverged",
+            expected=f"finite numbers; {f'{kept} is kept' if kept else 'no checkpoint was written yet'}, the indices "
+            f"of the images are in {evidence}",
+            remedy=", or ".join(ways),
+        )

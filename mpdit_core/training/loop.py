@@ -1,0 +1,77 @@
+"""The training loop: from where the trainer stands to the last step of the plan.
+
+Each part in `hooks/` knows its own cadence. To add one: a class with `after(step)` there, and its call in `_train`.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import closing
+
+from mpdit_core.errors import Interrupted
+from mpdit_core.reporting import Note, Warning
+from mpdit_core.runtime.signals import StopRequest
+from mpdit_core.training.batches import BatchSource
+from mpdit_core.training.hooks.checkpoints import Checkpoints
+from mpdit_core.training.hooks.evaluations import Evaluation
+from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
+from mpdit_core.training.hooks.previews import Previews
+from mpdit_core.training.hooks.rollback import Rollback
+from mpdit_core.training.hooks.trackers import Trackers
+from mpdit_core.training.session import Session
+
+
+class TrainingLoop:
+    """The parts of a session, and the order in which they act."""
+
+    def __init__(self, session: Session, trackers: Trackers):
+        self.session, self.trainer = session, session.trainer
+        self.batches = BatchSource(session.plan.latents, session.config, session.world)
+        self.metrics = StepMetrics(session, trackers)
+        self.checkpoints = Checkpoints(session, self.metrics)
+        self.previews = Previews(session, self.metrics)
+        self.evaluation = Evaluation(session, checkpoints=self.checkpoints, metrics=self.metrics)
+        self.rollback = Rollback(session, batches=self.batches, checkpoints=self.checkpoints, metrics=self.metrics)
+
+    def run(self) -> None:
+        """Trains to the end and writes the last checkpoint.
+
+        Raises:
+            UserError: a bad step, where the run is to stop (`diverged`); the last checkpoint cannot be written.
+            Interrupted: some process received a signal; a checkpoint was written.
+        """
+        self.metrics.rewind()
+        with StopRequest() as stop, self.checkpoints:
+            if self.session.is_finished:
+                self._say_nothing_to_train()
+            while not (self.session.is_finished or self.metrics.stop_requested):
+                try:
+                    self._train(stop)
+                except BadStep as bad:
+                    self.rollback.recover(bad)
+            self.checkpoints.save()
+        if self.metrics.stop_requested:
+            self.session.report(Note(text=f"stopped after step {self.session.step}, which is saved"))
+            raise Interrupted(stop.received or signal.SIGTERM)
+
+    def _train(self, stop: StopRequest) -> None:
+        """Trains until the last step or a signal. Raises `BadStep`, alike on all processes."""
+        first = self.trainer.position.data_step
+        last = first + self.session.plan.total_steps - self.session.step
+        with closing(self.batches.stream(first, last, device=self.session.device)) as stream:
+            for data_step, batch in stream:
+                rate = self.trainer.learning_rate
+                numbers = self.trainer.step(batch)
+                step = self.session.step
+                self.metrics.after(numbers, data_step=data_step, learning_rate=rate, stopping=stop.received is not None)
+                self.previews.after(step)
+                self.checkpoints.after(step)
+                self.evaluation.after(step)
+                if self.metrics.stop_requested:
+                    break
+        self.metrics.drain()
+
+    def _say_nothing_to_train(self) -> None:
+        text = f"{self.session.run} has done all of its {self.session.step} steps; more are given by train.steps"
+        self.session.report(Warning(code="nothing-to-train", text=text))
+        self.evaluation.after(self.session.step)  # the run may have been killed while it was measured

@@ -1,0 +1,106 @@
+"""What the console prints: events, tables and results for people, and JSON lines for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mpdit_cli import console
+from mpdit_cli.panel import TrainPanel
+from mpdit_core.reporting import Note, Progress, Saved, Skipped, Step, Warning
+from mpdit_core.settings import Result, setting
+
+STEP = Step(
+    step=3, total_steps=9, loss=0.5, grad_norm=1.0, learning_rate=1e-4, images_seen=24, images_per_second=7.0,
+    extra={"mfu": 0.41, "memory_bytes": 2.0**30},
+)  # fmt: skip
+
+
+class Pie(Result):
+    """What the job below returns."""
+
+    slices: int = setting(..., "number of slices")
+    plate: Path = setting(..., "where it lies")
+    rest: float = setting(float("nan"), "what is left")
+
+
+def bake(slices: int, *, report) -> Pie:
+    """A job that reports one of each event, and prints as a library might."""
+    report(Progress(task="bake", done=1, total=2, unit="pies"))
+    report(STEP)
+    report(Note(text="it smells good"))
+    report(Warning(code="hot", text="the plate is hot"))
+    report(Saved(what="pie", path=Path("pie")))
+    report(Skipped(path="peach", reason="it is bad"))
+    print("a library prints")
+    return Pie(slices=slices, plate=Path("plate"))
+
+
+PARTS = (
+    console.Table(title="Pies", columns=["name", "slices"], rows=[["plum", "12"]], note="a note"),
+    console.Summary(title="done", rows={"slices": "12"}, next_command="mpdit eat"),
+)
+
+
+@pytest.fixture
+def baked(capsys, monkeypatch):
+    """What is printed by the job and its result: (stdout, stderr)."""
+
+    def run(**settings) -> tuple[str, str]:
+        console.configure(json=settings.get("json", False), quiet=settings.get("quiet", False))
+        monkeypatch.setenv("RANK", str(settings.get("rank", 0)))
+        console.show(console.run(bake, 12), *PARTS)
+        return capsys.readouterr()
+
+    yield run
+    console.configure(json=False, quiet=False)
+
+
+def test_for_people(baked):
+    out, err = baked()
+    for text in ("bake: 1/2 pies", "loss 0.5000", "it smells good", "warning: the plate is hot", "pie: pie",
+                 "skipped peach: it is bad", "a library prints", "plum", "a note", "next:  mpdit eat"):  # fmt: skip
+        assert text in out
+    assert err == ""
+
+
+def test_as_json_stdout_holds_nothing_else(baked):
+    out, err = baked(json=True)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["event"] for event in events] == [
+        "progress", "step", "note", "warning", "saved", "skipped", "result",
+    ]  # fmt: skip
+    assert events[-1] == {"event": "result", "slices": 12, "plate": "plate", "rest": None}
+    assert "a library prints" in err
+    assert "it smells good" in err
+    print("afterwards stdout is as it was")
+
+
+def test_quiet_leaves_warnings_only(baked):
+    out, _ = baked(quiet=True)
+    assert out.splitlines() == ["warning: the plate is hot", "a library prints"]
+    assert [json.loads(line)["event"] for line in baked(quiet=True, json=True)[0].splitlines()][-1] == "result"
+
+
+def test_of_a_group_rank_0_speaks(baked):
+    out, err = baked(rank=1)
+    assert out == "a library prints\n"
+    assert err == ""
+
+
+def test_the_panel_shows_a_step_and_what_goes_on_between_two():
+    panel = TrainPanel(Console(file=io.StringIO(), force_terminal=True))
+    try:
+        assert panel.rows() == {"state": "starting"}
+        panel.show(STEP)
+        rows = panel.rows()
+        assert (rows["loss"], rows["MFU"], rows["memory"]) == ("0.5000", "41.0%", "1.00 GiB")
+        panel.working("preview", 1, 2, "images")
+        assert panel.rows()["now"] == "preview: 1/2 images"
+        panel.render()
+    finally:
+        panel.close()
