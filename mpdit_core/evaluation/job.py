@@ -291,6 +291,6 @@ def _warn_of_inputs(
         )
         warnings.add("lossy-samples", text)
     labels = subject.labels(options, count)
-    if labels and "is" in options.metrics and len(set(labels)) > 1 and labels == sorted(labels):
+    if labels and "is" in options.metrics and 1 < len(set(labels)) < count and labels == sorted(labels):
         text = "the samples are sorted by class: the Inception Score of contiguous chunks is far too low"
         warnings.add("sorted-samples", text)

@@ -12,8 +12,11 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
 
     Args:
         extractor: an instance, not loaded.
-        side: of the pictures of chance it is given.
-        device: to compute on.
+        side: side in pixels of the random images that it is given.
+        device: device to compute on.
+
+    Raises:
+        ConformanceError: it breaks the contract; the message says how.
     """
     import torch
 
@@ -25,8 +28,9 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
     images[4] = images[4] // 4
     images = images.to(device)
     before = images.clone()
-    whole = extractor(images)
+    whole, again = extractor(images), extractor(images)
     require(torch.equal(images, before), "the images to be left as they are")
+    one_by_one = [extractor(images[i : i + 1]) for i in range(5)]
     with torch.autocast(device, dtype=torch.bfloat16):
         in_autocast = extractor(images)
     for kind in ("pool", "spatial", "logits"):
@@ -37,9 +41,9 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
         require(rows.dtype == torch.float32, f"{kind} in float32", rows.dtype)
         require(not rows.requires_grad, f"{kind} without gradients")
         require(torch.isfinite(rows).all(), f"{kind} finite")
-        require(torch.equal(rows, getattr(extractor(images), kind)), f"{kind} the same the second time")
+        require(torch.equal(rows, getattr(again, kind)), f"{kind} the same the second time")
         scale = rows.abs().max().item()
-        alone = torch.cat([getattr(extractor(images[i : i + 1]), kind) for i in range(5)])
+        alone = torch.cat([getattr(features, kind) for features in one_by_one])
         for what, others in (("whatever the batch size", alone), ("under autocast", getattr(in_autocast, kind))):
             gap = (others.float() - rows).abs().max().item()
             require(gap <= 1e-4 * max(scale, 1e-6), f"{kind} the same {what}", f"{gap:.2g} off, at up to {scale:.2g}")

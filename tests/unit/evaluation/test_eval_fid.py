@@ -1,20 +1,26 @@
-"""`eval-fid` as a user types it: the real extractor with random weights, digits, and every mistake."""
+"""Evaluations from Python and as a user types them: the real extractor with random weights, digits, and every mistake."""
 
 from __future__ import annotations
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from eval_helpers import enter_folder, measured, options, pictures
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.errors import UserError
+from mpdit_core.evaluation import EvaluateOptions, EvaluationRecord, evaluate, evaluate_sweep, make_reference
 from mpdit_core.metrics.features import Inception, build_extractor, extract
+from mpdit_core.reporting import Note, Progress, Saved, Warning
+from mpdit_core.runtime import locks
 from mpdit_core.testing import check_features
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -27,23 +33,15 @@ def inception(inception_weights) -> Inception:
     return extractor
 
 
-def pictures(count: int, side: int = 16, seed: int = 0) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, 256, (count, side, side, 3)).astype(np.uint8)
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    np.savez("a.npz", arr_0=pictures(12))
-    np.savez("b.npz", arr_0=pictures(14, seed=1))
-    return tmp_path
+    return enter_folder(tmp_path, monkeypatch)
 
 
-def run(capsys, *arguments: str) -> dict:
-    assert main([*arguments, "--json", "--device", "cpu"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+def refused(wanted: EvaluateOptions, job=evaluate) -> UserError:
+    with pytest.raises(UserError) as caught:
+        job(wanted)
+    return caught.value
 
 
 def test_spatial_features_are_seven_channels_flattened_as_tensorflow_does(inception):
@@ -72,163 +70,244 @@ def test_inception_keeps_the_contract_of_features(inception_weights):
 def test_fid_of_finished_samples_with_its_record(here, inception_weights, capsys):
     (here / "torch/hub/checkpoints").mkdir(parents=True)
     (here / "torch/hub/checkpoints" / WEIGHTS).symlink_to(inception_weights)
-    result = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz")
+    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--device", "cpu", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"unpublished_fid", "unpublished_sfid", "unpublished_is", "precision", "recall"} <= set(result["metrics"])
-    assert result["count"] == 12
-    assert result["extractor"]["weights_sha256"]
     assert json.loads(Path(result["path"]).read_text())["metrics"] == result["metrics"]
+    first = EvaluationRecord.read(Path(result["path"]))
+    assert first.count == 12
+    assert first.extractor.weights_sha256
+    assert [warning.code for warning in first.warnings] == ["unpublished-weights", "few-samples"]
     state = torch.load(inception_weights)
     state["Conv2d_1a_3x3.conv.weight"] *= 1.5
     torch.save(state, "changed.pth")
-    changed = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz", "--weights", "changed.pth",
-                  "--metrics", "precision,recall")  # fmt: skip
-    assert changed["reference"]["extractor"] != result["reference"]["extractor"]  # measured anew, not from the cache
-    assert changed["path"] != result["path"]
+    changed = measured(features="inception", weights="changed.pth", metrics=("precision", "recall"))
+    assert changed.reference.extractor != first.reference.extractor  # measured anew, not from the cache
+    assert changed.path != first.path
 
 
-def test_every_form_of_the_same_pixels_gives_the_same(here, capsys):
+def test_every_form_of_the_same_pixels_gives_the_same(here):
     data = np.load("a.npz")["arr_0"]
     Path("png").mkdir()
     for i, picture in enumerate(data):
         Image.fromarray(picture).save(f"png/{i}.png")
     save_file({"images": torch.from_numpy(data)}, "a.safetensors")
     np.savez_compressed("c.npz", arr_0=data)
-    found = [
-        run(capsys, "eval-fid", what, "--reference", "b.npz", "--features", "digits")["metrics"]
-        for what in ("a.npz", "png", "a.safetensors", "c.npz")
-    ]
-    assert found[0] == found[1] == found[2] == found[3]
-    assert not any("fid" in key for key in found[0])
-    record = json.loads(next(Path("evals").glob("*.json")).read_text())
-    assert record["metrics_asked"][0] == "frechet_distance"
+    records = [measured(what) for what in ("a.npz", "png", "a.safetensors", "c.npz")]
+    assert all(record.metrics == records[0].metrics for record in records)
+    assert not any("fid" in key for key in records[0].metrics)
+    assert records[0].keys["fid"] == "frechet_distance"
 
 
-def test_a_model_is_sampled_exactly_and_not_twice(here, capsys):
+def test_a_model_is_sampled_exactly_and_not_twice(here):
     write_model(here / "m")
-    arguments = ["eval-fid", "m", "--reference", "digits", "--features", "digits", "--num-samples", "9",
-                 "--num-steps", "2", "--batch-size", "4", "--keep-samples"]  # fmt: skip
-    first = run(capsys, *arguments)
-    assert len(list(Path(first["path"]).with_suffix("").glob("*.png"))) == 9
-    assert first["sampling"]["nfe"] == 2
-    assert run(capsys, *arguments)["metrics"] == first["metrics"]
-    again = run(capsys, *arguments, "--force")
-    assert again["metrics"] == pytest.approx(first["metrics"])
+    sampled = partial(measured, "m", "digits", num_samples=9, num_steps=2, batch_size=4, keep_samples=True)
+    first = sampled()
+    assert len(list(first.path.with_suffix("").glob("*.png"))) == 9
+    assert first.sampling is not None
+    assert first.sampling.nfe == 2
+    assert sampled() == first
+    again = sampled(force=True)
+    assert again.metrics == first.metrics
+    assert again.path == first.path
 
 
-def test_a_written_reference_gives_the_same_figures(here, capsys):
-    run(capsys, "eval-fid", "--make-reference", "r.npz", "digits", "--resolution", "16", "--features", "digits")
-    direct = run(capsys, "eval-fid", "a.npz", "--reference", "digits", "--features", "digits")
-    stored = run(capsys, "eval-fid", "a.npz", "--reference", "r.npz", "--features", "digits")
-    for key, value in direct["metrics"].items():
-        assert stored["metrics"][key] == (None if value is None else pytest.approx(value, rel=1e-9)), key
+def test_guide_schedule_precision_and_compile_are_those_of_sampling(here):
+    write_model(here / "m")
+    guide = write_model(here / "weak", seed=1)
+    more = {"num_samples": 6, "num_steps": 2, "guidance_scale": 2.0, "metrics": ("fid",)}
+    plain = measured("m", "digits", **more)
+    guided = measured("m", "digits", **more, guide="weak", guidance_schedule="cosine", precision="bfloat16",
+                      compile="off")  # fmt: skip
+    assert guided.metrics != plain.metrics
+    assert guided.sampling is not None
+    assert guided.sampling.guide == guide.weights_sha256
+    assert guided.sampling.dtype == "bfloat16"
+    assert guided.sampling.options.guidance_schedule == "cosine"
+    arguments = ["eval-fid", "m", "--reference", "digits", "--features", "digits", "-n", "6", "--num-steps", "2",
+                 "--guidance-scale", "2", "--metrics", "fid", "--guide", "weak", "--guidance-schedule", "cosine",
+                 "--precision", "bfloat16", "--compile", "off", "--device", "cpu", "--quiet"]  # fmt: skip
+    before = guided.path.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert guided.path.stat().st_mtime_ns == before  # the same evaluation, so it was read
 
 
-def test_a_changed_folder_is_measured_again(here, capsys):
+def test_progress_and_files_are_reported(here):
+    events = []
+    record = evaluate(options(), report=events.append)
+    assert {event.task for event in events if isinstance(event, Progress)} == {"reference", "evaluate"}
+    assert [event.path for event in events if isinstance(event, Saved)] == [record.path]
+    assert [event.code for event in events if isinstance(event, Warning)] == ["few-samples"]
+    events.clear()
+    assert evaluate(options(), report=events.append) == record
+    assert [event.code for event in events if isinstance(event, Warning)] == ["few-samples"]
+    assert any(isinstance(event, Note) for event in events)
+    assert not any(isinstance(event, Progress) for event in events)
+
+
+def test_a_written_reference_gives_the_same_figures(here):
+    made = make_reference(options("digits", None, make_reference="r.npz", resolution=16))
+    assert made.path == Path("r.npz")
+    direct, stored = measured(reference="digits"), measured(reference="r.npz")
+    for key, value in direct.metrics.items():
+        assert stored.metrics[key] == (None if value is None else pytest.approx(value, rel=1e-9)), key
+    assert stored.reference.kind == "stored statistics"
+
+
+def test_a_changed_folder_is_measured_again(here):
     Path("ref").mkdir()
     for i, picture in enumerate(pictures(8, seed=2)):
         Image.fromarray(picture).save(f"ref/{i}.png")
-    before = run(capsys, "eval-fid", "a.npz", "--reference", "ref", "--features", "digits")
+    before = measured(reference="ref")
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save("ref/8.png")
-    after = run(capsys, "eval-fid", "a.npz", "--reference", "ref", "--features", "digits")
-    assert after["metrics"]["frechet_distance"] != before["metrics"]["frechet_distance"]
-    assert after["reference"]["count"] == 9
+    after = measured(reference="ref")
+    assert after.value("fid") != before.value("fid")
+    assert after.reference.count == 9
 
 
-def test_compare_says_in_words_why_not(here, capsys):
-    one = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits")["path"]
-    two = run(capsys, "eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits", "--num-samples", "10")[
-        "path"
-    ]
-    result = run(capsys, "eval-fid", "--compare", one, two)
-    assert not result["comparable"]
-    assert "number of samples" in result["reasons"][0]
-    assert run(capsys, "eval-fid", "--compare", one, one)["comparable"]
+def test_a_reference_stored_by_another_version_is_measured_again(here, monkeypatch):
+    monkeypatch.setattr("mpdit_core.evaluation.reference.FORMAT", "1")
+    expected = measured().metrics
+    (stored,) = (here / "cache").rglob("*.safetensors")
+    poisoned = {name: tensor + 1 for name, tensor in load_file(stored).items()}
+    save_file(poisoned, stored)
+    monkeypatch.undo()
+    enter_folder(here, monkeypatch)
+    assert measured(force=True).metrics == expected
 
 
-def test_a_sweep_ends_in_a_table_and_a_plot(here, capsys):
+def test_two_evaluations_into_one_record_are_refused(here, monkeypatch):
+    monkeypatch.setattr("mpdit_core.evaluation.job.locked", partial(locks.locked, seconds=0.05))
+    path = measured().path
+    with locks.locked(path.with_suffix(".partial")):
+        assert refused(options(force=True)).code == "folder-in-use"
+    assert measured(force=True).path == path
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_sweep_ends_in_a_table_and_a_plot(here):
     write_model(here / "run" / "checkpoints" / "step-0000007")
-    arguments = ["eval-fid", "run", "--reference", "digits", "--features", "digits", "--num-samples", "8",
-                 "--batch-size", "8", "--num-steps", "1", "--sweep", "guidance_scale=1,2",
-                 "--sweep", "guidance_interval=0:1,0.2:0.6", "--sweep", "checkpoint=7"]  # fmt: skip
-    result = run(capsys, *arguments)
-    rows = json.loads(Path(result["path"]).read_text())["rows"]
-    assert [(row["guidance_scale"], row["guidance_interval"]) for row in rows] == [
-        ("1", "0:1"), ("1", "0.2:0.6"), ("2", "0:1"), ("2", "0.2:0.6"),
+    wanted = options("run", "digits", num_samples=8, batch_size=8, num_steps=1,
+                     sweep=("guidance_scale=1,2", "guidance_interval=0,1;0.2,0.6", "checkpoint=7"))  # fmt: skip
+    events = []
+    result = evaluate_sweep(wanted, report=events.append)
+    assert [(row.values["guidance_scale"], row.values["guidance_interval"]) for row in result.rows] == [
+        ("1", "0,1"), ("1", "0.2,0.6"), ("2", "0,1"), ("2", "0.2,0.6"),
     ]  # fmt: skip
-    alone = json.loads(Path(rows[2]["record"]).read_text())
-    assert alone["sampling"]["guidance_scale"] == 2
-    assert rows[2]["frechet_distance"] == alone["metrics"]["frechet_distance"]
-    assert rows[1]["frechet_distance"] == pytest.approx(rows[0]["frechet_distance"])  # unguided, whatever the interval
-    assert result["lowest"]["frechet_distance"] == min(row["frechet_distance"] for row in rows)
-    assert Image.open(result["plot"]).size[0] > 500
-    before = {path: path.stat().st_mtime_ns for path in Path(rows[0]["record"]).parent.glob("digits*.json")}
-    assert run(capsys, *arguments)["path"] == result["path"]
+    assert result.plotted == "frechet_distance"
+    alone = EvaluationRecord.read(result.rows[2].record)
+    assert alone.sampling is not None
+    assert alone.sampling.options.guidance_scale == 2
+    distances = [row.metrics["frechet_distance"] for row in result.rows]
+    assert distances[2] == alone.value("fid")
+    assert distances[1] == pytest.approx(distances[0])  # unguided, whatever the interval
+    assert result.lowest.metrics["frechet_distance"] == min(distances)
+    assert json.loads(result.path.read_text())["rows"][2]["metrics"] == alone.metrics
+    assert Image.open(result.plot).size[0] > 500
+    tasks = {event.task for event in events if isinstance(event, Progress)}
+    assert {f"evaluate ({n} of 4)" for n in range(1, 5)} <= tasks
+    assert [event.code for event in events if isinstance(event, Warning)] == ["few-samples"]  # once
+    before = {path: path.stat().st_mtime_ns for path in alone.path.parent.glob("digits*.json")}
+    assert evaluate_sweep(wanted).path == result.path
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_tables_for_people(here, capsys):
+    write_model(here / "m")
+    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits", "--bootstrap", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "Fréchet distance (digits)" in shown
+    assert "95 %" in shown
+    sweep = ["eval-fid", "m", "--reference", "digits", "--features", "digits", "-n", "4", "--metrics", "fid"]
+    assert main([*sweep, "--sweep", "num_steps=1,2"]) == 0
+    assert "lowest Fréchet distance (digits)" in capsys.readouterr().out
+    record = next(Path("evals").glob("digits-12-*.json"))
+    assert main(["eval-fid", "--compare", str(record), str(record)]) == 0
+    assert "comparable" in capsys.readouterr().out
+    assert main(["eval-fid", "digits", "--make-reference", "r.npz", "--resolution", "16", "--features", "digits"]) == 0
+    assert "1797" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("what", "sweep", "code"),
     [
-        (["a.npz", "--sweep", "guidance_scale=1,2"], "finished samples"),
-        (["run", "--sweep", "guidance_scale"], "--sweep guidance_scale"),
-        (["run", "--sweep", "seed=1", "--sweep", "seed=2"], "twice"),
-        (["run", "--sweep", "checkpoint=9"], "step-0000007"),
-        (["run", "--sweep", "num_steps=2,none"], "num_steps"),
+        ("a.npz", ("guidance_scale=1,2",), "not-a-model"),
+        ("run", ("guidance_scale",), "not-a-sweep"),
+        ("run", ("seed=1", "seed=2"), "swept-twice"),
+        ("run", ("checkpoint=9",), "no-such-checkpoint"),
+        ("run", ("num_steps=2,none",), "invalid-value"),
+        ("run", ("beauty=2",), "unknown-key"),
     ],
 )
-def test_mistakes_in_sweeps_are_one_message(here, capsys, arguments, said):
+def test_mistakes_in_sweeps_are_refused(here, what, sweep, code):
     write_model(here / "run" / "checkpoints" / "step-0000007")
-    assert main(["eval-fid", *arguments, "--reference", "digits", "--features", "digits"]) == 2
-    assert said in capsys.readouterr().err
+    assert refused(options(what, "digits", sweep=sweep), evaluate_sweep).code == code
     assert not list(here.rglob("evals"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("what", "reference", "more", "code"),
     [
-        (["nowhere"], "nowhere does not exist"),
-        ([], "nothing to evaluate"),
-        (["a.npz", "--reference", "gone.npz"], "gone.npz does not exist"),
-        (["a.npz"], "no reference"),
-        (["a.npz", "--reference", "wide.npz"], "32 px"),
-        (["a.npz", "--reference", "b.npz", "--num-samples", "99"], "there are 12"),
-        (["a.npz", "--reference", "b.npz", "--num-samples", "2"], "too few"),
-        (["a.npz", "--reference", "b.npz", "--metrics", "beauty"], "beauty"),
-        (["torn.npz", "--reference", "b.npz"], "torn.npz"),
-        (["stored.npz", "--reference", "b.npz"], "arr_0"),
-        (["a.npz", "--reference", "stored.npz"], "statistics of inception"),
-        (["mixed", "--reference", "b.npz"], "2 sizes"),
+        ("nowhere", "b.npz", {}, "no-such-file"),
+        (None, "b.npz", {}, "nothing-given"),
+        ("a.npz", "gone.npz", {}, "no-such-file"),
+        ("a.npz", None, {}, "no-reference"),
+        ("a.npz", "wide.npz", {}, "other-resolution"),
+        ("a.npz", "narrow.npz", {}, "other-resolution"),
+        ("a.npz", "narrow", {}, "other-resolution"),
+        ("a.npz", "b.npz", {"num_samples": 99}, "too-few-images"),
+        ("a.npz", "b.npz", {"num_samples": 2}, "too-few-images"),
+        ("torn.npz", "b.npz", {}, "damaged-file"),
+        ("stored.npz", "b.npz", {}, "no-images"),
+        ("a.npz", "stored.npz", {}, "other-features"),
+        ("mixed", "b.npz", {}, "several-sizes"),
+        ("a.npz", "b.npz", {"weights": "w.pth"}, "invalid-value"),
     ],
 )
-def test_user_errors_are_one_message(here, capsys, arguments, said):
+def test_mistakes_are_refused_before_anything_is_written(here, what, reference, more, code):
     np.savez("wide.npz", arr_0=pictures(8, 32))
+    np.savez("narrow.npz", arr_0=pictures(8, 4))
     Path("torn.npz").write_bytes(Path("a.npz").read_bytes()[:3000])
     np.savez("stored.npz", mu=np.zeros(4), sigma=np.eye(4))
-    Path("mixed").mkdir()
-    for side in (8, 16):
-        Image.new("RGB", (side, side)).save(f"mixed/{side}.png")
-    assert main(["eval-fid", *arguments, "--features", "digits"]) == 2
-    assert said in capsys.readouterr().err
+    for folder, sides in (("mixed", (8, 16)), ("narrow", (4,))):
+        Path(folder).mkdir()
+        for side in sides:
+            Image.new("RGB", (side, side)).save(f"{folder}/{side}.png")
+    assert refused(options(what, reference, **more)).code == code
+    assert not Path("evals").exists()
+    assert not Path("cache").exists()
+
+
+def test_an_unknown_metric_is_refused(here, capsys):
+    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--metrics", "beauty", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["code"] == "invalid-value"
+
+
+def test_statistics_of_another_size_are_refused_before_sampling(here):
+    """Their features claim to be the same: only their number shows that they are not."""
+    name = f"digits {build_extractor('digits').fingerprint()}"
+    np.savez("small.npz", mu=np.zeros(4), sigma=np.eye(4), features=np.str_(name))
+    write_model(here / "m")
+    assert refused(options("m", "small.npz", num_samples=8)).code == "other-features"
     assert not Path("evals").exists()
 
 
-def test_missing_and_broken_weights_are_found_before_sampling(here, capsys, monkeypatch):
+def test_missing_and_broken_weights_are_found_before_sampling(here, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    assert main(["eval-fid", "a.npz", "--reference", "b.npz"]) == 2
-    message = capsys.readouterr().err
-    assert str(here / "torch/hub/checkpoints" / WEIGHTS) in message
+    error = refused(options(features="inception"))
+    assert error.code == "no-weights"
+    assert str(here / "torch/hub/checkpoints" / WEIGHTS) in str(error)
     Path("w.pth").write_bytes(b"torn")
-    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--weights", "w.pth"]) == 2
+    assert refused(options(features="inception", weights="w.pth")).code == "damaged-file"
     torch.save({"fc.weight": torch.zeros(3)}, "v.pth")
-    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--weights", "v.pth"]) == 2
+    assert refused(options(features="inception", weights="v.pth")).code == "wrong-weights"
 
 
-def test_broken_torchvision_says_what_to_install(monkeypatch):
-    import sys
-
+def test_a_broken_torch_fidelity_has_a_code_of_its_own(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(UserError, match="torchvision"):
+    with pytest.raises(UserError) as caught:
         Inception().load(torch.device("cpu"))
+    assert caught.value.code == "no-torch-fidelity"

@@ -1,17 +1,22 @@
-"""What a record says of how its figures were made, and what `--compare` says of two of them."""
+"""What a record says of how its figures were made, and what a comparison says of two of them."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from eval_helpers import enter_folder, measured, options
+from launch import run
+from PIL import Image
 from sample_helpers import write_model
 
 import mpdit_core
-from mpdit_cli.app import main
+from mpdit_core.errors import UserError
+from mpdit_core.evaluation import Comparison, EvaluationRecord, compare_records, evaluate, read_records
 
 FEATURES = """
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ from mpdit_core.api import Features, option
 @dataclass
 class Means:
     name: ClassVar[str] = "means"
-    power: int = option(1, "of the pixels")
+    power: int = option(1, "power of the pixels")
     def load(self, device):
         pass
     def __call__(self, images):
@@ -32,132 +37,174 @@ class Means:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPDIT_CACHE", str(tmp_path / "cache"))
-    for seed, name in enumerate("ab"):
-        draw = np.random.RandomState(seed)
-        np.savez(f"{name}.npz", arr_0=draw.randint(0, 256, (12, 16, 16, 3)).astype(np.uint8))
     (tmp_path / "means.py").write_text(FEATURES)
-    return tmp_path
+    return enter_folder(tmp_path, monkeypatch)
 
 
-def run(capsys, *arguments: str) -> dict:
-    assert main([*arguments, "--json", "--device", "cpu"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+def distance(**more: Any) -> EvaluationRecord:
+    return measured(**{"metrics": ("fid",), **more})
 
 
-def measured(capsys, *more: str) -> dict:
-    return run(capsys, "eval-fid", "a.npz", "--reference", "b.npz", "--metrics", "fid", *more)
-
-
-def altered(record: dict, name: str, *path: str, to: object) -> str:
+def altered(record: EvaluationRecord, name: str, *path: str, to: object) -> Path:
     """A copy of a record's file with one value changed."""
-    data = json.loads(Path(record["path"]).read_text())
+    data = json.loads(record.path.read_text())
     at = data
     for key in path[:-1]:
         at = at[key]
     at[path[-1]] = to
     Path(name).write_text(json.dumps(data))
-    return name
+    return Path(name)
 
 
-def test_a_record_names_package_version_and_options_of_its_plugins(here, capsys):
+def compared(a: EvaluationRecord | Path, b: EvaluationRecord | Path) -> Comparison:
+    return compare_records(*(record if isinstance(record, Path) else record.path for record in (a, b)))
+
+
+def names(differences) -> list[str]:
+    return [difference.name for difference in differences]
+
+
+def test_a_record_is_read_as_it_was_written(here):
+    record = distance(bootstrap=4)
+    assert EvaluationRecord.read(record.path) == record
+    assert not record.path.name.startswith(".")
+
+
+@pytest.mark.parametrize(("change", "code"), [({"format": 2}, "unknown-format"), ({"metrics": "none"}, "invalid-value")])
+def test_a_record_of_another_version_or_damaged_is_refused(here, change, code):
+    path = distance().path
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for read in (lambda: EvaluationRecord.read(path), lambda: read_records(path.parent)):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert caught.value.code == code
+    Path("x.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        EvaluationRecord.read(Path("x.json"))
+    assert caught.value.code == "damaged-file"
+
+
+def test_records_of_a_run_come_in_order_of_step(here):
+    wanted = {"num_samples": 4, "num_steps": 1, "metrics": ("fid",), "out": Path("evals")}
+    for seed, step in enumerate((900, 7, 80)):
+        folder = here / "run" / "checkpoints" / f"step-{step}"
+        write_model(folder, seed=seed)
+        config = folder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"step": step}))
+        measured(str(folder), "digits", **wanted)
+    Path("evals/sweep-0.json").write_text("{}")
+    assert [record.step for record in read_records(Path("evals"))] == [7, 80, 900]
+
+
+def test_a_record_names_package_version_and_options_of_its_plugins(here):
     write_model(here / "m")
-    model = run(capsys, "eval-fid", "m", "--reference", "digits", "--features", "digits", "--num-samples", "6",
-                "--num-steps", "2", "--metrics", "fid", "--sampler", "heun")  # fmt: skip
-    assert model["extractor"]["plugin"] | {"options": None} == {
-        "kind": "features", "name": "digits", "package": "mpdit-digits", "version": "0.1.0", "options": None,
-    }  # fmt: skip
-    sampler = model["sampling"]["plugin"]
-    assert (sampler["name"], sampler["package"], sampler["version"]) == ("heun", "mpdit", mpdit_core.__version__)
-    assert sampler["options"]["num_steps"] == model["sampling"]["num_steps"] == 2
-    other = measured(capsys, "--features", "./means.py:Means", "--set", "features.power=2")["extractor"]["plugin"]
-    assert other["options"] == {"power": 2}
-    assert other["source"] == str(here / "means.py")
-    assert len(other["sha256"]) == 64
+    model = distance(what="m", reference="digits", num_samples=6, num_steps=2, sampler="heun")
+    features = model.extractor.plugin
+    assert (features.name, features.package, features.version) == ("digits", "mpdit-digits", "0.1.0")
+    assert model.sampling is not None
+    sampler = model.sampling.sampler
+    assert (sampler.name, sampler.package, sampler.version) == ("heun", "mpdit", mpdit_core.__version__)
+    assert sampler.options["num_steps"] == model.sampling.options.num_steps == 2
+    other = distance(features="./means.py:Means", feature_options={"power": 2})
+    plugin = other.extractor.plugin
+    assert plugin.options == {"power": 2}
+    assert plugin.source == str(here / "means.py")
+    assert len(plugin.sha256 or "") == 64
+    assert other.path.name.startswith("means.py-Means-12-")
 
 
-def test_few_and_sorted_samples_are_warned_of(here, capsys):
+def test_few_sorted_and_lossy_samples_are_warned_of(here):
     pictures = np.load("a.npz")["arr_0"]
     np.savez("sorted.npz", arr_0=pictures, arr_1=np.arange(12) // 3)
     np.savez("mixed.npz", arr_0=pictures, arr_1=np.arange(12) % 4)
-    said = {}
-    for name in ("sorted", "mixed"):
-        record = run(capsys, "eval-fid", f"{name}.npz", "--reference", "b.npz", "--features", "digits",
-                     "--metrics", "fid,is")  # fmt: skip
-        said[name] = record["warnings"]
-        halves = record["metrics"]["frechet_distance_bias"]
-        assert f"{halves:.3g}" in said[name][-1]
-        assert "12 samples are few" in said[name][-1]
-    assert "sorted by class" in said["sorted"][0]
-    assert not any("sorted" in text for text in said["mixed"])
+    Path("jpeg").mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(f"jpeg/{i}.jpg")
+    said = {
+        name: [warning.code for warning in measured(name, metrics=("fid", "is")).warnings]
+        for name in ("sorted.npz", "mixed.npz", "jpeg")
+    }
+    assert said == {
+        "sorted.npz": ["sorted-samples", "few-samples"],
+        "mixed.npz": ["few-samples"],
+        "jpeg": ["lossy-samples", "few-samples"],
+    }
 
 
-def test_an_interval_on_request(here, capsys):
-    record = measured(capsys, "--features", "digits", "--bootstrap", "8")["metrics"]
-    lower, upper = record["frechet_distance_interval"]
-    assert lower < record["frechet_distance"] < upper
-    assert upper - lower == pytest.approx(2 * 1.96 * record["frechet_distance_std"])
+def test_a_bias_is_told_where_it_is_one(here, monkeypatch):
+    """Halves of the samples may be nearer to the reference by chance: then there is no number to tell."""
+    (warning,) = distance().warnings
+    bias = distance().metrics["frechet_distance_bias"]
+    assert f"{bias:.3g}" in warning.text
+    first = iter([1.0, 0.9, 0.9])
+    monkeypatch.setattr("mpdit_core.evaluation.figures.frechet_distance", lambda *_, **__: next(first))
+    (warning,) = distance(force=True).warnings
+    assert warning.code == "few-samples"
+    assert "-0.1" not in warning.text
 
 
-def test_other_features_or_images_are_not_comparable(here, capsys):
-    one = measured(capsys, "--features", "digits")
-    two = measured(capsys, "--features", "digits-pixels")
-    result = run(capsys, "eval-fid", "--compare", one["path"], two["path"])
-    assert any("another scale" in reason for reason in result["reasons"])
+def test_an_error_bar_on_request(here):
+    record = distance(bootstrap=8)
+    assert record.distance == "frechet_distance"
+    lower, upper = record.metrics["frechet_distance_interval"]
+    assert lower < record.value("fid") < upper
+    assert upper - lower == pytest.approx(2 * 1.96 * record.metrics["frechet_distance_std"])
+
+
+def test_other_features_images_or_numbers_are_not_comparable(here):
+    one = distance()
+    assert "features" in names(compared(one, distance(features="digits-pixels")).reasons)
+    assert names(compared(one, distance(num_samples=10)).reasons) == ["number of samples"]
     other = altered(one, "images.json", "reference", "sha256", to="0" * 64)
-    assert "other images" in run(capsys, "eval-fid", "--compare", one["path"], other)["reasons"][0]
+    assert names(compared(one, other).reasons) == ["reference"]
     package = altered(one, "package.json", "extractor", "plugin", "package", to="digits-of-others")
-    result = run(capsys, "eval-fid", "--compare", one["path"], package)
-    assert not result["comparable"]
-    assert "mpdit-digits, digits-of-others" in result["reasons"][0]
+    comparison = compared(one, package)
+    assert not comparison.comparable
+    assert comparison.reasons[0].values == ("mpdit-digits", "digits-of-others")
+    assert compared(one, one).comparable
 
 
-def test_other_versions_and_options_of_plugins_are_told(here, capsys):
-    one = measured(capsys, "--features", "digits")
-    newer = altered(one, "newer.json", "extractor", "plugin", "version", to="0.2.0")
-    result = run(capsys, "eval-fid", "--compare", one["path"], newer)
-    assert result["comparable"]
-    assert "another version of their package" in result["cautions"][0]
-    assert "(0.1.0, 0.2.0)" in result["cautions"][0]
+def test_other_versions_and_options_are_told(here):
+    one = distance()
+    comparison = compared(one, altered(one, "newer.json", "extractor", "plugin", "version", to="0.2.0"))
+    assert comparison.comparable
+    assert [(d.name, d.values) for d in comparison.cautions] == [("version of the features", ("0.1.0", "0.2.0"))]
     write_model(here / "m")
-    arguments = ["eval-fid", "m", "--reference", "digits", "--features", "digits", "--num-samples", "6",
-                 "--metrics", "fid", "--num-steps"]  # fmt: skip
-    two, three = (run(capsys, *arguments, steps) for steps in "23")
-    result = run(capsys, "eval-fid", "--compare", two["path"], three["path"])
-    assert result["comparable"]
-    assert (result["cautions"], result["changed"]) == ([], ["num_steps (2, 3)"])
-    old = altered(two, "old.json", "sampling", "plugin", "version", to="0.0.9")
-    assert "sampler comes from another version" in run(capsys, "eval-fid", "--compare", two["path"], old)["cautions"][0]
+    two, three = (
+        distance(what="m", reference="digits", num_samples=6, num_steps=steps, sampler_options={"grid": grid})
+        for steps, grid in ((2, "uniform"), (3, "shifted"))
+    )
+    comparison = compared(two, three)
+    assert comparison.comparable
+    assert comparison.cautions == ()
+    assert {d.name: d.values for d in comparison.changed}["num_steps"] == (2, 3)
+    assert "sampler_options" in names(comparison.changed)
+    old = altered(two, "old.json", "sampling", "sampler", "version", to="0.0.9")
+    assert names(compared(two, old).cautions) == ["version of the sampler"]
 
 
-def test_figures_of_unpublished_weights_never_stand_as_fid(here, inception_weights, capsys):
-    record = measured(capsys, "--weights", str(inception_weights))
-    assert next(iter(record["metrics"])) == "unpublished_fid"
-    assert record["labels"]["unpublished_fid"] == "FID (unpublished weights)"
-    assert record["is_fid"] is False
-    assert record["extractor"]["published"] is False
-    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--metrics", "fid", "--device", "cpu",
-                 "--weights", str(inception_weights)]) == 0  # fmt: skip
-    assert "FID (unpublished weights)" in capsys.readouterr().out
+def test_figures_of_unpublished_weights_never_stand_as_fid(here, inception_weights):
+    record = distance(features="inception", weights=inception_weights)
+    assert record.distance == "unpublished_fid"
+    assert record.labels["unpublished_fid"] == "FID (unpublished weights)"
+    assert not any(key.startswith("fid") for key in record.metrics)
+    assert record.is_fid is False
+    assert record.extractor.published is False
+    words = ["a.npz", "--reference", "b.npz", "--metrics", "fid", "--device", "cpu", "--weights", inception_weights]
+    assert "FID (unpublished weights)" in run("eval-fid", *words).out
     published = altered(record, "published.json", "extractor", "published", to=True)
-    result = run(capsys, "eval-fid", "--compare", published, record["path"])
-    assert not result["comparable"]
-    assert "the second was made with Inception weights that are not the published ones" in result["reasons"][0]
-    alike = run(capsys, "eval-fid", "--compare", record["path"], record["path"])
-    assert alike["comparable"]
-    assert "with each other alone" in alike["cautions"][0]
-
-
-def test_statistics_of_published_weights_are_not_compared_with_others(here, inception_weights, capsys):
-    np.savez("adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    arguments = ["eval-fid", "a.npz", "--reference", "adm.npz", "--weights", str(inception_weights)]
-    assert main([*arguments, "--device", "cpu"]) == 2
-    assert "statistics of inception" in capsys.readouterr().err
+    assert names(compared(published, record).reasons) == ["published weights"]
+    alike = compared(record, record)
+    assert alike.comparable
+    assert names(alike.cautions) == ["published weights"]
+    np.savez("adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))  # as of the published weights
+    with pytest.raises(UserError) as caught:
+        evaluate(options(reference="adm.npz", features="inception", weights=inception_weights))
+    assert caught.value.code == "other-features"
 
 
 @pytest.mark.parametrize("broken", [None, "import torchvision of another torch"])
-def test_without_torch_fidelity_only_inception_fails(here, capsys, monkeypatch, broken):
+def test_without_torch_fidelity_only_inception_fails(here, monkeypatch, broken):
     if broken is None:
         monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     else:
@@ -168,8 +215,8 @@ def test_without_torch_fidelity_only_inception_fails(here, capsys, monkeypatch, 
         for name in [n for n in sys.modules if n.partition(".")[0] == "torch_fidelity"]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.syspath_prepend(str(here / "site"))
-    assert measured(capsys, "--features", "digits")["metrics"]["frechet_distance"] > 0
-    assert main(["plugins", "show", "inception"]) == 0
-    assert "torch's cache" in capsys.readouterr().out
-    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--device", "cpu"]) == 2
-    assert "pip install --upgrade torch-fidelity torchvision" in " ".join(capsys.readouterr().err.split())
+    assert distance().value("fid") > 0
+    assert run("plugins", "show", "inception").code == 0
+    with pytest.raises(UserError) as caught:
+        evaluate(options(features="inception"))
+    assert caught.value.code == "no-torch-fidelity"

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from eval_helpers import enter_folder, measured
 from PIL import Image
-
-from mpdit_cli.app import main
 
 TWO = ("real", 16), ("made", 12)
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPDIT_CACHE", str(tmp_path / "cache"))
+    enter_folder(tmp_path, monkeypatch)
     for seed, (name, count) in enumerate(TWO):
         draw = np.random.RandomState(seed)
         Path(name).mkdir()
@@ -27,7 +24,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_fid_isc_and_kid_are_those_of_torch_fidelity(here, inception_weights, capsys):
+def test_fid_isc_and_kid_are_those_of_torch_fidelity(here, inception_weights):
     from torch_fidelity import calculate_metrics
 
     theirs = calculate_metrics(
@@ -35,10 +32,9 @@ def test_fid_isc_and_kid_are_those_of_torch_fidelity(here, inception_weights, ca
         samples_shuffle=False, feature_extractor_weights_path=str(inception_weights), cuda=False, cache=False,
         verbose=False, save_cpu_ram=True,
     )  # fmt: skip
-    capsys.readouterr()
-    arguments = ["eval-fid", "made", "--reference", "real", "--weights", str(inception_weights), "--metrics"]
-    assert main([*arguments, "fid,is,kid", "--device", "cpu", "--json"]) == 0
-    ours = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+    ours = measured(
+        "made", "real", features="inception", weights=inception_weights, metrics=("fid", "is", "kid")
+    ).metrics
     assert theirs["frechet_inception_distance"] > 1
     assert theirs["inception_score_mean"] > 1.003
     assert abs(theirs["kernel_inception_distance_mean"]) > 1e-4
