@@ -16,11 +16,12 @@ import gradio as gr
 
 from mpdit_core import plugins
 from mpdit_core.api import UserError
-from mpdit_core.sampling import SamplingOptions
+from mpdit_core.sampling import SamplingOptions, sampling_values
 from mpdit_core.settings import parse_field, parse_value, spelling_of, validate
 from mpdit_playground.session import Playground, Request
 
 NONE = "—"  # in a list of choices
+CHOSEN = "chosen"  # classes that are picked by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ def control(
         return Control(component=gr.Checkbox(value, **shown))
     if plain in (int, float) and not optional:  # an empty gr.Number would send 0
         made = gr.Number(value, step=1 if plain is int else 0.1, **shown)
-        return Control(component=made, read=plain_number(plain))
+        return Control(component=made, read=number_of(plain))
     made = gr.Textbox(_as_text(value), max_lines=1, placeholder=empty, **shown)
-    number = plain_number(plain)
+    number = number_of(plain)
     return Control(component=made, read=lambda t: number(read_text(t)) if t.strip() else None, show=_as_text)
 
 
@@ -87,7 +88,7 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-def plain_number(kind: Any) -> Callable[[Any], Any]:
+def number_of(kind: Any) -> Callable[[Any], Any]:
     """Makes whole numbers of what a browser sends for an int, and decimals for a float; leaves the rest as it is."""
     if kind is int:
         return lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
@@ -100,184 +101,186 @@ def _as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplerOption:
+    """One option of a sampler. Samplers that declare it alike share the control, and so its value."""
+
+    control: Control
+    default: Any
+
+
 class SamplerControls:
-    """The options of all samplers. One that several samplers declare alike is one control, and keeps its value."""
+    """The options of all samplers but `num_steps`; those of the chosen sampler are visible."""
 
     def __init__(self, playground: Playground):
-        self.controls: dict[str, dict[str, Control]] = {}  # sampler → option → control
+        self.options: dict[str, dict[str, SamplerOption]] = {}  # sampler → name → option
         self.summaries: dict[str, str] = {}
-        alike: dict[tuple[str, ...], Control] = {}
-        start = playground.start
+        self._alike: dict[str, SamplerOption] = {}
         for sampler in playground.samplers:
             try:
                 loaded = plugins.load("samplers", sampler)
             except UserError:  # a broken plugin; `mpdit plugins` says why
                 continue
             hints = get_type_hints(loaded)
+            fields = [f for f in dataclasses.fields(loaded) if f.init and f.name != "num_steps"]
+            self.options[sampler] = {f.name: self._option(f, hints[f.name], playground.start) for f in fields}
             self.summaries[sampler] = (loaded.__doc__ or "").partition("\n\n")[0]
-            self.controls[sampler] = {}
-            for option in dataclasses.fields(loaded):
-                if option.name == "num_steps" or not option.init:
-                    continue
-                key = tuple(map(repr, (option.name, hints[option.name], option.default, option.metadata)))
-                if key not in alike:
-                    value = start.sampler_options.get(option.name, _default(option))
-                    description = option.metadata.get("description", "")
-                    alike[key] = control(f"sampler.{option.name}", hints[option.name], value, description)
-                self.controls[sampler][option.name] = alike[key]
-        self.all = list(alike.values())
-        for one in self.all:
-            one.component.visible = one in self.of(start.sampler)
+        visible = self._of(playground.start.sampler)
+        for component in self.components:
+            component.visible = component._id in visible
 
-    def of(self, sampler: str) -> list[Control]:
-        return list(self.controls.get(sampler, {}).values())
-
-    def read(self, sampler: str, values: Mapping[int, Any]) -> dict[str, Any]:
-        """The options that differ from the sampler's defaults. `values`: by id of the component."""
-        found = {}
-        defaults = {f.name: _default(f) for f in dataclasses.fields(plugins.load("samplers", sampler))}
-        for name, one in self.controls.get(sampler, {}).items():
-            value = one.read(values[one.component._id])
-            if value != defaults[name]:
-                found[name] = value
-        return found
-
-    def updates(self, sampler: str, options: Mapping[str, Any] | None = None) -> list[Any]:
-        """What is visible for a sampler; and the values, where options are given."""
-        shown = self.controls.get(sampler, {})
-        names = {id(one): name for name, one in shown.items()}
-        found = []
-        for one in self.all:
-            update: dict[str, Any] = {"visible": id(one) in names}
-            if options is not None and id(one) in names and names[id(one)] in options:
-                update["value"] = one.show(options[names[id(one)]])
-            found.append(gr.update(**update))
-        return found
-
-
-def _default(option: dataclasses.Field) -> Any:
-    if option.default_factory is not dataclasses.MISSING:
-        return option.default_factory()
-    return None if option.default is dataclasses.MISSING else option.default
-
-
-class RequestControls:
-    """All that a visitor can set: made where the page puts it, read into a `Request`, and set to one again."""
-
-    def __init__(self, playground: Playground):
-        self.playground, start = playground, playground.start
-        models = list(playground.generators)
-        names = playground.generators[models[0]].class_names
-        with gr.Group():
-            self.models = gr.Dropdown(
-                models, value=models, multiselect=True, label="Models", visible=len(models) > 1,
-                info="Side by side, from the same noise", elem_id="models",
-            )  # fmt: skip
-            which = start.classes if start.classes in ("all", "random") else "chosen"
-            chosen = list(playground.generators[models[0]].labels.classes or ()) if which == "chosen" else []
-            self.which = gr.Radio(
-                [("All in turn", "all"), ("Random", "random"), ("Chosen", "chosen")], value=which,
-                label="Classes", visible=bool(names), elem_id="which",
-            )  # fmt: skip
-            self.classes = gr.Dropdown(
-                [(f"{name} ({i})", i) for i, name in enumerate(names)], value=chosen, multiselect=True,
-                label="Chosen classes", info="Type to search; they are taken in turn",
-                visible=bool(names) and which == "chosen", elem_id="classes", num_choices_shown=1000,
-            )  # fmt: skip
-            with gr.Row():
-                self.num_samples = gr.Number(
-                    playground.options.num_samples,
-                    label="Number of images",
-                    info="In every column",
-                    step=1,
-                    min_width=120,
-                    elem_id="num_samples",
-                )
-                seed = self._field("seed")
-        with gr.Group():
-            self.sampler = gr.Dropdown(
-                playground.samplers, value=start.sampler, label="Sampler", elem_id="sampler", info=" "
-            )
-            with gr.Row():
-                first = {name: self._field(name) for name in ("num_steps", "guidance_scale")}
-        with gr.Accordion("More options of sampling", open=False):
-            self.samplers = SamplerControls(playground)
-            special = {"classes", "sampler", "sampler_options", "guide", "seed", *first}
-            rest = [n for n, f in SamplingOptions.model_fields.items() if spelling_of(f).panel == "Sampling"]
-            others = {name: self._field(name) for name in rest if name not in special}
-            guides = [(NONE, ""), *dict.fromkeys(g for g in (start.guide, *models) if g)]
-            guide = gr.Dropdown(
-                guides,
-                value=start.guide or "",
-                label="Guide",
-                visible=len(guides) > 2,
-                info=sentence(SamplingOptions.model_fields["guide"].description or ""),
-            )
-        self.fields: dict[str, Control] = {
-            "seed": seed, **first, **others,
-            "guide": Control(component=guide, read=_none_if_empty, show=lambda v: v or ""),
-        }  # fmt: skip
-        with gr.Accordion("Compare settings", open=False):
-            sweepable = [n for n, f in SamplingOptions.model_fields.items() if spelling_of(f).sweepable]
-            inner = dict.fromkeys(f"sampler.{n}" for kind in self.samplers.controls.values() for n in kind)
-            keys = [n for n in sweepable if n not in ("guide", "sampler_options") and (names or n != "classes")]
-            self.compare = gr.Dropdown(
-                [(NONE, ""), *keys, *inner], value="", label="Option to vary", elem_id="compare",
-                info="One column for each value, from the same noise",
-            )  # fmt: skip
-            self.values = gr.Textbox(
-                label="Its values", placeholder="1, 1.5, 2", max_lines=1, elem_id="values",
-                info="With commas between them; with ; between pairs",
-            )  # fmt: skip
-
-    def _field(self, name: str) -> Control:
-        field = SamplingOptions.model_fields[name]
-        return control(
-            name,
-            field.annotation,
-            getattr(self.playground.start, name),
-            field.description or "",
-            empty=spelling_of(field).chosen,
-            read_text=lambda text: parse_field(SamplingOptions, name, text),
-        )
+    def _option(self, field: dataclasses.Field, kind: Any, start: SamplingOptions) -> SamplerOption:
+        key = repr((field.name, kind, field.default, field.metadata))
+        if key not in self._alike:
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            default = None if default is dataclasses.MISSING else default
+            value = start.sampler_options.get(field.name, default)
+            made = control(f"sampler.{field.name}", kind, value, field.metadata.get("description", ""))
+            self._alike[key] = SamplerOption(control=made, default=default)
+        return self._alike[key]
 
     @property
     def components(self) -> list[Any]:
+        return [option.control.component for option in self._alike.values()]
+
+    def _of(self, sampler: str) -> dict[int, str]:
+        """Id of the component → name, for the options of one sampler."""
+        return {option.control.component._id: name for name, option in self.options.get(sampler, {}).items()}
+
+    def read(self, sampler: str, values: Mapping[int, Any]) -> dict[str, Any]:
+        """The options that differ from the sampler's defaults. `values`: by id of the component."""
+        options = self.options.get(sampler, {})
+        read = {name: o.control.read(values[o.control.component._id]) for name, o in options.items()}
+        return {name: value for name, value in read.items() if value != options[name].default}
+
+    def visibility(self, sampler: str) -> list[Any]:
+        """Updates of `components` that show the options of this sampler, whatever their values."""
+        visible = self._of(sampler)
+        return [gr.update(visible=component._id in visible) for component in self.components]
+
+    def updates(self, sampler: str, given: Mapping[str, Any]) -> list[Any]:
+        """Updates of `components` that show the options of this sampler with the values given, else their defaults."""
+        visible, found = self._of(sampler), []
+        for option in self._alike.values():
+            name = visible.get(option.control.component._id)
+            value = {"value": option.control.show(given.get(name, option.default))} if name else {}
+            found.append(gr.update(visible=name is not None, **value))
+        return found
+
+
+class RequestControls:
+    """All that a visitor can set: laid out where it is made, read into a `Request`, and set to one again."""
+
+    def __init__(self, playground: Playground):
+        self.playground, self.start = playground, playground.start
+        self.names = next(iter(playground.generators.values())).class_names
+        self.fields: dict[str, Control] = {}  # of SamplingOptions that have a control of their own
+        with gr.Group():
+            self._lay_out_subject()
+        with gr.Group():
+            self.sampler = gr.Dropdown(
+                playground.samplers, value=self.start.sampler, label="Sampler", elem_id="sampler", info=" "
+            )
+            with gr.Row():
+                self._add("num_steps")
+                self._add("guidance_scale")
+        with gr.Accordion("More options of sampling", open=False):
+            self.samplers = SamplerControls(playground)
+            self._lay_out_rest()
+        with gr.Accordion("Compare settings", open=False):
+            self._lay_out_comparison()
+
+    def _lay_out_subject(self) -> None:
+        """Models, classes, number of images, seed."""
+        models, which = list(self.playground.generators), self._which(self.start)
+        ids = self.playground.generators[models[0]].labels.classes if which == CHOSEN else None
+        self.models = gr.Dropdown(
+            models, value=models, multiselect=True, label="Models", visible=len(models) > 1,
+            info="Side by side, from the same noise", elem_id="models",
+        )  # fmt: skip
+        self.which = gr.Radio(
+            [("All in turn", "all"), ("Random", "random"), ("Chosen", CHOSEN)], value=which,
+            label="Classes", visible=bool(self.names), elem_id="which",
+        )  # fmt: skip
+        self.classes = gr.Dropdown(
+            [(f"{name} ({i})", i) for i, name in enumerate(self.names)], value=list(ids or ()), multiselect=True,
+            label="Chosen classes", info="Type to search; they are taken in turn", num_choices_shown=len(self.names),
+            visible=bool(self.names) and which == CHOSEN, elem_id="classes",
+        )  # fmt: skip
+        with gr.Row():
+            self.num_samples = gr.Number(
+                self.playground.options.num_samples, label="Number of images", info="In every column", step=1,
+                min_width=120, elem_id="num_samples",
+            )  # fmt: skip
+            self._add("seed")
+
+    def _lay_out_rest(self) -> None:
+        """The guide, one of the page's models, and every other option of sampling."""
+        own = {"classes", "sampler", "sampler_options", "guide", *self.fields}
+        for name, field in SamplingOptions.model_fields.items():
+            if spelling_of(field).panel == "Sampling" and name not in own:
+                self._add(name)
+        guides = list(dict.fromkeys(guide for guide in (self.start.guide, *self.playground.generators) if guide))
+        info = sentence(SamplingOptions.model_fields["guide"].description or "")
+        made = gr.Dropdown(
+            [(NONE, ""), *guides], value=self.start.guide or "", label="Guide", info=info, visible=len(guides) > 1
+        )
+        self.fields["guide"] = Control(component=made, read=_none_if_empty, show=lambda guide: guide or "")
+
+    def _lay_out_comparison(self) -> None:
+        hidden = {"guide", "sampler_options"} | (set() if self.names else {"classes"})
+        sweepable = [name for name, field in SamplingOptions.model_fields.items() if spelling_of(field).sweepable]
+        inner = dict.fromkeys(f"sampler.{name}" for options in self.samplers.options.values() for name in options)
+        self.compare = gr.Dropdown(
+            [(NONE, ""), *(name for name in sweepable if name not in hidden), *inner], value="",
+            label="Option to vary", info="One column for each value, from the same noise", elem_id="compare",
+        )  # fmt: skip
+        self.values = gr.Textbox(
+            label="Its values", info="With commas between them; with ; between pairs", placeholder="1, 1.5, 2",
+            max_lines=1, elem_id="values",
+        )  # fmt: skip
+
+    def _add(self, name: str) -> None:
+        field = SamplingOptions.model_fields[name]
+        self.fields[name] = control(
+            name, field.annotation, getattr(self.start, name), field.description or "",
+            empty=spelling_of(field).chosen, read_text=lambda text: parse_field(SamplingOptions, name, text),
+        )  # fmt: skip
+
+    @staticmethod
+    def _which(options: SamplingOptions) -> str:
+        return str(options.classes) if options.classes in ("all", "random") else CHOSEN
+
+    @property
+    def components(self) -> list[Any]:
+        """The inputs of `read` and the outputs of `updates`."""
         own = [self.models, self.which, self.classes, self.num_samples, self.sampler, self.compare, self.values]
-        return own + [c.component for c in (*self.fields.values(), *self.samplers.all)]
+        return [*own, *(field.component for field in self.fields.values()), *self.samplers.components]
 
     def read(self, values: Sequence[Any]) -> Request:
         """Raises `UserError` for what cannot be."""
         by_id = {component._id: value for component, value in zip(self.components, values, strict=True)}
-        given = lambda component: by_id[component._id]  # noqa: E731 - a short name for what follows
-        which, sampler, number = given(self.which), given(self.sampler), plain_number(int)(given(self.num_samples))
-        if which == "chosen" and not given(self.classes):
-            raise UserError("no class is chosen", code="no-such-class", expected="one or more, or All in turn")
+        models, which, classes, number, sampler, key, texts = values[:7]
+        if which == CHOSEN and not classes:
+            raise UserError("no class is chosen", code="no-such-class", expected="one or more, or all in turn")
+        number = number_of(int)(number)
         if not isinstance(number, int) or number < 1:
             raise UserError(f"{number} images", code="invalid-value", expected="a whole number of at least 1")
-        options = {name: one.read(given(one.component)) for name, one in self.fields.items()}
-        options = {k: v for k, v in options.items() if v is not None or SamplingOptions.model_fields[k].default is None}
-        options |= {
-            "classes": tuple(given(self.classes)) if which == "chosen" else which,
+        given = {name: field.read(by_id[field.component._id]) for name, field in self.fields.items()}
+        given |= {
+            "classes": tuple(classes) if which == CHOSEN else which,
             "sampler": sampler,
             "sampler_options": self.samplers.read(sampler, by_id),
         }
-        running = {n: getattr(self.playground.start, n) for n in SamplingOptions.model_fields if n not in options}
-        key, texts = given(self.compare), (given(self.values) or "").strip()
-        return Request(
-            models=tuple(given(self.models)),
-            options=validate(SamplingOptions, running | options, origin="options"),
-            num_samples=number,
-            compare=f"{key}={texts}" if key else "",
-        )
+        options = validate(SamplingOptions, sampling_values(self.start) | given, origin="options")
+        compare = f"{key}={texts or ''}" if key else ""
+        return Request(models=tuple(models), options=options, num_samples=number, compare=compare)
 
     def updates(self, request: Request) -> list[Any]:
-        """The components with the values of a request, in the order of `components`."""
-        options = request.options
-        which = options.classes if options.classes in ("all", "random") else "chosen"
+        """The values of a request, in the order of `components`."""
+        options, which = request.options, self._which(request.options)
         key, _, texts = request.compare.partition("=")
-        chosen = list(options.classes) if which == "chosen" else []
-        classes = gr.update(value=chosen, visible=which == "chosen")
+        classes = gr.update(value=list(options.classes) if which == CHOSEN else [], visible=which == CHOSEN)
         own = [list(request.models), which, classes, request.num_samples, options.sampler, key, texts]
-        fields = [one.show(getattr(options, name)) for name, one in self.fields.items()]
+        fields = [field.show(getattr(options, name)) for name, field in self.fields.items()]
         return [*own, *fields, *self.samplers.updates(options.sampler, options.sampler_options)]

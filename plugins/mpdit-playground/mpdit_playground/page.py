@@ -86,7 +86,10 @@ class Page:
         controls, samplers, buttons = self.controls, self.controls.samplers, [self.sample, self.stop]
         shown = [self.pictures, self.details, self.command, self.find, self.near, self.history]
         controls.which.change(lambda w: gr.update(visible=w == "chosen"), controls.which, controls.classes, **AT_ONCE)
-        controls.sampler.change(samplers.updates, controls.sampler, [one.component for one in samplers.all], **AT_ONCE)
+        controls.sampler.change(samplers.visibility, controls.sampler, samplers.components, **AT_ONCE)
+        controls.sampler.change(
+            lambda name: gr.update(info=samplers.summaries[name]), controls.sampler, controls.sampler, **AT_ONCE
+        )
         begun = self.sample.click(self._begin, None, [self.status, *buttons], js=TO_PICTURES, **AT_ONCE)
         done = begun.then(self._sample, controls.components, [self.status, *shown], show_progress_on=self.status, **JOB)
         done.then(self._end, None, buttons, **AT_ONCE)

@@ -12,7 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mpdit_core.pictures import tile
-from mpdit_playground.session import Column, Picture, Run, Visitor
+from mpdit_playground.columns import Column, Picture
+from mpdit_playground.session import Run, Visitor
 
 CHUNK = "mpdit"
 """Keyword of the PNG text chunk that holds the settings as JSON."""
