@@ -204,7 +204,7 @@ def _finish(
     markers = BlockMarkers(samples.path)
     blocks = markers.done().values()
     means = {k: sum(getattr(b, k) * b.images for b in blocks) / samples.num_samples for k in ("nfe", "passes", "saved")}
-    finished = samples.model_copy(update={"cost": SamplingCost(**means, images_per_second=rate)})
+    finished = samples.model_copy(update={"counts": SamplingCost(**means, images_per_second=rate)})
     finished.write()
     markers.remove()
     return finished
@@ -220,7 +220,7 @@ def _grid(generator: Generator, writer: Writer) -> Image.Image:
 
 
 def _result(samples: SampleSet, writer: Writer) -> SampleResult:
-    assert samples.cost is not None
+    assert samples.counts is not None
     return SampleResult(
         out=samples.path,
         samples=writer.result,
@@ -230,5 +230,5 @@ def _result(samples: SampleSet, writer: Writer) -> SampleResult:
         sampler=samples.sampler,
         precision=samples.model.dtype,
         decode_precision=samples.model.decode_dtype,
-        **samples.cost.model_dump(),
+        **samples.counts.model_dump(),
     )

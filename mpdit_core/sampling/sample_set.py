@@ -56,16 +56,16 @@ class SampleSet(Settings):
     guide: str | None = setting(None, "SHA-256 of the weights of the guide")
     model: SampledModel = setting(..., "the model that was sampled")
     latents: LatentSpec | None = setting(None, "the latents of the model, where it describes them")
-    cost: SamplingCost | None = setting(None, "what it cost; none: the set is not complete")
+    counts: SamplingCost | None = setting(None, "what it cost; none: the set is not complete")
 
     @property
     def complete(self) -> bool:
-        return self.cost is not None
+        return self.counts is not None
 
     @property
     def nfe(self) -> float | None:
         """Network evaluations per image; None for a set that is not complete."""
-        return self.cost.nfe if self.cost else None
+        return self.counts.nfe if self.counts else None
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
