@@ -58,8 +58,8 @@ class SampleBatch:
     labels: list[int]
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
     images: Tensor | None  # [n, 3, H, W] uint8 on the CPU; None where not decoded
-    nfe: int  # evaluations that the sampler asked for
-    passes: int  # of an image through a network
+    nfe: int  # evaluations that the sampler asked for, per image
+    passes: int  # passes of an image through a network
     saved: int  # passes that the guidance interval spared
 
 

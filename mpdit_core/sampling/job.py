@@ -23,8 +23,8 @@ from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import dtype_name
 from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values
 from mpdit_core.sampling.naming import model_name, newest, numbered
-from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingOptions, ViewResult
-from mpdit_core.sampling.sample_set import PROGRESS, BlockMarkers, Counts, SampledModel, SampleSet
+from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingCost, SamplingOptions, ViewResult
+from mpdit_core.sampling.sample_set import PROGRESS, BlockMarkers, SampledModel, SampleSet
 from mpdit_core.sampling.views import VIEWS
 from mpdit_core.sampling.writers import WRITERS, Writer
 
@@ -204,7 +204,7 @@ def _finish(
     markers = BlockMarkers(samples.path)
     blocks = markers.done().values()
     means = {k: sum(getattr(b, k) * b.images for b in blocks) / samples.num_samples for k in ("nfe", "passes", "saved")}
-    finished = samples.model_copy(update={"counts": Counts(**means, images_per_second=rate)})
+    finished = samples.model_copy(update={"counts": SamplingCost(**means, images_per_second=rate)})
     finished.write()
     markers.remove()
     return finished

@@ -93,7 +93,16 @@ class SampleOptions(SamplingOptions, DeviceOptions):
         return [name for name in PICTURES if getattr(self, name)]
 
 
-class SampleResult(Result):
+class SamplingCost(Result):
+    """What a set of samples cost, as means over its images."""
+
+    nfe: float = setting(..., "network evaluations per image that the sampler asked for")
+    passes: float = setting(..., "passes of an image through a network; a guided evaluation takes two")
+    saved: float = setting(0, "passes that the guidance interval spared")
+    images_per_second: float | None = setting(None, "rate of the last session")
+
+
+class SampleResult(SamplingCost):
     """A finished set of samples."""
 
     out: Path = setting(..., "folder of the set")
@@ -104,10 +113,6 @@ class SampleResult(Result):
     sampler: dict[str, Any] = setting(..., "the sampler, its package and all its options")
     precision: str = setting(..., "type that the network computed in")
     decode_precision: str | None = setting(None, "type that the decoder computed in")
-    nfe: float = setting(..., "network evaluations per image that the sampler asked for")
-    passes: float = setting(..., "passes of an image through a network; a guided evaluation takes two")
-    saved: float = setting(0, "passes that the guidance interval spared")
-    images_per_second: float | None = setting(None, "rate of this session")
 
 
 class ViewResult(Result):

@@ -25,7 +25,7 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
 from mpdit_core.sampling.generator import SampleBatch
-from mpdit_core.sampling.options import Format, SamplingOptions
+from mpdit_core.sampling.options import Format, SamplingCost, SamplingOptions
 from mpdit_core.settings import Settings, flatten, setting, settings_error
 
 FORMAT = 2
@@ -43,15 +43,6 @@ class SampledModel(Settings):
     decode_dtype: str | None = setting(None, "type that the decoder computed in; none: latents were not decoded")
 
 
-class Counts(Settings):
-    """What a complete set cost, as means over its images."""
-
-    nfe: float = setting(..., "network evaluations per image that the sampler asked for")
-    passes: float = setting(..., "passes of an image through a network")
-    saved: float = setting(..., "passes that the guidance interval spared")
-    images_per_second: float | None = setting(None, "rate of the last session")
-
-
 class SampleSet(Settings):
     """A set of samples, begun or complete. The fields that `IDENTITY` names fix its images."""
 
@@ -65,7 +56,7 @@ class SampleSet(Settings):
     guide: str | None = setting(None, "SHA-256 of the weights of the guide")
     model: SampledModel = setting(..., "the model that was sampled")
     latents: LatentSpec | None = setting(None, "the latents of the model, where it describes them")
-    counts: Counts | None = setting(None, "what it cost; none: the set is not complete")
+    counts: SamplingCost | None = setting(None, "what it cost; none: the set is not complete")
 
     @property
     def complete(self) -> bool:
@@ -172,12 +163,12 @@ def _short(value: Any) -> str:
 
 
 class BlockCounts(Settings):
-    """What one finished block cost: its images, and evaluations and passes of each of them."""
+    """The number of images in a finished block, and what each of them cost."""
 
-    images: int = setting(..., "number of images")
-    nfe: int = setting(..., "network evaluations that the sampler asked for")
-    passes: int = setting(..., "passes of an image through a network")
-    saved: int = setting(..., "passes that the guidance interval spared")
+    images: int
+    nfe: int
+    passes: int
+    saved: int
 
 
 class BlockMarkers:

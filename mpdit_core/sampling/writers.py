@@ -44,9 +44,13 @@ class Writer:
     def write(self, batch: SampleBatch) -> None:
         raise NotImplementedError
 
+    def block_path(self, block: int) -> Path:
+        """The file of a block, in formats with one file per block."""
+        raise NotImplementedError
+
     def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
         """The files that hold a block."""
-        raise NotImplementedError
+        return [self.block_path(block)]
 
     def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
         """Whether the files of a marked block still exist (a power cut may lose what a kill cannot)."""
@@ -106,9 +110,6 @@ class NpzWriter(Writer):
     def block_path(self, block: int) -> Path:
         return self.out / PROGRESS / f"{block:06d}.npz"
 
-    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
-        return [self.block_path(block)]
-
     def write(self, batch: SampleBatch) -> None:
         assert batch.images is not None
         pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -145,9 +146,6 @@ class LatentsWriter(Writer):
 
     def block_path(self, block: int) -> Path:
         return self.result / f"{block:06d}.safetensors"
-
-    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
-        return [self.block_path(block)]
 
     def write(self, batch: SampleBatch) -> None:
         tensors = {
