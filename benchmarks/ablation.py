@@ -20,7 +20,7 @@ from report import cpu_name, write_result
 from mpdit_core.encoding import EncodeOptions, encode_latents
 from mpdit_core.evaluation import EvaluateOptions, evaluate
 from mpdit_core.model.compute import count
-from mpdit_core.models import RunFolder
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.settings import parse_assignments
 from mpdit_core.training import TrainOptions, train
 

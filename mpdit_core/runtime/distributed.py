@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpdit_core.errors import UserError
@@ -40,36 +41,28 @@ class World:
     def barrier(self) -> None:
         """Waits until all processes are here."""
         if self.size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
+            _dist().barrier()
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sums `tensor` in place over all processes and returns it."""
         if self.size > 1:
-            import torch.distributed as dist
-
-            dist.all_reduce(tensor)
+            _dist().all_reduce(tensor)
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's `value`, everywhere (picklable)."""
         if self.size == 1:
             return value
-        import torch.distributed as dist
-
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        _dist().broadcast_object_list(box, src=0)
         return box[0]
 
     def gather_objects(self, value: T) -> list[T]:
         """Everyone's `value`, in rank order, everywhere (picklable)."""
         if self.size == 1:
             return [value]
-        import torch.distributed as dist
-
         box: list[T] = [value] * self.size
-        dist.all_gather_object(box, value)
+        _dist().all_gather_object(box, value)
         return box
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -96,19 +89,13 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def rank() -> int:
-    """This process's rank as torchrun set it, before any group is joined; 0 alone."""
-    return int(os.environ.get("RANK", 0))
-
-
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
     """Joins the group that torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end."""
     if not under_torchrun():
         yield World()
         return
-    import torch.distributed as dist
-
+    dist = _dist()
     if dist.is_initialized():  # a job within a job
         yield _world()
         return
@@ -121,9 +108,13 @@ def process_group(device: torch.device) -> Iterator[World]:
 
 
 def _world() -> World:
-    import torch.distributed as dist
+    return World(_dist().get_rank(), _dist().get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
 
-    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+
+def _dist() -> ModuleType:
+    import torch.distributed
+
+    return torch.distributed
 
 
 def count_processes(nproc: str, device: torch.device) -> int:

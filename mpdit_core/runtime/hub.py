@@ -87,71 +87,61 @@ def _is_resolvable(endpoint: str) -> bool:
     return True
 
 
+# What huggingface_hub raises: code, what, expected, remedy.
+UNREACHABLE = ("hub-unreachable", "{hub} cannot be reached for {name}: {error}", "a network", "{connect}")
+ERRORS = {
+    "GatedRepoError": (
+        "no-access", "{at} is gated: its authors grant access one by one", "a token for an account that has access",
+        "ask for access at {endpoint}/{name}, then `hf auth login`",
+    ),
+    "RepositoryNotFoundError": (
+        "no-such-repository", "{hub} has no repository {at}, or not for this account",
+        "a public repository, or a private one and a token that may read it",
+        "check the spelling; for a private one `hf auth login` or HF_TOKEN",
+    ),
+    "RevisionNotFoundError": (
+        "no-such-revision", "there is no revision {at}", "a branch, a tag or a full commit hash",
+        "see {endpoint}/{name}/commits/main, or leave the revision out",
+    ),
+    "LocalEntryNotFoundError": (
+        "hub-unreachable", "{at} is not in the local cache ({cache}), and {why}", "a network, or a copy in the cache",
+        "{connect}",
+    ),
+    "HFValidationError": ("invalid-value", "{name} is not a name that the Hub allows: {error}", "ORG/NAME", ""),
+    "HfHubHTTPError": ("hub-refused", "the Hub refused a request for {name}: {error}", "", "{permit}"),
+}  # fmt: skip
+PERMITS = {
+    401: "`hf auth login`, or set HF_TOKEN",
+    403: "use a token with the right to write there, or another name",
+    429: "too many requests: wait a few minutes",
+}
+
+
 @contextmanager
 def hub_errors(repository: str, *, revision: str | None = None) -> Iterator[None]:
     """Turns what huggingface_hub raises about `repository` into a `UserError` that says what to do."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
 
-    at = f"{PREFIX}{repository}" + (f"@{revision}" if revision else "")
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{at} is gated: its authors grant access one by one",
-            code="no-access",
-            expected="a token for an account that has access",
-            remedy=f"ask for access at {constants.ENDPOINT}/{repository}, then `hf auth login`",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"the Hub at {constants.ENDPOINT} has no repository {at}, or not for this account",
-            code="no-such-repository",
-            expected="a public repository, or a private one and a token that may read it",
-            remedy="check the spelling; for a private one `hf auth login` or HF_TOKEN",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"{PREFIX}{repository} has no revision {revision}",
-            code="no-such-revision",
-            expected="a branch, a tag or a full commit hash",
-            remedy=f"see {constants.ENDPOINT}/{repository}/commits/main, or leave the revision out",
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        offline = constants.HF_HUB_OFFLINE
-        reason = "HF_HUB_OFFLINE is set" if offline else f"the Hub at {constants.ENDPOINT} cannot be reached"
-        raise UserError(
-            f"{at} is not in the local cache ({constants.HF_HUB_CACHE}), and {reason}",
-            code="hub-unreachable",
-            expected="a network, or a copy in the cache",
-            remedy="unset HF_HUB_OFFLINE" if offline else f"on a machine with a network `hf download {repository}`, "
-            "then set HF_HOME to that cache here; or give a local folder",
-        ) from error  # fmt: skip
-    except errors.HFValidationError as error:
-        raise UserError(
-            f"{repository} is not a name that the Hub allows: {error}", code="invalid-value", expected="ORG/NAME"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise _refused(repository, error) from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in HTTP_LIBRARIES and not isinstance(error, ConnectionError):
+        row = next((ERRORS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in ERRORS), None)
+        if type(error).__module__.split(".")[0] in HTTP_LIBRARIES or isinstance(error, ConnectionError):
+            row = row or UNREACHABLE
+        if row is None:
             raise
-        raise UserError(
-            f"the Hub at {constants.ENDPOINT} cannot be reached for {repository}: {error or type(error).__name__}",
-            code="hub-unreachable",
-            remedy="unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "try again with a network",
-        ) from error
-
-
-def _refused(repository: str, error: Exception) -> UserError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    remedies = {
-        401: "`hf auth login`, or set HF_TOKEN",
-        403: "use a token with the right to write there, or another name",
-        429: "too many requests: wait a few minutes",
-    }
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return UserError(
-        f"the Hub refused a request for {repository}: {lines[0] if lines else type(error).__name__}",
-        code="hub-refused",
-        remedy=remedies.get(status or 0, "try again later"),
-    )
+        hub, offline = f"the Hub at {constants.ENDPOINT}", constants.HF_HUB_OFFLINE
+        elsewhere = f"on a machine with a network `hf download {repository}`, then set HF_HOME to that cache here"
+        facts = {
+            "at": f"{PREFIX}{repository}" + (f"@{revision}" if revision else ""),
+            "name": repository,
+            "hub": hub,
+            "endpoint": constants.ENDPOINT,
+            "cache": constants.HF_HUB_CACHE,
+            "error": next((line for line in str(error).splitlines() if line.strip()), type(error).__name__),
+            "why": "HF_HUB_OFFLINE is set" if offline else f"{hub} cannot be reached",
+            "connect": "unset HF_HUB_OFFLINE" if offline else f"{elsewhere}; or give a local folder",
+            "permit": PERMITS.get(getattr(getattr(error, "response", None), "status_code", 0), "try again later"),
+        }
+        code, what, expected, remedy = (text.format(**facts) for text in row)
+        raise UserError(what, code=code, expected=expected, remedy=remedy) from error

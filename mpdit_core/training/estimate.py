@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mpdit_core.config import RunConfig
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.memory import Memory, Precision, training_memory
+from mpdit_core.model.memory import Precision, training_memory
+from mpdit_core.training.options import ResourceEstimate
 
 FLOAT32 = 4  # bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResourceEstimate:
-    """Memory of one device, and disk in bytes. `switched`: the memory with activation checkpointing the other way."""
-
-    memory: Memory
-    switched: Memory
-    checkpoint_bytes: int
-    disk_bytes: int
 
 
 def estimate(config: RunConfig, *, total_steps: int, precision: Precision, world_size: int = 1) -> ResourceEstimate:
@@ -34,8 +23,9 @@ def estimate(config: RunConfig, *, total_steps: int, precision: Precision, world
     written = max(1, total_steps // train.checkpoint_every)
     kept = min(written, train.keep_last) + (total_steps // train.keep_every if train.keep_every else 0)
     return ResourceEstimate(
-        memory=memory,
-        switched=switched,
+        memory_bytes=memory.total,
+        activation_bytes=memory.activations,
+        switched_memory_bytes=switched.total,
         checkpoint_bytes=checkpoint,
         disk_bytes=checkpoint * (kept + 1),  # one more while it is written
     )

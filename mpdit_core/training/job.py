@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.models import find_checkpoints, open_model
+from mpdit_core.models.model_folder import find_checkpoints, open_model
 from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
@@ -146,10 +146,6 @@ def _describe(plan: Plan, device: torch.device, world: World, report: Reporter) 
         total_steps=plan.total_steps,
         config=plan.config,
         origins=plan.origins,
-        memory_bytes=needed.memory.total,
-        activation_bytes=needed.memory.activations,
-        switched_memory_bytes=needed.switched.total,
-        checkpoint_bytes=needed.checkpoint_bytes,
-        disk_bytes=needed.disk_bytes,
         free_bytes=free,
+        **needed.model_dump(),
     )

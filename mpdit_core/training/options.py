@@ -47,7 +47,17 @@ class TrainResult(Result):
     checkpoint: Path | None = setting(None, "the newest checkpoint")
 
 
-class DryRunResult(Result):
+class ResourceEstimate(Result):
+    """What a run will need."""
+
+    memory_bytes: int = setting(..., "memory needed on each device")
+    activation_bytes: int = setting(..., "part of it that activations take")
+    switched_memory_bytes: int = setting(..., "memory needed with activation checkpointing switched the other way")
+    checkpoint_bytes: int = setting(..., "size of one checkpoint")
+    disk_bytes: int = setting(..., "disk needed for checkpoints")
+
+
+class DryRunResult(ResourceEstimate):
     """What a run would be, and what it would need. Nothing was written."""
 
     run: Path = setting(..., "the run folder")
@@ -56,9 +66,4 @@ class DryRunResult(Result):
     total_steps: int = setting(..., "optimizer steps")
     config: RunConfig = setting(..., "the resolved configuration")
     origins: dict[str, str] = setting(..., "where each value of it came from, by dotted key; others are defaults")
-    memory_bytes: int = setting(..., "memory needed on each device")
-    activation_bytes: int = setting(..., "part of it that activations take")
-    switched_memory_bytes: int = setting(..., "memory needed with activation checkpointing switched the other way")
-    checkpoint_bytes: int = setting(..., "size of one checkpoint")
-    disk_bytes: int = setting(..., "disk needed for checkpoints")
     free_bytes: int = setting(..., "disk that is free")

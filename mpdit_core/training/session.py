@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mpdit_core.config import RunConfig
-from mpdit_core.models import RunFolder
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Reporter
 from mpdit_core.runtime.distributed import World
 from mpdit_core.training.hooks.clock import WorkClock

@@ -13,7 +13,7 @@ from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.models import RunFolder
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Reporter
 from mpdit_core.runtime.locks import LOCK
 from mpdit_core.settings import changes

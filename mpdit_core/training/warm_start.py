@@ -25,8 +25,7 @@ from torch import Tensor
 from mpdit_core.config import ModelConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.models import ModelFolder, open_model, read_weights
-from mpdit_core.models.model_folder import WEIGHTS
+from mpdit_core.models.model_folder import WEIGHTS, ModelFolder, open_model, read_weights
 from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.training.state.trainer import Trainer
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mpdit_core.models import RunFolder, find_checkpoints
+from mpdit_core.models.model_folder import find_checkpoints
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Event
 from mpdit_core.settings import parse_assignments
 from mpdit_core.training import TrainOptions, TrainResult, train

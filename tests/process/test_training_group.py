@@ -13,7 +13,8 @@ from launch import free_port, kill_when, run_group, run_python, started
 from train_helpers import arguments, assert_same_run, metrics_of, options, relative_difference, run_to_end, state_of
 
 from mpdit_core.errors import UserError
-from mpdit_core.models import RunFolder, find_checkpoints, open_model
+from mpdit_core.models.model_folder import find_checkpoints, open_model
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.training.state.checkpoints import read
 
 HELPERS = Path(__file__).parents[1] / "helpers"

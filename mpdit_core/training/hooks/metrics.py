@@ -26,7 +26,7 @@ class BadStep(Exception):  # noqa: N818  # no error: the run may go back and lea
         super().__init__(f"step {self.step}: {what}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PendingStep:
     """A step whose numbers are still on the device."""
 
@@ -69,16 +69,7 @@ class StepMetrics:
         """
         position = self.session.trainer.position
         numbers, ready = self._averaged(numbers, stopping)
-        self.pending.append(
-            PendingStep(
-                step=position.step,
-                images_seen=position.images_seen,
-                learning_rate=learning_rate,
-                data_step=data_step,
-                numbers=numbers,
-                ready=ready,
-            )
-        )
+        self.pending.append(PendingStep(position.step, position.images_seen, learning_rate, data_step, numbers, ready))
         self._read(keep=self.lag)
 
     def drain(self) -> None:
@@ -131,23 +122,15 @@ class StepMetrics:
 
     def _log(self, pending: PendingStep, *, loss: float, grad_norm: float) -> None:
         speed = self.session.clock.lap(pending.step) * self.session.config.train.batch_size
-        memory = float(peak_memory(self.session.device))
-        self.last = Step(
-            step=pending.step,
-            total_steps=self.session.plan.total_steps,
-            loss=loss,
-            grad_norm=grad_norm,
-            learning_rate=pending.learning_rate,
-            images_seen=pending.images_seen,
-            images_per_second=speed,
-            extra={"mfu": speed * self.seconds_per_image, "memory_bytes": memory},
-        )
+        measured = {"mfu": speed * self.seconds_per_image, "memory_bytes": float(peak_memory(self.session.device))}
+        values: dict[str, Any] = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": pending.learning_rate,
+            "images_seen": pending.images_seen,
+            "images_per_second": speed,
+        }
+        self.last = Step(step=pending.step, total_steps=self.session.plan.total_steps, **values, extra=measured)
         if self.session.world.is_main:
-            self.log_values(_values(self.last), step=pending.step)
+            self.log_values(values | measured, step=pending.step)
         self.session.report(self.last)
-
-
-def _values(step: Step) -> dict[str, Any]:
-    """What is logged of a step."""
-    names = ("loss", "grad_norm", "learning_rate", "images_seen", "images_per_second")
-    return {name: getattr(step, name) for name in names} | step.extra

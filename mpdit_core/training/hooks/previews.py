@@ -14,7 +14,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.flow.integrate import integrate
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.models import rebuild_positions
+from mpdit_core.models.model_folder import rebuild_positions
 from mpdit_core.pictures import labelled_grid, save_gif, save_png
 from mpdit_core.reporting import Saved, Warning
 from mpdit_core.runtime.seeding import generator

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mpdit_core.config import RunConfig
 from mpdit_core.errors import UserError
-from mpdit_core.models import RunFolder
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Reporter, Warning
 from mpdit_core.runtime import files
 

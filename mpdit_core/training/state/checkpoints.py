@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mpdit_core.config import RunConfig, TrainConfig
 from mpdit_core.data.manifest import LatentSpec
-from mpdit_core.models import RunFolder, open_model, read_weights, save_model
-from mpdit_core.models.model_folder import SHARDS, TRAINING, WEIGHTS
+from mpdit_core.models.model_folder import SHARDS, TRAINING, WEIGHTS, open_model, read_weights, save_model
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.training.state import sharded
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
-from mpdit_core.models import RunFolder, open_model, save_model
+from mpdit_core.models.model_folder import open_model, save_model
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
 
 LATENTS = LatentSpec(

@@ -14,7 +14,8 @@ from train_helpers import options, run_to_end, train_and_watch
 from mpdit_cli.panel import TrainPanel
 from mpdit_core import evaluation
 from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.models import RunFolder, open_model
+from mpdit_core.models.model_folder import open_model
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Step, Warning
 from mpdit_core.runtime.device import matmul_rate

@@ -13,7 +13,8 @@ from train_helpers import assert_same_run, metrics_of, options, run_to_end, stat
 
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.errors import UserError
-from mpdit_core.models import RunFolder, find_checkpoints, load_model, open_model
+from mpdit_core.models.model_folder import find_checkpoints, load_model, open_model
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.reporting import Note, Saved, Step, Warning
 from mpdit_core.runtime import locks

@@ -11,7 +11,7 @@ from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.models import save_model
+from mpdit_core.models.model_folder import save_model
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.distributed import World
