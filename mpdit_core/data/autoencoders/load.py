@@ -67,7 +67,7 @@ def _locate(name: str, *, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    # integrator: return mpdit_core.runtime.hub.download(name, revision=revision, patterns=["config.json", WEIGHTS])
+    # integrator: return hub.download(name, revision=revision, patterns=["config.json", WEIGHTS], cached_first=True)
     from huggingface_hub import constants, hf_hub_download
 
     reason: Exception | None = None
