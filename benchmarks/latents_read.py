@@ -21,9 +21,9 @@ import torch
 from report import write_result
 
 from mpdit_core.data.latents import EpochOrder, LatentFolder
-from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan, SourceSpec, measured_statistics, normalisation_of
+from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan, SourceSpec
 from mpdit_core.data.shards import ShardContent, write_shard
-from mpdit_core.encoding.folder import EncodingFolder, make_manifest
+from mpdit_core.encoding.folder import EncodingFolder
 
 SETTLE = 1.0  # seconds; the system still frees the 100,000 forgotten files after the call returns
 SHAPE = (8, 32, 32)  # of Stable Diffusion's moments at 256 px
@@ -49,10 +49,7 @@ def make(root: Path, count: int) -> None:
                 np.save(root / "files/labels" / f"{index}.npy", np.array([index % 1000]))
             content = ShardContent(number, {"moments": moments}, np.arange(start, stop) % 1000, [])
             folder.add(number, write_shard(folder.path, plan, content))
-        shards = folder.shards(plan)
-        mean, std = measured_statistics(plan, [shards[n] for n in range(plan.num_shards)])
-        norm = normalisation_of("measured", mean, std)
-        folder.finish(make_manifest(plan, shards, mean=mean, std=std, norm=norm))
+        folder.finish(plan, normalisation="measured")
 
 
 def forget(root: Path) -> str:

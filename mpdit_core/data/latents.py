@@ -53,10 +53,6 @@ class LatentFolder:
         return self.manifest.count
 
     @property
-    def num_classes(self) -> int:
-        return len(self.manifest.class_names)
-
-    @property
     def has_flips(self) -> bool:
         """Whether `batch` can give mirror images: stored ones, or mirrored latents where these are the same."""
         return self.manifest.plan.flip or self.spec.autoencoder.flip_equivariant

@@ -48,7 +48,6 @@ class AutoencoderSpec(Settings):
     sha256: str | None = Field(default=None, description="hash of the weights")
     factor: int = Field(description="pixels per latent pixel along a side")
     channels: int = Field(description="C of the latents")
-    pixel_range: tuple[float, float] = Field(default=(-1.0, 1.0), strict=False, description="of the encoder's input")
     stores: Literal["mean+std", "mean", "uint8"] = Field(default="mean+std", description="what is kept for each image")
     flip_equivariant: bool = Field(default=False, description="latents of a mirror image are the mirrored latents")
 

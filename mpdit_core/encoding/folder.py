@@ -11,14 +11,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from mpdit_core import __version__
 from mpdit_core.data.manifest import (
     MANIFEST,
     EncodingPlan,
     Manifest,
-    Normalisation,
     Shard,
+    measured_statistics,
+    normalisation_of,
     read_manifest,
     read_versioned,
     shard_name,
@@ -100,7 +102,27 @@ class EncodingFolder:
         if path.exists():
             path.replace(path.with_name(path.name + ".bad"))
 
-    def finish(self, manifest: Manifest) -> None:
+    def finish(self, plan: EncodingPlan, *, normalisation: Literal["measured", "published"]) -> None:
+        """Writes the manifest of shards that are all there, and removes what served the writing.
+
+        Raises:
+            UserError: every image was skipped (`no-images`).
+        """
+        recorded = self.shards(plan)
+        shards = tuple(recorded[number] for number in range(plan.num_shards))
+        count = sum(shard.count for shard in shards)
+        if count == 0:
+            raise UserError("every image was skipped", code="no-images", remedy="see the reasons above")
+        mean, std = measured_statistics(plan, shards)
+        manifest = Manifest(
+            plan=plan,
+            count=count,
+            measured_mean=mean,
+            measured_std=std,
+            normalisation=normalisation_of(normalisation, mean, std),
+            shards=shards,
+            made_by=f"mpdit {__version__}",
+        )
         write_json(self.path / MANIFEST, manifest.model_dump(mode="json"))
         shutil.rmtree(self.work, ignore_errors=True)
         for bad in self.path.glob("shard-*.bad"):
@@ -123,27 +145,6 @@ class EncodingFolder:
         if not self.path.is_dir() or self.has_manifest or self.work.is_dir():
             return []
         return sorted(p.name for p in self.path.iterdir() if not any(p.match(pattern) for pattern in OURS))
-
-
-def make_manifest(
-    plan: EncodingPlan,
-    shards: dict[int, Shard],
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    norm: Normalisation,
-) -> Manifest:
-    """The manifest of shards that are all there."""
-    ordered = tuple(shards[number] for number in range(plan.num_shards))
-    return Manifest(
-        plan=plan,
-        count=sum(shard.count for shard in ordered),
-        measured_mean=mean,
-        measured_std=std,
-        normalisation=norm,
-        shards=ordered,
-        made_by=f"mpdit {__version__}",
-    )
 
 
 def _compare(old: EncodingPlan, new: EncodingPlan, path: Path) -> None:

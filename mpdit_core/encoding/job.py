@@ -17,11 +17,11 @@ import torch
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, Autoencoder, load_autoencoder
 from mpdit_core.data.latents import LatentFolder
-from mpdit_core.data.manifest import MANIFEST, EncodingPlan, measured_statistics, normalisation_of, read_manifest
+from mpdit_core.data.manifest import MANIFEST, EncodingPlan, normalisation_of, read_manifest
 from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.data.sources import open_source, source_notes
 from mpdit_core.encoding.contact_sheet import SHEET, write_contact_sheet
-from mpdit_core.encoding.folder import EncodingFolder, make_manifest
+from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 from mpdit_core.encoding.pipeline import encode_shards
 from mpdit_core.encoding.plan import DEFAULT_RESOLUTION, make_plan, output_folder, source_arguments
@@ -206,15 +206,11 @@ def _wait_for_others(job: EncodeJob) -> None:
 
 
 def _finish(job: EncodeJob) -> None:
-    """Writes the manifest of shards that are all there."""
-    plan, folder = job.plan, job.folder
-    shards = folder.shards(plan)
-    if not sum(shard.count for shard in shards.values()):
-        raise UserError("every image was skipped", code="no-images", remedy="see the reasons above")
-    mean, std = measured_statistics(plan, [shards[number] for number in range(plan.num_shards)])
+    """Writes the manifest; a repaired folder keeps its normalisation."""
+    folder = job.folder
     was_published = folder.has_manifest and read_manifest(folder.path).normalisation.name == "published"
     name = job.options.normalisation or ("published" if was_published else "measured")
-    folder.finish(make_manifest(plan, shards, mean=mean, std=std, norm=normalisation_of(name, mean, std)))
+    folder.finish(job.plan, normalisation=name)
 
 
 def _revisit(job: EncodeJob) -> None:
