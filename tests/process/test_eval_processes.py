@@ -14,8 +14,8 @@ import pytest
 import torch
 from eval_helpers import enter_folder, pictures
 from launch import fork_group, run, wait_until
-from sample_helpers import write_model
 from safetensors.torch import load_file
+from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.api import Features

@@ -1,4 +1,4 @@
-"""Evaluations from Python and as a user types them: the real extractor with random weights, digits, and every mistake."""
+"""Evaluations from Python and as a user types them: the real extractor with random weights, digits, every mistake."""
 
 from __future__ import annotations
 
