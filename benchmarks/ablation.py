@@ -15,15 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from report import cpu_name, write_result
 
-from mpdit_core.encoding.job import EncodeOptions, encode
-from mpdit_core.evaluation.job import EvaluateOptions, evaluate
+from mpdit_core.encoding import EncodeOptions, encode_latents
+from mpdit_core.evaluation import EvaluateOptions, evaluate
 from mpdit_core.model.compute import count
-from mpdit_core.reporting import Result, TrainStep
-from mpdit_core.sampling.generator import SampleOptions
-from mpdit_core.training.job import TrainOptions, train
+from mpdit_core.models import RunFolder
+from mpdit_core.settings import parse_assignments
+from mpdit_core.training import TrainOptions, train
 
 DENSE = ["model.stages=[[2, 4]]"]
 SINUSOID, NO_TOKENS = 'model.time_embedding="sinusoid"', "model.class_tokens=0"
@@ -57,7 +56,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         latents = Path(folder) / "latents"
-        list(encode(EncodeOptions(source="digits", out=latents, flip=False), device=torch.device("cpu")))
+        encode_latents(EncodeOptions(source="digits", out=latents, flip=False, device="cpu"))
         for name in arguments.rows.split(","):
             rows.append(row(name, latents, Path(folder) / name.replace(" ", ""), arguments))
             print(rows[-1], flush=True)
@@ -68,23 +67,21 @@ def main() -> None:
 
 def row(name: str, latents: Path, run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
-    options = TrainOptions(
-        preset="digits", latents=latents, run=run, steps=arguments.steps, device="cpu",
-        assignments=[*ROWS[name], "preview.every=0", f"train.checkpoint_every={arguments.steps}"],
-    )  # fmt: skip
-    steps = [event for event in train(options) if isinstance(event, TrainStep)]
+    settings = parse_assignments([*ROWS[name], "preview.every=0", f"train.checkpoint_every={arguments.steps}"])
+    train(TrainOptions(
+        preset="digits", latents=latents, run=run, steps=arguments.steps, device="cpu", settings=settings
+    ))  # fmt: skip
     seconds = time.monotonic() - started
-    last = [step.loss for step in steps[-20:]]
-    measuring = EvaluateOptions(num_samples=arguments.num_samples, features="digits", metrics=("fid",))
-    events = list(evaluate(str(run), measuring, SampleOptions(batch_size=100), out=None, device="cpu"))
-    metrics = next(event.data for event in events if isinstance(event, Result))["metrics"]
-    from mpdit_core.models.model_folder import open_model
-
-    counted = count(open_model(run).config.model)
+    last = [line["loss"] for line in RunFolder(run).metrics()][-20:]
+    record = evaluate(EvaluateOptions(
+        what=str(run), num_samples=arguments.num_samples, features="digits", metrics=("fid",), batch_size=100,
+        device="cpu",
+    ))  # fmt: skip
+    counted = count(RunFolder(run).config().model)
     return {
         "name": name,
         "loss": sum(last) / len(last),
-        "frechet_distance": metrics["frechet_distance"],
+        "frechet_distance": record.metrics["frechet_distance"],
         "macs": counted.macs,
         "parameters": counted.parameters,
         "seconds": seconds,
@@ -104,7 +101,7 @@ def document(rows: list[dict[str, Any]], arguments: argparse.Namespace, result: 
         f"Made by `python benchmarks/ablation.py --steps {arguments.steps}`; the numbers are in "
         f"`benchmarks/results/{result.name}`.",
         "",
-        "| row | what | loss | distance | MMACs an image | parameters | training time |",
+        "| row | what | loss | distance | MMACs per image | parameters | training time |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [

@@ -1,4 +1,4 @@
-"""Writing latents: the whole of `encode-latents` against its bare parts, in one run, on photos it makes itself.
+"""Writing latents: all of `encode-latents` against its bare parts, in one run, on photos made here.
 
 python benchmarks/encode.py                         # pixels: against cores × decode-and-crop
 python benchmarks/encode.py --autoencoder kl        # Stable Diffusion's form, random weights: against the encoder
@@ -7,11 +7,11 @@ python benchmarks/encode.py --autoencoder kl        # Stable Diffusion's form, r
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mpdit_core.data.autoencoders import load_autoencoder
 from mpdit_core.data.images import open_image, prepare
-from mpdit_core.encoding.job import EncodeOptions, encode
-from mpdit_core.encoding.pipeline import Encoder, encode_batch
-from mpdit_core.reporting import Result
+from mpdit_core.encoding import EncodeOptions, encode_latents
+from mpdit_core.encoding.pipeline import encode_pictures
+from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.device import select_device
 
 
@@ -60,7 +60,7 @@ def bare_decoding(root: Path, resolution: int) -> float:
 
 
 def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: int) -> dict[str, float]:
-    """Images/s of the encoder alone, the same batch again and again: as one call, and as `encode-latents` calls it."""
+    """Images/s of the encoder alone, with the same batch: as one call, and an image per thread as on CPUs."""
     autoencoder = load_autoencoder(name, device=device)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, resolution, resolution, 3), dtype=np.uint8)
     repeats = 20 if device.type == "cuda" else 2
@@ -72,28 +72,33 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
             encode_once()
         return repeats * batch_size / (time.perf_counter() - started)
 
-    with Encoder(autoencoder, flip=False) as encoder:
-        return {
-            "one call a batch": rate(lambda: encode_batch(autoencoder, images, flip=False)[0].cpu()),
-            "as encode-latents calls it": rate(lambda: encoder.submit(images)()[0].cpu()),
-        }
+    def encode(pictures: np.ndarray) -> Tensor:
+        return encode_pictures(autoencoder, pictures, flip=False)[0].cpu()
+
+    rates = {"one call per batch": rate(lambda: encode(images))}
+    if device.type == "cpu":
+        with ThreadPoolExecutor(usable_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            rates["one image per thread"] = rate(lambda: list(pool.map(encode, np.split(images, batch_size)))[-1])
+    return rates
 
 
-def whole(root: Path, out: Path, name: str, device: torch.device, batch_size: int, resolution: int) -> float:
+def whole(root: Path, out: Path, *, name: str, device: str, batch_size: int, resolution: int) -> float:
     options = EncodeOptions(
         source=str(root), autoencoder=name, out=out, batch_size=batch_size, resolution=resolution, flip=False,
-        precision="float32",
+        precision="float32", device=device,
     )  # fmt: skip
-    *_, last = encode(options, device=device)
-    assert isinstance(last, Result)
-    return last.data["images_per_second"]
+    rate = encode_latents(options).images_per_second
+    assert rate is not None
+    return rate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder", choices=["pixels", "kl"], default="pixels")
     parser.add_argument(
-        "--count", type=int, help="photos; default 2000, with kl 96: an encoder takes a second each on a CPU"
+        "--count",
+        type=int,
+        help="number of photos (default: 2000; with kl 96: an encoder takes a second for each on a CPU)",
     )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--resolution", type=int, default=256)
@@ -105,12 +110,13 @@ def main() -> None:
         make_photos(root / "photos", count)
         name = "pixels" if arguments.autoencoder == "pixels" else str(save_kl(root / "vae"))
         if name == "pixels":
-            bare = {
-                "cores × decoding": bare_decoding(root / "photos", arguments.resolution) * len(os.sched_getaffinity(0))
-            }
+            bare = {"cores × decoding": bare_decoding(root / "photos", arguments.resolution) * usable_cores()}
         else:
             bare = bare_encoding(name, device, arguments.batch_size, arguments.resolution)
-        rate = whole(root / "photos", root / "out", name, device, arguments.batch_size, arguments.resolution)
+        rate = whole(
+            root / "photos", root / "out", name=name, device=arguments.device, batch_size=arguments.batch_size,
+            resolution=arguments.resolution,
+        )  # fmt: skip
         data = {
             "autoencoder": arguments.autoencoder, "device": str(device), "count": count,
             "batch_size": arguments.batch_size, "bare_images_per_second": bare, "images_per_second": rate,

@@ -1,4 +1,4 @@
-"""Reading latents: shards of mpdit against a folder of one .npy an image, same content, in one run.
+"""Reading latents: shards of mpdit against a folder of one .npy per image, same content, in one run.
 
 Both are read by one process in which everything is imported and has run before; before a cold turn the system's caches
 are emptied. Turns alternate. What an import costs is in neither.
@@ -20,41 +20,39 @@ import numpy as np
 import torch
 from report import write_result
 
-from mpdit_core.data.autoencoders import PixelAutoencoder
 from mpdit_core.data.latents import EpochOrder, LatentFolder
-from mpdit_core.data.manifest import EncodingPlan, SourceSpec, measured_statistics, normalisation_of
+from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan, SourceSpec, measured_statistics, normalisation_of
 from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.encoding.folder import EncodingFolder, make_manifest
 
-SETTLE = 1.0  # seconds; the system goes on freeing the 100,000 forgotten files after the call returns
+SETTLE = 1.0  # seconds; the system still frees the 100,000 forgotten files after the call returns
 SHAPE = (8, 32, 32)  # of Stable Diffusion's moments at 256 px
 BATCH = 256
 
 
 def make(root: Path, count: int) -> None:
     """Writes the same random moments as shards and as single files."""
-    spec = PixelAutoencoder(gray=False, device=torch.device("cpu")).spec
-    spec = spec.model_copy(update={"channels": 4, "factor": 8, "id": "random"})
+    spec = AutoencoderSpec(id="random", factor=8, channels=4)
     plan = EncodingPlan(
         source=SourceSpec(given="random", name="random", fingerprint="", items=count), resolution=256,
         autoencoder=spec, flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(1000))),
     )  # fmt: skip
     folder = EncodingFolder(root / "shards")
-    folder.begin(plan)
     for name in ("features", "labels"):
         (root / "files" / name).mkdir(parents=True)
-    for number in range(plan.num_shards):
-        start, stop = plan.shard_range(number)
-        moments = np.random.default_rng(number).standard_normal((stop - start, *SHAPE), np.float32).astype("<f2")
-        for index in range(start, stop):
-            np.save(root / "files/features" / f"{index}.npy", moments[index - start])
-            np.save(root / "files/labels" / f"{index}.npy", np.array([index % 1000]))
-        labels = np.arange(start, stop) % 1000
-        folder.add(number, write_shard(folder.path, plan, ShardContent(number, moments, None, labels, [])))
-    shards = folder.shards(plan)
-    mean, std = measured_statistics(plan, [shards[n] for n in range(plan.num_shards)])
-    norm = normalisation_of("measured", mean, std)
-    folder.finish(make_manifest(plan, shards, mean=mean, std=std, norm=norm))
+    with folder.being_written(plan):
+        for number in range(plan.num_shards):
+            start, stop = plan.shard_range(number)
+            moments = np.random.default_rng(number).standard_normal((stop - start, *SHAPE), np.float32).astype("<f2")
+            for index in range(start, stop):
+                np.save(root / "files/features" / f"{index}.npy", moments[index - start])
+                np.save(root / "files/labels" / f"{index}.npy", np.array([index % 1000]))
+            content = ShardContent(number, {"moments": moments}, np.arange(start, stop) % 1000, [])
+            folder.add(number, write_shard(folder.path, plan, content))
+        shards = folder.shards(plan)
+        mean, std = measured_statistics(plan, [shards[n] for n in range(plan.num_shards)])
+        norm = normalisation_of("measured", mean, std)
+        folder.finish(make_manifest(plan, shards, mean=mean, std=std, norm=norm))
 
 
 def forget(root: Path) -> str:
@@ -73,7 +71,7 @@ def forget(root: Path) -> str:
 
 
 def from_files(folder: Path, batches: int) -> tuple[float, float]:
-    """(seconds from listing to the first batch, samples/s after it) with two files an image: features and label."""
+    """(seconds from listing to the first batch, samples/s after it) with two files per image: features and label."""
     started = time.perf_counter()
     features, labels = (sorted(os.listdir(folder / name)) for name in ("features", "labels"))  # noqa: PTH208 - as there
     names = [(f"{folder}/features/{a}", f"{folder}/labels/{b}") for a, b in zip(features, labels, strict=True)]

@@ -30,12 +30,11 @@ from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import open_model, save_model
 from mpdit_core.presets import load_preset
-from mpdit_core.reporting import Result
-from mpdit_core.runtime.device import peak_memory, select_device
-from mpdit_core.runtime.precision import is_fast_in_bfloat16
-from mpdit_core.sampling.generator import SampleOptions
-from mpdit_core.sampling.job import SampleRequest, sample
-from mpdit_core.sampling.sample_set import WRITERS, Format
+from mpdit_core.runtime.device import peak_memory, select_device, synchronize
+from mpdit_core.runtime.precision import autocast, choose_dtype
+from mpdit_core.sampling import SampleOptions, sample
+from mpdit_core.sampling.options import Format, SampleResult
+from mpdit_core.sampling.writers import WRITERS
 
 
 def main() -> None:
@@ -117,17 +116,9 @@ def compare_memory(arguments: argparse.Namespace, folder: Path) -> None:
 
 def memory_of(where: str, arguments: argparse.Namespace, count: int, format_: Format, out: Path) -> dict[str, Any]:
     """One job, in this process: which must do nothing else, since what is measured is its peak."""
-    options = SampleOptions(
-        num_samples=count,
-        num_steps=arguments.num_steps,
-        batch_size=arguments.batch_size,
-        guidance_scale=arguments.guidance_scale,
-    )
     torch.set_num_threads(1)
-    request = SampleRequest(model=where, options=options, out=out, device=arguments.device, format=format_)
     started = time.perf_counter()
-    for _ in sample(request):
-        pass
+    sample(sample_options(where, arguments, count=count, format_=format_, out=out))
     written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return {
         "peak_mib": round(peak_memory(torch.device("cpu")) / 2**20, 1),
@@ -136,19 +127,27 @@ def memory_of(where: str, arguments: argparse.Namespace, count: int, format_: Fo
     }
 
 
+def sample_options(
+    where: str, arguments: argparse.Namespace, *, count: int, format_: Format, out: Path
+) -> SampleOptions:  # fmt: skip
+    return SampleOptions(
+        model=where,
+        num_samples=count,
+        num_steps=arguments.num_steps,
+        batch_size=arguments.batch_size,
+        guidance_scale=arguments.guidance_scale,
+        device=arguments.device,
+        format=format_,
+        out=out,
+    )
+
+
 def measure(where: str, arguments: argparse.Namespace, device: torch.device, out: Path) -> dict[str, Any]:
     """One whole job. Loading and checking the model come before the first block and are not counted."""
     folder = open_model(where)
     decodes = folder.latents is not None and (folder.latents.autoencoder.channels in (1, 3) or arguments.autoencoder)
-    options = SampleOptions(
-        num_samples=arguments.num_samples,
-        num_steps=arguments.num_steps,
-        batch_size=arguments.batch_size,
-        guidance_scale=arguments.guidance_scale,
-    )
-    request = SampleRequest(
-        model=where, options=options, out=out, device=arguments.device, format="png" if decodes else "latents"
-    )
+    format_ = "png" if decodes else "latents"
+    options = sample_options(where, arguments, count=arguments.num_samples, format_=format_, out=out)
     inside = 0.0
     original = MPDiT.forward
 
@@ -162,19 +161,21 @@ def measure(where: str, arguments: argparse.Namespace, device: torch.device, out
     if device.type == "cpu":
         MPDiT.forward = timed  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        result = next(event.data for event in sample(request) if isinstance(event, Result))
+        result = sample(options)
     finally:
         MPDiT.forward = original
-    seconds = arguments.num_samples / result["images_per_second"]
+    assert isinstance(result, SampleResult)
+    assert result.images_per_second is not None
+    seconds = arguments.num_samples / result.images_per_second
     if device.type != "cpu":
-        inside = network_alone(where, options, device, evaluations=int(result["nfe"]))
+        inside = network_alone(where, options, device, evaluations=int(result.nfe))
     return {
-        "images_per_second": result["images_per_second"],
+        "images_per_second": result.images_per_second,
         "seconds": seconds,
         "seconds_in_network": inside,
         "share_outside_network": max(0.0, 1 - inside / seconds),
-        "nfe": result["nfe"],
-        "passes": result["passes"],
+        "nfe": result.nfe,
+        "passes": result.passes,
     }
 
 
@@ -183,19 +184,19 @@ def network_alone(where: str, options: SampleOptions, device: torch.device, *, e
     """Seconds for as many evaluations of as many images, nothing else."""
     network = open_model(where).load(device)
     config, twice = network.config, 1 if options.guidance_scale == 1 else 2
-    dtype = torch.bfloat16 if is_fast_in_bfloat16(device) else None
+    dtype, images = choose_dtype(options.precision, device), options.num_samples or 0
     total = 0.0
-    for start in range(0, options.num_samples, options.batch_size):
-        count = twice * min(options.batch_size, options.num_samples - start)
+    for start in range(0, images, options.batch_size):
+        count = twice * min(options.batch_size, images - start)
         x_t = torch.randn(count, config.channels, config.input_size, config.input_size, device=device)
         t, labels = torch.full((1,), 0.5, device=device), torch.zeros(count, dtype=torch.int64, device=device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, dtype):
             network(x_t, t, labels)
-            torch.cuda.synchronize()
+            synchronize(device)
             started = time.perf_counter()
             for _ in range(evaluations):
                 network(x_t, t, labels)
-            torch.cuda.synchronize()
+            synchronize(device)
             total += time.perf_counter() - started
     return total
 

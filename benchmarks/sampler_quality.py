@@ -20,12 +20,11 @@ from report import write_result
 from mpdit_core import plugins
 from mpdit_core.demo import real_digits
 from mpdit_core.errors import UserError
+from mpdit_core.flow.integrate import integrate
 from mpdit_core.metrics.scores import frechet_distance
 from mpdit_core.metrics.statistics import statistics_of
-from mpdit_core.models.model_folder import open_model
-from mpdit_core.runtime.distributed import World
 from mpdit_core.samplers import load_sampler
-from mpdit_core.sampling.generator import SampleOptions, generate
+from mpdit_core.sampling import Generator, SamplingOptions
 
 BUDGETS = (5, 10, 20, 50, 100)
 ADAPTIVE = ("dopri5",)  # choose their evaluations themselves
@@ -61,7 +60,8 @@ class Measure:
     """The model and the real digits, measured once: `samples` of them left out, the others the reference."""
 
     def __init__(self, model: str, samples: int):
-        self.model, self.samples = open_model(model), samples
+        options = SamplingOptions(precision="float32")
+        self.generator, self.samples = Generator(model, options, device=CPU, num_samples=samples), samples
         self.pixels = plugins.build("features", "digits-pixels")
         self.pixels.load(CPU)
         digits = real_digits(len(plugins.build("datasets", "digits").items()), seed=0)
@@ -72,12 +72,10 @@ class Measure:
         return statistics_of(self.pixels(images).pool)
 
     def __call__(self, name: str, num_steps: int | None, seed: int) -> dict[str, Any]:
-        options = SampleOptions(
-            num_samples=self.samples, sampler=name, num_steps=num_steps, seed=seed, precision="float32"
-        )
         started = time.monotonic()
         try:
-            batches = list(generate(self.model, options, device=CPU, world=World()))
+            generator = self.generator.changed(sampler=name, num_steps=num_steps, seed=seed)
+            batches = list(generator.batches(generator.blocks()))
         except UserError as error:
             return {"failed": error.what}
         images = torch.cat([batch.images for batch in batches if batch.images is not None])
@@ -107,14 +105,13 @@ def largest_steps(name: str, budget: int) -> int | None:
     for num_steps in range(budget + 1, 0, -1):
         calls = 0
 
-        def velocity(x_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        def velocity(x_t: torch.Tensor, _: float) -> torch.Tensor:
             nonlocal calls
             calls += 1
             return torch.zeros_like(x_t)
 
         try:
-            for _ in load_sampler(name, num_steps=num_steps).steps(velocity, torch.ones(1, 1, 4, 4)):
-                pass
+            integrate(load_sampler(name, num_steps=num_steps), velocity, torch.ones(1, 1, 4, 4))
         except UserError:
             continue
         if calls <= budget:

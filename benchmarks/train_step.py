@@ -3,10 +3,11 @@
     python benchmarks/train_step.py --preset b-256 --batch-size 16
     python benchmarks/train_step.py --preset xl-256 --batch-size 64 --device cuda --compile both
 
-A step is all of it: forward, backward, gradient norm, AdamW, EMA. Every measurement is a process of its own, so that
-peak memory is its own too, and they take turns (multi-patch, dense, multi-patch, …), so that a machine that slows down
-slows all of them. Utilisation = FLOPs of the model's matrix products (forward and backward, closed formula, nothing
-recomputed) / time / the rate of one large matrix product measured in the same process, before and after the steps.
+A step is the whole of it: forward, backward, gradient norm, AdamW, EMA. Every measurement is a process of its own, so
+that its peak memory is its own too, and they take turns (multi-patch, dense, multi-patch, …), so that a machine that
+slows down slows all of them. Utilisation = FLOPs of the model's matrix products (forward and backward, closed formula,
+nothing recomputed) / time / the rate of one large matrix product measured in the same process, before and after the
+steps.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
     from mpdit_core.presets import load_preset
     from mpdit_core.runtime.device import matmul_rate, peak_memory, select_device, synchronize
     from mpdit_core.runtime.distributed import World
+    from mpdit_core.runtime.precision import dtype_name
     from mpdit_core.settings import merge, validate
     from mpdit_core.training.batches import Batch
     from mpdit_core.training.state.trainer import Trainer
@@ -92,7 +94,7 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
     model = config.model.dense() if dense else config.model
     size = arguments.batch_size
     train = {
-        "batch_size": size, "precision": arguments.precision, "compile": compiled,
+        "batch_size": size, "precision": arguments.precision, "compile": "on" if compiled else "off",
         "activation_checkpointing": arguments.activation_checkpointing,
     }  # fmt: skip
     config = validate(RunConfig, merge(config.model_dump(), {"model": model.model_dump(), "train": train}))
@@ -102,7 +104,7 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
     shape = (size, model.channels, model.input_size, model.input_size)
     batch = Batch(torch.randn(shape), torch.randn(shape), torch.rand(size), torch.arange(size) % model.num_classes)
     batch = batch.to(device)
-    dtype = trainer.model.autocast_dtype or torch.float32
+    dtype = trainer.model.dtype
     rates = [matmul_rate(device, dtype)]
     for _ in range(2 if compiled else 1):
         trainer.step(batch)
@@ -119,7 +121,7 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
         "matmul_flops": rates,
         "training_flops_per_image": 2 * training_macs(config.model),
         "peak_memory_bytes": peak_memory(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "device": device.type,
         "batch_size": size,
     }

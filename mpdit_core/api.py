@@ -1,7 +1,7 @@
-"""What a plugin sees: the contracts and one helper. A plugin imports this and `mpdit_core.testing`, nothing else.
+"""What a plugin may import: the contracts and two helpers. A plugin imports this and `mpdit_core.testing` alone.
 
-A plugin is a dataclass (its fields are its options, set by `--set sampler.field=value` and recorded with every
-result) named by an entry point of its package:
+A plugin is a dataclass named by an entry point of its package. Its fields are its options, which
+`--set sampler.field=value` sets and every result records:
 
     [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, mpdit.features
     mine = "my_package:MySampler"
@@ -35,8 +35,8 @@ VelocityFn: TypeAlias = "Callable[[Tensor, float], Tensor]"
 """`velocity_fn(x_t [B, C, h, w], t: float) -> velocity [B, C, h, w]`; t is one time for the whole batch."""
 
 NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | Callable[[Tensor], Tensor] | None"
-"""One generator for the batch, one for each image (then an image does not depend on its batch), a function from a
-tensor to noise of its shape (how `check_sampler` measures moments without chance), or torch's global generator."""
+"""One generator for the batch; one for each image, which then does not depend on its batch; a function from a tensor to
+noise of its shape, with which `check_sampler` measures moments without chance; or None, torch's global generator."""
 
 
 class Step(NamedTuple):
@@ -51,16 +51,16 @@ class Sampler(Protocol):
     """Integrates `dx/dt = velocity` from t = 1 to 0. A dataclass with at least a field `num_steps`, intervals."""
 
     num_steps: int
-    order: ClassVar[int]  # of convergence of the final x, as measured by mpdit_core.testing.check_sampler
+    order: ClassVar[int]  # order of convergence of the final x, which mpdit_core.testing.check_sampler measures
     stochastic: ClassVar[bool]  # draws noise on the way
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        """Yields `num_steps` states (an adaptive sampler as many as it takes); device and dtype stay those of `noise`.
+        """Yields `num_steps` states, an adaptive sampler as many as it takes; `x_t` keeps device and dtype of `noise`.
 
         Args:
             velocity_fn: the network with labels and guidance bound; each call is one evaluation (NFE).
             noise: x at t = 1, [B, C, h, w], float32.
-            generator: where a stochastic sampler draws from, through `draw_noise`.
+            generator: the source that a stochastic sampler draws from, through `draw_noise`.
         """
         ...
 
@@ -74,7 +74,7 @@ class Item(NamedTuple):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Labelled images in a fixed order. A dataclass; heavy work belongs into the methods, not into `__init__`."""
+    """Labelled images in a fixed order. A dataclass; heavy work is done in the methods, not in `__init__`."""
 
     def class_names(self) -> list[str]:
         """Names in label order; labels are 0..len-1."""
@@ -85,7 +85,7 @@ class Dataset(Protocol):
         ...
 
     def image(self, index: int) -> Image.Image:
-        """The picture of item `index`, decoded, any mode and size."""
+        """The picture of item `index`, decoded, of any mode and size."""
         ...
 
     def fingerprint(self) -> str:
@@ -94,7 +94,7 @@ class Dataset(Protocol):
 
 
 class Features(NamedTuple):
-    """What an extractor makes of a batch: `pool [B, F]`; where it has them, `spatial [B, S]`, `logits [B, K]`."""
+    """The features of a batch: `pool [B, F]`; where the extractor has them, `spatial [B, S]` and `logits [B, K]`."""
 
     pool: Tensor
     spatial: Tensor | None = None
@@ -112,16 +112,19 @@ class FeatureExtractor(Protocol):
         ...
 
     def __call__(self, images: Tensor) -> Features:
-        """`images [B, 3, H, W]` uint8 on the device given to `load`; float32 out, whatever the batch size the same."""
+        """The features, float32, of `images [B, 3, H, W]` uint8 on the device given to `load`.
+
+        Those of an image do not depend on the batch it is in.
+        """
         ...
 
     def fingerprint(self) -> str:
-        """A hash of weights and preprocessing; statistics are only compared under the same one."""
+        """A hash of weights and preprocessing; only statistics with the same hash are compared."""
         ...
 
 
 def option(default: Any, description: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field that is an option: `order: int = option(2, "of the solver", minimum=1, maximum=3)`.
+    """A dataclass field that is an option: `order: int = option(2, "order of the solver", minimum=1, maximum=3)`.
 
     `mpdit plugins show NAME` prints the description; a value of another type or out of bounds is refused before any
     work. For a choice of words annotate with `Literal`.
@@ -132,8 +135,11 @@ def option(default: Any, description: str, *, minimum: float | None = None, maxi
 def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
     """Standard normal noise of the shape, dtype and device of `like [B, …]`.
 
-    With a sequence of generators, row i comes from generator i alone. Generators on the CPU give the same numbers
-    on every device.
+    With a sequence of generators, row i comes from generator i alone. Generators on the CPU give the same numbers for
+    every device.
+
+    Raises:
+        ValueError: another number of generators than rows.
     """
     import torch
 

@@ -49,7 +49,7 @@ def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Se
     """`images [n, 3, H, W]` uint8 in rows of `columns`, each with its label below (an empty list: no labels).
 
     Args:
-        heads: what stands above the first columns, one each; the last may run on to the right.
+        heads: headings above the first columns, one each; the last may be wider than its column.
 
     Raises:
         ValueError: no images, or another number of labels than images.
@@ -95,8 +95,8 @@ def contact_sheet(
     Args:
         cell_columns: images beside each other within a cell; as square as possible if not given.
     """
-    assert len(cells) == len(row_labels), "one label a row"
-    assert all(len(row) == len(column_labels) for row in cells), "one label a column"
+    assert len(cells) == len(row_labels), "one label per row"
+    assert all(len(row) == len(column_labels) for row in cells), "one label per column"
     pictures = [[_bare_grid(np.asarray(cell), cell_columns) for cell in row] for row in cells]
     font = load_font()
     line = text_height(font) + 4
@@ -142,8 +142,8 @@ def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
 
 
 def square_columns(count: int, *, classes: int = 0) -> int:
-    """Columns that suit `count` images: one a class where the classes are few, else about a 3:2 rectangle, if possible
-    without a row that is not full.
+    """Columns that suit `count` images: one per class where the classes are few, else those of about a 3:2 rectangle,
+    if possible without a row that is not full.
     """
     if 1 < classes <= 20 and count >= classes:
         return classes

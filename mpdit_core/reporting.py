@@ -99,37 +99,3 @@ def jsonable(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return str(value)
-
-
-# ---- Only until every room is converted: the events that jobs used to yield. ----
-
-
-@dataclass(frozen=True, kw_only=True)
-class Warn(Event):
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table(Event):
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary(Event):
-    title: str
-    rows: dict[str, str]
-    next_command: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result(Event):
-    data: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"event": "result"} | jsonable(self.data)
-
-
-TrainStep = Step

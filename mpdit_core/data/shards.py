@@ -14,6 +14,8 @@ from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import sha256, writing
 
 CHUNK = 16  # images summed or checked at once, so that copies in a wider type stay small
+CACHED = 256 * 2**10  # bytes of pixels summed at once, so that their squares fit into the processor's cache
+SUMMED_EXACTLY = 2**16  # squares of 8-bit numbers whose sum fits into 32 bits
 SUMS_TOLERANCE = 1e-9  # relative; float64 sums in two orders were seen to differ by some 1e-14
 
 Sums = tuple[tuple[float, ...], tuple[float, ...]]
@@ -81,15 +83,18 @@ def float_sums(stored: np.ndarray, channels: int) -> np.ndarray:
     return total
 
 
-def pixel_sums(stored: np.ndarray, _channels: int) -> np.ndarray:
+def pixel_sums(stored: np.ndarray, channels: int) -> np.ndarray:
     """[2, C]: of the values x / 127.5 - 1 that pixels x 0..255 stand for, and of their squares, from exact integers."""
-    first = second = np.zeros(stored.shape[1], dtype=np.uint64)  # Σ x and Σ x²
-    for start in range(0, len(stored), CHUNK):
-        pixels = stored[start : start + CHUNK]
-        squares = np.square(pixels, dtype=np.uint16)
-        first = first + pixels.sum(axis=3, dtype=np.uint32).sum(axis=(0, 2), dtype=np.uint64)
-        second = second + squares.sum(axis=3, dtype=np.uint32).sum(axis=(0, 2), dtype=np.uint64)
-    count = stored.size // stored.shape[1]
+    planes = stored.reshape(len(stored), channels, stored.shape[2] * stored.shape[3])
+    images = max(1, CACHED // max(1, planes[:1].nbytes))
+    first, second = np.zeros((2, channels), dtype=np.uint64)  # Σ x and Σ x²
+    for start in range(0, len(planes), images):
+        for column in range(0, planes.shape[2], SUMMED_EXACTLY):
+            part = planes[start : start + images, :, column : column + SUMMED_EXACTLY]
+            first += part.sum(axis=2, dtype=np.uint32).sum(axis=0, dtype=np.uint64)
+            squares = np.square(part, dtype=np.uint16)
+            second += squares.sum(axis=2, dtype=np.uint32).sum(axis=0, dtype=np.uint64)
+    count = stored.size // channels
     mean = [int(a) / 127.5 - count for a in first]
     square = [int(b) / 127.5**2 - 2 * int(a) / 127.5 + count for a, b in zip(first, second, strict=True)]
     return np.array([mean, square])

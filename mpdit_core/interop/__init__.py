@@ -14,15 +14,9 @@ if TYPE_CHECKING:
     from mpdit_core.interop.pipeline import MPDiTPipeline
 
 __all__ = [
-    "ExportOptions",
-    "ExportResult",
-    "ImportOptions",
-    "ImportResult",
-    "MPDiTPipeline",
-    "export_model",
-    "import_checkpoint",
-    "import_official",
-]
+    "ExportOptions", "ExportResult", "ImportOptions", "ImportResult", "MPDiTPipeline", "export_model",
+    "import_checkpoint", "import_official",
+]  # fmt: skip
 
 __getattr__ = lazy_names(
     __name__,

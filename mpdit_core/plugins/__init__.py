@@ -9,7 +9,7 @@ and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves on
     options.py   the options of a plugin, checked and described
     errors.py    what a plugin raises, with its package and line
     records.py   what a result records about its plugins, and how they are built again
-    scaffold.py  new plugin packages
+    scaffold.py  new plugin packages, from templates/
     job.py       what `mpdit plugins` does
 """
 

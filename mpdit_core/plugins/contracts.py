@@ -1,6 +1,6 @@
 """The kinds of plugin and what each must have: one row per kind.
 
-To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and a template in scaffold.py. Its entry points
+To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and two templates in templates/. Its entry points
 are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when they are loaded, and recorded.
 """
 

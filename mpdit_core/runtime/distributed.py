@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.concurrency import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def broadcast_object(self, value: T) -> T:
+    def broadcast_object(self, value: Any) -> Any:
         """Rank 0's `value`, everywhere (picklable)."""
         if self.size == 1:
             return value
@@ -153,7 +154,7 @@ def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    threads = max(1, (os.cpu_count() or 1) // nproc)
+    threads = max(1, usable_cores() // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         min_nodes=1,

@@ -1,8 +1,8 @@
-"""Adams-Bashforth: the next step from the velocities of the last ones, so high order at one evaluation a step.
+"""Adams-Bashforth: the next step from the velocities of the last ones; high order at one evaluation per step.
 
 Source: Hairer, Nørsett, Wanner: Solving ODEs I, sections III.1 and III.5 (variable steps): the polynomial through the
-last velocities is integrated over the step, on whatever grid. The first steps, which have no past, are taken by a
-Runge-Kutta method exact enough to keep the order; they cost the extra evaluations each class names.
+last velocities is integrated over the step, on any grid. The first steps, which have no past, are taken by a
+Runge-Kutta method exact enough to keep the order; each class names the extra evaluations that they cost.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ class _AdamsBashforth(FixedGridSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth2(_AdamsBashforth):
-    """Adams-Bashforth of order 2. One evaluation a step, none beyond."""
+    """Adams-Bashforth of order 2. One evaluation per step."""
 
     order: ClassVar[int] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth3(_AdamsBashforth):
-    """Adams-Bashforth of order 3. One evaluation a step, and 2 more to start."""
+    """Adams-Bashforth of order 3. One evaluation per step, and 2 more to start."""
 
     order: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth4(_AdamsBashforth):
-    """Adams-Bashforth of order 4. One evaluation a step, and 9 more to start."""
+    """Adams-Bashforth of order 4. One evaluation per step, and 9 more to start."""
 
     order: ClassVar[int] = 4
 

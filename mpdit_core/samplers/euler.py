@@ -14,7 +14,7 @@ from mpdit_core.samplers.grids import FixedGridSampler
 
 @dataclass(frozen=True, kw_only=True)
 class Euler(FixedGridSampler):
-    """Euler's method, `x + h·v`. One evaluation a step."""
+    """Euler's method, `x + h·v`. One evaluation per step."""
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False

@@ -4,7 +4,7 @@
     score = -((1 - t)·v + x) / t
 
 Source: SiT (arXiv 2401.08740), section 2.3 and table 1 (there t runs the same way); the published SDE runs of MPDiT use
-it. The order claimed is the weak one: of the distribution, which is what sampling is after.
+it. The order claimed is the weak one, that of the distribution, which is what matters for sampling.
 
 To add a diffusion: a line in `DIFFUSIONS` and its name in `DiffusionName`.
 """
@@ -52,7 +52,7 @@ class WithDiffusion(FixedGridSampler):
         return DIFFUSIONS[self.diffusion](t, self.norm)
 
     def is_noisy(self, t: float, s: float) -> bool:
-        """Whether the step from t to s takes noise. The step to t = 0 never does."""
+        """Whether the step from t to s adds noise. The step to t = 0 never does."""
         slack = 1e-9  # a grid may hit the ends up to rounding
         return t <= self.t_max + slack and s >= self.t_min - slack and s > 0
 
@@ -65,9 +65,9 @@ class WithDiffusion(FixedGridSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class EulerMaruyama(WithDiffusion):
-    """Euler-Maruyama on the reverse SDE. One evaluation a step.
+    """Euler-Maruyama on the reverse SDE. One evaluation per step.
 
-    Unlike the official one it starts at t = 1, where x really is pure noise, and ends with a step along the ODE.
+    Unlike the official sampler it starts at t = 1, where x is pure noise, and ends with a step along the ODE.
     """
 
     order: ClassVar[int] = 1

@@ -17,7 +17,7 @@ from mpdit_core.samplers.grids import FixedGridSampler
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(FixedGridSampler):
-    """Heun's method. Two evaluations a step."""
+    """Heun's method. Two evaluations per step."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False

@@ -21,7 +21,7 @@ from mpdit_core.samplers.euler_maruyama import WithDiffusion
 
 @dataclass(frozen=True, kw_only=True)
 class HeunSDE(WithDiffusion):
-    """Heun for the reverse SDE. Two evaluations a step. Steps without noise are Heun's."""
+    """Heun for the reverse SDE. Two evaluations per step. Steps without noise are Heun's."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True

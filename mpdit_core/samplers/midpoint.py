@@ -17,7 +17,7 @@ from mpdit_core.samplers.grids import FixedGridSampler
 
 @dataclass(frozen=True, kw_only=True)
 class Midpoint(FixedGridSampler):
-    """The midpoint method. Two evaluations a step."""
+    """The midpoint method. Two evaluations per step."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False

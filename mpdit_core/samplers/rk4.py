@@ -14,7 +14,7 @@ from mpdit_core.samplers.grids import FixedGridSampler
 
 @dataclass(frozen=True, kw_only=True)
 class RungeKutta4(FixedGridSampler):
-    """Runge-Kutta of order 4. Four evaluations a step."""
+    """Runge-Kutta of order 4. Four evaluations per step."""
 
     order: ClassVar[int] = 4
     stochastic: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Which class image i is of: read from `--classes`, by id or by name."""
+"""Which class image i belongs to: read from the option `classes`, by id or by name."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _read(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
         if part.isdecimal():
             if int(part) >= num_classes:
                 raise UserError(
-                    f"--classes {part}: the model has no such class",
+                    f"class {part}: the model has no class of this number",
                     code="no-such-class",
                     expected=f"0 to {num_classes - 1}",
                 )
@@ -85,7 +85,7 @@ def _read(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
         ids = _find(part, class_names)
         if len(ids) > 1:
             raise UserError(
-                f"--classes {part!r} names {len(ids)} classes",
+                f"class {part!r}: {len(ids)} classes of the model have this name",
                 code="ambiguous-class",
                 expected="one",
                 remedy=f"one of the ids {_join(ids)}",
@@ -93,7 +93,7 @@ def _read(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
         if not ids:
             near = difflib.get_close_matches(part.lower(), [n.lower() for n in class_names], n=3, cutoff=0.5)
             raise UserError(
-                f"--classes {part!r}: the model has no class of this name",
+                f"class {part!r}: the model has no class of this name",
                 code="no-such-class",
                 expected=f"`all`, `random`, ids from 0 to {num_classes - 1}, or names such as "
                 + ", ".join(class_names[:3]),
@@ -102,7 +102,7 @@ def _read(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
         found += ids
     if not found:
         raise UserError(
-            f"--classes {text!r} names no class", code="no-such-class", expected="`all`, `random`, ids or names"
+            f"classes {text!r} names no class", code="no-such-class", expected="`all`, `random`, ids or names"
         )
     return found
 

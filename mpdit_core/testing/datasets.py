@@ -1,4 +1,4 @@
-"""What a data set must keep to."""
+"""The contract of data sets, as a check."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from mpdit_core.testing.conformance import require
 
 
 def check_dataset(dataset: Dataset, *, pictures: int = 8) -> None:
-    """Holds a data set to its contract: names, items, labels, pictures and fingerprint fixed and fitting together.
+    """Checks a data set against its contract: names, items, labels, pictures and fingerprint are fixed and consistent.
 
     Args:
-        dataset: an instance over real or made-up data.
-        pictures: how many are decoded, spread over the whole.
+        dataset: an instance with real or made-up data.
+        pictures: number of pictures to decode, evenly spaced.
+
+    Raises:
+        ConformanceError: it does not keep the contract.
     """
     import numpy as np
     from PIL import Image

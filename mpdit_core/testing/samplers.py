@@ -1,4 +1,4 @@
-"""What a sampler must keep to: checked on flows of which everything is known exactly."""
+"""The contract of a sampler, checked on flows whose solution is known exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEAN, STD = 0.4, 0.6  # of the Gaussian data of the exact flow
-ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on a single one, leading errors may cancel by chance
+ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on one alone, leading errors may cancel by chance
 SHAPE = (3, 2, 8, 8)
 FLOOR = 2e-6  # errors below this are rounding: solvers may keep their times in float32
 
@@ -31,7 +31,7 @@ class SamplerReport:
 
 
 class GaussianFlow:
-    """The flow whose data are normal with the same mean and deviation in every pixel. Everything is known exactly.
+    """The flow whose data are normal, with the same mean and standard deviation in every pixel. Its solution is exact.
 
     x_t is normal with mean (1 - t)·mean and variance V = ((1 - t)·std)² + t²; the velocity is
     `-mean + (t - (1 - t)·std²) / V · (x_t - (1 - t)·mean)`, and the ODE takes noise z to `mean + std·z`.
@@ -52,12 +52,12 @@ class GaussianFlow:
 
 
 def check_sampler(sampler: type, *, options: Mapping[str, Any] | None = None) -> SamplerReport:
-    """Holds a sampler class to its contract on an exactly known flow.
+    """Checks a sampler class against its contract, on flows whose solution is known exactly.
 
     Checked: times fall and end at t = 0; shape, dtype (float32 and float64) and device are kept; `noise` is left alone;
     the same generators give the same images; an image does not depend on the others of its batch; a stochastic one
     uses the generator; the claimed order of convergence is reached (strong for ODEs; for stochastic ones weak, that of
-    mean and deviation, known exactly as long as noise comes from `draw_noise` and x is affine in it). A sampler with
+    mean and standard deviation, known exactly if noise comes from `draw_noise` and x is affine in it). A sampler with
     `adaptive = True` takes as many steps as it likes and must be right to 1e-3.
 
     Args:
@@ -167,7 +167,7 @@ def _order_on(make: Any, mean: float, std: float) -> float:
 
 
 def _slope(counts: tuple[int, ...], errors: list[float], claimed: int, *, what: str) -> float:
-    """Of the last doubling of steps whose error is not yet rounding; NaN if all are."""
+    """The slope over the last doubling of steps whose error is not yet rounding; NaN if all are."""
     shown = ", ".join(f"{n}: {e:.1e}" for n, e in zip(counts, errors, strict=True))
     require(errors[2] < 1, "mean and deviation of the data to be reached", f"errors by steps {shown}")
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors) if b > FLOOR]
@@ -179,7 +179,7 @@ def _slope(counts: tuple[int, ...], errors: list[float], claimed: int, *, what: 
 
 
 def _weak_order(make: Any) -> float:
-    """Order of the mean and deviation at the end: exact if they can be known without chance, else from samples."""
+    """Order of mean and standard deviation at the end: exact if they can be known without chance, else from samples."""
     measured = [_weak_order_on(make, mean, std) for mean, std in ORDER_FLOWS]
     if None in measured:
         return _sampled_weak_order(make)
@@ -213,9 +213,9 @@ class _Impulses:
 
 
 def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float] | None:
-    """Mean and deviation of x at the end on a Gaussian flow; None for a sampler that does not let them be known.
+    """Mean and standard deviation of x at the end on a Gaussian flow; None where the sampler hides its noise.
 
-    There x is affine in the starting noise and in every draw, so its answers to a one in each of them say it all.
+    There x is affine in the starting noise and in every draw, so its answers to a one in each of them determine both.
     That it is affine is checked by a row with ones in all of them.
     """
     import torch
@@ -237,7 +237,7 @@ def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float]
 
 
 def _sampled_weak_order(make: Any) -> float:
-    """How the error of mean and deviation falls from 10 to 40 steps, beyond what chance explains."""
+    """How the error of mean and standard deviation falls from 10 to 40 steps, beyond what chance explains."""
     import torch
 
     noise = _noise(torch.float32, (64, 4, 32, 32))

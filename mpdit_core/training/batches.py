@@ -8,7 +8,7 @@ Shapes: n samples, C latent channels, h × w latents.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -81,9 +81,10 @@ class BatchSource:
         coins = torch.stack([torch.rand(2, generator=g) for g in generators])  # flip, label drop
         flips = (coins[:, 0] < 0.5).tolist() if self.flip else None
         draws = torch.stack([torch.randn(2, *self.shape, generator=g) for g in generators])  # noise, posterior
-        latents, labels = _latents(self.latents, self.indices(step), flips, draws[:, 1])
+        stored = self.latents.batch(self.indices(step), flip=flips)
+        latents = draw_latents(stored, draws[:, 1], self.latents.spec.normalisation)
         dropped = coins[:, 1] < self.objective.label_dropout
-        return Batch(latents, draws[:, 0].contiguous(), t, labels.masked_fill(dropped, self.null_label))
+        return Batch(latents, draws[:, 0].contiguous(), t, stored.labels.masked_fill(dropped, self.null_label))
 
     def stream(self, start: int, stop: int, *, device: torch.device) -> Generator[tuple[int, Batch], None, None]:
         """`(step, batch on device)` from `start` to `stop - 1`, made ahead of time in a thread."""
@@ -91,11 +92,3 @@ class BatchSource:
         with closing(produced_ahead(map(self.batch, steps), ahead=BATCHES_AHEAD, name="batches")) as batches:
             for step, batch in zip(steps, batches, strict=True):
                 yield step, batch.to(device)
-
-
-def _latents(folder: LatentFolder, indices: list[int], flips: Sequence[bool] | None, noise: Tensor):
-    """Standardised draws [n, C, h, w] and labels [n] of these images; `noise` is the posterior's, [n, C, h, w]."""
-    stored = folder.batch(indices, flip=flips)
-    if not hasattr(stored, "labels"):  # integrator: remove this branch once data/latents.py gives a LatentBatch
-        return draw_latents(stored[0], noise, folder.spec.normalisation), stored[1]
-    return draw_latents(stored, noise, folder.spec.normalisation), stored.labels

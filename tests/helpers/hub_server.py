@@ -135,13 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(200, {"commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "success": True})
 
     def resolve(self, name: str, revision: str, path: str, body: bytes) -> None:
-        if name in self.hub.gated:
-            self.answer(403, {}, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
-        elif name not in self.hub.repositories:
-            self.answer(401, {}, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-        elif revision not in self.hub.repositories[name]:
-            self.answer(404, {}, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev"})
-        elif path not in self.hub.repositories[name][revision]:
+        if self.is_refused(name, revision):
+            return
+        if path not in self.hub.repositories[name][revision]:
             commit = self.hub.commit_of(name, revision)
             self.answer(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         else:
@@ -152,13 +148,38 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, None, headers, content)
 
     def info(self, name: str, body: bytes) -> None:
-        if name not in self.hub.repositories:
-            self.answer(401, {}, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        if self.is_refused(name):
             return
         self.answer(200, {"id": name, "siblings": [], "private": False})
 
+    def revision(self, name: str, revision: str, body: bytes) -> None:
+        if not self.is_refused(name, revision):
+            self.answer(200, {"id": name, "sha": self.hub.commit_of(name, revision), "siblings": [], "private": False})
+
+    def tree(self, name: str, revision: str, body: bytes) -> None:
+        if not self.is_refused(name, revision):
+            files = self.hub.repositories[name][revision]
+            entries = [{"type": "file", "path": p, "size": len(c), "oid": digest(c)} for p, c in files.items()]
+            self.answer(200, entries)
+
+    def is_refused(self, name: str, revision: str | None = None) -> bool:
+        """Whether the request was answered with an error: a gated or unknown repository, an unknown revision."""
+        if name in self.hub.gated:
+            self.answer(403, {}, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+        elif name not in self.hub.repositories:
+            self.answer(401, {}, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        elif revision is not None and revision not in self.hub.repositories[name]:
+            self.answer(404, {}, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev"})
+        else:
+            return False
+        return True
+
     def fine(self, body: bytes) -> None:
         self.answer(200, {"errors": [], "warnings": []})
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
 
 
 def is_large(path: str) -> bool:
@@ -175,4 +196,6 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", rf"/api/models/{NAME}/commit/(\w+)", _Handler.commit),
     ("HEAD GET", rf"/{NAME}/resolve/([\w.-]+)/(.+)", _Handler.resolve),
     ("GET", rf"/api/models/{NAME}", _Handler.info),
+    ("GET", rf"/api/models/{NAME}/revision/([\w.-]+)", _Handler.revision),
+    ("GET", rf"/api/models/{NAME}/tree/([\w.-]+)", _Handler.tree),
 ]

@@ -21,7 +21,9 @@ EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
 def options(latents: Path, run: Path, *assignments: str, **more: Any) -> TrainOptions:
     """The preset `tiny` without previews, a checkpoint every 4 steps."""
     settings = parse_assignments((*QUICK, *assignments))
-    return TrainOptions(**{"preset": "tiny", "latents": latents, "run": run, "device": "cpu", "settings": settings} | more)
+    return TrainOptions(
+        **{"preset": "tiny", "latents": latents, "run": run, "device": "cpu", "settings": settings} | more
+    )
 
 
 def run_to_end(wanted: TrainOptions) -> list[Event]:

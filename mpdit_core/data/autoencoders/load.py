@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
@@ -14,6 +11,7 @@ from mpdit_core.data.autoencoders.diffusers import WEIGHTS, load_diffusers
 from mpdit_core.data.autoencoders.pixels import PixelAutoencoder
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.hub import download
 
 DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 
@@ -62,32 +60,5 @@ def _locate(name: str, *, revision: str | None) -> tuple[Path, str | None]:
             expected="pixels, pixels-gray, a folder with config.json and its weights, or a Hub id ORG/NAME",
             remedy=f"the default is {DEFAULT_AUTOENCODER}",
         )
-    folder = _from_hub(name, revision)
+    folder = download(name, revision=revision, patterns=["config.json", WEIGHTS], cached_first=True)
     return folder, folder.name if folder.parent.name == "snapshots" else None
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    # integrator: return mpdit_core.runtime.hub.download(name, revision=revision, patterns=["config.json", WEIGHTS])
-    from huggingface_hub import constants, hf_hub_download
-
-    reason: Exception | None = None
-    for local in (True, False):  # the cache first: no waiting for a network, and the same weights as last time
-        try:
-            if not local:
-                host = urlsplit(constants.ENDPOINT).hostname
-                if host and not any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-                    socket.getaddrinfo(host, 443)  # fails at once, not after half a minute of retries
-            config = hf_hub_download(name, "config.json", revision=revision, local_files_only=local)
-            hf_hub_download(name, WEIGHTS, revision=revision, local_files_only=local)
-            return Path(config).parent
-        except Exception as error:  # of the HTTP library, which differs between versions, or of the Hub's answer
-            reason = error
-    lines = str(reason).strip().splitlines()
-    raise UserError(
-        f"the autoencoder {name}{f' at revision {revision}' if revision else ''} is not in the local Hugging Face "
-        f"cache ({constants.HF_HUB_CACHE}), and the Hub did not give it: {lines[0] if lines else reason!r}",
-        code="not-on-hub",
-        expected="a cached or reachable model repository with config.json and " + WEIGHTS,
-        remedy=f"on a machine with a network: `hf download {name}`, then set HF_HOME to that cache here; or "
-        "--autoencoder DIR with a local copy",
-    ) from reason

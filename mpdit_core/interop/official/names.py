@@ -59,11 +59,8 @@ def convert_state_dict(
             tensor = tensor.squeeze(-1)  # a 1 × 1 convolution
         converted[ours] = tensor.detach().clone().contiguous()
     if unknown:
-        raise UserError(
-            f"tensors of no known part: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}",
-            code="unknown-architecture",
-            expected="an MPDiT, MPDiT v2, DiT or SiT checkpoint",
-        )
+        more = " …" if len(unknown) > 5 else ""
+        raise _unknown(f"tensors of no known part: {', '.join(unknown[:5])}{more}", "an MPDiT, DiT or SiT checkpoint")
     return config, converted
 
 
@@ -78,25 +75,15 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
         expanded, features = _shape(official, f"{prefix}.proj.weight", dimensions=2)
         patch_sizes.append(patch_sizes[-1] // math.isqrt(expanded // features))
     if len(depths) != len(patch_sizes):
-        raise UserError(
-            f"{len(depths)} groups of blocks but {len(patch_sizes)} patch sizes",
-            code="unknown-architecture",
-            expected="one of each per stage",
-        )
+        raise _unknown(f"{len(depths)} groups of blocks but {len(patch_sizes)} patch sizes", "one of each per stage")
     if out_features != patch_sizes[-1] ** 2 * channels:
-        raise UserError(
-            f"the output layer has {out_features} features",
-            code="unknown-architecture",
-            expected=f"{patch_sizes[-1]}² · {channels} = {patch_sizes[-1] ** 2 * channels}",
-        )
+        expected = f"{patch_sizes[-1]}² · {channels} = {patch_sizes[-1] ** 2 * channels}"
+        raise _unknown(f"the output layer has {out_features} features", expected)
     shared = "time_modulation.1.weight" in official
     tokens = _depth(official, "blocks") == 0 or shared
     grid = math.isqrt(official["pos_embed"].shape[-2]) if "pos_embed" in official else None
     if grid is None:
-        raise UserError(
-            "there is no position table `pos_embed`, from which the size of the latents is read",
-            code="unknown-architecture",
-        )
+        raise _unknown("there is no position table", "a tensor pos_embed, from which the size of the latents is read")
     position_patch = patch_sizes[0] if _numbered(official, "upsampler_lvl") else patch_sizes[-1]
     hidden, _ = _shape(official, f"{_block_prefixes(official)[0]}.0.mlp.fc1.weight", dimensions=2)
     heads = num_heads or HEADS_BY_WIDTH.get(width)
@@ -123,14 +110,15 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
     return validate(ModelConfig, values, origin="the model these tensors imply")
 
 
+def _unknown(what: str, expected: str) -> UserError:
+    return UserError(what, code="unknown-architecture", expected=expected)
+
+
 def _shape(official: Mapping[str, Tensor], name: str, *, dimensions: int) -> tuple[int, ...]:
     if name not in official or official[name].ndim != dimensions:
         what = f"has {name} of shape {tuple(official[name].shape)}" if name in official else f"has no tensor {name}"
-        raise UserError(
-            f"not an MPDiT, DiT or SiT checkpoint: it {what}; its first tensors are {', '.join(sorted(official)[:5])}",
-            code="unknown-architecture",
-            expected="x_embedder, y_embedder, final_layer and blocks",
-        )
+        first = ", ".join(sorted(official)[:5])
+        raise _unknown(f"the checkpoint {what}; it begins with {first}", "x_embedder, y_embedder, final_layer, blocks")
     return tuple(official[name].shape)
 
 

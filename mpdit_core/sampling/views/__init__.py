@@ -10,10 +10,7 @@ from typing import Protocol
 
 from mpdit_core.reporting import Reporter
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.views.interpolation import interpolation
-from mpdit_core.sampling.views.nearest import nearest
-from mpdit_core.sampling.views.sweep import sweep
-from mpdit_core.sampling.views.trajectory import trajectory
+from mpdit_core.sampling.views import interpolation, nearest, sweep, trajectory
 
 
 class View(Protocol):
@@ -21,9 +18,9 @@ class View(Protocol):
 
 
 VIEWS: dict[str, View] = {
-    "sweep": sweep,
-    "trajectory": trajectory,
-    "interpolate": interpolation,
-    "nearest": nearest,
+    "sweep": sweep.sweep,
+    "trajectory": trajectory.trajectory,
+    "interpolate": interpolation.interpolation,
+    "nearest": nearest.nearest,
 }
 """The option that asks for a picture → what makes it."""

@@ -32,7 +32,7 @@ def _follow(scheduler: Any, velocity_fn: VelocityFn, x_t: Tensor) -> Iterator[St
 
 @dataclass(frozen=True, kw_only=True)
 class Euler:
-    """Euler by diffusers. FlowMatchEulerDiscreteScheduler, one evaluation a step."""
+    """Euler by diffusers. FlowMatchEulerDiscreteScheduler, one evaluation per step."""
 
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
@@ -49,7 +49,7 @@ class Euler:
 
 @dataclass(frozen=True, kw_only=True)
 class Heun:
-    """Heun by diffusers. FlowMatchHeunDiscreteScheduler, two evaluations a step, one in the last (t = 0.001 to 0)."""
+    """Heun by diffusers. FlowMatchHeunDiscreteScheduler, two evaluations per step, one in the last (t = 0.001 to 0)."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
@@ -87,7 +87,7 @@ class _Multistep:
 
 @dataclass(frozen=True, kw_only=True)
 class DPM(_Multistep):
-    """DPM-Solver++, multistep. One evaluation a step."""
+    """DPM-Solver++, multistep. One evaluation per step."""
 
     # Reached with every solver_order. Measured by check_sampler, on three Gaussian flows from 80 to 160 steps:
     # solver_order=1 1.00, =2 1.56 to 1.79 (1.70 to 1.81 from 160 to 320), =3 2.00 to 2.23. Diffusers'
@@ -107,7 +107,7 @@ class DPM(_Multistep):
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(_Multistep):
-    """UniPC. A predictor and a corrector in one evaluation a step."""
+    """UniPC. A predictor and a corrector in one evaluation per step."""
 
     # As above: solver_order=1 1.73 to 1.95, =2 2.33 to 2.51, =3 1.38 to 1.79, best at few steps.
     order: ClassVar[int] = 1

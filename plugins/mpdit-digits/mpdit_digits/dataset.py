@@ -15,7 +15,7 @@ from mpdit_core.api import Item, option
 
 @dataclass
 class Digits:
-    """Real scans of handwritten digits. UCI's optical recognition, its test half: 8×8 grey values 0..16, ten classes.
+    """Real scans of handwritten digits, the test half of UCI's optical recognition: 8×8 grey values 0..16, ten classes.
 
     The scans are enlarged by Lanczos interpolation and scaled to 0..255: smooth strokes, white on black.
     """
@@ -23,16 +23,14 @@ class Digits:
     autoencoder: ClassVar[str] = "pixels-gray"
     resolution: ClassVar[int] = 16
 
-    side: int = option(16, "pixels along a side of the pictures given", minimum=8, maximum=1024)
+    side: int = option(16, "side of the pictures in pixels", minimum=8, maximum=1024)
 
     @cached_property
     def _scans(self) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
 
         scans, labels = load_digits(return_X_y=True)
-        return np.asarray(scans, np.float32).reshape(-1, 8, 8), np.asarray(
-            labels, np.int64
-        )  # [1797, 8, 8] in 0..16, [1797]
+        return np.asarray(scans, np.float32).reshape(-1, 8, 8), np.asarray(labels, np.int64)  # [1797, 8, 8], [1797]
 
     def class_names(self) -> list[str]:
         return [str(digit) for digit in range(10)]

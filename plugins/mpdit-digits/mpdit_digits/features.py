@@ -1,4 +1,4 @@
-"""Features of pictures of digits: `digits`, those of a small network, and `digits-pixels`, the pixels themselves."""
+"""Features of pictures of digits: `digits`, from a small classifier, and `digits-pixels`, the pixels themselves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def gray(images: Tensor) -> Tensor:
 class DigitFeatures:
     """A small classifier of real digits. `pool` [B, 64], its last hidden layer, and its `logits` [B, 10].
 
-    Fitted by `python -m mpdit_digits.fit`; the weights come with the package, so all machines compare alike.
+    Fitted by `python -m mpdit_digits.fit`; the weights come with the package, so that all machines compare alike.
     """
 
     name: ClassVar[str] = "digits"

@@ -1,6 +1,6 @@
 """Makes `classifier.safetensors`: `python -m mpdit_digits.fit OUT.safetensors` (about a minute on two cores).
 
-Every sixth scan is held out; what the classifier makes of those is stored with its weights.
+Every sixth scan is held out; the accuracy on those is stored with the weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def real_digits() -> tuple[Tensor, Tensor]:
 
 
 def augment(x: Tensor) -> Tensor:
-    """Each picture turned by up to 10°, scaled by up to 10 %, shifted by up to a pixel, with a little noise."""
+    """Each picture rotated by up to 10°, scaled by up to 10 %, shifted by up to a pixel, with a little noise."""
     angle = (torch.rand(len(x)) * 2 - 1) * 0.17
     scale = 1 + (torch.rand(len(x)) * 2 - 1) * 0.1
     shift = (torch.rand(len(x), 2, 1) * 2 - 1) / 8

@@ -1,4 +1,4 @@
-"""The data set and both extractors, and that the classifier knows digits it has not seen."""
+"""The data set and both extractors keep their contracts, and the classifier recognises digits it has not seen."""
 
 from __future__ import annotations
 

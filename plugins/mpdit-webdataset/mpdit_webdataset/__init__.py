@@ -28,10 +28,10 @@ class _Place(NamedTuple):
 
 @dataclass
 class WebDataset:
-    """Labelled pictures in .tar shards. Uncompressed, with random access: their bytes are found once."""
+    """Labelled pictures in uncompressed .tar shards; their places are listed once, then they are read at random."""
 
-    shards: str = option("", "path of the shards; braces count: data/train-{0000..0041}.tar")
-    classes: str = option("", "file with a class name a line, in label order; empty: the labels themselves")
+    shards: str = option("", "path of the shards, with braces for numbers: data/train-{0000..0041}.tar")
+    classes: str = option("", "file with one class name per line, in label order; empty: the labels themselves")
 
     @cached_property
     def _index(self) -> tuple[list[Item], list[_Place]]:
@@ -40,6 +40,7 @@ class WebDataset:
         if missing:
             raise UserError(
                 f"there is no shard {missing[0]!r} ({len(missing)} of {len(paths)} are missing)",
+                code="no-such-file",
                 expected="local .tar files",
                 remedy="e.g. shards='data/train-{0000..0041}.tar'",
             )
@@ -56,10 +57,16 @@ class WebDataset:
                         elif suffix == "cls":
                             labels[key] = int(archive.extractfile(member).read())  # pyright: ignore[reportOptionalMemberAccess]
             except (tarfile.TarError, ValueError) as error:
-                raise UserError(f"{path} is not a shard: {error}", expected="an uncompressed .tar") from error
+                raise UserError(
+                    f"{path} is not a shard: {error}", code="damaged-file", expected="an uncompressed .tar"
+                ) from error
             unlabelled = sorted(pictures.keys() - labels.keys())
             if unlabelled:
-                raise UserError(f"{path}: {unlabelled[0]} has no .cls beside it", expected="a label for each picture")
+                raise UserError(
+                    f"{path}: {unlabelled[0]} has no .cls beside it",
+                    code="no-labels",
+                    expected="a label for each picture",
+                )
             items += [Item(f"{path}/{key}", labels[key]) for key in pictures]
             places += pictures.values()
         return items, places

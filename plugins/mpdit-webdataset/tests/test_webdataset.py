@@ -35,12 +35,15 @@ def test_shards_give_pictures_and_labels_back(tmp_path: Path):
     assert data.image(4).getpixel((0, 0)) == (100, 50, 7)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unlabelled", "truncated"])
-def test_bad_shards_are_named(tmp_path: Path, fault: str):
+@pytest.mark.parametrize(
+    ("fault", "code"), [("missing", "no-such-file"), ("unlabelled", "no-labels"), ("truncated", "damaged-file")]
+)
+def test_bad_shards_are_named(tmp_path: Path, fault: str, code: str):
     pattern = write_shards(tmp_path, labelled=fault != "unlabelled")
     if fault == "missing":
         (tmp_path / "s-1.tar").unlink()
     if fault == "truncated":
         (tmp_path / "s-1.tar").write_bytes(b"no archive" * 100)
-    with pytest.raises(UserError, match=r"s-\d\.tar"):
+    with pytest.raises(UserError, match=r"s-\d\.tar") as caught:
         WebDataset(shards=pattern).items()
+    assert caught.value.code == code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -125,7 +124,7 @@ def test_refused_sources(images: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_image_that_is_gone_is_faulty(images: Path):
     source = open_source(str(images))
     source.items()
-    os.unlink(images / "ant/1.png")
+    (images / "ant/1.png").unlink()
     with refused("faulty-image", "1.png"):
         source.image(1)
 

@@ -33,7 +33,23 @@ def download(address):
     try:
         return str(download_model(address))
     except UserError as error:
-        return str(error)
+        return [error.code, str(error)]
+
+def push(folder, name):
+    from pathlib import Path
+    from mpdit_core.models.hub import upload_folder
+    try:
+        return upload_folder(Path(folder), name)
+    except UserError as error:
+        return [error.code, str(error)]
+
+def download_files(repository, patterns, revision, subfolder, cached_first):
+    from mpdit_core.runtime import hub
+    try:
+        return str(hub.download(
+            repository, patterns=patterns, revision=revision, subfolder=subfolder, cached_first=cached_first))
+    except UserError as error:
+        return [error.code, str(error)]
 
 results = [globals()[name](*arguments) for name, arguments in json.loads(sys.argv[1])]
 print("RESULTS" + json.dumps(results))
@@ -58,22 +74,20 @@ def session(steps: list, *, url: str, home: Path, **settings: str) -> list:
     return json.loads(line.removeprefix("RESULTS"))
 
 
-def test_push_and_download(tmp_path):
-    """Up and down again is bit-equal; pins, cache, offline; what is refused is told in words."""
-    original = model_folder(tmp_path / "runs" / "tiny-1" / "checkpoints" / "step-0000007")
-    run, home = str(tmp_path / "runs" / "tiny-1"), tmp_path / "home"
+def test_upload_and_download(tmp_path):
+    """Up and down again is bit-equal; pins, cache, offline; what is refused has a code."""
+    original, home = model_folder(tmp_path / "model"), tmp_path / "home"
     with Hub() as hub:
         hub.repositories["someone/else"] = {}
         hub.commit("someone/else", {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"x" * 10})
         hub.repositories["someone/empty"] = {}
         hub.commit("someone/empty", {"README.md": b"hello"})
         hub.gated.add("meta/gated")
-        pushed, refused, halved, half, down, bert, empty, missing, gated, bad_revision = session(
+        pushed, refused, no_name, down, bert, empty, missing, gated, bad_revision = session(
             [
-                ["command", ["export", run, str(tmp_path / "out"), "--push", "me/tiny", "--licence", "mit", "--json"]],
-                ["command", ["export", run, str(tmp_path / "out2"), "--push", "forbidden/tiny"]],
-                ["command", ["export", run, str(tmp_path / "half"), "--push", "me/half", "--half", "--private"]],
-                ["download", ["hf:me/half"]],
+                ["push", [str(original.path), "me/tiny"]],
+                ["push", [str(original.path), "forbidden/tiny"]],
+                ["push", [str(original.path), "tiny"]],
                 ["download", ["hf:me/tiny"]],
                 ["download", ["hf:someone/else"]],
                 ["download", ["hf:someone/empty"]],
@@ -86,27 +100,22 @@ def test_push_and_download(tmp_path):
             HF_TOKEN="hf_test",
         )
         assert [path for path in hub.unknown if "/api/agent" not in path] == []  # the library looks itself up there
-        assert pushed[0] == 0, pushed
-        assert json.loads(pushed[1].splitlines()[-1])["url"].startswith(f"{hub.url}/me/tiny/tree/")
+        assert pushed.startswith(f"{hub.url}/me/tiny/tree/")
         files = hub.repositories["me/tiny"]["main"]
-        assert {"model.safetensors", "config.json", "README.md"} <= set(files)
-        assert files["README.md"].startswith(b"---\nlicense: mit\n")
-        assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
-        fetched = sorted(p.name for p in Path(down).iterdir())
-        assert fetched == ["config.json", "model.safetensors"]
+        assert files["model.safetensors"] == (original.path / "model.safetensors").read_bytes()
+        assert sorted(p.name for p in Path(down).iterdir()) == ["config.json", "model.safetensors"]
         assert bits(Path(down)) == bits(original.path)
-        assert halved[0] == 0, halved
-        assert bits(Path(half)) == bits(tmp_path / "half")
-        assert len(bits(Path(half))["head.linear.weight"]) * 2 == len(bits(Path(down))["head.linear.weight"])
-        assert (refused[0], "use a token with the right to write" in refused[2]) == (2, True), refused
-        assert "hf upload forbidden/tiny" in refused[2]
-        assert (tmp_path / "out2" / "model.safetensors").exists()
-        assert "is a bert, not a model of mpdit" in bert
-        assert "GET /someone/else/resolve/main/model.safetensors" not in hub.requests
-        assert "holds no config.json" in empty
-        assert "has no model hf:no/body" in missing
-        assert "is gated" in gated
-        assert "has no revision v9" in bad_revision
+        assert refused[0] == "hub-refused"
+        assert "use a token with the right to write" in refused[1]
+        assert no_name[0] == "invalid-value"
+        assert bert[0] == "not-a-model"
+        assert "is a bert" in bert[1]
+        assert not [request for request in hub.requests if "/someone/else/resolve/" in request and "model" in request]
+        assert empty[0] == "no-such-file"
+        assert "mpdit import" in empty[1]
+        assert missing[0] == "no-such-repository"
+        assert gated[0] == "no-access"
+        assert bad_revision[0] == "no-such-revision"
 
         first = hub.commit_of("me/tiny", "main")
         hub.commit("me/tiny", {"config.json": files["config.json"].replace(b'"step": 7', b'"step": 8')})
@@ -120,21 +129,78 @@ def test_push_and_download(tmp_path):
             [["download", ["hf:me/tiny"]], ["download", ["hf:me/other"]]], url=hub.url, home=home, HF_HUB_OFFLINE="1"
         )
         assert offline == newest
-        assert "HF_HUB_OFFLINE is set" in unknown
+        assert unknown[0] == "hub-unreachable"
+        assert "HF_HUB_OFFLINE is set" in unknown[1]
         assert len(hub.requests) == asked
     again, nothing, push = session(  # the server is gone
         [
             ["download", ["hf:me/tiny"]],
             ["download", ["hf:me/other"]],
-            ["command", ["export", run, str(tmp_path / "out3"), "--push", "me/tiny"]],
+            ["push", [str(original.path), "me/tiny"]],
         ],
         url=hub.url,
         home=home,
     )
     assert again == newest
-    assert "cannot be reached" in nothing
-    assert push[0] == 2
-    assert "cannot be reached" in push[2]
+    assert nothing[0] == "hub-unreachable"
+    assert push[0] == "hub-unreachable"
+
+
+def test_an_export_is_pushed(tmp_path):
+    model_folder(tmp_path / "runs" / "tiny-1" / "checkpoints" / "step-0000007")
+    run, home = str(tmp_path / "runs" / "tiny-1"), tmp_path / "home"
+    with Hub() as hub:
+        pushed, refused, halved, down, half = session(
+            [
+                ["command", ["export", run, str(tmp_path / "out"), "--push", "me/tiny", "--licence", "mit", "--json"]],
+                ["command", ["export", run, str(tmp_path / "out2"), "--push", "forbidden/tiny"]],
+                ["command", ["export", run, str(tmp_path / "half"), "--push", "me/half", "--half", "--private"]],
+                ["download", ["hf:me/tiny"]],
+                ["download", ["hf:me/half"]],
+            ],
+            url=hub.url,
+            home=home,
+            HF_TOKEN="hf_test",
+        )
+        assert (pushed[0], halved[0]) == (0, 0), (pushed, halved)
+        assert json.loads(pushed[1].splitlines()[-1])["url"].startswith(f"{hub.url}/me/tiny/tree/")
+        files = hub.repositories["me/tiny"]["main"]
+        assert {"model.safetensors", "config.json", "README.md"} <= set(files)
+        assert files["README.md"].startswith(b"---\nlicense: mit\n")
+        assert bits(Path(half)) == bits(tmp_path / "half")
+        assert len(bits(Path(half))["head.linear.weight"]) * 2 == len(bits(Path(down))["head.linear.weight"])
+        assert refused[0] == 2
+        assert "hf upload forbidden/tiny" in refused[2]
+        assert (tmp_path / "out2" / "model.safetensors").exists()
+
+
+def test_files_of_an_autoencoder_come_from_the_cache_first(tmp_path):
+    """`runtime.hub.download` as autoencoders use it: a subfolder, a revision, no question to the Hub when cached."""
+    weights = {"vae/config.json": b"{}", "vae/diffusion.safetensors": b"x" * 10, "vae/other.bin": b"y"}
+    wanted = ["config.json", "diffusion.safetensors"]
+    with Hub() as hub:
+        hub.repositories["ai/vae"] = {}
+        first = hub.commit("ai/vae", weights)
+        step = ["download_files", ["ai/vae", wanted, None, "vae", True]]
+        (found,) = session([step], url=hub.url, home=tmp_path)
+        assert Path(found).name == "vae"
+        assert sorted(p.name for p in Path(found).iterdir()) == sorted(wanted)
+        hub.commit("ai/vae", {"vae/config.json": b"[]"})
+        asked = len(hub.requests)
+        pinned = ["download_files", ["ai/vae", wanted, first, "vae", True]]
+        lacking = ["download_files", ["ai/vae", ["config.json", "missing.safetensors"], None, "vae", True]]
+        again, same, newer, refused = session(
+            [step, pinned, ["download_files", ["ai/vae", wanted, None, "vae", False]], lacking],
+            url=hub.url,
+            home=tmp_path,
+        )
+        assert again == same == found
+        assert (Path(newer) / "config.json").read_bytes() == b"[]"
+        assert refused[0] == "no-such-file"
+        assert len(hub.requests) > asked
+        asked = len(hub.requests)
+        assert session([step], url=hub.url, home=tmp_path) == [newer]
+        assert [path for path in hub.requests[asked:] if "/api/agent" not in path] == []
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -148,8 +214,9 @@ def bits(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("address", ["hf:", "hf:name", "hf:a/b/c", "hf:a/b@", "hf:../etc/passwd", "hf:a/b@x y"])
 def test_wrong_addresses(address):
-    with pytest.raises(UserError, match="not the address"):
+    with pytest.raises(UserError) as refused:
         parse_address(address)
+    assert refused.value.code == "invalid-value"
 
 
 def test_addresses():
@@ -158,5 +225,6 @@ def test_addresses():
 
 
 def test_a_name_the_hub_forbids():
-    with pytest.raises(UserError, match="not a name the Hub allows"):
+    with pytest.raises(UserError) as refused:
         download_model("hf:org/-name--")
+    assert refused.value.code == "invalid-value"

@@ -17,7 +17,7 @@ from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.flow.integrate import integrate
 from mpdit_core.plugins import PluginError, finding, list_plugins, plugin_errors, show_plugin
 from mpdit_core.plugins.job import PluginReport
-from mpdit_core.plugins.scaffold import TEMPLATES
+from mpdit_core.plugins.scaffold import GROUPS
 
 HEAD = """
 from dataclasses import dataclass
@@ -323,7 +323,7 @@ def test_off_leaves_ours(site: Path, monkeypatch: pytest.MonkeyPatch):
     assert caught.value.code == "no-such-plugin"
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize("kind", GROUPS)
 def test_a_new_package_passes_its_own_test_as_written(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
     name = f"my-{kind}"
     folder = plugins.new_plugin(kind, name, tmp_path / kind).path

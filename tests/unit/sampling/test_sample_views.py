@@ -9,22 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_helpers import write_model
+from sample_helpers import generator, images_of, run_view, sample_options, write_model
 
 from mpdit_cli.app import main
 from mpdit_core.data.autoencoders import PixelAutoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
-from mpdit_core.reporting import Event, Result
-from mpdit_core.runtime.distributed import World
-from mpdit_core.sampling.generator import SampleOptions, generate, prepare
-from mpdit_core.sampling.views.common import ViewRequest
-from mpdit_core.sampling.views.interpolation import interpolate, slerp
-from mpdit_core.sampling.views.nearest import TrainingPoints, nearest, search
-from mpdit_core.sampling.views.sweep import read_sweeps, sweep, with_value
-from mpdit_core.sampling.views.trajectory import follow, spread_out, trajectory
+from mpdit_core.errors import UserError
+from mpdit_core.reporting import Progress, Warning
+from mpdit_core.sampling import read_sweeps, sample, with_value
+from mpdit_core.sampling.views.interpolation import slerp
+from mpdit_core.sampling.views.nearest import TrainingPoints, search
+from mpdit_core.sampling.views.trajectory import follow, spread_out
 
-CPU = torch.device("cpu")
-SMALL = SampleOptions(num_samples=2, num_steps=3)
+SMALL = {"num_samples": 2, "num_steps": 3, "guidance_scale": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +29,14 @@ def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def request(model, out, **options):
-    return ViewRequest(model=str(model.path), options=SMALL.model_copy(update=options), out=out, device="cpu")
+def images(model, **changes):
+    return images_of(model, **SMALL | changes)
 
 
-def end(events):
-    *_, last = events
-    assert isinstance(last, Result)
-    return last.data
-
-
-def returned(steps):
-    """What a generator of events returns."""
-    while True:
-        try:
-            assert isinstance(next(steps), Event)
-        except StopIteration as stop:
-            return stop.value
-
-
-def images(model, **options):
-    made = generate(model, SMALL.model_copy(update=options), device=CPU, world=World())
-    return torch.cat([batch.images for batch in made])
+def code_of(call, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    return caught.value.code
 
 
 def cut(picture, image):
@@ -70,7 +53,7 @@ def cut(picture, image):
 
 def test_a_sweep_holds_every_cell(model, tmp_path):
     texts = ["guidance_scale=1,3", "num_steps=2,4"]
-    data = end(sweep(request(model, tmp_path / "o"), texts))
+    data = run_view(model, out=tmp_path / "o", sweep=texts).data
     assert [(c["guidance_scale"], c["num_steps"]) for c in data["cells"]] == [
         ("1", "2"), ("1", "4"), ("3", "2"), ("3", "4")
     ]  # fmt: skip
@@ -85,28 +68,62 @@ def test_a_sweep_holds_every_cell(model, tmp_path):
     assert json.loads((tmp_path / "o" / "sweep.json").read_text())["view"] == "sweep"
 
 
-def test_sweeps_of_sampler_options_words_and_intervals():
-    (axis,) = read_sweeps(["guidance-interval=0:1,0.1:0.8"])
-    assert axis.values == ((0.0, 1.0), (0.1, 0.8))
-    assert with_value(SMALL, "guidance_interval", (0.1, 0.8)).guidance_interval == (0.1, 0.8)
-    assert with_value(SMALL, *(lambda a: (a.key, a.values[0]))(read_sweeps(["classes=3,7"])[0])).classes == "3"
-    assert with_value(SMALL, "grid", "cosine").sampler_options == {"grid": "cosine"}
+def swept(model, text):
+    """The options of the first value of a sweep."""
+    (axis,) = read_sweeps([text])
+    return with_value(sample_options(model), axis.key, axis.texts[0])
+
+
+def test_sweeps_are_read_as_the_fields_are(model):
+    (axis,) = read_sweeps(["guidance-interval=0,1;0.1,0.8"])
+    assert (axis.key, axis.texts) == ("guidance_interval", ("0,1", "0.1,0.8"))
+    assert swept(model, "guidance-interval=0.1,0.8;0,1").guidance_interval == (0.1, 0.8)
+    assert swept(model, "classes=3,7").classes == "3"
+    assert swept(model, "classes=3,7;1").classes == "3,7"
+    assert swept(model, "guidance_scale=.5").guidance_scale == 0.5
+    assert swept(model, "sampler.grid=cosine").sampler_options == {"grid": "cosine"}
+    assert swept(model, "sampler=heun").sampler == "heun"
+    begun = sample_options(model, sampler_options={"t_min": 0.1})
+    assert with_value(begun, "sampler.norm", "2").sampler_options == {"t_min": 0.1, "norm": 2}
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "code"),
+    [
+        (["num_steps"], "not-a-sweep"),
+        (["=1"], "not-a-sweep"),
+        (["num_steps=1,2", "num_steps=3"], "swept-twice"),
+        (["num_steps=1", "seed=1", "guidance_scale=1"], "too-many-keys"),
+        (["num_steps=1,many"], "invalid-value"),
+        (["guidance_interval=0.1,0.8"], "invalid-value"),
+        (["girdd=cosine"], "unknown-key"),
+        (["batch_size=1,2"], "unknown-key"),
+        (["features.x=1"], "unknown-key"),
+        (["sampler_options=1"], "unknown-key"),
+        (["classes=3,elephant"], "no-such-class"),
+    ],
+)
+def test_sweeps_that_cannot_be(model, tmp_path, sweeps, code):
+    assert code_of(run_view, model, out=tmp_path / "o", sweep=sweeps) == code
+    assert not list(tmp_path.iterdir())
 
 
 # Trajectories
 
 
 def test_a_trajectory_ends_in_the_samples_and_predicts_data(model, tmp_path):
-    generation = prepare(model, SMALL, device=CPU)
-    states = returned(follow(generation))
+    made = generator(model, decode=True, **SMALL)
+    events = []
+    states = follow(made, report=events.append)
+    assert [event.done for event in events if isinstance(event, Progress)] == [1, 2, 3]
     assert [round(s.t, 3) for s in states] == [1.0, 0.667, 0.333, 0.0]
     assert torch.equal(states[-1].x_t, states[-1].data)
     assert (states[-1].x_t.int() - images(model).int()).abs().max() <= 1
     with torch.no_grad():
-        noise, _ = generation.noise([0, 1])
-        predicted = noise - generation.velocity([0, 1])(noise, torch.ones(1))
-    assert torch.equal(states[0].data, generation.decode(predicted))
-    end(trajectory(request(model, tmp_path / "o", sampler="heun-sde")))
+        noise, _ = made.noise([0, 1])
+        predicted = noise - made.velocity([0, 1])(noise, 1.0)
+    assert torch.equal(states[0].data, made.decode(predicted))
+    run_view(model, out=tmp_path / "o", trajectory=True, sampler="heun-sde")
     with Image.open(tmp_path / "o" / "trajectory.gif") as moving:
         assert moving.n_frames == 4
     assert Image.open(tmp_path / "o" / "trajectory.png").height > 4 * 80
@@ -131,8 +148,8 @@ def test_slerp():
 
 @pytest.mark.parametrize("sampler", ["euler", "euler-maruyama"])
 def test_an_interpolation_begins_with_the_image_itself(model, tmp_path, sampler):
-    data = end(interpolate(request(model, tmp_path / "o", num_samples=3, sampler=sampler), "1,4"))
-    assert data["classes"] == [1, 4]
+    result = run_view(model, out=tmp_path / "o", interpolate=(1, 4), num_samples=3, sampler=sampler)
+    assert result.data["classes"] == [1, 4]
     picture = np.asarray(Image.open(tmp_path / "o" / "interpolation.png")).astype(int)
     first, last = images(model, num_samples=5, sampler=sampler)[[1, 4]].numpy().transpose(0, 2, 3, 1).astype(int)
     centres = [picture[y : y + 80 : 5, x : x + 80 : 5] for y, x in corners(picture)]
@@ -152,18 +169,17 @@ def corners(picture):
 
 def test_nearest_finds_copies_and_mirror_images(model, latents, tmp_path):
     folder = LatentFolder(latents)
-    points = TrainingPoints(folder, prepare(model, SMALL, device=CPU), "latents")
+    points = TrainingPoints(folder, generator(model, decode=True), "latents")
     queries = torch.cat([points.at([5]), points.at([9], flip=True)]) + 1e-3
-    found = returned(search(points, queries, k=3, task="t"))
+    found = search(points, queries, k=3, task="t")
     assert found.index[:, 0].tolist() == [5, 9]
     assert found.mirrored[1, 0]
     assert found.distance[:, 0].tolist() == pytest.approx([1e-3, 1e-3], rel=1e-2)
-    moments, _ = folder.batch(range(len(folder)))
-    every = standardise(moments.chunk(2, dim=1)[0], model.latents.normalisation).flatten(1)
+    every = standardise(folder.batch(range(len(folder))).mean, model.latents.normalisation).flatten(1)
     both = torch.stack([every, every.unflatten(1, (16, 16)).flip(-1).flatten(1)])
     expected = (both - queries[0]).square().mean(-1).sqrt().amin(0).sort().values[:3]
     assert torch.allclose(found.distance[0].float(), expected, atol=1e-5)
-    left = returned(search(points, queries[:1], k=1, task="t", leave_out=[5]))
+    left = search(points, queries[:1], k=1, task="t", leave_out=[5])
     assert left.index[0, 0] != 5
 
 
@@ -173,7 +189,7 @@ def test_pixels_are_decoded_once_as_far_as_they_can_be_kept(model, latents, tmp_
     decoded = []
     original = PixelAutoencoder.decode
     monkeypatch.setattr(PixelAutoencoder, "decode", lambda self, x: (decoded.append(len(x)), original(self, x))[1])
-    data = end(nearest(request(model, tmp_path / "o"), "pixels", latents))
+    data = run_view(model, out=tmp_path / "o", nearest="pixels", latents=latents).data
     of_samples, of_neighbours, drawn = 2, 2, 2 * 4
     assert sum(decoded) == of_samples + passes * 2 * len(LatentFolder(latents)) + of_neighbours + drawn
     assert np.shape(data["neighbours"]) == (2, 4)
@@ -181,7 +197,7 @@ def test_pixels_are_decoded_once_as_far_as_they_can_be_kept(model, latents, tmp_
 
 @pytest.mark.parametrize("space", ["latents", "pixels"])
 def test_nearest_draws_what_it_found(model, latents, tmp_path, space):
-    data = end(nearest(request(model, tmp_path / "o"), space, latents))
+    data = run_view(model, out=tmp_path / "o", nearest=space, latents=latents).data
     assert np.shape(data["neighbours"]) == (2, 4)
     assert all(row == sorted(row) for row in data["distances"])
     picture = Image.open(tmp_path / "o" / "nearest.png")
@@ -204,38 +220,36 @@ def test_the_command_makes_each_view(model, latents, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("changes", "code"),
     [
-        (["--sweep", "num_steps"], "KEY=V1,V2"),
-        (["--sweep", "num_steps=1,2", "--sweep", "num_steps=3"], "twice"),
-        (["--sweep", "num_steps=1", "--sweep", "seed=1", "--sweep", "guidance_scale=1"], "two"),
-        (["--sweep", "num_steps=1,many"], "num_steps"),
-        (["--sweep", "girdd=cosine"], "girdd"),
-        (["--sweep", "batch_size=1,2"], "same for a whole sheet"),
-        (["--sweep", "sampler=euler,eular"], "did you mean euler"),
-        (["--sweep", "num_steps=1,2", "-n", "1000"], "smaller --num-samples"),
-        (["--trajectory", "-n", "1000"], "smaller --num-samples"),
-        (["--trajectory", "--interpolate", "0,1"], "one of them"),
-        (["--trajectory", "--format", "npz"], "--format npz"),
-        (["--trajectory", "--nproc", "2"], "--nproc"),
-        (["--interpolate", "1"], "two different"),
-        (["--interpolate", "1,1"], "two different"),
-        (["--interpolate", "0,1", "-n", "1"], "two ends"),
-        (["--nearest", "latents"], "--latents DIR"),
-        (["--nearest", "latents", "--latents", "nowhere"], "nowhere"),
+        ({"sweep": ("num_steps=1,2",), "num_samples": 1000}, "too-many-images"),
+        ({"trajectory": True, "num_samples": 1000}, "too-many-images"),
+        ({"interpolate": (1, 1)}, "invalid-value"),
+        ({"interpolate": (0, 1), "num_samples": 1}, "invalid-value"),
+        ({"nearest": "latents"}, "no-training-latents"),
     ],
 )
-def test_mistakes(model, tmp_path, monkeypatch, capsys, arguments, says):
-    monkeypatch.chdir(tmp_path)
-    assert main(["sample", str(model.path), "--device", "cpu", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert "Traceback" not in error
+def test_pictures_that_cannot_be(model, tmp_path, changes, code):
+    assert code_of(run_view, model, out=tmp_path / "o", **changes) == code
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(model, tmp_path, capsys):
+def test_other_latents_are_told_or_refused(model, latents, tmp_path):
+    events = []
+    options = sample_options(model, **SMALL, out=tmp_path / "o", nearest="latents", latents=latents)
+    sample(options, report=events.append)
+    assert [event.code for event in events if isinstance(event, Warning)] == ["other-latents"]
+    wide = write_model(tmp_path / "wide", channels=4)
+    assert code_of(run_view, wide, out=tmp_path / "p", nearest="latents", latents=latents) == "other-latents"
+
+
+def test_one_process_makes_a_picture(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert code_of(run_view, model, out=tmp_path / "o", trajectory=True) == "one-process"
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(model, tmp_path):
     (tmp_path / "thesis.txt").write_text("all of it")
-    assert main(["sample", str(model.path), "--device", "cpu", "--trajectory", "--out", str(tmp_path)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert code_of(run_view, model, out=tmp_path, trajectory=True) == "folder-not-empty"
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,10 @@
+"""`mpdit playground MODEL…`: a local page to play with models.
+
+command.py       the options, and starting the page
+session.py       images with the pictures on the way, stopping, history; no Gradio
+controls.py      fields of options classes and of samplers → Gradio components
+page.py          the layout, and what happens on a click
+show.py          pictures as HTML, PNGs that hold their settings
+command_line.py  the `mpdit sample` command that makes the same images
+nearest.py       the training images closest to a sample
+"""

@@ -1,0 +1,91 @@
+"""`mpdit playground MODEL…`: its options, and starting the page. Torch-free and without Gradio until it is called."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import PositiveInt
+
+from mpdit_core.api import UserError
+from mpdit_core.errors import Interrupted
+from mpdit_core.reporting import Note, Reporter, Warning, silent
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.sampling.options import MODEL, SamplingOptions
+from mpdit_core.settings import Options, Result, setting
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+class PlaygroundOptions(SamplingOptions, DeviceOptions):
+    """What `mpdit playground` is asked for. The options of sampling are what the page begins with."""
+
+    models: tuple[str, ...] = setting(
+        ..., f"{MODEL}; several to compare", argument=True, repeated=True, strict=False, metavar="MODEL…"
+    )
+    num_samples: PositiveInt = setting(8, "number of images that the page begins with")
+    latents: Path | None = setting(
+        None, "folder of latents to search for the nearest training images", metavar="DIR",
+        strict=False, chosen="those of the training",
+    )  # fmt: skip
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: open to the network", panel="Running")
+    port: PositiveInt | None = setting(
+        None, "port to listen on", le=65535, chosen="the first free one from 7860 on", panel="Running"
+    )
+    browser: bool = setting(True, "open the page in the browser", panel="Running")
+
+
+class PlaygroundResult(Result):
+    """A page that was closed."""
+
+    url: str = setting(..., "address that the page had")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginCommand:
+    """What an entry point of the group `mpdit.commands` names."""
+
+    options: type[Options]
+    job: Callable[..., Result]  # (options, *, report)
+    help: str
+
+
+def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> PlaygroundResult:
+    """Serves the page until Ctrl-C.
+
+    Raises:
+        UserError: no model (`no-model`), one that cannot be sampled, or a port that is taken (`port-in-use`).
+    """
+    if not options.models:
+        raise UserError("no model is given", code="no-model", expected="a run, checkpoint or export, or several")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from mpdit_playground.page import Page
+    from mpdit_playground.session import Playground
+
+    page = Page(Playground(options))
+    try:
+        url = page.open(host=options.host, port=options.port, browser=options.browser)
+    except OSError as error:
+        where = f"{options.host}:{options.port or 7860}"
+        raise UserError(
+            f"{where} cannot be listened on: {error}", code="port-in-use", expected="a free port", remedy="--port N"
+        ) from error
+    if options.host not in LOCAL:
+        text = f"everybody who reaches {options.host} can use this page"
+        report(Warning(code="open-to-network", text=text))
+    report(Note(text=f"the page is at {url} until Ctrl-C"))
+    try:
+        threading.Event().wait()
+    except (KeyboardInterrupt, Interrupted):
+        pass  # how one leaves
+    finally:
+        page.close()
+    return PlaygroundResult(url=url)
+
+
+playground_command = PluginCommand(
+    options=PlaygroundOptions, job=playground, help="Open a local page to play with a model, or several side by side."
+)

@@ -1,0 +1,286 @@
+"""Fields of options classes and of samplers as Gradio components, so that a new option appears by itself.
+
+To show a type in another way: a line in `_component`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import gradio as gr
+
+from mpdit_core import plugins
+from mpdit_core.api import UserError
+from mpdit_core.sampling import SamplingOptions, sampling_values
+from mpdit_core.settings import parse_field, parse_value, spelling_of, validate
+from mpdit_playground.session import Playground, Request
+
+NONE = "—"  # in a list of choices
+CHOSEN = "chosen"  # classes that are picked by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A component, and how its value becomes the option's and back."""
+
+    component: Any
+    read: Callable[[Any], Any] = lambda value: value
+    show: Callable[[Any], Any] = lambda value: value
+
+
+def control(
+    name: str, kind: Any, value: Any, info: str, *, empty: str = "", read_text: Callable[[str], Any] = parse_value
+) -> Control:
+    """The control for a value of type `kind`; text that `read_text` reads, where the type has no component of its own.
+
+    Bounds are left to the option's own check, whose message says more.
+
+    Args:
+        empty: what an empty text stands for.
+    """
+    plain, optional = _plain(kind)
+    shown: dict[str, Any] = {
+        "label": label(name),
+        "info": sentence(info),
+        "elem_id": f"option-{name}",
+        "min_width": 120,
+    }
+    if get_origin(plain) is Literal:
+        choices = [*([(NONE, "")] if optional else []), *((word, word) for word in get_args(plain))]
+        made = gr.Dropdown(choices, value=value or "", **shown)
+        return Control(component=made, read=_none_if_empty, show=lambda v: v or "")
+    if plain is bool and not optional:
+        return Control(component=gr.Checkbox(value, **shown))
+    if plain in (int, float) and not optional:  # an empty gr.Number would send 0
+        made = gr.Number(value, step=1 if plain is int else 0.1, **shown)
+        return Control(component=made, read=number_of(plain))
+    made = gr.Textbox(_as_text(value), max_lines=1, placeholder=empty, **shown)
+    number = number_of(plain)
+    return Control(component=made, read=lambda t: number(read_text(t)) if t.strip() else None, show=_as_text)
+
+
+def _plain(kind: Any) -> tuple[Any, bool]:
+    """A type without None and annotations, and whether it may be None."""
+    optional = False
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        optional = type(None) in get_args(kind)
+        kind = next(k for k in get_args(kind) if k is not type(None))
+    return (get_args(kind)[0] if get_origin(kind) is typing.Annotated else kind), optional
+
+
+def label(name: str) -> str:
+    """`num_steps` → "Number of steps", `sampler.grid` → "Grid"."""
+    text = name.rpartition(".")[2].replace("_", " ")
+    text = f"number of {text.removeprefix('num ')}" if text.startswith("num ") else text
+    return text[:1].upper() + text[1:]
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def number_of(kind: Any) -> Callable[[Any], Any]:
+    """Makes whole numbers of what a browser sends for an int, and decimals for a float; leaves the rest as it is."""
+    if kind is int:
+        return lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
+    return lambda value: float(value) if kind is float and type(value) is int else value
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+    return "" if value is None else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOption:
+    """One option of a sampler. Samplers that declare it alike share the control, and so its value."""
+
+    control: Control
+    default: Any
+
+
+class SamplerControls:
+    """The options of all samplers but `num_steps`; those of the chosen sampler are visible."""
+
+    def __init__(self, playground: Playground):
+        self.options: dict[str, dict[str, SamplerOption]] = {}  # sampler → name → option
+        self.summaries: dict[str, str] = {}
+        self._alike: dict[str, SamplerOption] = {}
+        for sampler in playground.samplers:
+            try:
+                loaded = plugins.load("samplers", sampler)
+            except UserError:  # a broken plugin; `mpdit plugins` says why
+                continue
+            hints = get_type_hints(loaded)
+            fields = [f for f in dataclasses.fields(loaded) if f.init and f.name != "num_steps"]
+            self.options[sampler] = {f.name: self._option(f, hints[f.name], playground.start) for f in fields}
+            self.summaries[sampler] = (loaded.__doc__ or "").partition("\n\n")[0]
+        visible = self._of(playground.start.sampler)
+        for component in self.components:
+            component.visible = component._id in visible
+
+    def _option(self, field: dataclasses.Field, kind: Any, start: SamplingOptions) -> SamplerOption:
+        key = repr((field.name, kind, field.default, field.metadata))
+        if key not in self._alike:
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            default = None if default is dataclasses.MISSING else default
+            value = start.sampler_options.get(field.name, default)
+            made = control(f"sampler.{field.name}", kind, value, field.metadata.get("description", ""))
+            self._alike[key] = SamplerOption(control=made, default=default)
+        return self._alike[key]
+
+    @property
+    def components(self) -> list[Any]:
+        return [option.control.component for option in self._alike.values()]
+
+    def _of(self, sampler: str) -> dict[int, str]:
+        """Id of the component → name, for the options of one sampler."""
+        return {option.control.component._id: name for name, option in self.options.get(sampler, {}).items()}
+
+    def read(self, sampler: str, values: Mapping[int, Any]) -> dict[str, Any]:
+        """The options that differ from the sampler's defaults. `values`: by id of the component."""
+        options = self.options.get(sampler, {})
+        read = {name: o.control.read(values[o.control.component._id]) for name, o in options.items()}
+        return {name: value for name, value in read.items() if value != options[name].default}
+
+    def visibility(self, sampler: str) -> list[Any]:
+        """Updates of `components` that show the options of this sampler, whatever their values."""
+        visible = self._of(sampler)
+        return [gr.update(visible=component._id in visible) for component in self.components]
+
+    def updates(self, sampler: str, given: Mapping[str, Any]) -> list[Any]:
+        """Updates of `components` that show the options of this sampler with the values given, else their defaults."""
+        visible, found = self._of(sampler), []
+        for option in self._alike.values():
+            name = visible.get(option.control.component._id)
+            value = {"value": option.control.show(given.get(name, option.default))} if name else {}
+            found.append(gr.update(visible=name is not None, **value))
+        return found
+
+
+class RequestControls:
+    """All that a visitor can set: laid out where it is made, read into a `Request`, and set to one again."""
+
+    def __init__(self, playground: Playground):
+        self.playground, self.start = playground, playground.start
+        self.names = next(iter(playground.generators.values())).class_names
+        self.fields: dict[str, Control] = {}  # of SamplingOptions that have a control of their own
+        with gr.Group():
+            self._lay_out_subject()
+        with gr.Group():
+            self.sampler = gr.Dropdown(
+                playground.samplers, value=self.start.sampler, label="Sampler", elem_id="sampler", info=" "
+            )
+            with gr.Row():
+                self._add("num_steps")
+                self._add("guidance_scale")
+        with gr.Accordion("More options of sampling", open=False):
+            self.samplers = SamplerControls(playground)
+            self._lay_out_rest()
+        with gr.Accordion("Compare settings", open=False):
+            self._lay_out_comparison()
+
+    def _lay_out_subject(self) -> None:
+        """Models, classes, number of images, seed."""
+        models, which = list(self.playground.generators), self._which(self.start)
+        ids = self.playground.generators[models[0]].labels.classes if which == CHOSEN else None
+        self.models = gr.Dropdown(
+            models, value=models, multiselect=True, label="Models", visible=len(models) > 1,
+            info="Side by side, from the same noise", elem_id="models",
+        )  # fmt: skip
+        self.which = gr.Radio(
+            [("All in turn", "all"), ("Random", "random"), ("Chosen", CHOSEN)], value=which,
+            label="Classes", visible=bool(self.names), elem_id="which",
+        )  # fmt: skip
+        self.classes = gr.Dropdown(
+            [(f"{name} ({i})", i) for i, name in enumerate(self.names)], value=list(ids or ()), multiselect=True,
+            label="Chosen classes", info="Type to search; they are taken in turn", num_choices_shown=len(self.names),
+            visible=bool(self.names) and which == CHOSEN, elem_id="classes",
+        )  # fmt: skip
+        with gr.Row():
+            self.num_samples = gr.Number(
+                self.playground.options.num_samples, label="Number of images", info="In every column", step=1,
+                min_width=120, elem_id="num_samples",
+            )  # fmt: skip
+            self._add("seed")
+
+    def _lay_out_rest(self) -> None:
+        """The guide, one of the page's models, and every other option of sampling."""
+        own = {"classes", "sampler", "sampler_options", "guide", *self.fields}
+        for name, field in SamplingOptions.model_fields.items():
+            if spelling_of(field).panel == "Sampling" and name not in own:
+                self._add(name)
+        guides = list(dict.fromkeys(guide for guide in (self.start.guide, *self.playground.generators) if guide))
+        info = sentence(SamplingOptions.model_fields["guide"].description or "")
+        made = gr.Dropdown(
+            [(NONE, ""), *guides], value=self.start.guide or "", label="Guide", info=info, visible=len(guides) > 1
+        )
+        self.fields["guide"] = Control(component=made, read=_none_if_empty, show=lambda guide: guide or "")
+
+    def _lay_out_comparison(self) -> None:
+        hidden = {"guide", "sampler_options"} | (set() if self.names else {"classes"})
+        sweepable = [name for name, field in SamplingOptions.model_fields.items() if spelling_of(field).sweepable]
+        inner = dict.fromkeys(f"sampler.{name}" for options in self.samplers.options.values() for name in options)
+        self.compare = gr.Dropdown(
+            [(NONE, ""), *(name for name in sweepable if name not in hidden), *inner], value="",
+            label="Option to vary", info="One column for each value, from the same noise", elem_id="compare",
+        )  # fmt: skip
+        self.values = gr.Textbox(
+            label="Its values", info="With commas between them; with ; between pairs", placeholder="1, 1.5, 2",
+            max_lines=1, elem_id="values",
+        )  # fmt: skip
+
+    def _add(self, name: str) -> None:
+        field = SamplingOptions.model_fields[name]
+        self.fields[name] = control(
+            name, field.annotation, getattr(self.start, name), field.description or "",
+            empty=spelling_of(field).chosen, read_text=lambda text: parse_field(SamplingOptions, name, text),
+        )  # fmt: skip
+
+    @staticmethod
+    def _which(options: SamplingOptions) -> str:
+        return str(options.classes) if options.classes in ("all", "random") else CHOSEN
+
+    @property
+    def components(self) -> list[Any]:
+        """The inputs of `read` and the outputs of `updates`."""
+        own = [self.models, self.which, self.classes, self.num_samples, self.sampler, self.compare, self.values]
+        return [*own, *(field.component for field in self.fields.values()), *self.samplers.components]
+
+    def read(self, values: Sequence[Any]) -> Request:
+        """Raises `UserError` for what cannot be."""
+        by_id = {component._id: value for component, value in zip(self.components, values, strict=True)}
+        models, which, classes, number, sampler, key, texts = values[:7]
+        if which == CHOSEN and not classes:
+            raise UserError("no class is chosen", code="no-such-class", expected="one or more, or all in turn")
+        number = number_of(int)(number)
+        if not isinstance(number, int) or number < 1:
+            raise UserError(f"{number} images", code="invalid-value", expected="a whole number of at least 1")
+        given = {name: field.read(by_id[field.component._id]) for name, field in self.fields.items()}
+        given |= {
+            "classes": tuple(classes) if which == CHOSEN else which,
+            "sampler": sampler,
+            "sampler_options": self.samplers.read(sampler, by_id),
+        }
+        options = validate(SamplingOptions, sampling_values(self.start) | given, origin="options")
+        compare = f"{key}={texts or ''}" if key else ""
+        return Request(models=tuple(models), options=options, num_samples=number, compare=compare)
+
+    def updates(self, request: Request) -> list[Any]:
+        """The values of a request, in the order of `components`."""
+        options, which = request.options, self._which(request.options)
+        key, _, texts = request.compare.partition("=")
+        classes = gr.update(value=list(options.classes) if which == CHOSEN else [], visible=which == CHOSEN)
+        own = [list(request.models), which, classes, request.num_samples, options.sampler, key, texts]
+        fields = [field.show(getattr(options, name)) for name, field in self.fields.items()]
+        return [*own, *fields, *self.samplers.updates(options.sampler, options.sampler_options)]
