@@ -1,10 +1,11 @@
-"""What `eval-fid` costs beside sampler and extractor: `python benchmarks/evaluate.py [solve] [neighbours] [pass]`.
+"""What `eval-fid` costs beside sampler and extractor: `python benchmarks/evaluate.py [PART …]`. The parts are:
 
     solve        the Fréchet solve for 2,048 features against `scipy.linalg.sqrtm`, in one run
     neighbours   precision and recall of 50,000 samples against 10,000 reference images: time and peak memory
+    sums         adding a chunk of 4,096 images to the sums, and saving them: what a fixed order of addition costs
     pass         an evaluation of a tiny model by the real Inception network (random weights): where the time goes
 
-Without arguments all three, in this order: the share of a whole evaluation of 50,000 needs what the first two measured.
+Without arguments all, in this order: the share of a whole evaluation of 50,000 needs what the first two measured.
 Each writes its own file under results/.
 """
 
@@ -63,7 +64,7 @@ def solve() -> dict[str, Any]:
 
 
 def neighbours() -> dict[str, Any]:
-    """Run in a process of its own: the peak of memory is the process's."""
+    """Runs in a process of its own, whose peak of memory it reports."""
     from mpdit_core.metrics.neighbours import precision_recall
 
     draw = torch.Generator().manual_seed(0)
@@ -82,6 +83,35 @@ def neighbours() -> dict[str, Any]:
         "target_peak_gib": 4,
         "precision": precision,
         "recall": recall,
+    }
+
+
+def sums() -> dict[str, Any]:
+    from mpdit_core.api import Features
+    from mpdit_core.evaluation.progress import CHUNK_IMAGES, Layout, SavedProgress
+    from mpdit_core.metrics.accumulator import FeatureAccumulator
+
+    draw = torch.Generator().manual_seed(0)
+    pool, spatial, logits = (torch.randn(CHUNK_IMAGES, size, generator=draw) for size in (FEATURES, 2023, 1008))
+    accumulator = FeatureAccumulator(FULL, keep=range(FULL))
+    adding = []
+    for _ in range(1 + TURNS):
+        started = time.perf_counter()
+        accumulator.add(Features(pool, spatial, logits))
+        adding.append(time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as folder:
+        progress = SavedProgress(Path(folder), accumulator, Layout(FULL, 64), name="0")
+        progress.chunk = 1 + TURNS
+        started = time.perf_counter()
+        progress.save(is_main=True)
+        saving = time.perf_counter() - started
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return {
+        "images_per_chunk": CHUNK_IMAGES,
+        "seconds_per_chunk": statistics.median(adding[1:]),
+        "seconds_saving": saving,
+        "bytes_saved": size,
+        "seconds_per_50000": statistics.median(adding[1:]) * FULL / CHUNK_IMAGES,
     }
 
 
@@ -127,21 +157,21 @@ class Stopwatch:
 
 
 def one_pass(images: int) -> dict[str, Any]:
-    """Where the time goes while samples are made and measured: at a quarter of `images` and at all of them.
+    """Where the time goes while samples are generated and measured: at a quarter of `images` and at all of them.
 
-    What is spent outside sampler and extractor is so parted into what each image costs and what each evaluation does.
+    From both, the time outside sampler and extractor is divided into a part per image and a part per evaluation.
     """
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # a tiny model, and weights for Inception
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))  # a tiny model, and weights for Inception
     from inception_helpers import write_random_weights  # pyright: ignore[reportMissingImports]
     from sample_helpers import write_model  # pyright: ignore[reportMissingImports]
 
-    from mpdit_core.evaluation import job
-    from mpdit_core.sampling.generator import Generation
+    from mpdit_core.evaluation import EvaluateOptions, collecting, evaluate, job
+    from mpdit_core.sampling import Generator
 
     watch = Stopwatch()
-    job.extract = watch.function("extractor", job.extract)
-    Generation.batches = watch.generator("sampler", Generation.batches)
-    job.measure = watch.function("figures", job.measure)
+    collecting.extract = watch.function("extractor", collecting.extract)
+    Generator.batches = watch.generator("sampler", Generator.batches)
+    job.compute_metrics = watch.function("figures", job.compute_metrics)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MPDIT_CACHE"] = str(folder / "cache")
@@ -150,31 +180,31 @@ def one_pass(images: int) -> dict[str, Any]:
         np.savez(folder / "reference.npz", arr_0=pictures)
         weights = str(write_random_weights(folder / "weights.pth"))
         runs = []
-        for count in (images // 4, images):
-            options = job.EvaluateOptions(
-                reference=str(folder / "reference.npz"), num_samples=count, weights=weights, force=True
-            )
+        for count in (8, images // 4, images):  # the first measures the reference
+            options = EvaluateOptions(
+                what=str(folder / "model"), reference=str(folder / "reference.npz"), num_samples=count,
+                weights=weights, num_steps=50, out=folder / "evals", force=True, device="cpu",
+            )  # fmt: skip
             watch.begin()
-            sampling = job.SampleOptions(num_steps=50)
-            list(job.evaluate(str(folder / "model"), options, sampling, out=folder / "evals", device="cpu"))
+            evaluate(options)
             runs.append(watch.end())
-    few, many = runs
-    an_image = (many["rest"] - few["rest"]) / (images - images // 4)
+    _, few, many = runs
+    per_image = (many["rest"] - few["rest"]) / (images - images // 4)
     return {
         "model": "tiny, 16 px, 50 steps",
         "images": images,
         **{f"seconds_{part}": seconds for part, seconds in many.items()},
         "share_of_pass_outside": many["rest"] / (many["rest"] + many["sampler"] + many["extractor"]),
         "target_share_outside": 0.05,
-        "rest_seconds_an_image": an_image,
-        "rest_seconds_an_evaluation": many["rest"] - an_image * images,
+        "rest_seconds_per_image": per_image,
+        "rest_seconds_per_evaluation": many["rest"] - per_image * images,
     }
 
 
 def share_of_full(one: dict[str, Any], solved: dict[str, Any], near: dict[str, Any]) -> float:
-    """Of an evaluation of 50,000: the pass as measured, two solves, and precision and recall against 10,000."""
+    """The share in an evaluation of 50,000: the pass as measured, two solves, precision and recall against 10,000."""
     inside = (one["seconds_sampler"] + one["seconds_extractor"]) / one["images"] * FULL
-    rest = one["rest_seconds_an_image"] * FULL + one["rest_seconds_an_evaluation"]
+    rest = one["rest_seconds_per_image"] * FULL + one["rest_seconds_per_evaluation"]
     outside = rest + 2 * solved["seconds_symmetric"] + near["seconds"]
     return outside / (inside + outside)
 
@@ -194,20 +224,21 @@ def newest(part: str) -> dict[str, Any]:
     return json.loads(found[-1].read_text(encoding="utf-8"))
 
 
-NAMES = {"solve": "evaluate", "neighbours": "evaluate-neighbours", "pass": "evaluate-pass"}
+NAMES = {"solve": "evaluate", "neighbours": "evaluate-neighbours", "sums": "evaluate-sums", "pass": "evaluate-pass"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*NAMES, []], help="what to measure; default: all")
-    parser.add_argument("--images", type=int, default=512, help="of the pass")
+    parser.add_argument("--images", type=int, default=512, help="number of images in the pass")
     arguments = parser.parse_args()
     if len(arguments.parts) != 1:
         for part in arguments.parts or NAMES:
             in_its_own_process(part)
         return
     (part,) = arguments.parts
-    data = {"solve": solve, "neighbours": neighbours, "pass": lambda: one_pass(arguments.images)}[part]()
+    parts = {"solve": solve, "neighbours": neighbours, "sums": sums, "pass": lambda: one_pass(arguments.images)}
+    data = parts[part]()
     if part == "pass":
         data["share_of_50000_outside"] = share_of_full(data, newest("solve"), newest("neighbours"))
     print(write_result(NAMES[part], data), data)

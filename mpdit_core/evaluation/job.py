@@ -90,8 +90,8 @@ def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> E
                 warnings.add(warning.code, warning.text)
         else:
             _warn_of_inputs(options, subject, extractor, count, warnings)
-            measuring = _Measuring(options, subject, extractor, plan, protocol, path, device, world, warnings)
-            record = measuring.run(task)
+            measuring = _Measuring(options, subject, extractor, plan, protocol, path, world, warnings)
+            record = measuring.run(task, device)
     report(Saved(what="record", path=path))
     return record
 
@@ -106,19 +106,18 @@ class _Measuring:
     plan: Plan
     protocol: Protocol
     path: Path
-    device: torch.device
     world: World
     warnings: WarningList
 
-    def run(self, task: str) -> EvaluationRecord:
+    def run(self, task: str, device: torch.device) -> EvaluationRecord:
         started = time.monotonic()
-        blocks = self._blocks()
+        blocks = self._blocks(device)
         rows = needs_rows(self.options)
         reference = measure_reference(
-            self.plan, self.extractor, device=self.device, world=self.world, report=self.warnings.report, rows=rows
+            self.plan, self.extractor, device=device, world=self.world, report=self.warnings.report, rows=rows
         )
         count, partial = self.protocol.count, self.path.with_suffix(".partial")
-        accumulator = FeatureAccumulator(count, keep=range(count if rows else 0), device=self.device)
+        accumulator = FeatureAccumulator(count, keep=range(count if rows else 0), device=device)
         with locked(partial) if self.world.is_main else nullcontext():
             collector = Collector(
                 blocks=blocks,
@@ -149,11 +148,11 @@ class _Measuring:
         assert record is not None
         return record
 
-    def _blocks(self) -> Blocks:
+    def _blocks(self, device: torch.device) -> Blocks:
         if self.subject.images is not None:
             return FinishedBlocks(self.subject.images, self.protocol.count)
         assert self.subject.model is not None
-        generator = Generator(self.subject.model, self.options, device=self.device, num_samples=self.protocol.count)
+        generator = Generator(self.subject.model, self.options, device=device, num_samples=self.protocol.count)
         return SampledBlocks(generator, keep=self.path.with_suffix("") if self.options.keep_samples else None)
 
     def _protocol_with(self, nfe: float) -> Protocol:
@@ -197,7 +196,7 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
             f"{source} holds no images", code="no-images", expected="a folder, a data set or latents, or arr_0"
         )
     with process_group(device) as world:
-        own = Plan(plan.images, None, plan.cache, plan.name, plan.resolution, plan.count)
+        own = Plan(plan.images, None, plan.cache, plan.name)
         reference = measure_reference(own, extractor, device=device, world=world, report=report)
         if world.is_main:
             write_npz(out, reference, own, extractor)

@@ -73,8 +73,11 @@ class Plan:
     stored: Path | None  # an ADM-style npz with mu and sigma
     cache: Path
     name: str
-    resolution: int | None
-    count: int | None
+
+    @property
+    def count(self) -> int | None:
+        """Number of images, where it is known without measuring."""
+        return self.images.count if self.images else None
 
     def fingerprint(self) -> str:
         """Changes with the reference's content: its pictures, and its stored statistics."""
@@ -107,7 +110,7 @@ def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtr
         )
     images = FolderImages(path, resolution) if path.is_dir() else DatasetImages(open_source(given), resolution, given)
     _refuse_enlarging(images, given)
-    return Plan(images, None, _cache_folder() / STORE, given, resolution, images.count)
+    return Plan(images, None, _cache_folder() / STORE, given)
 
 
 def _refuse_enlarging(images: FolderImages | DatasetImages, given: str) -> None:
@@ -143,7 +146,7 @@ def _plan_latents(path: Path, resolution: int | None) -> Plan:
         ) from error
     skipped = frozenset(item.key for item in manifest.skipped)
     images = DatasetImages(dataset, manifest.plan.resolution, source.given, skipped)
-    return Plan(images, None, path / STORE, source.given, manifest.plan.resolution, images.count)
+    return Plan(images, None, path / STORE, source.given)
 
 
 def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) -> Plan:
@@ -172,15 +175,14 @@ def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) 
                     f"{path} holds statistics of {features} features; these features are {extractor.name}",
                     code="other-features",
                     expected=f"a reference with images, or statistics of {features_name(extractor)}",
-                    remedy=f"mpdit eval-fid --features {extractor.name} --make-reference OUT.npz SOURCE",
+                    remedy=f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz",
                 )
             stored = None
         if stored is not None:
             _check_stored(path, names)
     if images is not None and resolution is not None and images.resolution != resolution:
         raise _other_resolution(path, images.resolution, resolution)
-    size = images.resolution if images else None
-    return Plan(images, stored, _cache_folder() / STORE, str(path), size, images.count if images else None)
+    return Plan(images, stored, _cache_folder() / STORE, str(path))
 
 
 def _check_stored(path: Path, names: set[str]) -> None:
@@ -208,7 +210,7 @@ def check_size(plan: Plan, extractor: FeatureExtractor, device: torch.device) ->
                 f"{plan.stored}: {name} has {size} features; {extractor.name} computes {rows.shape[1]}",
                 code="other-features",
                 expected="statistics of the same features",
-                remedy="a reference made with these features: mpdit eval-fid --make-reference OUT.npz SOURCE",
+                remedy="a reference made with these features: mpdit eval-fid SOURCE --make-reference OUT.npz",
             )
 
 

@@ -1,171 +1,237 @@
-"""`eval-fid` over two processes, and going on after kills."""
+"""Evaluations over two processes, killed, stopped and resumed: the same bits in every history."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import socket
-import time
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mpdit_core.evaluation.accumulator import Tally
+from eval_helpers import enter_folder, pictures
+from launch import fork_group, run, wait_until
+from safetensors.torch import load_file
 from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.api import Features
+from mpdit_core.errors import Interrupted
+from mpdit_core.evaluation import EvaluationRecord
+from mpdit_core.evaluation.collecting import Collector, ImageBlock
+from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.metrics.features import extract
+from mpdit_core.reporting import Progress, silent
 from mpdit_core.runtime.distributed import World, process_group
 
 FORK = multiprocessing.get_context("fork")  # children need not import torch again
 CPU = torch.device("cpu")
+COUNT, BLOCK = 90, 7
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPDIT_CACHE", str(tmp_path / "cache"))
+    enter_folder(tmp_path, monkeypatch)
     for name, count in (("a", 150), ("b", 140)):
-        draw = np.random.RandomState(count)
-        np.savez(f"{name}.npz", arr_0=draw.randint(0, 256, (count, 16, 16, 3)).astype(np.uint8))
+        np.savez(f"{name}.npz", arr_0=pictures(count, seed=count))
     return tmp_path
 
 
-def in_two_processes(work) -> None:
-    """`work(rank)` in two forked processes of one gloo group."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-
-    def enter(rank: int) -> None:
-        torch.set_num_threads(1)
-        os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="localhost")
-        os.environ["MASTER_PORT"] = str(port)
-        work(rank)
-
-    children = [FORK.Process(target=enter, args=(rank,)) for rank in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-        assert child.exitcode == 0
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch) -> Iterator[None]:
+    """Several chunks in few images, and one thread, as the processes of a group have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr("mpdit_core.evaluation.progress.CHUNK_IMAGES", 32)
+    yield
+    torch.set_num_threads(threads)
 
 
-def features(indices: list[int]) -> Features:
-    """Features of numbered images: 12 pool features far from nought, 5 spatial ones, 4 classes."""
-    rows = [np.random.RandomState(i).randn(21) for i in indices]
-    x = torch.from_numpy(np.stack(rows)).float()
-    return Features(x[:, :12] + 50, x[:, 12:17], x[:, 17:])
+class Numbers:
+    """Images that hold their number; `read` calls `watch` with each block's."""
+
+    count, size = COUNT, BLOCK
+
+    def __init__(self, watch=lambda number: None):
+        self.watch = watch
+
+    def read(self, numbers):
+        for number in numbers:
+            self.watch(number)
+            indices = torch.arange(number * BLOCK, min((number + 1) * BLOCK, COUNT))
+            yield ImageBlock(number, indices.view(-1, 1, 1, 1).expand(-1, 3, 1, 1).to(torch.uint8), nfe=number)
 
 
-def figures(tally: Tally) -> dict[str, torch.Tensor]:
-    pool, spatial, score = tally.gaussian(), tally.spatial_gaussian(), tally.score_of_logits()
-    assert spatial is not None
-    assert score is not None
-    return {
-        "pool": pool.covariance, "mean": pool.mean, "spatial": spatial.covariance, "rows": tally.kept_rows(),
-        "score": torch.tensor(score.value, dtype=torch.float64), "count": torch.tensor(float(pool.count)),
-    }  # fmt: skip
+class FeaturesOfNumbers:
+    name = "numbers"
+
+    def __call__(self, images: torch.Tensor) -> Features:
+        rows = [np.random.RandomState(int(image[0, 0, 0])).randn(21) for image in images]
+        x = torch.from_numpy(np.stack(rows)).float()
+        return Features(x[:, :12] + 50, x[:, 12:17], x[:, 17:])
+
+    def load(self, device: torch.device) -> None: ...
+
+    def fingerprint(self) -> str:
+        return "numbers"
 
 
-def measured_alone(count: int) -> dict[str, torch.Tensor]:
-    tally = Tally(count, keep=range(count), device=CPU, folder=None)
-    tally.add(range(count), features(list(range(count))))
-    tally.finish(World())
-    return figures(tally)
+def collect(folder: Path, *, world: World | None = None, blocks: Any = None, report=silent) -> dict[str, torch.Tensor]:
+    """The state of the accumulator at the end, and the evaluations spent."""
+    accumulator = FeatureAccumulator(COUNT, keep=range(COUNT))
+    collector = Collector(
+        blocks=blocks or Numbers(),
+        extractor=FeaturesOfNumbers(),
+        accumulator=accumulator,
+        folder=folder,
+        world=world or World(),
+        report=report,
+        task="evaluate",
+    )
+    nfe = collector.run()
+    return accumulator.state() | {"nfe": torch.tensor(nfe)}
 
 
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.allclose(found[name], value, rtol=1e-10, atol=1e-10), name
+        assert torch.equal(found[name], value), name
 
 
-def test_two_processes_with_uneven_counts_give_the_same_statistics(tmp_path):
+def test_two_processes_give_the_same_bits_as_one(tmp_path):
     def work(rank: int) -> None:
         with process_group(CPU) as world:
-            tally = Tally(90, keep=range(90), device=CPU, folder=tmp_path / "p")
-            world.barrier()
-            mine = list(range(17)) if rank == 0 else list(range(17, 90))
-            tally.add(mine, features(mine))
-            tally.finish(world)
-            torch.save(figures(tally), tmp_path / f"{rank}.pt")
+            torch.save(collect(tmp_path / "two", world=world), tmp_path / f"{rank}.pt")
 
-    in_two_processes(work)
+    fork_group(work)
+    expected = collect(tmp_path / "one")
     for rank in range(2):
-        assert_equal(torch.load(tmp_path / f"{rank}.pt"), measured_alone(90))
+        assert_same_bits(torch.load(tmp_path / f"{rank}.pt"), expected)
 
 
-def test_killed_after_the_processes_were_summed_nothing_is_counted_twice(tmp_path):
+@pytest.mark.parametrize("stops", [(0,), (3, 4), (1, 5, 9), (12,)])
+def test_stopped_anywhere_and_resumed_gives_the_same_bits(tmp_path, stops):
+    """A signal comes while block `stop` is read: that block is finished, saved, and not read again."""
+    read: list[int] = []
+
+    for stop in stops:
+
+        def interrupt(number: int, stop: int = stop) -> None:
+            read.append(number)
+            if number == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(Interrupted) as caught:
+            collect(tmp_path / "p", blocks=Numbers(interrupt))
+        assert caught.value.signum == signal.SIGTERM
+    resumed = collect(tmp_path / "p", blocks=Numbers(read.append))
+    assert sorted(read) == list(range(13))  # every block once
+    assert_same_bits(resumed, collect(tmp_path / "whole"))
+
+
+def test_stopped_in_two_processes_and_resumed_in_one_gives_the_same_bits(tmp_path):
+    """One of them alone is told to stop, in the second chunk; both save what they have."""
+
     def work(rank: int) -> None:
-        with process_group(CPU) as world:
-            tally = Tally(90, keep=range(90), device=CPU, folder=tmp_path / "p")
-            world.barrier()
-            mine = list(range(rank * 40, 40 + rank * 30))  # 20 are left
-            tally.add(mine, features(mine))
-            with pytest.raises(ValueError, match="20 of 90 images were not measured"):
-                tally.finish(world)  # as a kill here would, it leaves the folder as it is
+        def interrupt(number: int) -> None:
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    in_two_processes(work)
-    tally = Tally(90, keep=range(90), device=CPU, folder=tmp_path / "p")
-    todo = tally.todo(range(90))
-    assert todo == list(range(70, 90))
-    tally.add(todo, features(todo))
-    tally.finish(World())
-    assert_equal(figures(tally), measured_alone(90))
+        with process_group(CPU) as world, pytest.raises(Interrupted):
+            collect(tmp_path / "p", world=world, blocks=Numbers(interrupt))
+
+    fork_group(work)
+    read: list[int] = []
+    resumed = collect(tmp_path / "p", blocks=Numbers(read.append))
+    assert read
+    assert min(read) > 3  # the first chunk is in the sums
+    assert_same_bits(resumed, collect(tmp_path / "whole"))
 
 
-def evaluate(out: str, *more: str) -> dict:
-    arguments = ["eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits", "--out", out, *more]
-    assert main([*arguments, "--metrics", "fid,precision,recall,kid", "--device", "cpu", "--quiet"]) == 0
-    return json.loads(next(Path(out).glob("*.json")).read_text())["metrics"]
+def test_killed_anywhere_nothing_is_counted_twice(tmp_path, monkeypatch):
+    """SIGKILL after every save there is, one after the other."""
+    monkeypatch.setattr("mpdit_core.evaluation.progress.SECONDS_BETWEEN_SAVES", 0.0)
+    folder = tmp_path / "p"
+    for kills in range(14):
+
+        def kill(event, most=kills) -> None:
+            if isinstance(event, Progress) and event.done >= min((most + 1) * BLOCK, COUNT):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        child = FORK.Process(target=collect, args=(folder,), kwargs={"report": kill})
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+    assert_same_bits(collect(folder), collect(tmp_path / "whole"))
+
+
+def test_files_of_another_layout_are_not_taken_up(tmp_path, monkeypatch):
+    def interrupt(number: int) -> None:
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        collect(tmp_path / "p", blocks=Numbers(interrupt))
+    assert load_file(tmp_path / "p" / "state.safetensors")["done"] == 4 * BLOCK
+    monkeypatch.setattr("mpdit_core.evaluation.progress.FORMAT", 99)
+    assert_same_bits(collect(tmp_path / "p"), collect(tmp_path / "whole"))
+
+
+def arguments(out: str, *more: str) -> list[str]:
+    return ["eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits", "--out", out, "--metrics",
+            "fid,precision,recall,kid", "--device", "cpu", "--quiet", *more]  # fmt: skip
+
+
+def record(out: str) -> EvaluationRecord:
+    (path,) = Path(out).glob("*.json")
+    return EvaluationRecord.read(path)
 
 
 def test_an_evaluation_by_two_processes_is_that_of_one(here, monkeypatch):
-    in_two_processes(lambda _rank: evaluate("two"))
+    fork_group(lambda _rank: main(arguments("two")))
     monkeypatch.setenv("MPDIT_CACHE", str(here / "other"))
-    one = evaluate("one")
-    two = json.loads(next(Path("two").glob("*.json")).read_text())["metrics"]
-    assert len(list(Path("two").iterdir())) == 1
-    assert two == pytest.approx(one, rel=1e-6)  # the roots of eigenvalues that should be nought differ
-    assert [two[k] for k in ("precision", "recall")] == [one[k] for k in ("precision", "recall")]
+    assert main(arguments("one")) == 0
+    assert [path.suffix for path in Path("two").iterdir()] == [".json"]
+    assert record("two").metrics == record("one").metrics
 
 
 MODEL = ("eval-fid", "m", "--reference", "digits", "--features", "digits", "--num-samples", "120", "--num-steps", "1",
          "--batch-size", "5", "--metrics", "fid,is,precision,recall", "--device", "cpu", "--quiet")  # fmt: skip
 
 
-def test_killed_while_it_samples_a_model_it_goes_on(here, capsys, monkeypatch):
+def test_killed_while_it_samples_a_model_it_resumes(here, monkeypatch):
     write_model(here / "m")
     assert main([*MODEL, "--num-samples", "9", "--out", "warm"]) == 0  # so that the reference is measured
-    saves = "mpdit_core.evaluation.accumulator.SECONDS_BETWEEN_SAVES"
-    for kills in range(1, 3):
-        monkeypatch.setattr(saves, 0.0)  # the child saves after every batch
+    saves = "mpdit_core.evaluation.progress.SECONDS_BETWEEN_SAVES"
+    monkeypatch.setattr(saves, 0.0)  # the child saves after every block
+    for pattern in ("*.partial/features-*", "*.partial/state*"):
         child = FORK.Process(target=main, args=([*MODEL, "--out", "killed"],))
         child.start()
-        until = time.monotonic() + 60
-        while len(list(Path("killed").glob("*.partial/segment-*"))) < kills:
-            assert time.monotonic() < until
-            time.sleep(0.002)
+        wait_until(lambda pattern=pattern: list(Path("killed").glob(pattern)))
         child.kill()
         child.join()
         assert not list(Path("killed").glob("*.json")), "it came to its end: make it longer"
     monkeypatch.setattr(saves, 60.0)
-    capsys.readouterr()
-    assert main([*MODEL, "--out", "killed", "--json"]) == 0
-    assert "going on" in capsys.readouterr().out
+    outcome = run(*MODEL[:-1], "--out", "killed", "--json")
+    assert any("resuming" in event.get("text", "") for event in outcome.events)
     assert main([*MODEL, "--out", "straight"]) == 0
-    found, expected = (json.loads(next(Path(f).glob("*.json")).read_text()) for f in ("killed", "straight"))
-    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-6)
+    assert record("killed").metrics == record("straight").metrics
+    assert record("killed").sampling == record("straight").sampling
     assert not list(Path("killed").glob("*.partial"))
 
 
-def test_interrupted_it_prints_the_command_that_goes_on(here, capsys, monkeypatch):
-    def interrupt(*_args, **_options):
-        raise KeyboardInterrupt
+def test_stopped_it_exits_with_the_signal_and_resumes(here, monkeypatch):
+    def stopping(*given: Any, **more: Any) -> Features:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return extract(*given, **more)
 
-    monkeypatch.setattr("mpdit_core.evaluation.job.extract", interrupt)
-    monkeypatch.setattr("sys.argv", ["mpdit", "eval-fid", "a.npz", "--reference", "b.npz"])
-    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--features", "digits", "--device", "cpu"]) == 130
-    assert "To go on: mpdit eval-fid a.npz --reference b.npz" in "".join(capsys.readouterr())
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr("mpdit_core.evaluation.collecting.extract", stopping)
+        outcome = run(*arguments("out")[:-1])
+    signal.signal(signal.SIGTERM, before)
+    assert outcome.code == 128 + signal.SIGTERM
+    assert main(arguments("out")) == 0

@@ -26,8 +26,9 @@ RULE = "bicubic 224 as PIL, clipped, ImageNet mean and std, positions by DINOv2'
 
 @dataclass
 class DINOv2:
-    """DINOv2 ViT/14. `pool` [B, 1024] of the large one (small 384, base 768, giant 1536), float32."""
+    """DINOv2 ViT/14: `pool` [B, 1024] for the large network (small 384, base 768, giant 1536), float32."""
 
+    plugin_api: ClassVar[int] = 2
     name: ClassVar[str] = "dinov2"
 
     size: str = option("large", "small, base, large or giant; FD-DINOv2 as published is large")
@@ -36,7 +37,7 @@ class DINOv2:
 
     def __post_init__(self) -> None:
         if self.size not in LETTERS:
-            raise UserError(f"size {self.size!r}", expected=", ".join(LETTERS))
+            raise UserError(f"size {self.size!r}", code="invalid-value", expected=", ".join(LETTERS))
 
     def load(self, device: torch.device) -> None:
         """Raises `UserError`: no weights, or weights of something else."""
@@ -45,7 +46,7 @@ class DINOv2:
         network = timm.create_model(
             f"vit_{self.size}_patch14_dinov2", num_classes=0, img_size=SIDE, global_pool="token", pretrained=False
         )
-        state.pop("mask_token", None)  # of the training by masking; the authors' file has it, timm's has not
+        state.pop("mask_token", None)  # used by the training with masks; the authors' file has it, timm's does not
         try:
             state["pos_embed"] = resize_positions(state["pos_embed"])
             network.load_state_dict(state)
@@ -53,6 +54,7 @@ class DINOv2:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{path} does not hold DINOv2's {self.size} network: {reason}",
+                code="wrong-weights",
                 expected=f"{self._file} of the authors, or model.safetensors of {self._repository}",
                 remedy="another size: --set features.size=" + "|".join(LETTERS),
             ) from error
@@ -87,7 +89,8 @@ class DINOv2:
             return Path(hf_hub_download(self._repository, "model.safetensors"))
         except Exception as error:  # offline machines fail in many ways: DNS, proxies, certificates, offline mode
             raise UserError(
-                f"the weights of DINOv2 are neither at {cached} nor to be had from the Hub: {type(error).__name__}",
+                f"the weights of DINOv2 are not at {cached} and cannot be downloaded: {type(error).__name__}",
+                code="no-weights",
                 expected=f"{self._file}, or model.safetensors of {self._repository}",
                 remedy=f"on a machine with a connection: hf download {self._repository} model.safetensors; "
                 "then --set features.weights=FILE",
@@ -95,10 +98,10 @@ class DINOv2:
 
 
 def resize_positions(table: Tensor) -> Tensor:
-    """Position embeddings [1, 1 + n², F] of an n × n grid, for this one of 16 × 16: [1, 257, F].
+    """Position embeddings [1, 1 + n², F] of an n × n grid, interpolated to 16 × 16: [1, 257, F].
 
-    As DINOv2 does it (bicubic, no antialiasing, by a factor with 0.1 of a patch added), which its published features
-    were made with. Raises `ValueError`: not a square grid and a class token.
+    The rule is DINOv2's, which its published features were computed with: bicubic, no antialiasing, scaled by a factor
+    with 0.1 of a patch added. Raises `ValueError`: not a square grid and a class token.
     """
     n = math.isqrt(table.shape[1] - 1)
     if table.ndim != 3 or n * n + 1 != table.shape[1]:
@@ -117,13 +120,16 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file", expected="a .pth or .safetensors file") from error
+        raise UserError(
+            f"{path}: there is no such file", code="no-such-file", expected="a .pth or .safetensors file"
+        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is not readable as weights: {reason}",
+            code="damaged-file",
             expected="a state dict saved by torch, or a .safetensors file",
-            remedy="it may be truncated: delete it and fetch it again",
+            remedy="it may be truncated: delete it and download it again",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""DINOv2 with random weights of the real shapes: against the network written out and PIL; what users are told."""
+"""DINOv2 with random weights of the real shapes: against the network written out and PIL; mistakes of users."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from mpdit_core.api import UserError
 from mpdit_core.testing import check_features
 
-WIDTH, HEADS, DEPTH = 384, 6, 12  # of the small one
+WIDTH, HEADS, DEPTH = 384, 6, 12  # the small network
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
-    """As the authors' file of the small network: a 37 × 37 grid, a mask token, no head; every tensor random."""
+    """Like the authors' file for the small network: a 37 × 37 grid, a mask token, no head; every tensor random."""
     torch.manual_seed(0)
     network = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518, pretrained=False)
     tensors = {name: 0.05 * torch.randn_like(v) for name, v in network.state_dict().items()}
@@ -86,7 +86,7 @@ def test_equals_the_network_written_out_on_pictures_resized_by_pil(
 
 
 def test_positions_are_taken_where_dinov2_takes_them():
-    """Of a ramp, interpolation gives the sampled coordinate, (i + 0.5) 37 / 16.1 - 0.5, to 0.06 (37 / 16: 0.2 off)."""
+    """A ramp shows where it is sampled: at (i + 0.5) 37 / 16.1 - 0.5, within 0.06 (37 / 16 would be 0.2 off)."""
     ramp = torch.arange(37.0).repeat(37, 1)  # grows along the columns
     table = torch.cat([torch.zeros(1, 1, 1), ramp.flatten().view(1, -1, 1)], 1)
     grid = resize_positions(table)[0, 1:, 0].view(GRID, GRID)
@@ -106,23 +106,23 @@ def test_reads_timms_safetensors_alike_and_the_fingerprint_follows_the_weights(
     assert a.fingerprint() == loaded(weights).fingerprint() != b.fingerprint()
 
 
-def test_what_is_wrong_is_said(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def message(**options: str) -> str:
+def test_every_mistake_has_its_code(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def code(**options: str) -> str:
         with pytest.raises(UserError) as caught:
             DINOv2(**options).load(torch.device("cpu"))
-        return str(caught.value)
+        return caught.value.code
 
     torn = tmp_path / "torn.pth"
     torn.write_bytes(weights.read_bytes()[:10_000])
     other = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, other)
-    assert "'huge'" in message(size="huge")
-    assert "no such file" in message(weights=str(tmp_path / "none.pth"))
-    assert "not readable as weights" in message(weights=str(torn))
-    assert "does not hold DINOv2's large network" in message(weights=str(weights))  # the small one's
-    assert "does not hold DINOv2's large network" in message(weights=str(other))
+    assert code(size="huge") == "invalid-value"
+    assert code(weights=str(tmp_path / "none.pth")) == "no-such-file"
+    assert code(weights=str(torn)) == "damaged-file"
+    assert code(weights=str(weights)) == "wrong-weights"  # the small network's, for the large one
+    assert code(weights=str(other)) == "wrong-weights"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert "nor to be had from the Hub" in message()
+    assert code() == "no-weights"

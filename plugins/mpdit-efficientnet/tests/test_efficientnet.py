@@ -1,4 +1,4 @@
-"""The extractor keeps the contract, and its distance grows with what is done to the pictures."""
+"""The extractor keeps the contract, and its distance grows with the damage to the images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_keeps_the_contract():
 
 
 def scenes(seed: int) -> list[Image.Image]:
-    """Pictures made like photographs: a sky of soft clouds, a ground, and things of many colours in front, lit."""
+    """Images drawn like photographs: a sky of soft clouds, a ground, and shapes of many colours in front."""
     random = np.random.default_rng(seed)
     pictures = []
     for _ in range(COUNT):
@@ -46,7 +46,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def distances() -> dict[str, float]:
-    """Of other pictures of the kind, and of what was done to them, from the same reference."""
+    """Distance from one reference to other images of its kind, intact and damaged."""
     extractor = EfficientNet()
     extractor.load(torch.device("cpu"))
     random = np.random.default_rng(7)
@@ -71,7 +71,7 @@ def distances() -> dict[str, float]:
 @pytest.mark.parametrize(
     "order", ["clean < light noise < strong noise", "clean < light blur < strong blur", "clean < collapse"]
 )
-def test_the_distance_grows_with_what_is_done_to_the_pictures(distances: dict[str, float], order: str):
+def test_the_distance_grows_with_the_damage(distances: dict[str, float], order: str):
     values = [distances[name] for name in order.split(" < ")]
     assert values == sorted(values), distances
     assert values[-1] > 1.2 * values[0], distances

@@ -1,4 +1,4 @@
-"""Evaluations from Python and as a user types them: the real extractor with random weights, digits, and every mistake."""
+"""Evaluations from Python and as a user types them: the real extractor with random weights, digits, every mistake."""
 
 from __future__ import annotations
 
@@ -166,13 +166,12 @@ def test_a_changed_folder_is_measured_again(here):
 
 
 def test_a_reference_stored_by_another_version_is_measured_again(here, monkeypatch):
-    monkeypatch.setattr("mpdit_core.evaluation.reference.FORMAT", "1")
-    expected = measured().metrics
+    with monkeypatch.context() as patch:
+        patch.setattr("mpdit_core.evaluation.reference.FORMAT", "1")
+        expected = measured().metrics
     (stored,) = (here / "cache").rglob("*.safetensors")
     poisoned = {name: tensor + 1 for name, tensor in load_file(stored).items()}
     save_file(poisoned, stored)
-    monkeypatch.undo()
-    enter_folder(here, monkeypatch)
     assert measured(force=True).metrics == expected
 
 

@@ -70,7 +70,9 @@ def test_a_record_is_read_as_it_was_written(here):
     assert not record.path.name.startswith(".")
 
 
-@pytest.mark.parametrize(("change", "code"), [({"format": 2}, "unknown-format"), ({"metrics": "none"}, "invalid-value")])
+@pytest.mark.parametrize(
+    ("change", "code"), [({"format": 2}, "unknown-format"), ({"metrics": "none"}, "invalid-value")]
+)
 def test_a_record_of_another_version_or_damaged_is_refused(here, change, code):
     path = distance().path
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

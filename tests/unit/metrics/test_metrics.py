@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from mpdit_core.evaluation.accumulator import Tally
 from scipy.spatial.distance import cdist
 
 from mpdit_core.api import Features
 from mpdit_core.errors import UserError
+from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.neighbours import precision_recall
 from mpdit_core.metrics.scores import InceptionScore, frechet_distance, kernel_distance
 from mpdit_core.metrics.statistics import Gaussian, RunningStatistics, statistics_of
-from mpdit_core.runtime.distributed import World
-
-CPU = torch.device("cpu")
 
 
 def digit_features(count: int = 600) -> torch.Tensor:
@@ -53,9 +50,9 @@ def brute_force(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> tuple
 @pytest.mark.parametrize("batch", [1, 7, 512, 1000])
 def test_streamed_statistics_are_those_of_numpy(batch: int):
     x = rows(1000, 40, 0) + 100
-    running = RunningStatistics(40)
+    running = RunningStatistics.empty(40)
     for part in x.split(batch):
-        running.add(part)
+        running = running.plus(part)
     gaussian = running.gaussian()
     expected = np.cov(x.double().numpy(), rowvar=False)
     assert np.abs(gaussian.covariance.numpy() - expected).max() < 1e-12 * np.abs(expected).max()
@@ -63,9 +60,9 @@ def test_streamed_statistics_are_those_of_numpy(batch: int):
 
 
 def test_statistics_refuse_what_would_poison_them():
-    running = RunningStatistics(3)
+    running = RunningStatistics.empty(3)
     with pytest.raises(ValueError, match="NaN"):
-        running.add(torch.tensor([[1.0, float("nan"), 0.0]]))
+        running.plus(torch.tensor([[1.0, float("nan"), 0.0]]))
     with pytest.raises(ValueError, match="no covariance"):
         running.gaussian()
 
@@ -79,7 +76,7 @@ def test_frechet_is_adms_with_more_rows_than_features():
 @pytest.mark.filterwarnings("ignore:Matrix is singular")  # that is the point
 @pytest.mark.parametrize(("counts", "relative", "absolute"), [((900, 800), 1e-6, 0), ((40, 50), 0, 1e-3)])
 def test_frechet_of_real_features_is_adms(counts: tuple[int, int], relative: float, absolute: float):
-    """Pixels of scans: some are always nought, so that the covariance is singular with many rows too."""
+    """Pixels of scans: some are always zero, so that the covariance is singular with many rows too."""
     both = digit_features(sum(counts))
     x, y = both[: counts[0]], both[counts[0] :]
     assert torch.linalg.matrix_rank(statistics_of(x).covariance) < 64
@@ -107,7 +104,7 @@ def test_frechet_of_few_rows_agrees_by_all_three_ways():
 
 
 @pytest.mark.parametrize("count", [40, 500])
-def test_distance_to_itself_is_nought(count: int):
+def test_distance_to_itself_is_zero(count: int):
     gaussian = statistics_of(rows(count, 96, 5))
     assert abs(frechet_distance(gaussian, gaussian)) < 1e-5
 
@@ -121,9 +118,9 @@ def test_scaled_covariance_has_a_closed_form():
 def test_inception_score_in_chunks_of_5000_in_any_order():
     logits = torch.randn(12_000, 20, generator=torch.Generator().manual_seed(0)) * 3
     logits[0, 0], logits[1, 1] = 70, -70
-    score = InceptionScore(12_000, 20)
+    score = InceptionScore.empty(12_000, 20)
     for part in torch.randperm(12_000, generator=torch.Generator().manual_seed(1)).split(777):
-        score.add(part, logits[part])
+        score = score.plus(part, logits[part])
     x = logits.double().numpy()
     p = np.exp(x - x.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -152,8 +149,9 @@ def test_collapsed_samples_have_precision_and_no_recall():
 
 
 def test_too_few_for_neighbours():
-    with pytest.raises(UserError, match="more than 3"):
+    with pytest.raises(UserError) as caught:
         precision_recall(torch.randn(3, 4), torch.randn(10, 4))
+    assert caught.value.code == "too-few-images"
 
 
 def test_kernel_distance_of_real_features_is_its_formula():
@@ -174,22 +172,60 @@ def test_kernel_distance_is_torch_fidelitys():
     assert mine.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-4)  # theirs: float32
 
 
-def test_a_killed_pass_goes_on_and_gives_the_same(tmp_path):
-    x, y = rows(90, 12, 10), rows(90, 5, 11)
-    whole = Tally(90, keep=range(90), device=CPU, folder=None)
-    whole.add(range(90), Features(x, None, y))
-    whole.finish(World())
-    first = Tally(90, keep=range(90), device=CPU, folder=tmp_path / "p")
-    first.add(range(0, 40), Features(x[:40], None, y[:40]))
-    first.save()
-    second = Tally(90, keep=range(90), device=CPU, folder=tmp_path / "p")
-    todo = second.todo(range(90))
-    assert todo == list(range(40, 90))
-    second.add(todo, Features(x[todo], None, y[todo]))
-    second.finish(World())
-    assert torch.allclose(second.gaussian().covariance, whole.gaussian().covariance, rtol=1e-10)
-    assert torch.equal(second.kept_rows(), x)
-    score, expected = second.score_of_logits(), whole.score_of_logits()
-    assert score is not None
-    assert expected is not None
-    assert score.value == pytest.approx(expected.value, rel=1e-12)
+def features(indices: list[int] | range) -> Features:
+    """Features of numbered images: 12 pool features far from zero, 5 spatial ones, 4 classes."""
+    x = torch.from_numpy(np.stack([np.random.RandomState(i).randn(21) for i in indices])).float()
+    return Features(x[:, :12] + 50, x[:, 12:17], x[:, 17:])
+
+
+def assert_same_bits(a: FeatureAccumulator, b: FeatureAccumulator) -> None:
+    left, right = a.state(), b.state()
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def test_an_accumulator_is_continued_from_its_state():
+    whole, first, second = (FeatureAccumulator(90, keep=range(10, 90)) for _ in range(3))
+    for part in (range(40), range(40, 90)):
+        whole.add(features(part))
+    first.add(features(range(40)))
+    second.load(first.state())
+    assert second.done == 40
+    second.add(features(range(40, 90)))
+    assert_same_bits(second, whole)
+    expected = features(range(90))
+    assert torch.equal(second.kept_rows(), expected.pool[10:])
+    gaussian = statistics_of(expected.pool)
+    assert torch.allclose(second.gaussian().covariance, gaussian.covariance, rtol=1e-10)
+    assert [half.count for half in second.half_gaussians()] != [90]
+    assert sum(half.count for half in second.half_gaussians()) == 90
+
+
+@pytest.mark.parametrize("broken", [RunningStatistics, InceptionScore])
+def test_an_addition_that_is_interrupted_leaves_nothing_behind(monkeypatch, broken):
+    """Wherever it is interrupted: in the sums of one kind of features, after those of another."""
+    accumulator, expected = FeatureAccumulator(90, keep=range(90)), FeatureAccumulator(90, keep=range(90))
+    for one in (accumulator, expected):
+        one.add(features(range(40)))
+    original, calls = broken.plus, []
+
+    def interrupted(self, *arguments):
+        calls.append(self)
+        if len(calls) == (3 if broken is RunningStatistics else 1):  # two halves, then the spatial features
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(broken, "plus", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        accumulator.add(features(range(40, 90)))
+    assert_same_bits(accumulator, expected)
+
+
+def test_an_accumulator_refuses_too_many_and_too_few_images():
+    accumulator = FeatureAccumulator(9)
+    accumulator.add(features(range(5)))
+    with pytest.raises(ValueError, match="5 of 9"):
+        accumulator.gaussian()
+    with pytest.raises(ValueError, match="10 images"):
+        accumulator.add(features(range(5)))

@@ -5,7 +5,7 @@ Where the other lines are tested:
     features of sFID                     test_eval_fid.py: test_spatial_features_are_seven_channels_…
     FID, sFID against numpy and sqrtm    test_metrics.py: test_frechet_is_adms_…, test_frechet_of_real_features_is_adms,
                                          test_frechet_of_few_rows_agrees_by_all_three_ways
-    distance to itself, S2 = c·S1        test_metrics.py: test_distance_to_itself_is_nought, test_scaled_covariance_…
+    distance to itself, S2 = c·S1        test_metrics.py: test_distance_to_itself_is_zero, test_scaled_covariance_…
     Inception Score                      test_metrics.py: test_inception_score_in_chunks_of_5000_in_any_order
     precision and recall                 test_metrics.py: test_precision_and_recall_are_those_of_brute_force,
                                          test_collapsed_samples_have_precision_and_no_recall
@@ -13,7 +13,8 @@ Where the other lines are tested:
     FID, ISC, KID of torch-fidelity      test_eval_torch_fidelity.py, from the images on
     the same pixels in every form        test_eval_fid.py: test_every_form_of_the_same_pixels_gives_the_same
     streaming against np.cov             test_metrics.py: test_streamed_statistics_are_those_of_numpy
-    one and two processes                test_eval_processes.py: test_two_processes_with_uneven_counts_…
+    interruptions, several processes     test_metrics.py: test_an_addition_that_is_interrupted_…;
+                                         test_eval_processes.py: the same bits in every history
     a changed weight file or data set    test_eval_fid.py: test_fid_of_finished_samples_with_its_record,
                                          test_a_changed_folder_is_measured_again
     ADM's npz and back                   test_eval_fid.py: test_a_written_reference_gives_the_same_figures
@@ -44,7 +45,7 @@ def tf1_bilinear(image: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [32, 256, 512])
-def test_resize_is_tensorflow_ones_to_the_bit(side: int):
+def test_resize_is_that_of_tensorflow_one_to_the_bit(side: int):
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     image = np.random.RandomState(side).randint(0, 256, (3, side, side)).astype(np.float32)
@@ -64,8 +65,7 @@ def test_distance_and_score_are_torch_fidelitys():
     assert frechet_distance(statistics_of(x), statistics_of(y)) == pytest.approx(
         theirs["frechet_inception_distance"], rel=1e-3
     )
-    score = InceptionScore(300, 48, chunk=100)
-    score.add(torch.arange(300), x)
+    score = InceptionScore.empty(300, 48, chunk=100).plus(torch.arange(300), x)
     expected = isc_features_to_metric(x, splits=3, shuffle=False)["inception_score_mean"]
     assert score.score().value == pytest.approx(expected, rel=1e-6)
 
