@@ -14,7 +14,8 @@ from mpdit_core.settings import Options, spelling_of
 
 def sample_command(model: str, options: SamplingOptions, *, num_samples: int, device: str = "auto") -> str:
     """The command for a shell. Its image i is the page's image i."""
-    asked = SampleOptions(model=model, num_samples=num_samples, device=device, **sampling_values(options))
+    more = {"model": model, "num_samples": num_samples, "device": device}
+    asked = SampleOptions(**sampling_values(options) | more)
     return shlex.join(["mpdit", "sample", model, *flags(asked)])
 
 

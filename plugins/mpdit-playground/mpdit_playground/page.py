@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base
 
 from mpdit_core.api import UserError
 from mpdit_playground import show
@@ -14,9 +15,9 @@ from mpdit_playground.controls import RequestControls
 from mpdit_playground.nearest import nearest
 from mpdit_playground.session import Playground, Run, Visitor
 
-THEME = gr.themes.Base(
-    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
+THEME = Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+    body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500"
+)
 """Fonts of the system: nothing is fetched. The faint text is dark enough to read."""
 
 JOB: dict[str, Any] = {
@@ -26,7 +27,10 @@ JOB: dict[str, Any] = {
     "api_visibility": "private",
 }
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-TO_PICTURES = "() => { if (innerWidth < 800) document.querySelector('#status').scrollIntoView(); }"
+TO_PICTURES = """() => {
+    if (innerWidth < 800) setTimeout(() => document.querySelector('#status').scrollIntoView({behavior: 'smooth'}), 700);
+}"""
+"""On a phone the pictures stand below the options."""
 
 
 class Page:

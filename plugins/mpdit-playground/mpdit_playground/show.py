@@ -40,14 +40,21 @@ def png(column: Column, picture: Picture) -> bytes:
 
 def run_html(run: Run, chosen: tuple[int, int] | None = None) -> str:
     """The columns side by side; `chosen` is the column and image to mark."""
-    several = len(run.request.models) > 1
-    return f'<div class="columns">{"".join(_column(run, c, several, chosen) for c in range(len(run.columns)))}</div>'
+    return f'<div class="columns">{"".join(_column(run, number, chosen) for number in range(len(run.columns)))}</div>'
 
 
-def _column(run: Run, number: int, several: bool, chosen: tuple[int, int] | None) -> str:
+def _title(run: Run, column: Column) -> str:
+    """The last part of the model's path where that tells the models apart, and the setting that is varied."""
+    models = run.request.models
+    names = [Path(model).name for model in models]
+    model = Path(column.model).name if len(set(names)) == len(models) else column.model
+    lines = (escape(model) if len(models) > 1 else "", f"<small>{escape(column.varied)}</small>" * bool(column.varied))
+    return f"<h3>{''.join(lines)}</h3>" if any(lines) else ""
+
+
+def _column(run: Run, number: int, chosen: tuple[int, int] | None) -> str:
     column = run.columns[number]
-    title = " · ".join(part for part in (column.model if several else "", column.varied) if part)
-    head = f"<h3>{escape(title)}</h3>" if title else ""
+    head = _title(run, column)
     t = max(picture.t for picture in column.pictures)
     bar = "" if t == 0 else f'<progress value="{1 - t:.3f}" aria-label="progress"></progress>'
     cells = "".join(_cell(column, p, f"{number},{p.index}", chosen == (number, p.index)) for p in column.pictures)
