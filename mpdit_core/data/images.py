@@ -1,4 +1,4 @@
-"""From a file's bytes to the square uint8 array the autoencoder is given: decoding, orientation, colour, ADM's crop.
+"""From the bytes of a file to the square uint8 array that an autoencoder encodes: decoding, orientation, colour, crop.
 
 The crop is that of the guided-diffusion (ADM) data loader, which DiT, SiT and MPDiT share: halve with a box filter
 while the short side is at least twice the target, resize bicubically until it is the target, cut out the centre.
@@ -18,7 +18,13 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
 class FaultyImageError(UserError):
-    """One image that cannot be used; `what` is the reason. `--on-error skip` goes on without it."""
+    """One image that cannot be used; `what` is the reason. With `on_error="skip"` encoding continues without it."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason, code="faulty-image")
+
+    def __reduce__(self):
+        return (FaultyImageError, (self.what,))
 
 
 def open_image(data: bytes) -> Image.Image:

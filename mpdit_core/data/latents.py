@@ -1,31 +1,36 @@
 """Reading a folder of latents while training: memory-mapped shards, random access, an order that can be sought in.
 
-Shapes: n images, C latent channels, h = w latent side. `moments [n, 2C, h, w]` hold the posterior's mean, then its
-standard deviation; `latents [n, C, h, w]` are a standardised draw; `raw_latents` are what the autoencoder decodes.
+Shapes: n images, C latent channels, h = w latent side. `raw_latents` are what the autoencoder decodes; `latents`
+[n, C, h, w] are a standardised draw from the posterior.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mpdit_core.data.autoencoders.base import read_stored
 from mpdit_core.data.manifest import LatentSpec, Manifest, Normalisation, Shard, latent_spec, read_manifest
+from mpdit_core.data.tensor_file import map_tensors, prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
 
-DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 OPENED_AT_ONCE = 8  # shards
-FIRST_READ = 64 * 2**10  # bytes of a file: its header and the labels of some 8000 images, in one go
-MIRRORED_EXACTLY = ("pixels", "pixels-gray")
-"""Autoencoders of which the moments of a mirror image are the mirrored moments."""
+
+
+class LatentBatch(NamedTuple):
+    """The posteriors of n images, on the CPU. Without a standard deviation the mean is the latent itself."""
+
+    mean: Tensor  # [n, C, h, w] float32, raw
+    std: Tensor | None  # [n, C, h, w] float32
+    labels: Tensor  # [n] int64
 
 
 class LatentFolder:
@@ -53,33 +58,24 @@ class LatentFolder:
 
     @property
     def has_flips(self) -> bool:
-        """Whether `batch` can give mirror images: stored ones, or mirrored moments where these are the same."""
-        return self.manifest.plan.flip or self._mirror_moments
-
-    @property
-    def _mirror_moments(self) -> bool:
-        return not self.manifest.plan.flip and self.spec.autoencoder.id in MIRRORED_EXACTLY
+        """Whether `batch` can give mirror images: stored ones, or mirrored latents where these are the same."""
+        return self.manifest.plan.flip or self.spec.autoencoder.flip_equivariant
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Labels of all images, int64 [n]; read once, 8 bytes an image."""
+        """Labels of all images, int64 [n]; read once, 8 bytes per image."""
         self._map(range(len(self.manifest.shards)))
         return np.concatenate([np.array(self.shard(i)["labels"]) for i in range(len(self.manifest.shards))])
 
-    def batch(
-        self, indices: Sequence[int] | np.ndarray, *, flip: Sequence[bool] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Moments and labels of some images.
+    def batch(self, indices: Sequence[int] | np.ndarray, *, flip: Sequence[bool] | None = None) -> LatentBatch:
+        """The posteriors and labels of some images.
 
         Args:
             indices: numbers in 0..len-1, in any order, repeats allowed.
             flip: for each of them, whether to give its mirror image; none by default.
 
-        Returns:
-            (moments float32 [n, 2C, h, w], labels int64 [n]) on the CPU.
-
         Raises:
-            UserError: flips are asked for and not there.
+            UserError: mirror images are asked for and not there (`no-flips`).
             IndexError: an index is out of range.
         """
         wanted = np.asarray(indices, dtype=np.int64)
@@ -89,45 +85,50 @@ class LatentFolder:
         if mirrored.any() and not self.has_flips:
             raise UserError(
                 f"mirror images are asked for, but {self.path} holds none",
+                code="no-flips",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
-        stored_mirrors = mirrored & self.manifest.plan.flip
-        moments = np.empty((len(wanted), *self.manifest.plan.moments_shape), dtype=np.float16)
+        stored, labels = self._gather(wanted, mirrored & self.manifest.plan.flip)
+        tensor = torch.from_numpy(stored)
+        if not self.manifest.plan.flip and mirrored.any():
+            chosen = torch.from_numpy(mirrored)
+            tensor[chosen] = tensor[chosen].flip(-1)
+        mean, std = read_stored(tensor, self.spec.autoencoder.stores)
+        return LatentBatch(mean, std, torch.from_numpy(labels))
+
+    def _gather(self, wanted: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(stored latents [n, copies·C, h, w], labels [n]) of images `wanted`, the stored mirror image of some."""
+        plan = self.manifest.plan
+        stored = np.empty((len(wanted), *plan.stored_shape), dtype=plan.autoencoder.form.dtype)
         labels = np.empty(len(wanted), dtype=np.int64)
         shards = np.searchsorted(self._ends, wanted, side="right")
         touched = np.unique(shards).tolist()
         self._map(touched)
         parts: list[
             tuple[np.ndarray, np.ndarray, np.ndarray]
-        ] = []  # (stored moments, rows of them, places in the batch)
+        ] = []  # (tensor of a shard, its rows, places in the batch)
         for number in touched:
-            tensors = self.shard(number)
+            tensors, first = self.shard(number), self._ends[number] - self.manifest.shards[number].count
             here = shards == number
-            first = self._ends[number] - self.manifest.shards[number].count
-            for name, chosen in (("moments", here & ~stored_mirrors), ("moments_flipped", here & stored_mirrors)):
-                if chosen.any():
-                    places = np.flatnonzero(chosen)
-                    parts.append((tensors[name], wanted[places] - first, places))
-        for stored, rows, _ in parts:  # all are asked for before the first is waited for
-            announce(stored, rows)
+            for name, chosen in zip(plan.tensor_names, (here & ~mirrored, here & mirrored), strict=False):
+                places = np.flatnonzero(chosen)
+                parts.append((tensors[name], wanted[places] - first, places))
+        for tensor, rows, _ in parts:  # all are asked for before the first is waited for
+            prefetch(tensor, rows)
         for number in touched:
             places = np.flatnonzero(shards == number)
             first = self._ends[number] - self.manifest.shards[number].count
             labels[places] = self.shard(number)["labels"][wanted[places] - first]
-        for stored, rows, places in parts:
-            moments[places] = stored[rows]
-        result = torch.from_numpy(moments).float()
-        if self._mirror_moments and mirrored.any():
-            chosen = torch.from_numpy(mirrored)
-            result[chosen] = result[chosen].flip(-1)
-        return result, torch.from_numpy(labels)
+        for tensor, rows, places in parts:
+            stored[places] = tensor[rows]
+        return stored, labels
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
-        """The tensors of one shard, mapped read-only: `moments`, `labels`, and `moments_flipped` if stored."""
+        """The tensors of one shard, mapped read-only: `labels` and those that `plan.tensor_names` lists."""
         if number not in self._maps:
             shard = self.manifest.shards[number]
             self._check_size(shard)
-            self._maps[number] = map_safetensors(self.path / shard.file)
+            self._maps[number] = map_tensors(self.path / shard.file)
         return self._maps[number]
 
     def _map(self, numbers: Sequence[int]) -> None:
@@ -146,55 +147,10 @@ class LatentFolder:
         if size != shard.bytes:
             raise UserError(
                 f"{path} is missing" if size is None else f"{path} has {size} bytes, its manifest says {shard.bytes}",
+                code="no-such-file" if size is None else "damaged-file",
                 remedy="run the `mpdit encode-latents` command that made it again; it rebuilds only what is missing"
                 + ("" if size is None else " (with --verify first, which finds what is damaged)"),
             )
-
-
-def map_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, mapped into memory and not read.
-
-    Raises:
-        UserError: the file is not whole.
-    """
-    with open(path, "rb", buffering=FIRST_READ) as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if hasattr(mmap, "MADV_RANDOM"):
-                mapped.madvise(mmap.MADV_RANDOM)
-            arrays = {}
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    start, stop = entry["data_offsets"]
-                    dtype = DTYPES[entry["dtype"]]
-                    flat = np.frombuffer(mapped, dtype, (stop - start) // dtype.itemsize, 8 + length + start)
-                    arrays[name] = flat.reshape(entry["shape"])
-            return arrays
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged: {error}",
-                expected="a shard as mpdit wrote it",
-                remedy="run `mpdit encode-latents SOURCE --verify`, then the same without --verify to rebuild it",
-            ) from error
-
-
-def announce(mapped: np.ndarray, rows: np.ndarray) -> None:
-    """Lets the system fetch `rows` of a mapped array all at once: some ten times faster than page by page as touched.
-
-    `mapped` is an array that `map_safetensors` gave. Does nothing where the system has no such call.
-    """
-    memory = mapped.base
-    while isinstance(memory, np.ndarray):
-        memory = memory.base
-    file = memory.obj if isinstance(memory, memoryview) else memory
-    if not isinstance(file, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
-        return
-    begin = mapped.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
-    for start in (begin + rows * mapped.strides[0]).tolist():
-        page = start - start % mmap.PAGESIZE
-        file.madvise(mmap.MADV_WILLNEED, page, start - page + mapped.strides[0])
 
 
 class EpochOrder:
@@ -231,10 +187,10 @@ class EpochOrder:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
-def draw_latents(moments: Tensor, noise: Tensor, normalisation: Normalisation) -> Tensor:
-    """A standardised draw from the posterior: latents [n, C, h, w] from moments [n, 2C, h, w], noise [n, C, h, w]."""
-    mean, std = moments.chunk(2, dim=1)
-    return standardise(mean + std * noise, normalisation)
+def draw_latents(batch: LatentBatch, noise: Tensor, normalisation: Normalisation) -> Tensor:
+    """A standardised draw from the posterior, [n, C, h, w]; `noise` of the same shape is unused where `std` is None."""
+    raw = batch.mean if batch.std is None else batch.mean + batch.std * noise
+    return standardise(raw, normalisation)
 
 
 def standardise(raw_latents: Tensor, normalisation: Normalisation) -> Tensor:
@@ -255,7 +211,7 @@ def find_latents(root: Path | str = "latents", *, resolution: int) -> Path:
     """The one finished folder under `root` with latents of `resolution` pixels.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: there is none (`no-latents`), or more than one (`ambiguous-latents`).
     """
     root = Path(root)
     found = {path.parent: read_manifest(path.parent).plan for path in sorted(root.glob("*/manifest.json"))}
@@ -267,7 +223,8 @@ def find_latents(root: Path | str = "latents", *, resolution: int) -> Path:
     if fitting:
         raise UserError(
             f"{len(fitting)} folders under {root}/ hold latents of {resolution} px: {', '.join(map(str, fitting))}",
-            expected="one, or --latents DIR to say which",
+            code="ambiguous-latents",
+            expected="one",
             remedy=f"--latents {fitting[0]}",
         )
     if unfinished:
@@ -276,6 +233,7 @@ def find_latents(root: Path | str = "latents", *, resolution: int) -> Path:
         remedy = f"mpdit encode-latents SOURCE --resolution {resolution}"
     raise UserError(
         f"there are no latents of {resolution} px under {root}/",
+        code="no-latents",
         expected=f"a folder made by `mpdit encode-latents`; found: {others or 'none'}",
         remedy=f"{remedy}, or --latents DIR",
     )

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mpdit_core.data.latents import map_safetensors
 from mpdit_core.data.manifest import EncodingPlan, Shard, SkippedItem, shard_name
+from mpdit_core.data.tensor_file import map_tensors, write_tensors
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import sha256, writing
 
-CHUNK = 16  # images summed or checked at once, so that float64 copies stay small
-BLOCK = 32 * 2**10  # bytes hashed and written at once, so that they are in the processor's cache the second time
+CHUNK = 16  # images summed or checked at once, so that copies in a wider type stay small
 SUMS_TOLERANCE = 1e-9  # relative; float64 sums in two orders were seen to differ by some 1e-14
 
 Sums = tuple[tuple[float, ...], tuple[float, ...]]
@@ -28,15 +22,12 @@ Sums = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass
 class ShardContent:
-    """What goes into a shard: moments float16 [n, 2C, h, w] (those of mirror images, if stored), labels int64 [n]."""
+    """What goes into a shard: `tensors`, those that `plan.tensor_names` lists, and labels int64 [n]."""
 
     number: int
-    moments: np.ndarray
-    flipped: np.ndarray | None
+    tensors: dict[str, np.ndarray]
     labels: np.ndarray
     skipped: list[SkippedItem]
-    sums: Sums | None = None  # as of `channel_sums`, where they are known already
-    release: Callable[[], None] = lambda: None  # to be called when it is written
 
 
 def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shard:
@@ -45,22 +36,19 @@ def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shar
     Its bytes depend on the content alone.
 
     Raises:
-        UserError: moments that are not finite, or no space, or no right to write.
+        UserError: latents that are not finite (`not-finite`), or no space, or no right to write.
     """
-    arrays = [array for array in (content.moments, content.flipped) if array is not None]
-    sum_mean, sum_square = content.sums or channel_sums(arrays)
+    sum_mean, sum_square = channel_sums(content.tensors.values(), plan)
     if not np.isfinite([*sum_mean, *sum_square]).all():
         raise UserError(
-            f"the autoencoder {plan.autoencoder.id} gives moments that are not finite (shard {content.number})",
+            f"the autoencoder {plan.autoencoder.id} gives latents that are not finite (shard {content.number})",
+            code="not-finite",
             expected="finite numbers within float16's range, ±65504",
             remedy="check its weights; a lower precision than float32 may overflow in it",
         )
-    tensors = {"labels": content.labels.astype("<i8", copy=False), "moments": content.moments}
-    if content.flipped is not None:
-        tensors["moments_flipped"] = content.flipped
     path = folder / shard_name(content.number)
     with writing(path) as temporary:
-        size, digest = write_safetensors(temporary, tensors)
+        size, digest = write_tensors(temporary, {"labels": content.labels} | content.tensors)
     start, stop = plan.shard_range(content.number)
     return Shard(
         file=path.name,
@@ -75,58 +63,36 @@ def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shar
     )
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> tuple[int, str]:
-    """Writes int64 and float16 arrays as safetensors; returns the file's size and SHA-256.
-
-    In place of the library's writer, which needs the whole file in memory once more, and again to hash it. Blocks of
-    zeros, such as the spreads of `pixels`, become holes: they read as zeros, and take no time and no room on the disk.
-    """
-    names = {"int64": "I64", "float16": "F16"}
-    header, offset = {}, 0
-    for name, array in tensors.items():
-        stop = offset + array.nbytes
-        header[name] = {"dtype": names[array.dtype.name], "shape": list(array.shape), "data_offsets": [offset, stop]}
-        offset = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
-    digest = hashlib.sha256()
-    with open(path, "wb", buffering=0) as file:
-        for part in (len(text).to_bytes(8, "little") + text, *tensors.values()):
-            data = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1)
-            data = data.view(np.uint8)
-            for start in range(0, len(data), BLOCK):
-                block = data[start : start + BLOCK]
-                digest.update(block.data)
-                if block.any():
-                    _write_all(file, block.data)
-                else:
-                    file.seek(len(block), os.SEEK_CUR)
-        file.truncate(file.tell())  # it may end in a hole
-        return file.tell(), digest.hexdigest()
+def channel_sums(stored: Iterable[np.ndarray], plan: EncodingPlan) -> Sums:
+    """Sums over images and pixels of all arrays `stored` [n, copies·C, h, w]: exact for pixels, else in float64."""
+    sums = pixel_sums if plan.autoencoder.stores == "uint8" else float_sums
+    channels = plan.autoencoder.channels
+    total = np.sum([sums(array, channels) for array in stored], axis=0)  # [2, C]
+    return tuple(total[0].tolist()), tuple(total[1].tolist())
 
 
-def _write_all(file: io.FileIO, data: memoryview) -> None:
-    """An unbuffered file may take less than it is given."""
-    while data:
-        data = data[file.write(data) :]
+def float_sums(stored: np.ndarray, channels: int) -> np.ndarray:
+    """[2, C]: of the first C channels, the means; and of the squares of all, means and standard deviations."""
+    total = np.zeros((2, channels))
+    for start in range(0, len(stored), CHUNK):
+        values = stored[start : start + CHUNK].astype(np.float64)  # NumPy's sums: the same for any number of threads
+        total[0] += values[:, :channels].sum(axis=(2, 3)).sum(axis=0)
+        total[1] += np.square(values).sum(axis=(2, 3)).reshape(len(values), -1, channels).sum(axis=(0, 1))
+    return total
 
 
-def channel_sums(arrays: Sequence[np.ndarray]) -> Sums:
-    """Sums over images and pixels of all `arrays`, in float64, of mean and of mean² + std², per channel."""
-    channels = arrays[0].shape[1] // 2
-    mean_sum, square_sum = np.zeros(channels), np.zeros(channels)
-    for moments in arrays:
-        for start in range(0, len(moments), CHUNK):
-            chunk = torch.from_numpy(np.array(moments[start : start + CHUNK]))  # torch converts float16 much faster
-            for image in chunk:
-                for c in range(channels):
-                    mean = image[c].double().numpy().ravel()
-                    mean_sum[c] += mean.sum()  # NumPy's sums: the same for any number of threads
-                    square_sum[c] += np.square(mean).sum()
-                if image[channels:].view(torch.int16).any():
-                    spread = image[channels:].double().numpy().reshape(channels, -1)
-                    square_sum += np.square(spread).sum(axis=1)
-    return tuple(mean_sum.tolist()), tuple(square_sum.tolist())
+def pixel_sums(stored: np.ndarray, _channels: int) -> np.ndarray:
+    """[2, C]: of the values x / 127.5 - 1 that pixels x 0..255 stand for, and of their squares, from exact integers."""
+    first = second = np.zeros(stored.shape[1], dtype=np.uint64)  # Σ x and Σ x²
+    for start in range(0, len(stored), CHUNK):
+        pixels = stored[start : start + CHUNK]
+        squares = np.square(pixels, dtype=np.uint16)
+        first = first + pixels.sum(axis=3, dtype=np.uint32).sum(axis=(0, 2), dtype=np.uint64)
+        second = second + squares.sum(axis=3, dtype=np.uint32).sum(axis=(0, 2), dtype=np.uint64)
+    count = stored.size // stored.shape[1]
+    mean = [int(a) / 127.5 - count for a in first]
+    square = [int(b) / 127.5**2 - 2 * int(a) / 127.5 + count for a, b in zip(first, second, strict=True)]
+    return np.array([mean, square])
 
 
 def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> list[str]:
@@ -145,27 +111,31 @@ def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence
     if digest != shard.sha256:
         faults.append(f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…")
     try:
-        tensors = map_safetensors(path)
+        tensors = map_tensors(path)
     except UserError as error:
         return [*faults, error.what]
-    names = ["moments", "moments_flipped"] if plan.flip else ["moments"]
+    names = plan.tensor_names
     if sorted(tensors) != sorted([*names, "labels"]):
         return [*faults, f"it holds {', '.join(sorted(tensors))}; expected {', '.join([*names, 'labels'])}"]
     for name in names:
-        if tensors[name].shape != (shard.count, *plan.moments_shape):
+        if tensors[name].shape != (shard.count, *plan.stored_shape):
             faults.append(f"{name} has shape {list(tensors[name].shape)}")
         elif not all(np.isfinite(tensors[name][s : s + CHUNK]).all() for s in range(0, shard.count, CHUNK)):
             faults.append(f"{name} holds values that are not finite")
-    found = tensors["labels"]
-    if len(found) != shard.count:
-        faults.append(f"{len(found)} labels for {shard.count} images")
-    elif len(found) and not (found.min() >= 0 and found.max() < len(plan.class_names)):
-        faults.append(f"labels {found.min()} to {found.max()} for {len(plan.class_names)} classes")
-    elif labels is not None and found.tolist() != list(labels):
-        faults.append("its labels are not those of the source")
-    if not faults and not same_sums(channel_sums([tensors[name] for name in names]), shard):
+    faults += _label_faults(tensors["labels"], plan, shard, labels)
+    if not faults and not same_sums(channel_sums([tensors[name] for name in names], plan), shard):
         faults.append("its statistics are not those in the manifest")
     return faults
+
+
+def _label_faults(found: np.ndarray, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> list[str]:
+    if len(found) != shard.count:
+        return [f"{len(found)} labels for {shard.count} images"]
+    if len(found) and not (found.min() >= 0 and found.max() < len(plan.class_names)):
+        return [f"labels {found.min()} to {found.max()} for {len(plan.class_names)} classes"]
+    if labels is not None and found.tolist() != list(labels):
+        return ["its labels are not those of the source"]
+    return []
 
 
 def same_sums(sums: Sums, shard: Shard) -> bool:

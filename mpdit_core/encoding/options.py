@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
+from mpdit_core.data.manifest import SkippedItem
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
 
@@ -24,7 +25,7 @@ class EncodeOptions(DeviceOptions):
         None, "autoencoder: Hub id, local folder, pixels or pixels-gray",
         metavar="ID|DIR|pixels", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
-    split: str | None = setting(None, "part of the data set; of a folder, a subfolder", chosen="all of it")
+    split: str | None = setting(None, "part of the data set; of a folder, a subfolder", chosen="train where there is one")
     classes: Path | None = setting(
         None, "file of class names in label order, one per line", metavar="FILE", chosen="as found", strict=False
     )
@@ -36,7 +37,7 @@ class EncodeOptions(DeviceOptions):
     dataset_options: dict[str, Any] = setting({}, "options of a data set plugin", table="dataset", typed=False)
     flip: bool | None = setting(
         None, "store the latents of mirror images too", panel="Output",
-        chosen="on, unless mirroring latents is exact",
+        chosen="on, unless the mirrored latents are exactly these",
     )  # fmt: skip
     normalisation: Literal["measured", "published"] | None = setting(
         None, "statistics that training standardises with", panel="Output", chosen="measured"
@@ -44,14 +45,18 @@ class EncodeOptions(DeviceOptions):
     out: Path | None = setting(
         None, "folder to write", metavar="DIR", panel="Output", chosen="latents/SOURCE-RESOLUTION", strict=False
     )
-    shard_size: PositiveInt | None = setting(None, "number of images per file", panel="Output", chosen="about 128 MiB")
+    shard_size: PositiveInt | None = setting(
+        None, "number of images per file", panel="Output", chosen="as many as fit in 128 MiB, at most 4096"
+    )
     on_error: Literal["fail", "skip"] = setting(
-        "fail", "at an image that cannot be read: stop, or leave it out and list it"
+        "fail", "what to do at an image that cannot be read: stop, or leave it out and list it"
     )
     verify: bool = setting(False, "check finished shards; the next run writes damaged ones again", panel="Output")
-    reference_stats: bool = setting(False, "measure the statistics that eval-fid compares samples with", panel="Output")
+    reference_stats: bool = setting(
+        False, "measure the statistics that eval-fid compares samples with", panel="Output"
+    )
     batch_size: PositiveInt | None = setting(
-        None, "number of images encoded at once", panel="Running", chosen="by resolution"
+        None, "number of images encoded at once", panel="Running", chosen="by resolution; 32 at 256 pixels"
     )
     workers: PositiveInt | None = setting(
         None, "number of threads per process that decode images", panel="Running", chosen="number of cores"
@@ -68,13 +73,22 @@ class EncodeResult(Result):
     count: int = setting(..., "number of images")
     classes: int = setting(..., "number of classes")
     resolution: int = setting(..., "side of the images in pixels")
+    latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
+    autoencoder: str = setting(..., "Hub id, folder, pixels or pixels-gray")
+    precision: str = setting(..., "type that the encoder computed in")
+    stores: Literal["mean+std", "mean", "uint8"] = setting(..., "what is stored for each image")
+    flips: Literal["stored", "mirrored", "none"] = setting(
+        ..., "mirror images: stored, given by mirroring the latents, or none"
+    )
     shards: int = setting(..., "number of files")
-    bytes: int = setting(..., "their size")
-    skipped: tuple[dict[str, str], ...] = setting((), "images left out: key and reason", strict=False)
-    encoded_now: int = setting(..., "images encoded by this call")
-    seconds: float = setting(..., "time this took")
-    images_per_second: float | None = setting(None, "rate of this call")
+    bytes: int = setting(..., "size of all files in bytes")
+    skipped: tuple[SkippedItem, ...] = setting((), "images left out, with reasons", strict=False)
+    encoded_now: int = setting(..., "number of images encoded by this call")
+    seconds: float = setting(..., "time that this call took to encode them, in seconds")
+    images_per_second: float | None = setting(None, "rate of this call in images per second")
     measured_mean: tuple[float, ...] = setting(..., "measured mean per channel", strict=False)
     measured_std: tuple[float, ...] = setting(..., "measured standard deviation per channel", strict=False)
-    normalisation: str = setting(..., "statistics that training uses: measured or published")
+    normalisation: Literal["measured", "published", "none"] = setting(..., "statistics that training uses")
+    normalisation_mean: tuple[float, ...] = setting(..., "mean that training subtracts, per channel", strict=False)
+    normalisation_std: tuple[float, ...] = setting(..., "standard deviation that it divides by", strict=False)
     fingerprint: str = setting(..., "hash of source, options and autoencoder")

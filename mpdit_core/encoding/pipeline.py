@@ -1,18 +1,19 @@
-"""The moving parts of encoding: threads decode ahead, this thread encodes, another thread writes.
+"""The moving parts of encoding: threads decode ahead, and the images of a batch are encoded into the rows of a shard.
 
-Pillow releases Python's lock while it decodes and scales, so threads are enough, and nothing has to be copied between
-processes. Batches and shards cover fixed ranges of items: what a shard holds does not depend on who makes it when.
+On a CPU the thread that decodes an image also encodes it: faster than a batch over all cores (1.6 times for the Stable
+Diffusion autoencoder on two), small in memory, and the same bytes for any number of cores. On a GPU a batch is one
+call, and runs while the latents of the last one are fetched. Pillow and torch release Python's lock, so threads are
+enough, and nothing is copied between processes. Batches and shards cover fixed ranges of items: what a shard holds
+does not depend on who makes it when.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,159 +21,77 @@ from torch import Tensor
 
 from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import Autoencoder
-from mpdit_core.data.images import FaultyImageError, prepare
+from mpdit_core.data.images import prepare
 from mpdit_core.data.manifest import EncodingPlan, SkippedItem
 from mpdit_core.data.shards import ShardContent
 from mpdit_core.data.sources import Decode, read_items
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.concurrency import produced_ahead
 
 BATCHES_AHEAD = 3
-
-Pending = Callable[[], tuple[Tensor, Tensor | None]]
-
-
-@dataclass
-class ItemBatch:
-    """Items `start` to `stop` of shard `shard`; decoded when all `faults` are there."""
-
-    shard: int
-    start: int
-    stop: int
-    items: list[Item] = field(default_factory=list)
-    faults: list[Future[FaultyImageError | None]] = field(default_factory=list)
-
-    def store(self, place: int, picture: np.ndarray) -> None:
-        """Keeps the picture [H, W, 3] uint8 of item `place` of the batch; called in a thread that decodes."""
-        raise NotImplementedError
-
-    def wait(self) -> tuple[list[int], list[SkippedItem]]:
-        """(places of the good pictures, the items left out), once all are decoded."""
-        reasons = [future.result() for future in self.faults]
-        skipped = [
-            SkippedItem(key=item.key, reason=reason.what)
-            for item, reason in zip(self.items, reasons, strict=True)
-            if reason is not None
-        ]
-        return [n for n, reason in enumerate(reasons) if reason is None], skipped
-
-
-class PictureBatch(ItemBatch):
-    """Items whose pictures are collected for the encoder: `images` [n, H, W, 3] uint8."""
-
-    images: np.ndarray
-
-    def store(self, place: int, picture: np.ndarray) -> None:
-        self.images[place] = picture
-
-
-Batch = TypeVar("Batch", bound=ItemBatch)
-
-
-def decode_ahead(
-    source: Dataset,
-    plan: EncodingPlan,
-    shards: Sequence[int],
-    *,
-    workers: int,
-    make: Callable[[int, int, int], Batch],
-) -> Iterator[Batch]:
-    """The batches of `shards` in order, decoded by `workers` threads, a few batches ahead of the one yielded.
-
-    `make(shard, start, stop)` gives an empty batch.
-    """
-    batches: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=BATCHES_AHEAD)
-    stopped = threading.Event()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-
-    def put(value: Batch | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                batches.put(value, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def feed() -> None:
-        try:
-            for shard in shards:
-                for batch, decoders in _batches(source, plan, shard, make):
-                    batch.faults = [
-                        pool.submit(_decode_into, batch, place, decode, plan.resolution)
-                        for place, decode in enumerate(decoders)
-                    ]
-                    if not put(batch):
-                        return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    feeder = threading.Thread(target=feed, name="feed", daemon=True)
-    feeder.start()
-    try:
-        while (batch := batches.get()) is not None:
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
-    finally:
-        stopped.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _batches(
-    source: Dataset, plan: EncodingPlan, shard: int, make: Callable[[int, int, int], Batch]
-) -> Iterator[tuple[Batch, list[Decode]]]:
-    start, end = plan.shard_range(shard)
-    reading = read_items(source, start, end)
-    for first in range(start, end, plan.batch_size):
-        batch = make(shard, first, min(first + plan.batch_size, end))
-        pairs = [next(reading) for _ in range(batch.start, batch.stop)]
-        batch.items = [item for item, _ in pairs]
-        yield batch, [decode for _, decode in pairs]
-
-
-def _decode_into(batch: ItemBatch, place: int, decode: Decode, resolution: int) -> FaultyImageError | None:
-    try:
-        picture = prepare(decode(), resolution)
-    except UserError as error:  # a plugin's images may raise this too
-        return FaultyImageError(error.what)
-    batch.store(place, picture)
-    return None
-
-
-class ShardBuilder:
-    """Collects the moments of one shard, batch by batch."""
-
-    def __init__(self, plan: EncodingPlan, number: int):
-        start, stop = plan.shard_range(number)
-        self.number, self.stop = number, stop
-        self.moments = np.empty((stop - start, *plan.moments_shape), dtype=np.float16)
-        self.flipped = np.empty_like(self.moments) if plan.flip else None
-        self.labels: list[int] = []
-        self.skipped: list[SkippedItem] = []
-
-    def add(self, moments: Tensor, flipped: Tensor | None, items: Sequence[Item], skipped: list[SkippedItem]) -> None:
-        rows = slice(len(self.labels), len(self.labels) + len(items))
-        if items:
-            torch.from_numpy(self.moments)[rows].copy_(moments)
-            if self.flipped is not None and flipped is not None:
-                torch.from_numpy(self.flipped)[rows].copy_(flipped)
-        self.labels += [item.label for item in items]
-        self.skipped += skipped
-
-    def content(self) -> ShardContent:
-        count = len(self.labels)
-        flipped = None if self.flipped is None else self.flipped[:count]
-        return ShardContent(self.number, self.moments[:count], flipped, np.array(self.labels, "<i8"), self.skipped)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch went through the encoder. `content` is set with the last batch of a shard."""
+    """A batch of items was encoded. `content` is set with the last batch of a shard."""
 
-    images: int
+    items: int
     skipped: list[SkippedItem]
     content: ShardContent | None
+
+
+class ShardBuilder:
+    """The arrays of one shard, a row for each of its items; rows of items left out are removed at the end."""
+
+    def __init__(self, plan: EncodingPlan, number: int):
+        self.number = number
+        self.start, self.stop = plan.shard_range(number)
+        shape, dtype = (self.stop - self.start, *plan.stored_shape), plan.autoencoder.form.dtype
+        self.tensors = {name: np.empty(shape, dtype) for name in plan.tensor_names}
+        self.labels = np.zeros(len(self), "<i8")
+        self.is_good = np.ones(len(self), dtype=bool)
+        self.skipped: list[SkippedItem] = []
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def store(self, row: int, encoded: Sequence[Tensor]) -> None:
+        """Writes `encoded`, one [n, copies·C, h, w] for each tensor, into rows `row` to `row + n`."""
+        for tensor, values in zip(self.tensors.values(), encoded, strict=True):
+            torch.from_numpy(tensor)[row : row + len(values)].copy_(values)
+
+    def content(self) -> ShardContent:
+        if self.is_good.all():
+            return ShardContent(self.number, self.tensors, self.labels, self.skipped)
+        tensors = {name: tensor[self.is_good] for name, tensor in self.tensors.items()}
+        return ShardContent(self.number, tensors, self.labels[self.is_good], self.skipped)
+
+
+@dataclass
+class Batch:
+    """Consecutive items of a shard, from row `row` on. `reasons` are known when all are decoded."""
+
+    shard: ShardBuilder
+    row: int
+    items: list[Item]
+    pictures: np.ndarray | None  # [n, H, W, 3] uint8, where the whole batch is encoded at once
+    reasons: list[Future[str | None]] = field(default_factory=list)  # why an item cannot be used
+
+    @property
+    def is_last(self) -> bool:
+        return self.row + len(self.items) == len(self.shard)
+
+    def wait(self) -> list[SkippedItem]:
+        """The items that cannot be used, once all are decoded; the rows of the others stay."""
+        wait(self.reasons)
+        skipped = []
+        for place, (item, future) in enumerate(zip(self.items, self.reasons, strict=True)):
+            reason = future.result()
+            if reason is not None:
+                self.shard.is_good[self.row + place] = False
+                skipped.append(SkippedItem(key=item.key, reason=reason))
+        self.shard.skipped += skipped
+        return skipped
 
 
 def encode_shards(
@@ -187,108 +106,104 @@ def encode_shards(
     """Encodes `shards` one after the other.
 
     Raises:
-        UserError: an image cannot be used and `skip_faulty` is off, or has a label that no class has.
+        UserError: an image cannot be used and `skip_faulty` is off (`faulty-image`), or has a label that no class has.
     """
-    waiting: deque[tuple[PictureBatch, list[Item], list[SkippedItem], Pending]] = deque()
-    builder: ShardBuilder | None = None
+    whole_batches = autoencoder.encode_device.type != "cpu"
+    waiting: deque[tuple[Batch, list[SkippedItem], list[Tensor]]] = deque()
 
-    def collect() -> Encoded:
-        nonlocal builder
-        batch, items, skipped, pending = waiting.popleft()
-        moments, flipped = pending()
-        if builder is None or builder.number != batch.shard:
-            builder = ShardBuilder(plan, batch.shard)
-        builder.add(moments, flipped, items, skipped)
-        content = builder.content() if batch.stop == builder.stop else None
-        return Encoded(batch.stop - batch.start, skipped, content)
+    def finished() -> Encoded:
+        batch, skipped, encoded = waiting.popleft()
+        batch.shard.store(batch.row, encoded) if encoded else None
+        return Encoded(len(batch.items), skipped, batch.shard.content() if batch.is_last else None)
 
-    def make(shard: int, start: int, stop: int) -> PictureBatch:
-        batch = PictureBatch(shard, start, stop)
-        batch.images = np.empty((stop - start, plan.resolution, plan.resolution, 3), dtype=np.uint8)
-        return batch
-
-    with Encoder(autoencoder, flip=plan.flip) as encoder:
-        for batch in decode_ahead(source, plan, shards, workers=workers, make=make):
-            good, skipped = batch.wait()
-            if skipped and not skip_faulty:
-                while waiting:  # what came before it may complete a shard
-                    yield collect()
-                raise faulty(skipped[0])
-            items = [batch.items[n] for n in good]
-            images = batch.images if not skipped else batch.images[good]
-            check_labels(items, plan)
-            waiting.append((batch, items, skipped, encoder.submit(images)))
-            while len(waiting) > encoder.depth:
-                yield collect()
-        while waiting:
-            yield collect()
+    with _decoding_pool(workers, one_thread_each=not whole_batches) as pool:
+        batches = _submitted(source, plan, shards, autoencoder=autoencoder, pool=pool)
+        with closing(produced_ahead(batches, ahead=BATCHES_AHEAD, name="feed")) as batches:
+            for batch in batches:
+                skipped = batch.wait()
+                if skipped and not skip_faulty:
+                    while waiting:  # what came before it may complete a shard
+                        yield finished()
+                    raise _faulty(skipped[0])
+                pictures = batch.pictures
+                encoded = [] if pictures is None else encode_pictures(autoencoder, pictures, flip=plan.flip)
+                waiting.append((batch, skipped, encoded))
+                if len(waiting) > whole_batches:  # a GPU has one batch to work on while the last one is fetched
+                    yield finished()
+            while waiting:
+                yield finished()
 
 
-class Encoder:
-    """Keeps the device busy with `depth` batches beyond the one that is waited for.
-
-    On a GPU a batch is one call, and runs while the last one's moments are fetched. On a CPU every image is a call of
-    its own in one thread, as many at once as there are cores: faster than a batch over all cores (1.6 times for the
-    Stable Diffusion autoencoder on two), small in memory, and the same bytes for any number of cores.
-    """
-
-    def __init__(self, autoencoder: Autoencoder, *, flip: bool):
-        self.autoencoder, self.flip = autoencoder, flip
-        self.threads = torch.get_num_threads()
-        self.on_cpu = autoencoder.device.type == "cpu"
-        self.depth = 2 if self.on_cpu else 1
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> Encoder:
-        if self.on_cpu:
-            self._pool = ThreadPoolExecutor(self.threads, "encode", initializer=torch.set_num_threads, initargs=(1,))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(self.threads)  # what a thread of the pool sets, later threads would inherit
-
-    def submit(self, images: np.ndarray) -> Pending:
-        """A function that waits for the moments of `images` [n, H, W, 3], and of their mirror images."""
-        if self._pool is None:
-            result = encode_batch(self.autoencoder, images, flip=self.flip)
-            return lambda: result
-        parts = np.split(images, max(1, len(images)))
-        futures = [self._pool.submit(encode_batch, self.autoencoder, part, flip=self.flip) for part in parts]
-
-        def wait() -> tuple[Tensor, Tensor | None]:
-            done = [future.result() for future in futures]
-            moments = torch.cat([part for part, _ in done])
-            return moments, torch.cat([part for _, part in done if part is not None]) if self.flip else None
-
-        return wait
+def encode_pictures(autoencoder: Autoencoder, pictures: np.ndarray, *, flip: bool) -> list[Tensor]:
+    """What is stored for `pictures` uint8 [n, H, W, 3] and, with `flip`, for their mirror images: [n, copies·C, h, w]
+    each, on the device that encodes."""
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    if autoencoder.encode_device.type == "cuda":
+        images = images.pin_memory().to(autoencoder.encode_device, non_blocking=True)
+    return [autoencoder.encode(part) for part in ((images, images.flip(-1)) if flip else (images,))]
 
 
-def encode_batch(autoencoder: Autoencoder, images: np.ndarray, *, flip: bool) -> tuple[Tensor, Tensor | None]:
-    """Moments float16 [n, 2C, h, w] of pictures [n, H, W, 3] uint8, and of their mirror images, on the device."""
-    if len(images) == 0:
-        empty = torch.empty(0)
-        return empty, empty if flip else None
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    if autoencoder.device.type == "cuda":
-        pixels = pixels.pin_memory().to(autoencoder.device, non_blocking=True)
-    moments = autoencoder.encode(pixels).half()
-    return moments, autoencoder.encode(pixels.flip(-1)).half() if flip else None
+def _submitted(
+    source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, autoencoder: Autoencoder, pool: ThreadPoolExecutor
+) -> Iterator[Batch]:
+    """The batches of `shards` in order; the decoding of a batch has been handed to `pool` when it is yielded."""
+    whole_batches = autoencoder.encode_device.type != "cpu"
+    picture_shape = (plan.resolution, plan.resolution, 3)
+    for number in shards:
+        shard = ShardBuilder(plan, number)
+        reading = read_items(source, shard.start, shard.stop)
+        for row in range(0, len(shard), plan.batch_size):
+            size = min(plan.batch_size, len(shard) - row)
+            items, decoders = zip(*(next(reading) for _ in range(size)), strict=True)
+            _check_labels(items, plan)
+            shard.labels[row : row + size] = [item.label for item in items]
+            pictures = np.zeros((size, *picture_shape), np.uint8) if whole_batches else None
+            batch = Batch(shard, row, list(items), pictures)
+            batch.reasons = [
+                pool.submit(_decode, batch, place, decode, plan, autoencoder) for place, decode in enumerate(decoders)
+            ]
+            yield batch
 
 
-def faulty(item: SkippedItem) -> UserError:
+def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, autoencoder: Autoencoder) -> str | None:
+    """Decodes one item, and encodes it too unless whole batches are encoded; the reason if it cannot be used."""
+    try:
+        picture = prepare(decode(), plan.resolution)
+    except UserError as error:  # a plugin that fails may raise this too
+        return error.what
+    if batch.pictures is not None:
+        batch.pictures[place] = picture
+    else:
+        batch.shard.store(batch.row + place, encode_pictures(autoencoder, picture[None].copy(), flip=plan.flip))
+    return None
+
+
+@contextmanager
+def _decoding_pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]:
+    threads = torch.get_num_threads()
+    initializer = {"initializer": torch.set_num_threads, "initargs": (1,)} if one_thread_each else {}
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", **initializer)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # what a thread of the pool sets, later threads would inherit
+
+
+def _faulty(item: SkippedItem) -> UserError:
     return UserError(
         f"{item.key} cannot be used: {item.reason}",
+        code="faulty-image",
         expected="images that Pillow can decode",
-        remedy="mend or remove it, or --on-error skip to go on without such images; finished shards are kept",
+        remedy="correct or remove it, or --on-error skip to continue without such images; finished shards are kept",
     )
 
 
-def check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
+def _check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
     for item in items:
         if not 0 <= item.label < len(plan.class_names):
             raise UserError(
                 f"{item.key} has label {item.label}, but there are {len(plan.class_names)} classes",
+                code="no-such-class",
                 expected=f"0 to {len(plan.class_names) - 1}",
             )

@@ -1,4 +1,4 @@
-"""In what precision the encoder computes: float32 on CPUs; on GPUs something faster where it gives the same latents."""
+"""The type that the encoder computes in: float32 on CPUs; on GPUs a faster one where it gives the same latents."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import Autoencoder
+from mpdit_core.data.autoencoders.base import read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.precision import is_fast_in_bfloat16
+from mpdit_core.runtime.precision import Name, fastest_that_agrees, is_fast_in_bfloat16, require
 
-Precision = Literal["float32", "tf32", "bfloat16"]
-
-TRIED: tuple[Precision, ...] = ("bfloat16", "tf32")  # fastest first
-LARGEST_DIFFERENCE = 1e-2  # of the posterior mean from float32's, in raw units
+LARGEST_DIFFERENCE = 1e-2  # between the posterior mean and float32's, in raw units
 TRIED_ON = 4  # images
 
 
@@ -27,32 +25,32 @@ def choose_precision(
     source: Dataset,
     *,
     resolution: int,
-) -> Precision:
+) -> Name:
     """`wanted`, or for `auto` the fastest whose means are within 1e-2 of float32's on the first images.
 
     Raises:
-        UserError: a precision is asked for that the device does not have.
+        UserError: a precision is asked for that the device does not have (`no-such-precision`).
     """
-    fast = is_fast_in_bfloat16(autoencoder.device)
     if wanted != "auto":
-        if wanted != "float32" and not fast:
-            raise UserError(
-                f"--precision {wanted} on {autoencoder.device}", expected="float32, or a GPU from Ampere on"
-            )
-        return wanted
-    if not fast or autoencoder.spec.factor == 1:
-        return "float32"
-    images = _first_images(source, resolution)
+        return require(wanted, autoencoder.encode_device)
+    images = _first_images(source, resolution) if is_fast_in_bfloat16(autoencoder.encode_device) else None
     if images is None:
         return "float32"
-    reference = _means(autoencoder, images, "float32")
-    for precision in TRIED:
-        if (_means(autoencoder, images, precision) - reference).abs().max().item() <= LARGEST_DIFFERENCE:
-            return precision
-    return "float32"
+
+    def means(name: Name) -> torch.Tensor:
+        autoencoder.precision = name
+        return read_stored(autoencoder.encode(images), autoencoder.spec.stores)[0]
+
+    return fastest_that_agrees(
+        ("bfloat16", "tf32"),
+        means,
+        difference=lambda a, b: (a - b).abs().max().item(),
+        limit=LARGEST_DIFFERENCE,
+    )
 
 
 def _first_images(source: Dataset, resolution: int) -> torch.Tensor | None:
+    """The first images that can be read, uint8 [n, 3, H, W]."""
     images = []
     for _, decode in read_items(source, 0, min(TRIED_ON, count_items(source))):
         try:
@@ -60,11 +58,3 @@ def _first_images(source: Dataset, resolution: int) -> torch.Tensor | None:
         except UserError:  # reported when its turn comes
             continue
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else None
-
-
-def _means(autoencoder: Autoencoder, images: torch.Tensor, precision: Precision) -> torch.Tensor:
-    autoencoder.precision = precision
-    try:
-        return autoencoder.encode(images)[:, : autoencoder.spec.channels]
-    finally:
-        autoencoder.precision = "float32"

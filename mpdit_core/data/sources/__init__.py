@@ -5,146 +5,29 @@ All are `mpdit_core.api.Dataset`s. To add a kind of source for everybody: a plug
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
-from PIL import Image
+from mpdit_core.lazy import lazy_names
 
-from mpdit_core import plugins
-from mpdit_core.api import Dataset, Item
-from mpdit_core.data.sources.folder import ImageFolder
-from mpdit_core.errors import UserError
+if TYPE_CHECKING:
+    from mpdit_core.data.sources.open import open_source, source_given, source_name
+    from mpdit_core.data.sources.reading import Decode, Streamed, count_items, read_items, source_notes
 
-HUB = "hf:"
+__all__ = [
+    "Decode",
+    "Streamed",
+    "count_items",
+    "open_source",
+    "read_items",
+    "source_given",
+    "source_name",
+    "source_notes",
+]
 
-Decode = Callable[[], Image.Image]
-
-
-@runtime_checkable
-class Streamed(Protocol):
-    """A data set that is best read from front to back; its labels come with its images."""
-
-    def count(self) -> int: ...
-
-    def stream(self, start: int, stop: int) -> Iterator[tuple[Item, Decode]]: ...
-
-
-def open_source(
-    source: str,
-    *,
-    split: str | None = None,
-    classes: Path | str | None = None,
-    labels: Path | str | None = None,
-    streaming: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> Dataset:
-    """The data set called `source`. Cheap: images are found and counted when `items` is first called.
-
-    Args:
-        source: a folder or `.tar`, `hf:ORG/NAME[@revision]`, or the name of a data set plugin. A name that is both a
-            plugin and a folder is refused; `./NAME` is the folder.
-        split: part of it; a subfolder for folders.
-        classes: file with one class name a line, in label order.
-        labels: for a folder of images without class folders, the file that gives each its class.
-        streaming: read from the Hub without storing the data set first.
-        options: fields of a plugin.
-
-    Raises:
-        UserError: there is no such source, or an option does not apply to it.
-    """
-    classes, labels = _file(classes, "--classes"), _file(labels, "--labels")
-    if source.startswith(HUB):
-        from mpdit_core.data.sources.hub import HubDataset, HubStream
-
-        _refuse(source, labels=labels, options=options)
-        kind = HubStream if streaming else HubDataset
-        return kind(source.removeprefix(HUB), split=split, classes=classes)
-    _refuse(source, streaming=streaming)
-    named = _is_plugin(source)
-    path = Path(source).expanduser()
-    if path.exists() and not (named and source == path.name and _ambiguous(source)):
-        _refuse(source, options=options)
-        return ImageFolder(path, split=split, classes=classes, labels=labels)
-    if named:
-        _refuse(source, classes=classes, labels=labels)
-        return _plugin(source, split=split, options=dict(options or {}))
-    raise UserError(
-        f"{source}: there is no such folder or archive, and no data set of this name",
-        expected="a folder of class folders, a .tar of one, hf:ORG/NAME, or a data set: "
-        + (", ".join(plugins.names("datasets")) or "none is installed"),
-        remedy="check the spelling; `mpdit plugins` lists what is installed",
-    )
-
-
-def source_name(source: str) -> str:
-    """A short name for folders and titles: `imagenet` of `/data/imagenet/` or of `hf:ORG/imagenet`."""
-    if source.startswith(HUB):
-        source = source.removeprefix(HUB).partition("@")[0]
-    elif ":" in source and _is_plugin(source):
-        source = source.rpartition(":")[2].lower()
-    path = Path(source).expanduser()
-    name = path.name if path.name not in ("", "..") else path.resolve().name
-    return name.removesuffix(".tar") or "images"
-
-
-def source_given(source: str) -> str:
-    """`source` so that it names the same thing from any working directory."""
-    if source.startswith(HUB) or (_is_plugin(source) and not Path(source).exists()):
-        return source
-    return str(Path(source).expanduser().absolute())
-
-
-def count_items(dataset: Dataset) -> int:
-    return dataset.count() if isinstance(dataset, Streamed) else len(dataset.items())
-
-
-def read_items(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[Item, Decode]]:
-    """Items `start` to `stop` in order, each with a function that decodes its picture (in any thread)."""
-    if isinstance(dataset, Streamed):
-        yield from dataset.stream(start, stop)
-        return
-    items: Sequence[Item] = dataset.items()
-    for index in range(start, stop):
-        yield items[index], partial(dataset.image, index)
-
-
-def _is_plugin(source: str) -> bool:
-    return source in plugins.names("datasets") or (":" in source and not Path(source).exists())
-
-
-def _ambiguous(source: str) -> bool:
-    raise UserError(
-        f"{source} is both a folder here and a data set that is installed",
-        expected="one of the two",
-        remedy=f"./{source} for the folder; for the data set, run this elsewhere or rename the folder",
-    )
-
-
-def _plugin(source: str, *, split: str | None, options: dict[str, Any]) -> Dataset:
-    if split is not None:
-        fields = {field.name for field in dataclasses.fields(plugins.load("datasets", source))}
-        if "split" not in fields:
-            raise UserError(f"--split {split}: the data set {source} has no splits", remedy="leave --split out")
-        options["split"] = split
-    return plugins.build("datasets", source, options)
-
-
-def _file(path: Path | str | None, flag: str) -> Path | None:
-    if path is None:
-        return None
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: there is no such file")
-    return path
-
-
-def _refuse(
-    source: str, *, classes: Any = None, labels: Any = None, streaming: Any = None, options: Any = None
-) -> None:
-    given = {"--classes": classes, "--labels": labels, "--streaming": streaming, "--set": options}
-    for flag, value in given.items():
-        if value:
-            raise UserError(f"{flag} does not apply to {source}", remedy=f"leave {flag} out")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "open": ["open_source", "source_given", "source_name"],
+        "reading": ["Decode", "Streamed", "count_items", "read_items", "source_notes"],
+    },
+)

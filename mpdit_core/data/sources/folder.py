@@ -1,7 +1,7 @@
-"""A folder or `.tar` of class folders, as a data set; or images side by side with a file that gives their classes.
+"""A folder or `.tar` of class folders as a data set; or images in one folder with a file that gives their classes.
 
 The class of an image is its first folder below the root, however deep it lies; a `.tar` counts as a folder of its name
-(so ImageNet's archive of class archives can be read as it is). Labels follow the sorted class names.
+(so that ImageNet's archive of class archives can be read as it is). Labels follow the sorted class names.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mpdit_core.data.sources.class_lists import (
     read_image_classes,
 )  # fmt: skip
 from mpdit_core.errors import UserError
+from mpdit_core.reporting import Note, Warning
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -73,17 +74,18 @@ class ImageFolder:
         digest.update("\n".join(self.class_names()).encode())
         return digest.hexdigest()[:32]
 
-    def notes(self) -> list[str]:
-        """What a person should know of how the folder was read."""
-        notes = []
+    def notes(self) -> list[Note | Warning]:
+        """What a person should know about how the folder was read."""
+        notes: list[Note | Warning] = []
         if self._descended:
-            notes.append(f"reading {'/'.join((str(self.root), *self._descended))}")
+            notes.append(Note(text=f"reading {'/'.join((str(self.root), *self._descended))}"))
         if len(self.class_names()) == 1:
-            notes.append(f"there is only one class, {self.class_names()[0]!r}")
+            notes.append(Warning(code="one-class", text=f"there is only one class, {self.class_names()[0]!r}"))
         seen = {item.label for item in self.items()}
         empty = [name for label, name in enumerate(self.class_names()) if label not in seen]
         if empty:
-            notes.append(f"{len(empty)} classes have no images: {', '.join(empty[:5])}")
+            text = f"{len(empty)} classes have no images: {', '.join(empty[:5])}"
+            notes.append(Warning(code="empty-classes", text=text))
         return notes
 
     def _read(self, entry: Entry) -> bytes:
@@ -91,19 +93,19 @@ class ImageFolder:
             with open(entry.file, "rb") as file:
                 if entry.offset < 0:
                     return file.read()
-                return os.pread(file.fileno(), entry.size, entry.offset)
-        except FileNotFoundError:
-            raise FaultyImageError(f"{entry.file} is gone") from None
-        except PermissionError:
-            raise FaultyImageError(f"{entry.file} may not be read") from None
+                file.seek(entry.offset)
+                return file.read(entry.size)
+        except OSError as error:
+            raise FaultyImageError(f"{entry.file} cannot be read: {error.strerror}") from None
 
     @cached_property
     def _scanned(self) -> tuple[tuple[str, ...], list[Entry]]:
-        """(folders gone down from the root, images below there)."""
+        """(folders entered from the root on, images below there)."""
         entries = sorted(_scan(self.root))
         if not entries:
             raise UserError(
                 f"{self.root} holds no images",
+                code="no-images",
                 expected="class folders with images in any format Pillow reads (.jpg, .png, .webp, …)",
             )
         return _descend(entries, self.root, self.split)
@@ -128,8 +130,9 @@ class ImageFolder:
         if flat:
             raise UserError(
                 f"{self.root} has images beside its class folders, such as {flat[0].key}",
-                expected="all images in class folders, or all beside each other with --labels FILE",
-                remedy="move them into the folder of their class",
+                code="mixed-layout",
+                expected="all images in class folders, or all in one folder with a file that gives their classes",
+                remedy="move them into the folder of their class, or --labels FILE",
             )
         present = {entry.parts[0] for entry in self._entries}
         names = match_classes(listed, present, self.classes) if listed and self.classes else sorted(present)
@@ -143,6 +146,7 @@ class ImageFolder:
         if len(found) != 1:
             raise UserError(
                 f"{folder} has images but no class folders" + (f", and {len(found)} label files" if found else ""),
+                code="no-labels",
                 expected="a folder for each class, or a file that gives each image its class",
                 remedy="--labels FILE, with lines `FILE CLASS`",
             )
@@ -150,8 +154,8 @@ class ImageFolder:
 
 
 def _descend(entries: list[Entry], root: Path, split: str | None) -> tuple[tuple[str, ...], list[Entry]]:
-    """Goes down through single folders (`ILSVRC/Data/CLS-LOC/train/…`) and into the split that is wanted."""
-    gone: tuple[str, ...] = ()
+    """Enters single folders (`ILSVRC/Data/CLS-LOC/train/…`) and the split that is wanted."""
+    entered: tuple[str, ...] = ()
     while True:
         tops = sorted({entry.parts[0] for entry in entries if len(entry.parts) > 1})
         only = len(tops) == 1 and all(len(entry.parts) > 2 for entry in entries)
@@ -163,13 +167,14 @@ def _descend(entries: list[Entry], root: Path, split: str | None) -> tuple[tuple
             chosen = tops[0]
         elif split is not None:
             raise UserError(
-                f"--split {split}: {root.joinpath(*gone)} has no folder of this name",
+                f"split {split}: {root.joinpath(*entered)} has no folder of this name",
+                code="no-such-split",
                 expected=f"one of {', '.join(tops[:8])}" + (", …" if len(tops) > 8 else ""),
             )
         else:
-            return gone, entries
+            return entered, entries
         entries = [entry._replace(parts=entry.parts[1:]) for entry in entries if entry.parts[0] == chosen]
-        gone = (*gone, chosen)
+        entered = (*entered, chosen)
 
 
 def _in_folders(entries: list[Entry]) -> bool:
@@ -192,6 +197,7 @@ def _scan(root: Path) -> Iterator[Entry]:
         raise UserError(
             f"{root} is "
             + ("a compressed archive, in which nothing can be read at random" if compressed else "a file"),
+            code="no-images",
             expected="a folder of class folders, or an uncompressed .tar of one",
             remedy="unpack it",
         )
@@ -201,7 +207,7 @@ def _scan_folder(folder: Path, parts: tuple[str, ...], suffixes: set[str], above
     try:
         children = sorted(os.scandir(folder), key=lambda child: child.name)
     except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+        raise UserError(f"{folder} cannot be read: {error.strerror}", code="cannot-read") from error
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link to a folder that it lies in
@@ -218,7 +224,7 @@ def _scan_folder(folder: Path, parts: tuple[str, ...], suffixes: set[str], above
             try:
                 status = child.stat()
                 yield Entry((*parts, child.name), child.path, -1, status.st_size, status.st_mtime_ns)
-            except FileNotFoundError:  # a link into nowhere: reported when it is read
+            except FileNotFoundError:  # a broken link: reported when it is read
                 yield Entry((*parts, child.name), child.path, -1, 0, 0)
 
 
@@ -229,6 +235,7 @@ def _scan_tar(path: Path, parts: tuple[str, ...], suffixes: set[str]) -> Iterato
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
             f"{path} cannot be read as an archive: {error}",
+            code="damaged-file",
             expected="an uncompressed, complete .tar",
             remedy="check the download, or unpack it and give the folder",
         ) from error

@@ -1,4 +1,4 @@
-"""Data sets of the Hub, or local ones in its formats, read through `datasets`: stored first, or streamed.
+"""Data sets on the Hub, or local ones in its formats, read through `datasets`: stored first, or streamed.
 
 The column of images and the column of labels are found by their types. `ORG/NAME@revision` pins a revision, and a
 path in place of ORG/NAME reads a local data set.
@@ -25,7 +25,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls")
 
 @dataclass(eq=False)
 class HubDataset:
-    """`datasets.load_dataset(name)`: downloaded and stored in its cache at first use, then random access."""
+    """`datasets.load_dataset(name)`: downloaded and stored in its cache at first use, then read at random."""
 
     name: str
     split: str | None = None
@@ -43,7 +43,7 @@ class HubDataset:
         return _decode(self._data[index][self._columns[0]])
 
     def fingerprint(self) -> str:
-        """Hash of the builder's own (which covers revision and files), the split and its size."""
+        """Hash of the builder's own hash (which covers revision and files), the split and its size."""
         info = self._data.info
         parts = (info.dataset_name, info.config_name, str(info.version), self._built[2], self._split, len(self._items))
         return hashlib.sha256(repr((parts, self.class_names())).encode()).hexdigest()[:32]
@@ -97,12 +97,13 @@ class HubStream(HubDataset):
         self._rows: Iterator[Any] = iter(())
 
     def count(self) -> int:
-        """Raises `UserError` when the Hub does not say how many there are."""
+        """Number of images. Raises `UserError` (`unknown-count`) when the Hub does not say it."""
         splits = self._built[0].info.splits or {}
         count = splits[self._split].num_examples if self._split in splits else None
         if not count:
             raise UserError(
                 f"hf:{self.name} does not say how many images its split {self._split} has",
+                code="unknown-count",
                 remedy="leave --streaming out: the data set is then stored first, and counted",
             )
         return count
@@ -112,7 +113,7 @@ class HubStream(HubDataset):
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[Item, Any]]:
-        """Items with functions that decode them. Goes on where the last call ended, else skips from the front."""
+        """Items with functions that decode them. Continues where the last call ended, else skips from the front."""
         image, label = self._columns
         if self._position != start:
             self._position, self._rows = start, iter(self._data.skip(start) if start else self._data)
@@ -120,7 +121,9 @@ class HubStream(HubDataset):
         for _ in range(start, stop):
             row = next(self._rows, None)
             if row is None:
-                raise UserError(f"hf:{self.name} ended after {self._position} of {self.count()} images")
+                raise UserError(
+                    f"hf:{self.name} ended after {self._position} of {self.count()} images", code="damaged-file"
+                )
             if row[label] not in place:
                 raise unlabelled(self.name, row[label])
             item = Item(f"{self._split}[{self._position}]", place[row[label]])
@@ -140,7 +143,7 @@ class HubStream(HubDataset):
 
 
 def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, str]:
-    """(data set, its split's name, the builder's hash). Raises `UserError` when it cannot be had."""
+    """(data set, the name of its split, the builder's hash). Raises `UserError` when it cannot be loaded."""
     import datasets
     from datasets import disable_progress_bars
 
@@ -151,7 +154,9 @@ def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, st
         splits = list(builder.info.splits or datasets.get_dataset_split_names(path, revision=revision or None))
         chosen = split or ("train" if "train" in splits else splits[0])
         if chosen not in splits:
-            raise UserError(f"--split {split}: hf:{name} has none of this name", expected=", ".join(splits))
+            raise UserError(
+                f"split {split}: hf:{name} has none of this name", code="no-such-split", expected=", ".join(splits)
+            )
         data = datasets.load_dataset(path, revision=revision or None, split=chosen, streaming=streaming)
     except UserError:
         raise
@@ -159,8 +164,9 @@ def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, st
         text = str(error).strip().splitlines()
         raise UserError(
             f"hf:{name} could not be loaded: {text[0] if text else type(error).__name__}",
+            code="not-on-hub",
             expected="a data set of images with labels on the Hub, reachable or in the local cache",
-            remedy="check the name; for gated ones `hf auth login`",
+            remedy="check the name; for gated data sets `hf auth login`",
         ) from error
     return data, chosen, str(builder.hash)
 
@@ -176,6 +182,7 @@ def find_columns(features: Any, name: str) -> tuple[str, str]:
     if not images or not labels:
         raise UserError(
             f"hf:{name} has no column of {'images' if not images else 'labels'}",
+            code="no-images" if not images else "no-labels",
             expected=f"an image column and a class label; it has {', '.join(features) or 'none'}",
         )
     preferred = [column for column in LABEL_COLUMNS if column in labels]
@@ -202,6 +209,7 @@ def class_table(feature: Any, values: set[Any], listed: Path | None) -> tuple[li
 def unlabelled(name: str, value: Any) -> UserError:
     return UserError(
         f"hf:{name} has an image whose label is {value!r}",
+        code="no-labels",
         expected="a class for every image (the test splits of many data sets have none)",
         remedy="--split with one that is labelled",
     )

@@ -1,0 +1,126 @@
+"""From what the user calls a source to the data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mpdit_core import plugins
+from mpdit_core.api import Dataset
+from mpdit_core.data.sources.folder import ImageFolder
+from mpdit_core.errors import UserError
+
+HUB = "hf:"
+
+
+def open_source(
+    source: str,
+    *,
+    split: str | None = None,
+    classes: Path | str | None = None,
+    labels: Path | str | None = None,
+    streaming: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """The data set called `source`. Cheap: images are found and counted when `items` is first called.
+
+    Args:
+        source: a folder or `.tar`, `hf:ORG/NAME[@revision]`, or the name of a data set plugin. A name that is both a
+            plugin and a folder is refused; `./NAME` is the folder.
+        split: part of it; a subfolder for folders.
+        classes: file with one class name per line, in label order.
+        labels: for a folder of images without class folders, the file that gives each its class.
+        streaming: read from the Hub without storing the data set first.
+        options: fields of a plugin.
+
+    Raises:
+        UserError: there is no such source (`no-such-source`), or an option does not apply to it
+            (`option-does-not-apply`).
+    """
+    classes, labels = _file(classes, "class names"), _file(labels, "labels")
+    if source.startswith(HUB):
+        from mpdit_core.data.sources.hub import HubDataset, HubStream
+
+        _refuse(source, labels=labels, dataset=options)
+        kind = HubStream if streaming else HubDataset
+        return kind(source.removeprefix(HUB), split=split, classes=classes)
+    _refuse(source, streaming=streaming)
+    named = _is_plugin(source)
+    path = Path(source).expanduser()
+    if path.exists() and named and source == path.name:
+        raise UserError(
+            f"{source} is both a folder here and a data set that is installed",
+            code="ambiguous-source",
+            expected="one of the two",
+            remedy=f"./{source} for the folder; for the data set, run this elsewhere or rename the folder",
+        )
+    if path.exists():
+        _refuse(source, dataset=options)
+        return ImageFolder(path, split=split, classes=classes, labels=labels)
+    if named:
+        _refuse(source, classes=classes, labels=labels)
+        return _plugin(source, split=split, options=dict(options or {}))
+    raise UserError(
+        f"{source}: there is no such folder or archive, and no data set of this name",
+        code="no-such-source",
+        expected="a folder of class folders, a .tar of one, hf:ORG/NAME, or a data set: "
+        + (", ".join(plugins.names("datasets")) or "none is installed"),
+        remedy="check the spelling; `mpdit plugins` lists what is installed",
+    )
+
+
+def source_name(source: str) -> str:
+    """A short name for folders and titles: `imagenet` for `/data/imagenet/` and for `hf:ORG/imagenet`."""
+    if source.startswith(HUB):
+        source = source.removeprefix(HUB).partition("@")[0]
+    elif ":" in source and _is_plugin(source):
+        source = source.rpartition(":")[2].lower()
+    path = Path(source).expanduser()
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return name.removesuffix(".tar") or "images"
+
+
+def source_given(source: str) -> str:
+    """`source` so that it names the same thing from any working directory."""
+    if source.startswith(HUB) or (_is_plugin(source) and not Path(source).exists()):
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
+def _is_plugin(source: str) -> bool:
+    return source in plugins.names("datasets") or (":" in source and not Path(source).exists())
+
+
+def _plugin(source: str, *, split: str | None, options: dict[str, Any]) -> Dataset:
+    if split is not None:
+        fields = {field.name for field in dataclasses.fields(plugins.load("datasets", source))}
+        if "split" not in fields:
+            raise UserError(
+                f"split {split}: the data set {source} has no splits",
+                code="no-such-split",
+                remedy="leave --split out",
+            )
+        options["split"] = split
+    return plugins.build("datasets", source, options)
+
+
+def _file(path: Path | str | None, what: str) -> Path | None:
+    if path is None:
+        return None
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"the file of {what}, {path}, does not exist", code="no-such-file")
+    return path
+
+
+def _refuse(source: str, **given: Any) -> None:
+    """Raises `UserError` for the first option that has a value: it does not apply to this kind of source."""
+    for option, value in given.items():
+        if value:
+            raise UserError(
+                f"the option {option} does not apply to {source}",
+                code="option-does-not-apply",
+                remedy="leave it out",
+            )
