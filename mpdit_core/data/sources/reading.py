@@ -49,7 +49,18 @@ def read_image(dataset: Dataset, index: int) -> Image.Image:
         return dataset.image(index)
 
 
+def evenly_spread(total: int, count: int) -> list[int]:
+    """`count` places in a list of `total`, at even distances: a part of a list that is sorted by class has all classes.
+
+    Raises:
+        ValueError: more places than there are.
+    """
+    if count > total:
+        raise ValueError(f"{count} of {total}")
+    return [(2 * n + 1) * total // (2 * count) for n in range(count)]
+
+
 def source_notes(dataset: Dataset) -> list[Note | Warning]:
-    """What a person should know about how the images were found; only folders and archives have something to say."""
+    """What a person should know about how images and labels were found, left out or chosen."""
     notes = getattr(dataset, "notes", None)
     return notes() if notes else []
