@@ -10,7 +10,7 @@ import io
 import sys
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 # Ends of raw modes of 16-bit numbers: how Pillow reads the high byte of each, and how it reads the low one.
 LOW_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
@@ -19,19 +19,19 @@ WIDTH, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF: bits per samp
 COUNTS_FROM_WHITE, SIGNED = 0, 2
 
 
-def raw_mode(image: Image.Image) -> str:
+def raw_mode(image: ImageFile.ImageFile) -> str:
     """How the file of `image` stores its pixels, such as `L;4`; empty where Pillow does not say so."""
     args = image.tile[0][3] if image.tile else ""
     return args if isinstance(args, str) else str(args[0]) if args else ""
 
 
-def is_deep_colour(image: Image.Image) -> bool:
+def is_deep_colour(image: ImageFile.ImageFile) -> bool:
     """Whether `image`, not yet loaded, is a PNG or TIFF of 16-bit colours or 16-bit grey with transparency."""
     raw = raw_mode(image)
     return image.format in ("PNG", "TIFF") and raw[:-4] in ("RGB", "RGBA", "RGBX", "LA") and raw[-4:] in LOW_BYTE
 
 
-def read_deep_colour(image: Image.Image, data: bytes) -> Image.Image:
+def read_deep_colour(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """The picture in `data` with 16-bit numbers rounded to 8; `image` is the same picture, opened but not loaded."""
     mode, raw = image.mode, raw_mode(image)
     if raw == "LA;16B":  # read as four bytes per pixel: grey high, grey low, alpha high, alpha low
@@ -41,7 +41,7 @@ def read_deep_colour(image: Image.Image, data: bytes) -> Image.Image:
         loaded, high = _read_as(data, mode, raw)
         _, low = _read_as(data, mode, raw[:-4] + LOW_BYTE[raw[-4:]])
         values = high.astype(np.uint16) * 256 + low
-    rounded = Image.fromarray(np.rint(values / 257).astype(np.uint8), mode)
+    rounded = Image.fromarray(np.rint(values / 257).astype(np.uint8))
     clear = loaded.info.pop("transparency", None)
     if isinstance(clear, tuple):
         opaque = (values != np.array(clear)).any(axis=-1)
@@ -50,17 +50,17 @@ def read_deep_colour(image: Image.Image, data: bytes) -> Image.Image:
     return rounded
 
 
-def _read_as(data: bytes, mode: str, raw: str) -> tuple[Image.Image, np.ndarray]:
+def _read_as(data: bytes, mode: str, raw: str) -> tuple[ImageFile.ImageFile, np.ndarray]:
     """(the picture in `data` decoded as if its pixels were stored as `raw`, its values uint8 [H, W, channels])."""
     image = Image.open(io.BytesIO(data), formats=("PNG", "TIFF"))
     image._mode = mode  # pyright: ignore[reportAttributeAccessIssue]
     for number, tile in enumerate(image.tile):
-        image.tile[number] = tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
+        image.tile[number] = tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
     image.load()
     return image, np.asarray(image)
 
 
-def spread_transparent_grey(image: Image.Image) -> None:
+def spread_transparent_grey(image: ImageFile.ImageFile) -> None:
     """Scales the transparent value of a PNG of 2 or 4 bits to 8, as Pillow scales the pixels but not this value."""
     if raw_mode(image) in ("L;2", "L;4") and "transparency" in image.info:
         image.info["transparency"] *= 255 // (2 ** int(raw_mode(image)[-1]) - 1)

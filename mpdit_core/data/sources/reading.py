@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from mpdit_core.api import Dataset, Item
+from mpdit_core.data.sources.class_lists import empty_classes
 from mpdit_core.plugins import plugin_errors
 from mpdit_core.reporting import Note, Warning
 
@@ -62,5 +63,7 @@ def evenly_spread(total: int, count: int) -> list[int]:
 
 def source_notes(dataset: Dataset) -> list[Note | Warning]:
     """What a person should know about how images and labels were found, left out or chosen."""
-    notes = getattr(dataset, "notes", None)
-    return notes() if notes else []
+    if hasattr(dataset, "notes"):
+        return dataset.notes()  # pyright: ignore[reportAttributeAccessIssue]
+    with plugin_errors(dataset, "in class_names or items"):
+        return empty_classes(dataset.class_names(), (item.label for item in dataset.items()))
