@@ -104,7 +104,9 @@ def _tiff(colour: np.ndarray, alpha: np.ndarray, random: np.random.Generator) ->
     assert lab is not None
     return {
         "gray16.tif": Odd(tiff(deep.astype("<u2"), 16), as_rgb(np.rint(deep / 257))),
-        "gray16-from-white.tif": Odd(tiff(deep.astype("<u2"), 16, photometric=0), as_rgb(np.rint((65535 - deep) / 257))),
+        "gray16-from-white.tif": Odd(
+            tiff(deep.astype("<u2"), 16, photometric=0), as_rgb(np.rint((65535 - deep) / 257))
+        ),
         "gray8-from-white.tif": Odd(tiff(alpha, 8, photometric=0), as_rgb(255 - alpha)),
         "gray12.tif": Odd(tiff(packed.astype(np.uint8), 12), as_rgb(np.rint(twelve * 255 / 4095))),
         "rgb16.tif": Odd(tiff(rgb.astype("<u2"), 16, photometric=2), np.rint(rgb / 257).astype(np.uint8)),
@@ -126,7 +128,9 @@ def _netpbm(colour: np.ndarray, alpha: np.ndarray, random: np.random.Generator) 
     return {
         "gray1023.pgm": Odd(b"P5 16 16 1023\n" + grey.astype(">u2").tobytes(), as_rgb(np.rint(grey * 255 / 1023))),
         "rgb1023.ppm": Odd(b"P6 16 16 1023\n" + rgb.astype(">u2").tobytes(), np.rint(rgb * 255 / 1023)),
-        "deep.jp2": Odd(saved(Image.fromarray((grey * 64).astype(np.uint16)), "JPEG2000"), as_rgb(np.rint(grey * 64 / 257))),
+        "deep.jp2": Odd(
+            saved(Image.fromarray((grey * 64).astype(np.uint16)), "JPEG2000"), as_rgb(np.rint(grey * 64 / 257))
+        ),
     }
 
 

@@ -184,7 +184,9 @@ def _one_per_line(lines: list[str], images: Sequence[str]) -> list[str]:
     if len(values) == len(images) + 1 and values[0].lower() in LABELS:
         del values[0]
     if len(values) != len(images):
-        raise _MisfitError(f"{len(values)} lines for {len(images)} images")
+        raise _MisfitError(f"it has {len(values)} lines for {len(images)} images")
+    if not all(values):
+        raise _MisfitError("a class is empty")
     if list(images) != sorted(images, key=_natural):
         raise _AmbiguousError(
             "has one class per line, but the images have two orders: 10.png before 2.png, or after it"
