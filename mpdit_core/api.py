@@ -17,16 +17,33 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mpdit_core.errors import UserError
+from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
     from torch import Tensor
 
+    from mpdit_core.data.images import open_image
+    from mpdit_core.data.sources.archives import read_archive
+    from mpdit_core.data.sources.class_lists import read_class_names
+    from mpdit_core.data.sources.files import read_regular
+
 __all__ = [
     "PLUGIN_API", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step", "UserError",
-    "VelocityFn", "draw_noise", "option",
+    "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names", "read_regular",
 ]  # fmt: skip
+
+# For data sets, imported when they are first used: the same care for damaged and odd files as mpdit's own sources take.
+__getattr__ = lazy_names(
+    "mpdit_core.data",
+    {
+        "images": ["open_image"],
+        "sources.archives": ["read_archive"],
+        "sources.class_lists": ["read_class_names"],
+        "sources.files": ["read_regular"],
+    },
+)
 
 PLUGIN_API = 2
 """Version of these contracts. A plugin class may carry `plugin_api = 2`; another number is refused with a reason."""

@@ -2,19 +2,43 @@
 
 The crop is that of the guided-diffusion (ADM) data loader, which DiT, SiT and MPDiT share: halve with a box filter
 while the short side is at least twice the target, resize bicubically until it is the target, cut out the centre.
+
+To read one more format: its Pillow name in `FORMATS`.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, PngImagePlugin
 
+from mpdit_core.data import deep_pixels
 from mpdit_core.errors import UserError
+
+FORMATS = (
+    "PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "ICO", "QOI",
+)  # fmt: skip
+"""What is read. Pillow knows more formats; some start other programs (EPS), some hold no pictures (HDF5, MPEG)."""
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Larger images are refused, before decoding and after scaling: files of a few bytes can claim to be huge."""
+
+MAX_TEXT_BYTES = 64 * 2**20  # of text in a PNG, which is not used; Pillow refuses the picture from 1 MiB on
+
+ORIENTATION = 0x0112  # tag of EXIF
+UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""The transposition that makes a picture upright, by its EXIF orientation; for 1 and unknown numbers there is none."""
 
 
 class FaultyImageError(UserError):
@@ -27,22 +51,34 @@ class FaultyImageError(UserError):
         return (FaultyImageError, (self.what,))
 
 
+@cache
+def suffixes() -> frozenset[str]:
+    """The file name extensions of `FORMATS`, in lower case, with the dot: what counts as an image, in every command."""
+    Image.init()
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
+
+
 def open_image(data: bytes) -> Image.Image:
     """The decoded picture in `data`, any mode and size, orientation not yet applied.
 
     Raises:
-        FaultyImageError: not an image, damaged, cut short, or larger than `MAX_PIXELS`.
+        FaultyImageError: not an image of `FORMATS`, damaged, cut short, or larger than `MAX_PIXELS`.
     """
     if not data:
         raise FaultyImageError("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(data))
-        _check_size(*image.size)
-        image.load()
-    except FaultyImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise many kinds: OSError, SyntaxError, struct.error, …
-        raise FaultyImageError(_reason(error)) from error
+    Image.init()
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
+    return _or_faulty(lambda: _decode(data))
+
+
+def _decode(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(*image.size)
+    if deep_pixels.is_deep_colour(image):
+        return deep_pixels.read_deep_colour(image, data)
+    deep_pixels.refuse_signed_bytes(image)
+    deep_pixels.spread_transparent_grey(image)
+    image.load()
     return image
 
 
@@ -52,13 +88,7 @@ def prepare(image: Image.Image, resolution: int) -> np.ndarray:
     Raises:
         FaultyImageError: the picture cannot be converted, or is so long and thin that scaling it would be huge.
     """
-    try:
-        image = to_rgb(ImageOps.exif_transpose(image))
-    except FaultyImageError:
-        raise
-    except Exception as error:
-        raise FaultyImageError(_reason(error)) from error
-    return centre_crop(image, resolution)
+    return centre_crop(_or_faulty(lambda: upright(to_rgb(image), image)), resolution)
 
 
 def centre_crop(image: Image.Image, resolution: int) -> np.ndarray:
@@ -73,15 +103,31 @@ def centre_crop(image: Image.Image, resolution: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
 
 
+def upright(picture: Image.Image, original: Image.Image) -> Image.Image:
+    """`picture` turned as the EXIF data of `original` say; other tags, even damaged ones, play no part."""
+    try:
+        value = original.getexif().get(ORIENTATION)
+    except Exception:  # Pillow's reader of EXIF raises many kinds for damaged data; the picture is good
+        return picture
+    number = value[0] if isinstance(value, bytes | tuple) and value else value
+    turn = UPRIGHT.get(number) if isinstance(number, int) else None
+    return picture if turn is None else picture.transpose(turn)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in mode RGB. Transparency is laid on white; 16-bit and float values are scaled to 8 bits, not clipped."""
+    """`image` in mode RGB. Transparency is laid on white; values of more than 8 bits are scaled, not clipped.
+
+    Raises:
+        ValueError: the picture cannot be converted, or the scale of its values is not known.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_to_rgb(image)
+    if deep_pixels.is_deep_grey(image):
+        return deep_pixels.grey_to_8_bits(image).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        exactly = ImageCms.Flags.NOOPTIMIZE  # the tables that are used otherwise are coarse for dark colours
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exactly)
         assert converted is not None
         return converted
     if image.has_transparency_data:
@@ -91,23 +137,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """Grey images of more than 8 bits. Integers are on the 16-bit scale; floats on 0..1, or 0..255 if they exceed 1."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F":
-        low, high = float(values.min()), float(values.max())
-        if not (low >= 0 and high <= 255):  # also refuses NaN
-            raise FaultyImageError(
-                f"floating-point pixels between {low:g} and {high:g}; 0 to 1 or 0 to 255 are understood"
-            )
-        scaled = values * 255 if high <= 1 else values
-    else:
-        if values.min() < 0 or values.max() > 65535:
-            raise FaultyImageError(
-                f"32-bit pixels between {values.min():g} and {values.max():g}; 0 to 65535 is understood"
-            )
-        scaled = values / 257
-    return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+def _or_faulty(work: Callable[[], Image.Image]) -> Image.Image:
+    """What `work` returns; whatever it raises is a fault of the image."""
+    try:
+        return work()
+    except FaultyImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds: OSError, SyntaxError, struct.error, …
+        raise FaultyImageError(_reason(error)) from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -120,5 +157,5 @@ def _check_size(width: int, height: int) -> None:
 def _reason(error: Exception) -> str:
     text = str(error).replace("<_io.BytesIO object at ", "<").split(" <0x")[0].strip()
     if isinstance(error, Image.UnidentifiedImageError):
-        text = "not an image in any format Pillow reads"
+        text = "not an image in a format that is read here (" + ", ".join(FORMATS) + ")"
     return text or type(error).__name__

@@ -11,13 +11,26 @@ from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mpdit_core.data.sources.open import open_source, source_given, source_name
-    from mpdit_core.data.sources.reading import Decode, Streamed, count_items, read_items, source_notes
+    from mpdit_core.data.sources.reading import (
+        Decode,
+        Streamed,
+        count_items,
+        evenly_spread,
+        read_items,
+        source_notes,
+    )
+    from mpdit_core.data.sources.scan import Entry, Found, find_images, read_entry
 
 __all__ = [
     "Decode",
+    "Entry",
+    "Found",
     "Streamed",
     "count_items",
+    "evenly_spread",
+    "find_images",
     "open_source",
+    "read_entry",
     "read_items",
     "source_given",
     "source_name",
@@ -28,6 +41,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "open": ["open_source", "source_given", "source_name"],
-        "reading": ["Decode", "Streamed", "count_items", "read_items", "source_notes"],
+        "reading": ["Decode", "Streamed", "count_items", "evenly_spread", "read_items", "source_notes"],
+        "scan": ["Entry", "Found", "find_images", "read_entry"],
     },
 )

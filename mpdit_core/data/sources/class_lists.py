@@ -1,31 +1,36 @@
-"""Files that users have beside their images: lists of class names, and lists of the class of each image."""
+"""Names of classes and their order: from a list that users have beside their images, or sorted.
+
+A stated order: names that are all decimal numbers are sorted as numbers (so `10` comes after `9`), others as text.
+"""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from mpdit_core.data.sources.files import read_lines, shown
 from mpdit_core.errors import UserError
+from mpdit_core.reporting import Note, Warning
 
-LABEL_FILES = ("labels.txt", "labels.csv", "val.txt", "LOC_val_solution.csv")
-"""Looked for in a folder of images without class folders, when `--labels` is not given."""
+MAX_CLASSES = 100_000  # a label beyond that is a number of something else
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}(\.0*)?")  # pandas writes whole labels as 3.0 where some are missing
 
 
 def read_class_names(path: Path) -> list[str]:
     """One name per line, in label order; empty lines and lines that begin with `#` are left out.
 
     Raises:
-        UserError: the file cannot be read as text (`damaged-file`), holds no name or one twice (`bad-class-list`).
+        UserError: the file cannot be read as text (`cannot-read`, `damaged-file`), holds no name or one twice
+            (`bad-class-list`).
     """
-    names = [line for line in (line.strip() for line in _lines(path)) if line and not line.startswith("#")]
+    names = [line for line in (line.strip() for line in read_lines(path)) if line and not line.startswith("#")]
     if not names:
         raise UserError(
-            f"{path} holds no class names", code="bad-class-list", expected="one name per line, in label order"
+            f"{shown(path)} holds no class names", code="bad-class-list", expected="one name per line, in label order"
         )
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise UserError(f"{path} names {twice[0]!r} more than once", code="bad-class-list", expected="each class once")
+    _refuse_repeated(names, path)
     return names
 
 
@@ -35,55 +40,23 @@ def match_classes(listed: Sequence[str], present: set[str], path: Path) -> list[
     A line may continue after the name, as in `n01440764 tench, Tinca tinca`: then its first word is the name.
 
     Raises:
-        UserError: the data have classes that the list lacks (`bad-class-list`).
+        UserError: the data have classes that the list lacks, or two lines are of one class (`bad-class-list`).
     """
     names = [line if line in present else _first_word(line, present) for line in listed]
     missing = sorted(present - set(names))
     if missing:
         raise UserError(
-            f"{path} lacks {len(missing)} of the {len(present)} classes of the data: {', '.join(missing[:5])}"
+            f"{shown(path)} lacks {len(missing)} of the {len(present)} classes of the data: {', '.join(missing[:5])}"
             + (", …" if len(missing) > 5 else ""),
             code="bad-class-list",
             expected="every class, one per line, in label order",
         )
+    _refuse_repeated(names, path)
     return names
 
 
-def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
-    """The class of each of `images` (keys in order), as text.
-
-    Understood are lines `FILE CLASS` (blank or comma between; the file with or without suffix), Kaggle's
-    `LOC_val_solution.csv`, and one class per line for the images in sorted order.
-
-    Raises:
-        UserError: an image has no line, or lines and images do not match in number (`bad-label-file`).
-    """
-    rows = [row for row in (_fields(line) for line in _lines(path)) if row]
-    if rows and rows[0][0].lower() in ("imageid", "image", "file", "filename", "file_name", "path"):
-        rows = rows[1:]
-    if all(len(row) == 1 for row in rows):
-        if len(rows) != len(images):
-            raise UserError(
-                f"{path} has {len(rows)} lines for {len(images)} images",
-                code="bad-label-file",
-                expected="one class per line, for the images in sorted order, or lines `FILE CLASS`",
-            )
-        return [row[0] for row in rows]
-    table = {row[0]: row[1] for row in rows if len(row) > 1}
-    by_stem = {_stem(name): value for name, value in table.items()}
-    found = [table.get(image) or table.get(Path(image).name) or by_stem.get(_stem(image)) for image in images]
-    missing = [image for image, name in zip(images, found, strict=True) if name is None]
-    if missing:
-        raise UserError(
-            f"{path} gives no class for {len(missing)} of {len(images)} images, such as {missing[0]}",
-            code="bad-label-file",
-            expected="a line `FILE CLASS` for every image",
-        )
-    return [name for name in found if name is not None]
-
-
 def label_numbers(classes: Sequence[str], listed: Sequence[str] | None, path: Path) -> tuple[list[str], list[int]]:
-    """(class names in label order, label of each image) from the text that `read_image_classes` gives.
+    """(class names in label order, label of each image) from the text that stands for the class of each.
 
     Numbers are labels already when every class is one: places in `listed`, or 0..n-1.
 
@@ -91,45 +64,65 @@ def label_numbers(classes: Sequence[str], listed: Sequence[str] | None, path: Pa
         UserError: numbers that cannot be labels (`bad-label-file`).
     """
     present = set(classes)
-    if all(name.isdecimal() for name in present) and not (listed and present <= set(listed)):
-        numbers = [int(name) for name in classes]
-        names = list(listed) if listed else [str(n) for n in range(max(numbers) + 1)]
-        if max(numbers) >= len(names) or (listed is None and min(numbers) > 0):
-            raise UserError(
-                f"{path} has labels {min(numbers)} to {max(numbers)}"
-                + (f" for the {len(names)} names in the list of classes" if listed else ""),
-                code="bad-label-file",
-                expected="labels that begin at 0 (the ILSVRC development kit counts from 1, in an order of its own)",
-                remedy="write class names in place of the numbers",
-            )
-        return names, numbers
-    names = match_classes(listed, present, path) if listed else sorted(present)
+    if all(WHOLE_NUMBER.fullmatch(name) for name in present) and not (listed and present <= set(listed)):
+        numbers = [int(name.partition(".")[0]) for name in classes]
+        return label_names(numbers, listed, shown(path)), numbers
+    names = match_classes(listed, present, path) if listed else sort_classes(present)
     place = {name: n for n, name in enumerate(names)}
     return names, [place[name] for name in classes]
 
 
-def _first_word(line: str, present: set[str]) -> str:
-    word = line.replace(",", " ").split()[0]
-    return word if word in present else line
+def label_names(numbers: Collection[int], listed: Sequence[str] | None, where: str) -> list[str]:
+    """Class names for labels that are numbers: `listed`, or the numbers from 0 to the last.
+
+    Raises:
+        UserError: numbers below 0, beyond the list, or beginning above 0 where there is no list (`bad-label-file`).
+    """
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    if low < 0 or high >= (len(listed) if listed else MAX_CLASSES) or (listed is None and low > 0):
+        raise UserError(
+            f"{where} has labels {low} to {high}"
+            + (f" for the {len(listed)} names in the list of classes" if listed else ""),
+            code="bad-label-file",
+            expected="labels that begin at 0 (the ILSVRC development kit counts from 1, in an order of its own)",
+            remedy="write class names in place of the numbers, or list a name for each label from 0 on: --classes FILE",
+        )
+    return list(listed) if listed else [str(n) for n in range(high + 1)]
 
 
-def _fields(line: str) -> list[str]:
-    line = line.strip()
-    if not line or line.startswith("#"):
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Class names in label order: see the module."""
+    plain = sorted(names)
+    if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in plain):
+        return sorted(plain, key=int)
+    return plain
+
+
+def sorted_differently(names: Sequence[str]) -> list[Note | Warning]:
+    """A note where numbers as names are not sorted as text, in which order other programs count their labels."""
+    if list(names) == sorted(names):
         return []
-    if "," in line:
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
-        return [cells[0], *(cells[1].split() or [""])] if len(cells) > 1 else cells
-    name, _, rest = line.rpartition(" ") if " " in line else line.rpartition("\t")
-    return [name.strip(), rest] if name else [rest]
+    return [Note(text=f"class names are numbers, sorted as numbers: {names[0]} is label 0, {names[-1]} is the last")]
 
 
-def _stem(name: str) -> str:
-    return Path(name).stem
+def empty_classes(names: Sequence[str], labels: Iterable[int]) -> list[Note | Warning]:
+    """A warning that names the classes without an image."""
+    seen = set(labels)
+    empty = [name for label, name in enumerate(names) if label not in seen]
+    if not empty:
+        return []
+    text = f"{len(empty)} of {len(names)} classes have no images: {', '.join(empty[:5])}" + (", …" * (len(empty) > 5))
+    return [Warning(code="empty-classes", text=text)]
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text: {error}", code="damaged-file") from error
+def _refuse_repeated(names: Sequence[str], path: Path) -> None:
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{shown(path)} names the class {name!r} {count} times", code="bad-class-list", expected="each class once"
+        )
+
+
+def _first_word(line: str, present: set[str]) -> str:
+    word = line.replace(",", " ").split()
+    return word[0] if word and word[0] in present else line

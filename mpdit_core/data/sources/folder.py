@@ -1,50 +1,38 @@
 """A folder or `.tar` of class folders as a data set; or images in one folder with a file that gives their classes.
 
 The class of an image is its first folder below the root, however deep it lies; a `.tar` counts as a folder of its name
-(so that ImageNet's archive of class archives can be read as it is). Labels follow the sorted class names.
+(so that ImageNet's archive of class archives can be read as it is). Labels follow the sorted class names; names that
+are all numbers are sorted as numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 from PIL import Image
 
 from mpdit_core.api import Item
-from mpdit_core.data.images import FaultyImageError, open_image
+from mpdit_core.data.images import FORMATS, open_image
 from mpdit_core.data.sources.class_lists import (
-    LABEL_FILES,
+    empty_classes,
     label_numbers,
     match_classes,
     read_class_names,
-    read_image_classes,
+    sort_classes,
+    sorted_differently,
 )  # fmt: skip
+from mpdit_core.data.sources.files import shown
+from mpdit_core.data.sources.label_files import LABEL_FILES, read_image_classes
+from mpdit_core.data.sources.scan import Entry, Found, counted, find_images, read_entry
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
-SPLITS = ("train", "val", "valid", "validation", "test")
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-
-
-class Entry(NamedTuple):
-    """An image file: where it lies below the root, and where its bytes are."""
-
-    parts: tuple[str, ...]  # path below the root; archives without their suffix
-    file: str
-    offset: int  # in `file`; -1: the whole of it
-    size: int
-    modified: int  # ns
-
-    @property
-    def key(self) -> str:
-        return "/".join(self.parts)
+TRAINING = ("train", "training")
+SPLITS = (*TRAINING, "val", "valid", "validation", "test", "testing", "dev", "eval")
+"""Names of folders that are parts of a data set, not classes; the first of `TRAINING` is read unless told."""
 
 
 @dataclass(eq=False)
@@ -55,6 +43,7 @@ class ImageFolder:
     split: str | None = None
     classes: Path | None = None
     labels: Path | None = None
+    allow_empty_classes: bool = False
 
     def class_names(self) -> list[str]:
         return self._table[0]
@@ -64,7 +53,7 @@ class ImageFolder:
 
     def image(self, index: int) -> Image.Image:
         """Raises `FaultyImageError` for a file that is damaged or gone."""
-        return open_image(self._read(self._entries[index]))
+        return open_image(read_entry(self._entries[index]))
 
     def fingerprint(self) -> str:
         """Hash of labels, names, sizes and times of change of all files."""
@@ -76,185 +65,146 @@ class ImageFolder:
 
     def notes(self) -> list[Note | Warning]:
         """What a person should know about how the folder was read."""
+        entered, found, names = self._entered, self._found, self.class_names()
         notes: list[Note | Warning] = []
-        if self._descended:
-            notes.append(Note(text=f"reading {'/'.join((str(self.root), *self._descended))}"))
-        if len(self.class_names()) == 1:
-            notes.append(Warning(code="one-class", text=f"there is only one class, {self.class_names()[0]!r}"))
-        seen = {item.label for item in self.items()}
-        empty = [name for label, name in enumerate(self.class_names()) if label not in seen]
-        if empty:
-            text = f"{len(empty)} classes have no images: {', '.join(empty[:5])}"
-            notes.append(Warning(code="empty-classes", text=text))
+        if entered:
+            notes.append(Note(text=f"reading {'/'.join((shown(self.root), *entered))}"))
+        notes += found.notes()
+        if len(names) == 1:
+            notes.append(Warning(code="one-class", text=f"there is only one class, {names[0]!r}"))
+        notes += empty_classes(names, (item.label for item in self.items()))
+        if not self._is_flat and self.classes is None:
+            notes += _notes_on_splits(found, names) + sorted_differently(names)
         return notes
 
-    def _read(self, entry: Entry) -> bytes:
-        try:
-            with open(entry.file, "rb") as file:
-                if entry.offset < 0:
-                    return file.read()
-                file.seek(entry.offset)
-                return file.read(entry.size)
-        except OSError as error:
-            raise FaultyImageError(f"{entry.file} cannot be read: {error.strerror}") from None
-
     @cached_property
-    def _scanned(self) -> tuple[tuple[str, ...], list[Entry]]:
-        """(folders entered from the root on, images below there)."""
-        entries = sorted(_scan(self.root))
-        if not entries:
+    def _scanned(self) -> tuple[tuple[str, ...], Found]:
+        """(folders entered from the root on, what lies there)."""
+        found = find_images(self.root)
+        if not found.images:
+            counts = found.left_out_in()
             raise UserError(
-                f"{self.root} holds no images",
+                f"{shown(self.root)} holds no images" + (f", but {counted(counts)}" if counts else ""),
                 code="no-images",
-                expected="class folders with images in any format Pillow reads (.jpg, .png, .webp, …)",
+                expected=f"class folders with images ({', '.join(FORMATS)})",
             )
-        return _descend(entries, self.root, self.split)
+        return _descend(found, self.root, self.split)
 
     @property
-    def _descended(self) -> tuple[str, ...]:
+    def _entered(self) -> tuple[str, ...]:
         return self._scanned[0]
 
     @property
-    def _entries(self) -> list[Entry]:
+    def _found(self) -> Found:
         return self._scanned[1]
+
+    @property
+    def _entries(self) -> list[Entry]:
+        return self._found.images
+
+    @property
+    def _is_flat(self) -> bool:
+        return self.labels is not None or all(len(entry.parts) == 1 for entry in self._entries)
 
     @cached_property
     def _table(self) -> tuple[list[str], list[Item]]:
         listed = read_class_names(self.classes) if self.classes else None
-        flat = [entry for entry in self._entries if len(entry.parts) == 1]
         keys = [entry.key for entry in self._entries]
-        if self.labels or len(flat) == len(self._entries):
+        if self._is_flat:
             path = self.labels or self._label_file()
             names, labels = label_numbers(read_image_classes(path, keys), listed, path)
             return names, [Item(key, label) for key, label in zip(keys, labels, strict=True)]
+        flat = [entry for entry in self._entries if len(entry.parts) == 1]
         if flat:
             raise UserError(
-                f"{self.root} has images beside its class folders, such as {flat[0].key}",
+                f"{shown(self.root)} has images beside its class folders, such as {flat[0].key}",
                 code="mixed-layout",
                 expected="all images in class folders, or all in one folder with a file that gives their classes",
                 remedy="move them into the folder of their class, or --labels FILE",
             )
         present = {entry.parts[0] for entry in self._entries}
-        names = match_classes(listed, present, self.classes) if listed and self.classes else sorted(present)
+        empty = {parts[0] for parts in self._found.folders} - present
+        if listed is not None and self.classes is not None:
+            names = match_classes(listed, present, self.classes)
+        elif empty and not self.allow_empty_classes:
+            raise self._empty_class(min(empty), len(empty))
+        else:
+            names = sort_classes(present | empty)
         place = {name: label for label, name in enumerate(names)}
         return names, [Item(entry.key, place[entry.parts[0]]) for entry in self._entries]
 
+    def _empty_class(self, name: str, count: int) -> UserError:
+        counts = self._found.left_out_in(name)
+        return UserError(
+            f"the class folder {'/'.join((shown(self.root), *self._entered, name))} holds no images"
+            + (f", but {counted(counts)}" if counts else "")
+            + (f" ({count} class folders are like this)" if count > 1 else ""),
+            code="empty-class",
+            expected=f"images in every class folder ({', '.join(FORMATS)})",
+            remedy="convert its images, or move it away; --allow-empty-classes keeps it as a class without images",
+        )
+
     def _label_file(self) -> Path:
-        folder = self.root.joinpath(*self._descended)
+        folder = self.root.joinpath(*self._entered)
         beside = [folder / name for name in LABEL_FILES] if folder.is_dir() else []
         found = [path for path in beside if path.is_file()]
         if len(found) != 1:
             raise UserError(
-                f"{folder} has images but no class folders" + (f", and {len(found)} label files" if found else ""),
+                f"{shown(folder)} has images but no class folders"
+                + (f", and {len(found)} label files" if found else ""),
                 code="no-labels",
                 expected="a folder for each class, or a file that gives each image its class",
-                remedy="--labels FILE, with lines `FILE CLASS`",
+                remedy="--labels FILE, with lines `FILE,CLASS`",
             )
         return found[0]
 
 
-def _descend(entries: list[Entry], root: Path, split: str | None) -> tuple[tuple[str, ...], list[Entry]]:
+def _descend(found: Found, root: Path, split: str | None) -> tuple[tuple[str, ...], Found]:
     """Enters single folders (`ILSVRC/Data/CLS-LOC/train/…`) and the split that is wanted."""
     entered: tuple[str, ...] = ()
     while True:
-        tops = sorted({entry.parts[0] for entry in entries if len(entry.parts) > 1})
-        only = len(tops) == 1 and all(len(entry.parts) > 2 for entry in entries)
+        images = found.images
+        tops = sorted({entry.parts[0] for entry in images if len(entry.parts) > 1})
+        in_folders = all(len(entry.parts) > 1 for entry in images)
+        only = len(tops) == 1 and all(len(entry.parts) > 2 for entry in images)
         if split in tops:
             chosen, split = split, None
-        elif split is None and tops and all(top.lower() in SPLITS for top in tops) and _in_folders(entries):
-            chosen = next((top for top in tops if top.lower() == "train"), tops[0])
+        elif split is None and tops and in_folders and all(top.lower() in SPLITS for top in tops):
+            chosen = next((top for top in tops if top.lower() in TRAINING), tops[0])
         elif only:
             chosen = tops[0]
+            _refuse_empty_beside(found, chosen, root.joinpath(*entered))
         elif split is not None:
             raise UserError(
-                f"split {split}: {root.joinpath(*entered)} has no folder of this name",
+                f"split {split}: {shown(root.joinpath(*entered))} has no folder of this name with images",
                 code="no-such-split",
                 expected=f"one of {', '.join(tops[:8])}" + (", …" if len(tops) > 8 else ""),
             )
         else:
-            return entered, entries
-        entries = [entry._replace(parts=entry.parts[1:]) for entry in entries if entry.parts[0] == chosen]
-        entered = (*entered, chosen)
+            return entered, found
+        found, entered = found.within(chosen), (*entered, chosen)
 
 
-def _in_folders(entries: list[Entry]) -> bool:
-    return all(len(entry.parts) > 1 for entry in entries)
+def _refuse_empty_beside(found: Found, chosen: str, folder: Path) -> None:
+    """Raises `UserError` where a folder beside `chosen` may be a class whose images are of no format that is read."""
+    for name in sorted({parts[0] for parts in found.folders} - {chosen}):
+        if counts := found.left_out_in(name):
+            raise UserError(
+                f"of the folders in {shown(folder)} only {chosen} holds images; {name} holds {counted(counts)}",
+                code="empty-class",
+                expected=f"images in every class folder ({', '.join(FORMATS)})",
+                remedy=f"if these are classes, convert the images of {name}; if not, use {shown(folder / chosen)}",
+            )
 
 
-def _suffixes() -> set[str]:
-    Image.init()
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-def _scan(root: Path) -> Iterator[Entry]:
-    suffixes = _suffixes()
-    if root.is_dir():
-        yield from _scan_folder(root, (), suffixes, set())
-    elif root.name.lower().endswith(".tar"):
-        yield from _scan_tar(root, (), suffixes)
-    else:
-        compressed = root.name.lower().endswith(COMPRESSED)
-        raise UserError(
-            f"{root} is "
-            + ("a compressed archive, in which nothing can be read at random" if compressed else "a file"),
-            code="no-images",
-            expected="a folder of class folders, or an uncompressed .tar of one",
-            remedy="unpack it",
-        )
-
-
-def _scan_folder(folder: Path, parts: tuple[str, ...], suffixes: set[str], above: set[tuple]) -> Iterator[Entry]:
-    try:
-        children = sorted(os.scandir(folder), key=lambda child: child.name)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}", code="cannot-read") from error
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder that it lies in
-        return
-    for child in children:
-        if child.name.startswith((".", "__MACOSX")):
-            continue
-        suffix = os.path.splitext(child.name)[1].lower()  # noqa: PTH122 - a Path for each of a million files is slow
-        if child.is_dir():
-            yield from _scan_folder(Path(child.path), (*parts, child.name), suffixes, above | {here})
-        elif suffix == ".tar":
-            yield from _scan_tar(Path(child.path), (*parts, child.name[:-4]), suffixes)
-        elif suffix in suffixes:
-            try:
-                status = child.stat()
-                yield Entry((*parts, child.name), child.path, -1, status.st_size, status.st_mtime_ns)
-            except FileNotFoundError:  # a broken link: reported when it is read
-                yield Entry((*parts, child.name), child.path, -1, 0, 0)
-
-
-def _scan_tar(path: Path, parts: tuple[str, ...], suffixes: set[str]) -> Iterator[Entry]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            yield from _scan_members(archive, str(path), 0, parts, suffixes)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read as an archive: {error}",
-            code="damaged-file",
-            expected="an uncompressed, complete .tar",
-            remedy="check the download, or unpack it and give the folder",
-        ) from error
-
-
-def _scan_members(
-    archive: tarfile.TarFile, file: str, base: int, parts: tuple[str, ...], suffixes: set[str]
-) -> Iterator[Entry]:
-    for member in archive:
-        path = PurePosixPath(member.name)
-        below = tuple(part for part in path.parts if part not in (".", "/"))
-        if not member.isfile() or any(part.startswith((".", "__MACOSX")) for part in below):
-            continue
-        if path.suffix.lower() == ".tar":
-            inner = archive.extractfile(member)
-            assert inner is not None
-            names = (*parts, *below[:-1], below[-1][:-4])
-            with tarfile.open(fileobj=inner, mode="r:") as nested:
-                yield from _scan_members(nested, file, base + member.offset_data, names, suffixes)
-        elif path.suffix.lower() in suffixes:
-            yield Entry((*parts, *below), file, base + member.offset_data, member.size, int(member.mtime * 1e9))
-        archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - else a million members stay in memory
+def _notes_on_splits(found: Found, names: list[str]) -> list[Note | Warning]:
+    """A warning where the class folders look like splits: by name, or because all hold the same folders."""
+    below: dict[str, set[str]] = {}
+    for entry in found.images:
+        below.setdefault(entry.parts[0], set()).update(entry.parts[1:2] if len(entry.parts) > 2 else ())
+    same = {frozenset(folders) for folders in below.values()}
+    by_name = [name for name in names if name.lower() in SPLITS]
+    if len(names) > 1 and (by_name or (len(same) == 1 and same != {frozenset()})):
+        text = f"the classes are {', '.join(names[:5])}: if these are parts of the data set, choose one with --split"
+        return [Warning(code="splits-as-classes", text=text)]
+    return []

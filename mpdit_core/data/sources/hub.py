@@ -1,13 +1,15 @@
 """Data sets on the Hub, or local ones in its formats, read through `datasets`: stored first, or streamed.
 
-The column of images and the column of labels are found by their types. `ORG/NAME@revision` pins a revision, and a
-path in place of ORG/NAME reads a local data set.
+The column of images and the column of labels are found by their types and, where there are several, by their names
+(`IMAGE_COLUMNS`, `LABEL_COLUMNS`: the first that is there). `ORG/NAME@revision` pins a revision, and a path in place of
+ORG/NAME reads a local data set. Labels are the data set's own: class names, whole numbers from 0 on, or texts, sorted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,10 +19,19 @@ from PIL import Image
 
 from mpdit_core.api import Item
 from mpdit_core.data.images import FaultyImageError, open_image
-from mpdit_core.data.sources.class_lists import match_classes, read_class_names
+from mpdit_core.data.sources.class_lists import (
+    empty_classes,
+    label_names,
+    match_classes,
+    read_class_names,
+    sort_classes,
+)  # fmt: skip
+from mpdit_core.data.sources.files import read_regular
 from mpdit_core.errors import UserError
+from mpdit_core.reporting import Note, Warning
 
-LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls")
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls", "category", "target")
 
 
 @dataclass(eq=False)
@@ -30,6 +41,8 @@ class HubDataset:
     name: str
     split: str | None = None
     classes: Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     streaming = False
 
@@ -48,6 +61,22 @@ class HubDataset:
         parts = (info.dataset_name, info.config_name, str(info.version), self._built[2], self._split, len(self._items))
         return hashlib.sha256(repr((parts, self.class_names())).encode()).hexdigest()[:32]
 
+    def notes(self) -> list[Note | Warning]:
+        """Which columns were taken where there are several, and classes without images."""
+        names, features = self.class_names(), self._built[0].features or {}
+        notes: list[Note | Warning] = []
+        for what, chosen, others in zip(("image", "label"), self._columns, _candidates(features), strict=True):
+            others = [column for column in others if column != chosen]
+            if others:
+                text = f"the column of {what}s is {chosen}; others are {', '.join(others)} (dataset.{what} chooses)"
+                notes.append(Note(text=text))
+        if sorted(names) == names and names != sort_classes(names):
+            text = f"the data set numbers its classes in the order {', '.join(names[:4])}, …: a label is not its name"
+            notes.append(Warning(code="numbers-as-names", text=text))
+        if not self.streaming:
+            notes += empty_classes(names, (item.label for item in self.items()))
+        return notes
+
     @cached_property
     def _built(self) -> tuple[Any, Any, str]:
         return load(self.name, self.split, streaming=self.streaming)
@@ -58,7 +87,7 @@ class HubDataset:
 
     @cached_property
     def _columns(self) -> tuple[str, str]:
-        return find_columns(self._built[0].features or {}, self.name)
+        return find_columns(self._built[0].features or {}, self.name, image=self.image_column, label=self.label_column)
 
     @cached_property
     def _data(self) -> Any:
@@ -69,13 +98,14 @@ class HubDataset:
 
     @cached_property
     def _labels(self) -> list[Any]:
-        return list(self._data[self._columns[1]])
+        with hub_errors(self.name):
+            return list(self._data[self._columns[1]])
 
     @cached_property
     def _classes(self) -> tuple[list[str], dict[Any, int]]:
         """(names in label order, label of each value of the column)."""
         values, feature = set(self._labels), self._data.features[self._columns[1]]
-        return class_table(feature, values, self.classes)
+        return class_table(feature, values, self.classes, f"hf:{self.name}")
 
     @cached_property
     def _items(self) -> list[Item]:
@@ -116,10 +146,12 @@ class HubStream(HubDataset):
         """Items with functions that decode them. Continues where the last call ended, else skips from the front."""
         image, label = self._columns
         if self._position != start:
-            self._position, self._rows = start, iter(self._data.skip(start) if start else self._data)
+            with hub_errors(self.name):
+                self._position, self._rows = start, iter(self._data.skip(start) if start else self._data)
         place = self._classes[1]
         for _ in range(start, stop):
-            row = next(self._rows, None)
+            with hub_errors(self.name):
+                row = next(self._rows, None)
             if row is None:
                 raise UserError(
                     f"hf:{self.name} ended after {self._position} of {self.count()} images", code="damaged-file"
@@ -133,13 +165,14 @@ class HubStream(HubDataset):
     @cached_property
     def _labels(self) -> list[Any]:
         """The label column alone, read over the network."""
-        return [row[self._columns[1]] for row in self._data.select_columns([self._columns[1]])]
+        with hub_errors(self.name):
+            return [row[self._columns[1]] for row in self._data.select_columns([self._columns[1]])]
 
     @cached_property
     def _classes(self) -> tuple[list[str], dict[Any, int]]:
         feature = self._data.features[self._columns[1]]
         values: set[Any] = set() if getattr(feature, "names", None) else set(self._labels)
-        return class_table(feature, values, self.classes)
+        return class_table(feature, values, self.classes, f"hf:{self.name}")
 
 
 def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, str]:
@@ -149,7 +182,7 @@ def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, st
 
     disable_progress_bars()
     path, _, revision = name.partition("@")
-    try:
+    with hub_errors(name):
         builder = datasets.load_dataset_builder(path, revision=revision or None)
         splits = list(builder.info.splits or datasets.get_dataset_split_names(path, revision=revision or None))
         chosen = split or ("train" if "train" in splits else splits[0])
@@ -158,52 +191,111 @@ def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, st
                 f"split {split}: hf:{name} has none of this name", code="no-such-split", expected=", ".join(splits)
             )
         data = datasets.load_dataset(path, revision=revision or None, split=chosen, streaming=streaming)
+    return data, chosen, str(builder.hash)
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turns what `datasets` raises while it loads or reads the data set `name` into a `UserError` (`not-on-hub`)."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # of the network, the Hub, or one of many file formats
-        text = str(error).strip().splitlines()
+        reasons = [str(e).strip().partition("\n")[0] or type(e).__name__ for e in (error, error.__cause__) if e]
         raise UserError(
-            f"hf:{name} could not be loaded: {text[0] if text else type(error).__name__}",
+            f"hf:{name} cannot be loaded: {': '.join(reasons)}",
             code="not-on-hub",
             expected="a data set of images with labels on the Hub, reachable or in the local cache",
             remedy="check the name; for gated data sets `hf auth login`",
         ) from error
-    return data, chosen, str(builder.hash)
 
 
-def find_columns(features: Any, name: str) -> tuple[str, str]:
-    """Names of the column of images and of the column of labels."""
+def find_columns(features: Any, name: str, *, image: str | None = None, label: str | None = None) -> tuple[str, str]:
+    """Names of the column of images and of the column of labels.
+
+    Args:
+        features: of the data set, by column.
+        name: of the data set, for messages.
+        image: the column to take; None: the only one, or the first of `IMAGE_COLUMNS`.
+        label: the same for labels and `LABEL_COLUMNS`.
+
+    Raises:
+        UserError: there is none (`no-images`, `no-labels`), or several without a name that tells (`ambiguous-columns`).
+    """
+    images, labels = _candidates(features)
+    return (
+        _choose(image, images, IMAGE_COLUMNS, what="image", name=name, features=features),
+        _choose(label, labels, LABEL_COLUMNS, what="label", name=name, features=features),
+    )
+
+
+def _candidates(features: Any) -> tuple[list[str], list[str]]:
+    """(columns of images, columns that may be labels)."""
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
     images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = labels or [column for column in LABEL_COLUMNS if column in features]
-    if not images or not labels:
+    labels = [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, ClassLabel) or (_is_plain(feature) and (column in LABEL_COLUMNS or "label" in column))
+    ]
+    return images, labels
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether the column holds one number or text per image."""
+    kind = getattr(feature, "dtype", "")
+    return kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint", "float"))
+
+
+def _choose(
+    wanted: str | None, candidates: list[str], known: tuple[str, ...], *, what: str, name: str, features: Any
+) -> str:
+    if wanted is not None and wanted in features and (wanted in candidates or what == "label"):
+        return wanted
+    if wanted is not None or not candidates:
         raise UserError(
-            f"hf:{name} has no column of {'images' if not images else 'labels'}",
-            code="no-images" if not images else "no-labels",
+            f"hf:{name} has no column of {what}s" + (f" called {wanted}" if wanted else ""),
+            code=f"no-{what}s",
             expected=f"an image column and a class label; it has {', '.join(features) or 'none'}",
+            remedy=f"--set dataset.{what}=COLUMN",
         )
-    preferred = [column for column in LABEL_COLUMNS if column in labels]
-    return images[0], (preferred or labels)[0]
+    named = [column for column in known if column in candidates]
+    if len(candidates) > 1 and not named:
+        raise UserError(
+            f"hf:{name} has several columns of {what}s: {', '.join(candidates)}",
+            code="ambiguous-columns",
+            expected=f"one, or one called {', '.join(known[:3])}",
+            remedy=f"--set dataset.{what}=COLUMN",
+        )
+    return (named or candidates)[0]
 
 
-def class_table(feature: Any, values: set[Any], listed: Path | None) -> tuple[list[str], dict[Any, int]]:
-    """(class names in label order, label of each value of the column)."""
+def class_table(feature: Any, values: set[Any], listed: Path | None, where: str) -> tuple[list[str], dict[Any, int]]:
+    """(class names in label order, label of each value of the column).
+
+    Raises:
+        UserError: the values cannot be labels (`bad-label-file`), or do not fit the list (`bad-class-list`).
+    """
     names = list(getattr(feature, "names", None) or [])
-    values = values - {None, -1}
+    values = {value for value in values if value is not None and value != -1 and value == value}  # -1, NaN: unlabelled
     if names:
         if listed:
             order = match_classes(read_class_names(listed), set(names), listed)
             return order, {value: order.index(name) for value, name in enumerate(names)}
         return names, {value: value for value in range(len(names))}
-    if all(isinstance(value, int) for value in values):
-        names = read_class_names(listed) if listed else [str(n) for n in range(max(values, default=-1) + 1)]
-        return names, {value: value for value in values if 0 <= value < len(names)}
+    if all(isinstance(value, int | float) for value in values):
+        odd = next((value for value in values if value != value // 1), None)
+        if odd is not None:
+            raise UserError(f"{where} has the label {odd}", code="bad-label-file", expected="whole numbers, or texts")
+        names = label_names([int(value) for value in values], read_class_names(listed) if listed else None, where)
+        return names, {value: int(value) for value in values}
     present = {str(value) for value in values}
-    names = match_classes(read_class_names(listed), present, listed) if listed else sorted(present)
-    return names, {name: label for label, name in enumerate(names)}
+    names = match_classes(read_class_names(listed), present, listed) if listed else sort_classes(present)
+    place = {name: label for label, name in enumerate(names)}
+    return names, {value: place[str(value)] for value in values}
 
 
 def unlabelled(name: str, value: Any) -> UserError:
@@ -223,7 +315,7 @@ def _decode(value: Any) -> Image.Image:
     data = value.get("bytes")
     if data is None:
         try:
-            data = Path(value["path"]).read_bytes()
-        except OSError as error:
-            raise FaultyImageError(f"{value['path']}: {error.strerror}") from None
+            data = read_regular(value["path"] or "")
+        except UserError as error:
+            raise FaultyImageError(error.what) from None
     return open_image(data)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mpdit_core import plugins
 from mpdit_core.api import Dataset
+from mpdit_core.data.sources.files import exists, printable, shown, user_path
 from mpdit_core.data.sources.folder import ImageFolder
 from mpdit_core.errors import UserError
 
@@ -22,6 +24,7 @@ def open_source(
     classes: Path | str | None = None,
     labels: Path | str | None = None,
     streaming: bool = False,
+    allow_empty_classes: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The data set called `source`. Cheap: images are found and counted when `items` is first called.
@@ -33,37 +36,49 @@ def open_source(
         classes: file with one class name per line, in label order.
         labels: for a folder of images without class folders, the file that gives each its class.
         streaming: read from the Hub without storing the data set first.
-        options: fields of a plugin.
+        allow_empty_classes: keep class folders that hold no images as classes, instead of refusing them.
+        options: fields of a plugin; of the Hub, `image` and `label`: the columns to read.
 
     Raises:
-        UserError: there is no such source (`no-such-source`), or an option does not apply to it
-            (`option-does-not-apply`).
+        UserError: there is no such source (`no-such-source`), it cannot be looked at (`cannot-read`), or an option does
+            not apply to it (`option-does-not-apply`).
     """
+    if source != printable(os.fsencode(source)):
+        raise UserError(
+            f"the name {printable(os.fsencode(source))} has bytes that are no text",
+            code="cannot-read",
+            expected="a name in UTF-8",
+            remedy="rename it, or make a link to it",
+        )
     classes, labels = _file(classes, "class names"), _file(labels, "labels")
     if source.startswith(HUB):
         from mpdit_core.data.sources.hub import HubDataset, HubStream
 
-        _refuse(source, labels=labels, dataset=options)
+        _refuse(source, labels=labels, allow_empty_classes=allow_empty_classes)
+        columns = dict(options or {})
+        image, label = columns.pop("image", None), columns.pop("label", None)
+        _refuse(source, **{f"dataset.{key}": str(value) for key, value in columns.items()})
         kind = HubStream if streaming else HubDataset
-        return kind(source.removeprefix(HUB), split=split, classes=classes)
+        return kind(source.removeprefix(HUB), split=split, classes=classes, image_column=image, label_column=label)
     _refuse(source, streaming=streaming)
     named = _is_plugin(source)
-    path = Path(source).expanduser()
-    if path.exists() and named and source == path.name:
+    path = user_path(source)
+    there = exists(path)
+    if there and named and source == path.name:
         raise UserError(
             f"{source} is both a folder here and a data set that is installed",
             code="ambiguous-source",
             expected="one of the two",
             remedy=f"./{source} for the folder; for the data set, run this elsewhere or rename the folder",
         )
-    if path.exists():
+    if there:
         _refuse(source, dataset=options)
-        return ImageFolder(path, split=split, classes=classes, labels=labels)
+        return ImageFolder(path, split=split, classes=classes, labels=labels, allow_empty_classes=allow_empty_classes)
     if named:
-        _refuse(source, classes=classes, labels=labels)
+        _refuse(source, classes=classes, labels=labels, allow_empty_classes=allow_empty_classes)
         return _plugin(source, split=split, options=dict(options or {}))
     raise UserError(
-        f"{source}: there is no such folder or archive, and no data set of this name",
+        f"{shown(source)}: there is no such folder or archive, and no data set of this name",
         code="no-such-source",
         expected="a folder of class folders, a .tar of one, hf:ORG/NAME, or a data set: "
         + (", ".join(plugins.names("datasets")) or "none is installed"),
@@ -77,20 +92,20 @@ def source_name(source: str) -> str:
         source = source.removeprefix(HUB).partition("@")[0]
     elif ":" in source and _is_plugin(source):
         source = source.rpartition(":")[2].lower()
-    path = Path(source).expanduser()
+    path = user_path(source)
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return name.removesuffix(".tar") or "images"
 
 
 def source_given(source: str) -> str:
     """`source` so that it names the same thing from any working directory."""
-    if source.startswith(HUB) or (_is_plugin(source) and not Path(source).exists()):
+    if source.startswith(HUB) or (_is_plugin(source) and not exists(user_path(source))):
         return source
-    return str(Path(source).expanduser().absolute())
+    return str(user_path(source).absolute())
 
 
 def _is_plugin(source: str) -> bool:
-    return source in plugins.names("datasets") or (":" in source and not Path(source).exists())
+    return source in plugins.names("datasets") or (":" in source and not exists(user_path(source)))
 
 
 def _plugin(source: str, *, split: str | None, options: dict[str, Any]) -> Dataset:
@@ -109,9 +124,9 @@ def _plugin(source: str, *, split: str | None, options: dict[str, Any]) -> Datas
 def _file(path: Path | str | None, what: str) -> Path | None:
     if path is None:
         return None
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"the file of {what}, {path}, does not exist", code="no-such-file")
+    path = user_path(path)
+    if not exists(path) or not path.is_file():
+        raise UserError(f"the file of {what}, {shown(path)}, does not exist or is no file", code="no-such-file")
     return path
 
 

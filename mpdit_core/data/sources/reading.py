@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from mpdit_core.api import Dataset, Item
+from mpdit_core.data.sources.class_lists import empty_classes
 from mpdit_core.plugins import plugin_errors
 from mpdit_core.reporting import Note, Warning
 
@@ -49,7 +50,20 @@ def read_image(dataset: Dataset, index: int) -> Image.Image:
         return dataset.image(index)
 
 
+def evenly_spread(total: int, count: int) -> list[int]:
+    """`count` places in a list of `total`, at even distances: a part of a list that is sorted by class has all classes.
+
+    Raises:
+        ValueError: more places than there are.
+    """
+    if count > total:
+        raise ValueError(f"{count} of {total}")
+    return [(2 * n + 1) * total // (2 * count) for n in range(count)]
+
+
 def source_notes(dataset: Dataset) -> list[Note | Warning]:
-    """What a person should know about how the images were found; only folders and archives have something to say."""
-    notes = getattr(dataset, "notes", None)
-    return notes() if notes else []
+    """What a person should know about how images and labels were found, left out or chosen."""
+    if hasattr(dataset, "notes"):
+        return dataset.notes()  # pyright: ignore[reportAttributeAccessIssue]
+    with plugin_errors(dataset, "in class_names or items"):
+        return empty_classes(dataset.class_names(), (item.label for item in dataset.items()))

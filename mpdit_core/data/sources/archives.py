@@ -1,0 +1,228 @@
+"""Which files lie in a .tar, and where their bytes are; strict, so that no image is lost behind a damaged header.
+
+Read here by ourselves because Python's tarfile ends without a word at a damaged header or a cut, takes sizes below 0
+and reads headers of any length into memory. Formats: ustar, GNU and pax, uncompressed. Nothing is ever unpacked.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from mpdit_core.data.sources.files import open_regular, printable, shown
+from mpdit_core.errors import UserError
+
+BLOCK = 512
+MAX_HEADER_BYTES = 2**20  # of long names and pax records
+MAX_LINKS = 40  # from a link to the file; more are a loop
+MAX_FILES_BY_LINKS = 100_000  # that links to folders may add, besides ten times as many as there are
+REGULAR, HARD_LINK, SYMBOLIC_LINK, FOLDER = (b"\0", b"0", b"7"), b"1", b"2", b"5"
+WITHOUT_DATA = b"123456"
+NOWHERE = -1
+
+
+class Member(NamedTuple):
+    """A file in an archive. `path` is relative, without `.` and `..`."""
+
+    path: str
+    offset: int  # of its bytes; NOWHERE for a link that leads to no file of the archive, and for pipes and devices
+    size: int
+    modified: int  # ns
+
+
+class Archive(NamedTuple):
+    """What an archive holds. Of several members with one path the last counts, as when the archive is unpacked."""
+
+    files: list[Member]
+    folders: list[str]
+
+
+class _Header(NamedTuple):
+    path: str
+    kind: bytes
+    target: str  # of a link
+    offset: int
+    size: int
+    modified: int
+
+
+def read_archive(path: Path | str, *, start: int = 0, size: int | None = None) -> Archive:
+    """The files of a .tar, or of one that lies in `path` from byte `start` on; links in it are followed.
+
+    Raises:
+        UserError: the file cannot be opened (`cannot-read`), or is no complete archive (`damaged-archive`).
+    """
+    with open_regular(path) as file:
+        end = file.seek(0, 2) if size is None else start + size
+        try:
+            return _resolve(_headers(file, start, end))
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"the archive {shown(path)}{f' (the one at byte {start} in it)' if start else ''} is damaged: {error}",
+                code="damaged-archive",
+                expected="an uncompressed .tar, complete to its last block",
+                remedy="check the download, or unpack it and use the folder",
+            ) from error
+
+
+def _headers(file: BinaryIO, start: int, end: int) -> Iterator[_Header]:
+    """All members in order. Raises `ValueError` for what is not an archive from `start` to `end`."""
+    at, common, own = start, {}, {}
+    while True:
+        block = _read(file, at, BLOCK, end, "its end is missing (two blocks of zeros)")
+        if not any(block):
+            break
+        kind, size = _kind_and_size(block, at)
+        data = at + BLOCK
+        if kind in b"gxXLK":
+            if size > MAX_HEADER_BYTES:
+                raise ValueError(f"the header at byte {at} claims {size:,} bytes")
+            values = _extension(kind, _read(file, data, size, end, "it is cut short"))
+            common, own = (common | values, own) if kind == b"g" else (common, own | values)
+        else:
+            header = _header(block, kind=kind, size=size, data=data, values=common | own)
+            size, own = header.size, {}
+            if data + size > end:
+                raise ValueError(f"it is cut short in {header.path}")
+            yield header
+        at = data + -(-size // BLOCK) * BLOCK
+    if any(_read_up_to(file, at, min(end, at + 2**24))):
+        raise ValueError(f"more follows behind its end at byte {at} (archives are joined with tar -A, not with cat)")
+
+
+def _kind_and_size(block: bytes, at: int) -> tuple[bytes, int]:
+    """(type flag, size of the data that follow) after a check of the header's sum."""
+    summed = block[:148] + b" " * 8 + block[156:]
+    digits = _text(block[148:156]).strip()
+    stored = int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else -1
+    right = sum(summed)
+    if stored not in (right, right - 256 * sum(byte > 127 for byte in summed)):  # old programs took bytes as signed
+        raise ValueError(f"the header at byte {at} is wrong")
+    kind = block[156:157]
+    if kind == b"S":
+        raise ValueError("it has sparse files, whose bytes do not lie together")
+    return kind, 0 if kind in WITHOUT_DATA else _number(block[124:136])
+
+
+def _header(block: bytes, *, kind: bytes, size: int, data: int, values: dict[str, bytes]) -> _Header:
+    if any(key.startswith("GNU.sparse") for key in values):
+        raise ValueError("it has sparse files, whose bytes do not lie together")
+    name = _text(block[:100])
+    if block[257:263] == b"ustar\0" and block[345]:
+        name = _text(block[345:500]) + b"/" + name
+    name = values.get("path", name)
+    target = values.get("linkpath", _text(block[157:257]))
+    if kind in REGULAR and name.endswith(b"/"):
+        kind = FOLDER
+    if "size" in values and kind not in WITHOUT_DATA:
+        size = int(values["size"])
+        if size < 0:
+            raise ValueError(f"a size of {size} bytes")
+    seconds = float(values["mtime"]) if "mtime" in values else _number(block[136:148])
+    if not (math.isfinite(seconds) and abs(seconds) < 1e15):
+        raise ValueError(f"a time of {seconds} seconds")
+    return _Header(_normal(printable(name)), kind, printable(target), data, size, int(seconds * 1e9))
+
+
+def _extension(kind: bytes, data: bytes) -> dict[str, bytes]:
+    """What a header says of the next member: a long name, or pax records `LENGTH KEY=VALUE`."""
+    if kind in b"LK":
+        return {"path" if kind == b"L" else "linkpath": _text(data)}
+    values, at = {}, 0
+    while at < len(data) and data[at]:
+        length, space, _ = data[at : at + 20].partition(b" ")
+        stop = at + int(length) if space and length.isdigit() else -1
+        key, equals, value = data[at + len(length) + 1 : stop - 1].partition(b"=")
+        if stop <= at or not equals or data[stop - 1 : stop] != b"\n":
+            raise ValueError("a pax header is wrong")
+        values[key.decode("utf-8", "replace")] = value
+        at = stop
+    return values
+
+
+def _resolve(headers: Iterator[_Header]) -> Archive:
+    """The last member of each path. A hard link means the file of that moment, a symbolic one that of the end."""
+    files: dict[str, Member] = {}
+    links: dict[str, str] = {}
+    folders: set[str] = set()
+    for header in headers:
+        path = header.path
+        if header.kind == FOLDER:
+            folders.add(path)
+            continue
+        links.pop(path, None)
+        files[path] = Member(path, NOWHERE, 0, header.modified)
+        if header.kind in REGULAR:
+            files[path] = Member(path, header.offset, header.size, header.modified)
+        elif header.kind == SYMBOLIC_LINK:
+            links[path] = _normal(posixpath.join(posixpath.dirname(path), header.target))
+        elif header.kind == HARD_LINK:
+            target = _normal(header.target)
+            if target in links:
+                links[path] = links[target]
+            elif target in files:
+                files[path] = files[target]._replace(path=path)
+    plain = {path: member for path, member in files.items() if path not in links}
+    names = sorted(plain)
+    for path, target in links.items():
+        target = _last_target(target, links)
+        below = [] if path.startswith(f"{target}/") else _below(names, target)  # nothing new in a folder around it
+        if target in plain:
+            files[path] = plain[target]._replace(path=path)
+        elif below:
+            del files[path]
+            copies = [plain[name]._replace(path=path + name[len(target) :]) for name in below]
+            files |= {copy.path: copy for copy in copies}
+        if len(files) > MAX_FILES_BY_LINKS + 10 * len(plain):
+            raise ValueError(f"its links to folders make more than {len(files):,} files of {len(plain):,}")
+    return Archive(sorted(files.values()), sorted(folders))
+
+
+def _last_target(target: str, links: dict[str, str]) -> str:
+    for _ in range(MAX_LINKS):
+        if target not in links:
+            break
+        target = links[target]
+    return target
+
+
+def _below(names: list[str], folder: str) -> list[str]:
+    """Those of the sorted `names` that lie in `folder`."""
+    return names[bisect_left(names, f"{folder}/") : bisect_left(names, f"{folder}0")]  # "0" comes after "/"
+
+
+def _read(file: BinaryIO, at: int, size: int, end: int, otherwise: str) -> bytes:
+    data = _read_up_to(file, at, min(at + size, end))
+    if len(data) < size:
+        raise ValueError(otherwise)
+    return data
+
+
+def _read_up_to(file: BinaryIO, at: int, end: int) -> bytes:
+    file.seek(at)
+    return file.read(max(0, end - at))
+
+
+def _number(field: bytes) -> int:
+    """Octal digits; or, with the first bit set, a binary number."""
+    if field[0] & 0x80:
+        if field[0] != 0x80:
+            raise ValueError("a number below 0 or too large")
+        return int.from_bytes(field[1:], "big")
+    digits = _text(field).strip()
+    if digits.strip(b"01234567"):
+        raise ValueError(f"{digits!r} is not a number")
+    return int(digits or b"0", 8)
+
+
+def _text(field: bytes) -> bytes:
+    return field.partition(b"\0")[0]
+
+
+def _normal(name: str) -> str:
+    """`name` below the root of the archive: `./a/../b` and `/b` are `b`."""
+    return posixpath.normpath(f"/{name}").lstrip("/") or "."

@@ -1,0 +1,266 @@
+"""Finding the image files in a folder or .tar, however deep, and what lies beside them and is left out.
+
+A file is an image by its extension (`mpdit_core.data.images.suffixes`). An archive counts as a folder of its name.
+Hidden files (`.…`, `__MACOSX`, `Thumbs.db`, `desktop.ini`) are passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from mpdit_core.data.images import FaultyImageError, suffixes
+from mpdit_core.data.sources.archives import NOWHERE, read_archive
+from mpdit_core.data.sources.files import cannot_read, printable, read_regular, shown
+from mpdit_core.errors import UserError
+from mpdit_core.reporting import Note, Warning
+
+JUNK = (".", "__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r")
+"""How the names of files begin that programs leave everywhere."""
+
+TEXTS = frozenset((
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".html", ".htm", ".yaml", ".yml", ".toml", ".ini",
+    ".log", ".py", ".sh", ".pbtxt", ".bib",
+))  # fmt: skip
+"""Extensions of texts and tables, which nobody takes for images: not counted as left out."""
+
+MAX_DEPTH_OF_ARCHIVES = 8
+WHOLE = -1  # as an offset: the file from its beginning to its end
+
+
+class Entry(NamedTuple):
+    """An image file: where it lies below the root, and where its bytes are."""
+
+    parts: tuple[str, ...]  # path below the root; archives without their suffix
+    file: str
+    offset: int  # in `file`; WHOLE for all of it
+    size: int  # NOWHERE: not to be read, see `read_entry`
+    modified: int  # ns
+
+    @property
+    def key(self) -> str:
+        return "/".join(self.parts)
+
+
+@dataclass
+class Found:
+    """What lies below a root. All paths are tuples of names below it."""
+
+    images: list[Entry] = field(default_factory=list)  # sorted by path
+    folders: set[tuple[str, ...]] = field(default_factory=set)
+    archives: dict[tuple[str, ...], str] = field(default_factory=dict)  # path without suffix → as messages call it
+    left_out: Counter[tuple[tuple[str, ...], str]] = field(default_factory=Counter)  # (folder, extension) → files
+    origins: dict[tuple[str, ...], str] = field(default_factory=dict)  # folder with images → archive they are in, or ""
+
+    def add(self, image: Entry, *, mount: tuple[str, ...] = (), archive: str = "") -> None:
+        """Adds an image of a folder, or of an `archive` that counts as the folder `mount`.
+
+        Raises:
+            UserError: images of this folder lie elsewhere too (`counted-twice`).
+        """
+        self.images.append(image)
+        if self.origins.get(image.parts[:-1]) == archive:
+            return
+        for depth in range(max(1, len(mount)), len(image.parts)):
+            folder = image.parts[:depth]
+            other = self.origins.setdefault(folder, archive)
+            if other != archive:
+                places = " and ".join(f"in {name or 'a folder'}" for name in (other, archive))
+                raise counted_twice(f"{'/'.join(folder)} has images {places}", "move one of the two away")
+
+    def left_out_in(self, *folder: str) -> Counter[str]:
+        """Number of files that are no images, by extension, in `folder` and below."""
+        counts: Counter[str] = Counter()
+        for (parts, suffix), count in self.left_out.items():
+            if parts[: len(folder)] == folder:
+                counts[suffix] += count
+        return counts
+
+    def within(self, *folder: str) -> Found:
+        """What lies below `folder`, with paths that begin there."""
+        depth = len(folder)
+
+        def is_inside(parts: tuple[str, ...]) -> bool:
+            return len(parts) > depth and parts[:depth] == folder
+
+        return Found(
+            images=[e._replace(parts=e.parts[depth:]) for e in self.images if is_inside(e.parts)],
+            folders={parts[depth:] for parts in self.folders if is_inside(parts)},
+            archives={parts[depth:]: name for parts, name in self.archives.items() if is_inside(parts)},
+            left_out=Counter(
+                {(parts[depth:], s): n for (parts, s), n in self.left_out.items() if parts[:depth] == folder}
+            ),
+        )
+
+    def notes(self) -> list[Note | Warning]:
+        """What was left out, counted by extension."""
+        counts = self.left_out_in()
+        if not counts:
+            return []
+        text = f"left out, because they are of no format that is read: {counted(counts)}"
+        return [Warning(code="files-left-out", text=text)]
+
+
+def counted(by_suffix: dict[str, int] | Counter[str]) -> str:
+    """`3 files .heic, 1 file without extension`"""
+    shown = sorted(by_suffix.items(), key=lambda pair: (-pair[1], pair[0]))
+    texts = [f"{n:,} file{'s' if n > 1 else ''} {suffix or 'without extension'}" for suffix, n in shown[:8]]
+    return ", ".join(texts) + (", …" if len(shown) > 8 else "")
+
+
+def find_images(root: Path) -> Found:
+    """All images below `root`, a folder or an uncompressed .tar.
+
+    Raises:
+        UserError: a folder cannot be read (`cannot-read`), an archive is damaged (`damaged-archive`), a folder or its
+            images are met twice (`counted-twice`), or `root` is neither (`no-images`).
+    """
+    found, known = Found(), suffixes()
+    if root.is_dir():
+        _scan_folders(root, found, known)
+    elif root.suffix.lower() == ".tar":
+        _scan_archive(str(root), (), found, known, at=(0, None), depth=1)
+    else:
+        compressed = root.name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+        raise UserError(
+            f"{shown(root)} is "
+            + ("a compressed archive, in which nothing can be read at random" if compressed else "a file"),
+            code="no-images",
+            expected="a folder of class folders, or an uncompressed .tar of one",
+            remedy="unpack it",
+        )
+    found.images.sort()
+    _refuse_archive_of_all(found)
+    return found
+
+
+def read_entry(entry: Entry) -> bytes:
+    """The bytes of an image file. Raises `FaultyImageError` where there is no such file, or it is no regular one."""
+    if entry.size == NOWHERE:
+        raise FaultyImageError(f"{entry.key} in {shown(entry.file)} is a link that leads nowhere, or no regular file")
+    try:
+        if entry.offset == WHOLE:
+            return read_regular(entry.file)
+        return read_regular(entry.file, offset=entry.offset, size=entry.size)
+    except FaultyImageError:
+        raise
+    except UserError as error:
+        raise FaultyImageError(error.what) from error
+
+
+def _scan_folders(root: Path, found: Found, known: frozenset[str]) -> None:
+    """Visits every folder once; a stack, not recursion, because folders can be nested thousands deep."""
+    seen: dict[tuple[int, int], Path] = {}
+    waiting: list[tuple[Path, tuple[str, ...], frozenset]] = [(root, (), frozenset())]
+    while waiting:
+        folder, parts, above = waiting.pop()
+        try:
+            status = folder.stat()
+            with os.scandir(folder) as listing:
+                children = list(listing)
+        except OSError as error:
+            raise cannot_read(folder, error) from error
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link to a folder that it lies in
+            continue
+        if here in seen:
+            raise counted_twice(f"{shown(seen[here])} and {shown(folder)} are the same folder", "remove the link")
+        seen[here] = folder
+        if parts:
+            found.folders.add(parts)
+        for child in children:
+            if child.name.startswith(JUNK):
+                continue
+            below = (*parts, printable(os.fsencode(child.name)))
+            if _is_folder(child):
+                waiting.append((Path(child.path), below, above | {here}))
+            elif child.name.lower().endswith(".tar"):
+                _scan_archive(child.path, (*below[:-1], below[-1][:-4]), found, known, at=(0, None), depth=1)
+            elif _counts_as_image(below, found, known):
+                found.add(_entry(child, below))
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link into a folder that this user may not read
+        return False
+
+
+def _entry(child: os.DirEntry[str], parts: tuple[str, ...]) -> Entry:
+    try:
+        status = child.stat()
+    except OSError:  # a link that leads nowhere: reported when it is read
+        return Entry(parts, child.path, WHOLE, NOWHERE, 0)
+    size = status.st_size if stat.S_ISREG(status.st_mode) else NOWHERE
+    return Entry(parts, child.path, WHOLE, size, status.st_mtime_ns)
+
+
+def _scan_archive(
+    file: str, parts: tuple[str, ...], found: Found, known: frozenset[str], *, at: tuple[int, int | None], depth: int
+) -> None:
+    """`at`: (first byte in `file`, number of bytes or None for all)."""
+    if depth > MAX_DEPTH_OF_ARCHIVES:
+        raise UserError(
+            f"{shown(file)} holds archives in archives, {depth} deep",
+            code="damaged-archive",
+            expected=f"at most {MAX_DEPTH_OF_ARCHIVES}",
+        )
+    archive = read_archive(file, start=at[0], size=at[1])
+    name = shown(file) if depth == 1 else f"{shown(file)} ({'/'.join(parts)})"
+    if parts:
+        if parts in found.archives:
+            raise counted_twice(f"{found.archives[parts]} and {name} count as one folder", "move one of them away")
+        found.archives[parts] = name
+        found.folders.add(parts)
+    for folder in archive.folders:
+        below = folder.split("/")
+        if folder != "." and not any(name.startswith(JUNK) for name in below):
+            found.folders.add((*parts, *below))
+    for path, offset, size, modified in archive.files:
+        names = path.split("/")
+        below = (*parts, *names)
+        if any(name.startswith(JUNK) for name in names):
+            continue
+        if path.lower().endswith(".tar") and offset != NOWHERE:
+            inner = (*below[:-1], below[-1][:-4])
+            _scan_archive(file, inner, found, known, at=(offset, size), depth=depth + 1)
+        elif _counts_as_image(below, found, known):
+            image = Entry(below, file, offset, NOWHERE if offset == NOWHERE else size, modified)
+            found.add(image, mount=parts, archive=name)
+        found.folders.update(below[:n] for n in range(len(parts) + 1, len(below)))
+
+
+def _counts_as_image(parts: tuple[str, ...], found: Found, known: frozenset[str]) -> bool:
+    """Whether the file at `parts` is an image by its name; else it is counted as left out, unless it is a text."""
+    suffix = os.path.splitext(parts[-1])[1].lower()  # noqa: PTH122 - a Path for each of a million files is slow
+    if suffix in known:
+        return True
+    if suffix not in TEXTS:
+        found.left_out[parts[:-1], suffix] += 1
+    return False
+
+
+def _refuse_archive_of_all(found: Found) -> None:
+    """Raises `UserError` where an archive holds the class folders that lie, unpacked, beside it."""
+    tops = {parts[0] for parts in found.folders}
+    inside: dict[str, set[str]] = {}
+    for parts in found.folders:
+        if len(parts) > 1 and parts[:1] in found.archives:
+            inside.setdefault(parts[0], set()).add(parts[1])
+    for top, names in inside.items():
+        if names <= tops - {top}:
+            raise counted_twice(
+                f"{found.archives[top,]} holds folders of the same names as those beside it, such as {min(names)}",
+                "move the archive away",
+            )
+
+
+def counted_twice(what: str, remedy: str) -> UserError:
+    return UserError(
+        f"{what}: they would count twice", code="counted-twice", expected="each image in one place", remedy=remedy
+    )
