@@ -1,4 +1,4 @@
-"""The live panel of `mpdit train` on a terminal: what a person glances at while a run goes on."""
+"""The live panel of `mpdit train` on a terminal: what a person glances at while a run trains."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_evaluation_in_a_run_of_two_processes_is_that_of_one(latents, tmp_path):
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     for _ in range(2):  # the second time after the finished run was started again, which measures nothing anew
         records = read_records(run.evals)
-        values = {record.protocol.model.step: record.metrics["frechet_distance"] for record in records}
+        values = {record.step: record.metrics["frechet_distance"] for record in records}
         assert sorted(values) == [2, 4]
         lines = list(run.metrics())
         assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
