@@ -18,8 +18,7 @@ from mpdit_core import __version__, plugins
 from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.collecting import Blocks, Collector, FinishedBlocks, SampledBlocks
-from mpdit_core.evaluation.figures import FEW, compute_metrics, needs_rows
-from mpdit_core.evaluation.naming import Naming
+from mpdit_core.evaluation.figures import FEW, Naming, compute_metrics, needs_rows
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
 from mpdit_core.evaluation.record import (
     EvaluationRecord,
@@ -159,7 +158,7 @@ class _Measuring:
         """The protocol with the cost of sampling, where that was paid here."""
         if self.subject.model is None or self.protocol.sampling is None:
             return self.protocol
-        cost = {"nfe": int(nfe) if nfe == int(nfe) else round(nfe, 2)}
+        cost = {"nfe": round(nfe, 2)}
         return self.protocol.model_copy(update={"sampling": self.protocol.sampling.model_copy(update=cost)})
 
     def _warn_of_bias(self, metrics: dict) -> None:
