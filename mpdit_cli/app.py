@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mpdit_cli import console
+from mpdit_cli.plugin_commands import add_plugin_commands
 from mpdit_core.errors import Interrupted, UserError
 
 # command: module (without the package), in the order of `--help`
@@ -41,7 +42,8 @@ EXIT_USER_ERROR = 2
 EXIT_DEFECT = 1
 
 
-def build_app() -> typer.Typer:
+def build_app(called: str = "") -> typer.Typer:
+    """All commands. Of other packages' commands, only `called` is imported."""
     app = typer.Typer(
         name="mpdit",
         help="MPDiT: encode images, train, sample, evaluate and count compute.",
@@ -65,6 +67,7 @@ def build_app() -> typer.Typer:
             app.add_typer(imported.app, name=name)
         else:
             app.command(name)(imported.command)
+    add_plugin_commands(app, taken=COMMANDS, called=called)
     return app
 
 
@@ -82,8 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_interrupted)
     console.configure(json="--json" in arguments, quiet="--quiet" in arguments)
-    command = typer.main.get_command(build_app())
     try:
+        called = next((argument for argument in arguments if not argument.startswith("-")), "")
+        command = typer.main.get_command(build_app(called))
         code: Any = command.main(args=arguments, prog_name="mpdit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UserError as error:

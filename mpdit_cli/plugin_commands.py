@@ -1,0 +1,56 @@
+"""Subcommands of other packages: listed by their metadata alone, imported when they are called or asked for help.
+
+A command of a package is an entry point of the group `mpdit.commands` (docs/plugins.md). It gets parameters made of its
+options class, `--set`, `--json`, `--quiet`, progress and exit codes like the commands of mpdit itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import typer
+
+from mpdit_cli import console
+from mpdit_cli.fields import options_command
+from mpdit_core.plugins import command_entries, load_command
+from mpdit_core.settings import Options, Result
+
+PANEL = "Commands of plugins"
+
+
+def add_plugin_commands(app: typer.Typer, *, taken: Collection[str], called: str) -> None:
+    """Adds the commands of all installed packages to `app`.
+
+    Args:
+        taken: names of mpdit's own commands, which no package can take.
+        called: the command of this command line; it alone is imported.
+
+    Raises:
+        UserError: `called` is offered by two packages, or broken.
+    """
+    for name, summary in {entry.name: entry.summary for entry in command_entries() if entry.name not in taken}.items():
+        if name == called:
+            app.command(name, rich_help_panel=PANEL)(_command(name))
+        else:
+            app.command(name, help=summary, rich_help_panel=PANEL)(_nothing)
+
+
+def _command(name: str) -> Any:
+    plugin = load_command(name)
+
+    def command(options: Options) -> None:
+        result: Result = console.run(plugin.job, options)
+        console.show(result, console.Summary(title=name, rows=rows(result)))
+
+    command.__doc__ = plugin.help
+    return options_command(plugin.options, name=f"mpdit {name}")(command)
+
+
+def rows(result: Result) -> dict[str, str]:
+    """Labels and values of a result that has no words of its own."""
+    return {name.replace("_", " "): str(value) for name, value in result if value is not None}
+
+
+def _nothing() -> None:
+    """Stands for a command that is not the one called."""
