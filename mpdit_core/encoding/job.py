@@ -246,7 +246,8 @@ def _measure_reference(job: EncodeJob) -> None:
     device = job.autoencoder.device
     extractor = build_extractor("inception")
     extractor.load(device)
-    plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor)
+    same = read_manifest(job.folder.path).plan.source.given == job.plan.source.given  # as it was typed now
+    plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor, trust=same)
     measure_reference(plan, extractor, device=device, world=World(), report=job.report)
     job.report(Saved(what="reference statistics", path=plan.cache))
 

@@ -63,6 +63,7 @@ def source_arguments(options: EncodeOptions) -> dict[str, Any]:
         "classes": str(options.classes.expanduser().absolute()) if options.classes else None,
         "labels": str(options.labels.expanduser().absolute()) if options.labels else None,
         "streaming": options.streaming,
+        "allow_empty_classes": options.allow_empty_classes,
         "options": options.dataset_options,
     }
     return {name: value for name, value in given.items() if value}

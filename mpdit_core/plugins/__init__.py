@@ -17,7 +17,7 @@ from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
 from mpdit_core.plugins.errors import PluginError, plugin_errors
 from mpdit_core.plugins.finding import names
 from mpdit_core.plugins.job import list_plugins, new_plugin, show_plugin
-from mpdit_core.plugins.loading import build, load
+from mpdit_core.plugins.loading import build, load, resolve
 from mpdit_core.plugins.options import check_options
 from mpdit_core.plugins.records import rebuild, record, require_package
 
@@ -36,5 +36,6 @@ __all__ = [
     "rebuild",
     "record",
     "require_package",
+    "resolve",
     "show_plugin",
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mpdit_core.data.sources.open import open_source, source_given, source_name
+    from mpdit_core.data.sources.open import open_source, require_trusted, source_given, source_name
     from mpdit_core.data.sources.reading import (
         Decode,
         Streamed,
@@ -32,6 +32,7 @@ __all__ = [
     "open_source",
     "read_entry",
     "read_items",
+    "require_trusted",
     "source_given",
     "source_name",
     "source_notes",
@@ -40,7 +41,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "open": ["open_source", "source_given", "source_name"],
+        "open": ["open_source", "require_trusted", "source_given", "source_name"],
         "reading": ["Decode", "Streamed", "count_items", "evenly_spread", "read_items", "source_notes"],
         "scan": ["Entry", "Found", "find_images", "read_entry"],
     },
