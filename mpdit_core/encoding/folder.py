@@ -22,13 +22,14 @@ from mpdit_core.data.manifest import (
     measured_statistics,
     normalisation_of,
     read_manifest,
+    read_record,
     read_versioned,
     shard_name,
 )
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.files import read_json, remove_leftovers, user_errors, write_json
+from mpdit_core.runtime.files import remove_leftovers, user_errors, write_json
 from mpdit_core.runtime.locks import locked
-from mpdit_core.settings import changes, validate
+from mpdit_core.settings import changes
 
 OURS = (MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "shard-*", ".*")
 
@@ -87,7 +88,7 @@ class EncodingFolder:
             recorded = dict(enumerate(read_manifest(self.path).shards))
         else:
             paths = [(number, self._record(number)) for number in range(plan.num_shards)]
-            recorded = {n: validate(Shard, read_json(path)) for n, path in paths if path.is_file()}
+            recorded = {n: _read_shard(path, n, plan) for n, path in paths if path.is_file()}
         return {number: shard for number, shard in recorded.items() if self._is_there(shard)}
 
     def count_records(self) -> int:
@@ -132,7 +133,7 @@ class EncodingFolder:
         if self.has_manifest:
             return read_manifest(self.path).plan
         path = self.work / "plan.json"
-        return validate(EncodingPlan, read_versioned(path), origin=str(path)) if path.is_file() else None
+        return read_versioned(EncodingPlan, path) if path.is_file() else None
 
     def _record(self, number: int) -> Path:
         return self.work / f"{Path(shard_name(number)).stem}.json"
@@ -145,6 +146,14 @@ class EncodingFolder:
         if not self.path.is_dir() or self.has_manifest or self.work.is_dir():
             return []
         return sorted(p.name for p in self.path.iterdir() if not any(p.match(pattern) for pattern in OURS))
+
+
+def _read_shard(path: Path, number: int, plan: EncodingPlan) -> Shard:
+    shard = read_record(Shard, path)
+    if fault := shard.fault(number, plan):
+        remedy = f"delete {path}; its shard is written again"
+        raise UserError(f"{path} is damaged: {fault}", code="damaged-file", remedy=remedy)
+    return shard
 
 
 def _compare(old: EncodingPlan, new: EncodingPlan, path: Path) -> None:
