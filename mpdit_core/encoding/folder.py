@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +35,7 @@ OURS = (MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "sha
 
 
 class EncodingFolder:
-    """See the module. Rank 0 opens it by `being_written`; every process adds the records of its own shards."""
+    """See the module. Rank 0 holds and prepares it; every process adds the records of its own shards."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -68,19 +68,27 @@ class EncodingFolder:
             _compare(old, plan, self.path)
 
     @contextmanager
-    def being_written(self, plan: EncodingPlan) -> Iterator[None]:
-        """Prepares the folder for shards, after `check`, and holds it against a second run until the body ends."""
-        with locked(self.path):
-            remove_leftovers(self.path)
-            with user_errors(self.work):
-                self.work.mkdir(exist_ok=True)
-            remove_leftovers(self.work)
-            if self.has_manifest:  # a repair: the manifest's records of the shards that are there are still true
-                for number, shard in enumerate(read_manifest(self.path).shards):
-                    if not self._record(number).exists() and self._is_there(shard):
-                        self.add(number, shard)
-            write_json(self.work / "plan.json", plan.model_dump(mode="json"))
+    def held(self) -> Iterator[None]:
+        """Holds the folder against a second command until the body ends; a complete one may be read-only."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path))
+            except UserError as error:
+                if error.code != "cannot-write" or not self.is_complete:
+                    raise
             yield
+
+    def prepare(self, plan: EncodingPlan) -> None:
+        """Makes the folder ready for shards; it is held and was checked."""
+        remove_leftovers(self.path)
+        with user_errors(self.work):
+            self.work.mkdir(exist_ok=True)
+        remove_leftovers(self.work)
+        if self.has_manifest:  # a repair: the manifest's records of the shards that are there are still true
+            for number, shard in enumerate(read_manifest(self.path).shards):
+                if not self._record(number).exists() and self._is_there(shard):
+                    self.add(number, shard)
+        write_json(self.work / "plan.json", plan.model_dump(mode="json"))
 
     def shards(self, plan: EncodingPlan) -> dict[int, Shard]:
         """Finished shards by number: recorded, and present in their full size."""
@@ -107,9 +115,17 @@ class EncodingFolder:
         """Writes the manifest of shards that are all there, and removes what served the writing.
 
         Raises:
-            UserError: every image was skipped (`no-images`).
+            UserError: every image was skipped (`no-images`); shards have gone since they were written (`no-such-file`).
         """
         recorded = self.shards(plan)
+        gone = [number for number in range(plan.num_shards) if number not in recorded]
+        if gone:
+            raise UserError(
+                f"{len(gone)} of {plan.num_shards} shards in {self.path} have been removed since they were written",
+                code="no-such-file",
+                expected="a folder that nothing else changes",
+                remedy="run the same command again; it writes what is missing",
+            )
         shards = tuple(recorded[number] for number in range(plan.num_shards))
         count = sum(shard.count for shard in shards)
         if count == 0:
