@@ -14,7 +14,7 @@ and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves on
 """
 
 from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
-from mpdit_core.plugins.errors import PluginError, plugin_errors
+from mpdit_core.plugins.errors import PluginError, broken, plugin_errors
 from mpdit_core.plugins.finding import names
 from mpdit_core.plugins.job import list_plugins, new_plugin, show_plugin
 from mpdit_core.plugins.loading import build, load, resolve
@@ -25,6 +25,7 @@ __all__ = [
     "KINDS",
     "Kind",
     "PluginError",
+    "broken",
     "build",
     "check_options",
     "contract_problem",

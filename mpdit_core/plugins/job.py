@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mpdit_core.errors import Interrupted, UserError
+from mpdit_core.errors import UserError
 from mpdit_core.plugins.contracts import KINDS
-from mpdit_core.plugins.errors import PluginError, describe
+from mpdit_core.plugins.errors import PluginError
 from mpdit_core.plugins.finding import BadMetadata, Entry, bad_metadata, entries, names
 from mpdit_core.plugins.loading import load_entry, resolve
 from mpdit_core.plugins.options import Option, options_of, summary_of
@@ -86,12 +86,8 @@ def examine(entry: Entry) -> PluginReport:
     """Imports one plugin and describes it, whatever its import raises."""
     try:
         loaded, printed = load_entry(entry)
-    except (KeyboardInterrupt, Interrupted):
-        raise
     except PluginError as error:
         return _broken(entry, error.reason, _remedy(entry, error))
-    except BaseException as error:  # such as a GeneratorExit of its own
-        return _broken(entry, describe(error), _report_it(entry))
     lines = printed.strip().splitlines()
     values = {name: getattr(loaded, name, None) for name in KINDS[entry.kind].facts}
     return PluginReport(

@@ -93,7 +93,8 @@ def load_entry(entry: Entry) -> tuple[type, str]:
         found: Any = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, entry)
         for part in attribute.split("."):
             found = getattr(found, part)
-    if problem := contract_problem(entry.kind, found):
+        problem = contract_problem(entry.kind, found)
+    if problem:
         raise PluginError(entry.label, "to load", problem)
     labels[found] = entry.label
     return found, printed.getvalue()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mpdit_core.data.sources.reading import (
         Decode,
         Streamed,
+        classes_of,
         count_items,
         evenly_spread,
         read_items,
@@ -26,6 +27,7 @@ __all__ = [
     "Entry",
     "Found",
     "Streamed",
+    "classes_of",
     "count_items",
     "evenly_spread",
     "find_images",
@@ -42,7 +44,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "open": ["open_source", "require_trusted", "source_given", "source_name"],
-        "reading": ["Decode", "Streamed", "count_items", "evenly_spread", "read_items", "source_notes"],
+        "reading": ["Decode", "Streamed", "classes_of", "count_items", "evenly_spread", "read_items", "source_notes"],
         "scan": ["Entry", "Found", "find_images", "read_entry"],
     },
 )
