@@ -25,7 +25,7 @@ from mpdit_core.settings import Result, setting
 class PluginReport(Result):
     """One plugin, as it was found."""
 
-    kind: str = setting(..., "samplers, datasets or features")
+    kind: str = setting(..., "samplers, datasets, features or commands")
     name: str = setting(..., "its name; ? where the metadata of its package cannot be read")
     package: str = setting(..., "the package that offers it; empty: it was named by module or file")
     version: str = setting(..., "version of the package")
@@ -95,8 +95,8 @@ def examine(entry: Entry) -> PluginReport:
         status="noisy" if lines else "ok",
         reason=f"prints when it is imported: {lines[0][:80]!r}" if lines else "",
         remedy="none needed: what it prints is dropped" if lines else "",
-        summary=summary_of(loaded),
-        options=options_of(loaded),
+        summary=summary_of(loaded) if isinstance(loaded, type) else loaded.help,
+        options=options_of(loaded) if isinstance(loaded, type) else (),
         facts={name: value for name, value in values.items() if isinstance(value, int | float | str | bool)},
     )
 

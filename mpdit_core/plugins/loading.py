@@ -27,8 +27,8 @@ from mpdit_core.plugins.finding import Entry, find
 from mpdit_core.plugins.options import check_options
 
 
-def load(kind: Kind, name: str, *, trusted: bool = True) -> type:
-    """The plugin class called `name`, or at `module:attribute`, or at `./file.py:Attribute`.
+def load(kind: Kind, name: str, *, trusted: bool = True) -> Any:
+    """The plugin class (of commands, the object) called `name`, or at `module:attribute`, or at `./file.py:Attribute`.
 
     Args:
         trusted: False for a name that was read from a file, unless the user trusts it.
@@ -81,8 +81,8 @@ def resolve(kind: Kind, name: str, *, trusted: bool = True) -> Entry:
     return Entry(kind, name, name)
 
 
-def load_entry(entry: Entry) -> tuple[type, str]:
-    """The class of an entry and what its import printed.
+def load_entry(entry: Entry) -> tuple[Any, str]:
+    """The class, or object, of an entry and what its import printed.
 
     Raises:
         UserError: there is no such file.
@@ -96,7 +96,8 @@ def load_entry(entry: Entry) -> tuple[type, str]:
         problem = contract_problem(entry.kind, found)
     if problem:
         raise PluginError(entry.label, "to load", problem)
-    labels[found] = entry.label
+    if isinstance(found, type):
+        labels[found] = entry.label
     return found, printed.getvalue()
 
 
