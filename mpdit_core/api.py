@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mpdit_core.data.sources.files import read_regular
 
 __all__ = [
-    "PLUGIN_API", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step", "UserError",
-    "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names", "read_regular",
+    "PLUGIN_API", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step",
+    "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names", "read_regular",
 ]  # fmt: skip
 
 # For data sets, imported when they are first used: the same care for damaged and odd files as mpdit's own sources take.

@@ -1,7 +1,8 @@
 """The kinds of plugin and what each must have: one row per kind.
 
-To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and two templates in templates/, if it is to be
-made by `mpdit plugins new`. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when they are loaded, and recorded.
+To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and two templates in templates/ if `mpdit plugins
+new` is to make it. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when
+they are loaded, and recorded.
 """
 
 from __future__ import annotations

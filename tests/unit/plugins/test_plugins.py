@@ -463,8 +463,12 @@ class OddData:
 )  # fmt: skip
 def test_what_a_data_set_returns(method: str, what: object):
     dataset: Any = OddData(method, what)
-    with pytest.raises(UserError) as caught:
+
+    def use() -> None:
         classes_of(dataset)
         for _, decode in read_items(dataset, 0, count_items(dataset)):
             decode()
+
+    with pytest.raises(UserError) as caught:
+        use()
     assert caught.value.code == "broken-plugin"
