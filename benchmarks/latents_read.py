@@ -40,7 +40,8 @@ def make(root: Path, count: int) -> None:
     folder = EncodingFolder(root / "shards")
     for name in ("features", "labels"):
         (root / "files" / name).mkdir(parents=True)
-    with folder.being_written(plan):
+    with folder.held():
+        folder.prepare(plan)
         for number in range(plan.num_shards):
             start, stop = plan.shard_range(number)
             moments = np.random.default_rng(number).standard_normal((stop - start, *SHAPE), np.float32).astype("<f2")

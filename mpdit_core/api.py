@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mpdit_core.data.sources.files import read_regular
 
 __all__ = [
-    "PLUGIN_API", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step", "UserError",
-    "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names", "read_regular",
+    "PLUGIN_API", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step",
+    "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names", "read_regular",
 ]  # fmt: skip
 
 # For data sets, imported when they are first used: the same care for damaged and odd files as mpdit's own sources take.
@@ -162,3 +162,15 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
         raise ValueError(f"{len(generator)} generators for a batch of {len(like)}")
     rows = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype, device=g.device) for g in generator]
     return torch.stack(rows).to(like.device)
+
+
+class Command(Protocol):
+    """A command of its own, `mpdit NAME`: an object that an entry point of the group `mpdit.commands` names.
+
+    Its module is imported only when the command is called. `options` is a class of `mpdit_core.settings.Options`; each
+    of its fields is a flag. The job is `job(options, *, report) -> mpdit_core.settings.Result`.
+    """
+
+    options: type
+    job: Callable[..., Any]
+    help: str

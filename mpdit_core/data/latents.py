@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from mpdit_core.data.autoencoders import read_stored
+from mpdit_core.data.hash_check import HashCheck
 from mpdit_core.data.manifest import LatentSpec, Manifest, Normalisation, Shard, latent_spec, read_manifest
-from mpdit_core.data.tensor_file import map_tensors, prefetch
+from mpdit_core.data.shards import map_shard
+from mpdit_core.data.tensor_file import prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
 
@@ -36,8 +38,11 @@ class LatentBatch(NamedTuple):
 class LatentFolder:
     """A finished folder of latents. Opening it reads the manifest alone; shards are mapped when first touched.
 
+    What is mapped has the size, shapes and labels of the manifest; its hash is compared in the background (`hashes`),
+    and a fault is raised by a later `batch`.
+
     Raises:
-        UserError: the folder is missing, unfinished, or lacks a shard, or a shard has another size than it had.
+        UserError: the folder is missing, unfinished or damaged, or a shard is missing or has another size than it had.
     """
 
     def __init__(self, path: Path | str):
@@ -45,6 +50,7 @@ class LatentFolder:
         self.manifest: Manifest = read_manifest(self.path)
         self.spec: LatentSpec = latent_spec(self.manifest, self.path)
         self._ends = np.cumsum([shard.count for shard in self.manifest.shards])
+        self.hashes = HashCheck()
         self._maps: dict[int, dict[str, np.ndarray]] = {}
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             list(pool.map(self._check_size, self.manifest.shards))
@@ -71,9 +77,10 @@ class LatentFolder:
             flip: for each of them, whether to give its mirror image; none by default.
 
         Raises:
-            UserError: mirror images are asked for and not there (`no-flips`).
+            UserError: mirror images are asked for and not there (`no-flips`); a shard is damaged (`damaged-file`).
             IndexError: an index is out of range.
         """
+        self.hashes.raise_fault()
         wanted = np.asarray(indices, dtype=np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"indices {wanted.min()}..{wanted.max()} of {len(self)} images")
@@ -122,7 +129,8 @@ class LatentFolder:
         if number not in self._maps:
             shard = self.manifest.shards[number]
             self._check_size(shard)
-            self._maps[number] = map_tensors(self.path / shard.file)
+            self._maps[number] = map_shard(self.path / shard.file, self.manifest.plan, shard)
+            self.hashes.add(self.path / shard.file, shard.sha256)
         return self._maps[number]
 
     def _map(self, numbers: Sequence[int]) -> None:

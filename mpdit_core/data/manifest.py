@@ -10,13 +10,18 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import read_json
 from mpdit_core.settings import Settings, validate
+
+MAX_RESOLUTION = 2**14
+MAX_CHANNELS = 2**12
+
+S = TypeVar("S", bound=Settings)
 
 PUBLISHED_MEAN = (5.81, 3.25, 0.12, -2.15)
 PUBLISHED_STD = (4.17, 4.62, 3.71, 3.28)
@@ -46,8 +51,8 @@ class AutoencoderSpec(Settings):
     id: str = Field(description="Hub id, local folder, `pixels` or `pixels-gray`")
     revision: str | None = Field(default=None, description="commit of a Hub id")
     sha256: str | None = Field(default=None, description="hash of the weights")
-    factor: int = Field(description="pixels per latent pixel along a side")
-    channels: int = Field(description="C of the latents")
+    factor: PositiveInt = Field(le=MAX_RESOLUTION, description="pixels per latent pixel along a side")
+    channels: PositiveInt = Field(le=MAX_CHANNELS, description="C of the latents")
     stores: Literal["mean+std", "mean", "uint8"] = Field(default="mean+std", description="what is kept for each image")
     flip_equivariant: bool = Field(default=False, description="latents of a mirror image are the mirrored latents")
 
@@ -60,21 +65,28 @@ class Normalisation(Settings):
     """`latents = (raw_latents - mean) / std`, per channel."""
 
     name: Literal["measured", "published", "none"]
-    mean: tuple[float, ...] = Field(strict=False)
-    std: tuple[float, ...] = Field(strict=False)
+    mean: tuple[FiniteFloat, ...] = Field(strict=False)
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = Field(strict=False)
 
 
 class LatentSpec(Settings):
     """What sampling and evaluation need to know of the training data; stored with every checkpoint."""
 
-    resolution: int = Field(description="side of the images in pixels")
+    resolution: PositiveInt = Field(le=MAX_RESOLUTION, description="side of the images in pixels")
     autoencoder: AutoencoderSpec
     normalisation: Normalisation
     class_names: tuple[str, ...] = Field(strict=False, description="in label order")
     source: str = Field(description="what encode-latents was given")
-    count: int = Field(description="images")
+    count: NonNegativeInt = Field(description="images")
     folder: str = Field(default="", description="where the latents were, as an absolute path")
     fingerprint: str = Field(default="", description="of source, options and autoencoder")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _require(self.latent_side >= 1, f"a resolution of {self.resolution} is less than one latent pixel")
+        lengths = {len(self.normalisation.mean), len(self.normalisation.std)}
+        _require(lengths == {self.autoencoder.channels}, "normalisation: not one mean and std for each channel")
+        return self
 
     @property
     def latent_side(self) -> int:
@@ -95,7 +107,7 @@ class SourceSpec(Settings):
     split: str | None = Field(default=None, description="part of the data set, where it was asked for")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of `open_source`")
     fingerprint: str = Field(description="hash of names, sizes and times of the files, or the data set's own")
-    items: int = Field(description="images before any was skipped")
+    items: PositiveInt = Field(description="images before any was skipped")
 
 
 class EncodingPlan(Settings):
@@ -103,13 +115,19 @@ class EncodingPlan(Settings):
 
     format: int = FORMAT
     source: SourceSpec
-    resolution: int = Field(description="side of the images in pixels")
+    resolution: PositiveInt = Field(le=MAX_RESOLUTION, description="side of the images in pixels")
     autoencoder: AutoencoderSpec
     precision: Literal["float32", "tf32", "bfloat16"] = Field(default="float32", description="of the encoder")
     flip: bool = Field(description="the latents of mirror images are stored too")
-    batch_size: int = Field(description="images the encoder sees at once; batches never cross a shard")
-    shard_size: int = Field(description="items a shard covers")
-    class_names: tuple[str, ...] = Field(strict=False, description="in label order")
+    batch_size: PositiveInt = Field(description="images the encoder sees at once; batches never cross a shard")
+    shard_size: PositiveInt = Field(description="items a shard covers")
+    class_names: tuple[str, ...] = Field(strict=False, min_length=1, description="in label order")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        factor = self.autoencoder.factor
+        _require(self.resolution % factor == 0, f"a resolution of {self.resolution} for a factor of {factor}")
+        return self
 
     @property
     def num_shards(self) -> int:
@@ -161,15 +179,28 @@ class SkippedItem(Settings):
 class Shard(Settings):
     """One file of latents and labels."""
 
-    file: str
-    start: int = Field(description="first item of the source it covers")
-    stop: int = Field(description="the item after its last")
-    count: int = Field(description="images in it: stop - start, less the skipped ones")
-    bytes: int
+    file: str = Field(pattern=r"^shard-\d{5,}\.safetensors$")  # a plain name: nothing outside the folder is meant
+    start: NonNegativeInt = Field(description="first item of the source it covers")
+    stop: PositiveInt = Field(description="the item after its last")
+    count: NonNegativeInt = Field(description="images in it: stop - start, less the skipped ones")
+    bytes: PositiveInt
     sha256: str
     skipped: tuple[SkippedItem, ...] = Field(default=(), strict=False)
-    sum_mean: tuple[float, ...] = Field(strict=False, description="per channel, over images, flips and pixels")
-    sum_square: tuple[float, ...] = Field(strict=False, description="of mean² + std², the second moment of a draw")
+    sum_mean: tuple[FiniteFloat, ...] = Field(strict=False, description="per channel, over images, flips and pixels")
+    sum_square: tuple[FiniteFloat, ...] = Field(
+        strict=False, description="of mean² + std², the second moment of a draw"
+    )
+
+    def fault(self, number: int, plan: EncodingPlan) -> str | None:
+        """What keeps this from being the record of shard `number` under `plan`; None where nothing does."""
+        start, stop = plan.shard_range(number)
+        if (self.file, self.start, self.stop) != (shard_name(number), start, stop):
+            return f"shard {number} is {self.file} of items {self.start} to {self.stop}, not {start} to {stop}"
+        if self.count + len(self.skipped) != stop - start:
+            return f"{self.file} counts {self.count} images and {len(self.skipped)} skipped ones of {stop - start}"
+        if {len(self.sum_mean), len(self.sum_square)} != {plan.autoencoder.channels}:
+            return f"{self.file}: not one sum for each channel"
+        return None
 
 
 class Manifest(Settings):
@@ -177,12 +208,25 @@ class Manifest(Settings):
 
     format: int = FORMAT
     plan: EncodingPlan
-    count: int = Field(description="images, without flips and skipped ones")
-    measured_mean: tuple[float, ...] = Field(strict=False, description="of draws from the posterior, per channel")
-    measured_std: tuple[float, ...] = Field(strict=False, description="of draws from the posterior, per channel")
+    count: PositiveInt = Field(description="images, without flips and skipped ones")
+    measured_mean: tuple[FiniteFloat, ...] = Field(strict=False, description="of draws from the posterior, per channel")
+    measured_std: tuple[FiniteFloat, ...] = Field(strict=False, description="of draws from the posterior, per channel")
     normalisation: Normalisation
     shards: tuple[Shard, ...] = Field(strict=False)
     made_by: str = Field(default="", description="version of mpdit")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _require(len(self.shards) == self.plan.num_shards, f"{len(self.shards)} shards, not {self.plan.num_shards}")
+        for number, shard in enumerate(self.shards):
+            fault = shard.fault(number, self.plan)
+            _require(fault is None, fault or "")
+        there = sum(shard.count for shard in self.shards)
+        _require(self.count == there, f"count is {self.count}, that of the shards {there}")
+        norm = self.normalisation
+        lengths = {len(values) for values in (self.measured_mean, self.measured_std, norm.mean, norm.std)}
+        _require(lengths == {self.plan.autoencoder.channels}, "not one mean and std for each channel")
+        return self
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -240,7 +284,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         UserError: there is no such folder or it holds no latents (`no-latents`), its encoding is unfinished
-            (`unfinished-latents`), or it was written in another format (`unknown-format`).
+            (`unfinished-latents`), it was written in another format (`unknown-format`), or is damaged (`damaged-file`).
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -256,11 +300,15 @@ def read_manifest(folder: Path) -> Manifest:
             expected=f"a folder with a {MANIFEST}, made by `mpdit encode-latents`",
             remedy="mpdit encode-latents SOURCE",
         )
-    return validate(Manifest, read_versioned(folder / MANIFEST), origin=str(folder / MANIFEST))
+    return read_versioned(Manifest, folder / MANIFEST)
 
 
-def read_versioned(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a folder of latents. Raises `UserError` for another format (`unknown-format`)."""
+def read_versioned(kind: type[S], path: Path) -> S:
+    """A `kind`, whose `format` must be `FORMAT`, from a file of a folder of latents.
+
+    Raises:
+        UserError: another format (`unknown-format`), or as `read_record`.
+    """
     values = read_json(path)
     version = values.get("format") if isinstance(values, dict) else None
     if version != FORMAT:
@@ -270,7 +318,29 @@ def read_versioned(path: Path) -> dict[str, Any]:
             expected=f"format {FORMAT}",
             remedy="use the mpdit that made it, or encode the source again into another folder",
         )
-    return values
+    return _checked(kind, values, path)
+
+
+def read_record(kind: type[S], path: Path) -> S:
+    """A `kind` from a JSON file. Raises `UserError` (`damaged-file`) for anything that mpdit does not write there."""
+    return _checked(kind, read_json(path), path)
+
+
+def _checked(kind: type[S], values: Any, path: Path) -> S:
+    try:
+        return validate(kind, values)
+    except UserError as error:
+        raise UserError(
+            f"{path} is damaged: {error.what.partition(': ')[2][:400]}",
+            code="damaged-file",
+            expected="a file as mpdit wrote it",
+            remedy="restore it, or encode the source again into another folder",
+        ) from error
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)
 
 
 def latent_spec(manifest: Manifest, folder: Path) -> LatentSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,29 +116,41 @@ def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence
     if digest != shard.sha256:
         faults.append(f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…")
     try:
-        tensors = map_tensors(path)
+        tensors = map_shard(path, plan, shard)
     except UserError as error:
         return [*faults, error.what]
-    names = plan.tensor_names
-    if sorted(tensors) != sorted([*names, "labels"]):
-        return [*faults, f"it holds {', '.join(sorted(tensors))}; expected {', '.join([*names, 'labels'])}"]
-    for name in names:
-        if tensors[name].shape != (shard.count, *plan.stored_shape):
-            faults.append(f"{name} has shape {list(tensors[name].shape)}")
-    faults += _label_faults(tensors["labels"], plan, shard, labels)
-    if not faults and not same_sums(channel_sums([tensors[name] for name in names], plan), shard):
+    if labels is not None and tensors["labels"].tolist() != list(labels):
+        faults.append("its labels are not those of the source")
+    if not faults and not same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard):
         faults.append("its statistics are not those in the manifest")
     return faults
 
 
-def _label_faults(found: np.ndarray, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> list[str]:
-    if len(found) != shard.count:
-        return [f"{len(found)} labels for {shard.count} images"]
-    if len(found) and not (found.min() >= 0 and found.max() < len(plan.class_names)):
-        return [f"labels {found.min()} to {found.max()} for {len(plan.class_names)} classes"]
-    if labels is not None and found.tolist() != list(labels):
-        return ["its labels are not those of the source"]
-    return []
+def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndarray]:
+    """The tensors of a shard, mapped read-only: `labels` int64 [n] and those that `plan.tensor_names` lists.
+
+    Raises:
+        UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
+    """
+    tensors = map_tensors(path)
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.autoencoder.form.dtype))
+    expected = {"labels": ((shard.count,), np.dtype("<i8"))} | dict.fromkeys(plan.tensor_names, stored)
+    if found != expected:
+        raise _damaged(path, f"it holds {_listed(found)}", _listed(expected))
+    labels, classes = tensors["labels"], len(plan.class_names)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise _damaged(path, f"labels {labels.min()} to {labels.max()}", f"0 to {classes - 1}")
+    return tensors
+
+
+def _listed(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
+    return ", ".join(f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in tensors.items())
+
+
+def _damaged(path: Path, what: str, expected: str) -> UserError:
+    remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
+    return UserError(f"{path} is damaged: {what}", code="damaged-file", expected=expected, remedy=remedy)
 
 
 def same_sums(sums: Sums, shard: Shard) -> bool:

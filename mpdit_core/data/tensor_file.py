@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from mpdit_core.errors import UserError
 DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FIRST_READ = 64 * 2**10  # bytes of a file: its header and the labels of some 8,000 images, in one go
+LONGEST_HEADER = 2**20  # bytes; ours have some 300
 BLOCK = 256 * 2**10  # bytes hashed and written at once, so that they are in the processor's cache the second time
 
 
@@ -53,30 +56,46 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, mapped into memory and not read.
 
     Raises:
-        UserError: the file is not whole (`damaged-file`).
+        UserError: the file is missing, no regular file, not whole, or its header is not true of it (`damaged-file`).
     """
-    with open(path, "rb", buffering=FIRST_READ) as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no regular file")
+        size = path.stat().st_size
+        with open(path, "rb", buffering=FIRST_READ) as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LONGEST_HEADER, size - 8):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if hasattr(mmap, "MADV_RANDOM"):
-                mapped.madvise(mmap.MADV_RANDOM)
-            arrays = {}
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    start, stop = entry["data_offsets"]
-                    dtype = DTYPES[entry["dtype"]]
-                    flat = np.frombuffer(mapped, dtype, (stop - start) // dtype.itemsize, 8 + length + start)
-                    arrays[name] = flat.reshape(entry["shape"])
-            return arrays
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged: {error}",
-                code="damaged-file",
-                expected="a shard as mpdit wrote it",
-                remedy="run `mpdit encode-latents SOURCE --verify`, then the same without --verify to rebuild it",
-            ) from error
+        if hasattr(mmap, "MADV_RANDOM"):
+            mapped.madvise(mmap.MADV_RANDOM)
+        return _arrays(header, mapped, begin=8 + length, size=size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}",
+            code="damaged-file",
+            expected="a shard as mpdit wrote it",
+            remedy="run `mpdit encode-latents SOURCE --verify`, then the same without --verify to rebuild it",
+        ) from error
+
+
+def _arrays(header: Mapping[str, Any], mapped: mmap.mmap, *, begin: int, size: int) -> dict[str, np.ndarray]:
+    """The arrays that `header` describes. Raises `ValueError` unless they cover the file from `begin` on in order."""
+    arrays, end = {}, 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, (start, stop) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
+            raise ValueError(f"the shape or place of {name}")
+        if start != end or stop - start != math.prod(shape) * dtype.itemsize or begin + stop > size:
+            raise ValueError(f"{name} of shape {shape} at bytes {start} to {stop}")
+        arrays[name] = np.frombuffer(mapped, dtype, math.prod(shape), begin + start).reshape(shape)
+        end = stop
+    if begin + end != size:
+        raise ValueError(f"{size - begin - end} bytes too many")
+    return arrays
 
 
 def prefetch(mapped: np.ndarray, rows: np.ndarray) -> None:

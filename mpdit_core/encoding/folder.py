@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -22,19 +22,20 @@ from mpdit_core.data.manifest import (
     measured_statistics,
     normalisation_of,
     read_manifest,
+    read_record,
     read_versioned,
     shard_name,
 )
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.files import read_json, remove_leftovers, user_errors, write_json
+from mpdit_core.runtime.files import remove_leftovers, user_errors, write_json
 from mpdit_core.runtime.locks import locked
-from mpdit_core.settings import changes, validate
+from mpdit_core.settings import changes
 
 OURS = (MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "shard-*", ".*")
 
 
 class EncodingFolder:
-    """See the module. Rank 0 opens it by `being_written`; every process adds the records of its own shards."""
+    """See the module. Rank 0 holds and prepares it; every process adds the records of its own shards."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -67,19 +68,27 @@ class EncodingFolder:
             _compare(old, plan, self.path)
 
     @contextmanager
-    def being_written(self, plan: EncodingPlan) -> Iterator[None]:
-        """Prepares the folder for shards, after `check`, and holds it against a second run until the body ends."""
-        with locked(self.path):
-            remove_leftovers(self.path)
-            with user_errors(self.work):
-                self.work.mkdir(exist_ok=True)
-            remove_leftovers(self.work)
-            if self.has_manifest:  # a repair: the manifest's records of the shards that are there are still true
-                for number, shard in enumerate(read_manifest(self.path).shards):
-                    if not self._record(number).exists() and self._is_there(shard):
-                        self.add(number, shard)
-            write_json(self.work / "plan.json", plan.model_dump(mode="json"))
+    def held(self) -> Iterator[None]:
+        """Holds the folder against a second command until the body ends; a complete one may be read-only."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path))
+            except UserError as error:
+                if error.code != "cannot-write" or not self.is_complete:
+                    raise
             yield
+
+    def prepare(self, plan: EncodingPlan) -> None:
+        """Makes the folder ready for shards; it is held and was checked."""
+        remove_leftovers(self.path)
+        with user_errors(self.work):
+            self.work.mkdir(exist_ok=True)
+        remove_leftovers(self.work)
+        if self.has_manifest:  # a repair: the manifest's records of the shards that are there are still true
+            for number, shard in enumerate(read_manifest(self.path).shards):
+                if not self._record(number).exists() and self._is_there(shard):
+                    self.add(number, shard)
+        write_json(self.work / "plan.json", plan.model_dump(mode="json"))
 
     def shards(self, plan: EncodingPlan) -> dict[int, Shard]:
         """Finished shards by number: recorded, and present in their full size."""
@@ -87,7 +96,7 @@ class EncodingFolder:
             recorded = dict(enumerate(read_manifest(self.path).shards))
         else:
             paths = [(number, self._record(number)) for number in range(plan.num_shards)]
-            recorded = {n: validate(Shard, read_json(path)) for n, path in paths if path.is_file()}
+            recorded = {n: _read_shard(path, n, plan) for n, path in paths if path.is_file()}
         return {number: shard for number, shard in recorded.items() if self._is_there(shard)}
 
     def count_records(self) -> int:
@@ -106,9 +115,17 @@ class EncodingFolder:
         """Writes the manifest of shards that are all there, and removes what served the writing.
 
         Raises:
-            UserError: every image was skipped (`no-images`).
+            UserError: every image was skipped (`no-images`); shards have gone since they were written (`no-such-file`).
         """
         recorded = self.shards(plan)
+        gone = [number for number in range(plan.num_shards) if number not in recorded]
+        if gone:
+            raise UserError(
+                f"{len(gone)} of {plan.num_shards} shards in {self.path} have been removed since they were written",
+                code="no-such-file",
+                expected="a folder that nothing else changes",
+                remedy="run the same command again; it writes what is missing",
+            )
         shards = tuple(recorded[number] for number in range(plan.num_shards))
         count = sum(shard.count for shard in shards)
         if count == 0:
@@ -132,7 +149,7 @@ class EncodingFolder:
         if self.has_manifest:
             return read_manifest(self.path).plan
         path = self.work / "plan.json"
-        return validate(EncodingPlan, read_versioned(path), origin=str(path)) if path.is_file() else None
+        return read_versioned(EncodingPlan, path) if path.is_file() else None
 
     def _record(self, number: int) -> Path:
         return self.work / f"{Path(shard_name(number)).stem}.json"
@@ -145,6 +162,14 @@ class EncodingFolder:
         if not self.path.is_dir() or self.has_manifest or self.work.is_dir():
             return []
         return sorted(p.name for p in self.path.iterdir() if not any(p.match(pattern) for pattern in OURS))
+
+
+def _read_shard(path: Path, number: int, plan: EncodingPlan) -> Shard:
+    shard = read_record(Shard, path)
+    if fault := shard.fault(number, plan):
+        remedy = f"delete {path}; its shard is written again"
+        raise UserError(f"{path} is damaged: {fault}", code="damaged-file", remedy=remedy)
+    return shard
 
 
 def _compare(old: EncodingPlan, new: EncodingPlan, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.concurrency import WriteBehind, usable_cores
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
+from mpdit_core.runtime.signals import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
 
@@ -44,9 +45,9 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
         Interrupted: finished shards are kept.
     """
     device = select_device(options.device)
-    with process_group(device) as world:
+    with process_group(device) as world, ExitStack() as held:
         job = _open(options, device=device, world=world, report=report)
-        unfinished = world.broadcast_object(job.unfinished_shards())
+        unfinished = world.on_main(lambda: _hold(job, held))
         started = time.monotonic()
         if unfinished is None:
             _revisit(job)
@@ -119,6 +120,14 @@ def _open(options: EncodeOptions, *, device: torch.device, world: World, report:
     )
 
 
+def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
+    """Holds the folder until `held` ends; returns the shards to encode, now that nobody else changes them."""
+    _check_disk(job, job.unfinished_shards() or [])
+    held.enter_context(job.folder.held())
+    job.folder.check(job.plan)
+    return job.unfinished_shards()
+
+
 def _load_autoencoder(options: EncodeOptions, source: Dataset, *, device: torch.device, world: World) -> Autoencoder:
     """One process at a time may download it: rank 0 goes first."""
     name = options.autoencoder or getattr(source, "autoencoder", None) or DEFAULT_AUTOENCODER
@@ -132,26 +141,25 @@ def _load_autoencoder(options: EncodeOptions, source: Dataset, *, device: torch.
 
 def _encode(job: EncodeJob, unfinished: list[int]) -> None:
     """Encodes `unfinished` shards together with the other processes; rank 0 writes the manifest."""
-    _check_disk(job, unfinished)
-    with job.folder.being_written(job.plan) if job.world.is_main else nullcontext():
-        job.world.barrier()
-        if unfinished:
-            finished = job.plan.num_shards - len(unfinished)
-            kept = f"; {finished} of {job.plan.num_shards} shards are there already" if finished else ""
-            text = (
-                f"encoding {job.count_items(unfinished):,} images at {job.plan.resolution} px with "
-                f"{job.plan.autoencoder.id} on {job.autoencoder.encode_device} into {job.folder.path}{kept}"
-            )
-            job.report(Note(text=text))
-        try:
-            _encode_share(job, job.share(unfinished))
-            _wait_for_others(job)
-        except (KeyboardInterrupt, Interrupted):
-            text = f"stopped: {job.folder.count_records()} of {job.plan.num_shards} shards are finished and kept"
-            job.report(Warning(code="stopped", text=text))
-            raise
-        if job.world.is_main:
-            _finish(job)
+    job.world.on_main(lambda: job.folder.prepare(job.plan))
+    if unfinished:
+        finished = job.plan.num_shards - len(unfinished)
+        kept = f"; {finished} of {job.plan.num_shards} shards are there already" if finished else ""
+        text = (
+            f"encoding {job.count_items(unfinished):,} images at {job.plan.resolution} px with "
+            f"{job.plan.autoencoder.id} on {job.autoencoder.encode_device} into {job.folder.path}{kept}"
+        )
+        job.report(Note(text=text))
+    try:
+        with StopRequest() as stop:
+            _encode_share(job, job.share(unfinished), stop)
+            _wait_for_others(job, stop)
+    except (KeyboardInterrupt, Interrupted):
+        text = f"stopped: {job.folder.count_records()} of {job.plan.num_shards} shards are finished and kept"
+        job.report(Warning(code="stopped", text=text))
+        raise
+    if job.world.is_main:
+        _finish(job)
     job.world.barrier()
 
 
@@ -166,8 +174,11 @@ def _check_disk(job: EncodeJob, unfinished: list[int]) -> None:
         )
 
 
-def _encode_share(job: EncodeJob, shards: Sequence[int]) -> None:
-    """This process's shards. One shard is written while the next is encoded; all that were complete get written."""
+def _encode_share(job: EncodeJob, shards: Sequence[int], stop: StopRequest) -> None:
+    """This process's shards. One shard is written while the next is encoded; all that were complete get written.
+
+    A signal takes effect after the batch under way.
+    """
     world, total, done, launcher = job.world, job.count_items(shards), 0, os.getppid()
     task = "encode" if world.size == 1 else f"encode (process 1 of {world.size})"
 
@@ -191,9 +202,10 @@ def _encode_share(job: EncodeJob, shards: Sequence[int]) -> None:
             for item in batch.skipped:
                 job.report(Skipped(path=item.key, reason=item.reason))
             job.report(Progress(task=task, done=done, total=total, unit="images"))
+            stop.check()
 
 
-def _wait_for_others(job: EncodeJob) -> None:
+def _wait_for_others(job: EncodeJob, stop: StopRequest) -> None:
     """Until all shards are recorded. No collective call: these time out, and slow storage takes its time."""
     launcher, told = os.getppid(), False
     while job.world.size > 1 and job.folder.count_records() < job.plan.num_shards and not job.folder.is_complete:
@@ -202,6 +214,7 @@ def _wait_for_others(job: EncodeJob) -> None:
             told = True
         if os.getppid() != launcher:
             raise SystemExit("the launcher has ended")
+        stop.check()
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -246,7 +259,8 @@ def _measure_reference(job: EncodeJob) -> None:
     device = job.autoencoder.device
     extractor = build_extractor("inception")
     extractor.load(device)
-    plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor)
+    same = read_manifest(job.folder.path).plan.source.given == job.plan.source.given  # as it was typed now
+    plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor, trust=same)
     measure_reference(plan, extractor, device=device, world=World(), report=job.report)
     job.report(Saved(what="reference statistics", path=plan.cache))
 

@@ -33,8 +33,11 @@ class EncodeOptions(DeviceOptions):
         None, "file that gives each image its class, for images without class folders",
         metavar="FILE", chosen="class folders", strict=False,
     )  # fmt: skip
+    allow_empty_classes: bool = setting(False, "keep class folders without images as classes, instead of refusing them")
     streaming: bool = setting(False, "read from the Hub without storing the data set first")
-    dataset_options: dict[str, Any] = setting({}, "options of a data set plugin", table="dataset", typed=False)
+    dataset_options: dict[str, Any] = setting(
+        {}, "options of a data set plugin; for the Hub, the columns image and label", table="dataset", typed=False
+    )
     flip: bool | None = setting(
         None, "store the latents of mirror images too", panel="Output",
         chosen="on, unless the mirrored latents are exactly these",

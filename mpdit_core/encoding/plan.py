@@ -8,11 +8,10 @@ from typing import Any
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import Autoencoder
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
-from mpdit_core.data.sources import count_items, source_given, source_name
+from mpdit_core.data.sources import classes_of, count_items, source_given, source_name
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.precision import choose_precision
 from mpdit_core.errors import UserError
-from mpdit_core.plugins import plugin_errors
 
 DEFAULT_RESOLUTION = 256
 SHARD_BYTES = 128 * 2**20
@@ -31,8 +30,7 @@ def make_plan(options: EncodeOptions, source: Dataset, autoencoder: Autoencoder,
         raise UserError(
             f"{options.source} holds no images", code="no-images", expected="at least one image in a class folder"
         )
-    with plugin_errors(source, "in class_names or fingerprint"):
-        class_names, fingerprint = tuple(source.class_names()), source.fingerprint()
+    class_names, fingerprint = classes_of(source)
     batch_size = options.batch_size or max(1, min(256, 32 * 256**2 // resolution**2))
     plan = EncodingPlan(
         source=SourceSpec(
@@ -63,6 +61,7 @@ def source_arguments(options: EncodeOptions) -> dict[str, Any]:
         "classes": str(options.classes.expanduser().absolute()) if options.classes else None,
         "labels": str(options.labels.expanduser().absolute()) if options.labels else None,
         "streaming": options.streaming,
+        "allow_empty_classes": options.allow_empty_classes,
         "options": options.dataset_options,
     }
     return {name: value for name, value in given.items() if value}

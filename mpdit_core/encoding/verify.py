@@ -12,13 +12,12 @@ from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import Autoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.manifest import Manifest, Shard, read_manifest
-from mpdit_core.data.shards import check_shard
+from mpdit_core.data.shards import check_shard, map_shard
 from mpdit_core.data.sources import Streamed, read_items
-from mpdit_core.data.tensor_file import map_tensors
 from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.encoding.pipeline import encode_pictures
 from mpdit_core.errors import UserError
-from mpdit_core.reporting import Note, Progress, Reporter, Warning
+from mpdit_core.reporting import Note, Progress, Reporter
 
 SAMPLED = 16
 TOLERANCE = 1e-2  # of a channel's standard deviation: more than devices and batch sizes differ by
@@ -45,9 +44,6 @@ def verify(folder: EncodingFolder, source: Dataset, autoencoder: Autoencoder, *,
         report(Note(text=f"encoding {len(picks)} of the images again, chosen at random"))
         for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, source, autoencoder, bad)):
             bad.setdefault(number, []).append(f"{items[index].key}: {fault}")
-    if manifest.count != sum(shard.count for shard in manifest.shards):
-        text = f"the manifest counts {manifest.count} images, its shards another number"
-        report(Warning(code="wrong-count", text=text))
     if bad:
         raise _damaged(folder, manifest, bad)
     report(Note(text=f"verified: {len(manifest.shards)} shards, {manifest.count} images, no fault found"))
@@ -88,7 +84,8 @@ def _encode_again(
         kept = [] if number in bad else _kept(manifest.shards[number], source)
         if index not in kept:
             continue
-        tensors = map_tensors(folder.path / manifest.shards[number].file)
+        shard = manifest.shards[number]
+        tensors = map_shard(folder.path / shard.file, plan, shard)
         _, decode = next(read_items(source, index, index + 1))
         encoded = encode_pictures(autoencoder, prepare(decode(), plan.resolution)[None].copy(), flip=plan.flip)
         stored = [torch.from_numpy(tensors[name][kept.index(index)][None].copy()) for name in plan.tensor_names]

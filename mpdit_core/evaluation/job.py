@@ -77,7 +77,13 @@ def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> E
             options.features, device=device, weights=options.weights, options=options.feature_options
         )
         count = subject.count(options.num_samples)
-        plan = plan_reference(subject.reference(options.reference), resolution=subject.resolution, extractor=extractor)
+        plan = plan_reference(
+            subject.reference(options.reference),
+            resolution=subject.resolution,
+            extractor=extractor,
+            typed=options.reference is not None,
+            trust=options.trust,
+        )
         check_size(plan, extractor, device)
         _require_enough(options, plan, count)
         protocol = _protocol(options, subject, extractor, count, device)
@@ -189,7 +195,7 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
     extractor = load_extractor(
         options.features, device=device, weights=options.weights, options=options.feature_options
     )
-    plan = plan_reference(source, resolution=options.resolution, extractor=extractor)
+    plan = plan_reference(source, resolution=options.resolution, extractor=extractor, trust=options.trust)
     if plan.images is None:
         raise UserError(
             f"{source} holds no images", code="no-images", expected="a folder, a data set or latents, or arr_0"
@@ -203,8 +209,13 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
     return ReferenceResult(path=out, count=plan.images.count, features=extractor.name)
 
 
-def check_features(name: str, device: torch.device) -> None:
-    """Raises `UserError` now where the feature extractor `name` cannot be had or loaded."""
+def check_features(name: str, device: torch.device, *, trusted: bool = True) -> None:
+    """Raises `UserError` now where the feature extractor `name` cannot be had or loaded, or is code that nobody typed.
+
+    Args:
+        trusted: False for a name that was read from a file.
+    """
+    plugins.load("features", name, trusted=trusted)
     load_extractor(name, device=device)
 
 

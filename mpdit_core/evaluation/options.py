@@ -53,6 +53,9 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     out: Path | None = setting(
         None, "folder of the record", metavar="DIR", panel="Output", strict=False, chosen="evals/ of the run"
     )
+    trust: bool = setting(
+        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Measuring"
+    )
     keep_samples: bool = setting(False, "write the sampled images too", panel="Output")
     make_reference: Path | None = setting(
         None, "write an ADM-style reference of WHAT instead", metavar="OUT.npz",

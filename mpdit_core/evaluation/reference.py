@@ -85,20 +85,24 @@ class Plan:
         return hashlib.sha256(f"{images} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
 
 
-def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtractor) -> Plan:
+def plan_reference(
+    given: str, *, resolution: int | None, extractor: FeatureExtractor, typed: bool = True, trust: bool = False
+) -> Plan:
     """Finds the reference and checks everything that can be known without measuring it.
 
     Args:
         given: an `.npz`, a `.safetensors`, a folder (of images, of class folders, or of latents), or a data set.
         resolution: side of the samples in pixels; folders and data sets are cropped and resized to it.
         extractor: loaded.
+        typed: whether the user typed `given`; else it was read from a file.
+        trust: whether a name that was read from a file may be code.
 
     Raises:
         UserError: missing, of another resolution, or with statistics of other features than `extractor`'s.
     """
     path = Path(given).expanduser()
     if path.is_dir() and (path / MANIFEST).is_file():
-        return _plan_latents(path, resolution)
+        return _plan_latents(path, resolution, trust=trust)
     if path.suffix in (".npz", ".safetensors") or path.is_file():
         return _plan_file(path, resolution, extractor)
     if resolution is None:
@@ -108,7 +112,10 @@ def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtr
             expected="the side in pixels to crop and resize it to",
             remedy="--resolution N",
         )
-    images = FolderImages(path, resolution) if path.is_dir() else DatasetImages(open_source(given), resolution, given)
+    if path.is_dir():
+        images = FolderImages(path, resolution)
+    else:
+        images = DatasetImages(open_source(given, trusted=typed or trust), resolution, given)
     _refuse_enlarging(images, given)
     return Plan(images, None, _cache_folder() / STORE, given)
 
@@ -129,14 +136,16 @@ def _other_resolution(name: str | Path, there: int, wanted: int) -> UserError:
     )
 
 
-def _plan_latents(path: Path, resolution: int | None) -> Plan:
+def _plan_latents(path: Path, resolution: int | None, *, trust: bool) -> Plan:
     manifest = read_manifest(path)
     source = manifest.plan.source
     if resolution is not None and resolution != manifest.plan.resolution:
         raise _other_resolution(path, manifest.plan.resolution, resolution)
     try:
-        dataset = open_source(source.given, split=source.split, **source.options)
+        dataset = open_source(source.given, split=source.split, trusted=trust, **source.options)
     except (UserError, TypeError) as error:
+        if getattr(error, "code", "") == "untrusted-code":
+            raise
         reason = error.what if isinstance(error, UserError) else str(error)
         raise UserError(
             f"the images that {path} was made from cannot be opened: {reason}",

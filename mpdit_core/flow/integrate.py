@@ -49,6 +49,8 @@ def _steps(sampler: Sampler, velocity_fn: VelocityFn, noise: Tensor, generators:
             step = next(steps, None)
         if step is None:
             return
+        if not (isinstance(step, Step) and isinstance(step.x_t, Tensor) and isinstance(step.t, int | float)):
+            raise _broken(sampler, f"yields {type(step).__name__}", "Step(t: float, x_t: tensor)")
         yield step
 
 

@@ -235,6 +235,10 @@ def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGE
     """
     with plugin_errors(extractor, "in __call__"):
         parts = [extractor(part) for part in images.split(at_once)]
+    if not all(isinstance(part, Features) for part in parts):
+        raise UserError(
+            f"features {extractor.name!r} returns {type(parts[0]).__name__}", code="broken-plugin", expected="Features"
+        )
     joined = [_join(extractor.name, kind, [getattr(p, kind) for p in parts], len(images)) for kind in Features._fields]
     pool, spatial, logits = joined
     if pool is None:
@@ -248,13 +252,15 @@ def _join(name: str, kind: str, parts: list[Tensor | None], count: int) -> Tenso
     tensors = [p for p in parts if p is not None]
     if not tensors:
         return None
-    rows = torch.cat(tensors)
-    if rows.ndim != 2 or len(rows) != count:
+    shapes = {(tuple(p.shape[1:]), p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in tensors}
+    fits = all(isinstance(p, Tensor) and p.ndim == 2 and p.is_floating_point() and p.numel() for p in tensors)
+    if not fits or len(shapes) != 1 or sum(map(len, tensors)) != count:
         raise UserError(
-            f"features {name!r}: {kind} has shape {tuple(rows.shape)} for {count} images",
+            f"features {name!r}: {kind} is {' and '.join(map(str, shapes))} for {count} images",
             code="broken-plugin",
-            expected="[B, F]",
+            expected="a tensor of floats [B, F]",
         )
+    rows = torch.cat(tensors)
     if not torch.isfinite(rows).all():
         raise UserError(f"features {name!r}: {kind} contains NaN or infinite values", code="not-finite")
     return rows.float()

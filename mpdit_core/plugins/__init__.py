@@ -1,4 +1,4 @@
-"""Samplers, data sets and feature extractors by name: ours and other packages' alike.
+"""Samplers, data sets, feature extractors and commands by name: ours and other packages' alike.
 
 All are entry points; ours are declared in pyproject.toml. Nothing is imported until it is named. `module:attribute`
 and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves only our own.
@@ -14,19 +14,22 @@ and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves on
 """
 
 from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
-from mpdit_core.plugins.errors import PluginError, plugin_errors
-from mpdit_core.plugins.finding import names
+from mpdit_core.plugins.errors import PluginError, broken, plugin_errors
+from mpdit_core.plugins.finding import Entry, command_entries, names
 from mpdit_core.plugins.job import list_plugins, new_plugin, show_plugin
-from mpdit_core.plugins.loading import build, load
+from mpdit_core.plugins.loading import build, load, resolve
 from mpdit_core.plugins.options import check_options
 from mpdit_core.plugins.records import rebuild, record, require_package
 
 __all__ = [
     "KINDS",
+    "Entry",
     "Kind",
     "PluginError",
+    "broken",
     "build",
     "check_options",
+    "command_entries",
     "contract_problem",
     "list_plugins",
     "load",
@@ -36,5 +39,6 @@ __all__ = [
     "rebuild",
     "record",
     "require_package",
+    "resolve",
     "show_plugin",
 ]

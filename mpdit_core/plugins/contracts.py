@@ -1,20 +1,22 @@
 """The kinds of plugin and what each must have: one row per kind.
 
-To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and two templates in templates/. Its entry points
-are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when they are loaded, and recorded.
+To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and two templates in templates/ if `mpdit plugins
+new` is to make it. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when
+they are loaded, and recorded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeAlias
 
 from mpdit_core.api import PLUGIN_API
 from mpdit_core.plugins.options import option_types
+from mpdit_core.settings import Options
 
 Kind: TypeAlias = str
 """A key of `KINDS`: the plural that names the group of entry points."""
@@ -22,23 +24,25 @@ Kind: TypeAlias = str
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What a class of one kind must have.
+    """What a class of one kind must have; or an object, for a kind with `parts`.
 
     Args:
         word: the kind in messages for people.
-        table: `mpdit plugins new TABLE NAME`, and the options' table: `--set TABLE.KEY=VALUE`.
+        table: `mpdit plugins new TABLE NAME`, and the options' table: `--set TABLE.KEY=VALUE`. Empty: neither.
         methods: method → number of arguments it is called with, beside self.
         attributes: other attributes of the class.
         fields: options it must have.
         facts: attributes that `mpdit plugins show` prints where the class has them.
+        parts: attribute of the object → what it must be, as a check and in words.
     """
 
     word: str
     table: str
-    methods: Mapping[str, int]
+    methods: Mapping[str, int] = field(default_factory=dict)
     attributes: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
 
 
 KINDS: dict[Kind, Contract] = {
@@ -54,11 +58,21 @@ KINDS: dict[Kind, Contract] = {
         word="feature extractor", table="features", methods={"load": 1, "__call__": 1, "fingerprint": 0},
         attributes=("name",),
     ),
+    "commands": Contract(
+        word="command", table="",
+        parts={
+            "options": (lambda part: isinstance(part, type) and issubclass(part, Options), "a class of options"),
+            "job": (callable, "a function job(options, *, report)"),
+            "help": (lambda part: isinstance(part, str) and bool(part.strip()), "a sentence"),
+        },
+    ),
 }  # fmt: skip
 
 
 def contract_problem(kind: Kind, found: Any) -> str | None:
     """What keeps `found` from being a plugin of this kind, as a sentence; None where nothing does."""
+    if KINDS[kind].parts:
+        return _part_problem(KINDS[kind], found)
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
         return f"it is {_shown(found)}, where the contract asks for a dataclass"
     version = getattr(found, "plugin_api", PLUGIN_API)
@@ -67,11 +81,18 @@ def contract_problem(kind: Kind, found: Any) -> str | None:
     contract = KINDS[kind]
     missing = [f"{method}()" for method in contract.methods if not _has_method(found, method)]
     missing += [name for name in contract.attributes if not hasattr(found, name)]
-    own_fields = {field.name for field in dataclasses.fields(found)}
+    own_fields = {one.name for one in dataclasses.fields(found)}
     missing += [f"the field {name}" for name in contract.fields if name not in own_fields]
     if missing:
         return f"{found.__name__} lacks {', '.join(missing)} (see mpdit_core.api)"
     return _argument_problem(contract, found) or _option_problem(found)
+
+
+def _part_problem(contract: Contract, found: Any) -> str | None:
+    for name, (fits, words) in contract.parts.items():
+        if not fits(getattr(found, name, None)):
+            return f"its attribute {name} is not {words} (see mpdit_core.api)"
+    return None
 
 
 def _has_method(found: type, name: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import Interrupted, UserError
 
 CORE = Path(__file__).parents[1]
 CALLED_BY_PLUGINS = CORE / "api.py"  # the one file of ours whose errors are a plugin's wrong call
@@ -55,16 +55,27 @@ def plugin_errors(plugin: object, doing: str) -> Iterator[None]:
     if type(plugin).__module__.startswith("mpdit_core."):
         yield
         return
-    label = plugin if isinstance(plugin, str) else labels.get(type(plugin), type(plugin).__qualname__)
+    label = _label(plugin)
     try:
         yield
     except SystemExit as error:
         raise PluginError(label, doing, f"it calls sys.exit({error.code!r}){_where(error)}") from error
-    except Exception as error:
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except BaseException as error:  # a GeneratorExit of its own too
         passes = isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError"
         if passes or not (isinstance(plugin, str) or is_the_plugins(error)):
             raise
         raise PluginError(label, doing, describe(error)) from error
+
+
+def broken(plugin: object, doing: str, reason: str) -> PluginError:
+    """The error for a plugin that returned what its contract does not allow; `reason` says what."""
+    return PluginError(_label(plugin), doing, reason)
+
+
+def _label(plugin: object) -> str:
+    return plugin if isinstance(plugin, str) else labels.get(type(plugin), type(plugin).__qualname__)
 
 
 def describe(error: BaseException) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 
@@ -61,6 +62,17 @@ def bad_metadata() -> list[BadMetadata]:
 
 def names(kind: Kind) -> list[str]:
     return sorted({e.name for e in entries(kind)})
+
+
+def command_entries(reserved: Collection[str] = ()) -> list[Entry]:
+    """Commands that can be called, sorted by name; for the command line, which loads one when it is called.
+
+    Args:
+        reserved: names that are taken; a command of such a name, or of one that two packages offer, is left out.
+    """
+    found = entries("commands")
+    offered = Counter(entry.name for entry in found)
+    return [entry for entry in found if offered[entry.name] == 1 and entry.name not in reserved]
 
 
 def find(kind: Kind, name: str) -> Entry:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mpdit_core.errors import Interrupted, UserError
+from mpdit_core.errors import UserError
 from mpdit_core.plugins.contracts import KINDS
-from mpdit_core.plugins.errors import PluginError, describe
+from mpdit_core.plugins.errors import PluginError
 from mpdit_core.plugins.finding import BadMetadata, Entry, bad_metadata, entries, names
 from mpdit_core.plugins.loading import load_entry, resolve
 from mpdit_core.plugins.options import Option, options_of, summary_of
@@ -25,7 +25,7 @@ from mpdit_core.settings import Result, setting
 class PluginReport(Result):
     """One plugin, as it was found."""
 
-    kind: str = setting(..., "samplers, datasets or features")
+    kind: str = setting(..., "samplers, datasets, features or commands")
     name: str = setting(..., "its name; ? where the metadata of its package cannot be read")
     package: str = setting(..., "the package that offers it; empty: it was named by module or file")
     version: str = setting(..., "version of the package")
@@ -86,12 +86,8 @@ def examine(entry: Entry) -> PluginReport:
     """Imports one plugin and describes it, whatever its import raises."""
     try:
         loaded, printed = load_entry(entry)
-    except (KeyboardInterrupt, Interrupted):
-        raise
     except PluginError as error:
         return _broken(entry, error.reason, _remedy(entry, error))
-    except BaseException as error:  # such as a GeneratorExit of its own
-        return _broken(entry, describe(error), _report_it(entry))
     lines = printed.strip().splitlines()
     values = {name: getattr(loaded, name, None) for name in KINDS[entry.kind].facts}
     return PluginReport(
@@ -99,8 +95,8 @@ def examine(entry: Entry) -> PluginReport:
         status="noisy" if lines else "ok",
         reason=f"prints when it is imported: {lines[0][:80]!r}" if lines else "",
         remedy="none needed: what it prints is dropped" if lines else "",
-        summary=summary_of(loaded),
-        options=options_of(loaded),
+        summary=summary_of(loaded) if isinstance(loaded, type) else loaded.help,
+        options=options_of(loaded) if isinstance(loaded, type) else (),
         facts={name: value for name, value in values.items() if isinstance(value, int | float | str | bool)},
     )
 

@@ -1,6 +1,10 @@
 """A plugin's name → its class, checked against the contract → an instance with checked options.
 
 What a plugin prints while it is imported or built is caught: it belongs to no result.
+
+Code is what the user types and what is installed. A name that was read from a file of a run, a model, samples or
+latents is passed with `trusted=False`, and may then be that of an installed plugin only: a stranger's folder must not
+act.
 """
 
 from __future__ import annotations
@@ -23,22 +27,26 @@ from mpdit_core.plugins.finding import Entry, find
 from mpdit_core.plugins.options import check_options
 
 
-def load(kind: Kind, name: str) -> type:
-    """The plugin class called `name`, or at `module:attribute`, or at `./file.py:Attribute`.
+def load(kind: Kind, name: str, *, trusted: bool = True) -> Any:
+    """The plugin class (of commands, the object) called `name`, or at `module:attribute`, or at `./file.py:Attribute`.
+
+    Args:
+        trusted: False for a name that was read from a file, unless the user trusts it.
 
     Raises:
-        UserError: unknown (with the nearest names), ambiguous (naming both packages), or broken (with the reason).
+        UserError: unknown (with the nearest names), ambiguous (naming both packages), broken (with the reason), or
+            code that nobody typed (`untrusted-code`).
     """
-    return load_entry(resolve(kind, name))[0]
+    return load_entry(resolve(kind, name, trusted=trusted))[0]
 
 
-def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any:
+def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None, *, trusted: bool = True) -> Any:
     """An instance of plugin `name` with `options` checked against its fields.
 
     Raises:
         UserError: as `load`, or an option that does not exist, does not fit, or is missing.
     """
-    entry = resolve(kind, name)
+    entry = resolve(kind, name, trusted=trusted)
     cls, _ = load_entry(entry)
     origin = f"{KINDS[kind].word} {name}"
     checked = check_options(cls, options or {}, origin=origin, name=name)
@@ -52,8 +60,8 @@ def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> An
             raise UserError(f"{origin}: {error}", code="invalid-value", remedy=remedy) from error
 
 
-def resolve(kind: Kind, name: str) -> Entry:
-    """The entry that `name` stands for; one without a package for `module:attribute` and files."""
+def resolve(kind: Kind, name: str, *, trusted: bool = True) -> Entry:
+    """The entry that `name` stands for; one without a package for `module:attribute` and files. Nothing is imported."""
     if ":" not in name:
         return find(kind, name)
     where, _, attribute = name.rpartition(":")
@@ -63,11 +71,18 @@ def resolve(kind: Kind, name: str) -> Entry:
             code="no-such-plugin",
             expected="a name, module:Class or ./file.py:Class",
         )
+    if not trusted:
+        raise UserError(
+            f"a file that was read names the code {name}, which may do anything on this machine",
+            code="untrusted-code",
+            expected=f"a {KINDS[kind].word} that is installed, or code that you name yourself",
+            remedy="name it on the command line, or give --trust if you know who wrote it",
+        )
     return Entry(kind, name, name)
 
 
-def load_entry(entry: Entry) -> tuple[type, str]:
-    """The class of an entry and what its import printed.
+def load_entry(entry: Entry) -> tuple[Any, str]:
+    """The class, or object, of an entry and what its import printed.
 
     Raises:
         UserError: there is no such file.
@@ -78,9 +93,11 @@ def load_entry(entry: Entry) -> tuple[type, str]:
         found: Any = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, entry)
         for part in attribute.split("."):
             found = getattr(found, part)
-    if problem := contract_problem(entry.kind, found):
+        problem = contract_problem(entry.kind, found)
+    if problem:
         raise PluginError(entry.label, "to load", problem)
-    labels[found] = entry.label
+    if isinstance(found, type):
+        labels[found] = entry.label
     return found, printed.getvalue()
 
 

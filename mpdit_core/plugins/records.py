@@ -30,14 +30,15 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
     return made
 
 
-def rebuild(made: Mapping[str, Any]) -> Any:
+def rebuild(made: Mapping[str, Any], *, trusted: bool = False) -> Any:
     """The plugin that a record describes, with its options.
 
     Raises:
-        UserError: its package is not installed (naming it), or its options no longer fit.
+        UserError: its package is not installed (naming it), its options no longer fit, or it is no installed plugin
+            and not `trusted` (`untrusted-code`).
     """
     require_package(made)
-    return build(made["kind"], made["name"], made.get("options"))
+    return build(made["kind"], made["name"], made.get("options"), trusted=trusted)
 
 
 def require_package(made: Mapping[str, Any]) -> None:

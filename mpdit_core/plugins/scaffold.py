@@ -15,7 +15,7 @@ from mpdit_core.plugins.finding import names
 from mpdit_core.runtime.files import writing_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
-GROUPS = {contract.table: kind for kind, contract in KINDS.items()}
+GROUPS = {contract.table: kind for kind, contract in KINDS.items() if contract.table}
 
 
 def new_package(kind: str, name: str, *, folder: Path | None = None) -> Path:

@@ -42,7 +42,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
     with process_group(device) as world:
         plan = prepare(options, report=report, world_size=world.size)
         check_installed(plan.config.train.trackers)
-        check_evaluation(plan.config.preview, device)
+        check_evaluation(plan, device)
         if options.dry_run:
             return _describe(plan, device, world, report)
         world.barrier()  # all have chosen the run's folder before rank 0 makes it

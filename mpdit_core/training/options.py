@@ -33,6 +33,9 @@ class TrainOptions(DeviceOptions):
     dry_run: bool = setting(
         False, "check everything and show configuration, memory and disk; write nothing", panel="Output"
     )
+    trust: bool = setting(
+        False, "run code that the run, its configuration or its latents name, such as file.py:Class", panel="Running"
+    )
     runs_root: Path = setting(Path("runs"), "folder in which new runs are made", typed=False)
     latents_root: Path = setting(Path("latents"), "folder in which latents are looked for", typed=False)
 

@@ -30,6 +30,8 @@ class Plan:
     run: RunFolder
     total_steps: int
     resumes: bool
+    trust: bool  # whether names of code in files of the run and its latents are followed
+    trusts_features: bool  # likewise `preview.evaluate_features`, which may have been typed
 
 
 def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
@@ -47,6 +49,7 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     layers = fit_to_latents(layers, latents.spec, report=report)
     config = layers.config()
     _check_division(config, world_size)
+    typed = options.settings.get("preview", {}).get("evaluate_features") == config.preview.evaluate_features
     if saved is not None:
         _check_same_run(saved, config)
         _check_same_data(saved.latents(), latents.spec)
@@ -57,6 +60,8 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
         run=saved or (RunFolder(options.run) if options.run else RunFolder.next(options.runs_root, config.preset)),
         total_steps=total_steps(config, len(latents)),
         resumes=saved is not None,
+        trust=options.trust,
+        trusts_features=options.trust or typed,
     )
 
 

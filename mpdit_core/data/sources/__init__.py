@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mpdit_core.data.sources.open import open_source, source_given, source_name
+    from mpdit_core.data.sources.open import open_source, require_trusted, source_given, source_name
     from mpdit_core.data.sources.reading import (
         Decode,
         Streamed,
+        classes_of,
         count_items,
         evenly_spread,
         read_items,

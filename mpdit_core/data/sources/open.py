@@ -26,6 +26,7 @@ def open_source(
     streaming: bool = False,
     allow_empty_classes: bool = False,
     options: Mapping[str, Any] | None = None,
+    trusted: bool = True,
 ) -> Dataset:
     """The data set called `source`. Cheap: images are found and counted when `items` is first called.
 
@@ -38,10 +39,11 @@ def open_source(
         streaming: read from the Hub without storing the data set first.
         allow_empty_classes: keep class folders that hold no images as classes, instead of refusing them.
         options: fields of a plugin; of the Hub, `image` and `label`: the columns to read.
+        trusted: False for a source that was read from a file: it may be no code then.
 
     Raises:
         UserError: there is no such source (`no-such-source`), it cannot be looked at (`cannot-read`), or an option does
-            not apply to it (`option-does-not-apply`).
+            not apply to it (`option-does-not-apply`), or it is code that nobody typed (`untrusted-code`).
     """
     if source != printable(os.fsencode(source)):
         raise UserError(
@@ -76,7 +78,7 @@ def open_source(
         return ImageFolder(path, split=split, classes=classes, labels=labels, allow_empty_classes=allow_empty_classes)
     if named:
         _refuse(source, classes=classes, labels=labels, allow_empty_classes=allow_empty_classes)
-        return _plugin(source, split=split, options=dict(options or {}))
+        return _plugin(source, split=split, options=dict(options or {}), trusted=trusted)
     raise UserError(
         f"{shown(source)}: there is no such folder or archive, and no data set of this name",
         code="no-such-source",
@@ -84,6 +86,15 @@ def open_source(
         + (", ".join(plugins.names("datasets")) or "none is installed"),
         remedy="check the spelling; `mpdit plugins` lists what is installed",
     )
+
+
+def require_trusted(source: str, *, trust: bool) -> None:
+    """Raises `UserError` (`untrusted-code`) for a source that was read from a file and is code, unless that is trusted.
+
+    Opening it with `trusted=False` does the same; this is for a source that is opened later.
+    """
+    if _is_plugin(source) and not source.startswith(HUB):
+        plugins.resolve("datasets", source, trusted=trust)
 
 
 def source_name(source: str) -> str:
@@ -108,9 +119,9 @@ def _is_plugin(source: str) -> bool:
     return source in plugins.names("datasets") or (":" in source and not exists(user_path(source)))
 
 
-def _plugin(source: str, *, split: str | None, options: dict[str, Any]) -> Dataset:
+def _plugin(source: str, *, split: str | None, options: dict[str, Any], trusted: bool) -> Dataset:
     if split is not None:
-        fields = {field.name for field in dataclasses.fields(plugins.load("datasets", source))}
+        fields = {field.name for field in dataclasses.fields(plugins.load("datasets", source, trusted=trusted))}
         if "split" not in fields:
             raise UserError(
                 f"split {split}: the data set {source} has no splits",
@@ -118,7 +129,7 @@ def _plugin(source: str, *, split: str | None, options: dict[str, Any]) -> Datas
                 remedy="leave --split out",
             )
         options["split"] = split
-    return plugins.build("datasets", source, options)
+    return plugins.build("datasets", source, options, trusted=trusted)
 
 
 def _file(path: Path | str | None, what: str) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from mpdit_core.api import Dataset, Item
 from mpdit_core.data.sources.class_lists import empty_classes
-from mpdit_core.plugins import plugin_errors
+from mpdit_core.plugins import broken, plugin_errors
 from mpdit_core.reporting import Note, Warning
 
 Decode = Callable[[], Image.Image]
@@ -29,8 +29,26 @@ def count_items(dataset: Dataset) -> int:
     """Number of items."""
     if isinstance(dataset, Streamed):
         return dataset.count()
+    return len(items_of(dataset))
+
+
+def items_of(dataset: Dataset) -> Sequence[Item]:
+    """All items. Raises `UserError` where the data set's plugin fails, or gives no list."""
     with plugin_errors(dataset, "in items"):
-        return len(dataset.items())
+        items = dataset.items()
+    if not isinstance(items, Sequence):
+        raise broken(dataset, "in items", f"it returns {type(items).__name__}, not a list of items")
+    return items
+
+
+def classes_of(dataset: Dataset) -> tuple[tuple[str, ...], str]:
+    """(class names, fingerprint). Raises `UserError` where the data set's plugin fails, or gives anything else."""
+    with plugin_errors(dataset, "in class_names or fingerprint"):
+        names, fingerprint = tuple(dataset.class_names()), dataset.fingerprint()
+    for value in (*names, fingerprint):
+        if not isinstance(value, str):
+            raise broken(dataset, "in class_names or fingerprint", f"it returns {type(value).__name__}, not text")
+    return names, fingerprint
 
 
 def read_items(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[Item, Decode]]:
@@ -38,16 +56,21 @@ def read_items(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[Item, 
     if isinstance(dataset, Streamed):
         yield from dataset.stream(start, stop)
         return
-    with plugin_errors(dataset, "in items"):
-        items = dataset.items()
+    items = items_of(dataset)
     for index in range(start, stop):
-        yield items[index], partial(read_image, dataset, index)
+        item = items[index]
+        if not (isinstance(item, Item) and isinstance(item.key, str) and isinstance(item.label, int)):
+            raise broken(dataset, "in items", f"item {index} is {item!r:.80}, not Item(key: text, label: whole number)")
+        yield item, partial(read_image, dataset, index)
 
 
 def read_image(dataset: Dataset, index: int) -> Image.Image:
     """The picture of item `index`. Raises `UserError` where it cannot be used, or where the data set's plugin fails."""
     with plugin_errors(dataset, "in image"):
-        return dataset.image(index)
+        image = dataset.image(index)
+    if not isinstance(image, Image.Image):
+        raise broken(dataset, "in image", f"it returns {type(image).__name__}, not a picture of Pillow")
+    return image
 
 
 def evenly_spread(total: int, count: int) -> list[int]:

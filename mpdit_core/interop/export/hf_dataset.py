@@ -35,7 +35,9 @@ def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
         part = Dataset.from_dict(columns, features=features)
         part.to_parquet(str(out / "data" / f"train-{number:05d}-of-{shards:05d}.parquet"))
         done += len(part)
+        folder.hashes.raise_fault()
         yield done
+    folder.hashes.wait()
     spec = folder.spec
     card = render(
         TEMPLATE,

@@ -7,18 +7,21 @@ from pathlib import Path
 import torch
 
 from mpdit_core import evaluation
-from mpdit_core.config import PreviewConfig
+from mpdit_core.data.sources import require_trusted
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.training.hooks.checkpoints import Checkpoints
 from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.session import Session
+from mpdit_core.training.setup import Plan
 
 
-def check_evaluation(preview: PreviewConfig, device: torch.device) -> None:
-    """Raises `UserError` now for a feature extractor that would only fail at the first evaluation."""
+def check_evaluation(plan: Plan, device: torch.device) -> None:
+    """Raises `UserError` now for a feature extractor or reference that would only fail at the first evaluation."""
+    preview = plan.config.preview
     if preview.evaluate_every:
-        evaluation.check_features(preview.evaluate_features, device)
+        evaluation.check_features(preview.evaluate_features, device, trusted=plan.trusts_features)
+        require_trusted(plan.latents.manifest.plan.source.given, trust=plan.trust)
 
 
 class Evaluation:
@@ -58,6 +61,7 @@ class Evaluation:
             features=preview.evaluate_features,
             metrics=("fid",),
             out=self.session.run.evals,
+            trust=self.session.plan.trust,
             device=self.session.device.type,  # pyright: ignore[reportArgumentType]
         )
         record = evaluation.evaluate(options, report=self.session.report)

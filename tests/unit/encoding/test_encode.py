@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import stat
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import PUBLISHED_MEAN
 from mpdit_core.data.shards import channel_sums, same_sums
+from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Event, Progress, Saved, Skipped, Warning
 from mpdit_core.runtime.locks import locked
+from mpdit_core.runtime.signals import NAMES
 
 
 @pytest.fixture
@@ -220,3 +224,54 @@ def test_poor_reconstructions_are_warned_of(images: Path, tmp_path: Path):
     vae = save_autoencoder(tmp_path / "vae")  # random weights: nothing like the source comes back
     encode(images, tmp_path / "out", autoencoder=str(vae), resolution=32, report=events.append)
     assert [event.code for event in events if isinstance(event, Warning)] == ["poor-reconstruction"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(signal, name)])
+def test_a_stop_signal_keeps_finished_shards(name: str, tmp_path: Path):
+    """All of them alike; the same command then makes the same bytes."""
+    images, out = image_folder(tmp_path / "images"), tmp_path / "out"
+    encode(images, tmp_path / "whole")
+    seen, signum = [], getattr(signal, name)
+
+    def send(event: object) -> None:
+        seen.append(event)
+        if isinstance(event, Progress) and event.done == 8:
+            signal.raise_signal(signum)
+
+    with pytest.raises(Interrupted) as caught:
+        encode(images, out, report=send)
+    assert caught.value.signum == signum
+    assert [event.code for event in seen if isinstance(event, Warning)] == ["stopped"]
+    assert shard_hashes(out).items() < shard_hashes(tmp_path / "whole").items()
+    assert len(shard_hashes(out)) == 2
+    encode(images, out)
+    assert shard_hashes(out) == shard_hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("when", [2, 8, 15])
+def test_a_folder_that_is_deleted_meanwhile(when: int, tmp_path: Path):
+    def delete(event: object) -> None:
+        if isinstance(event, Progress) and event.done >= when:
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    images = image_folder(tmp_path / "images")
+    with pytest.raises(UserError) as caught:
+        encode(images, tmp_path / "out", report=delete)
+    assert caught.value.code in ("no-such-file", "cannot-write")
+    encode(images, tmp_path / "out")
+    assert len(shard_hashes(tmp_path / "out")) == 4
+
+
+def test_a_folder_is_held_until_the_contact_sheet_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mpdit_core.runtime.locks.SECONDS", 0.0)
+    images, out, codes = image_folder(tmp_path / "images"), tmp_path / "out", []
+
+    def second(event: object) -> None:
+        if isinstance(event, Saved):
+            with pytest.raises(UserError) as caught:
+                encode(images, out)
+            codes.append(caught.value.code)
+
+    encode(images, out, report=second)
+    assert codes == ["folder-in-use"]
+    assert not list(out.glob(".*"))

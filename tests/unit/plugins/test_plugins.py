@@ -6,15 +6,20 @@ import json
 import runpy
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from launch import run, succeed
 
 from mpdit_core import load_sampler, plugins
+from mpdit_core.api import Features, Item
+from mpdit_core.data.sources import classes_of, count_items, read_items
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.flow.integrate import integrate
+from mpdit_core.metrics.features import extract
 from mpdit_core.plugins import PluginError, finding, list_plugins, plugin_errors, show_plugin
 from mpdit_core.plugins.job import PluginReport
 from mpdit_core.plugins.scaffold import GROUPS
@@ -308,7 +313,7 @@ def test_a_class_of_a_module_serves_as_a_plugin(tmp_path: Path, monkeypatch: pyt
     assert final(sampler).shape == (1, 1, 2, 2)
     made = plugins.record("samplers", "a_package_of_mine.inner:S", sampler)
     assert made["source"] == str(tmp_path / "a_package_of_mine" / "inner.py")
-    assert plugins.rebuild(made).num_steps == 4
+    assert plugins.rebuild(made, trusted=True).num_steps == 4
     with pytest.raises(PluginError, match="No module named 'nowhere'"):
         load_sampler("nowhere.at_all:S")
 
@@ -361,3 +366,109 @@ def test_commands_and_their_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (outcome.code, outcome.result["code"]) == (2, code)
     with pytest.raises(UserError, match="did you mean euler"):
         show_plugin("eulr")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+COMMAND = """
+from types import SimpleNamespace
+from mpdit_core.settings import Options, Result
+class O(Options): pass
+S = SimpleNamespace(options=O, job=lambda options, *, report: Result(), help="Play.")
+"""
+
+
+def install_command(site: Path, name: str, code: str, *, package: str) -> None:
+    install(site, name, code, package=package)
+    entry_points = site / f"{package.replace('-', '_')}-1.2.dist-info" / "entry_points.txt"
+    entry_points.write_text(entry_points.read_text().replace("mpdit.samplers", "mpdit.commands"))
+
+
+def test_commands_are_found_without_loading(site: Path, without_heavy_packages, monkeypatch: pytest.MonkeyPatch):
+    install_command(site, "play", COMMAND, package="play-a")
+    install_command(site, "train", "1 / 0", package="play-b")
+    install_command(site, "twin", COMMAND, package="play-c")
+    install_command(site, "twin", COMMAND, package="play-d")
+    install_command(site, "no-job", COMMAND.replace("job=", "jobs="), package="play-e")
+    found = [entry.name for entry in plugins.command_entries(reserved=("train",)) if entry.package.startswith("play-")]
+    assert found == ["no-job", "play"]
+    assert "play_a" not in sys.modules
+    assert plugins.load("commands", "play").help == "Play."
+    with pytest.raises(UserError, match="its attribute job") as caught:
+        plugins.load("commands", "no-job")
+    assert caught.value.code == "broken-plugin"
+    listed = reports("commands")
+    assert (listed["play-a"].status, listed["play-a"].summary) == ("ok", "Play.")
+    assert [listed[f"play-{letter}"].status for letter in "bcde"] == ["broken"] * 4
+    monkeypatch.setenv("MPDIT_PLUGINS", "off")
+    assert not plugins.command_entries()
+
+
+# --- what plugins return ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["raise GeneratorExit", "raise BaseException('odd')", "yield 3", "yield Step(1, 0)"])
+def test_what_a_sampler_raises_or_yields(site: Path, line: str):
+    name = f"odd-{abs(hash(line))}"
+    install(site, name, HEAD.replace("        x = noise\n", f"        x = noise\n        {line}\n"))
+    with pytest.raises(UserError) as caught:
+        final(load_sampler(name))
+    assert caught.value.code == "broken-plugin"
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        3, Features(None, None, None), Features([1.0], None, None), Features(torch.ones(2), None, None),
+        Features(torch.ones(3, 4), None, None), Features(torch.ones(2, 4, dtype=torch.int64), None, None),
+        Features(torch.ones(2, 0), None, None), Features(torch.ones(2, 4), None, torch.ones(2, 1, 1)),
+    ],
+)  # fmt: skip
+def test_what_features_return(returned: object):
+    class Odd:
+        name = "odd"
+
+        def __call__(self, images: torch.Tensor) -> object:
+            return returned
+
+    with pytest.raises(UserError) as caught:
+        extract(Odd(), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))  # pyright: ignore[reportArgumentType]
+    assert caught.value.code == "broken-plugin"
+
+
+@dataclass
+class OddData:
+    """A data set that returns `what` from one method."""
+
+    method: str
+    what: object
+
+    def class_names(self) -> object:
+        return self.what if self.method == "class_names" else ["a"]
+
+    def items(self) -> object:
+        return self.what if self.method == "items" else [Item("x", 0)]
+
+    def image(self, index: int) -> object:
+        return self.what
+
+    def fingerprint(self) -> object:
+        return self.what if self.method == "fingerprint" else "1"
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [("class_names", [1]), ("fingerprint", 5), ("items", 3), ("items", [("x", 0)]), ("items", [Item("x", "0")]),
+     ("items", [Item(0, 0)]), ("image", b"png"), ("image", None)],
+)  # fmt: skip
+def test_what_a_data_set_returns(method: str, what: object):
+    dataset: Any = OddData(method, what)
+
+    def use() -> None:
+        classes_of(dataset)
+        for _, decode in read_items(dataset, 0, count_items(dataset)):
+            decode()
+
+    with pytest.raises(UserError) as caught:
+        use()
+    assert caught.value.code == "broken-plugin"

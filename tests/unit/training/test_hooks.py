@@ -204,7 +204,7 @@ def test_an_evaluation_that_fails_does_not_end_the_run(latents, tmp_path, monkey
     def refuse(options, *, report):
         raise UserError("no reference", code="no-reference")
 
-    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device: None)
+    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device, trusted: None)
     monkeypatch.setitem(vars(evaluation), "evaluate", refuse)
     result, events = train_and_watch(options(latents, tmp_path / "r", *EVALUATED, steps=8))
     assert result.step == 8

@@ -1,0 +1,61 @@
+"""Comparing shards with their recorded hashes while they are read: in a thread of its own, once per file and process.
+
+Reading does not wait for it, so a fault is raised a while after the shard was first read. Of several processes on a
+machine the first one checks. `MPDIT_VERIFY=off` in the environment leaves it out.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from pathlib import Path
+
+from mpdit_core.errors import UserError
+from mpdit_core.runtime.files import sha256
+
+
+class HashCheck:
+    """Takes files by `add`; the first that is not what was written is raised by `raise_fault`."""
+
+    def __init__(self) -> None:
+        is_off = os.environ.get("MPDIT_VERIFY", "").lower() in ("off", "0")
+        self.is_on = not is_off and os.environ.get("LOCAL_RANK", "0") == "0"
+        self._waiting: queue.Queue[tuple[Path, str]] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._fault: UserError | None = None
+
+    def add(self, path: Path, recorded: str) -> None:
+        if not self.is_on:
+            return
+        self._waiting.put((path, recorded))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="hash-check", daemon=True)
+            self._thread.start()
+
+    def raise_fault(self) -> None:
+        """Raises `UserError` (`damaged-file`) where a file checked so far is damaged."""
+        if self._fault is not None:
+            raise self._fault
+
+    def wait(self) -> None:
+        """Until all files are checked; then as `raise_fault`."""
+        self._waiting.join()
+        self.raise_fault()
+
+    def _work(self) -> None:
+        while True:
+            path, recorded = self._waiting.get()
+            try:
+                found = sha256(path)
+            except OSError as error:
+                found = str(error)
+            if found != recorded:
+                self._fault = self._fault or UserError(
+                    f"{path} is not what was written: its SHA-256 is {found[:16]}…",
+                    code="damaged-file",
+                    expected=f"{recorded[:16]}…, as its manifest says",
+                    remedy="run the `mpdit encode-latents` command that made it with --verify, then without; "
+                    "MPDIT_VERIFY=off reads it as it is",
+                )
+            self._waiting.task_done()
