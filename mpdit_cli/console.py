@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import os
+import signal
 import sys
 import time
 import traceback
@@ -79,6 +80,8 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
     with _stdout_for_json():
         try:
             return job(*arguments, report=view.show)
+        except KeyboardInterrupt:  # click would end with it
+            raise Interrupted(signal.SIGINT) from None
         finally:
             view.close()
 
@@ -157,12 +160,16 @@ def clean(text: str, *, lines: bool = False) -> str:
     """`text` without what a name in a file could do to a terminal or its reader.
 
     Control characters, escape sequences, marks that reverse the direction of writing, and undecodable bytes are shown
-    as Python escapes; so are line ends, except where the `lines` are ours. Words that imitate a traceback are taken out.
+    as Python escapes, and so are line ends, except where the `lines` are ours. Words that imitate a traceback go.
     """
-    shown = (
-        c if c.isprintable() or c == "\n" and lines or unicodedata.category(c) == "Zs" else _escaped(c) for c in text
-    )
-    return "".join(shown).replace(IMITATED, "(text of a traceback)")
+    shown = "".join(c if _is_harmless(c, lines=lines) else _escaped(c) for c in text)
+    return shown.replace(IMITATED, "(text of a traceback)")
+
+
+def _is_harmless(character: str, *, lines: bool) -> bool:
+    if character == "\n":
+        return lines
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def _escaped(character: str) -> str:

@@ -150,8 +150,9 @@ def read_json(path: Path) -> Any:
 
 def sha256(path: Path) -> str:
     """The hash of a file; it is read once, and again after it has changed."""
-    there = os.stat(path)
-    return _sha256(str(Path(path).absolute()), there.st_size, there.st_mtime_ns)
+    path = Path(path).absolute()
+    there = path.stat()
+    return _sha256(str(path), there.st_size, there.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

@@ -53,10 +53,10 @@ class StopRequest:
     """While entered, remembers the first stop signal in `received`. A second signal raises `Interrupted`.
 
     Args:
-        then: what is called with the number of every signal.
+        then: what is called with the number of every signal; `int` does nothing.
     """
 
-    def __init__(self, then: Callable[[int], None] = lambda signum: None) -> None:
+    def __init__(self, then: Callable[[int], object] = int) -> None:
         self.received: int | None = None
         self._then = then
         self._since = 0.0
