@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -111,7 +112,7 @@ def parse_value(text: str) -> Any:
     """The TOML value in `text`; the text itself where it is not TOML, such as a bare word."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text.strip()
 
 
@@ -163,7 +164,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path} does not exist", code="no-such-file", expected="a TOML configuration file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no text, no TOML, an integer without end
         raise UserError(
             f"{path} is not TOML: {error}", code="damaged-file", expected="tables [model], [objective], [train], …"
         ) from error
@@ -186,12 +187,36 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def validate(kind: type[S], values: Mapping[str, Any], *, origin: str = "") -> S:
+LARGEST_INTEGER = 2**63
+
+
+def validate(kind: type[S], values: Any, *, origin: str = "") -> S:
     """`values` as a `kind`. Raises `UserError` with one line per mistake, each naming its dotted key."""
     try:
+        _refuse_impossible(values, origin=origin)
         return kind.model_validate(values)
     except ValidationError as error:
         raise settings_error(error, origin=origin, known=dotted_keys(kind)) from None
+    except RecursionError:
+        raise _refused("too many tables in tables", origin) from None
+
+
+def _refuse_impossible(value: Any, *, key: str = "", origin: str) -> None:
+    """Raises `UserError` for numbers that no field means, wherever they stand: NaN, and integers beyond 64 bits."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _refuse_impossible(inner, key=f"{key}.{name}" if key else str(name), origin=origin)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_impossible(inner, key=key, origin=origin)
+    elif isinstance(value, float) and math.isnan(value):
+        raise _refused(f"{key} is NaN", origin)
+    elif isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
+        raise _refused(f"{key} is a number of more than 64 bits", origin)
+
+
+def _refused(what: str, origin: str, *, code: str = "invalid-value") -> UserError:
+    return UserError(f"{origin or 'configuration refused'}: {what}", code=code)
 
 
 def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[str] = ()) -> UserError:
@@ -211,7 +236,7 @@ def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[
             given = problem["input"]
             shown = "" if isinstance(given, dict) else f" = {json.dumps(given, default=str)}"
             lines.append(f"{key}{shown}: {text[:1].lower()}{text[1:]}")
-    return UserError((f"{origin}: " if origin else "configuration refused: ") + "; ".join(lines), code=code)
+    return _refused("; ".join(lines), origin, code=code)
 
 
 def dotted_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -129,8 +129,9 @@ def _check_division(config: RunConfig, world_size: int) -> None:
     parts = world_size * train.accumulation
     if train.batch_size % parts:
         near = round(train.batch_size / parts) * parts or parts
-        shares = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0 and n % world_size == 0]
-        accumulations = ", ".join(str(n // world_size) for n in shares[:6])
+        possible = range(1, min(train.batch_size // world_size, 10_000) + 1)
+        shares = [n for n in possible if train.batch_size % (n * world_size) == 0]
+        accumulations = ", ".join(map(str, shares[:6]))
         raise UserError(
             f"train.batch_size {train.batch_size} cannot be shared by {world_size} processes × accumulation "
             f"{train.accumulation}",

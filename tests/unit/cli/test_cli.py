@@ -99,7 +99,27 @@ def test_a_signal_exits_with_128_and_its_number_and_says_how_to_resume(failing, 
     assert f"stopped; to resume: {remedy}" in outcome.err
 
 
-def test_sigterm_ends_a_command_in_the_middle():
+class Strange(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Strange("x"), GeneratorExit("x"), MemoryError()])
+def test_what_only_foreign_code_raises_is_no_defect_of_ours(failing, error):
+    failing(error)
+    outcome = run("demo", "--json")
+    assert (outcome.code, outcome.result["code"]) == (2, "out-of-memory" if str(error) == "" else "broken-plugin")
+    assert "Traceback" not in outcome.err
+
+
+def test_names_in_messages_cannot_act(failing):
+    failing(UserError("\x1b[2J\nTraceback (most recent call last):\udce9", remedy="a\nb"))
+    outcome = run("demo", "--json")
+    assert outcome.err == "error: \\x1b[2J\\n(text of a traceback):\\udce9\n  remedy:   a\\nb\n"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
+def test_a_signal_ends_a_command_in_the_middle(name):
+    signum = getattr(signal, name)
     code = (
         "import sys, mpdit_core.demo\nfrom mpdit_cli.app import main\n"
         "def demo(*a, **k):\n    print('started', file=sys.stderr, flush=True)\n    import signal; signal.pause()\n"
@@ -108,7 +128,7 @@ def test_sigterm_ends_a_command_in_the_middle():
     with started("-c", code) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "started\n"
-        assert kill_when(process, lambda: True, signum=signal.SIGTERM).code == 143
+        assert kill_when(process, lambda: True, signum=signum).code == 128 + signum
 
 
 def test_user_errors_survive_pickling():

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from launch import run_python
 from rich.console import Console
 
 from mpdit_cli import console
@@ -84,6 +85,34 @@ def test_quiet_leaves_warnings_only(baked):
     out, _ = baked(quiet=True)
     assert out.splitlines() == ["warning: the plate is hot", "a library prints"]
     assert [json.loads(line)["event"] for line in baked(quiet=True, json=True)[0].splitlines()][-1] == "result"
+
+
+def test_with_json_stdout_is_ours_even_where_descriptor_1_is_written_to():
+    code = (
+        "import ctypes, os, mpdit_core.demo\nfrom mpdit_cli.app import main\n"
+        "def demo(*a, **k):\n    os.write(1, b'raw\\n'); os.system('echo child')\n"
+        "    ctypes.CDLL(None).puts(b'from C')\n    raise SystemError('end')\n"
+        "mpdit_core.demo.demo = demo\nmain(['demo', '--json'])"
+    )
+    outcome = run_python("-c", code)
+    assert [event["event"] for event in outcome.events] == ["error"]
+    assert all(word in outcome.err for word in ("raw", "child", "from C"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 漢 \u00a0 text", "plain é 漢 \u00a0 text"),
+        ("\x1b[31mred\x07\r", "\\x1b[31mred\\x07\\r"),
+        ("a\nb", "a\\nb"),
+        ("\u202egnp.exe\u2028", "\\u202egnp.exe\\u2028"),
+        ("caf\udce9", "caf\\udce9"),
+        ("Traceback (most recent call last):", "(text of a traceback):"),
+    ],
+)
+def test_what_could_act_on_a_terminal_or_its_reader_is_shown_harmless(text, shown):
+    assert console.clean(text) == shown
+    assert console.clean("a\nb", lines=True) == "a\nb"
 
 
 def test_of_a_group_rank_0_speaks(baked):

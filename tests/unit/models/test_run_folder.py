@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
+from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import open_model, save_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
@@ -70,6 +72,97 @@ def test_metrics_pass_over_torn_and_foreign_lines(run):
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('["not", "an", "object"]\n{"loss": 1.0}\nnot JSON\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
     assert [line["step"] for line in run.metrics()] == [1, 2]
+
+
+def test_metrics_hold_finite_numbers_only(run):
+    lines = [
+        '{"step": 1, "loss": NaN, "lr": 1e999, "big": ' + "9" * 30 + ', "text": "x", "list": [1], "good": 2}',
+        '{"step": true}', '{"step": -1}', '{"step": 1.5}', '{"step": ' + "9" * 5000 + "}", "[" * 100_000, "NaN", "3",
+        '{"step": 2}',
+    ]  # fmt: skip
+    (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert list(run.metrics()) == [{"step": 1, "good": 2}, {"step": 2}]
+
+
+def test_metrics_that_the_disk_takes_in_part_are_taken_back(run):
+    resource = pytest.importorskip("resource")
+    run.append_metrics({"step": 1})
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+        with pytest.raises(UserError) as refused:
+            run.append_metrics({"step": 2, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert refused.value.code == "cannot-write"
+    run.append_metrics({"step": 3})
+    assert list(run.metrics()) == [{"step": 1}, {"step": 3}]
+
+
+DEEP = "a = " + "[" * 5000
+HOSTILE = {
+    "config.toml": ["", "x = 1", DEEP, "resolution = " + "9" * 5000, "resolution = 0x" + "f" * 40, "model = 3",
+                    "[model]\nwidth = nan", "preset = []", "\x00", "[train]\nbetas = [[1], 2]"],
+    "run.json": ["", "[]", "3", '{"format": 2}', '{"format": 2, "latents": []}', "[" * 100_000,
+                 '{"format": 2, "latents": {"count": ' + "9" * 30 + "}}", '{"format": ' + "9" * 5000 + "}"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in HOSTILE.items() for text in texts])
+def test_damaged_files_of_a_run_are_refused(run, name, text):
+    (run.path / name).write_text(text)
+    with pytest.raises(UserError):
+        (run.config() if name == "config.toml" else run.latents())
+
+
+def change_config(folder: Path, **values) -> None:
+    about = json.loads((folder / "config.json").read_text())
+    about["config"]["model"] |= values
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    config = load_preset("tiny")
+    save_model(tmp_path / "m", dict(MPDiT(config.model).named_parameters()), config=config, latents=LATENTS)
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"width": 2**40}, {"num_classes": 2**60}, {"stages": [[4, 2**50]]}, {"mlp_ratio": 2**40}, {"num_classes": 11},
+     {"input_size": 2**30}, {"width": 10**30}, {"width": "wide"}, {"stages": []}],
+)  # fmt: skip
+def test_a_configuration_that_is_not_that_of_the_weights_is_refused_before_it_is_built(model, values):
+    change_config(model, **values)
+    with pytest.raises(UserError) as refused:
+        open_model(model).load()
+    assert refused.value.code in ("damaged-file", "invalid-value", "too-large")
+
+
+@pytest.mark.parametrize("key", ["config", "latents", "step", "images_seen", "extra", "sha256"])
+@pytest.mark.parametrize("value", [[], "x", -1, 1.5, float("nan"), 10**30, {"a": {}}])
+def test_wrong_values_beside_the_weights_are_refused(model, key, value):
+    about = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(about | {key: value}))
+    if (key, value) == ("extra", {"a": {}}):
+        return
+    with pytest.raises(UserError):
+        open_model(model)
+
+
+def test_weights_that_changed_are_named_unless_the_check_is_off(model, monkeypatch):
+    open_model(model).load()
+    weights = model / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-5] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"model\.safetensors") as refused:
+        open_model(model).load()
+    assert refused.value.code == "damaged-file"
+    monkeypatch.setenv("MPDIT_VERIFY", "off")
+    open_model(model).load()
 
 
 def test_truncated_metrics_can_be_appended_to(run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,3 +210,27 @@ def test_an_evaluation_that_fails_does_not_end_the_run(latents, tmp_path, monkey
     result, events = train_and_watch(options(latents, tmp_path / "r", *EVALUATED, steps=8))
     assert result.step == 8
     assert [e.code for e in events if isinstance(e, Warning)] == ["evaluation-failed"] * 2
+
+
+def test_an_evaluation_that_was_killed_is_made_up_once(latents, tmp_path, monkeypatch):
+    measured, kills = [], 1
+
+    def evaluate(options, *, report):
+        nonlocal kills
+        if kills:
+            kills -= 1
+            raise Interrupted(signal.SIGTERM)
+        measured.append(open_model(options.what).step)
+        return SimpleNamespace(metrics={"frechet_distance": 1.0})
+
+    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device: None)
+    monkeypatch.setitem(vars(evaluation), "evaluate", evaluate)
+    wanted = options(latents, tmp_path / "r", *EVALUATED, steps=6)
+    with pytest.raises(Interrupted):
+        train(wanted)
+    assert open_model(tmp_path / "r").step == 4
+    for steps in (6, 6, 8, 8):
+        train(wanted.model_copy(update={"steps": steps}))
+    assert measured == [4, 8]
+    logged = [line["step"] for line in RunFolder(tmp_path / "r").metrics() if "eval/frechet_distance" in line]
+    assert logged == [4, 8]

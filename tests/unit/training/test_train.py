@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from latents_fixture import make_latents
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from train_helpers import assert_same_run, metrics_of, options, run_to_end, state_of, train_and_watch
 
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.errors import UserError
+from mpdit_core.models import model_folder
 from mpdit_core.models.model_folder import find_checkpoints, load_model, open_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.reporting import Note, Saved, Step, Warning
-from mpdit_core.runtime import locks
+from mpdit_core.runtime import files, locks
+from mpdit_core.training import train
 from mpdit_core.training.batches import Batch, BatchSource
 from mpdit_core.training.hooks import previews
 from mpdit_core.training.state.trainer import Trainer
@@ -111,6 +116,122 @@ def test_a_torn_checkpoint_is_named_and_passed_over(latents, tmp_path):
     assert_same_run(tmp_path / "straight", run)
 
 
+def test_a_flipped_bit_is_named_and_its_checkpoint_passed_over(latents, straight, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run_to_end(options(latents, run, steps=8))
+    newest = run / "checkpoints" / "step-0000008" / "training.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[-100] ^= 1
+    newest.write_bytes(damaged)
+    events = run_to_end(options(latents, run, steps=24))
+    assert codes(events) == ["damaged-checkpoint"]
+    assert any(str(newest) in event.text for event in events if isinstance(event, Warning))
+    assert_same_run(run, straight)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS])
+def test_a_disk_that_takes_nothing_for_a_while_does_not_end_the_run(latents, straight, tmp_path, monkeypatch, number):
+    """Checkpoints and metrics are given up with a warning; when there is room again, nothing is missing."""
+    save, append, step = model_folder.save_file, RunFolder.append_metrics, 0
+
+    def fail_at_times(*arguments, **options):
+        if 3 <= step < 6:
+            raise SafetensorError(f"Error while serializing: I/O error: Os {{ code: {number} }}")
+        save(*arguments, **options)
+
+    def append_at_times(self, *lines):
+        nonlocal step
+        step = lines[-1]["step"]
+        with files.user_errors(self.path):
+            if 3 <= step < 6:
+                raise OSError(number, "the disk")
+        append(self, *lines)
+
+    monkeypatch.setattr(model_folder, "save_file", fail_at_times)
+    monkeypatch.setattr(RunFolder, "append_metrics", append_at_times)
+    events = run_to_end(options(latents, tmp_path / "run", steps=24))
+    assert sorted(codes(events)) == ["checkpoint-not-written", "metrics-not-written"]
+    assert_same_run(tmp_path / "run", straight)
+
+
+def test_a_disk_that_stays_full_is_an_error_at_the_end(latents, tmp_path, monkeypatch):
+    def refuse(self, *lines):
+        raise UserError("no space", code="disk-full")
+
+    monkeypatch.setattr(RunFolder, "append_metrics", refuse)
+    with pytest.raises(UserError) as refused:
+        run_to_end(options(latents, tmp_path / "run", steps=5))
+    assert refused.value.code == "disk-full"
+    assert open_model(tmp_path / "run").step == 5
+
+
+@pytest.mark.parametrize("settings", [(), ("train.checkpoint_every=3", "train.log_every=2"), ("preview.every=3",)])
+def test_a_run_that_is_removed_ends_with_one_message(latents, tmp_path, settings):
+    run = tmp_path / "run"
+
+    def remove(event):
+        if isinstance(event, Step) and event.step == 2:
+            shutil.rmtree(run)
+
+    with pytest.raises(UserError) as refused:
+        train(options(latents, run, *settings, steps=50), report=remove)
+    assert refused.value.code == "no-such-folder"
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["model.width=10000000", "model.stages=[[4, 1000000000]]", "train.batch_size=1000000000000",
+     "train.batch_size=1000000000001", "model.width=0xffffffffffffffffffffffff", "train.betas=[nan, 0.9]"],
+)  # fmt: skip
+def test_what_no_machine_can_hold_is_refused_at_once(latents, tmp_path, assignment):
+    with pytest.raises(UserError) as refused:
+        run_to_end(options(latents, tmp_path / "run", assignment, steps=1))
+    assert refused.value.code in ("too-large", "invalid-value", "batch-not-divisible")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["training.safetensors", "model.safetensors"])
+def test_renamed_tensors_of_a_checkpoint_are_refused(latents, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("MPDIT_VERIFY", "off")
+    run = tmp_path / "run"
+    run_to_end(options(latents, run, steps=2))
+    file = run / "checkpoints" / "step-0000002" / name
+    state = load_file(file)
+    key = max(state)
+    state["no-" + key] = state.pop(key)
+    save_file(state, file)
+    with pytest.raises(UserError) as refused:
+        run_to_end(options(latents, run, steps=4))
+    assert refused.value.code == "damaged-file"
+
+
+@pytest.mark.parametrize(
+    "position", [None, [], {"step": -1}, {"step": "many"}, {"step": 2, "skipped": [[5]]}, {"step": 1, "else": 1}]
+)
+def test_an_impossible_position_of_a_checkpoint_is_refused(latents, tmp_path, position):
+    run = tmp_path / "run"
+    run_to_end(options(latents, run, steps=2))
+    about = run / "checkpoints" / "step-0000002" / "config.json"
+    values = json.loads(about.read_text())
+    values["extra"]["position"] = position
+    about.write_text(json.dumps(values))
+    with pytest.raises(UserError) as refused:
+        run_to_end(options(latents, run, steps=4))
+    assert refused.value.code in ("damaged-file", "invalid-value", "unknown-key")
+
+
+def test_previews_that_are_no_pictures_are_left_out(latents, tmp_path):
+    run = tmp_path / "run"
+    run_to_end(options(latents, run, "preview.every=2", steps=2))
+    (run / "samples" / "step-0000001.png").write_bytes(b"no picture")
+    (run / "samples" / "step-abc.png").write_bytes(b"no picture")
+    torn = run / "samples" / "step-0000002.png"
+    torn.write_bytes(torn.read_bytes()[:-200])
+    events = run_to_end(options(latents, run, "preview.every=2", steps=8))
+    assert codes(events) == ["damaged-preview", "damaged-preview"]  # each is told once
+    assert (run / "samples" / "training.gif").exists()
+
+
 def test_a_run_without_a_checkpoint_starts_again(latents, straight, tmp_path):
     run = tmp_path / "run"
     RunFolder(run).write(RunFolder(straight).config(), RunFolder(straight).latents())
@@ -121,11 +242,18 @@ def test_a_run_without_a_checkpoint_starts_again(latents, straight, tmp_path):
 
 def test_what_a_killed_process_left_goes(latents, straight, tmp_path):
     run = tmp_path / "run"
-    leftover = run / "checkpoints" / ".step-0000004.0123abcd.part"
-    leftover.mkdir(parents=True)
+    for name in (
+        "checkpoints/.step-0000004.0123abcd.part",
+        "checkpoints/.shards.0123abcd.part",
+        "evals/.a.json.0.part",
+    ):
+        (run / name).mkdir(parents=True)
+    leftover = run / "samples" / ".step-0000004.png.0123abcd.part"
+    leftover.parent.mkdir()
+    leftover.touch()
     RunFolder(run).write(RunFolder(straight).config(), RunFolder(straight).latents())
     run_to_end(options(latents, run, steps=4))
-    assert not leftover.exists()
+    assert not list(run.rglob(".*.part"))
 
 
 def test_fewer_steps_than_done_are_refused_and_change_nothing(latents, straight):
