@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from mpdit_core.errors import UserError
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
 NO_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.EFBIG,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.ENOENT,
 }  # fmt: skip
 
 
@@ -29,8 +30,9 @@ def user_errors(path: Path) -> Iterator[None]:
     `path`, into a `UserError`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
+    except Exception as error:
+        number = _error_number(error)
+        if number in NO_SPACE:
             raise UserError(
                 f"no space left on the disk while writing {path}",
                 code="disk-full",
@@ -38,14 +40,22 @@ def user_errors(path: Path) -> Iterator[None]:
                 remedy="free some space or choose another place, then run the same command again; "
                 "everything finished before is kept",
             ) from error
-        if error.errno in NO_PLACE:
+        if number in NO_PLACE:
             raise UserError(
-                f"cannot write {path}: {error.strerror}",
+                f"cannot write {path}: {os.strerror(number)}",
                 code="cannot-write",
                 expected="a place that this user may write to, on a disk that takes it",
                 remedy="choose another place or correct the rights",
             ) from error
         raise
+
+
+def _error_number(error: Exception) -> int:
+    """The system's number of an error; 0 where it has none. safetensors tells it in words only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"Os { code: (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(told[1]) if told else 0
 
 
 @contextmanager
@@ -118,13 +128,16 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        UserError: the file is missing (`no-such-file`) or not JSON (`damaged-file`).
+        UserError: the file is missing (`no-such-file`), unreadable, no regular file or not JSON (`damaged-file`).
     """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist", code="no-such-file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist", code="no-such-file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no regular file")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not readable JSON: {error}",
             code="damaged-file",
