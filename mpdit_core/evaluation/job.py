@@ -26,7 +26,6 @@ from mpdit_core.evaluation.record import (
     Protocol,
     RecordedWarning,
     RulesRecord,
-    plugin_record,
 )
 from mpdit_core.evaluation.reference import Plan, check_size, measure_reference, plan_reference, write_npz
 from mpdit_core.evaluation.subject import Subject, open_model_or_samples
@@ -38,7 +37,7 @@ from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
-from mpdit_core.sampling import Generator
+from mpdit_core.sampling import Generator, PluginRecord
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
 
@@ -261,7 +260,7 @@ def _protocol(
 
 def _extractor_record(options: EvaluateOptions, extractor: FeatureExtractor) -> ExtractorRecord:
     return ExtractorRecord(
-        plugin=plugin_record(plugins.record("features", options.features, extractor)),
+        plugin=PluginRecord(**plugins.record("features", options.features, extractor)),
         published=is_published(extractor) if isinstance(extractor, Inception) else None,
         fingerprint=extractor.fingerprint(),
         weights=str(getattr(extractor, "weights_path", None) or ""),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,25 +17,13 @@ from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Reporter, Warning, jsonable, silent
 from mpdit_core.runtime.files import read_json, write_json
-from mpdit_core.sampling.options import SamplingOptions
+from mpdit_core.sampling import PluginRecord, SamplingOptions
 from mpdit_core.settings import Result, Settings, setting, settings_error, spelling_of
 
 FORMAT = 3
 """Version of the record's file. Another one is refused."""
 
 Value = float | tuple[float, float] | None
-
-
-class PluginRecord(Settings):
-    """The plugin that computed something, with all its options."""
-
-    kind: str = setting(..., "group of the plugin")
-    name: str = setting(..., "name that it was asked for by")
-    package: str | None = setting(None, "package that offers it")
-    version: str | None = setting(None, "version of the package")
-    options: dict[str, Any] = setting({}, "all its options, defaults too")
-    source: str | None = setting(None, "file of a plugin without a package")
-    sha256: str | None = setting(None, "hash of that file")
 
 
 class ExtractorRecord(Settings):
@@ -208,8 +195,3 @@ def read_records(folder: Path, *, report: Reporter = silent) -> list[EvaluationR
 def is_sweep(path: Path) -> bool:
     """Whether `path` is the table of a sweep, which lies beside the records."""
     return path.name.startswith("sweep-")
-
-
-def plugin_record(values: Mapping[str, Any]) -> PluginRecord:
-    """What `mpdit_core.plugins.record` says, as a class."""
-    return PluginRecord(**values)

@@ -19,7 +19,7 @@ from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import FolderImages, ImageSource, NpzImages
-from mpdit_core.evaluation.record import ImagesRecord, ModelRecord, SamplingRecord, plugin_record
+from mpdit_core.evaluation.record import ImagesRecord, ModelRecord, SamplingRecord
 from mpdit_core.evaluation.stored import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.sampling import SampleSet
@@ -84,7 +84,7 @@ class SampledImages(ImageSource):
     def sampling(self) -> SamplingRecord:
         return SamplingRecord(
             options=self.set.options,
-            sampler=plugin_record(self.set.sampler),
+            sampler=self.set.sampler,
             guide=self.set.guide,
             dtype=self.set.model.dtype,
             nfe=self.set.nfe,

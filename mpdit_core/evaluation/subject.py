@@ -12,11 +12,11 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import ImageSource, open_images
 from mpdit_core.evaluation.options import EvaluateOptions
-from mpdit_core.evaluation.record import ModelRecord, SamplingRecord, plugin_record
+from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
 from mpdit_core.evaluation.samples import SampledImages, is_sample_set
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
-from mpdit_core.sampling import SamplingOptions, sampling_values, settle
+from mpdit_core.sampling import PluginRecord, SamplingOptions, sampling_values, settle
 
 DEFAULT_SAMPLES = 50_000
 
@@ -130,7 +130,7 @@ def _sampling_record(model: ModelFolder, options: EvaluateOptions, device: torch
     filled = {"num_steps": chosen.pop("num_steps"), "sampler_options": chosen}
     return SamplingRecord(
         options=SamplingOptions(**sampling_values(options) | filled),
-        sampler=plugin_record(sampler),
+        sampler=PluginRecord(**sampler),
         guide=settled.guide.weights_sha256 if settled.guide else None,
         dtype=dtype_name(choose_dtype(options.precision, device)),
     )

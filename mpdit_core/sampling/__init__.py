@@ -9,7 +9,7 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values, settle
     from mpdit_core.sampling.job import sample
-    from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingOptions, ViewResult
+    from mpdit_core.sampling.options import PluginRecord, SampleOptions, SampleResult, SamplingOptions, ViewResult
     from mpdit_core.sampling.sample_set import SampleSet
     from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value
 
@@ -17,6 +17,7 @@ __all__ = [
     "Axis",
     "Generator",
     "SampleBatch",
+    "PluginRecord",
     "SampleOptions",
     "SampleResult",
     "SampleSet",
@@ -34,7 +35,7 @@ __getattr__ = lazy_names(
     {
         "generator": ["Generator", "SampleBatch", "sampling_values", "settle"],
         "job": ["sample"],
-        "options": ["SampleOptions", "SampleResult", "SamplingOptions", "ViewResult"],
+        "options": ["PluginRecord", "SampleOptions", "SampleResult", "SamplingOptions", "ViewResult"],
         "sample_set": ["SampleSet"],
         "sweeps": ["Axis", "read_sweeps", "with_value"],
     },

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from mpdit_core.config import Compile, Precision
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Options, Result, setting
+from mpdit_core.settings import Options, Result, Settings, setting
 
 Format = Literal["png", "npz", "latents"]
 PICTURES = ("sweep", "trajectory", "interpolate", "nearest")
@@ -109,6 +109,18 @@ def changed(options: Options, names: Iterable[str], why: str) -> list[Warning]:
     given = [name for name in names if getattr(options, name) != fields[name].get_default(call_default_factory=True)]
     text = f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {why}"
     return [Warning(code="option-without-effect", text=text)] if given else []
+
+
+class PluginRecord(Settings):
+    """The plugin that computed something, with all its options, as `plugins.record` says."""
+
+    kind: str = setting(..., "group of the plugin")
+    name: str = setting(..., "name that it was asked for by")
+    package: str | None = setting(None, "package that offers it")
+    version: str | None = setting(None, "version of the package")
+    options: dict[str, Any] = setting({}, "all its options, defaults too")
+    source: str | None = setting(None, "file of a plugin without a package")
+    sha256: str | None = setting(None, "hash of that file")
 
 
 class SamplingCost(Result):

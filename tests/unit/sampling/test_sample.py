@@ -69,7 +69,7 @@ def test_the_record_of_a_set(model, tmp_path):
     assert (made.path, made.format, made.num_samples, made.nfe) == (tmp_path / "o", "png", 10, 8)
     assert (made.options.sampler, made.options.num_steps, made.options.guidance_scale) == ("heun", 4, 2.0)
     assert made.options.sampler_options == {"grid": "cosine", "shift": None, "rho": 7.0}
-    assert (made.sampler["name"], made.sampler["package"]) == ("heun", "mpdit")
+    assert (made.sampler.name, made.sampler.package) == ("heun", "mpdit")
     assert (made.model.step, made.model.weights_sha256, made.model.dtype) == (7, model.weights_sha256, "float32")
     assert made.guide == weak.weights_sha256
     assert made.latents == model.latents
