@@ -7,6 +7,7 @@ the members of `ImageSource`, and its line in `open_images`.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.images import FaultyImageError, open_image, prepare
+from mpdit_core.data.images import FORMATS, FaultyImageError, open_image, prepare
 from mpdit_core.data.sources import evenly_spread, find_images, read_entry, source_notes
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.record import ImagesRecord
@@ -113,7 +114,7 @@ class FolderImages(ImageSource):
             raise UserError(f"{path} holds no images", code="no-images", expected="files such as .png, .jpg, .tif")
         self.count = len(self.files)
         self._prepared = resolution is not None
-        self.resolution = resolution if resolution is not None else _square(self.path, *reversed(self.picture(0).size))
+        self.resolution = resolution if resolution is not None else self._one_size()
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         with ThreadPoolExecutor(DECODERS) as pool:
@@ -151,6 +152,25 @@ class FolderImages(ImageSource):
             return open_image(read_entry(self.files[index]))
         except FaultyImageError as error:
             raise _unreadable(self._name(index), error) from error
+
+    def _one_size(self) -> int:
+        sizes: dict[tuple[int, int], str] = {}
+        for index, entry in enumerate(self.files):  # decodes headers only
+            try:
+                with Image.open(io.BytesIO(read_entry(entry)), formats=FORMATS) as image:
+                    sizes.setdefault(image.size, entry.key)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise _unreadable(self._name(index), error) from error
+        if len(sizes) > 1:
+            (a, file_a), (b, file_b) = list(sizes.items())[:2]
+            raise UserError(
+                f"{self.path} holds images of {len(sizes)} sizes: {file_a} is {a[0]} × {a[1]}, {file_b} {b[0]} × {b[1]}",
+                code="several-sizes",
+                expected="samples of one size",
+                remedy="keep grids and other pictures out of the folder",
+            )
+        ((width, height),) = sizes
+        return _square(self.path, height, width)
 
     def _name(self, index: int) -> str:
         return f"{self.path}/{self.files[index].key}"
@@ -343,7 +363,7 @@ def _square(path: Path, height: int, width: int) -> int:
     return int(height)
 
 
-def _unreadable(name: str, error: UserError | OSError) -> UserError:
+def _unreadable(name: str, error: Exception) -> UserError:
     reason = error.what if isinstance(error, UserError) else str(error)
     return UserError(f"{name} cannot be read: {reason}", code="damaged-file", remedy="remove or replace it")
 

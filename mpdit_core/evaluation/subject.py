@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from mpdit_core import plugins
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import ImageSource, open_images
+from mpdit_core.evaluation.images import ImageSource, SpreadImages, open_images
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
 from mpdit_core.evaluation.samples import SampledImages, is_sample_set
@@ -42,17 +42,24 @@ class Subject:
             return self.images.resolution
         return self.latents.resolution if self.latents else None
 
-    def count(self, wanted: int | None) -> int:
-        """Number of images to evaluate. Raises `UserError` where more are wanted than there are."""
+    def taking(self, wanted: int | None) -> tuple[Subject, int]:
+        """The images to evaluate, and their number: the first ones, or ones at even distances where they are sorted.
+
+        Raises:
+            UserError: more are wanted than there are (`too-few-images`).
+        """
         if self.images is None:
-            return wanted or DEFAULT_SAMPLES
-        if wanted and wanted > self.images.count:
+            return self, wanted or DEFAULT_SAMPLES
+        there = self.images.count
+        if wanted and wanted > there:
             raise UserError(
-                f"{wanted} images to evaluate, but there are {self.images.count}",
+                f"{wanted} images to evaluate, but there are {there}",
                 code="too-few-images",
-                remedy=f"--num-samples {self.images.count}, or more samples",
+                remedy=f"--num-samples {there}, or more samples",
             )
-        return wanted or self.images.count
+        if wanted and wanted < there and self.images.sorted_by_class:
+            return replace(self, images=SpreadImages(self.images, wanted)), wanted
+        return self, wanted or there
 
     def reference(self, given: str | None) -> str:
         """What to compare with: `given`, or the data that the model was trained on. Raises `UserError`."""

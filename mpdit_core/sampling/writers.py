@@ -184,8 +184,9 @@ class LatentsWriter(Writer):
             save_file(tensors, temporary)
 
     def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+        path = self.block_path(block)
         try:
-            with safe_open(self.block_path(block), "pt") as file:
+            with safe_open(path if path.is_file() else "", "pt") as file:  # a pipe would be waited for
                 size = file.get_slice("latents").get_shape()[0]
                 stored = [file.get_tensor(name).tolist() for name in ("indices", "labels")]
         except (SafetensorError, OSError, IndexError):

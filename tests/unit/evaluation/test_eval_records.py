@@ -17,6 +17,7 @@ from sample_helpers import write_model
 import mpdit_core
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import Comparison, EvaluationRecord, compare_records, evaluate, read_records
+from mpdit_core.reporting import Event, Warning
 
 FEATURES = """
 from dataclasses import dataclass
