@@ -32,7 +32,10 @@ from mpdit_core.settings import Settings, flatten, setting, settings_error
 FORMAT = 2
 RECORD, PROGRESS = "samples.json", ".progress"
 LEFTOVERS = re.compile(r"\.progress|\.lock|\.lock\.owner|\..*\.(part|old)")
-"""Names of what a job leaves in a folder of samples that was deleted or that it was killed in: not foreign."""
+"""Names of what a job leaves in a folder that was deleted, or that it was killed in: not foreign."""
+
+REMAINS = {"images", "latents"}
+"""Nor are these, beside `.progress`: the block that was written when the folder was deleted."""
 
 
 class SampledModel(Settings):
@@ -113,7 +116,8 @@ class SampleSet(Settings):
         """
         if (path / RECORD).is_file():
             return cls.open(path)
-        require_empty(path)
+        if not (path / PROGRESS).is_dir() or any(p.name not in REMAINS for p in _foreign(path)):
+            require_empty(path)
         return None
 
     def write(self) -> None:
@@ -160,13 +164,17 @@ IDENTITY: Any = {
 def require_empty(path: Path) -> None:
     """Raises `UserError` (`folder-not-empty`) where `path` is a file or a folder that holds more than leftovers."""
     with files.user_errors(path):
-        if path.exists() and (not path.is_dir() or any(not LEFTOVERS.fullmatch(p.name) for p in path.iterdir())):
+        if path.exists() and (not path.is_dir() or _foreign(path)):
             raise UserError(
                 f"{path} exists and is not empty",
                 code="folder-not-empty",
                 expected="a new or empty folder, or a set of samples to continue",
                 remedy="another --out, or none",
             )
+
+
+def _foreign(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not LEFTOVERS.fullmatch(path.name)]
 
 
 def _short(value: Any) -> str:
