@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
 from torch import Tensor
 
 from mpdit_core.api import FeatureExtractor, Features
@@ -23,9 +22,11 @@ from mpdit_core.evaluation.images import ImageSource
 from mpdit_core.evaluation.progress import BlockFeatures, Layout, SavedProgress
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
+from mpdit_core.pictures import tile
 from mpdit_core.reporting import Note, Progress, Reporter
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.files import user_errors
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling import Generator
 
@@ -161,6 +162,11 @@ class Collector:
 
 
 def _write_images(folder: Path, indices: Sequence[int], images: Tensor) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in zip(indices, images, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:06d}.png")
+    """Raises `UserError` where the disk is full and the like; whatever stands under its final name is whole."""
+    with user_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, image in zip(indices, images, strict=True):
+            path = folder / f"{index:06d}.png"
+            temporary = path.with_name(f".{path.name}.part")
+            tile(image).save(temporary, format="PNG")
+            temporary.replace(path)

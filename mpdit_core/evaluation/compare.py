@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpdit_core.evaluation.record import EvaluationRecord, PluginRecord
+from mpdit_core.evaluation.record import EvaluationRecord
 from mpdit_core.reporting import Reporter, Warning, silent
+from mpdit_core.sampling import PluginRecord
 from mpdit_core.settings import Result, Settings, setting
 
 

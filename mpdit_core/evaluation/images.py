@@ -7,31 +7,32 @@ the members of `ImageSource`, and its line in `open_images`.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
-import tempfile
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.images import prepare
+from mpdit_core.data.images import FORMATS, FaultyImageError, open_image, prepare
+from mpdit_core.data.sources import evenly_spread, find_images, read_entry, source_notes
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.record import ImagesRecord
+from mpdit_core.evaluation.stored import opened
 from mpdit_core.plugins import plugin_errors
+from mpdit_core.reporting import Note, Warning
 from mpdit_core.runtime.files import sha256
+from mpdit_core.runtime.npz import map_member, member_names
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-LOSSY = (".jpg", ".jpeg")  # compression that changes the pixels
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")  # compression that changes the pixels
 CROP_RULE = "halved by a box filter while twice too large, bicubic, centre crop (ADM)"
 DECODERS = 4
 
@@ -65,6 +66,15 @@ class ImageSource(ABC):
         """Whether some of them were compressed with loss."""
         return False
 
+    @property
+    def sorted_by_class(self) -> bool:
+        """Whether the first of them are all of a few classes."""
+        return bool(self.labels) and len(set(self.labels)) > 1 and self.labels == sorted(self.labels)
+
+    def notes(self) -> list[Note | Warning]:
+        """What a person should know about how they were found."""
+        return []
+
 
 def open_images(path: Path) -> ImageSource:
     """Finished samples: a folder of image files of one size, `.npz` or `.safetensors`.
@@ -73,11 +83,11 @@ def open_images(path: Path) -> ImageSource:
         UserError: missing, of another kind, empty, of several sizes, or not 8-bit RGB.
     """
     path = Path(path)
-    expected = "a folder of images, a .npz or a .safetensors file"
-    if path.is_dir():
-        return FolderImages(path)
+    expected = "a folder or .tar of images, a .npz or a .safetensors file"
     if not path.exists():
         raise UserError(f"{path} does not exist", code="no-such-file", expected=expected)
+    if path.is_dir() or path.suffix == ".tar":
+        return FolderImages(path)
     if path.suffix == ".npz":
         return NpzImages(path)
     if path.suffix == ".safetensors":
@@ -86,7 +96,9 @@ def open_images(path: Path) -> ImageSource:
 
 
 class FolderImages(ImageSource):
-    """All image files under `path`, in natural order of their names (2.png before 10.png).
+    """All images under `path`, a folder or .tar, in natural order of their names (2.png before 10.png).
+
+    What counts as an image is the same as in `encode-latents`.
 
     Args:
         resolution: side that they are cropped and resized to by ADM's rule; None: they stay as they are, and must have
@@ -95,13 +107,11 @@ class FolderImages(ImageSource):
 
     def __init__(self, path: Path, resolution: int | None = None):
         self.path = Path(path)
-        files = [f for f in self.path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
-        files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(self.path).parts)]
-        self.files = sorted(files, key=lambda f: _natural(str(f.relative_to(self.path))))
+        found = find_images(self.path)
+        self._notes = found.notes()
+        self.files = sorted(found.images, key=lambda entry: _natural(entry.key))
         if not self.files:
-            raise UserError(
-                f"{path} holds no images", code="no-images", expected=f"files ending in {', '.join(SUFFIXES)}"
-            )
+            raise UserError(f"{path} holds no images", code="no-images", expected="files such as .png, .jpg, .tif")
         self.count = len(self.files)
         self._prepared = resolution is not None
         self.resolution = resolution if resolution is not None else self._one_size()
@@ -112,13 +122,19 @@ class FolderImages(ImageSource):
 
     @property
     def lossy(self) -> bool:
-        return any(file.suffix.lower() in LOSSY for file in self.files)
+        return any(entry.key.lower().endswith(LOSSY) for entry in self.files)
+
+    @property
+    def sorted_by_class(self) -> bool:
+        return len({entry.parts[:-1] for entry in self.files}) > 1
+
+    def notes(self) -> list[Note | Warning]:
+        return self._notes
 
     def compute_fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.resolution if self._prepared else 'as is'}".encode())
-        for file in self.files:
-            status = file.stat()
-            digest.update(f"{file.relative_to(self.path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        for entry in self.files:
+            digest.update(f"{entry.key}\0{entry.size}\0{entry.modified}\n".encode())
         return digest.hexdigest()
 
     def describe(self) -> ImagesRecord:
@@ -133,53 +149,82 @@ class FolderImages(ImageSource):
     def picture(self, index: int) -> Image.Image:
         """Image `index` in its own size. Raises `UserError` where it cannot be read."""
         try:
-            return Image.open(self.files[index])
-        except (OSError, UnidentifiedImageError) as error:
-            raise _unreadable(self.files[index], error) from error
-
-    def _read(self, index: int) -> np.ndarray:
-        path = self.files[index]
-        try:
-            with Image.open(path) as image:
-                if self._prepared:
-                    return prepare(image, self.resolution)
-                if image.mode not in ("RGB", "L"):
-                    raise UserError(
-                        f"{path} is a {image.mode} image",
-                        code="not-rgb",
-                        expected="8-bit RGB or grey samples, without transparency",
-                    )
-                if image.size != (self.resolution, self.resolution):
-                    raise UserError(
-                        f"{path} is {image.width} × {image.height}, others are {self.resolution} × {self.resolution}",
-                        code="several-sizes",
-                        expected="samples of one size",
-                    )
-                return np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise _unreadable(path, error) from error
+            return open_image(read_entry(self.files[index]))
+        except FaultyImageError as error:
+            raise _unreadable(self._name(index), error) from error
 
     def _one_size(self) -> int:
-        sizes: dict[tuple[int, int], Path] = {}
-        for file in self.files:  # reads headers only
+        sizes: dict[tuple[int, int], str] = {}
+        for index, entry in enumerate(self.files):  # decodes headers only
             try:
-                with Image.open(file) as image:
-                    sizes.setdefault(image.size, file)
-            except (OSError, UnidentifiedImageError) as error:
-                raise _unreadable(file, error) from error
+                with Image.open(io.BytesIO(read_entry(entry)), formats=FORMATS) as image:
+                    sizes.setdefault(image.size, entry.key)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise _unreadable(self._name(index), error) from error
         if len(sizes) > 1:
             (a, file_a), (b, file_b) = list(sizes.items())[:2]
             raise UserError(
-                f"{self.path} holds images of {len(sizes)} sizes: {file_a.name} is {a[0]} × {a[1]}, {file_b.name} "
-                f"{b[0]} × {b[1]}",
+                f"{self.path} holds images of {len(sizes)} sizes: {file_a} is {a[0]} × {a[1]}, {file_b} {b[0]} × {b[1]}",
                 code="several-sizes",
                 expected="samples of one size",
                 remedy="keep grids and other pictures out of the folder",
             )
         ((width, height),) = sizes
         return _square(self.path, height, width)
+
+    def _name(self, index: int) -> str:
+        return f"{self.path}/{self.files[index].key}"
+
+    def _read(self, index: int) -> np.ndarray:
+        image = self.picture(index)
+        if self._prepared:
+            try:
+                return prepare(image, self.resolution)
+            except FaultyImageError as error:
+                raise _unreadable(self._name(index), error) from error
+        if image.mode not in ("RGB", "L") or image.has_transparency_data:
+            transparent = " with transparency" if image.has_transparency_data else ""
+            raise UserError(
+                f"{self._name(index)} is a {image.mode} image{transparent}",
+                code="not-rgb",
+                expected="8-bit RGB or grey samples, without transparency",
+            )
+        if image.size != (self.resolution, self.resolution):
+            raise UserError(
+                f"{self._name(index)} is {image.width} × {image.height}, "
+                f"others are {self.resolution} × {self.resolution}",
+                code="several-sizes",
+                expected="samples of one size",
+            )
+        return np.asarray(image.convert("RGB"))
+
+
+class SpreadImages(ImageSource):
+    """`count` images at even distances of a `source` that is sorted by class, so that all classes are among them."""
+
+    def __init__(self, source: ImageSource, count: int):
+        self.source, self.count, self.resolution = source, count, source.resolution
+        self._places = evenly_spread(source.count, count)
+        self.labels = [source.labels[place] for place in self._places] if source.labels else None
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        return self.source.batch([self._places[index] for index in indices])
+
+    @property
+    def lossy(self) -> bool:
+        return self.source.lossy
+
+    def notes(self) -> list[Note | Warning]:
+        text = f"{self.count} of {self.source.count} images, at even distances, because they are sorted by class"
+        return [*self.source.notes(), Note(text=text)]
+
+    def compute_fingerprint(self) -> str:
+        return self.source.fingerprint
+
+    def describe(self) -> ImagesRecord:
+        whole = self.source.describe()
+        order = f"{self.count} of {self.source.count} at even distances, {whole.order}"
+        return whole.model_copy(update={"order": order})
 
 
 class NpzImages(ImageSource):
@@ -190,15 +235,12 @@ class NpzImages(ImageSource):
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        with reading_npz(self.path) as archive:
-            if "arr_0" not in archive.files:
-                raise UserError(
-                    f"{path} holds {', '.join(archive.files) or 'nothing'}",
-                    code="no-images",
-                    expected="arr_0, the images",
-                )
-            self.labels = archive["arr_1"].reshape(-1).tolist() if "arr_1" in archive.files else None
-        self.images = map_npz_member(self.path, "arr_0")
+        names = member_names(self.path)
+        if "arr_0" not in names:
+            raise UserError(
+                f"{path} holds {', '.join(names[:5]) or 'nothing'}", code="no-images", expected="arr_0, the images"
+            )
+        self.images = map_member(self.path, "arr_0")
         if self.images.ndim != 4 or self.images.shape[-1] != 3 or self.images.dtype != np.uint8:
             raise UserError(
                 f"{path}: arr_0 is {self.images.dtype} {list(self.images.shape)}",
@@ -207,6 +249,8 @@ class NpzImages(ImageSource):
             )
         self.count = len(self.images)
         self.resolution = _square(path, *self.images.shape[1:3])
+        if "arr_1" in names:
+            self.labels = _labels(map_member(self.path, "arr_1"), self.count)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         return _stack([self.images[i] for i in indices])
@@ -222,20 +266,15 @@ class SafetensorsImages(ImageSource):
     """Tensor `images` uint8, [N, 3, H, W] or [N, H, W, 3]; `labels [N]`, where there are any."""
 
     def __init__(self, path: Path):
-        from safetensors import SafetensorError, safe_open
-
         self.path = Path(path)
-        try:
-            with safe_open(self.path, "pt") as file:
-                names = list(file.keys())
-                if "images" not in names:
-                    held = ", ".join(names[:5]) or "nothing"
-                    raise UserError(f"{path} holds {held}", code="no-images", expected="a tensor `images`")
-                view = file.get_slice("images")
-                shape, kind = view.get_shape(), view.get_dtype()
-                self.labels = file.get_tensor("labels").tolist() if "labels" in names else None
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a readable .safetensors file: {error}", code="damaged-file") from error
+        with opened(self.path) as file:
+            names = list(file.keys())
+            if "images" not in names:
+                held = ", ".join(names[:5]) or "nothing"
+                raise UserError(f"{path} holds {held}", code="no-images", expected="a tensor `images`")
+            view = file.get_slice("images")
+            shape, kind = view.get_shape(), view.get_dtype()
+            labels = file.get_tensor("labels").numpy() if "labels" in names else None
         if len(shape) != 4 or kind != "U8" or 3 not in (shape[1], shape[3]):
             raise UserError(
                 f"{path}: images is {kind} {shape}", code="not-rgb", expected="uint8 [N, 3, H, W] or [N, H, W, 3]"
@@ -243,11 +282,10 @@ class SafetensorsImages(ImageSource):
         self._channels_last = shape[3] == 3
         self.count = shape[0]
         self.resolution = _square(path, *(shape[1:3] if self._channels_last else shape[2:4]))
+        self.labels = None if labels is None else _labels(labels, self.count)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        from safetensors import safe_open
-
-        with safe_open(self.path, "pt") as file:
+        with opened(self.path) as file:
             view = file.get_slice("images")
             images = torch.cat([view[i : i + 1] for i in indices])
         return images.permute(0, 3, 1, 2).contiguous() if self._channels_last else images
@@ -294,10 +332,13 @@ class DatasetImages(ImageSource):
             kind="data set", path=self.name, sha256=self.fingerprint, resize=CROP_RULE, order="of the data set"
         )
 
+    def notes(self) -> list[Note | Warning]:
+        return source_notes(self.dataset)
+
     def _read(self, index: int) -> np.ndarray:
         try:
             return prepare(self.picture(index), self.resolution)
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, FaultyImageError) as error:
             raise _unreadable(self.items[index].key, error) from error
 
     def picture(self, index: int) -> Image.Image:
@@ -306,67 +347,26 @@ class DatasetImages(ImageSource):
             return self.dataset.image(self._kept[index] if self._kept else index)
 
 
-def reading_npz(path: Path) -> Any:
-    """`np.load` of an archive, nothing unpickled. Raises `UserError`."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable .npz file: {error}", code="damaged-file") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} holds a single array", code="not-images", expected="an .npz archive")
-    return archive
-
-
-def map_npz_member(path: Path, name: str) -> np.ndarray:
-    """Array `name` of the archive, memory-mapped, so that it may be larger than memory. Raises `UserError`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo(f"{name}.npy")
-            if member.compress_type == zipfile.ZIP_STORED:
-                return _map_npy(path, _data_offset(path, member.header_offset))
-            with tempfile.TemporaryDirectory() as folder:
-                unpacked = Path(archive.extract(member, folder))
-                return _map_npy(unpacked, 0)  # the mapping keeps the deleted file alive
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(
-            f"{path}: {name} cannot be read: {error}", code="damaged-file", remedy="the file may be truncated"
-        ) from error
-
-
-def _data_offset(path: Path, header: int) -> int:
-    """Where a stored member's bytes begin: behind the local header of 30 bytes, its name and its extra field."""
-    with open(path, "rb") as file:
-        file.seek(header + 26)
-        name, extra = np.frombuffer(file.read(4), dtype="<u2")
-    return header + 30 + int(name) + int(extra)
-
-
-def _map_npy(path: Path, offset: int) -> np.ndarray:
-    with open(path, "rb") as file:
-        file.seek(offset)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, kind = read(file)
-        start = file.tell()
-    if kind.hasobject:
-        raise ValueError("it holds Python objects")
-    return np.memmap(path, kind, "r", offset=start, shape=shape, order="F" if fortran else "C")
-
-
 def _stack(images: list[np.ndarray]) -> Tensor:
     stacked = np.stack(images)  # [n, H, W, 3]
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
+def _labels(found: np.ndarray, count: int) -> list[int] | None:
+    """The class of each image; None where the array is something else."""
+    return found.reshape(-1).tolist() if found.dtype.kind in "iu" and found.size == count else None
+
+
 def _square(path: Path, height: int, width: int) -> int:
-    if height != width:
+    if height != width or height < 1:
         raise UserError(f"{path}: images are {width} × {height}", code="not-square", expected="square images")
     return int(height)
 
 
-def _unreadable(name: Path | str, error: BaseException) -> UserError:
-    return UserError(f"{name} cannot be read: {error}", code="damaged-file", remedy="remove or replace it")
+def _unreadable(name: str, error: Exception) -> UserError:
+    reason = error.what if isinstance(error, UserError) else str(error)
+    return UserError(f"{name} cannot be read: {reason}", code="damaged-file", remedy="remove or replace it")
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]

@@ -19,6 +19,7 @@ from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.collecting import Blocks, Collector, FinishedBlocks, SampledBlocks
 from mpdit_core.evaluation.figures import FEW, Naming, compute_metrics, needs_rows
+from mpdit_core.evaluation.images import ImageSource
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
 from mpdit_core.evaluation.record import (
     EvaluationRecord,
@@ -26,7 +27,6 @@ from mpdit_core.evaluation.record import (
     Protocol,
     RecordedWarning,
     RulesRecord,
-    plugin_record,
 )
 from mpdit_core.evaluation.reference import Plan, check_size, measure_reference, plan_reference, write_npz
 from mpdit_core.evaluation.subject import Subject, open_model_or_samples
@@ -38,7 +38,9 @@ from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
-from mpdit_core.sampling import Generator
+from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions
+from mpdit_core.sampling.options import changed, options_without_effect
+from mpdit_core.settings import spelling_of
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
 
@@ -55,17 +57,28 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
 
 @dataclass
 class WarningList:
-    """Warnings of one evaluation. Each is reported at once, unless `said` has its code already."""
+    """Warnings of one evaluation. Each is reported at once, unless `said` has it already."""
 
     report: Reporter
     said: set[str] = field(default_factory=set)
     found: list[RecordedWarning] = field(default_factory=list)
 
-    def add(self, code: str, text: str) -> None:
+    def add(self, code: str, text: str, *, once: str = "") -> None:
+        """`once`: what it is said once for; its code, if not given."""
         self.found.append(RecordedWarning(code=code, text=text))
-        if code not in self.said:
-            self.said.add(code)
+        if (once or code) not in self.said:
+            self.said.add(once or code)
             self.report(Warning(code=code, text=text))
+
+    def add_notes(self, what: str, images: ImageSource | None) -> None:
+        """What is to be known of how images were found. `what`: which ones."""
+        for note in images.notes() if images else []:
+            text = f"{what}: {note.text}"
+            if isinstance(note, Warning):
+                self.add(note.code, text, once=text)
+            elif text not in self.said:
+                self.said.add(text)
+                self.report(Note(text=text))
 
 
 def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> EvaluationRecord:
@@ -76,7 +89,7 @@ def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> E
         extractor = load_extractor(
             options.features, device=device, weights=options.weights, options=options.feature_options
         )
-        count = subject.count(options.num_samples)
+        subject, count = subject.taking(options.num_samples)
         plan = plan_reference(
             subject.reference(options.reference),
             resolution=subject.resolution,
@@ -88,17 +101,30 @@ def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> E
         _require_enough(options, plan, count)
         protocol = _protocol(options, subject, extractor, count, device)
         path = (options.out or subject.evals_folder()) / protocol.file_name(plan.fingerprint(), options.keep_samples)
-        if path.is_file() and not options.force:
+        record = None if options.force else world.broadcast_object(_measured_before(path, world, report))
+        if record is not None:
             report(Note(text=f"measured before: {path}"))
-            record = EvaluationRecord.read(path)
             for warning in record.warnings:
                 warnings.add(warning.code, warning.text)
         else:
+            warnings.add_notes("samples", subject.images)
+            warnings.add_notes("reference", plan.images)
             _warn_of_inputs(options, subject, extractor, count, warnings)
             measuring = _Measuring(options, subject, extractor, plan, protocol, path, world, warnings)
             record = measuring.run(task, device)
     report(Saved(what="record", path=path))
     return record
+
+
+def _measured_before(path: Path, world: World, report: Reporter) -> EvaluationRecord | None:
+    """The record at `path`; None where there is none that can be read, and in all processes but the main one."""
+    if not world.is_main or not path.exists():
+        return None
+    try:
+        return EvaluationRecord.read(path)
+    except UserError as error:
+        report(Warning(code="damaged-record", text=f"{error.what}: measured again"))
+        return None
 
 
 @dataclass(frozen=True)
@@ -200,6 +226,9 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
         raise UserError(
             f"{source} holds no images", code="no-images", expected="a folder, a data set or latents, or arr_0"
         )
+    for warning in _unused_for_a_reference(options):
+        report(warning)
+    WarningList(report).add_notes("reference", plan.images)
     with process_group(device) as world:
         own = Plan(plan.images, None, plan.cache, plan.name)
         reference = measure_reference(own, extractor, device=device, world=world, report=report)
@@ -272,7 +301,7 @@ def _protocol(
 
 def _extractor_record(options: EvaluateOptions, extractor: FeatureExtractor) -> ExtractorRecord:
     return ExtractorRecord(
-        plugin=plugin_record(plugins.record("features", options.features, extractor)),
+        plugin=PluginRecord(**plugins.record("features", options.features, extractor)),
         published=is_published(extractor) if isinstance(extractor, Inception) else None,
         fingerprint=extractor.fingerprint(),
         weights=str(getattr(extractor, "weights_path", None) or ""),
@@ -288,9 +317,34 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _unused(options: EvaluateOptions, subject: Subject) -> list[Warning]:
+    """Warnings of options that change nothing in an evaluation of `subject`."""
+    found = changed(options, ["resolution"], "it belongs to make_reference")
+    if subject.model is None:
+        found += changed(options, [*_SHAPING, "keep_samples"], "the images are finished; nothing is sampled")
+    else:
+        found += options_without_effect(options, sweep=options.sweep)
+    if not {"precision", "recall"} & set(options.metrics):
+        found += changed(options, ["half_distances"], "precision and recall are not measured")
+    if "fid" not in options.metrics:
+        found += changed(options, ["bootstrap"], "the Fréchet distance is not measured")
+    return found
+
+
+_SHAPING = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
+"""Options that shape sampled images."""
+
+
+def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
+    names = [*_SHAPING, "reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
+    return changed(options, names, "a reference is made of all images of WHAT")
+
+
 def _warn_of_inputs(
     options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor, count: int, warnings: WarningList
 ) -> None:
+    for unused in _unused(options, subject):
+        warnings.add(unused.code, unused.text, once=unused.text)
     if isinstance(extractor, Inception) and not extractor.is_published:
         text = f"{extractor.weights_path} are not the published weights: the figures compare with no others"
         warnings.add("unpublished-weights", text)

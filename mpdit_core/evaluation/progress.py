@@ -4,27 +4,30 @@
     features-CHUNK-NAME.safetensors    features of finished blocks of a chunk that is not; one per process and session
 
 The sums are written under a temporary name and renamed, and files of features are removed only afterwards: whenever the
-process is killed, each image is in the sums, in a file of features of a later chunk, or not done.
+process is killed, each image is in the sums, in a file of features of a later chunk, or not done. A file that is
+damaged, or of another layout, counts as not there (stored.py checks every bit).
 """
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpdit_core.api import Features
+from mpdit_core.errors import UserError
+from mpdit_core.evaluation.stored import read_checked, write_checked
 from mpdit_core.metrics.accumulator import FeatureAccumulator
-from mpdit_core.runtime.files import remove_leftovers, writing
+from mpdit_core.runtime.files import remove_leftovers, user_errors
 
-FORMAT = 2
+FORMAT = 3
 CHUNK_IMAGES = 4096
 SECONDS_BETWEEN_SAVES = 60.0
 STATE = "state.safetensors"
@@ -53,9 +56,9 @@ class Layout:
         start = chunk * self.blocks_per_chunk
         return range(start, min(start + self.blocks_per_chunk, self.num_blocks))
 
-    def tensor(self) -> Tensor:
+    def about(self) -> dict[str, str]:
         """What identifies the layout in a file."""
-        return torch.tensor([FORMAT, self.count, self.size, self.blocks_per_chunk])
+        return {"layout": f"{FORMAT} {self.count} {self.size} {self.blocks_per_chunk}"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,9 @@ class SavedProgress:
         self.fresh: dict[int, BlockFeatures] = {}  # and this process in this session
         self._name = f"{name}-{uuid.uuid4().hex[:8]}"
         self._saved_chunk, self._saved_blocks, self._saved_at = 0, 0, time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._found = sorted(self.folder.glob("features-*.safetensors"))  # now: later ones are this session's
+        with user_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._found = self._feature_files()  # now: later ones are this session's
         self._read_state()
         self._read_features()
 
@@ -131,26 +135,39 @@ class SavedProgress:
 
     def remove(self) -> None:
         """Deletes the files, after the result is written elsewhere."""
-        for path in [self.folder / STATE, *self.folder.glob("features-*.safetensors")]:
-            path.unlink(missing_ok=True)
-        remove_leftovers(self.folder)
+        with suppress(OSError):  # the record is written; what cannot be removed does no harm
+            for path in [self.folder / STATE, *self._feature_files()]:
+                path.unlink(missing_ok=True)
+            remove_leftovers(self.folder)
 
     def _write_state(self) -> None:
-        about = {"layout": self.layout.tensor(), "chunk": torch.tensor([self.chunk, self.evaluations])}
-        with writing(self.folder / STATE) as temporary:
-            save_file(about | self.accumulator.state(), temporary)
+        counts = {"chunk": torch.tensor([self.chunk, self.evaluations])}
+        write_checked(self.folder / STATE, counts | self.accumulator.state(), self.layout.about())
         self._saved_chunk = self.chunk
-        for path in self.folder.glob("features-*.safetensors"):
-            if _chunk_of(path) < self.chunk:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path, chunk in self._feature_files().items():
+                if chunk < self.chunk:
+                    path.unlink(missing_ok=True)
 
     def _read_state(self) -> None:
-        state = _load(self.folder / STATE)
-        if not _same(state.pop("layout", None), self.layout):
-            return  # nothing saved, or by another version
-        self.chunk, self.evaluations = state.pop("chunk").tolist()
-        self.accumulator.load(state)
-        self._saved_chunk = self.chunk
+        state = self._read(self.folder / STATE)
+        if state:
+            self.chunk, self.evaluations = state.pop("chunk").tolist()
+            self.accumulator.load(state)
+            self._saved_chunk = self.chunk
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        """The tensors of a file; none where it is missing, damaged, or of another layout."""
+        with suppress(UserError):
+            tensors, about = read_checked(path)
+            if about == self.layout.about():
+                return tensors
+        return {}
+
+    def _feature_files(self) -> dict[Path, int]:
+        """The files of features of every process and session, and the chunk of each."""
+        names = {path: re.fullmatch(r"features-(\d{6})-\w+-\w+\.safetensors", path.name) for path in self.folder.iterdir()}
+        return {path: int(match[1]) for path, match in sorted(names.items()) if match}
 
     def _write_features(self) -> None:
         numbers = sorted(self.fresh)
@@ -158,16 +175,16 @@ class SavedProgress:
         joined = _joined([block.features for block in blocks])
         tensors = {kind: rows for kind, rows in joined._asdict().items() if rows is not None}
         counts = torch.tensor([[n, len(block), block.nfe] for n, block in zip(numbers, blocks, strict=True)])
-        with writing(self.folder / f"features-{self.chunk:06d}-{self._name}.safetensors") as temporary:
-            save_file({"layout": self.layout.tensor(), "blocks": counts, **tensors}, temporary)
+        path = self.folder / f"features-{self.chunk:06d}-{self._name}.safetensors"
+        write_checked(path, {"blocks": counts, **tensors}, self.layout.about())
         self._saved_blocks = len(self.fresh)
 
     def _read_features(self) -> None:
         """The blocks of the current chunk that earlier sessions saved."""
         self.earlier = {}
-        for path in self._found:
-            tensors = _load(path) if _chunk_of(path) == self.chunk else {}
-            if not _same(tensors.get("layout"), self.layout):
+        for path, chunk in self._found.items():
+            tensors = self._read(path) if chunk == self.chunk else {}
+            if not tensors:
                 continue
             start = 0
             for number, length, nfe in tensors["blocks"].tolist():
@@ -177,25 +194,9 @@ class SavedProgress:
                 start += length
 
 
-def _same(stored: Tensor | None, layout: Layout) -> bool:
-    return stored is not None and stored.tolist() == layout.tensor().tolist()
-
-
 def _joined(parts: list[Features]) -> Features:
     kinds = []
     for kind in Features._fields:
         tensors = [tensor for part in parts if (tensor := getattr(part, kind)) is not None]
         kinds.append(torch.cat(tensors) if tensors else None)
     return Features(*kinds)
-
-
-def _chunk_of(path: Path) -> int:
-    return int(path.name.split("-")[1])
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; none where it is missing or torn."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        return {}

@@ -8,35 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
-from mpdit_core.reporting import jsonable
+from mpdit_core.reporting import Reporter, Warning, jsonable, silent
 from mpdit_core.runtime.files import read_json, write_json
-from mpdit_core.sampling.options import SamplingOptions
+from mpdit_core.sampling import PluginRecord, SamplingOptions
 from mpdit_core.settings import Result, Settings, setting, settings_error, spelling_of
 
 FORMAT = 3
 """Version of the record's file. Another one is refused."""
 
 Value = float | tuple[float, float] | None
-
-
-class PluginRecord(Settings):
-    """The plugin that computed something, with all its options."""
-
-    kind: str = setting(..., "group of the plugin")
-    name: str = setting(..., "name that it was asked for by")
-    package: str | None = setting(None, "package that offers it")
-    version: str | None = setting(None, "version of the package")
-    options: dict[str, Any] = setting({}, "all its options, defaults too")
-    source: str | None = setting(None, "file of a plugin without a package")
-    sha256: str | None = setting(None, "hash of that file")
 
 
 class ExtractorRecord(Settings):
@@ -113,7 +100,7 @@ class RecordedWarning(Settings):
 class Protocol(Settings):
     """Everything that is fixed before anything is measured."""
 
-    format: Literal[3] = setting(FORMAT, "version of the record")
+    format: Literal[3] = setting(FORMAT, "version of this form of records")
     what: str = setting(..., "what was evaluated, as it was named")
     count: int = setting(..., "number of images")
     is_fid: bool = setting(..., "whether the figures may be put beside published ones")
@@ -142,6 +129,14 @@ class EvaluationRecord(Protocol, Result):
     warnings: tuple[RecordedWarning, ...] = setting((), "what to beware of", strict=False)
     seconds: float = setting(..., "time that measuring took")
     path: Path = Field(default=Path(), description="file of the record; not stored in it")
+
+    @model_validator(mode="after")
+    def _has_its_figures(self) -> Self:
+        """What was measured has a figure, or None, under its key."""
+        missing = {*self.keys.values(), *self.labels} - self.metrics.keys()
+        if missing:
+            raise ValueError(f"metrics lacks {', '.join(sorted(missing))}")
+        return self
 
     @property
     def step(self) -> int:
@@ -184,17 +179,19 @@ class EvaluationRecord(Protocol, Result):
         return self.model_copy(update={"path": Path(path)})
 
 
-def read_records(folder: Path) -> list[EvaluationRecord]:
-    """All records in `folder`, in order of the model's step. Raises `UserError` as `EvaluationRecord.read`."""
-    found = [EvaluationRecord.read(path) for path in sorted(Path(folder).glob("*.json")) if not is_sweep(path)]
+def read_records(folder: Path, *, report: Reporter = silent) -> list[EvaluationRecord]:
+    """All records in `folder`, in order of the model's step. Damaged ones are left out, and reported."""
+    found = []
+    for path in sorted(Path(folder).glob("*.json")):
+        if is_sweep(path):
+            continue
+        try:
+            found.append(EvaluationRecord.read(path))
+        except UserError as error:
+            report(Warning(code="damaged-record", text=f"left out: {error.what}"))
     return sorted(found, key=lambda record: record.step)
 
 
 def is_sweep(path: Path) -> bool:
     """Whether `path` is the table of a sweep, which lies beside the records."""
     return path.name.startswith("sweep-")
-
-
-def plugin_record(values: Mapping[str, Any]) -> PluginRecord:
-    """What `mpdit_core.plugins.record` says, as a class."""
-    return PluginRecord(**values)

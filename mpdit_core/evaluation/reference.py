@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mpdit_core.api import FeatureExtractor
@@ -31,20 +30,20 @@ from mpdit_core.evaluation.images import (
     FolderImages,
     ImageSource,
     NpzImages,
-    map_npz_member,
     open_images,
-    reading_npz,
 )
 from mpdit_core.evaluation.record import ReferenceRecord
+from mpdit_core.evaluation.stored import read_checked, write_checked
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract, features_name
 from mpdit_core.metrics.statistics import Gaussian
-from mpdit_core.reporting import Note, Reporter, silent
+from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.files import sha256, writing
 from mpdit_core.runtime.locks import locked
+from mpdit_core.runtime.npz import map_member, member_names
 
-FORMAT = "2"
+FORMAT = "3"
 """Version of the stored reference; one of another version is measured again."""
 
 ROWS = 10_000
@@ -103,7 +102,8 @@ def plan_reference(
     path = Path(given).expanduser()
     if path.is_dir() and (path / MANIFEST).is_file():
         return _plan_latents(path, resolution, trust=trust)
-    if path.suffix in (".npz", ".safetensors") or path.is_file():
+    is_folder = path.is_dir() or path.suffix == ".tar"
+    if path.suffix in (".npz", ".safetensors") or (path.is_file() and not is_folder):
         return _plan_file(path, resolution, extractor)
     if resolution is None:
         raise UserError(
@@ -112,8 +112,8 @@ def plan_reference(
             expected="the side in pixels to crop and resize it to",
             remedy="--resolution N",
         )
-    if path.is_dir():
-        images = FolderImages(path, resolution)
+    if is_folder and path.exists():
+        images: ImageSource = FolderImages(path, resolution)
     else:
         images = DatasetImages(open_source(given, trusted=typed or trust), resolution, given)
     _refuse_enlarging(images, given)
@@ -170,9 +170,8 @@ def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) 
         images: ImageSource | None = open_images(path)
         stored = None
     else:
-        with reading_npz(path) as archive:
-            names = set(archive.files)
-            features = str(archive["features"]) if "features" in names else "inception"
+        names = set(member_names(path))
+        features = str(map_member(path, "features")) if "features" in names else "inception"
         stored = path if {"mu", "sigma"} <= names else None
         images = NpzImages(path) if "arr_0" in names else None
         if stored is None and images is None:
@@ -188,22 +187,30 @@ def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) 
                 )
             stored = None
         if stored is not None:
-            _check_stored(path, names)
+            _check_stored(path)
     if images is not None and resolution is not None and images.resolution != resolution:
         raise _other_resolution(path, images.resolution, resolution)
     return Plan(images, stored, _cache_folder() / STORE, str(path))
 
 
-def _check_stored(path: Path, names: set[str]) -> None:
-    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
+STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+"""Names of mean and covariance in an ADM-style npz: of pool features, and of spatial ones, where there are any."""
+
+
+def _check_stored(path: Path) -> None:
+    names = member_names(path)
+    for mean, covariance in STATISTICS:
         if mean in names:
-            shapes = [map_npz_member(path, n).shape for n in (mean, covariance) if n in names]
-            if len(shapes) < 2 or shapes[1] != (*shapes[0], *shapes[0]):
+            found = [map_member(path, name) for name in (mean, covariance)]
+            sizes = [list(array.shape) for array in found]
+            if len(sizes[0]) != 1 or sizes[1] != sizes[0] * 2 or any(array.dtype.kind != "f" for array in found):
                 raise UserError(
-                    f"{path}: {mean} and {covariance} have the shapes {shapes}",
+                    f"{path}: {mean} and {covariance} are {found[0].dtype} {sizes[0]} and {found[1].dtype} {sizes[1]}",
                     code="damaged-file",
-                    expected="[F] and [F, F]",
+                    expected="[F] and [F, F], of floats",
                 )
+            if not all(np.isfinite(array).all() for array in found):
+                raise UserError(f"{path}: {mean} or {covariance} has values that are not finite", code="damaged-file")
 
 
 def check_size(plan: Plan, extractor: FeatureExtractor, device: torch.device) -> None:
@@ -212,8 +219,7 @@ def check_size(plan: Plan, extractor: FeatureExtractor, device: torch.device) ->
         return
     found = extract(extractor, torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
     for name, rows in (("mu", found.pool), ("mu_s", found.spatial)):
-        with reading_npz(plan.stored) as archive:
-            size = len(archive[name]) if name in archive.files else None
+        size = len(map_member(plan.stored, name)) if name in member_names(plan.stored) else None
         if rows is not None and size is not None and size != rows.shape[1]:
             raise UserError(
                 f"{plan.stored}: {name} has {size} features; {extractor.name} computes {rows.shape[1]}",
@@ -272,17 +278,33 @@ class _Measuring:
 
     def run(self) -> Reference:
         key = hashlib.sha256(f"{FORMAT} {self.extractor.fingerprint()} {self.images.fingerprint}".encode()).hexdigest()
-        path = self.plan.cache
-        if path.parent == _cache_folder():  # in a latents folder there is one file, replaced when its key is another
-            path = path.with_name(f"{path.stem}-{key[:16]}.safetensors")
-        if not self.world.broadcast_object(_is_stored(path, key)):
-            partial = path.with_suffix(f".{key[:8]}.partial")
-            with _one_at_a_time(partial, self.world, self.report):
-                if not self.world.broadcast_object(_is_stored(path, key)):
-                    self._measure(path, key, partial)
-        stored = self.world.broadcast_object(_read_store(path) if self.world.is_main else None)
-        assert stored is not None
-        return stored
+        shared = _cache_folder() / f"reference-{key[:16]}.safetensors"
+        places = [shared] if self.plan.cache.parent == shared.parent else [self.plan.cache, shared]
+        found = self._stored(places, key)
+        if found is not None:
+            return found
+        writable = [p for p in places if _may_write_in(p.parent)] if self.world.is_main else []
+        path = self.world.broadcast_object(writable[0] if writable else shared)
+        partial = path.with_suffix(f".{key[:8]}.partial")
+        with _one_at_a_time(partial, self.world, self.report):
+            found = self._stored([path], key)  # another command may have measured it while we waited
+            if found is None:
+                self._measure(path, key, partial)
+                found = self._stored([path], key)
+        assert found is not None
+        return found
+
+    def _stored(self, places: Sequence[Path], key: str) -> Reference | None:
+        """The reference of this key in the first of the `places` that has it; the same in every process."""
+        found = None
+        if self.world.is_main:
+            for path in places:
+                try:
+                    found = found or _read_store(path, key)
+                except UserError as error:
+                    text = f"{error.what}: the reference is measured again"
+                    self.report(Warning(code="damaged-reference", text=text))
+        return self.world.broadcast_object(found)
 
     def _measure(self, path: Path, key: str, partial: Path) -> None:
         count = self.images.count
@@ -343,41 +365,45 @@ def _write_store(path: Path, key: str, reference: Reference) -> None:
     if reference.rows is not None:
         tensors["rows"] = reference.rows
     about = reference.about.model_dump_json()
-    metadata = {"format": FORMAT, "key": key, "count": str(reference.pool.count), "about": about}
-    with writing(path) as temporary:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+    metadata = {"key": key, "count": str(reference.pool.count), "about": about}
+    write_checked(path, tensors, metadata)
 
 
-def _is_stored(path: Path, key: str) -> bool:
-    """Whether a whole reference of this key is there. The format version is part of the key."""
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("key") == key
-    except (SafetensorError, OSError):
-        return False
-
-
-def _read_store(path: Path) -> Reference:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    count = int(metadata["count"])
+def _read_store(path: Path, key: str) -> Reference | None:
+    """The stored reference; None where there is none of this key. Raises `UserError` where it is damaged."""
+    if not path.exists():
+        return None
+    tensors, about = read_checked(path)
+    if about.get("key") != key:
+        return None
+    count = int(about["count"])
     pool, spatial = (
         Gaussian(count, tensors[f"{name}.mean"], tensors[f"{name}.covariance"]) if f"{name}.mean" in tensors else None
         for name in ("pool", "spatial")
     )
     assert pool is not None
-    return Reference(pool, spatial, tensors.get("rows"), ReferenceRecord.model_validate_json(metadata["about"]))
+    return Reference(pool, spatial, tensors.get("rows"), ReferenceRecord.model_validate_json(about["about"]))
+
+
+def _may_write_in(folder: Path) -> bool:
+    """Whether files can be made in `folder`, which exists or can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _read_npz(path: Path) -> tuple[Gaussian, Gaussian | None]:
-    with reading_npz(path) as archive:
-        count = int(archive["count"]) if "count" in archive.files else UNKNOWN_COUNT
-        tensors = {
-            name: torch.from_numpy(np.asarray(archive[name], dtype=np.float64))
-            for name in ("mu", "sigma", "mu_s", "sigma_s")
-            if name in archive.files
-        }
+    names = member_names(path)
+    count = int(map_member(path, "count")) if "count" in names else UNKNOWN_COUNT
+    tensors = {
+        name: torch.from_numpy(np.array(map_member(path, name), dtype=np.float64))
+        for pair in STATISTICS
+        for name in pair
+        if name in names
+    }
     spatial = Gaussian(count, tensors["mu_s"], tensors["sigma_s"]) if "mu_s" in tensors else None
     return Gaussian(count, tensors["mu"], tensors["sigma"]), spatial
 

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
@@ -20,7 +19,8 @@ from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import FolderImages, ImageSource, NpzImages
-from mpdit_core.evaluation.record import ImagesRecord, ModelRecord, SamplingRecord, plugin_record
+from mpdit_core.evaluation.record import ImagesRecord, ModelRecord, SamplingRecord
+from mpdit_core.evaluation.stored import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.sampling import SampleSet
 
@@ -57,6 +57,10 @@ class SampledImages(ImageSource):
         if self._images.count != self.count:
             raise _incomplete(path, f"{self._images.count} images", f"{self.count}, as its record says")
 
+    @property
+    def sorted_by_class(self) -> bool:
+        return False  # by index, classes come in turn
+
     def compute_fingerprint(self) -> str:
         return self._images.fingerprint
 
@@ -80,7 +84,7 @@ class SampledImages(ImageSource):
     def sampling(self) -> SamplingRecord:
         return SamplingRecord(
             options=self.set.options,
-            sampler=plugin_record(self.set.sampler),
+            sampler=self.set.sampler,
             guide=self.set.guide,
             dtype=self.set.model.dtype,
             nfe=self.set.nfe,
@@ -99,7 +103,7 @@ class SampledImages(ImageSource):
                 )
             return DecodedLatents(path / "latents", self.latents, device)
         images = FolderImages(path / "images")
-        numbers = {file: int(file.stem) if file.stem.isdecimal() else -1 for file in images.files}
+        numbers = {file: _number(file.parts[-1]) for file in images.files}
         images.files.sort(key=lambda file: numbers[file])  # one folder per class has them in another order
         if sorted(numbers.values()) != list(range(len(images.files))):
             raise _incomplete(path, "other files than its images", f"images 0 to {self.set.num_samples - 1}, each once")
@@ -116,12 +120,13 @@ class DecodedLatents(ImageSource):
         labels: dict[int, int] = {}
         for file in sorted(path.glob("*.safetensors")):
             tensors = _load(file, ("indices", "labels"))
-            for row, index in enumerate(tensors["indices"].tolist()):
+            stored = [tensor.reshape(-1).tolist() for tensor in tensors.values()]
+            for row, (index, label) in enumerate(zip(*stored, strict=False)):
                 self._where[index] = file, row
-                labels[index] = int(tensors["labels"][row])
+                labels[index] = int(label)
         self.count = len(self._where)
         if sorted(self._where) != list(range(self.count)):
-            raise _incomplete(path, "some of its latents", f"all up to number {max(self._where)}")
+            raise _incomplete(path, "some of its latents", "all of them, each once")
         self.labels = [labels[i] for i in range(self.count)]
 
     def batch(self, indices: Sequence[int]) -> Tensor:
@@ -157,8 +162,11 @@ def _incomplete(path: Path, there: str, expected: str) -> UserError:
 
 
 def _load(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}", code="damaged-file", remedy="sample them again") from error
+    with opened(file) as tensors:
+        return {name: tensors.get_tensor(name) for name in names}
+
+
+def _number(name: str) -> int:
+    """The number of an image from its file's name; -1 where the name is no number."""
+    stem = name.partition(".")[0]
+    return int(stem) if stem.isdecimal() else -1

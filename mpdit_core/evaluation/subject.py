@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,13 +10,13 @@ import torch
 from mpdit_core import plugins
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import ImageSource, open_images
+from mpdit_core.evaluation.images import ImageSource, SpreadImages, open_images
 from mpdit_core.evaluation.options import EvaluateOptions
-from mpdit_core.evaluation.record import ModelRecord, SamplingRecord, plugin_record
+from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
 from mpdit_core.evaluation.samples import SampledImages, is_sample_set
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
-from mpdit_core.sampling import SamplingOptions, sampling_values, settle
+from mpdit_core.sampling import PluginRecord, SamplingOptions, sampling_values, settle
 
 DEFAULT_SAMPLES = 50_000
 
@@ -42,17 +42,24 @@ class Subject:
             return self.images.resolution
         return self.latents.resolution if self.latents else None
 
-    def count(self, wanted: int | None) -> int:
-        """Number of images to evaluate. Raises `UserError` where more are wanted than there are."""
+    def taking(self, wanted: int | None) -> tuple[Subject, int]:
+        """The images to evaluate, and their number: the first ones, or ones at even distances where they are sorted.
+
+        Raises:
+            UserError: more are wanted than there are (`too-few-images`).
+        """
         if self.images is None:
-            return wanted or DEFAULT_SAMPLES
-        if wanted and wanted > self.images.count:
+            return self, wanted or DEFAULT_SAMPLES
+        there = self.images.count
+        if wanted and wanted > there:
             raise UserError(
-                f"{wanted} images to evaluate, but there are {self.images.count}",
+                f"{wanted} images to evaluate, but there are {there}",
                 code="too-few-images",
-                remedy=f"--num-samples {self.images.count}, or more samples",
+                remedy=f"--num-samples {there}, or more samples",
             )
-        return wanted or self.images.count
+        if wanted and wanted < there and self.images.sorted_by_class:
+            return replace(self, images=SpreadImages(self.images, wanted)), wanted
+        return self, wanted or there
 
     def reference(self, given: str | None) -> str:
         """What to compare with: `given`, or the data that the model was trained on. Raises `UserError`."""
@@ -130,7 +137,7 @@ def _sampling_record(model: ModelFolder, options: EvaluateOptions, device: torch
     filled = {"num_steps": chosen.pop("num_steps"), "sampler_options": chosen}
     return SamplingRecord(
         options=SamplingOptions(**sampling_values(options) | filled),
-        sampler=plugin_record(sampler),
+        sampler=PluginRecord(**sampler),
         guide=settled.guide.weights_sha256 if settled.guide else None,
         dtype=dtype_name(choose_dtype(options.precision, device)),
     )

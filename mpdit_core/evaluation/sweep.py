@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import product
@@ -15,6 +16,7 @@ from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import EvaluationRecord, Value
 from mpdit_core.evaluation.subject import open_model_or_samples
 from mpdit_core.models.model_folder import open_model
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Progress, Reporter, Saved, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
@@ -40,7 +42,7 @@ class SweepRow(Settings):
 class SweepResult(Result):
     """Every combination of the values of a sweep."""
 
-    format: int = FORMAT
+    format: int = setting(FORMAT, "version of this form of tables")
     what: str = setting(..., "the model that was evaluated")
     axes: tuple[str, ...] = setting(..., "the keys, in order")
     labels: dict[str, str] = setting(..., "keys of metrics → names for people")
@@ -104,9 +106,10 @@ def _options_of(options: EvaluateOptions, axes: list[Axis], cell: tuple[str, ...
 
 def _checkpoint(run: Path, text: str) -> Path:
     """`step-0000800`, or a step as a number."""
-    there = sorted((run / "checkpoints").glob("step-*"))
+    there = RunFolder(run).checkpoints()
+    name = RunFolder(run).checkpoint(int(text)).name if text.isdecimal() and len(text) < 20 else text
     for folder in there:
-        if text == folder.name or (text.isdecimal() and int(text) == int(folder.name.removeprefix("step-"))):
+        if folder.name == name:
             return folder
     raise UserError(
         f"sweep {CHECKPOINT}={text}: {run} has no such checkpoint",
@@ -127,7 +130,7 @@ def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: 
         )
         for cell, record in zip(cells, records, strict=True)
     ]
-    lowest = min(rows, key=lambda row: _figure(row, plotted))
+    lowest = min(rows, key=lambda row: (math.isnan(_figure(row, plotted)), _figure(row, plotted)))
     ends = (axes[0].texts[0], axes[0].texts[-1])
     identity = hashlib.sha256(json.dumps([str(row.record) for row in rows]).encode()).hexdigest()[:10]
     path = first.path.parent / f"sweep-{identity}.json"
@@ -146,9 +149,9 @@ def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: 
 
 
 def _figure(row: SweepRow, key: str) -> float:
-    value = row.metrics[key]
-    assert isinstance(value, float)
-    return value
+    """The value in the plot; not a number where this row has none."""
+    value = row.metrics.get(key)
+    return value if isinstance(value, float) else math.nan
 
 
 def draw(axes: Sequence[Axis], result: SweepResult) -> None:

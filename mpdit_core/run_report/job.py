@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from mpdit_core import __version__
 from mpdit_core.config import RunConfig
+from mpdit_core.data.images import open_image, to_rgb
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, read_records
 from mpdit_core.model.compute import count
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.reporting import Reporter, Saved, silent
+from mpdit_core.reporting import Reporter, Saved, Warning, silent
 from mpdit_core.run_report.curves import curve
 from mpdit_core.run_report.history import MEAN_STEPS, History, read_history
 from mpdit_core.run_report.options import ReportOptions, ReportResult
@@ -33,6 +34,7 @@ CURVES = {
     "images_per_second": "images/s", "mfu": "model-FLOP utilisation",
 }  # fmt: skip
 MOST_FRAMES, FRAME_WIDTH = 12, 480
+STEP = re.compile(r"step-([0-9]{1,15})\.png")  # names of previews
 
 
 def write_report(options: ReportOptions, *, report: Reporter = silent) -> ReportResult:
@@ -50,13 +52,13 @@ def write_report(options: ReportOptions, *, report: Reporter = silent) -> Report
             expected="lines in metrics.jsonl",
             remedy=f"mpdit train --run {options.run}",
         )
-    facts, records = facts_of(config, history), read_records(run.evals)
+    facts, records = facts_of(config, history), read_records(run.evals, report=report)
     page = _environment().get_template(TEMPLATE.name)
     text = page.render(
         title=options.run.resolve().name,
         facts=facts,
         curves=_curves(history),
-        frames=[_frame(path) for path in chosen_frames(run.previews())],
+        frames=_frames(run, report),
         evaluations=[_evaluation(record) for record in records],
         config=to_toml(config),
         version=__version__,
@@ -96,7 +98,7 @@ def _curves(history: History) -> list[dict[str, Any]]:
     titles = {key: title for key, title in CURVES.items() if key in history.series}
     for key in sorted(key for key in history.series if key.startswith("eval/")):
         titles[key] = f"{key.removeprefix('eval/').replace('_', ' ')}, measured in the run"
-    drawn = {key: history.series[key] for key in titles if len(history.series[key]) > 1}
+    drawn = {key: history.series[key].points for key in titles if len(history.series[key].points) > 1}
     return [{"title": titles[key], "svg": curve(points, smooth=key == "loss")} for key, points in drawn.items()]
 
 
@@ -106,13 +108,28 @@ def chosen_frames(frames: list[Path]) -> list[Path]:
     return [frames[round(i * (len(frames) - 1) / max(1, number - 1))] for i in range(number)]
 
 
+def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
+    """The chosen previews; damaged ones are left out, and reported."""
+    frames = []
+    for path in chosen_frames([path for path in run.previews() if STEP.fullmatch(path.name)]):
+        try:
+            frames.append(_frame(path))
+        except UserError as error:
+            report(Warning(code="damaged-preview", text=f"left out: {path} cannot be read: {error.what}"))
+    return frames
+
+
 def _frame(path: Path) -> dict[str, Any]:
-    picture = Image.open(path).convert("RGB")
+    """Step and PNG in base64. Raises `FaultyImageError`, or `UserError` for what is no regular file."""
+    if not path.is_file():
+        raise UserError("it is no regular file", code="cannot-read")
+    picture = to_rgb(open_image(path.read_bytes()))
     if picture.width > FRAME_WIDTH:
-        picture = picture.resize((FRAME_WIDTH, round(picture.height * FRAME_WIDTH / picture.width)))
+        height = max(1, round(picture.height * FRAME_WIDTH / picture.width))
+        picture = picture.resize((FRAME_WIDTH, height))
     memory = io.BytesIO()
     picture.save(memory, format="PNG")
-    return {"step": int(path.stem.split("-")[1]), "png": base64.b64encode(memory.getvalue()).decode()}
+    return {"step": int(path.stem.removeprefix("step-")), "png": base64.b64encode(memory.getvalue()).decode()}
 
 
 def _evaluation(record: EvaluationRecord) -> dict[str, Any]:

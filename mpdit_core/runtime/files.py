@@ -185,10 +185,16 @@ def verify(path: Path, recorded: str) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files and folders that a killed process left in `folder`."""
     for leftover in [*folder.glob(".*.part"), *folder.glob(".*.old")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder with all that it holds, as far as this user may."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def size_text(count: float) -> str:

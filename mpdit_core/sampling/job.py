@@ -11,20 +11,30 @@ import numpy as np
 from PIL import Image
 
 from mpdit_core import plugins
-from mpdit_core.errors import UserError
+from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import labelled_grid, save_png, square_columns
-from mpdit_core.reporting import Note, Progress, Reporter, Saved, silent
+from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silent
 from mpdit_core.runtime import files
 from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import process_group
+from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import dtype_name
+from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values
 from mpdit_core.sampling.naming import model_name, newest, numbered
-from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingCost, SamplingOptions, ViewResult
-from mpdit_core.sampling.sample_set import PROGRESS, BlockMarkers, SampledModel, SampleSet
+from mpdit_core.sampling.options import (
+    PluginRecord,
+    SampleOptions,
+    SampleResult,
+    SamplingCost,
+    SamplingOptions,
+    ViewResult,
+    changed,
+    options_without_effect,
+)
+from mpdit_core.sampling.sample_set import PROGRESS, RECORD, BlockMarkers, SampledModel, SampleSet
 from mpdit_core.sampling.views import VIEWS
 from mpdit_core.sampling.writers import WRITERS, Writer
 
@@ -39,8 +49,12 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     In a group of processes each writes its share of the blocks, and all return the same result.
 
     Raises:
-        UserError: anything `Generator` refuses, or a folder that holds something else; nothing is changed then.
+        UserError: anything `Generator` refuses, or a folder that holds something else; nothing is changed then. Later:
+            a disk that is full or gone; finished blocks are kept.
+        Interrupted: a signal came; finished blocks are kept, and the same call resumes.
     """
+    for warning in _without_effect(options):
+        report(warning)
     if options.pictures:
         return _view(options, report)
     device = select_device(options.device)
@@ -57,20 +71,33 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
         samples = world.broadcast_object(_choose_set(generator, options) if world.is_main else None)
         writer = _writer(samples, generator)
         if samples.complete:
+            if world.is_main:
+                BlockMarkers(samples.path).remove()  # a kill came before that
             report(Note(text=f"{samples.path} is complete: nothing to do"))
             return _result(samples, writer)
         if world.is_main:
             held.enter_context(locked(samples.path))
+            if not (samples.path / RECORD).is_file():
+                BlockMarkers(samples.path).remove()  # left by a set that was deleted: nobody knows of which images
             samples.write()
         done = world.broadcast_object(_finished_blocks(generator, writer) if world.is_main else None)
         report(Note(text=_beginning(samples, done, generator.num_blocks)))
         started = time.monotonic()
-        _write_blocks(generator, writer, generator.blocks(world, done=done), report)
-        world.barrier()
+        _write_blocks(generator, writer, generator.blocks(world, done=done), world, report)
         if world.is_main:
             new = sum(len(generator.block_indices(b)) for b in range(generator.num_blocks) if b not in done)
             samples = _finish(samples, generator, writer, rate=new / (time.monotonic() - started), report=report)
         return world.broadcast_object(_result(samples, writer) if world.is_main else None)
+
+
+def _without_effect(options: SampleOptions) -> list[Warning]:
+    """Warnings of options that change nothing."""
+    found = options_without_effect(options, sweep=options.sweep)
+    if options.nearest is None:
+        found += changed(options, ["latents"], "it is the folder that nearest looks in")
+    if options.format != "png" and not options.pictures:
+        found += changed(options, ["by_class"], f"format {options.format} has no folders of classes")
+    return found
 
 
 def _view(options: SampleOptions, report: Reporter) -> ViewResult:
@@ -95,7 +122,7 @@ def _require_sampler_package(options: SampleOptions, folder: ModelFolder) -> Non
     name = model_name(options.model, folder)
     begun = _readable(options.out or numbered(name, newest(name)))
     if begun is not None and begun.options.sampler == options.sampler:
-        plugins.require_package(begun.sampler)
+        plugins.require_package(begun.sampler.model_dump() | {"kind": "samplers"})
 
 
 def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
@@ -113,7 +140,7 @@ def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
     begun = SampleSet.find(out)
     if begun is not None:
         begun.require_same(wanted)
-    return begun if begun and begun.complete else wanted
+    return wanted.model_copy(update={"counts": begun.counts}) if begun else wanted
 
 
 def _readable(out: Path) -> SampleSet | None:
@@ -135,7 +162,7 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
         by_class=options.by_class,
         num_samples=generator.num_samples,
         options=SamplingOptions(**sampling_values(options) | settled),
-        sampler=sampler,
+        sampler=PluginRecord(**sampler),
         guide=generator.guide.weights_sha256 if generator.guide else None,
         model=SampledModel(
             path=str(folder.path),
@@ -156,14 +183,16 @@ def _writer(samples: SampleSet, generator: Generator) -> Writer:
 
 
 def _finished_blocks(generator: Generator, writer: Writer) -> set[int]:
-    """The marked blocks whose files are there; what a killed process left half written is removed."""
+    """The marked blocks that are whole; all other markers, and what a killed process left half written, are removed."""
     for folder in (writer.out, writer.out / PROGRESS, writer.out / "latents"):
         files.remove_leftovers(folder)
-    done = set()
-    for block in BlockMarkers(writer.out).done():
+    markers, done = BlockMarkers(writer.out), set()
+    for block, counts in markers.done().items():
         indices = generator.block_indices(block)
-        if writer.is_there(block, indices, [generator.labels(i) for i in indices]):
+        whole = counts.images == len(indices) and block < generator.num_blocks
+        if whole and writer.is_there(block, indices, [generator.labels(i) for i in indices]):
             done.add(block)
+    markers.keep(done)
     return done
 
 
@@ -172,11 +201,19 @@ def _beginning(samples: SampleSet, done: set[int], blocks: int) -> str:
     return f"{samples.num_samples} images to {samples.path}{resumed}"
 
 
-def _write_blocks(generator: Generator, writer: Writer, blocks: Iterable[int], report: Reporter) -> None:
-    """Writes each block in a thread while the next is computed; an interruption leaves finished blocks."""
+def _write_blocks(
+    generator: Generator, writer: Writer, blocks: Iterable[int], world: World, report: Reporter
+) -> None:  # fmt: skip
+    """Writes each block in a thread while the next is computed; all processes return when all blocks are written.
+
+    Raises:
+        UserError: a block cannot be written, or the set was deleted meanwhile (`folder-gone`).
+        Interrupted: some process received a signal; blocks that were finished then are written.
+    """
     markers, total, size = BlockMarkers(writer.out), generator.num_samples, generator.options.batch_size
 
     def write(batch: SampleBatch) -> None:
+        _require_record(writer.out)
         writer.write(batch)
         markers.mark(batch)
 
@@ -184,17 +221,46 @@ def _write_blocks(generator: Generator, writer: Writer, blocks: Iterable[int], r
         report(Progress(task="sample", done=min(markers.count() * size, total), total=total, unit="images"))
 
     progress()
-    with WriteBehind() as behind, closing(generator.batches(list(blocks))) as batches:
-        for batch in batches:
-            behind.submit(write, batch)
-            progress()
-    progress()
+    with StopRequest() as stop:
+        with WriteBehind() as behind, closing(generator.batches(list(blocks))) as batches:
+            for batch in batches:
+                behind.submit(write, batch)
+                progress()
+                if stop.received:
+                    break
+        progress()
+        received = next((signum for signum in world.gather_objects(stop.received) if signum), None)
+        if received is not None:
+            raise Interrupted(received)
+
+
+def _require_record(out: Path) -> None:
+    if not (out / RECORD).is_file():
+        raise UserError(
+            f"{out} was deleted or moved while samples were written to it",
+            code="folder-gone",
+            expected="a folder that stays until all samples are there",
+            remedy="run the same command again",
+        )
 
 
 def _finish(
     samples: SampleSet, generator: Generator, writer: Writer, *, rate: float, report: Reporter
 ) -> SampleSet:  # fmt: skip
-    """Rank 0, once all blocks are there: the files of the whole set, then the record that says it is complete."""
+    """Rank 0, once all blocks are there: the files of the whole set, then the record that says it is complete.
+
+    Raises:
+        UserError: blocks are gone or damaged (`damaged-file`); the same command makes them again.
+    """
+    _require_record(samples.path)
+    missing = sorted(set(range(generator.num_blocks)) - _finished_blocks(generator, writer))
+    if missing:
+        raise UserError(
+            f"{samples.path}: {len(missing)} blocks that were written are gone or damaged, the first is {missing[0]}",
+            code="damaged-file",
+            expected="files that nobody changes while samples are written",
+            remedy="run the same command again: it makes them again",
+        )
     writer.finish(generator.num_blocks)
     report(Saved(what="samples", path=writer.result))
     if generator.decodes:
@@ -227,7 +293,7 @@ def _result(samples: SampleSet, writer: Writer) -> SampleResult:
         grid=samples.path / GRID if writer.needs_images else None,
         images=samples.num_samples,
         step=samples.model.step,
-        sampler=samples.sampler,
+        sampler=samples.sampler.model_dump(),
         precision=samples.model.dtype,
         decode_precision=samples.model.decode_dtype,
         **samples.counts.model_dump(),

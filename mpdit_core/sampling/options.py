@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import PositiveInt
 
 from mpdit_core.config import Compile, Precision
+from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Options, Result, setting
+from mpdit_core.settings import Options, Result, Settings, setting
 
 Format = Literal["png", "npz", "latents"]
 PICTURES = ("sweep", "trajectory", "interpolate", "nearest")
@@ -22,7 +24,8 @@ class SamplingOptions(Options):
     """Everything that fixes an image but the model and its number."""
 
     classes: str | tuple[str | int, ...] = setting(
-        "all", 'classes to sample: all (balanced), random, or ids and names: 207,"golden retriever"',
+        "all", 'classes to sample: all (balanced), random, or ids and names: 207,"golden retriever" (id:10 or name:10 where a '
+        "number is the name of another class)",
         panel="Sampling", sweepable=True,
     )  # fmt: skip
     sampler: str = setting(
@@ -91,6 +94,33 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     def pictures(self) -> list[str]:
         """Which of `PICTURES` are asked for; none: a set of samples."""
         return [name for name in PICTURES if getattr(self, name)]
+
+
+def options_without_effect(options: SamplingOptions, *, sweep: tuple[str, ...] = ()) -> list[Warning]:
+    """Warnings of options that change no image, given the others. `sweep`: what is varied, as `KEY=V1,V2`."""
+    if options.guidance_scale != 1 or any(text.replace("-", "_").startswith("guidance_scale") for text in sweep):
+        return []
+    return changed(options, ("guidance_interval", "guidance_schedule", "guide"), "guidance_scale is 1, which is off")
+
+
+def changed(options: Options, names: Iterable[str], why: str) -> list[Warning]:
+    """A warning (`option-without-effect`) of those options among `names` that were given; none where there are none."""
+    fields = type(options).model_fields
+    given = [name for name in names if getattr(options, name) != fields[name].get_default(call_default_factory=True)]
+    text = f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {why}"
+    return [Warning(code="option-without-effect", text=text)] if given else []
+
+
+class PluginRecord(Settings):
+    """The plugin that computed something, with all its options, as `plugins.record` says."""
+
+    kind: str = setting(..., "group of the plugin")
+    name: str = setting(..., "name that it was asked for by")
+    package: str | None = setting(None, "package that offers it")
+    version: str | None = setting(None, "version of the package")
+    options: dict[str, Any] = setting({}, "all its options, defaults too")
+    source: str | None = setting(None, "file of a plugin without a package")
+    sha256: str | None = setting(None, "hash of that file")
 
 
 class SamplingCost(Result):

@@ -7,29 +7,35 @@
     grid.png                   the first images, labelled
     .progress/000003.json      a finished block; removed with the last
 
-A block's marker is written after the block, so a block that is marked is there.
+A block's marker is written after the block, so a block that is marked is there. A marker that cannot be read says
+nothing: its block is made again.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from mpdit_core import __version__
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
 from mpdit_core.sampling.generator import SampleBatch
-from mpdit_core.sampling.options import Format, SamplingCost, SamplingOptions
+from mpdit_core.sampling.options import Format, PluginRecord, SamplingCost, SamplingOptions
 from mpdit_core.settings import Settings, flatten, setting, settings_error
 
 FORMAT = 2
 RECORD, PROGRESS = "samples.json", ".progress"
+LEFTOVERS = re.compile(r"\.progress|\.lock|\.lock\.owner|\..*\.(part|old)")
+"""Names of what a job leaves in a folder that was deleted, or that it was killed in: not foreign."""
+
+REMAINS = {"images", "latents"}
+"""Nor are these, beside `.progress`: the block that was written when the folder was deleted."""
 
 
 class SampledModel(Settings):
@@ -50,9 +56,9 @@ class SampleSet(Settings):
     mpdit: str = setting(__version__, "version that wrote it")
     format: Format = setting(..., "form of its files")
     by_class: bool = setting(..., "whether its PNGs are in one folder per class")
-    num_samples: int = setting(..., "number of images")
+    num_samples: PositiveInt = setting(..., "number of images")
     options: SamplingOptions = setting(..., "how it was sampled, the sampler's defaults filled in")
-    sampler: dict[str, Any] = setting(..., "name, package, version and options of the sampler")
+    sampler: PluginRecord = setting(..., "the sampler with all its options")
     guide: str | None = setting(None, "SHA-256 of the weights of the guide")
     model: SampledModel = setting(..., "the model that was sampled")
     latents: LatentSpec | None = setting(None, "the latents of the model, where it describes them")
@@ -87,10 +93,19 @@ class SampleSet(Settings):
                 expected=f"format {FORMAT}, which this mpdit {__version__} reads",
                 remedy="sample again, into another folder",
             )
+        samples = stored.get("samples")
         try:
-            return cls.model_validate_json(json.dumps({**stored.get("samples", {}), "path": str(path)}))
-        except ValidationError as error:
-            raise UserError(f"{record} is damaged: {settings_error(error)}", code="damaged-file") from error
+            if not isinstance(samples, dict):
+                raise ValueError("it has no table `samples`")
+            return cls.model_validate_json(json.dumps({**samples, "path": str(path)}))
+        except ValueError as error:
+            reason = settings_error(error).what if isinstance(error, ValidationError) else str(error)
+            raise UserError(
+                f"{record} is damaged: {reason}",
+                code="damaged-file",
+                expected="the record of a set of samples, as mpdit wrote it",
+                remedy="sample again, into another folder",
+            ) from error
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
@@ -101,7 +116,8 @@ class SampleSet(Settings):
         """
         if (path / RECORD).is_file():
             return cls.open(path)
-        require_empty(path)
+        if not (path / PROGRESS).is_dir() or any(p.name not in REMAINS for p in _foreign(path)):
+            require_empty(path)
         return None
 
     def write(self) -> None:
@@ -128,9 +144,9 @@ class SampleSet(Settings):
     def _reinstall(self, wanted: SampleSet) -> str:
         """What to type where another version of the sampler's package is installed than the one begun with."""
         before, now = self.sampler, wanted.sampler
-        if before["package"] != now["package"] or before["version"] == now["version"]:
+        if before.package != now.package or before.version == now.version:
             return ""
-        return f"; or pip install '{before['package']}=={before['version']}' to continue"
+        return f"; or pip install '{before.package}=={before.version}' to continue"
 
 
 IDENTITY: Any = {
@@ -146,15 +162,19 @@ IDENTITY: Any = {
 
 
 def require_empty(path: Path) -> None:
-    """Raises `UserError` (`folder-not-empty`) where `path` is a file or a folder that holds something."""
+    """Raises `UserError` (`folder-not-empty`) where `path` is a file or a folder that holds more than leftovers."""
     with files.user_errors(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or _foreign(path)):
             raise UserError(
                 f"{path} exists and is not empty",
                 code="folder-not-empty",
                 expected="a new or empty folder, or a set of samples to continue",
                 remedy="another --out, or none",
             )
+
+
+def _foreign(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not LEFTOVERS.fullmatch(path.name)]
 
 
 def _short(value: Any) -> str:
@@ -165,10 +185,10 @@ def _short(value: Any) -> str:
 class BlockCounts(Settings):
     """The number of images in a finished block, and what each of them cost."""
 
-    images: int
-    nfe: int
-    passes: int
-    saved: int
+    images: PositiveInt
+    nfe: NonNegativeInt
+    passes: NonNegativeInt
+    saved: NonNegativeInt
 
 
 class BlockMarkers:
@@ -179,16 +199,32 @@ class BlockMarkers:
 
     def mark(self, batch: SampleBatch) -> None:
         counts = BlockCounts(images=len(batch.indices), nfe=batch.nfe, passes=batch.passes, saved=batch.saved)
-        files.write_json(self.folder / f"{batch.block:06d}.json", counts.model_dump())
+        files.write_json(self._path(batch.block), counts.model_dump())
 
     def done(self) -> dict[int, BlockCounts]:
-        return {int(path.stem): BlockCounts.model_validate(files.read_json(path)) for path in self._files()}
+        """The marked blocks; what is no marker, or a damaged one, is passed over."""
+        found = {}
+        for path in self._files():
+            with suppress(UserError, ValidationError):
+                found[int(path.stem)] = BlockCounts.model_validate(files.read_json(path))
+        return found
+
+    def keep(self, blocks: set[int]) -> None:
+        """Removes the markers of all other blocks."""
+        kept = {self._path(block) for block in blocks}
+        for path in self.folder.glob("*.json"):
+            if path not in kept:
+                files.remove(path)
 
     def count(self) -> int:
         return len(self._files())
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes the folder of progress, with whatever it holds."""
+        files.remove(self.folder)
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"{block:06d}.json"
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.json"))
+        return [path for path in self.folder.glob("[0-9]*.json") if re.fullmatch(r"[0-9]{6,12}", path.stem)]

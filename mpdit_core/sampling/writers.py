@@ -7,6 +7,7 @@ To add a format: a subclass of `Writer` below, a line in `WRITERS`, and its name
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mpdit_core.errors import UserError
 from mpdit_core.pictures import tile
 from mpdit_core.runtime import files
+from mpdit_core.runtime.npz import map_member
 from mpdit_core.sampling.generator import SampleBatch
 from mpdit_core.sampling.options import Format
 from mpdit_core.sampling.sample_set import PROGRESS
 
 ENCODERS = 4  # threads that compress PNGs
+PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Writer:
@@ -48,13 +53,9 @@ class Writer:
         """The file of a block, in formats with one file per block."""
         raise NotImplementedError
 
-    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
-        """The files that hold a block."""
-        return [self.block_path(block)]
-
     def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
-        """Whether the files of a marked block still exist (a power cut may lose what a kill cannot)."""
-        return all(path.is_file() and path.stat().st_size > 0 for path in self.files(block, indices, labels))
+        """Whether the files of a marked block are whole (a power cut may tear what a kill cannot)."""
+        raise NotImplementedError
 
     @property
     def result(self) -> Path:
@@ -78,12 +79,12 @@ class PngWriter(Writer):
         slug = re.sub(r"[^\w.-]+", "_", self.class_names[label]).strip("_.")[:60]
         return slug if slug == str(label) else f"{label:04d}-{slug}"
 
-    def files(self, block: int, indices: list[int], labels: list[int]) -> list[Path]:
-        return [self.path(i, label) for i, label in zip(indices, labels, strict=True)]
+    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+        return all(_is_whole_png(self.path(i, label)) for i, label in zip(indices, labels, strict=True))
 
     def write(self, batch: SampleBatch) -> None:
         assert batch.images is not None
-        paths = self.files(batch.block, batch.indices, batch.labels)
+        paths = [self.path(i, label) for i, label in zip(batch.indices, batch.labels, strict=True)]
         with files.user_errors(self.out / "images"):
             for folder in {path.parent for path in paths}:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -95,8 +96,17 @@ class PngWriter(Writer):
         return self.out / "images"
 
     def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
-        with Image.open(self.path(index, label)) as picture:
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        path = self.path(index, label)
+        try:
+            with Image.open(path) as picture:
+                return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read: {error}",
+                code="damaged-file",
+                expected="the image that was written",
+                remedy="delete it and run the same command again: it makes the image again",
+            ) from error
 
 
 def _write_png(image: np.ndarray, path: Path) -> None:
@@ -104,6 +114,17 @@ def _write_png(image: np.ndarray, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     tile(image).save(temporary, format="PNG")
     temporary.replace(path)
+
+
+def _is_whole_png(path: Path) -> bool:
+    """Whether a PNG begins and ends as one: files that a power cut tore are empty, cut short or full of zeros."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(len(PNG_BEGIN))
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return (begin, file.read()) == (PNG_BEGIN, PNG_END)
+    except OSError:
+        return False
 
 
 class NpzWriter(Writer):
@@ -116,14 +137,21 @@ class NpzWriter(Writer):
         with files.writing(self.block_path(batch.block)) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=pixels, arr_1=np.asarray(batch.labels, dtype=np.int64))
 
+    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+        try:
+            images, stored = (map_member(self.block_path(block), name) for name in ("arr_0", "arr_1"))
+        except UserError:
+            return False
+        is_rgb = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
+        return is_rgb and len(images) == len(indices) and stored.tolist() == labels
+
     @property
     def result(self) -> Path:
         return self.out / "samples.npz"
 
     def finish(self, num_blocks: int) -> None:
         """One block is in memory at a time; for a moment the images are on the disk twice."""
-        with np.load(self.block_path(0)) as first:
-            shape = (self.count, *first["arr_0"].shape[1:])
+        shape = (self.count, *map_member(self.block_path(0), "arr_0").shape[1:])
         with (
             files.writing(self.result) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
@@ -133,12 +161,11 @@ class NpzWriter(Writer):
                     header = {"descr": descr, "fortran_order": False, "shape": full_shape}
                     np.lib.format.write_array_header_1_0(member, header)
                     for block in range(num_blocks):
-                        with np.load(self.block_path(block)) as part:
-                            member.write(part[name].tobytes())
+                        member.write(map_member(self.block_path(block), name).tobytes())
 
     def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
-        with np.load(self.block_path(index // batch_size)) as part:
-            return part["arr_0"][index % batch_size].transpose(2, 0, 1)
+        images = map_member(self.block_path(index // batch_size), "arr_0")
+        return np.array(images[index % batch_size]).transpose(2, 0, 1)
 
 
 class LatentsWriter(Writer):
@@ -155,6 +182,16 @@ class LatentsWriter(Writer):
         }
         with files.writing(self.block_path(batch.block)) as temporary:
             save_file(tensors, temporary)
+
+    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+        path = self.block_path(block)
+        try:
+            with safe_open(path if path.is_file() else "", "pt") as file:  # a pipe would be waited for
+                size = file.get_slice("latents").get_shape()[0]
+                stored = [file.get_tensor(name).tolist() for name in ("indices", "labels")]
+        except (SafetensorError, OSError, IndexError):
+            return False
+        return size == len(indices) and stored == [indices, labels]
 
     @property
     def result(self) -> Path:

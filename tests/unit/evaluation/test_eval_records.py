@@ -17,6 +17,7 @@ from sample_helpers import write_model
 import mpdit_core
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import Comparison, EvaluationRecord, compare_records, evaluate, read_records
+from mpdit_core.reporting import Event, Warning
 
 FEATURES = """
 from dataclasses import dataclass
@@ -76,10 +77,12 @@ def test_a_record_is_read_as_it_was_written(here):
 def test_a_record_of_another_version_or_damaged_is_refused(here, change, code):
     path = distance().path
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    for read in (lambda: EvaluationRecord.read(path), lambda: read_records(path.parent)):
-        with pytest.raises(UserError) as caught:
-            read()
-        assert caught.value.code == code
+    with pytest.raises(UserError) as caught:
+        EvaluationRecord.read(path)
+    assert caught.value.code == code
+    events: list[Event] = []
+    assert read_records(path.parent, report=events.append) == []
+    assert [event.code for event in events if isinstance(event, Warning)] == ["damaged-record"]
     Path("x.json").write_text("{}")
     with pytest.raises(UserError) as caught:
         EvaluationRecord.read(Path("x.json"))

@@ -15,11 +15,11 @@ from mpdit_cli.app import main
 from mpdit_core.errors import UserError
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
-from mpdit_core.reporting import Event, Saved
+from mpdit_core.reporting import Event, Saved, Warning
 from mpdit_core.run_report import ReportOptions, ReportResult, write_report
 from mpdit_core.run_report import job as report_job
 from mpdit_core.run_report.curves import curve, running_mean
-from mpdit_core.run_report.history import read_history
+from mpdit_core.run_report.history import MOST_POINTS, read_history
 from mpdit_core.settings import Result
 
 
@@ -71,7 +71,7 @@ def test_texts_of_strangers_stay_texts(run, monkeypatch):
     evil = "<script>alert('1')</script>"
     records = [Record(path=Path("fid.json"), metrics={"fid": 2.5}, model={"step": 1000}),
                Record(path=Path(f"{evil}.json"), metrics={evil: 1.0}, model=None)]  # fmt: skip
-    monkeypatch.setattr(report_job, "read_records", lambda folder: records)
+    monkeypatch.setattr(report_job, "read_records", lambda folder, report: records)
     result = write_report(ReportOptions(run=run.path))
     page = result.report.read_text()
     assert result.evaluations == 2
@@ -99,11 +99,43 @@ def test_what_is_no_run_or_has_no_steps_is_refused(tmp_path):
 
 def test_history_is_read_in_one_pass():
     history = read_history(iter([step(1, 3.0), step(2, None), step(3, float("nan")), {"step": 3, "eval/fid": 7.0}]))
-    assert history.series["loss"] == [(1, 3.0)]
-    assert history.series["eval/fid"] == [(3, 7.0)]
+    assert history.series["loss"].points == [(1, 3.0)]
+    assert history.series["eval/fid"].points == [(3, 7.0)]
     assert history.last["step"] == 3
     assert history.seconds == 6.0
     assert history.recent_loss() == 3.0
+
+
+def test_a_million_lines_take_bounded_memory():
+    history = read_history(step(number) | {"foreign": "x"} for number in range(60_000))
+    assert all(len(series.points) <= MOST_POINTS for series in history.series.values())
+    assert history.series["loss"].points[0] == (0, 1.0)
+    assert history.last["step"] == 59_999
+    assert history.recent_loss() == 1.0
+
+
+def test_lines_of_anything_are_passed_over():
+    foreign = [{"step": 10**400, "loss": 1}, {"step": 1, "loss": "low"}, {"step": -1}, {"step": 2, "loss": [1]},
+               {"step": 3, "x": 10**400}, {"step": 4, "loss": 1.0, "images_seen": "many", "images_per_second": 1}]  # fmt: skip
+    history = read_history([*foreign, step(5)])
+    assert history.last["step"] == 5
+    assert set(history.series) == {*step(5)} - {"step"} or "x" not in history.series
+
+
+def test_damaged_previews_and_records_are_left_out_and_said(run):
+    previews = run.preview(4).parent
+    run.preview(8).write_bytes(run.preview(8).read_bytes()[:60])
+    (previews / "step-abc.png").write_text("no picture")
+    (previews / "step-0000009.png").mkdir()
+    run.evals.mkdir()
+    (run.evals / "torn.json").write_text('{"metrics": ')
+    (run.evals / "deep.json").write_text("[" * 100_000)
+    (run.evals / "folder.json").mkdir()
+    events: list[Event] = []
+    page = write_report(ReportOptions(run=run.path), report=events.append).report.read_text()
+    assert page.count("data:image/png;base64,") == 1
+    codes = [event.code for event in events if isinstance(event, Warning)]
+    assert sorted(codes) == ["damaged-preview"] * 2 + ["damaged-record"] * 3
 
 
 def test_curves_put_the_extremes_at_the_edges():

@@ -192,6 +192,20 @@ def test_unknown_and_ambiguous_classes(classes, code):
     assert caught.value.code == code
 
 
+def test_numbers_that_are_names_of_other_classes_are_refused():
+    names = tuple(sorted(str(i) for i in range(12)))  # 0, 1, 10, 11, 2, …
+    assert labels_of("0,1", 2, names=names) == [0, 1]  # name and id agree
+    for classes in ("10", "2", ("10",), "1,11"):
+        with pytest.raises(UserError) as caught:
+            labels_of(classes, names=names)
+        assert caught.value.code == "ambiguous-class"
+    assert labels_of("id:10,name:10", 2, names=names) == [10, 2]
+    assert labels_of((10,), 1, names=names) == [10]
+    with pytest.raises(UserError) as caught:
+        labels_of("9" * 5000, names=names)
+    assert caught.value.code == "no-such-class"
+
+
 # Decoding
 
 

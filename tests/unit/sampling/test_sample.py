@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sample_helpers import images_of, latents_of, run_sample, sample_options, write_model
 
 from mpdit_cli.app import main
 from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.reporting import Note, Progress, Saved
+from mpdit_core.reporting import Note, Progress, Saved, Warning
 from mpdit_core.sampling import SampleSet, sample
 
 
@@ -69,7 +72,7 @@ def test_the_record_of_a_set(model, tmp_path):
     assert (made.path, made.format, made.num_samples, made.nfe) == (tmp_path / "o", "png", 10, 8)
     assert (made.options.sampler, made.options.num_steps, made.options.guidance_scale) == ("heun", 4, 2.0)
     assert made.options.sampler_options == {"grid": "cosine", "shift": None, "rho": 7.0}
-    assert (made.sampler["name"], made.sampler["package"]) == ("heun", "mpdit")
+    assert (made.sampler.name, made.sampler.package) == ("heun", "mpdit")
     assert (made.model.step, made.model.weights_sha256, made.model.dtype) == (7, model.weights_sha256, "float32")
     assert made.guide == weak.weights_sha256
     assert made.latents == model.latents
@@ -138,6 +141,114 @@ def test_a_failing_write_ends_the_job_and_keeps_what_was_written(model, tmp_path
     assert caught.value.code == "disk-full"
     assert (tmp_path / "o" / ".progress" / "000000.json").is_file()
     assert not (tmp_path / "o" / ".lock").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_is_looked_at_between_blocks(model, tmp_path, signum):
+    def send(event):
+        if isinstance(event, Progress) and event.done == 0 and not list(tmp_path.glob("o/images/*")):
+            os.kill(os.getpid(), signum)
+
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted) as caught:  # the second of these events is sent while signals are remembered
+        sample(sample_options(model, out=tmp_path / "o", num_samples=40), report=lambda e: send_when_ready(send, e))
+    assert caught.value.signum == signum
+    assert signal.getsignal(signum) == before
+    assert list(tmp_path.glob("o/.progress/*.json"))  # the block under way was finished
+    run_sample(model, out=tmp_path / "o", num_samples=40)
+
+
+def send_when_ready(send, event):
+    """Before and after sampling, these signals mean what they mean elsewhere: they are sent in between only."""
+    if signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL:
+        send(event)
+
+
+DAMAGES = ["", "[]", "null", "{", "[" * 10**5, '{"images": "4"}', '{"images": -4, "nfe": 1, "passes": 1, "saved": 0}',
+           '{"images": 4, "nfe": 8, "passes": 8, "saved": 0, "x": 1}', '{"images": 3, "nfe": 8, "passes": 8, "saved": 0}']  # fmt: skip
+
+
+@pytest.mark.parametrize("format_", ["png", "npz", "latents"])
+def test_damaged_markers_and_blocks_are_made_again(model, tmp_path, monkeypatch, format_):
+    out, whole = tmp_path / "o", run_sample(model, out=tmp_path / "whole", format=format_)
+
+    def stop(event):
+        if isinstance(event, Progress) and event.done == 10:
+            raise KeyboardInterrupt
+
+    folder = out / ".progress"
+    block = {"png": out / "images/000001.png", "npz": folder / "000000.npz", "latents": out / "latents/000000.safetensors"}
+    for damage in DAMAGES:
+        with pytest.raises(KeyboardInterrupt):
+            sample(sample_options(model, out=out, format=format_), report=stop)
+        (folder / "000001.json").write_text(damage)
+        for name in ("abc", "12", "000077", "9" * 40, "²"):
+            (folder / f"{name}.json").write_text(damage)
+        if not (folder / "000002.json").is_dir():
+            (folder / "000002.json").unlink()
+            (folder / "000002.json").mkdir()
+        block[format_].write_bytes(block[format_].read_bytes()[: len(damage) % 60])
+    made = run_sample(model, out=out, format=format_)
+    assert (made.images, made.nfe, made.passes) == (whole.images, whole.nfe, whole.passes)
+    files = lambda result: {p.name: p.read_bytes() for p in [result.samples, *result.samples.glob("*")] if p.is_file()}  # noqa: E731
+    if format_ != "npz":  # whose archive holds the time
+        assert files(made) == files(whole)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("samples", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "samples": []}', "[" * 10**5,
+                                     '{"format": 2, "samples": {"num_samples": 1e999}}'])  # fmt: skip
+def test_a_damaged_record_of_samples_is_refused(model, tmp_path, samples):
+    (tmp_path / "samples.json").write_text(samples)
+    assert code_of(run_sample, model, out=tmp_path) in ("damaged-file", "unknown-format")
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.json"]
+
+
+@pytest.mark.parametrize("format_", ["png", "npz", "latents"])
+def test_a_folder_that_is_deleted_ends_in_one_message_and_can_be_sampled_again(model, tmp_path, format_):
+    out = tmp_path / "o"
+
+    def delete(event):
+        if isinstance(event, Progress) and event.done == 4:
+            out.rename(tmp_path / "gone")
+
+    with pytest.raises(UserError) as caught:
+        sample(sample_options(model, out=out, format=format_, num_samples=60), report=delete)
+    assert caught.value.code in ("folder-gone", "cannot-write")
+    (out / ".progress").mkdir(parents=True, exist_ok=True)
+    (out / ".lock.owner").write_text("process 7")
+    (out / "images").mkdir()  # made again by a write that was under way
+    (out / "images" / "000001.png").write_bytes(b"torn")
+    assert run_sample(model, out=out, format=format_).images == 10
+
+
+def test_what_a_kill_left_of_a_complete_set_is_cleaned(model, tmp_path):
+    run_sample(model, out=tmp_path / "o", format="npz")
+    (tmp_path / "o" / ".progress").mkdir()
+    (tmp_path / "o" / ".progress" / "000000.npz").write_bytes(b"a second copy")
+    run_sample(model, out=tmp_path / "o", format="npz")
+    assert not (tmp_path / "o" / ".progress").exists()
+
+
+@pytest.mark.parametrize("format_", ["npz", "latents"])
+def test_a_full_disk_is_one_message(model, tmp_path, monkeypatch, format_):
+    def full(*_given, **_more):
+        raise SafetensorError('Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No space" }')
+
+    monkeypatch.setattr("mpdit_core.sampling.writers.save_file" if format_ == "latents" else "numpy.savez", full)
+    assert code_of(run_sample, model, out=tmp_path / "o", format=format_) == "disk-full"
+
+
+def test_options_without_effect_are_said(model, tmp_path):
+    def said(**changes):
+        events = []
+        sample(sample_options(model, **changes), report=events.append)
+        return [event.text for event in events if isinstance(event, Warning) and event.code == "option-without-effect"]
+
+    (text,) = said(out=tmp_path / "a", guidance_scale=1.0, guidance_schedule="linear", guidance_interval=(0.1, 0.9))
+    assert "guidance_interval, guidance_schedule" in text
+    assert "by_class" in said(out=tmp_path / "b", format="npz", by_class=True)[0]
+    assert said(out=tmp_path / "c", guidance_schedule="linear") == []
 
 
 # What is refused: one message with a code, nothing written

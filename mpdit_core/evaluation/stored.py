@@ -1,0 +1,70 @@
+"""Tensors in `.safetensors` files: read behind one boundary, and, where we wrote them, believed only when whole.
+
+`write_checked` stores a checksum of everything beside the tensors; `read_checked` refuses what differs from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mpdit_core.errors import UserError
+from mpdit_core.runtime.files import writing
+
+CHECKSUM = "sha256"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """`safe_open`, whose body and whose reading turn every fault of the file into a `UserError`.
+
+    Raises:
+        UserError: there is no such file (`no-such-file`), or it is torn, changed or of another kind (`damaged-file`).
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, or is no file", code="no-such-file", expected="a .safetensors file")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except UserError:
+        raise
+    except Exception as error:  # the reader raises many kinds for damaged files
+        raise UserError(
+            f"{path} is not a readable .safetensors file: {error or type(error).__name__}",
+            code="damaged-file",
+            expected="a whole file, as it was written",
+            remedy="remove it and make it again",
+        ) from error
+
+
+def write_checked(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Writes tensors (on the CPU) and texts about them. Raises `UserError` as `writing`."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with writing(path) as temporary:
+        save_file(whole, temporary, metadata={**about, CHECKSUM: _checksum(whole, about)})
+
+
+def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the texts of `write_checked`. Raises `UserError` as `opened`; one changed bit is `damaged-file`."""
+    with opened(path) as file:
+        about = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        if about.pop(CHECKSUM, None) != _checksum(tensors, about):
+            raise ValueError("its content is not what was written")
+    return tensors, about
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()

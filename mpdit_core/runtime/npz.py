@@ -1,0 +1,102 @@
+"""Reading `.npz` archives of anybody: nothing is unpickled, and no header makes us allocate more than there is.
+
+Arrays are mapped from the disk, so they may be larger than memory. Those that `np.savez` wrote are mapped in place;
+compressed ones are unpacked to a temporary file first, where there is room for it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mpdit_core.errors import UserError
+
+LOCAL_HEADER = 30  # bytes before the name of a member
+
+
+def member_names(path: Path) -> list[str]:
+    """Names of the arrays in the archive. Raises `UserError` (`damaged-file`, `no-such-file`)."""
+    with _reading(path, "the archive"), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def map_member(path: Path, name: str) -> np.ndarray:
+    """Array `name` of the archive, memory-mapped.
+
+    Raises:
+        UserError: the file or the array is missing (`no-such-file`), torn, made of Python objects, or its header
+            promises other sizes than the file holds (`damaged-file`); or no room to unpack it (`disk-full`).
+    """
+    with _reading(path, name), zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+        if member.compress_type == zipfile.ZIP_STORED:
+            return _map(path, _data_offset(path, member.header_offset), member.file_size)
+        _require_room(path, name, member.file_size)
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder) / "array.npy"
+            with archive.open(member) as source, open(unpacked, "wb") as target:
+                shutil.copyfileobj(source, target)
+            return _map(unpacked, 0, unpacked.stat().st_size)  # the mapping keeps the deleted file alive
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Whatever the body raises is a fault of the file: readers of damaged archives raise many kinds of errors."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, or is no file", code="no-such-file", expected="an .npz archive")
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{path.name} holds no such array" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise UserError(
+            f"{path}: {what} cannot be read: {reason}",
+            code="damaged-file",
+            expected="an .npz archive as numpy writes it, of numbers",
+            remedy="the file may be cut short: restore it, or make it again",
+        ) from error
+
+
+def _require_room(path: Path, name: str, size: int) -> None:
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:
+        raise UserError(
+            f"{path}: {name} is compressed and has {size / 2**30:.1f} GiB unpacked",
+            code="disk-full",
+            expected=f"at most the {free / 2**30:.1f} GiB that are free in {tempfile.gettempdir()}",
+            remedy="write it with np.savez, which does not compress, or set TMPDIR to a larger disk",
+        )
+
+
+def _data_offset(path: Path, header: int) -> int:
+    """Where a stored member's bytes begin: behind its local header, its name and its extra field."""
+    with open(path, "rb") as file:
+        file.seek(header + LOCAL_HEADER - 4)
+        name, extra = np.frombuffer(file.read(4), dtype="<u2")
+    return header + LOCAL_HEADER + int(name) + int(extra)
+
+
+def _map(path: Path, offset: int, size: int) -> np.ndarray:
+    """The array whose `size` bytes, header and all, begin at `offset`. Raises `ValueError`."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, kind = read(file)
+        start = file.tell()
+    if kind.hasobject:
+        raise ValueError("it holds Python objects")
+    needed = math.prod(shape) * kind.itemsize
+    if min(shape, default=0) < 0 or start + needed > min(offset + size, path.stat().st_size):
+        raise ValueError(f"its header says {kind} {list(shape)}, more than the file holds")
+    if needed == 0:
+        return np.empty(shape, kind)
+    return np.memmap(path, kind, "r", offset=start, shape=shape, order="F" if fortran else "C")
