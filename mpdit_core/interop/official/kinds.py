@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.errors import UserError
-from mpdit_core.model.embeddings import SinusoidTimeEmbedding
+from mpdit_core.model.time_embeddings.sinusoid import TimeEmbedding as SinusoidTimeEmbedding
 
 Kind = Literal["mpdit", "dit", "sit"]
 Prediction = Literal["velocity", "epsilon"]
