@@ -22,7 +22,7 @@ from mpdit_core.settings import Settings, dotted_fields, flatten, merge, setting
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-LARGEST_BATCH = 2**24
+LARGEST_BATCH = 2**20
 
 
 def time_embedding_names() -> list[str]:
@@ -169,8 +169,8 @@ class PreviewConfig(Settings):
     """The sample grids made during training, always from the same noise and labels, and periodic evaluation."""
 
     every: int = setting(10_000, "steps between previews; 0: none", ge=0, resumable=True)
-    num_images: PositiveInt = setting(16, "images per preview, classes in turn", resumable=True)
-    num_steps: PositiveInt = setting(50, "Euler steps of a preview", resumable=True)
+    num_images: PositiveInt = setting(16, "images per preview, classes in turn", le=4096, resumable=True)
+    num_steps: PositiveInt = setting(50, "Euler steps of a preview", le=100_000, resumable=True)
     guidance_scale: float = setting(4.0, "guidance scale of previews; 1: off", ge=0, resumable=True)
     evaluate_every: int = setting(0, "steps between evaluations; 0: none", ge=0, resumable=True)
     evaluate_samples: PositiveInt = setting(5_000, "samples per evaluation", resumable=True)

@@ -13,6 +13,7 @@ from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
+from mpdit_core.model.memory import require_memory
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Reporter
 from mpdit_core.runtime.locks import LOCK
@@ -47,6 +48,7 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     layers = fit_to_latents(layers, latents.spec, report=report)
     config = layers.config()
     _check_division(config, world_size)
+    require_memory(config.model)
     if saved is not None:
         _check_same_run(saved, config)
         _check_same_data(saved.latents(), latents.spec)
