@@ -24,7 +24,7 @@ from mpdit_core.errors import UserError
 
 
 class Settings(BaseModel):
-    """Immutable values with descriptions: unknown keys are refused, nothing is converted silently, numbers are finite."""
+    """Immutable values with descriptions: no unknown keys, no silent conversion, finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
