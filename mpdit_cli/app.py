@@ -6,12 +6,12 @@ import torch only inside the function, so that `mpdit --help` stays quick.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ import typer
 
 from mpdit_cli import console
 from mpdit_core.errors import Interrupted, UserError
+from mpdit_core.runtime.signals import handle_stop_signals, interrupt
 
 # command: module (without the package), in the order of `--help`
 COMMANDS = {
@@ -79,8 +80,7 @@ def _print_version(wanted: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code (see README, "Exit codes")."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_interrupted)
+    handle_stop_signals(interrupt)
     console.configure(json="--json" in arguments, quiet="--quiet" in arguments)
     command = typer.main.get_command(build_app())
     try:
@@ -89,24 +89,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.user_error(error)
         return EXIT_USER_ERROR
-    except Interrupted as interrupted:
-        console.stopped(interrupted, remedy=interrupted.remedy or shlex.join(["mpdit", *arguments]))
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
+        interrupted = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            console.stopped(interrupted, remedy=interrupted.remedy or shlex.join(["mpdit", *arguments]))
         return 128 + interrupted.signum
-    except (KeyboardInterrupt, typer.Abort):  # while no job runs
-        return 128 + signal.SIGINT
     except BrokenPipeError:  # `mpdit … | head`: the reader has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the interpreter ends
         return 0
+    except MemoryError:
+        what = "this machine's memory is full"
+        console.user_error(UserError(what, code="out-of-memory", remedy="a smaller batch, model or number of images"))
+        return EXIT_USER_ERROR
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "show"):  # click's, for a command line it cannot read
             console.usage_error(error)
             return EXIT_USER_ERROR
         console.defect(error)
         return EXIT_DEFECT
-
-
-def _raise_interrupted(signum: int, _frame: object) -> None:
-    raise Interrupted(signum)
+    except BaseException as error:  # nothing of ours raises others
+        what = f"a plugin or a library ended the command with {type(error).__name__}: {error}"
+        console.user_error(UserError(what, code="broken-plugin", remedy="report it to the author of the plugin"))
+        return EXIT_USER_ERROR
 
 
 def entry_point() -> None:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO, TypeVar
@@ -72,7 +73,6 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
 
     Raises:
         typer.Exit: with the exit code of the processes, after they were started and have ended.
-        Interrupted: Ctrl-C.
     """
     if nproc != "1":
         _launch_if_several(nproc, device)
@@ -80,7 +80,7 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
     with _stdout_for_json():
         try:
             return job(*arguments, report=view.show)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # click would end with it
             raise Interrupted(signal.SIGINT) from None
         finally:
             view.close()
@@ -113,22 +113,73 @@ def show(result: Result, *parts: Table | Summary) -> None:
 
 @contextlib.contextmanager
 def _stdout_for_json() -> Iterator[None]:
-    """With `--json`, keeps stdout for events; what anything prints in the meantime goes to stderr."""
+    """With `--json`, keeps stdout for events; what anything prints in the meantime goes to stderr.
+
+    So does what code that is not Python's writes to file descriptor 1.
+    """
     if not _settings.json or _settings.stdout is not None:
         yield
         return
-    _settings.stdout = sys.stdout
+    sys.stdout.flush()
+    ours = os.dup(1)
+    is_real = _descriptor(sys.stdout) == 1  # not where a caller in Python has put something else in its place
+    os.dup2(2, 1)
+    _settings.stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        _flush_c_library()
+        os.dup2(ours, 1)
+        os.close(ours)
+        if is_real:
+            with contextlib.suppress(OSError):  # the reader may be gone
+                _settings.stdout.close()
         _settings.stdout = None
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _flush_c_library() -> None:
+    """Writes out what C code has printed and C's library still holds."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows
+        ctypes.CDLL(None).fflush(None)
+
+
+IMITATED = "Traceback (most recent call last)"
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """`text` without what a name in a file could do to a terminal or its reader.
+
+    Control characters, escape sequences, marks that reverse the direction of writing, and undecodable bytes are shown
+    as Python escapes, and so are line ends, except where the `lines` are ours. Words that imitate a traceback go.
+    """
+    shown = "".join(c if _is_harmless(c, lines=lines) else _escaped(c) for c in text)
+    return shown.replace(IMITATED, "(text of a traceback)")
+
+
+def _is_harmless(character: str, *, lines: bool) -> bool:
+    if character == "\n":
+        return lines
+    return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def say(text: str, *, style: str | None = None) -> None:
     """One line of text for people; of a group of processes, rank 0 says it."""
     if not _settings.quiet and _rank() == 0:
-        _people().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        _people().print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_picture(path: str) -> None:
@@ -148,7 +199,9 @@ def show_picture(path: str) -> None:
 
 def user_error(error: UserError) -> None:
     """What the user can correct: text on stderr, and with `--json` the last line of stdout."""
-    _error(str(error), code=error.code, what=error.what, expected=error.expected, remedy=error.remedy)
+    parts = {"what": error.what, "expected": error.expected, "remedy": error.remedy}
+    shown = UserError(**{name: part and clean(part) for name, part in parts.items()})
+    _error(str(shown), code=error.code, **parts)
 
 
 def usage_error(error: Any) -> None:
@@ -167,7 +220,8 @@ def stopped(interrupted: Interrupted, *, remedy: str) -> None:
 
 def defect(problem: BaseException) -> None:
     """An error that is ours: the traceback, and what to do with it."""
-    traceback.print_exception(problem)
+    frames = "".join(traceback.format_exception(problem))
+    print("".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in frames), file=sys.stderr)
     print("\nThis is a defect of mpdit, not of your input. Please report it with the text above.", file=sys.stderr)
     if _settings.json:
         _write_json({"event": "error", "code": "defect", "what": f"{type(problem).__name__}: {problem}"})
@@ -207,7 +261,7 @@ def _draw_table(table: Table) -> None:
         words = i == 0 or _are_words(row[i] for row in table.rows)
         drawn.add_column(column, justify="left" if words else "right", no_wrap=i == 0)
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(clean, row))
     if not console.is_terminal and console.width < WIDTH_OF_A_FILE:  # a file has no width: do not squeeze the columns
         console.width = WIDTH_OF_A_FILE
     console.print(drawn)
@@ -219,7 +273,7 @@ def _draw_summary(summary: Summary) -> None:
     width = max((len(label) for label in summary.rows), default=0)
     say(summary.title, style="bold")
     for label, value in summary.rows.items():
-        say(f"  {label:<{width}}  {value}")
+        say(f"  {label:<{width}}  {clean(value)}")
     if summary.next_command:
         say(f"next:  {summary.next_command}", style="green")
 
@@ -292,7 +346,7 @@ class _View:
 
     def _print(self, text: str, style: str | None = None) -> None:
         console = self.bars.console if self.bars is not None else self.console
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _progress(self, task: str, done: int, total: int, unit: str, text: str = "") -> None:
         if self.panel is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -103,7 +104,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             )
         *tables, leaf = key.split(".")
         if len(tables) >= DEEPEST:
-            raise _too_deep(key)
+            raise _too_large(f"{shortened(key)} has too many parts")
         node = tree
         for table in tables:
             node = node.setdefault(table, {})
@@ -126,25 +127,29 @@ def parse_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text.strip()
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
-        raise _too_deep(text) from None
-    _require_moderate(tree, text)
+        raise _too_large(f"{shortened(text)}: thousands of digits, or of brackets") from None
+    _require_moderate(tree, origin=shortened(text))
     return tree["value"] if tree.keys() == {"value"} else text.strip()
 
 
-def _require_moderate(value: Any, origin: str, *, depth: int = 0) -> None:
-    """Raises `UserError` for what later work could not print or walk through: huge integers, deep nesting."""
-    if depth > DEEPEST or (isinstance(value, int) and abs(value) > LARGEST_INTEGER):
-        raise _too_deep(origin)
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for each in inner:
-        _require_moderate(each, origin, depth=depth + 1)
+def _require_moderate(value: Any, *, origin: str, key: str = "", depth: int = 0) -> None:
+    """Raises `UserError` for what no field means, wherever it stands: NaN, huge integers, deep nesting."""
+    where = f"{origin or 'configuration refused'}: {shortened(key)}"
+    if depth > DEEPEST:
+        raise _too_large(f"{where} has too many tables or lists inside each other")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise _too_large(f"{where} is a number of more than 64 bits")
+    if isinstance(value, float) and math.isnan(value):
+        raise _too_large(f"{where} is NaN")
+    named = value.items() if isinstance(value, Mapping) else ()
+    listed = value if isinstance(value, list | tuple) else ()
+    for name, inner in [*named, *(("", each) for each in listed)]:
+        _require_moderate(inner, origin=origin, key=f"{key}.{name}".strip("."), depth=depth + 1)
 
 
-def _too_deep(origin: str) -> UserError:
+def _too_large(what: str) -> UserError:
     return UserError(
-        f"{shortened(origin)}: a number too large, or lists or tables too deep",
-        code="invalid-value",
-        expected=f"integers below 2^63, at most {DEEPEST} tables or lists inside each other",
+        what, code="invalid-value", expected=f"finite numbers, integers below 2^63, at most {DEEPEST} levels"
     )
 
 
@@ -203,11 +208,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path} does not exist", code="no-such-file", expected="a TOML configuration file") from None
-    except (ValueError, RecursionError) as error:  # TOML's and Unicode's errors among them
+    except (OSError, ValueError, RecursionError) as error:  # no text, no TOML, an integer without end
         raise UserError(
             f"{path} is not TOML: {error}", code="damaged-file", expected="tables [model], [objective], [train], …"
         ) from error
-    _require_moderate(tree, str(path))
+    _require_moderate(tree, origin=str(path))
     return tree
 
 
@@ -228,8 +233,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def validate(kind: type[S], values: Mapping[str, Any], *, origin: str = "") -> S:
+def validate(kind: type[S], values: Any, *, origin: str = "") -> S:
     """`values` as a `kind`. Raises `UserError` with one line per mistake, each naming its dotted key."""
+    _require_moderate(values, origin=origin)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

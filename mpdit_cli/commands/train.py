@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
+from mpdit_core.runtime.files import size_text
 from mpdit_core.settings import to_toml
 from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 
@@ -39,14 +40,10 @@ def _dry_run(result: DryRunResult) -> console.Summary:
     rows = {
         "latents": f"{result.latents}, {result.images:,} images",
         "steps": f"{result.total_steps:,}",
-        "device memory": f"{_gib(result.memory_bytes)}, {_gib(result.activation_bytes)} of it activations",
-        f"with activation checkpointing {other}": f"{_gib(result.switched_memory_bytes)}; {cost}",
-        "disk": f"{_gib(result.disk_bytes)}, {_gib(result.checkpoint_bytes)} per checkpoint",
-        "disk free": _gib(result.free_bytes),
+        "device memory": f"{size_text(result.memory_bytes)}, {size_text(result.activation_bytes)} of it activations",
+        f"with activation checkpointing {other}": f"{size_text(result.switched_memory_bytes)}; {cost}",
+        "disk": f"{size_text(result.disk_bytes)}, {size_text(result.checkpoint_bytes)} per checkpoint",
+        "disk free": size_text(result.free_bytes),
     }
     title = f"{result.run} (nothing was written)"
     return console.Summary(title=title, rows=rows, next_command="the same without --dry-run")
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

@@ -7,7 +7,6 @@ framework itself (about 1 GB on a GPU), so leave a tenth of the device free.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -22,7 +21,8 @@ from mpdit_core.model.compute import (
     parameter_count,
     tokens,
     unlisted_cost,
-)  # fmt: skip
+)
+from mpdit_core.runtime import files
 
 BLOCK_OVERHEAD = 2**15  # bytes of Python objects per block, whatever its width
 
@@ -87,13 +87,13 @@ def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precisi
     )
 
 
-def require_memory(config: ModelConfig) -> None:
+def require_fit(config: ModelConfig) -> None:
     """Raises `UserError` (`too-large`) for a model that this machine's memory cannot hold, before anything is made."""
     needed = 4 * parameter_count(config, with_positions=True) + config.depth * BLOCK_OVERHEAD
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    there = files.memory_bytes()
+    if there is not None and needed > there:
         raise UserError(
-            f"a model of this shape has {needed / 2**30:,.0f} GiB of weights",
+            f"a model of this shape has {needed / 2**30:,.1f} GiB of weights",
             code="too-large",
             expected=f"at most {there / 2**30:,.0f} GiB, the memory of this machine",
             remedy="a smaller width, depth, input_size, or number of classes or class tokens",

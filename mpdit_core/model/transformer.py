@@ -17,7 +17,7 @@ from mpdit_core.config import Stage as StageConfig
 from mpdit_core.model.blocks import Block, Modulation, ModulationLayer, modulated_norm
 from mpdit_core.model.class_embedding import ClassEmbedding
 from mpdit_core.model.initialize import initialize
-from mpdit_core.model.memory import require_memory
+from mpdit_core.model.memory import require_fit
 from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, position_table, unpatchify
 
@@ -31,7 +31,7 @@ class MPDiT(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        require_memory(config)
+        require_fit(config)
         self.config = config
         self.time_embedding = time_embedding(config.time_embedding, config.width)
         self.class_embedding = ClassEmbedding(

@@ -10,15 +10,15 @@ Only safetensors and JSON are ever read: opening a model from somebody else runs
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,18 +27,31 @@ from mpdit_core import __version__
 from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
+from mpdit_core.model.compute import parameter_count
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
-from mpdit_core.settings import settings_error
+from mpdit_core.settings import Settings, setting, validate
 
 FORMAT = 2
 """Version of a model folder; any other is refused."""
 
+CHECKPOINT = re.compile(r"step-\d+")
 WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.json", "training.safetensors"
 SHARDS = (
     "training"  # for a sharded run, in place of TRAINING: a folder with one file per process; `extra` has their number
 )
+
+
+class _Description(Settings):
+    """What config.json holds, beside the versions."""
+
+    config: RunConfig
+    latents: LatentSpec | None = None
+    step: NonNegativeInt = 0
+    images_seen: NonNegativeInt = 0
+    extra: dict[str, Any] = setting({}, "what else its writer recorded")
+    sha256: dict[str, str] = setting({}, "hashes of its files")
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class ModelFolder:
     step: int
     images_seen: int
     extra: dict[str, Any]  # what else the writer of the folder recorded: origin, notes, position of a run
+    sha256: dict[str, str]  # hashes of its files, recorded when they were written
 
     @property
     def run(self) -> Path | None:
@@ -58,9 +72,41 @@ class ModelFolder:
         parent = self.path.parent
         return parent.parent if parent.name == "checkpoints" else None
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
         return files.sha256(self.path / WEIGHTS)
+
+    def verify(self) -> None:
+        """Compares all files with their recorded hashes, see `files.verify`."""
+        for name, recorded in self.sha256.items():
+            files.verify(self.path / name, recorded)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the weights' file, once they are known to be what was written.
+
+        Raises:
+            UserError: the file is torn or has changed, or does not fit the configuration (`damaged-file`).
+        """
+        path = self.path / WEIGHTS
+        if WEIGHTS in self.sha256:
+            files.verify(path, self.sha256[WEIGHTS])
+        self._require_size(path)
+        state = read_weights(path)
+        with torch.device("meta"):
+            expected = {name: tuple(p.shape) for name, p in MPDiT(self.config.model).named_parameters()}
+        require_shapes(expected, state, where=path)
+        return state
+
+    def _require_size(self, path: Path) -> None:
+        """Refuses a configuration of another size than the weights, before a network of that size is built."""
+        with safe_open(path, "pt") as opened:
+            found = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        wanted = parameter_count(self.config.model)
+        if found != wanted:
+            raise _misfit(path, f"it holds {found:,} numbers", f"{wanted:,} numbers")
+        model = self.config.model
+        tokens = sum((model.input_size // stage.patch_size) ** 2 for stage in model.stages)
+        require_memory(4 * model.width * tokens, what=f"the position tables of {path.parent}")
 
     def require_flow(self) -> None:
         """Raises `UserError` (`not-a-flow`) for an imported epsilon model (DiT): no sampler here applies to it."""
@@ -73,28 +119,42 @@ class ModelFolder:
             )
 
     def load(self, device: torch.device | str = "cpu") -> MPDiT:
-        """The network in float32 and eval mode, parameters frozen.
-
-        Raises:
-            UserError: the weights are torn or do not fit the configuration (`damaged-file`).
-        """
+        """The network in float32 and eval mode, parameters frozen. Raises `UserError` as `weights`."""
+        state = self.weights()
         with torch.device("meta"):
             model = MPDiT(self.config.model)
-        state = read_weights(self.path / WEIGHTS)
-        expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if expected != given:
-            wrong = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
-            raise UserError(
-                f"{self.path / WEIGHTS} does not fit the configuration beside it: {wrong[0]} is "
-                f"{given.get(wrong[0], 'missing')}",
-                code="damaged-file",
-                expected=f"{expected.get(wrong[0], 'no such tensor')}",
-                remedy="restore both files from the same checkpoint",
-            )
         model.load_state_dict({n: t.float() for n, t in state.items()}, assign=True)
         rebuild_positions(model)
         return model.to(device).eval().requires_grad_(False)
+
+
+def require_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], *, where: Path | str) -> None:
+    """Raises `UserError` (`damaged-file`) where tensors are missing, left over or of another shape."""
+    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    if wrong:
+        name = wrong[0]
+        raise _misfit(where, f"{name} is {found.get(name, 'missing')}", f"{expected.get(name, 'no such tensor')}")
+
+
+def _misfit(where: Path | str, found: str, expected: str) -> UserError:
+    return UserError(
+        f"{where} does not fit its configuration: {found}",
+        code="damaged-file",
+        expected=expected,
+        remedy="restore all files of that folder from the same checkpoint",
+    )
+
+
+def require_memory(count: int, *, what: str) -> None:
+    """Raises `UserError` (`too-large`) when `what`, of `count` bytes, cannot fit into this machine's memory."""
+    there = files.memory_bytes()
+    if there is not None and count > there:
+        raise UserError(
+            f"{what} would take {files.size_text(count)}",
+            code="too-large",
+            expected=f"at most the {files.size_text(there)} of memory that this machine has",
+        )
 
 
 def load_model(where: str | Path, device: torch.device | str = "cpu") -> MPDiT:
@@ -145,7 +205,8 @@ def _remedy_for_no_folder(where: str) -> str:
 def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Complete checkpoints of a run in order of step, and the damaged ones with what is wrong with each."""
     complete, torn = [], []
-    for folder in sorted(run.glob("checkpoints/step-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)):
+    named = (p for p in (run / "checkpoints").glob("step-*") if CHECKPOINT.fullmatch(p.name) and p.is_dir())
+    for folder in sorted(named, key=lambda p: int(p.name.removeprefix("step-"))):
         try:
             _check_complete(folder)
         except UserError as error:
@@ -190,7 +251,8 @@ def save_model(
             if isinstance(content, Path):
                 content.rename(temporary / name)
             else:
-                _save_tensors(content, temporary / name)
+                tensors = {n: t.detach().cpu().contiguous() for n, t in content.items()}
+                save_file(tensors, temporary / name, metadata={"format": "pt"})
         description = {
             "format": FORMAT,
             "mpdit": __version__,
@@ -199,17 +261,12 @@ def save_model(
             "config": config.model_dump(mode="json"),
             "latents": latents.model_dump(mode="json") if latents else None,
             "extra": dict(extra or {}),
+            "sha256": {
+                file.relative_to(temporary).as_posix(): files.sha256(file)
+                for file in sorted(temporary.rglob("*.safetensors"))
+            },
         }
         (temporary / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # it hides the OSError it met
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise OSError(28, "No space left on device") from error
-        raise
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -250,20 +307,11 @@ def _read_folder(folder: Path) -> ModelFolder:
             expected=f"format {FORMAT}, which mpdit {__version__} reads",
             remedy=f"use the version that wrote it ({description.get('mpdit', 'unknown')})",
         )
-    try:
-        config = RunConfig.model_validate_json(json.dumps(description["config"]))
-        latents = description.get("latents") and LatentSpec.model_validate_json(json.dumps(description["latents"]))
-    except ValidationError as error:
-        raise settings_error(error, origin=str(folder / CONFIG)) from None
+    names = _Description.model_fields.keys()
+    given = {name: description[name] for name in names & description.keys()}
+    read = validate(_Description, given, origin=str(folder / CONFIG))
     _check_header(folder / WEIGHTS)
-    return ModelFolder(
-        path=folder,
-        config=config,
-        latents=latents or None,
-        step=description.get("step", 0),
-        images_seen=description.get("images_seen", 0),
-        extra=description.get("extra", {}),
-    )
+    return ModelFolder(path=folder, **{name: getattr(read, name) for name in names})
 
 
 def rebuild_positions(model: MPDiT) -> None:

@@ -12,7 +12,9 @@ bad-step-….json                   the images of a batch whose loss or gradient
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,9 @@ FORMAT = 2
 """Version of a run's folder; any other is refused."""
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
+PREVIEW = re.compile(r"step-\d+\.png")
+LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; a longer line is none of ours
+LARGEST_NUMBER = 2**63
 
 
 class RunFolder:
@@ -66,7 +71,7 @@ class RunFolder:
 
     def latents(self) -> LatentSpec:
         """What the latents are that the run is trained on. Raises `UserError` as `config`."""
-        return validate(LatentSpec, self._about()["latents"], origin=str(self.path / ABOUT))
+        return validate(LatentSpec, self._about().get("latents"), origin=str(self.path / ABOUT))
 
     def _about(self) -> dict[str, Any]:
         if not self.exists(self.path):
@@ -74,6 +79,8 @@ class RunFolder:
                 f"{self.path} is not a run", code="not-a-run", expected=f"a folder with {CONFIG}, made by `mpdit train`"
             )
         about = files.read_json(self.path / ABOUT) if (self.path / ABOUT).is_file() else {}
+        if not isinstance(about, dict):
+            raise UserError(f"{self.path / ABOUT} is not what a run writes", code="damaged-file")
         if about.get("format") != FORMAT:
             raise UserError(
                 f"the run {self.path} has format {about.get('format', 1)}",
@@ -83,16 +90,37 @@ class RunFolder:
             )
         return about
 
+    def require(self) -> None:
+        """Raises `UserError` (`no-such-folder`) when the run was removed while something worked in it."""
+        if not self.exists(self.path):
+            raise UserError(
+                f"the run {self.path} was removed or moved while it was written to",
+                code="no-such-folder",
+                expected="its folder, to the end",
+                remedy="put it back and resume it, or begin another run",
+            )
+
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl in order. Torn lines, and ones that have no step, are passed over."""
+        """The lines of metrics.jsonl in order, with their finite numbers.
+
+        Torn lines, and ones without a possible step, are passed over.
+        """
         for _, values in self._metric_lines():
             yield values
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Adds one line, which has a `step`."""
+    def append_metrics(self, *lines: dict[str, Any]) -> None:
+        """Adds lines, each with a `step`: all of them, or none when the disk does not take them (`UserError`)."""
         path = self.path / METRICS
-        with files.user_errors(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with files.user_errors(path), open(path, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            try:
+                while text:
+                    text = text[file.write(text) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
 
     def truncate_metrics(self, step: int) -> None:
         """Drops the lines after `step`, and torn ones, so that a resumed run writes each line once."""
@@ -107,12 +135,15 @@ class RunFolder:
         if not path.is_file():
             return
         with open(path, encoding="utf-8", errors="replace") as lines:
-            for text in lines:
+            while text := lines.readline(LONGEST_LINE):
                 try:
                     values = json.loads(text)
-                except json.JSONDecodeError:
+                except (ValueError, RecursionError):
                     continue
-                if text.endswith("\n") and isinstance(values, dict) and isinstance(values.get("step"), int):
+                if not text.endswith("\n") or not isinstance(values, dict):
+                    continue
+                values = {key: value for key, value in values.items() if _is_number(value)}
+                if isinstance(values.get("step"), int) and values["step"] >= 0:
                     yield text, values
 
     def checkpoint(self, step: int) -> Path:
@@ -131,8 +162,8 @@ class RunFolder:
 
     def previews(self) -> list[Path]:
         """The previews of the first EMA in order of step."""
-        frames = [p for p in (self.path / "samples").glob("step-*.png") if not p.stem.endswith("-raw")]
-        return sorted(frames, key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
+        frames = [path for path in (self.path / "samples").glob("step-*.png") if PREVIEW.fullmatch(path.name)]
+        return sorted(frames, key=lambda path: int(path.stem.removeprefix("step-")))
 
     @property
     def animation(self) -> Path:
@@ -151,3 +182,7 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST_NUMBER  # False for NaN

@@ -6,10 +6,14 @@ every method of `World` is a no-op, so jobs have one code path. Torch is importe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
 import sys
-import uuid
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +21,23 @@ from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import Interrupted, UserError
+from mpdit_core.runtime import signals
 from mpdit_core.runtime.concurrency import usable_cores
+from mpdit_core.runtime.signals import StopRequest
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+LAUNCHER = "MPDIT_LAUNCHER"  # in the environment of a process that `launch` started: the launcher's process id
+SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_TO_JOIN = 300.0  # for all processes, on all machines, to start
+SECONDS_TO_END = 30.0  # for a process whose work is lost anyway
+SECONDS_TO_SAVE = 1800.0  # for a checkpoint on a slow disk
+
+_joined = threading.Event()  # this process is in its group
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,11 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
-    """Joins the group that torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end."""
+    """Joins the group that torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end.
+
+    Raises:
+        UserError: another process of the group cannot be reached or has ended (`process-ended`).
+    """
     if not under_torchrun():
         yield World()
         return
@@ -100,11 +118,36 @@ def process_group(device: torch.device) -> Iterator[World]:
         yield _world()
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=60), device_id=device if device.type == "cuda" else None)
+    with _group_errors():
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=SECONDS_TO_JOIN)))
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=60),
+            device_id=device if device.type == "cuda" else None,
+        )  # fmt: skip
+        _joined.set()
+        try:
+            yield _world()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the others may be gone
+                dist.destroy_process_group()
+
+
+@contextmanager
+def _group_errors() -> Iterator[None]:
+    """What torch raises when another process of the group has gone, as the end by a signal or as a `UserError`."""
     try:
-        yield _world()
-    finally:
-        dist.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, _dist().DistError) or "gloo" in str(error)):
+            raise
+        if signals.last_received is not None:  # all were told to end, and another was quicker
+            raise Interrupted(signals.last_received) from None
+        raise UserError(
+            "another process of the group cannot be reached or has ended",
+            code="process-ended",
+            expected="all processes, to the end of the job",
+            remedy="see what that process says, then run the same command again",
+        ) from error
 
 
 def _world() -> World:
@@ -133,40 +176,96 @@ def count_processes(nproc: str, device: torch.device) -> int:
 
 
 def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
-    """Runs `python -m mpdit_cli ARGUMENTS` in `nproc` processes of one group.
+    """Runs `python -m mpdit_cli ARGUMENTS` in `nproc` processes of one group, and waits for them.
 
-    Torch's elastic launcher starts and watches them: when one dies, all stop.
+    A stop signal is passed on, and the processes have as long as they need to save; after a second one, or when one of
+    them has failed, those that are left after `SECONDS_TO_END` are killed. They end by themselves when this process is
+    gone (`watch_launcher`).
 
     Returns:
         the exit code of the job, which is that of the process that failed first; and a sentence about that process,
         if a signal ended it before it could say anything.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     threads = max(1, usable_cores() // nproc)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "mpdit_cli", *arguments)
-    except SignalException as signalled:  # it reached the processes, which saved what there was
-        return 128 + int(signalled.sigval), None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            return failure.exitcode, None
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (is the memory full?)" if name == "SIGKILL" else ""
-        text = f"process {rank} of {nproc} (pid {failure.pid}) was ended by {name}{hint}; the others were stopped"
-        return 128 - failure.exitcode, text
-    return 0, None
+    common = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
+        "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()), LAUNCHER: str(os.getpid()),
+    }  # fmt: skip
+    group: list[subprocess.Popen[bytes]] = []
+    with StopRequest(then=lambda signum: _signal_all(group, signum)) as stop:
+        for rank in range(nproc):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", "mpdit_cli", *arguments]
+            group.append(subprocess.Popen(command, env=common | place, start_new_session=True))
+        try:
+            failed = _wait_for_all(group, stop)
+        except Interrupted as again:
+            _end(group)
+            return 128 + again.signum, None
+    code = 0 if failed is None else group[failed].returncode
+    if code >= 0 or -code == stop.received:
+        return (code if code >= 0 else 128 - code), None
+    name = signal.Signals(-code).name
+    hint = " (is the memory full?)" if name == "SIGKILL" else ""
+    text = f"process {failed} of {nproc} (pid {group[failed].pid}) was ended by {name}{hint}; the others were stopped"
+    return 128 - code, text
+
+
+def _wait_for_all(group: list[subprocess.Popen[bytes]], stop: StopRequest) -> int | None:
+    """Waits until all have ended; ends the others when one has failed. The rank that failed first, or None."""
+    if stop.received is not None:  # while they were started
+        _signal_all(group, stop.received)
+    while running := [process for process in group if process.poll() is None]:
+        failed = _first_failed(group)
+        if failed is not None and group[failed].returncode != 128 + (stop.received or 0):
+            _end(running)
+            return failed
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return _first_failed(group)
+
+
+def _first_failed(group: list[subprocess.Popen[bytes]]) -> int | None:
+    return next((rank for rank, process in enumerate(group) if process.returncode), None)
+
+
+def _end(group: list[subprocess.Popen[bytes]]) -> None:
+    """Asks processes to end, and kills those that have not after `SECONDS_TO_END`."""
+    _signal_all(group, signal.SIGTERM)
+    end = time.monotonic() + SECONDS_TO_END
+    for process in group:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _signal_all(group: list[subprocess.Popen[bytes]], signum: int) -> None:
+    for process in group:
+        process.send_signal(signum)  # does nothing to one that has ended
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def watch_launcher() -> None:
+    """In a process of a group: ends it when the process that started it is gone, which nobody else would do.
+
+    It is sent SIGTERM, so that it finishes the step and saves; one that has not joined its group yet, or still runs
+    after `SECONDS_TO_SAVE`, is ended at once.
+    """
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if _joined.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(SECONDS_TO_SAVE)
+        os._exit(128 + signal.SIGTERM)
+
+    if os.name != "nt":  # where no process is told that its parent is gone
+        threading.Thread(target=watch, name="launcher", daemon=True).start()

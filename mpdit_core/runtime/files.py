@@ -6,11 +6,14 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from mpdit_core.errors import UserError
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
 NO_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.EFBIG,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.ENOENT,
 }  # fmt: skip
 
 
@@ -29,23 +32,32 @@ def user_errors(path: Path) -> Iterator[None]:
     `path`, into a `UserError`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
+    except Exception as error:
+        number = _error_number(error)
+        if number in NO_SPACE:
             raise UserError(
                 f"no space left on the disk while writing {path}",
                 code="disk-full",
-                expected=f"room on the file system of {path.parent} ({free_bytes(path) / 2**20:.0f} MiB are free)",
+                expected=f"room on the file system of {path.parent} ({size_text(free_bytes(path))} are free)",
                 remedy="free some space or choose another place, then run the same command again; "
                 "everything finished before is kept",
             ) from error
-        if error.errno in NO_PLACE:
+        if number in NO_PLACE:
             raise UserError(
-                f"cannot write {path}: {error.strerror}",
+                f"cannot write {path}: {os.strerror(number)}",
                 code="cannot-write",
                 expected="a place that this user may write to, on a disk that takes it",
                 remedy="choose another place or correct the rights",
             ) from error
         raise
+
+
+def _error_number(error: Exception) -> int:
+    """The system's number of an error; 0 where it has none. safetensors tells it in words only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"Os { code: (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(told[1]) if told else 0
 
 
 @contextmanager
@@ -118,13 +130,16 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        UserError: the file is missing (`no-such-file`) or not JSON (`damaged-file`).
+        UserError: the file is missing (`no-such-file`), unreadable, no regular file or not JSON (`damaged-file`).
     """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist", code="no-such-file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist", code="no-such-file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no regular file")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not readable JSON: {error}",
             code="damaged-file",
@@ -134,8 +149,37 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
+    """The hash of a file; it is read once, and again after it has changed."""
+    path = Path(path).absolute()
+    there = path.stat()
+    return _sha256(str(path), there.st_size, there.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: str, _size: int, _changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, recorded: str) -> None:
+    """Compares a file with its recorded hash. `MPDIT_VERIFY=off` in the environment leaves that out.
+
+    Raises:
+        UserError: the file is missing (`no-such-file`), or it is not what was written (`damaged-file`).
+    """
+    if os.environ.get("MPDIT_VERIFY", "").lower() in ("off", "0"):
+        return
+    try:
+        found = sha256(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist", code="no-such-file") from None
+    if found != recorded:
+        raise UserError(
+            f"{path} has changed since it was written: its SHA-256 is {found[:12]}…",
+            code="damaged-file",
+            expected=f"{recorded[:12]}…, as recorded when it was written",
+            remedy="restore the file from a copy, or make it again; MPDIT_VERIFY=off reads it as it is",
+        )
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -145,6 +189,23 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def size_text(count: float) -> str:
+    """A number of bytes in the unit that fits: `312 bytes`, `1.4 MiB`, `2.00 TiB`."""
+    if count < 1024:
+        return f"{count:.0f} bytes"
+    power = min(4, int(math.log(count, 1024)))
+    value = count / 1024**power
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
+
+
+def memory_bytes() -> int | None:
+    """Bytes of this machine's memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def free_bytes(path: Path) -> int:

@@ -10,8 +10,11 @@ A signal only sets a flag, which the job looks at where it can stop; a second si
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
@@ -22,22 +25,45 @@ from mpdit_core.errors import Interrupted
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
+SECONDS_OF_ONE_REQUEST = 5.0  # in a group: the launcher passes on what a scheduler may have sent to all processes
+
+last_received: int | None = None
+"""The stop signal that this process received last."""
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Sets the handler of all stop signals, except ignored ones (SIGHUP under nohup). Returns the handlers before.
+
+    Outside the main thread, such as in a notebook's worker, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    known = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    return {s: signal.signal(s, handler) for s in known if signal.getsignal(s) != signal.SIG_IGN}
+
+
+def interrupt(signum: int, _frame: FrameType | None) -> None:
+    """The handler while no job looks for signals: raises `Interrupted` at once."""
+    global last_received
+    last_received = signum
+    raise Interrupted(signum)
+
+
 class StopRequest:
     """While entered, remembers the first stop signal in `received`. A second signal raises `Interrupted`.
 
-    A signal that the process ignores (SIGHUP under nohup) stays ignored. Outside the main thread, such as in a
-    notebook's worker, this does nothing.
+    Args:
+        then: what is called with the number of every signal; `int` does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[int], object] = int) -> None:
         self.received: int | None = None
+        self._then = then
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            signals = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-            heeded = [s for s in signals if signal.getsignal(s) != signal.SIG_IGN]
-            self._before = {s: signal.signal(s, self._remember) for s in heeded}
+        self._before = handle_stop_signals(self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,6 +76,10 @@ class StopRequest:
             raise Interrupted(self.received, remedy=remedy)
 
     def _remember(self, signum: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
+        global last_received
+        last_received = signum
+        self._then(signum)
+        if self.received is None:
+            self.received, self._since = signum, time.monotonic()
+        elif "RANK" not in os.environ or time.monotonic() - self._since > SECONDS_OF_ONE_REQUEST:
             raise Interrupted(signum)
-        self.received = signum

@@ -10,6 +10,14 @@ from mpdit_core.training.options import ResourceEstimate
 FLOAT32 = 4  # bytes
 
 
+def least_memory(config: RunConfig, *, world_size: int) -> int:
+    """Bytes that a process cannot do without: the weights, their gradients and averages, and its share of a batch."""
+    model, train = config.model, config.train
+    images = train.batch_size // world_size
+    latents = 2 * images * model.channels * model.input_size**2  # and their noise
+    return FLOAT32 * (parameter_count(model) * (2 + len(train.ema_decays)) + latents)
+
+
 def estimate(config: RunConfig, *, total_steps: int, precision: Precision, world_size: int = 1) -> ResourceEstimate:
     """What `config` needs on each of `world_size` devices, computing in `precision`."""
     train = config.train

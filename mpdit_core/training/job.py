@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.models.model_folder import find_checkpoints, open_model
+from mpdit_core.models.model_folder import find_checkpoints, open_model, require_memory
 from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import choose_dtype
-from mpdit_core.training.estimate import estimate
+from mpdit_core.training.estimate import estimate, least_memory
 from mpdit_core.training.hooks.evaluations import check_evaluation
 from mpdit_core.training.hooks.trackers import Trackers, check_installed
 from mpdit_core.training.loop import TrainingLoop
@@ -45,6 +45,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         check_evaluation(plan.config.preview, device)
         if options.dry_run:
             return _describe(plan, device, world, report)
+        require_memory(least_memory(plan.config, world_size=world.size), what="the weights and one batch of the run")
         world.barrier()  # all have chosen the run's folder before rank 0 makes it
         with ExitStack() as held:
             checkpoint = world.on_main(lambda: _own(plan, held, report))
@@ -90,7 +91,8 @@ def _own(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
             remedy="run the same command again",
         )
     checkpoint = _newest(plan, report) if plan.resumes else None
-    files.remove_leftovers(run.path / "checkpoints")
+    for folder in (run.path, run.path / "checkpoints", run.path / "samples", run.evals):
+        files.remove_leftovers(folder)
     run.write(plan.config, plan.latents.spec)
     return checkpoint
 
@@ -98,6 +100,12 @@ def _own(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
 def _newest(plan: Plan, report: Reporter) -> Path | None:
     """The newest complete checkpoint. Raises `UserError` when it is past the end of the plan (`nothing-to-train`)."""
     complete, torn = find_checkpoints(plan.run.path)
+    while complete:
+        try:
+            open_model(complete[-1]).verify()
+            break
+        except UserError as error:
+            torn.append((complete.pop(), error.what))
     for folder, reason in torn:
         report(Warning(code="damaged-checkpoint", text=f"{folder} is passed over: {reason}"))
     if not complete:
@@ -137,7 +145,7 @@ def _describe(plan: Plan, device: torch.device, world: World, report: Reporter) 
     needed = estimate(plan.config, total_steps=plan.total_steps, precision=precision, world_size=world.size)
     free = files.free_bytes(plan.run.path)
     if needed.disk_bytes > free:
-        text = f"the run needs {needed.disk_bytes / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free"
+        text = f"the run needs {files.size_text(needed.disk_bytes)} of disk, {files.size_text(free)} are free"
         report(Warning(code="disk-too-small", text=text))
     return DryRunResult(
         run=plan.run.path,

@@ -37,11 +37,13 @@ class TrainingLoop:
         """Trains to the end and writes the last checkpoint.
 
         Raises:
-            UserError: a bad step, where the run is to stop (`diverged`); the last checkpoint cannot be written.
+            UserError: a bad step, where the run is to stop (`diverged`); the last checkpoint or metrics cannot
+                be written; the run's folder is gone.
             Interrupted: some process received a signal; a checkpoint was written.
         """
         self.metrics.rewind()
         with StopRequest() as stop, self.checkpoints:
+            self.evaluation.make_up()
             if self.session.is_finished:
                 self._say_nothing_to_train()
             while not (self.session.is_finished or self.metrics.stop_requested):
@@ -50,6 +52,7 @@ class TrainingLoop:
                 except BadStep as bad:
                     self.rollback.recover(bad)
             self.checkpoints.save()
+            self.session.world.on_main(self.metrics.write_the_rest)
         if self.metrics.stop_requested:
             self.session.report(Note(text=f"stopped after step {self.session.step}, which is saved"))
             raise Interrupted(stop.received or signal.SIGTERM)
@@ -74,4 +77,3 @@ class TrainingLoop:
     def _say_nothing_to_train(self) -> None:
         text = f"{self.session.run} has done all of its {self.session.step} steps; more are given by train.steps"
         self.session.report(Warning(code="nothing-to-train", text=text))
-        self.evaluation.after(self.session.step)  # the run may have been killed while it was measured

@@ -13,7 +13,6 @@ from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.model.memory import require_memory
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Reporter
 from mpdit_core.runtime.locks import LOCK
@@ -48,7 +47,6 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     layers = fit_to_latents(layers, latents.spec, report=report)
     config = layers.config()
     _check_division(config, world_size)
-    require_memory(config.model)
     if saved is not None:
         _check_same_run(saved, config)
         _check_same_data(saved.latents(), latents.spec)
@@ -126,8 +124,9 @@ def _check_division(config: RunConfig, world_size: int) -> None:
     parts = world_size * train.accumulation
     if train.batch_size % parts:
         near = round(train.batch_size / parts) * parts or parts
-        shares = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0 and n % world_size == 0]
-        accumulations = ", ".join(str(n // world_size) for n in shares[:6])
+        possible = range(1, min(train.batch_size // world_size, 10_000) + 1)
+        shares = [n for n in possible if train.batch_size % (n * world_size) == 0]
+        accumulations = ", ".join(map(str, shares[:6]))
         raise UserError(
             f"train.batch_size {train.batch_size} cannot be shared by {world_size} processes × accumulation "
             f"{train.accumulation}",

@@ -25,7 +25,7 @@ from torch import Tensor
 from mpdit_core.config import ModelConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.models.model_folder import WEIGHTS, ModelFolder, open_model, read_weights
+from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.training.state.trainer import Trainer
 
@@ -66,7 +66,7 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
     """
     source = open_model(where)
     target = trainer.config.model
-    state = {name: tensor.float() for name, tensor in read_weights(source.path / WEIGHTS).items()}
+    state = {name: tensor.float() for name, tensor in source.weights().items()}
     snapshot = trainer.snapshot()
     renamed, homeless = rename(state, source.config.model, target)
     weights, missing, unfit = merge_layers(snapshot.weights, renamed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from launch import free_port, kill_when, run_group, run_python, started
+from launch import free_port, kill_when, run_group, run_python, started, wait_until
 from train_helpers import arguments, assert_same_run, metrics_of, options, relative_difference, run_to_end, state_of
 
 from mpdit_core.errors import UserError
@@ -129,6 +130,36 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_how_to_resume(latents, 
     assert outcome.code == 128 + signal.SIGTERM
     assert f"mpdit train --run {run}" in outcome.err.replace("\n", "")
     assert open_model(run).step == metrics_of(run)[-1]["step"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize(("name", "to_all"), [("SIGKILL", False), ("SIGUSR1", False), ("SIGTERM", True)])
+def test_the_processes_of_a_launcher_save_and_end_with_it(latents, tmp_path, name, to_all):
+    """Also when a scheduler sends the signal to every process, and the launcher passes it on."""
+    run, signum = tmp_path / "run", getattr(signal, name)
+    words = [*arguments(latents, run, "train.log_every=1"), "--steps", 100_000, "--nproc", 2, "--quiet"]
+    with started("-m", "mpdit_cli", *words) as launcher:
+        wait_until(lambda: (run / "metrics.jsonl").exists() or launcher.poll() is not None)
+        ranks = [int(c) for c in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+        for pid in ranks if to_all else ():
+            os.kill(pid, signum)
+        outcome = kill_when(launcher, lambda: True, signum=signum)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks))
+    assert len(ranks) == 2
+    assert outcome.code == (-signum if name == "SIGKILL" else 128 + signum)
+    assert "Traceback" not in outcome.err
+    assert open_model(run).step == metrics_of(run)[-1]["step"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_a_launcher_killed_at_start_up_leaves_nothing(latents, tmp_path):
+    words = [*arguments(latents, tmp_path / "run"), "--steps", 100_000, "--nproc", 2]
+    with started("-m", "mpdit_cli", *words) as launcher:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+        wait_until(lambda: len(children.read_text().split()) == 2)
+        ranks = children.read_text().split()
+        kill_when(launcher, lambda: True)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), seconds=30)
 
 
 def ends(outcomes) -> list[list[list[str]]]:

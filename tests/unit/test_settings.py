@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mpdit_core import presets
 from mpdit_core.config import RunConfig
 from mpdit_core.errors import UserError
-from mpdit_core.model.memory import require_memory
+from mpdit_core.model.memory import require_fit
 from mpdit_core.settings import dotted_keys, parse_assignments, read_toml, to_toml
 from mpdit_core.training.estimate import estimate
 
@@ -27,7 +27,7 @@ EXTREME = [
 def dry_run(assignments: list[str]) -> RunConfig:
     """What `train --dry-run` makes of `--set`, before it looks at latents."""
     config = presets.layers(preset="tiny", settings=parse_assignments(assignments)).config()
-    require_memory(config.model)
+    require_fit(config.model)
     assert estimate(config, total_steps=10, precision="float32").memory_bytes > 0
     assert to_toml(config)
     return config

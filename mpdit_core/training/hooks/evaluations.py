@@ -35,8 +35,7 @@ class Evaluation:
 
         All processes must call it.
         """
-        every = self.session.config.preview.evaluate_every
-        if every == 0 or step == 0 or step % every:
+        if not self._is_due(step):
             return
         self.metrics.drain()
         with self.session.clock.paused():
@@ -47,8 +46,18 @@ class Evaluation:
                 text = f"no evaluation at step {step}: {error.what}"
                 self.session.report(Warning(code="evaluation-failed", text=text))
                 return
-        if self.session.world.is_main and not self._is_logged(step):
+        if self.session.world.is_main:
             self.metrics.log_values(values, step=step)
+
+    def make_up(self) -> None:
+        """Measures the checkpoint that the run was resumed from, if it was killed before that was logged."""
+        step = self.session.step
+        if self._is_due(step) and not self.session.world.on_main(lambda: self._is_logged(step)):
+            self.after(step)
+
+    def _is_due(self, step: int) -> bool:
+        every = self.session.config.preview.evaluate_every
+        return every > 0 and step > 0 and step % every == 0
 
     def _measure(self, checkpoint: Path) -> dict[str, float]:
         preview = self.session.config.preview
@@ -67,6 +76,6 @@ class Evaluation:
         return values
 
     def _is_logged(self, step: int) -> bool:
-        """Whether a finished run was started again: then nothing new is logged."""
+        """Whether metrics.jsonl has the values of an evaluation at `step`."""
         lines = self.session.run.metrics()
         return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in lines)

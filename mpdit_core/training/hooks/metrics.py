@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from mpdit_core.errors import UserError
 from mpdit_core.model.compute import training_macs
-from mpdit_core.reporting import Step
+from mpdit_core.reporting import Step, Warning
 from mpdit_core.runtime.device import matmul_rate, peak_memory
 from mpdit_core.training.hooks.divergence import DivergenceDetector
 from mpdit_core.training.hooks.trackers import Trackers
@@ -53,6 +54,7 @@ class StepMetrics:
         self.pending: deque[PendingStep] = deque()
         self.last: Step | None = None
         self.stop_requested = False
+        self._unwritten: list[dict[str, Any]] = []  # lines that the disk did not take
         peak = matmul_rate(session.device, session.trainer.model.dtype, seconds=0.05) * session.world.size
         self.seconds_per_image = 2 * training_macs(session.config.model) / peak  # if all were matrix products
 
@@ -73,22 +75,44 @@ class StepMetrics:
         self._read(keep=self.lag)
 
     def drain(self) -> None:
-        """Reads everything that is pending; needed before what a bad step would spoil. Raises `BadStep`."""
+        """Reads everything that is pending; needed before what a bad step would spoil.
+
+        Raises:
+            BadStep: one of them was bad.
+            UserError: the run's folder is gone.
+        """
         self._read(keep=0)
+        if self.session.world.is_main:
+            self.session.run.require()
 
     def rewind(self) -> None:
         """Forgets what came after the trainer's position, to which a rollback went back."""
         position = self.session.trainer.position
         self.divergence.mean = position.loss_mean
         self.pending.clear()
+        self._unwritten = [line for line in self._unwritten if line["step"] <= position.step]
         if self.session.world.is_main:
             self.session.run.truncate_metrics(position.step)
         self.session.clock.restart(position.step)
 
     def log_values(self, values: dict[str, float], *, step: int) -> None:
-        """Logs a line that is not a step's."""
-        self.session.run.append_metrics({"step": step} | values)
+        """Logs one line. One that the disk does not take is kept, and written with a later one."""
+        had_failed = bool(self._unwritten)
+        self._unwritten.append({"step": step} | values)
         self.trackers.log(values, step=step)
+        self.session.run.require()
+        try:
+            self.write_the_rest()
+        except UserError as error:
+            if not had_failed:
+                text = f"the metrics from step {step} on are not written yet, training continues: {error.what}"
+                self.session.report(Warning(code="metrics-not-written", text=text))
+
+    def write_the_rest(self) -> None:
+        """Writes the lines that the disk did not take before. Raises `UserError` when it still does not."""
+        if self._unwritten:
+            self.session.run.append_metrics(*self._unwritten)
+            self._unwritten.clear()
 
     def _averaged(self, numbers: torch.Tensor, stopping: bool) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """[3] loss, gradient norm and number of stop requests over all processes, on their way to the CPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -31,6 +32,7 @@ class Previews:
     def __init__(self, session: Session, metrics: StepMetrics):
         self.session, self.metrics = session, metrics
         self.preview = session.config.preview
+        self._damaged: set[Path] = set()
 
     def after(self, step: int) -> None:
         """Draws the previews of `step`, where they are due; what goes wrong with them does not end the run.
@@ -49,12 +51,28 @@ class Previews:
             try:
                 self._draw(average, step, raw=False)
                 self._draw(weights, step, raw=True)
-                frames = run.previews()
+                frames = self._frames()
                 if len(frames) > 1:
-                    save_gif([Image.open(frame) for frame in frames], run.animation)
+                    save_gif(frames, run.animation)
             except UserError as error:
                 text = f"no preview at step {step}: {error.what}"
                 self.session.report(Warning(code="preview-failed", text=text))
+
+    def _frames(self) -> list[Image.Image]:
+        """The previews so far that are pictures; others are named once and left out."""
+        frames = []
+        for path in self.session.run.previews():
+            try:
+                with Image.open(path, formats=["PNG"]) as picture:
+                    picture.load()
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                if path not in self._damaged:
+                    text = f"{path} is left out of the animation: {error}"
+                    self.session.report(Warning(code="damaged-preview", text=text))
+                self._damaged.add(path)
+            else:
+                frames.append(picture)
+        return frames
 
     def _draw(self, weights: dict[str, Tensor], step: int, *, raw: bool) -> None:
         spec = self.session.plan.latents.spec

@@ -57,8 +57,13 @@ class Rollback:
         path = self.session.run.path / name
         indices = self.batches.indices(bad.data_step)
         record = {"step": bad.step, "what": bad.what, "learning_rate": bad.learning_rate, "indices": indices}
-        files.write_json(path, record)
-        self.session.report(Saved(what="bad batch", path=path))
+        try:
+            files.write_json(path, record)
+        except UserError as error:
+            text = f"the images of the bad batch are not written down: {error.what}"
+            self.session.report(Warning(code="evidence-not-written", text=text))
+        else:
+            self.session.report(Saved(what="bad batch", path=path))
         return path
 
     def _error(self, bad: BadStep, *, evidence: Path, kept: Path | None) -> UserError:

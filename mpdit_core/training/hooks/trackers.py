@@ -128,5 +128,8 @@ class Trackers:
 
     def close(self) -> None:
         while self._open:
-            _, tracker = self._open.popitem()
-            tracker.close()
+            name, tracker = self._open.popitem()
+            try:
+                tracker.close()
+            except Exception as error:
+                self.report(Warning(code="tracker-failed", text=f"{name} failed: {type(error).__name__}: {error}"))

@@ -6,12 +6,15 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mpdit_core.config import RunConfig, TrainConfig
 from mpdit_core.data.manifest import LatentSpec
-from mpdit_core.models.model_folder import SHARDS, TRAINING, WEIGHTS, open_model, read_weights, save_model
+from mpdit_core.errors import UserError
+from mpdit_core.models.model_folder import SHARDS, TRAINING, WEIGHTS, ModelFolder, open_model, read_weights, save_model
 from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.settings import settings_error
 from mpdit_core.training.state import sharded
 
 
@@ -75,7 +78,11 @@ def write(
 
 
 def read(folder: Path) -> Snapshot:
-    """The snapshot that a checkpoint holds. Raises `UserError` when it lacks the state of training."""
+    """The snapshot that a checkpoint holds.
+
+    Raises:
+        UserError: it lacks the state of training, or a file of it is torn (`damaged-file`).
+    """
     opened = open_model(folder)
     parts = folder / SHARDS
     training = sharded.read(parts) if parts.is_dir() else read_weights(folder / TRAINING)
@@ -86,7 +93,17 @@ def read(folder: Path) -> Snapshot:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in training.items() if n.startswith(prefix)}
 
-    return Snapshot(Position(**opened.extra["position"]), part("weights."), part("optimizer."), averages)
+    return Snapshot(_position(opened), part("weights."), part("optimizer."), averages)
+
+
+def _position(opened: ModelFolder) -> Position:
+    try:
+        position = TypeAdapter(Position).validate_python(opened.extra.get("position"))
+    except ValidationError as error:
+        raise settings_error(error, origin=f"{opened.path}: the position of the run") from None
+    if position.step != opened.step or any(len(pair) != 2 or not 0 <= pair[0] <= pair[1] for pair in position.skipped):
+        raise UserError(f"{opened.path}: the position of the run cannot be", code="damaged-file")
+    return position
 
 
 def remove_old(run: RunFolder, train: TrainConfig) -> None:
@@ -94,4 +111,4 @@ def remove_old(run: RunFolder, train: TrainConfig) -> None:
     for folder in run.checkpoints()[: -train.keep_last]:
         step = int(folder.name.removeprefix("step-"))
         if not (train.keep_every and step % train.keep_every == 0):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # a disk that fails says so at the next write

@@ -10,6 +10,7 @@ from torch import Tensor
 from mpdit_core.config import RunConfig
 from mpdit_core.flow.objectives import flow_matching_loss
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.model_folder import require_shapes
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.runtime.seeding import hash_seed
@@ -89,7 +90,12 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes back to the moment of a whole `snapshot`, bit for bit. All processes must call it."""
+        """Goes back to the moment of a whole `snapshot`, bit for bit. All processes must call it.
+
+        Raises:
+            UserError: its tensors are not those of this model (`damaged-file`).
+        """
+        self._require_fit(snapshot)
         self.position = snapshot.position
         self.model.load_weights(snapshot.weights)
         self.model.load_optimizer_state(self.optimizer, snapshot.optimizer)
@@ -97,3 +103,16 @@ class Trainer:
         for i, decay in enumerate(self.ema.decays):
             averages = snapshot.averages[decay]
             self.ema.load(i, {name: shard_like(parameters[name], tensor) for name, tensor in averages.items()})
+
+    def _require_fit(self, snapshot: Snapshot) -> None:
+        where = f"the checkpoint of step {snapshot.position.step}"
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.weights().items()}
+        for state in (snapshot.weights, *(snapshot.averages.get(decay, {}) for decay in self.ema.decays)):
+            require_shapes(shapes, state, where=where)
+        slots = {
+            f"{slot}.{name}": () if slot == "step" else shape
+            for name, shape in shapes.items()
+            for slot in ("exp_avg", "exp_avg_sq", "step")
+        }
+        if snapshot.optimizer:  # none before the first step, and after the weights of another model were taken
+            require_shapes(slots, snapshot.optimizer, where=where)
