@@ -9,16 +9,27 @@ To add a setting: a field in one of the classes below, made by `setting`. It is 
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from mpdit_core.settings import Settings, dotted_fields, flatten, merge, setting, spelling_of, validate
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+LARGEST_BATCH = 2**20
+
+
+def time_embedding_names() -> list[str]:
+    """The names of the files in model/time_embeddings/. Their torch code is not imported for it."""
+    package = importlib.util.find_spec("mpdit_core.model.time_embeddings")
+    assert package is not None
+    return sorted(module.name for module in pkgutil.iter_modules(package.submodule_search_locations))
 
 
 class Stage(NamedTuple):
@@ -46,12 +57,19 @@ class ModelConfig(Settings):
     modulation: Literal["shared", "per-block"] = setting(
         "shared", "one modulation layer for the whole network, or one in each block"
     )
-    time_embedding: Literal["fno", "sinusoid"] = setting("fno", "how t becomes a vector")
+    time_embedding: str = setting("fno", "how t becomes a vector: fno, sinusoid, or a file in model/time_embeddings/")
     skip: bool = setting(True, "whether every later stage sees x_t again, in finer patches")
     mlp_ratio: PositiveInt = setting(4, "hidden features of a block's MLP, as a multiple of the width")
     spectral_init_scale: float = setting(
         1.0, "factor on the standard normal initialisation of the spectral weights (1: as published)", gt=0
     )
+
+    @field_validator("time_embedding")
+    @classmethod
+    def _known_embedding(cls, name: str) -> str:
+        if name not in time_embedding_names():
+            raise ValueError(f"expected one of {', '.join(time_embedding_names())}")
+        return name
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -104,7 +122,7 @@ class ObjectiveConfig(Settings):
 class TrainConfig(Settings):
     """Optimisation, and how it runs."""
 
-    batch_size: PositiveInt = setting(1024, "images per step, over all devices and accumulations")
+    batch_size: PositiveInt = setting(1024, "images per step, over all devices and accumulations", le=LARGEST_BATCH)
     accumulation: PositiveInt = setting(
         1, "number of parts that a device computes its share of the batch in", resumable=True
     )
@@ -113,10 +131,10 @@ class TrainConfig(Settings):
     learning_rate: float = setting(2e-4, "peak learning rate of AdamW", gt=0)
     schedule: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
-    betas: tuple[float, float] = setting((0.9, 0.999), "betas of AdamW", strict=False)
+    betas: tuple[Decay, Decay] = setting((0.9, 0.999), "betas of AdamW", strict=False)
     weight_decay: float = setting(0.01, "weight decay of AdamW", ge=0)
     grad_clip: float | None = setting(None, "largest gradient norm; none: no clipping", gt=0)
-    ema_decays: tuple[float, ...] = setting(
+    ema_decays: tuple[Decay, ...] = setting(
         (0.9999,), "decays of the weight averages; the first is sampled", strict=False, min_length=1
     )
     ema_warmup: bool = setting(True, "whether the decay of the average grows with the step n: (1+n)/(10+n)")
@@ -151,8 +169,8 @@ class PreviewConfig(Settings):
     """The sample grids made during training, always from the same noise and labels, and periodic evaluation."""
 
     every: int = setting(10_000, "steps between previews; 0: none", ge=0, resumable=True)
-    num_images: PositiveInt = setting(16, "images per preview, classes in turn", resumable=True)
-    num_steps: PositiveInt = setting(50, "Euler steps of a preview", resumable=True)
+    num_images: PositiveInt = setting(16, "images per preview, classes in turn", le=4096, resumable=True)
+    num_steps: PositiveInt = setting(50, "Euler steps of a preview", le=100_000, resumable=True)
     guidance_scale: float = setting(4.0, "guidance scale of previews; 1: off", ge=0, resumable=True)
     evaluate_every: int = setting(0, "steps between evaluations; 0: none", ge=0, resumable=True)
     evaluate_samples: PositiveInt = setting(5_000, "samples per evaluation", resumable=True)

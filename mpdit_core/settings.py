@@ -25,9 +25,9 @@ from mpdit_core.errors import UserError
 
 
 class Settings(BaseModel):
-    """Immutable values with descriptions: unknown keys are refused, nothing is converted silently."""
+    """Immutable values with descriptions: no unknown keys, no silent conversion, finite numbers only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class Options(Settings):
@@ -37,8 +37,13 @@ class Options(Settings):
 class Result(Settings):
     """What a job returns. The CLI prints it as a table for people, or as the last JSON line."""
 
+    model_config = ConfigDict(allow_inf_nan=True)
+
 
 S = TypeVar("S", bound=Settings)
+
+DEEPEST = 16  # tables and lists inside each other, or parts of a dotted key
+LARGEST_INTEGER = 2**63 - 1  # that of TOML, and of torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`["model.width=768", …]` → `{"model": {"width": 768}}`. Values are TOML; a bare word is taken as a string.
 
     Raises:
-        UserError: no `=`, an empty key, or a key that is both a value and a table.
+        UserError: no `=`, an empty key, or a key that is both a value and a table (`not-an-assignment`); a number too
+            large or tables too deep (`invalid-value`).
     """
     tree: dict[str, Any] = {}
     for assignment in assignments:
@@ -91,12 +97,14 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not all(key.split(".")):
             raise UserError(
-                f"{assignment!r} sets nothing",
+                f"{shortened(assignment)} sets nothing",
                 code="not-an-assignment",
                 expected="KEY=VALUE",
                 remedy="e.g. --set train.batch_size=256",
             )
         *tables, leaf = key.split(".")
+        if len(tables) >= DEEPEST:
+            raise _too_large(f"{shortened(key)} has too many parts")
         node = tree
         for table in tables:
             node = node.setdefault(table, {})
@@ -109,11 +117,47 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The TOML value in `text`; the text itself where it is not TOML, such as a bare word."""
+    """The TOML value in `text`; the text itself where it is not TOML, such as a bare word.
+
+    Raises:
+        UserError: a number too large, or lists and tables too deep (`invalid-value`).
+    """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        tree = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
         return text.strip()
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        raise _too_large(f"{shortened(text)}: thousands of digits, or of brackets") from None
+    _require_moderate(tree, origin=shortened(text))
+    return tree["value"] if tree.keys() == {"value"} else text.strip()
+
+
+def _require_moderate(value: Any, *, origin: str, key: str = "", depth: int = 0) -> None:
+    """Raises `UserError` for what no field means, wherever it stands: NaN, huge integers, deep nesting."""
+    where = f"{origin or 'configuration refused'}: {shortened(key)}"
+    if depth > DEEPEST:
+        raise _too_large(f"{where} has too many tables or lists inside each other")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise _too_large(f"{where} is a number of more than 64 bits")
+    if isinstance(value, float) and math.isnan(value):
+        raise _too_large(f"{where} is NaN")
+    named = value.items() if isinstance(value, Mapping) else ()
+    listed = value if isinstance(value, list | tuple) else ()
+    for name, inner in [*named, *(("", each) for each in listed)]:
+        _require_moderate(inner, origin=origin, key=f"{key}.{name}".strip("."), depth=depth + 1)
+
+
+def _too_large(what: str) -> UserError:
+    return UserError(
+        what, code="invalid-value", expected=f"finite numbers, integers below 2^63, at most {DEEPEST} levels"
+    )
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """`text` for a message: on one line, printable, its middle left out where it is long."""
+    if len(text) > length:
+        text = f"{text[: length // 2]} … {text[-length // 4 :]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def parse_field(kind: type[BaseModel], key: str, value: Any) -> Any:
@@ -159,15 +203,17 @@ def plain_type(info: FieldInfo) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Raises `UserError` when the file is missing or not TOML."""
+    """Raises `UserError` when the file is missing or not TOML, or as `parse_value`."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path} does not exist", code="no-such-file", expected="a TOML configuration file") from None
     except (OSError, ValueError, RecursionError) as error:  # no text, no TOML, an integer without end
         raise UserError(
             f"{path} is not TOML: {error}", code="damaged-file", expected="tables [model], [objective], [train], …"
         ) from error
+    _require_moderate(tree, origin=str(path))
+    return tree
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,43 +233,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-LARGEST_INTEGER = 2**63
-
-
 def validate(kind: type[S], values: Any, *, origin: str = "") -> S:
     """`values` as a `kind`. Raises `UserError` with one line per mistake, each naming its dotted key."""
+    _require_moderate(values, origin=origin)
     try:
-        _refuse_impossible(values, origin=origin)
         return kind.model_validate(values)
     except ValidationError as error:
         raise settings_error(error, origin=origin, known=dotted_keys(kind)) from None
-    except RecursionError:
-        raise _refused("too many tables in tables", origin) from None
-
-
-def _refuse_impossible(value: Any, *, key: str = "", origin: str) -> None:
-    """Raises `UserError` for numbers that no field means, wherever they stand: NaN, and integers beyond 64 bits."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            _refuse_impossible(inner, key=f"{key}.{name}" if key else str(name), origin=origin)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _refuse_impossible(inner, key=key, origin=origin)
-    elif isinstance(value, float) and math.isnan(value):
-        raise _refused(f"{key} is NaN", origin)
-    elif isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
-        raise _refused(f"{key} is a number of more than 64 bits", origin)
-
-
-def _refused(what: str, origin: str, *, code: str = "invalid-value") -> UserError:
-    return UserError(f"{origin or 'configuration refused'}: {what}", code=code)
 
 
 def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[str] = ()) -> UserError:
     """A pydantic error in words for people: key, given, possible. Its code is `unknown-key` or `invalid-value`."""
     lines, known, code = [], list(known), "invalid-value"
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = shortened(".".join(str(part) for part in problem["loc"]))
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             code = "unknown-key"
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
@@ -234,9 +257,16 @@ def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[
         else:
             text = problem["msg"].removeprefix("Value error, ")
             given = problem["input"]
-            shown = "" if isinstance(given, dict) else f" = {json.dumps(given, default=str)}"
+            shown = "" if isinstance(given, dict) else f" = {shortened(_as_json(given))}"
             lines.append(f"{key}{shown}: {text[:1].lower()}{text[1:]}")
-    return _refused("; ".join(lines), origin, code=code)
+    return UserError((f"{origin}: " if origin else "configuration refused: ") + "; ".join(lines), code=code)
+
+
+def _as_json(given: Any) -> str:
+    try:
+        return json.dumps(given, default=str)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists of thousands of levels
+        return f"a very large {type(given).__name__}"
 
 
 def dotted_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -9,16 +9,21 @@ multiply-add; a product of two complex numbers counts as one MAC, as in torch's 
 in the field: biases, norms, activations, softmax, table look-ups and the FNO's 32-point FFTs.
 FLOPs are 2 × MACs. What the papers call "GFLOPs" are giga-MACs of one forward pass of one image.
 
-To add a part of the network: its operations below, in the order of the forward pass.
+To add a part of the network: its operations below, in the order of the forward pass. A time embedding needs none: one
+that has no rows here is measured.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mpdit_core.config import ModelConfig
+
+if TYPE_CHECKING:
+    from mpdit_core.model.unlisted_cost import UnlistedCost
 
 Convention = Literal["true", "paper"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -163,6 +168,13 @@ def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
         yield _linear(None, "time", "sinusoid in", rows=1, size=(SINUSOID_FEATURES, width), input_gradient=False)
         yield _linear(None, "time", "sinusoid out", rows=1, size=(width, width))
         return
+    if config.time_embedding != "fno":
+        cost = unlisted_cost(config.time_embedding, width)
+        yield Operation(
+            stage=None, kind="time", name=config.time_embedding, macs=cost.macs, backward_macs=cost.backward_macs,
+            parameters=cost.parameters,
+        )  # fmt: skip
+        return
     yield _linear(None, "time", "FNO lift", rows=FNO_GRID, size=(1, FNO_WIDTH), input_gradient=False)
     spectral = FNO_LAYERS * FNO_MODES * FNO_WIDTH**2  # complex products
     yield Operation(
@@ -170,6 +182,11 @@ def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
     )
     yield _linear(None, "time", "FNO pointwise", rows=FNO_GRID, size=(FNO_WIDTH, FNO_WIDTH), repeats=FNO_LAYERS)
     yield _linear(None, "time", "FNO out", rows=1, size=(FNO_WIDTH, width))
+
+
+def unlisted_cost(name: str, width: int) -> UnlistedCost:
+    """What a time embedding without rows above costs: measured, which takes torch."""
+    return importlib.import_module("mpdit_core.model.unlisted_cost").measure(name, width)
 
 
 def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:

@@ -11,7 +11,20 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from mpdit_core.config import ModelConfig
-from mpdit_core.model.compute import FNO_GRID, FNO_LAYERS, FNO_MODES, FNO_WIDTH, image_tokens, parameter_count, tokens
+from mpdit_core.errors import UserError
+from mpdit_core.model.compute import (
+    FNO_GRID,
+    FNO_LAYERS,
+    FNO_MODES,
+    FNO_WIDTH,
+    image_tokens,
+    parameter_count,
+    tokens,
+    unlisted_cost,
+)
+from mpdit_core.runtime import files
+
+BLOCK_OVERHEAD = 2**15  # bytes of Python objects per block, whatever its width
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -74,6 +87,19 @@ def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precisi
     )
 
 
+def require_fit(config: ModelConfig) -> None:
+    """Raises `UserError` (`too-large`) for a model that this machine's memory cannot hold, before anything is made."""
+    needed = 4 * parameter_count(config, with_positions=True) + config.depth * BLOCK_OVERHEAD
+    there = files.memory_bytes()
+    if there is not None and needed > there:
+        raise UserError(
+            f"a model of this shape has {needed / 2**30:,.1f} GiB of weights",
+            code="too-large",
+            expected=f"at most {there / 2**30:,.0f} GiB, the memory of this machine",
+            remedy="a smaller width, depth, input_size, or number of classes or class tokens",
+        )
+
+
 def saved_activations(config: ModelConfig, *, precision: Precision = "bfloat16", checkpointing: bool = False) -> int:
     """Bytes that the eager model keeps per image between forward and backward pass."""
     depths = [stage.depth for stage in config.stages]
@@ -126,4 +152,6 @@ def _around(config: ModelConfig, precision: Precision) -> int:
     total += 4 * config.channels * config.input_size**2  # the loss
     if config.time_embedding == "fno":
         total += FNO_LAYERS * (2 * 4 * FNO_GRID * FNO_WIDTH + 8 * (FNO_MODES + 1) * FNO_WIDTH)
+    elif config.time_embedding != "sinusoid":  # whose vectors are too few to count
+        total += unlisted_cost(config.time_embedding, width).saved_bytes
     return total + 8 * width * size

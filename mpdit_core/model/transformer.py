@@ -15,18 +15,25 @@ from torch.utils.checkpoint import checkpoint
 from mpdit_core.config import ModelConfig
 from mpdit_core.config import Stage as StageConfig
 from mpdit_core.model.blocks import Block, Modulation, ModulationLayer, modulated_norm
-from mpdit_core.model.embeddings import TIME_EMBEDDINGS, ClassEmbedding
+from mpdit_core.model.class_embedding import ClassEmbedding
 from mpdit_core.model.initialize import initialize
+from mpdit_core.model.memory import require_fit
+from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, position_table, unpatchify
 
 
 class MPDiT(nn.Module):
-    """The velocity network of `config`, initialised as published."""
+    """The velocity network of `config`, initialised as published.
+
+    Raises:
+        UserError: it does not fit into this machine's memory (`too-large`).
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        require_fit(config)
         self.config = config
-        self.time_embedding = TIME_EMBEDDINGS[config.time_embedding](config.width)
+        self.time_embedding = time_embedding(config.time_embedding, config.width)
         self.class_embedding = ClassEmbedding(
             num_classes=config.num_classes, class_tokens=max(config.class_tokens, 1), width=config.width
         )

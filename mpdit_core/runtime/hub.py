@@ -7,9 +7,10 @@ They land in the Hub's own cache (`HF_HOME`), so that a second use needs no netw
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,7 +40,8 @@ def download(
         cached_first: whether a complete copy in the cache is used without asking the Hub for a newer one.
 
     Raises:
-        UserError: no such repository, revision or file, no access, or neither a network nor a cached copy.
+        UserError: no such repository, revision or file, no access, neither a network nor a cached copy, or an answer
+            that cannot be (`hub-damaged-download`).
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -47,8 +49,9 @@ def download(
     if cached_first and (folder := _cached(repository, wanted, revision)) is not None:
         return folder / subfolder
     with files.user_errors(Path(constants.HF_HUB_CACHE)), hub_errors(repository, revision=revision):
-        local = not constants.HF_HUB_OFFLINE and not _is_resolvable(constants.ENDPOINT)
+        local = constants.HF_HUB_OFFLINE or not _answers(repository, wanted, revision)
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=local))
+        _require_names([folder.name], at=f"{PREFIX}{repository}")
     missing = _missing(folder, wanted)
     if missing:
         raise UserError(
@@ -70,6 +73,49 @@ def _cached(repository: str, wanted: list[str], revision: str | None) -> Path | 
     return None if _missing(Path(folder), wanted) else Path(folder)
 
 
+def _answers(repository: str, wanted: Sequence[str], revision: str | None) -> bool:
+    """Whether the Hub can be reached, and answers in time (`HF_HUB_ETAG_TIMEOUT`) for each file.
+
+    The library takes commits and checksums from answers as names of folders and files, and repeats what takes too long
+    for minutes; so both are checked first.
+    """
+    from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
+
+    if not _is_resolvable(constants.ENDPOINT):
+        return False
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    try:
+        names = [HfApi().repo_info(repository, revision=revision or constants.DEFAULT_REVISION, timeout=timeout).sha]
+        _require_names(names, at=f"{PREFIX}{repository}")
+        for file in wanted:
+            with suppress(errors.EntryNotFoundError):  # a glob, or a file that is missing
+                found = get_hf_file_metadata(hf_hub_url(repository, file, revision=names[0]), timeout=timeout)
+                names += [found.commit_hash, found.etag]
+    except Exception as error:
+        if _is_of_network(error) or getattr(getattr(error, "response", None), "status_code", 0) >= 500:
+            return False
+        raise
+    _require_names(names, at=f"{PREFIX}{repository}")
+    return True
+
+
+def _require_names(names: Sequence[str | None], *, at: str) -> None:
+    """Raises `UserError` where a commit or checksum could not be the name of one file."""
+    for name in names:
+        if re.fullmatch(r"\w[\w.-]*", name or "") is None:
+            raise UserError(
+                f"the Hub's answer for {at} names a commit or checksum {name!r}",
+                code="hub-damaged-download",
+                expected="a hexadecimal number",
+                remedy="check HF_ENDPOINT, and what stands between here and the Hub",
+            )
+
+
+def _is_of_network(error: BaseException) -> bool:
+    library = type(error).__module__.split(".")[0] in HTTP_LIBRARIES
+    return library or isinstance(error, ConnectionError | TimeoutError)
+
+
 def _missing(folder: Path, wanted: Sequence[str]) -> list[str]:
     return [name for name in wanted if not set(name) & set("*?[") and not (folder / name).is_file()]
 
@@ -89,6 +135,10 @@ def _is_resolvable(endpoint: str) -> bool:
 
 # What huggingface_hub raises: code, what, expected, remedy.
 UNREACHABLE = ("hub-unreachable", "{hub} cannot be reached for {name}: {error}", "a network", "{connect}")
+DAMAGED = (
+    "hub-damaged-download", "what {hub} sent for {at} is not complete, or makes no sense: {error}", "a complete answer",
+    "try again; if it stays so, check HF_ENDPOINT, and what stands between here and the Hub",
+)  # fmt: skip
 ERRORS = {
     "GatedRepoError": (
         "no-access", "{at} is gated: its authors grant access one by one", "a token for an account that has access",
@@ -126,10 +176,11 @@ def hub_errors(repository: str, *, revision: str | None = None) -> Iterator[None
         yield
     except Exception as error:
         row = next((ERRORS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in ERRORS), None)
-        if type(error).__module__.split(".")[0] in HTTP_LIBRARIES or isinstance(error, ConnectionError):
-            row = row or UNREACHABLE
-        if row is None:
+        if row is None and _is_of_network(error):
+            row = UNREACHABLE
+        if isinstance(error, UserError) or (row is None and isinstance(error, OSError) and error.errno is not None):
             raise
+        row = row or DAMAGED
         hub, offline = f"the Hub at {constants.ENDPOINT}", constants.HF_HUB_OFFLINE
         elsewhere = f"on a machine with a network `hf download {repository}`, then set HF_HOME to that cache here"
         facts = {

@@ -23,6 +23,10 @@ class Hub:
         self.gated: set[str] = set()
         self.requests: list[str] = []
         self.unknown: list[str] = []
+        self.headers: dict[str, str] = {}  # in place of the true ones, in answers on files
+        self.bodies: dict[str, bytes] = {}  # by a part of the path, what is answered in place of the truth
+        self.hangs_at = ""  # a method that is not answered before the end
+        self.ended = threading.Event()
 
     def __enter__(self) -> Hub:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -32,6 +36,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -72,6 +77,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
         self.hub.requests.append(f"{method} {path}")
+        if method == self.hub.hangs_at and "/resolve/" in path:
+            self.hub.ended.wait(60)
+            return
+        for part, told in self.hub.bodies.items():
+            if part in path and method == "GET":
+                self.answer(200, raw=told)
+                return
         for wanted, pattern, action in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method in wanted:
@@ -145,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             etag = hashlib.sha256(content).hexdigest()
             headers = {"X-Repo-Commit": self.hub.commit_of(name, revision), "ETag": f'"{etag}"'}
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag}"'}
-            self.answer(200, None, headers, content)
+            self.answer(200, None, headers | self.hub.headers, content)
 
     def info(self, name: str, body: bytes) -> None:
         if self.is_refused(name):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mpdit_core.config import ModelConfig
 from mpdit_core.errors import UserError
-from mpdit_core.model.embeddings import SpectralConvolution
+from mpdit_core.model.time_embeddings.fno import SpectralConvolution
 from mpdit_core.model.transformer import MPDiT
 
 INPUTS, OUTPUT = ("x_t", "t", "labels"), "velocity"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mpdit_core.config import ModelConfig, RunConfig
@@ -35,12 +36,15 @@ from mpdit_core.settings import validate
 
 SD_SCALE = 0.18215  # DiT and SiT multiply the raw latents by it (Stable Diffusion's scaling factor)
 FACTOR = 8  # pixels per latent pixel of the autoencoder that all these models were trained with
+CLASS_TABLE = "y_embedder.embedding_table.weight"
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
 
 NOTES = {
     "variance-dropped": "the variance half of the output channels is left out: sampling does not need it",
     "time-reversed": "SiT's time runs from noise to data; it is reversed in the weights: velocity = −SiT(x, 1 − t)",
     "epsilon-model": "this is an epsilon model (it predicts noise): it loads, but it is no flow to be sampled",
+    "no-null-label": "it was trained without label dropout: its null label is a row of zeros; do not use guidance",
+    "other-image-size": "its arguments name another image size than its position table is for; the table is followed",
     "no-autoencoder": "no autoencoder is known for its number of channels: it gives latents, not images",
 }
 """What a user should know about a conversion, by code; a model folder keeps those that apply as `extra["notes"]`."""
@@ -109,29 +113,65 @@ def convert(
     file: OfficialFile, *, kind: Literal["auto", "mpdit", "dit", "sit"] = "auto", num_heads: int | None = None
 ) -> Conversion:
     """The file's model in our terms. Raises `UserError` as `import_official`."""
-    official, notes = file.tensors, []
     try:
-        found = detect_kind(official, name=file.path.name, arguments=file.arguments) if kind == "auto" else kind
-        _check_trained_as(found, file.arguments)
-        if has_variance(official):
-            official = drop_variance(official)
-            notes.append("variance-dropped")
-        if found == "sit":
-            official = reverse_time(official)
-            notes.append("time-reversed")
-        if PREDICTION[found] == "epsilon":
-            notes.append("epsilon-model")
-        config, state = convert_state_dict(official, num_heads=num_heads)
+        return _converted(file, kind=kind, num_heads=num_heads)
     except UserError as error:
         what = like_tensors(file.tensors)
-        if what is None or error.code != "unknown-architecture":
+        if what is None or error.code not in ("unknown-architecture", "ambiguous-kind"):
             raise
         raise UserError(
             f"{file.path} seems to be {what}", code="wrong-model", expected="an MPDiT, DiT or SiT checkpoint"
         ) from error
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:  # shapes of no such model
+        raise UserError(
+            f"the tensors of {file.path} do not fit together: {error}",
+            code="unknown-architecture",
+            expected="an MPDiT, DiT or SiT checkpoint" + ("" if kind == "auto" else f", and one of kind {kind}"),
+        ) from error
+
+
+def _converted(
+    file: OfficialFile, *, kind: Literal["auto", "mpdit", "dit", "sit"], num_heads: int | None
+) -> Conversion:
+    official, notes = file.tensors, []
+    found = detect_kind(official, name=file.path.name, arguments=file.arguments) if kind == "auto" else kind
+    _check_trained_as(found, file.arguments)
+    if has_variance(official):
+        official = drop_variance(official)
+        notes.append("variance-dropped")
+    if found == "sit":
+        official = reverse_time(official)
+        notes.append("time-reversed")
+    if PREDICTION[found] == "epsilon":
+        notes.append("epsilon-model")
+    if not _has_null_label(official, file.arguments):
+        official = official | {CLASS_TABLE: F.pad(official[CLASS_TABLE], (0, 0, 0, 1))}
+        notes.append("no-null-label")
+    config, state = convert_state_dict(official, num_heads=num_heads)
     _check_complete(config, state)
     _check_positions(config, official)
+    if file.arguments.get("image_size", config.input_size * FACTOR) != config.input_size * FACTOR:
+        notes.append("other-image-size")
     return Conversion(found, config, {name: tensor.float() for name, tensor in state.items()}, tuple(notes))
+
+
+def _has_null_label(official: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> bool:
+    """Whether the last row of the class table is the null label.
+
+    Raises:
+        UserError: the arguments name a number of classes that the table cannot have (`classes-do-not-fit`).
+    """
+    rows = len(official[CLASS_TABLE]) if CLASS_TABLE in official else 0
+    classes = arguments.get("num_classes")
+    if isinstance(classes, int) and rows not in (classes, classes + 1):
+        raise UserError(
+            f"the arguments name {classes} classes, the class table has {rows} rows",
+            code="classes-do-not-fit",
+            expected=f"{classes} rows, or {classes + 1} with the null label",
+        )
+    if isinstance(classes, int):
+        return rows == classes + 1
+    return arguments.get("class_dropout_prob") != 0 and rows != IMAGENET_CLASSES
 
 
 def _check_trained_as(kind: Kind, arguments: Mapping[str, Any]) -> None:

@@ -9,8 +9,8 @@ from mpdit_core.interop.official.importing import import_official
 from mpdit_core.interop.options import ImportOptions, ImportResult
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 
-WARNINGS = ("epsilon-model", "no-autoencoder")
-"""Notes on a conversion after which the model does not give images."""
+WARNINGS = ("epsilon-model", "no-null-label", "other-image-size", "no-autoencoder")
+"""Notes on a conversion after which the model does less than others, or may be another than meant."""
 
 
 def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> ImportResult:

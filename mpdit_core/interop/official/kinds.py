@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from mpdit_core.errors import UserError
-from mpdit_core.model.embeddings import SinusoidTimeEmbedding
+from mpdit_core.model.time_embeddings.sinusoid import TimeEmbedding as SinusoidTimeEmbedding
 
 Kind = Literal["mpdit", "dit", "sit"]
 Prediction = Literal["velocity", "epsilon"]
 PREDICTION: dict[Kind, Prediction] = {"mpdit": "velocity", "dit": "epsilon", "sit": "velocity"}
+DENSE: tuple[Kind, ...] = ("dit", "sit")
 
 OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")
 FIRST_TIME_LAYER = "t_embedder.mlp.0.weight"
@@ -33,11 +34,11 @@ FIRST_TIME_LAYER = "t_embedder.mlp.0.weight"
 def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping[str, Any]) -> Kind:
     """The code that wrote `official`, from its parts, the file's name and the stored training arguments.
 
-    A dense transformer whose output has no variance channels comes from the MPDiT code, whose dense baselines are
-    flows; the releases of DiT and SiT both have these channels.
+    The releases of DiT and SiT have variance channels. A dense transformer without them is a SiT or a DiT (trained
+    without variance) if its arguments say so; otherwise it comes from the MPDiT code, whose dense baselines are flows.
 
     Raises:
-        UserError: it is DiT or SiT, and nothing tells which (`ambiguous-kind`).
+        UserError: the file's name and its tensors leave two possibilities (`ambiguous-kind`).
     """
     dense = "blocks.0.adaLN_modulation.1.weight" in official
     if not dense:
@@ -45,21 +46,25 @@ def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping
     trained = str(arguments.get("model", ""))
     if re.match(r"sit\b|sit[-_]", trained, re.IGNORECASE) or "path_type" in arguments:
         return "sit"
-    if not has_variance(official):
-        return "sit" if _named("sit", name) else "mpdit"
-    if trained.lower().startswith("dit") or _named("dit", name):
+    if trained.lower().startswith("dit"):
         return "dit"
-    if _named("sit", name):
-        return "sit"
+    named: Kind | None = next((kind for kind in DENSE if _named(kind, name)), None)
+    if named and (named == "sit" or has_variance(official)):
+        return named
+    if named is None and not has_variance(official):
+        return "mpdit"
+    kinds, why = ("dit", "sit"), "their tensors have the same names and shapes"
+    if named:
+        kinds, why = ("dit", "mpdit"), "DiT without variance predicts noise, MPDiT's dense baselines velocity"
     raise UserError(
-        f"{name} may be DiT or SiT: their tensors have the same names and shapes, and nothing else in the file tells",
+        f"{name} may be {' or '.join(kinds)}: {why}, and nothing else in the file tells",
         code="ambiguous-kind",
         expected="a file name or stored arguments that tell which",
-        remedy="--kind dit, or --kind sit",
+        remedy=f"--kind {kinds[0]}, or --kind {kinds[1]}",
     )
 
 
-def _named(kind: str, name: str) -> bool:
+def _named(kind: Kind, name: str) -> bool:
     return re.search(rf"(?<![a-z]){kind}(?![a-z])", name, re.IGNORECASE) is not None
 
 

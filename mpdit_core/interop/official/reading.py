@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from mpdit_core.errors import UserError
@@ -26,7 +26,10 @@ from mpdit_core.models.model_folder import CONFIG, WEIGHTS
 from mpdit_core.reporting import jsonable
 
 Weights = Literal["ema", "model"]
+SETS = ("ema", "ema_model", "model", "state_dict")  # what a file calls its weights, the preferred ones first
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # compile, DDP, FSDP
+OWNERS = {"model", "net", "network"}  # attributes that hold the network in another module; all names begin with one
+HARMLESS = {"numpy": "a number or array of NumPy", "pathlib": "a path (pathlib)", "datetime": "a date"}
 EXPECTED = "a .pt or .safetensors file of the official MPDiT, DiT or SiT code"
 
 
@@ -45,7 +48,9 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
 
     Raises:
         UserError: the file is missing (`no-such-file`), incomplete (`damaged-file`), another kind of file
-            (`wrong-file`), a pickle that would run code (`unsafe-file`), or holds no weights (`no-weights`).
+            (`wrong-file`), a pickle with more than tensors and numbers (`foreign-object`) or one that would run code
+            (`unsafe-file`); or it holds no weights (`no-weights`), two of one name (`ambiguous-weights`), or ones
+            that are not finite (`not-finite`).
     """
     path = Path(path)
     if path.is_dir():
@@ -56,10 +61,14 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
             expected=EXPECTED,
             remedy="use the folder as it is: it holds a model of mpdit" if ours else "name the file in it",
         )
-    if not path.exists():
-        raise UserError(f"{path} does not exist", code="no-such-file", expected=EXPECTED)
-    with open(path, "rb") as file:
-        head = file.read(512)
+    try:
+        if not path.is_file():
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise UserError(f"{path} {what}", code="no-such-file", expected=EXPECTED)
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", code="no-such-file", expected=EXPECTED) from None
     if not head:
         raise UserError(f"{path} is empty", code="damaged-file", expected=EXPECTED, remedy="download it again")
     if _is_safetensors(head) or path.suffix == ".safetensors":
@@ -69,8 +78,47 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
     else:
         raise _wrong_file(path, head)
     chosen, tensors = _choose(path, content, weights)
-    stripped = {_without_wrappers(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    stripped = _stripped(path, tensors)
+    _check_values(path, stripped)
     return OfficialFile(path=path, tensors=stripped, weights=chosen, arguments=_arguments(content))
+
+
+def _stripped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by the network's own names. Raises `UserError` where two would have one name."""
+    names = {name: _without_wrappers(name) for name, value in tensors.items() if isinstance(value, Tensor)}
+    while len(owners := {name.partition(".")[0] for name in names.values()}) == 1 and owners <= OWNERS:
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+    first: dict[str, str] = {}
+    for name, short in names.items():
+        if short in first:
+            raise UserError(
+                f"{path} holds two tensors {short}: {first[short]} and {name}",
+                code="ambiguous-weights",
+                expected="one set of weights",
+                remedy="save the set you want alone: torch.save(weights, 'weights.pt')",
+            )
+        first[short] = name
+    return {short: tensors[name] for short, name in first.items()}
+
+
+def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises `UserError` for tensors that are no weights: of another form, larger than their file, or not finite."""
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.element_size() > size:
+            raise _damaged(path, f"{name} of shape {tuple(tensor.shape)} is not in it")
+        if not tensor.is_floating_point():
+            raise UserError(f"{name} in {path} is {tensor.dtype}", code="no-weights", expected="floating-point weights")
+        if not tensor.float().isfinite().all():
+            raise UserError(
+                f"{name} in {path} holds values that are not finite",
+                code="not-finite",
+                expected="finite weights",
+                remedy="take an earlier checkpoint: the training that wrote this one had diverged",
+            )
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > 2 * size:
+        raise _damaged(path, "its tensors have more bytes than the file")
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -81,44 +129,69 @@ def _read_safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except SafetensorError as error:
+    except Exception as error:  # SafetensorError, and what torch says of shapes and types that cannot be
         if like_bytes(head) or not _is_safetensors(head):
             raise _wrong_file(path, head) from None
-        raise _damaged(path, f"a safetensors file, but {error}") from None
+        raise _damaged(path, f"a safetensors file, but {_first_line(error)}") from None
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> Any:
-    if zipped and not zipfile.is_zipfile(path):
-        raise _damaged(path, "a torch file (zip) without its end")
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                inside = ", ".join(archive.namelist()[:3])
-                raise UserError(
-                    f"{path} is a zip archive of {inside} …, not a torch file", code="wrong-file", expected=EXPECTED
-                )
     try:
+        if zipped:
+            _check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickles of other protocols: they are read, or refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise UserError(
-            f"{path} cannot be read safely: "
-            + (f"it holds a {wanted.group(1)}, and reading that would run code" if wanted else _first_line(error)),
-            code="unsafe-file",
-            expected="only tensors, numbers and argparse.Namespace",
-            remedy="if you trust its origin, load it with its own code and save only the weights: "
-            "torch.save(checkpoint['ema'], 'weights.pt')",
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
+        raise _not_only_tensors(path, error) from None
+    except Exception as error:  # of a damaged or forged pickle, anything can come
         raise _damaged(path, f"a torch file, but {_first_line(error)}") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Raises `UserError` for a zip archive that is cut, no torch file, or larger inside than outside."""
+    if not zipfile.is_zipfile(path):
+        raise _damaged(path, "a torch file (zip) without its end")
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("data.pkl") for name in archive.namelist()):
+            inside = ", ".join(archive.namelist()[:3])
+            raise UserError(
+                f"{path} is a zip archive of {inside} …, not a torch file", code="wrong-file", expected=EXPECTED
+            )
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise _damaged(path, "a torch file whose parts are larger than itself")
+
+
+def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> UserError:
+    """What weights-only reading refused: something harmless that it does not know, or something that may run code."""
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    found = wanted.group(1) if wanted else ""
+    harmless = HARMLESS.get(found.partition(".")[0])
+    if harmless:
+        what = f"beside its tensors, {path} holds {harmless}: {found}"
+    elif found:
+        what = f"{path} cannot be read safely: it holds a {found}, and reading that would run code"
+    elif "Unsupported operand" in str(error):
+        return UserError(
+            f"{path} is a damaged pickle, or one that torch did not write", code="wrong-file", expected=EXPECTED
+        )
+    else:
+        return _damaged(path, "a torch file, but its pickle makes no sense")
+    return UserError(
+        what,
+        code="foreign-object" if harmless else "unsafe-file",
+        expected="only tensors, numbers, texts and argparse.Namespace",
+        remedy="if you trust its origin, load it with its own code and save only the weights: "
+        "torch.save(checkpoint['ema'], 'weights.pt')",
+    )
 
 
 def _choose(path: Path, content: Any, wanted: Weights | None) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights", code="no-weights", expected=EXPECTED)
-    sets = {key: content[key] for key in ("ema", "model", "state_dict") if _has_tensors(content.get(key))}
+    sets = {key: content[key] for key in SETS if _has_tensors(content.get(key))}
     if wanted and wanted not in sets:
         raise UserError(
             f"{path} holds no weights called {wanted}",
@@ -146,9 +219,11 @@ def _without_wrappers(name: str) -> str:
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     arguments = content.get("args")
-    if isinstance(arguments, argparse.Namespace):
-        return jsonable(vars(arguments))
-    return jsonable(dict(arguments)) if isinstance(arguments, Mapping) else {}
+    given = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    try:
+        return jsonable(dict(given)) if isinstance(given, Mapping) else {}
+    except RecursionError:  # lists that hold themselves
+        return {}
 
 
 def _wrong_file(path: Path, head: bytes) -> UserError:

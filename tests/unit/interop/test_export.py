@@ -264,7 +264,7 @@ def test_matrix_form_equals_the_network(path):
 
 
 def test_spectral_convolution_as_matrices():
-    from mpdit_core.model.embeddings import SpectralConvolution
+    from mpdit_core.model.time_embeddings.fno import SpectralConvolution
 
     torch.manual_seed(0)
     fft = SpectralConvolution(8)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
+import os
 import pickle
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -106,7 +109,7 @@ def test_published_widths_need_no_heads_and_find_their_preset(tmp_path):
                          class_tokens=0, time_embedding="sinusoid")  # fmt: skip
     weights = official_names(MPDiT(config))
     torch.save(weights, tmp_path / "dit-s.pt")
-    model = import_official(tmp_path / "dit-s.pt", out=tmp_path / "m")
+    model = import_official(tmp_path / "dit-s.pt", out=tmp_path / "m", kind="mpdit")
     assert model.config.preset == "dit-s-256"
     assert model.config.model == config
 
@@ -178,6 +181,69 @@ def test_sit_of_another_path_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         import_official(path, out=tmp_path / "m", num_heads=4)
     assert error.value.code == "not-a-linear-flow"
+
+
+CLASSES = 10  # of the golden model, whose class table has one row more
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sigma", "kind"),
+    [
+        ("0.pt", {"model": "DiT-S/2"}, False, "dit"),
+        ("0.pt", {"model": "DiT-S/2"}, True, "dit"),
+        ("0.pt", {"model": "SiT-S/2"}, False, "sit"),
+        ("0.pt", {"path_type": "Linear"}, False, "sit"),
+        ("SiT-nosigma.pt", {}, False, "sit"),
+        ("DiT-nosigma.pt", {}, False, None),
+        ("0.pt", {}, False, "mpdit"),
+        ("MPDiT-S.pt", {}, False, "mpdit"),
+        ("0.pt", {}, True, None),
+    ],
+)
+def test_kind_of_a_dense_model(name: str, arguments: dict, sigma: bool, kind: str | None, tmp_path):
+    weights = with_variance(dense_weights()) if sigma else dense_weights()
+    torch.save({"ema": weights, "args": arguments}, tmp_path / name)
+    if kind is None:
+        with pytest.raises(UserError) as error:
+            import_official(tmp_path / name, out=tmp_path / "m", num_heads=4)
+        assert error.value.code == "ambiguous-kind"
+        return
+    folder = import_official(tmp_path / name, out=tmp_path / "m", num_heads=4)
+    assert folder.extra["origin"]["kind"] == kind
+    assert folder.extra["prediction"] == ("epsilon" if kind == "dit" else "velocity")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "classes", "note"),
+    [
+        ({"num_classes": CLASSES}, CLASSES, False),
+        ({"num_classes": CLASSES + 1}, CLASSES + 1, True),
+        ({"class_dropout_prob": 0.0}, CLASSES + 1, True),
+        ({}, CLASSES, False),
+    ],
+)
+def test_a_class_table_without_null_label_loses_no_class(arguments: dict, classes: int, note: bool, tmp_path):
+    weights = dense_weights()
+    assert len(weights["y_embedder.embedding_table.weight"]) == CLASSES + 1
+    torch.save({"ema": weights, "args": arguments}, tmp_path / "a.pt")
+    folder = import_official(tmp_path / "a.pt", out=tmp_path / "m", num_heads=4)
+    assert folder.config.model.num_classes == classes
+    assert ("no-null-label" in folder.extra["notes"]) == note
+    assert len(folder.load().class_embedding.table.weight) == classes + 1  # pyright: ignore
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module.model.", "model._orig_mod."])
+def test_prefixes_that_all_tensors_share_are_removed(prefix: str, tmp_path):
+    weights = dense_weights()
+    torch.save({"state_dict": {prefix + name: tensor for name, tensor in weights.items()}}, tmp_path / "a.ckpt")
+    model = import_official(tmp_path / "a.ckpt", out=tmp_path / "m", num_heads=4).load()
+    assert torch.equal(model.head.linear.bias, weights["final_layer.linear.bias"])
+
+
+def test_another_image_size_in_the_arguments_is_said(tmp_path):
+    torch.save({"ema": dense_weights(), "args": {"image_size": 256}}, tmp_path / "a.pt")
+    folder = import_official(tmp_path / "a.pt", out=tmp_path / "m", num_heads=4)
+    assert list(folder.extra["notes"]) == ["other-image-size"]
 
 
 # The job
@@ -297,6 +363,10 @@ def changed(name: str, change):
     return make
 
 
+def beside(arguments: Any):
+    return lambda path: torch.save({"ema": dense_weights(), "args": arguments}, path)
+
+
 def values(value):
     return lambda path: torch.save(value, path)
 
@@ -314,7 +384,22 @@ WRONG = {
     "npz": (npz, "a.pt", "wrong-file"),
     "zip": (zipped_jar, "a.pt", "wrong-file"),
     "code": (evil, "a.pt", "unsafe-file"),
-    "numpy pickle": (plain_pickle, "a.pkl", "unsafe-file"),
+    "numpy pickle": (plain_pickle, "a.pkl", "wrong-file"),
+    "numpy number": (beside(np.float64(3)), "a.pt", "foreign-object"),
+    "path": (beside(Path("data")), "a.pt", "foreign-object"),
+    "fifo": (os.mkfifo, "a.pt", "no-such-file"),
+    "nan": (changed("blocks.1.mlp.fc1.bias", lambda t: t * float("nan")), "a.pt", "not-finite"),
+    "integers": (changed("blocks.1.mlp.fc1.bias", lambda t: t.int()), "a.pt", "no-weights"),
+    "two names": (changed("module.blocks.1.mlp.fc1.bias", lambda t: torch.zeros(3)), "a.pt", "ambiguous-weights"),
+    "larger than the file": (
+        changed("pos_embed", lambda t: torch.zeros(1).expand(1, 9**9, 9**9)),
+        "a.pt",
+        "damaged-file",
+    ),
+    "deep": (changed("blocks.999999999.mlp.fc1.bias", lambda t: torch.zeros(3)), "a.pt", "too-large"),
+    "no features": (changed("x_embedder.proj.weight", lambda t: t[:0]), "a.pt", "unknown-architecture"),
+    "short bias": (changed("final_layer.linear.bias", lambda t: t[:3]), "a.pt", "tensors-do-not-fit"),
+    "classes": (beside({"num_classes": 77}), "a.pt", "classes-do-not-fit"),
     "gzip": (gzipped, "a.pt", "wrong-file"),
     "text": (lambda path: path.write_text("hello"), "a.pt", "wrong-file"),
     "number": (values(3), "a.pt", "no-weights"),
@@ -406,3 +491,21 @@ def test_every_truncation_is_a_user_error(tmp_path):
             import_official(path, out=tmp_path / "m", num_heads=4)
         assert error.value.code in ("damaged-file", "wrong-file", "unsafe-file")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_every_change_of_a_byte_is_a_model_or_a_user_error(form: str, tmp_path):
+    """Bytes of the pickle or header, where the structure is: 40 seeded changes for each form."""
+    path = tmp_path / ("a.safetensors" if form == "safetensors" else "a.pt")
+    if form == "safetensors":
+        save_file({n: t.contiguous() for n, t in dense_weights().items()}, path)
+    else:
+        torch.save({"ema": dense_weights()}, path, _use_new_zipfile_serialization=form == "zip")
+    whole, draw = path.read_bytes(), random.Random(15)
+    for number in range(40):
+        changed = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            changed[draw.randrange(min(3000, len(whole)))] = draw.choice([0, 255, draw.randrange(256)])
+        path.write_bytes(changed)
+        with contextlib.suppress(UserError):
+            import_official(path, out=tmp_path / str(number), num_heads=4)

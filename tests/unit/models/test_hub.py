@@ -203,6 +203,34 @@ def test_files_of_an_autoencoder_come_from_the_cache_first(tmp_path):
         assert [path for path in hub.requests[asked:] if "/api/agent" not in path] == []
 
 
+OUTSIDE = {"X-Repo-Commit": "/tmp/outside"}, {"X-Repo-Commit": "../../../../outside"}, {"ETag": '"../../../outside"'}
+LIES: dict[str, dict] = {
+    "commit elsewhere": {"headers": OUTSIDE[0]},
+    "commit above": {"headers": OUTSIDE[1]},
+    "checksum above": {"headers": {**OUTSIDE[2], "X-Linked-ETag": '"../../../outside"'}},
+    "wrong length": {"headers": {"X-Linked-Size": "99999"}, "bodies": {"/tree/": b'[{"type": "file", "path": '
+                     b'"config.json", "size": 99999, "oid": "' + b"a" * 40 + b'"}]'}},
+    "web page": {"bodies": {"/revision/": b"<!DOCTYPE html><html>Sign in</html>"}},
+    "nothing": {"bodies": {"/revision/": b""}},
+    "another form": {"bodies": {"/revision/": b"[1, 2]"}},
+    "hang": {"hangs_at": "HEAD"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_answers_that_cannot_be_are_one_message(name: str, tmp_path):
+    with Hub() as hub:
+        hub.repositories["me/tiny"] = {}
+        hub.commit("me/tiny", {"config.json": b'{"format": 2, "config": {}}'})
+        for key, value in LIES[name].items():
+            setattr(hub, key, value)
+        (refused,) = session(
+            [["download", ["hf:me/tiny"]]], url=hub.url, home=tmp_path / "home", HF_HUB_ETAG_TIMEOUT="1"
+        )
+    assert refused[0] == ("hub-unreachable" if name == "hang" else "hub-damaged-download"), refused
+    assert "outside" not in " ".join(str(path) for path in tmp_path.rglob("*"))
+
+
 def bits(folder: Path) -> dict[str, bytes]:
     from safetensors.torch import load_file
 

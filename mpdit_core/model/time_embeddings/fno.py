@@ -1,34 +1,10 @@
-"""Embeddings of the time and of the class.
-
-    t [B] in [0, 1], used as is -> [B, D];    labels [B] -> class tokens [B, M, D] or one vector [B, D]
-
-To add a time embedding: a module `t [B] -> [B, D]` here, and its name in `TIME_EMBEDDINGS` and `ModelConfig`.
-"""
+"""A Fourier neural operator on the function `grid -> grid + t`, averaged over the grid (MPDiT, section 3.4)."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class SinusoidTimeEmbedding(nn.Module):
-    """256 cosines and sines of the raw t, then an MLP (DiT, section 3.2)."""
-
-    FEATURES = 256
-    MAX_PERIOD = 10_000
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(self.FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.FEATURES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-        angles = t.float()[:, None] * torch.exp(-math.log(self.MAX_PERIOD) * exponents)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
 class SpectralConvolution(nn.Module):
@@ -51,11 +27,9 @@ class SpectralConvolution(nn.Module):
         return torch.fft.irfft(low, n=grid)  # rfft's missing modes are zeros
 
 
-class FNOTimeEmbedding(nn.Module):
-    """A Fourier neural operator on the function `grid -> grid + t`, averaged over the grid (paper, section 3.4).
-
-    Always float32, whatever autocast says: in bfloat16 its error is larger than the difference between adjacent
-    sampling steps.
+class TimeEmbedding(nn.Module):
+    """t [B] -> [B, D]. Always float32, whatever autocast says: in bfloat16 its error is larger than the difference
+    between adjacent sampling steps.
     """
 
     CHANNELS = 32
@@ -80,17 +54,7 @@ class FNOTimeEmbedding(nn.Module):
                     signal = F.gelu(signal)
             return self.project(signal.mean(dim=1))
 
-
-TIME_EMBEDDINGS: dict[str, type[nn.Module]] = {"fno": FNOTimeEmbedding, "sinusoid": SinusoidTimeEmbedding}
-
-
-class ClassEmbedding(nn.Module):
-    """One table row a class and one for the null label; a row is M tokens side by side. labels [B] -> [B, M, D]."""
-
-    def __init__(self, *, num_classes: int, class_tokens: int, width: int):
-        super().__init__()
-        self.width = width
-        self.table = nn.Embedding(num_classes + 1, class_tokens * width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return self.table(labels).unflatten(1, (-1, self.width))  # no len(): it would fix an exported batch
+    def initialize(self, *, spectral_scale: float) -> None:
+        for spectral in self.spectral:
+            nn.init.normal_(spectral.real, std=spectral_scale)  # pyright: ignore[reportArgumentType]
+            nn.init.normal_(spectral.imaginary, std=spectral_scale)  # pyright: ignore[reportArgumentType]
