@@ -112,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.defect(error)
         return EXIT_DEFECT
     except BaseException as error:  # nothing of ours raises others
+        if isinstance(error.__context__, BrokenPipeError):  # how Typer passes it on
+            return 0
         what = f"a plugin or a library ended the command with {type(error).__name__}: {error}"
         console.user_error(UserError(what, code="broken-plugin", remedy="report it to the author of the plugin"))
         return EXIT_USER_ERROR

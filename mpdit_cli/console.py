@@ -124,7 +124,8 @@ def _stdout_for_json() -> Iterator[None]:
     ours = os.dup(1)
     is_real = _descriptor(sys.stdout) == 1  # not where a caller in Python has put something else in its place
     os.dup2(2, 1)
-    _settings.stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
+    stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
+    _settings.stdout = stdout
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -132,10 +133,10 @@ def _stdout_for_json() -> Iterator[None]:
         _flush_c_library()
         os.dup2(ours, 1)
         os.close(ours)
+        _settings.stdout = None
         if is_real:
             with contextlib.suppress(OSError):  # the reader may be gone
-                _settings.stdout.close()
-        _settings.stdout = None
+                stdout.close()
 
 
 def _descriptor(stream: TextIO) -> int | None:

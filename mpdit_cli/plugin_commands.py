@@ -13,7 +13,7 @@ import typer
 
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.plugins import command_entries, load_command
+from mpdit_core.plugins import command_entries, load, names
 from mpdit_core.settings import Options, Result
 
 PANEL = "Commands of plugins"
@@ -29,15 +29,14 @@ def add_plugin_commands(app: typer.Typer, *, taken: Collection[str], called: str
     Raises:
         UserError: `called` is offered by two packages, or broken.
     """
-    for name, summary in {entry.name: entry.summary for entry in command_entries() if entry.name not in taken}.items():
-        if name == called:
-            app.command(name, rich_help_panel=PANEL)(_command(name))
-        else:
-            app.command(name, help=summary, rich_help_panel=PANEL)(_nothing)
+    if called and called not in taken and called in names("commands"):
+        app.command(called, rich_help_panel=PANEL)(_command(called))
+    for entry in command_entries(reserved=[*taken, called]):
+        app.command(entry.name, help=entry.summary, rich_help_panel=PANEL)(_nothing)
 
 
 def _command(name: str) -> Any:
-    plugin = load_command(name)
+    plugin = load("commands", name)
 
     def command(options: Options) -> None:
         result: Result = console.run(plugin.job, options)

@@ -27,6 +27,7 @@ class Entry:
     value: str
     package: str = ""
     version: str = ""
+    summary: str = ""  # of the package, in one line
 
     @property
     def is_ours(self) -> bool:
@@ -133,7 +134,7 @@ def _plugins(distribution: Distribution, package: str, version: str) -> Iterator
         for entry in list(distribution.entry_points):
             kind = entry.group.removeprefix("mpdit.")
             if entry.group.startswith("mpdit.") and kind in KINDS:
-                yield Entry(kind, entry.name, entry.value, package, version)
+                yield Entry(kind, entry.name, entry.value, package, version, distribution.metadata["Summary"] or "")
     except Exception as error:
         yield BadMetadata(package, version, f"its entry_points.txt is malformed ({type(error).__name__}: {error})")
 
