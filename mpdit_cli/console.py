@@ -124,7 +124,7 @@ def _stdout_for_json() -> Iterator[None]:
     ours = os.dup(1)
     is_real = _descriptor(sys.stdout) == 1  # not where a caller in Python has put something else in its place
     os.dup2(2, 1)
-    _settings.stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
+    stdout = _settings.stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -134,7 +134,7 @@ def _stdout_for_json() -> Iterator[None]:
         os.close(ours)
         if is_real:
             with contextlib.suppress(OSError):  # the reader may be gone
-                _settings.stdout.close()
+                stdout.close()
         _settings.stdout = None
 
 

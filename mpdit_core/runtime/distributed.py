@@ -202,9 +202,11 @@ def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
         except Interrupted as again:
             _end(group)
             return 128 + again.signum, None
-    code = 0 if failed is None else group[failed].returncode
-    if code >= 0 or -code == stop.received:
-        return (code if code >= 0 else 128 - code), None
+    if failed is None:
+        return 0, None
+    code = group[failed].returncode
+    if code > 0 or -code == stop.received:
+        return (code if code > 0 else 128 - code), None
     name = signal.Signals(-code).name
     hint = " (is the memory full?)" if name == "SIGKILL" else ""
     text = f"process {failed} of {nproc} (pid {group[failed].pid}) was ended by {name}{hint}; the others were stopped"
