@@ -205,8 +205,8 @@ def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
     if failed is None:
         return 0, None
     code = group[failed].returncode
-    if code >= 0 or -code == stop.received:
-        return (code if code >= 0 else 128 - code), None
+    if code > 0 or -code == stop.received:
+        return (code if code > 0 else 128 - code), None
     name = signal.Signals(-code).name
     hint = " (is the memory full?)" if name == "SIGKILL" else ""
     text = f"process {failed} of {nproc} (pid {group[failed].pid}) was ended by {name}{hint}; the others were stopped"
