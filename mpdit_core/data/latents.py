@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders.base import read_stored
+from mpdit_core.data.autoencoders import read_stored
 from mpdit_core.data.hash_check import HashCheck
 from mpdit_core.data.manifest import LatentSpec, Manifest, Normalisation, Shard, latent_spec, read_manifest
 from mpdit_core.data.shards import map_shard
