@@ -108,7 +108,11 @@ def plan_reference(given: str, *, resolution: int | None, extractor: FeatureExtr
             expected="the side in pixels to crop and resize it to",
             remedy="--resolution N",
         )
-    images = FolderImages(path, resolution) if is_folder and path.exists() else DatasetImages(open_source(given), resolution, given)
+    images = (
+        FolderImages(path, resolution)
+        if is_folder and path.exists()
+        else DatasetImages(open_source(given), resolution, given)
+    )
     _refuse_enlarging(images, given)
     return Plan(images, None, _cache_folder() / STORE, given)
 

@@ -56,7 +56,9 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = f"{path.name} holds no such array" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        reason = (
+            f"{path.name} holds no such array" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        )
         raise UserError(
             f"{path}: {what} cannot be read: {reason}",
             code="damaged-file",

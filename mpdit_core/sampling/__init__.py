@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Axis",
     "Generator",
-    "SampleBatch",
     "PluginRecord",
+    "SampleBatch",
     "SampleOptions",
     "SampleResult",
     "SampleSet",

@@ -177,7 +177,11 @@ def test_damaged_markers_and_blocks_are_made_again(model, tmp_path, monkeypatch,
             raise KeyboardInterrupt
 
     folder = out / ".progress"
-    block = {"png": out / "images/000001.png", "npz": folder / "000000.npz", "latents": out / "latents/000000.safetensors"}
+    block = {
+        "png": out / "images/000001.png",
+        "npz": folder / "000000.npz",
+        "latents": out / "latents/000000.safetensors",
+    }
     for damage in DAMAGES:
         with pytest.raises(KeyboardInterrupt):
             sample(sample_options(model, out=out, format=format_), report=stop)
@@ -233,7 +237,9 @@ def test_what_a_kill_left_of_a_complete_set_is_cleaned(model, tmp_path):
 @pytest.mark.parametrize("format_", ["npz", "latents"])
 def test_a_full_disk_is_one_message(model, tmp_path, monkeypatch, format_):
     def full(*_given, **_more):
-        raise SafetensorError('Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No space" }')
+        raise SafetensorError(
+            'Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No space" }'
+        )
 
     monkeypatch.setattr("mpdit_core.sampling.writers.save_file" if format_ == "latents" else "numpy.savez", full)
     assert code_of(run_sample, model, out=tmp_path / "o", format=format_) == "disk-full"
