@@ -7,11 +7,6 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 __version__ = "0.1.0"
-__all__ = [
-    "Generator", "MPDiTPipeline", "encode_latents", "evaluate", "export_model", "import_checkpoint",
-    "import_official", "load_model", "load_sampler", "profile_flops", "sample", "train",
-]  # fmt: skip
-
 if TYPE_CHECKING:
     from mpdit_core.encoding import encode_latents
     from mpdit_core.evaluation import evaluate
@@ -22,16 +17,4 @@ if TYPE_CHECKING:
     from mpdit_core.sampling import Generator, sample
     from mpdit_core.training import train
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "encoding": ["encode_latents"],
-        "evaluation": ["evaluate"],
-        "interop": ["MPDiTPipeline", "export_model", "import_checkpoint", "import_official"],
-        "models.model_folder": ["load_model"],
-        "profiling": ["profile_flops"],
-        "samplers": ["load_sampler"],
-        "sampling": ["Generator", "sample"],
-        "training": ["train"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

@@ -35,15 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 # For data sets, imported when they are first used: the same care for damaged and odd files as mpdit's own sources take.
-__getattr__ = lazy_names(
-    "mpdit_core.data",
-    {
-        "images": ["open_image"],
-        "sources.archives": ["read_archive"],
-        "sources.class_lists": ["read_class_names"],
-        "sources.files": ["read_regular"],
-    },
-)
+_, __getattr__ = lazy_names(__name__, __file__)
 
 PLUGIN_API = 2
 """Version of these contracts. A plugin class may carry `plugin_api = 2`; another number is refused with a reason."""

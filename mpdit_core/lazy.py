@@ -1,24 +1,34 @@
-"""Names of a package that are imported when they are first used, so that importing the package stays cheap."""
+"""Names of a package that are imported when they are first used, so that importing the package stays cheap.
+
+if TYPE_CHECKING:  # the names of this package
+    from mpdit_core.sampling.job import sample
+
+__all__, __getattr__ = lazy_names(__name__, __file__)
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A module's `__getattr__` that imports a name from the module that defines it.
+def lazy_names(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
+    """`__all__` and `__getattr__` of a package: what it imports for type checkers alone is imported on first use.
 
     Args:
         package: the package's `__name__`.
-        modules: module, relative to the package → the names it defines.
+        file: its `__file__`, which is read for `from MODULE import NAMES` below `if TYPE_CHECKING:`.
     """
-    homes = {name: module for module, names in modules.items() for name in names}
+    blocks = [node for node in ast.parse(Path(file).read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
+    imports = [line for block in blocks for line in block.body if isinstance(line, ast.ImportFrom)]
+    homes = {alias.name: str(line.module) for line in imports for alias in line.names}
 
     def find(name: str) -> Any:
         if name in homes:
-            return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            return getattr(importlib.import_module(homes[name]), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return find
+    return sorted(homes), find

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders.base import read_stored
+from mpdit_core.data.autoencoders import read_stored
 from mpdit_core.data.manifest import LatentSpec, Manifest, Normalisation, Shard, latent_spec, read_manifest
 from mpdit_core.data.tensor_file import map_tensors, prefetch
 from mpdit_core.errors import UserError

@@ -10,12 +10,4 @@ if TYPE_CHECKING:
     from mpdit_core.demo.job import demo, real_digits
     from mpdit_core.demo.options import DemoOptions, DemoResult
 
-__all__ = ["DemoOptions", "DemoResult", "demo", "real_digits"]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "job": ["demo", "real_digits"],
-        "options": ["DemoOptions", "DemoResult"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

@@ -10,12 +10,4 @@ if TYPE_CHECKING:
     from mpdit_core.encoding.job import encode_latents
     from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 
-__all__ = ["EncodeOptions", "EncodeResult", "encode_latents"]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "job": ["encode_latents"],
-        "options": ["EncodeOptions", "EncodeResult"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import Autoencoder
-from mpdit_core.data.autoencoders.pixels import LUMINANCE
+from mpdit_core.data.autoencoders import LUMINANCE, Autoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import Manifest

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import Autoencoder
-from mpdit_core.data.autoencoders.base import read_stored
+from mpdit_core.data.autoencoders import Autoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError

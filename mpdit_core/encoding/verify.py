@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import Autoencoder
-from mpdit_core.data.autoencoders.base import read_stored
+from mpdit_core.data.autoencoders import Autoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.manifest import Manifest, Shard, read_manifest
 from mpdit_core.data.shards import check_shard

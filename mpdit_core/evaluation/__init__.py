@@ -14,30 +14,4 @@ if TYPE_CHECKING:
     from mpdit_core.evaluation.reference import measure_reference, plan_reference
     from mpdit_core.evaluation.sweep import SweepResult, evaluate_sweep
 
-__all__ = [
-    "Comparison",
-    "EvaluateOptions",
-    "EvaluationRecord",
-    "ReferenceResult",
-    "SweepResult",
-    "check_features",
-    "compare_records",
-    "evaluate",
-    "evaluate_sweep",
-    "make_reference",
-    "measure_reference",
-    "plan_reference",
-    "read_records",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "compare": ["Comparison", "compare_records"],
-        "job": ["check_features", "evaluate", "make_reference"],
-        "options": ["EvaluateOptions", "ReferenceResult"],
-        "record": ["EvaluationRecord", "read_records"],
-        "reference": ["measure_reference", "plan_reference"],
-        "sweep": ["SweepResult", "evaluate_sweep"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

@@ -13,18 +13,4 @@ if TYPE_CHECKING:
     from mpdit_core.interop.options import ExportOptions, ExportResult, ImportOptions, ImportResult
     from mpdit_core.interop.pipeline import MPDiTPipeline
 
-__all__ = [
-    "ExportOptions", "ExportResult", "ImportOptions", "ImportResult", "MPDiTPipeline", "export_model",
-    "import_checkpoint", "import_official",
-]  # fmt: skip
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "export.job": ["export_model"],
-        "official.importing": ["import_official"],
-        "official.job": ["import_checkpoint"],
-        "options": ["ExportOptions", "ExportResult", "ImportOptions", "ImportResult"],
-        "pipeline": ["MPDiTPipeline"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

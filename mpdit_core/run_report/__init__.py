@@ -10,12 +10,4 @@ if TYPE_CHECKING:
     from mpdit_core.run_report.job import write_report
     from mpdit_core.run_report.options import ReportOptions, ReportResult
 
-__all__ = ["ReportOptions", "ReportResult", "write_report"]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "job": ["write_report"],
-        "options": ["ReportOptions", "ReportResult"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

@@ -10,12 +10,4 @@ if TYPE_CHECKING:
     from mpdit_core.training.job import train
     from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 
-__all__ = ["DryRunResult", "TrainOptions", "TrainResult", "train"]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "job": ["train"],
-        "options": ["DryRunResult", "TrainOptions", "TrainResult"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

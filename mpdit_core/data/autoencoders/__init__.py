@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mpdit_core.data.autoencoders.base import Autoencoder
+    from mpdit_core.data.autoencoders.base import Autoencoder, read_stored
     from mpdit_core.data.autoencoders.diffusers import DiffusersAutoencoder
     from mpdit_core.data.autoencoders.load import DEFAULT_AUTOENCODER, load_autoencoder
-    from mpdit_core.data.autoencoders.pixels import PixelAutoencoder
+    from mpdit_core.data.autoencoders.pixels import LUMINANCE, PixelAutoencoder
 
-__all__ = ["DEFAULT_AUTOENCODER", "Autoencoder", "DiffusersAutoencoder", "PixelAutoencoder", "load_autoencoder"]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "base": ["Autoencoder"],
-        "diffusers": ["DiffusersAutoencoder"],
-        "load": ["DEFAULT_AUTOENCODER", "load_autoencoder"],
-        "pixels": ["PixelAutoencoder"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

@@ -21,27 +21,4 @@ if TYPE_CHECKING:
     )
     from mpdit_core.data.sources.scan import Entry, Found, find_images, read_entry
 
-__all__ = [
-    "Decode",
-    "Entry",
-    "Found",
-    "Streamed",
-    "count_items",
-    "evenly_spread",
-    "find_images",
-    "open_source",
-    "read_entry",
-    "read_items",
-    "source_given",
-    "source_name",
-    "source_notes",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "open": ["open_source", "source_given", "source_name"],
-        "reading": ["Decode", "Streamed", "count_items", "evenly_spread", "read_items", "source_notes"],
-        "scan": ["Entry", "Found", "find_images", "read_entry"],
-    },
-)
+__all__, __getattr__ = lazy_names(__name__, __file__)

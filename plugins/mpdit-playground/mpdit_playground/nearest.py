@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core.pictures import tile
-from mpdit_core.sampling import Generator
+from mpdit_core.sampling import Generator, TrainingPoints, find_training_images, search
 
 NEIGHBOURS = 4
 
@@ -25,8 +25,6 @@ def nearest(generator: Generator, latent: Tensor, *, latents: Path | None) -> li
     Raises:
         UserError: the latents are not there (`no-training-latents`) or are of another shape (`other-latents`).
     """
-    from mpdit_core.sampling.views.nearest import TrainingPoints, find_training_images, search
-
     training = find_training_images(generator.folder, latents)
     points = TrainingPoints(training, generator, "latents")
     found = search(points, latent[None].flatten(1).float(), k=min(NEIGHBOURS, len(training)), task="nearest")

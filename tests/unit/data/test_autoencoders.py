@@ -68,7 +68,7 @@ def test_sums_are_those_of_what_is_read(stores):
 def test_refused_autoencoders(tmp_path: Path):
     with refused("no-such-autoencoder"):
         load_autoencoder(str(tmp_path / "none"))
-    with refused("not-on-hub", "some/where"):
+    with refused("hub-unreachable", "some/where"):
         load_autoencoder("some/where")
     vae = save_autoencoder(tmp_path / "vae")
     spec = load_autoencoder(str(vae)).spec

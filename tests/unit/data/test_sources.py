@@ -55,7 +55,7 @@ def test_archives_and_layouts(images: Path, tmp_path: Path):
     with refused("no-images", "x.tar.gz"):
         open_source(str(tmp_path / "x.tar.gz")).items()
     (tmp_path / "cut.tar").write_bytes((tmp_path / "all.tar").read_bytes()[:700])
-    with refused("damaged-file", "cut.tar"):
+    with refused("damaged-archive", "cut.tar"):
         open_source(str(tmp_path / "cut.tar")).items()
 
 

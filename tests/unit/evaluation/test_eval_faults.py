@@ -203,7 +203,8 @@ def test_a_part_of_a_folder_by_class_has_all_classes(here):
     write_classes(".png", ".png", ".png", ".png")
     events: list[Event] = []
     record = evaluate(options("set", num_samples=8), report=events.append)
-    assert record.samples and "8 of 20 at even distances" in record.samples.order
+    assert record.samples
+    assert "8 of 20 at even distances" in record.samples.order
     assert any(isinstance(event, Note) and "8 of 20" in event.text for event in events)
     np.savez("sorted.npz", arr_0=pictures(20), arr_1=np.arange(20) // 5)
     assert "8 of 20" in evaluate(options("sorted.npz", num_samples=8)).samples.order

@@ -165,7 +165,8 @@ def send_when_ready(send, event):
 
 
 DAMAGES = ["", "[]", "null", "{", "[" * 10**5, '{"images": "4"}', '{"images": -4, "nfe": 1, "passes": 1, "saved": 0}',
-           '{"images": 4, "nfe": 8, "passes": 8, "saved": 0, "x": 1}', '{"images": 3, "nfe": 8, "passes": 8, "saved": 0}']  # fmt: skip
+           '{"images": 4, "nfe": 8, "passes": 8, "saved": 0, "x": 1}',
+           '{"images": 3, "nfe": 8, "passes": 8, "saved": 0}']  # fmt: skip
 
 
 @pytest.mark.parametrize("format_", ["png", "npz", "latents"])
