@@ -172,7 +172,7 @@ def test_two_processes_that_are_killed_give_the_same_bits_as_one(tmp_path, monke
     """SIGKILL in both, after any number of blocks: the order of the sums does not depend on what happened before."""
     monkeypatch.setattr("mpdit_core.evaluation.progress.SECONDS_BETWEEN_SAVES", 0.0)
     folder = tmp_path / "p"
-    for most in (1, 3, 5):
+    for most in (1, 2):
 
         def work(rank: int, most: int = most) -> None:
             read: list[int] = []
