@@ -164,7 +164,8 @@ class FolderImages(ImageSource):
         if len(sizes) > 1:
             (a, file_a), (b, file_b) = list(sizes.items())[:2]
             raise UserError(
-                f"{self.path} holds images of {len(sizes)} sizes: {file_a} is {a[0]} × {a[1]}, {file_b} {b[0]} × {b[1]}",
+                f"{self.path} holds images of {len(sizes)} sizes: {file_a} is {a[0]} × {a[1]}, "
+                f"{file_b} {b[0]} × {b[1]}",
                 code="several-sizes",
                 expected="samples of one size",
                 remedy="keep grids and other pictures out of the folder",

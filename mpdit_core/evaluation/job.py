@@ -38,8 +38,7 @@ from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
-from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions
-from mpdit_core.sampling.options import changed, options_without_effect
+from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, changed, options_without_effect
 from mpdit_core.settings import spelling_of
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")

@@ -166,10 +166,10 @@ class SavedProgress:
 
     def _feature_files(self) -> dict[Path, int]:
         """The files of features of every process and session, and the chunk of each."""
-        names = {
-            path: re.fullmatch(r"features-(\d{6})-\w+-\w+\.safetensors", path.name) for path in self.folder.iterdir()
+        pattern = re.compile(r"features-(\d{6})-\w+-\w+\.safetensors")
+        return {
+            path: int(found[1]) for path in sorted(self.folder.iterdir()) if (found := pattern.fullmatch(path.name))
         }
-        return {path: int(match[1]) for path, match in sorted(names.items()) if match}
 
     def _write_features(self) -> None:
         numbers = sorted(self.fresh)

@@ -100,7 +100,7 @@ class RecordedWarning(Settings):
 class Protocol(Settings):
     """Everything that is fixed before anything is measured."""
 
-    format: Literal[3] = setting(FORMAT, "version of this form of records")
+    format: Literal[3] = setting(FORMAT, "version of the record")
     what: str = setting(..., "what was evaluated, as it was named")
     count: int = setting(..., "number of images")
     is_fid: bool = setting(..., "whether the figures may be put beside published ones")

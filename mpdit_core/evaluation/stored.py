@@ -53,7 +53,7 @@ def write_checked(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 
 def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the texts of `write_checked`. Raises `UserError` as `opened`; one changed bit is `damaged-file`."""
+    """The tensors and the texts of `write_checked`. Raises `UserError` as `opened`, for one changed bit too."""
     with opened(path) as file:
         about = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary

@@ -47,7 +47,7 @@ class History:
 
 
 def read_history(lines: Iterable[Mapping[str, Any]]) -> History:
-    """`lines` are those of steps, which have a loss, and those of evaluations. Lines of anything else are passed over."""
+    """`lines` are those of steps, which have a loss, and those of evaluations. Others are passed over."""
     history = History()
     images_before = 0.0
     for line in lines:

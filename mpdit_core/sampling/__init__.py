@@ -9,7 +9,15 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values, settle
     from mpdit_core.sampling.job import sample
-    from mpdit_core.sampling.options import PluginRecord, SampleOptions, SampleResult, SamplingOptions, ViewResult
+    from mpdit_core.sampling.options import (
+        PluginRecord,
+        SampleOptions,
+        SampleResult,
+        SamplingOptions,
+        ViewResult,
+        changed,
+        options_without_effect,
+    )
     from mpdit_core.sampling.sample_set import SampleSet
     from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value
     from mpdit_core.sampling.views.nearest import TrainingPoints, find_training_images, search

@@ -43,8 +43,8 @@ def read_classes(
     classes are called "goldfish, Carassius auratus").
 
     Raises:
-        UserError: an id or name that no class has (`no-such-class`), a name that several have, or a number that is the id of
-            one class and the name of another (`ambiguous-class`).
+        UserError: an id or name that no class has (`no-such-class`), a name that several have, or a number that is the
+            id of one class and the name of another (`ambiguous-class`).
     """
     if not isinstance(classes, str):
         texts = [f"id:{item}" if isinstance(item, int) else item for item in classes]

@@ -24,8 +24,9 @@ class SamplingOptions(Options):
     """Everything that fixes an image but the model and its number."""
 
     classes: str | tuple[str | int, ...] = setting(
-        "all", 'classes to sample: all (balanced), random, or ids and names: 207,"golden retriever" (id:10 or name:10 where a '
-        "number is the name of another class)",
+        "all",
+        'classes to sample: all (balanced), random, or ids and names: 207,"golden retriever" '
+        "(id:10 or name:10 where a number is the name of another class)",
         panel="Sampling", sweepable=True,
     )  # fmt: skip
     sampler: str = setting(

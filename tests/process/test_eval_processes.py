@@ -168,6 +168,28 @@ def test_killed_anywhere_nothing_is_counted_twice(tmp_path, monkeypatch):
     assert_same_bits(collect(folder), collect(tmp_path / "whole"))
 
 
+def test_two_processes_that_are_killed_give_the_same_bits_as_one(tmp_path, monkeypatch):
+    """SIGKILL in both, after any number of blocks: the order of the sums does not depend on what happened before."""
+    monkeypatch.setattr("mpdit_core.evaluation.progress.SECONDS_BETWEEN_SAVES", 0.0)
+    folder = tmp_path / "p"
+    for most in (1, 2):
+
+        def work(rank: int, most: int = most) -> None:
+            read: list[int] = []
+
+            def kill(number: int) -> None:
+                read.append(number)
+                if len(read) > most or rank == 1 and len(read) == most:
+                    os._exit(9)  # nothing is cleaned up, as by SIGKILL
+
+            with process_group(CPU) as world:
+                collect(folder, world=world, blocks=Numbers(kill))
+
+        with pytest.raises(AssertionError):
+            fork_group(work)
+    assert_same_bits(collect(folder), collect(tmp_path / "whole"))
+
+
 def test_files_of_another_layout_are_not_taken_up(tmp_path, monkeypatch):
     def interrupt(number: int) -> None:
         if number == 6:
