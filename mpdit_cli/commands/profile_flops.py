@@ -23,7 +23,7 @@ def command(options: ProfileOptions) -> None:
 
 def parts_of(result: ProfileResult, *, named: bool) -> list[console.Table | console.Summary]:
     """What a person reads of the result; each of the `named` models in detail."""
-    from mpdit_core.profiling.tables import Table, breakdown_table, facts, overview, plan_table
+    from mpdit_core.profiling import Table, breakdown_table, facts, overview, plan_table
 
     def shown(table: Table) -> console.Table:
         return console.Table(title=table.title, columns=table.columns, rows=table.rows, note=table.note)
@@ -43,7 +43,7 @@ def parts_of(result: ProfileResult, *, named: bool) -> list[console.Table | cons
 
 def search_table(found: Found) -> console.Table:
     """One line per model, and below the table the flags that make each."""
-    from mpdit_core.profiling.tables import giga, millions
+    from mpdit_core.profiling import giga, millions
 
     rows = [
         [

@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from mpdit_core.profiling.job import profile_flops
     from mpdit_core.profiling.options import ProfileOptions
     from mpdit_core.profiling.results import ProfileResult
+    from mpdit_core.profiling.tables import Table, breakdown_table, facts, giga, millions, overview, plan_table
 
-__all__ = ["ProfileOptions", "ProfileResult", "profile_flops"]
+__all__ = [
+    "ProfileOptions", "ProfileResult", "Table", "breakdown_table", "facts", "giga", "millions", "overview",
+    "plan_table", "profile_flops",
+]  # fmt: skip
 
 __getattr__ = lazy_names(
     __name__,
@@ -19,5 +23,6 @@ __getattr__ = lazy_names(
         "job": ["profile_flops"],
         "options": ["ProfileOptions"],
         "results": ["ProfileResult"],
+        "tables": ["Table", "breakdown_table", "facts", "giga", "millions", "overview", "plan_table"],
     },
 )
