@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from mpdit_core.profiling.results import ModelCost
+from mpdit_core.profiling import ModelCost
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
 

@@ -9,11 +9,11 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.profiling.job import profile_flops
     from mpdit_core.profiling.options import ProfileOptions
-    from mpdit_core.profiling.results import ProfileResult
+    from mpdit_core.profiling.results import ModelCost, ProfileResult
     from mpdit_core.profiling.tables import Table, breakdown_table, facts, giga, millions, overview, plan_table
 
 __all__ = [
-    "ProfileOptions", "ProfileResult", "Table", "breakdown_table", "facts", "giga", "millions", "overview",
+    "ModelCost", "ProfileOptions", "ProfileResult", "Table", "breakdown_table", "facts", "giga", "millions", "overview",
     "plan_table", "profile_flops",
 ]  # fmt: skip
 
@@ -22,7 +22,7 @@ __getattr__ = lazy_names(
     {
         "job": ["profile_flops"],
         "options": ["ProfileOptions"],
-        "results": ["ProfileResult"],
+        "results": ["ModelCost", "ProfileResult"],
         "tables": ["Table", "breakdown_table", "facts", "giga", "millions", "overview", "plan_table"],
     },
 )
