@@ -16,9 +16,9 @@ that has no rows here is measured.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from mpdit_core.config import ModelConfig
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpdit_core.model.unlisted_cost import UnlistedCost
 
 Convention = Literal["true", "paper"]
-CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+Amount = Literal["macs", "backward_macs", "parameters"]
 
 Kind = Literal["attention", "projections", "mlp", "upsampling", "patches", "conditioning", "time", "output"]
 KINDS: dict[Kind, str] = {
@@ -234,28 +234,28 @@ def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
                 depth=stage.depth,
                 image_tokens=images,
                 tokens=seen,
-                macs=_total(here, _macs),
-                parameters=_total(here, _parameters),
-                by_kind=_by_kind(here, _macs),
+                macs=_total(here, "macs"),
+                parameters=_total(here, "parameters"),
+                by_kind=_by_kind(here, "macs"),
             )
         )
-    trainable, total = _total(whole, _parameters), _total(whole, _macs)
+    trainable, total = _total(whole, "parameters"), _total(whole, "macs")
     return Count(
         convention=convention,
         macs=total,
-        training_macs=total + _total(whole, _backward),
+        training_macs=total + _total(whole, "backward_macs"),
         linear_macs=total - sum(op.macs for op in whole if op.kind == "attention"),
         parameters=trainable,
         parameters_with_positions=trainable + config.width * sum(image_tokens(config)),
         stages=tuple(stages),
-        by_kind=_by_kind(whole, _macs),
-        parameters_by_kind=_by_kind(whole, _parameters),
+        by_kind=_by_kind(whole, "macs"),
+        parameters_by_kind=_by_kind(whole, "parameters"),
     )
 
 
 def forward_macs(config: ModelConfig, *, convention: Convention = "true") -> int:
     """MACs of one forward pass of one image."""
-    return _total(operations(config, convention=convention), _macs)
+    return _total(operations(config, convention=convention), "macs")
 
 
 def training_macs(config: ModelConfig) -> int:
@@ -263,7 +263,7 @@ def training_macs(config: ModelConfig) -> int:
     respect to x_t and t, which nothing needs. Recomputation (activation checkpointing, flash attention) is not counted.
     """
     whole = list(operations(config))
-    return _total(whole, _macs) + _total(whole, _backward)
+    return _total(whole, "macs") + _total(whole, "backward_macs")
 
 
 def parameter_count(config: ModelConfig, *, with_positions: bool = False) -> int:
@@ -272,24 +272,12 @@ def parameter_count(config: ModelConfig, *, with_positions: bool = False) -> int
     return counted.parameters_with_positions if with_positions else counted.parameters
 
 
-def _macs(op: Operation) -> int:
-    return op.macs
+def _total(listed: Iterable[Operation], amount: Amount) -> int:
+    return sum(getattr(op, amount) for op in listed)
 
 
-def _backward(op: Operation) -> int:
-    return op.backward_macs
-
-
-def _parameters(op: Operation) -> int:
-    return op.parameters
-
-
-def _total(listed: Iterable[Operation], amount: Callable[[Operation], int]) -> int:
-    return sum(amount(op) for op in listed)
-
-
-def _by_kind(listed: Iterable[Operation], amount: Callable[[Operation], int]) -> dict[Kind, int]:
+def _by_kind(listed: Iterable[Operation], amount: Amount) -> dict[Kind, int]:
     sums: dict[Kind, int] = dict.fromkeys(KINDS, 0)
     for op in listed:
-        sums[op.kind] += amount(op)
+        sums[op.kind] += getattr(op, amount)
     return sums
