@@ -179,7 +179,7 @@ def test_two_processes_that_are_killed_give_the_same_bits_as_one(tmp_path, monke
 
             def kill(number: int) -> None:
                 read.append(number)
-                if len(read) > most or rank == 1 and len(read) == most:
+                if len(read) > most or (rank == 1 and len(read) == most):
                     os._exit(9)  # nothing is cleaned up, as by SIGKILL
 
             with process_group(CPU) as world:
