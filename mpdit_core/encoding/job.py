@@ -167,7 +167,7 @@ def _check_disk(job: EncodeJob, unfinished: list[int]) -> None:
     need, free = job.count_items(unfinished) * job.plan.bytes_per_image, files.free_bytes(job.folder.path)
     if need > free:
         raise UserError(
-            f"the latents need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free for {job.folder.path}",
+            f"the latents need {files.size_text(need)}, and {files.size_text(free)} are free for {job.folder.path}",
             code="disk-full",
             expected="enough room for all shards",
             remedy="free some space, choose another --out" + (", or --no-flip for half of it" if job.plan.flip else ""),

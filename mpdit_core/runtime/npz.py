@@ -71,9 +71,9 @@ def _require_room(path: Path, name: str, size: int) -> None:
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if size > free:
         raise UserError(
-            f"{path}: {name} is compressed and has {size / 2**30:.1f} GiB unpacked",
+            f"{path}: {name} is compressed and has {size_text(size)} unpacked",
             code="disk-full",
-            expected=f"at most the {free / 2**30:.1f} GiB that are free in {tempfile.gettempdir()}",
+            expected=f"at most the {size_text(free)} that are free in {tempfile.gettempdir()}",
             remedy="write it with np.savez, which does not compress, or set TMPDIR to a larger disk",
         )
 
