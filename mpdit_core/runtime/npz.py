@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.files import size_text
 
 LOCAL_HEADER = 30  # bytes before the name of a member
 
