@@ -26,9 +26,9 @@ from mpdit_core.data.images import FORMATS, FaultyImageError, open_image, prepar
 from mpdit_core.data.sources import evenly_spread, find_images, read_entry, source_notes
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.record import ImagesRecord
-from mpdit_core.evaluation.stored import opened
 from mpdit_core.plugins import plugin_errors
 from mpdit_core.reporting import Note, Warning
+from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.runtime.npz import map_member, member_names
 

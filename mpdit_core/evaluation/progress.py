@@ -23,8 +23,8 @@ from torch import Tensor
 
 from mpdit_core.api import Features
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.stored import read_checked, write_checked
 from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.files import remove_leftovers, user_errors
 
 FORMAT = 3

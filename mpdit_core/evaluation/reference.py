@@ -33,11 +33,11 @@ from mpdit_core.evaluation.images import (
     open_images,
 )
 from mpdit_core.evaluation.record import ReferenceRecord
-from mpdit_core.evaluation.stored import read_checked, write_checked
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract, features_name
 from mpdit_core.metrics.statistics import Gaussian
 from mpdit_core.reporting import Note, Reporter, Warning, silent
+from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.files import sha256, writing
 from mpdit_core.runtime.locks import locked

@@ -20,7 +20,7 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import FolderImages, ImageSource, NpzImages
 from mpdit_core.evaluation.record import ImagesRecord, ModelRecord, SamplingRecord
-from mpdit_core.evaluation.stored import opened
+from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.sampling import SampleSet
 

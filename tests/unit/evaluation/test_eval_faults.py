@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, evaluate, make_reference
 from mpdit_core.evaluation.images import FolderImages, open_images
-from mpdit_core.evaluation.stored import read_checked, write_checked
 from mpdit_core.metrics.features import features_name, load_extractor
 from mpdit_core.reporting import Event, Note, Warning
+from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.npz import map_member
 
 

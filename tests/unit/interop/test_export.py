@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from mpdit_cli.app import main
 from mpdit_core.config import RunConfig, Stage
+from mpdit_core.data.hash_check import HashCheck
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.errors import UserError
 from mpdit_core.interop import ExportOptions, ExportResult, export_model, import_official
@@ -325,6 +326,7 @@ class StoredLatents:
     def __init__(self, shards: list[dict[str, np.ndarray]], folder: ModelFolder):
         self.shards, self.spec = shards, folder.latents
         self.manifest = SimpleNamespace(shards=shards, class_names=("ant", "bee", "cat"))
+        self.hashes = HashCheck()
 
     def __len__(self) -> int:
         return sum(len(shard["labels"]) for shard in self.shards)

@@ -223,7 +223,7 @@ def test_an_evaluation_that_was_killed_is_made_up_once(latents, tmp_path, monkey
         measured.append(open_model(options.what).step)
         return SimpleNamespace(metrics={"frechet_distance": 1.0})
 
-    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device: None)
+    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device, **more: None)
     monkeypatch.setitem(vars(evaluation), "evaluate", evaluate)
     wanted = options(latents, tmp_path / "r", *EVALUATED, steps=6)
     with pytest.raises(Interrupted):
