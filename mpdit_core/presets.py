@@ -1,7 +1,8 @@
 """The named configurations, one aligned row per model, and how a run's configuration is put together from one.
 
-To add one: a row in `MODELS`. Sizes and optimisation are those of the MPDiT paper (arXiv 2603.26357, section 4 and its
-appendix) and of DiT (arXiv 2212.09748, table 1) unless a comment says otherwise.
+To add one: a row in `MODELS`, then `mpdit profile-flops --markdown docs/compute.md`. Sizes and optimisation are those
+of the MPDiT paper (arXiv 2603.26357, section 4 and its appendix) and of DiT (arXiv 2212.09748, table 1) unless a
+comment says otherwise.
 """
 
 from __future__ import annotations

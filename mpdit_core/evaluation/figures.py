@@ -6,11 +6,15 @@ or of other features have other keys in the record and other labels, so that no 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-from mpdit_core.evaluation.options import EvaluateOptions
+from torch import Tensor
+
+from mpdit_core.evaluation.options import METRICS, EvaluateOptions
 from mpdit_core.evaluation.record import Value
 from mpdit_core.evaluation.reference import Reference
 from mpdit_core.metrics.accumulator import FeatureAccumulator
@@ -25,17 +29,6 @@ Values = dict[str, Value]
 Kind = Literal["published", "unpublished", "other"]
 """The extractor: Inception with the published weights, Inception with others, or a plugin."""
 
-NAMES = {
-    # metric      key of other features        label, published    label, other features
-    "fid":       ("frechet_distance",         "FID",              "Fréchet distance"),
-    "sfid":      ("spatial_frechet_distance", "sFID",             "spatial Fréchet distance"),
-    "is":        ("class_score",              "Inception Score",  "class score"),
-    "precision": ("precision",                "precision",        "precision"),
-    "recall":    ("recall",                   "recall",           "recall"),
-    "kid":       ("kernel_distance",          "KID",              "kernel distance"),
-}  # fmt: skip
-ALWAYS = ("precision", "recall")  # metrics whose key is the same in all features
-
 
 @dataclass(frozen=True)
 class Naming:
@@ -46,16 +39,18 @@ class Naming:
 
     def key(self, metric: str) -> str:
         """The metric's key in the record: `fid` → `fid`, `unpublished_fid` or `frechet_distance`."""
-        if self.kind == "published" or metric in ALWAYS:
+        if self.kind == "published" or METRICS[metric].other_key == metric:
             return metric
-        return f"unpublished_{metric}" if self.kind == "unpublished" else NAMES[metric][0]
+        return f"unpublished_{metric}" if self.kind == "unpublished" else METRICS[metric].other_key
 
     def label(self, metric: str) -> str:
         """The metric's name for people."""
-        _, published, other = NAMES[metric]
+        row = METRICS[metric]
         if self.kind == "published":
-            return published
-        return f"{published} (unpublished weights)" if self.kind == "unpublished" else f"{other} ({self.features})"
+            return row.label
+        if self.kind == "unpublished":
+            return f"{row.label} (unpublished weights)"
+        return f"{row.other_label} ({self.features})"
 
     def keys(self, metrics: Sequence[str]) -> dict[str, str]:
         """Metric → its key."""
@@ -66,6 +61,28 @@ class Naming:
         return {self.key(metric): self.label(metric) for metric in metrics}
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Samples beside their reference: what the function of a metric is given."""
+
+    options: EvaluateOptions
+    reference: Reference
+    samples: FeatureAccumulator
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Features of the samples one by one, [n, F]; empty where they were not kept."""
+        return self.samples.kept_rows()
+
+    @cached_property
+    def precision_recall(self) -> tuple[float | None, float | None]:
+        """Both, which share their distances."""
+        theirs, device = self.reference.rows, self.samples.device
+        if theirs is None or min(len(theirs), len(self.rows)) <= NEIGHBOURS:
+            return None, None
+        return precision_recall(theirs.to(device), self.rows.to(device), half=self.options.half_distances)
+
+
 def compute_metrics(
     options: EvaluateOptions, reference: Reference, samples: FeatureAccumulator, keys: Mapping[str, str]
 ) -> Values:
@@ -74,61 +91,65 @@ def compute_metrics(
     What belongs to a metric, such as its standard deviation, stands under the same key with `_std`, `_bias` or
     `_interval` behind it.
     """
-    wanted = set(options.metrics)
+    comparison = Comparison(options, reference, samples)
     values: Values = {}
-    if "fid" in wanted:
-        values |= _frechet_distance(options, reference, samples)
-    if "sfid" in wanted:
-        values["sfid"] = _spatial_distance(reference, samples)
-    if "is" in wanted:
-        values["is"], values["is_std"] = samples.inception_score() or (None, None)
-    if wanted & {"precision", "recall"}:
-        both = zip(("precision", "recall"), _precision_recall(options, reference, samples), strict=True)
-        values |= {metric: value for metric, value in both if metric in wanted}
-    if "kid" in wanted:
-        pair = kernel_distance(reference.rows, samples.kept_rows()) if reference.rows is not None else (None, None)
-        values["kid"], values["kid_std"] = pair
-    return {_key(name, keys): value for name, value in values.items()}
+    for metric in options.metrics:
+        module, _, function = METRICS[metric].compute.partition(":")
+        found = getattr(importlib.import_module(module), function)(comparison)
+        values |= {f"{keys[metric]}_{part}" if part else keys[metric]: value for part, value in found.items()}
+    return values
 
 
 def needs_rows(options: EvaluateOptions) -> bool:
     """Whether the metrics need the features of single images, and not their sums alone."""
-    return bool({"precision", "recall", "kid"} & set(options.metrics)) or options.bootstrap > 0
+    return any(METRICS[metric].needs_rows for metric in options.metrics) or options.bootstrap > 0
 
 
-def _key(name: str, keys: Mapping[str, str]) -> str:
-    metric, _, suffix = name.partition("_")
-    return f"{keys[metric]}_{suffix}" if suffix else keys[metric]
+# Each returns its figure under "", and what belongs to it under the end of its key.
 
 
-def _frechet_distance(options: EvaluateOptions, reference: Reference, samples: FeatureAccumulator) -> Values:
-    pool, rows = samples.gaussian(), samples.kept_rows()
+def fid(comparison: Comparison) -> Values:
+    """The Fréchet distance of pool features; of few samples its bias, and its error bar where that is asked for."""
+    reference, samples, rows = comparison.reference, comparison.samples, comparison.rows
+    pool = samples.gaussian()
     own = rows if len(rows) == pool.count else None
     theirs = reference.rows if reference.rows is not None and len(reference.rows) == reference.pool.count else None
     distance = frechet_distance(reference.pool, pool, rows_a=theirs, rows_b=own)
-    values: Values = {"fid": distance}
+    values: Values = {"": distance}
     if pool.count < FEW:
         halves = [frechet_distance(reference.pool, half) for half in samples.half_gaussians()]
-        values["fid_bias"] = sum(halves) / len(halves) - distance if halves else None
-    if options.bootstrap > 1 and own is not None:
-        deviation = bootstrap_std(reference.pool, own, replicates=options.bootstrap)
+        values["bias"] = sum(halves) / len(halves) - distance if halves else None
+    if comparison.options.bootstrap > 1 and own is not None:
+        deviation = bootstrap_std(reference.pool, own, replicates=comparison.options.bootstrap)
         margin = NORMAL_95 * deviation
-        values |= {"fid_std": deviation, "fid_interval": (distance - margin, distance + margin)}
+        values |= {"std": deviation, "interval": (distance - margin, distance + margin)}
     return values
 
 
-def _spatial_distance(reference: Reference, samples: FeatureAccumulator) -> float | None:
-    spatial = samples.spatial_gaussian()
-    if spatial is None or reference.spatial is None:
-        return None
-    return frechet_distance(reference.spatial, spatial)
+def sfid(comparison: Comparison) -> Values:
+    """The Fréchet distance of spatial features."""
+    theirs, ours = comparison.reference.spatial, comparison.samples.spatial_gaussian()
+    return {"": None if theirs is None or ours is None else frechet_distance(theirs, ours)}
 
 
-def _precision_recall(
-    options: EvaluateOptions, reference: Reference, samples: FeatureAccumulator
-) -> tuple[float, float] | tuple[None, None]:
-    rows = samples.kept_rows()
-    if reference.rows is None or min(len(reference.rows), len(rows)) <= NEIGHBOURS:
-        return None, None
-    device = samples.device
-    return precision_recall(reference.rows.to(device), rows.to(device), half=options.half_distances)
+def inception_score(comparison: Comparison) -> Values:
+    """The Inception Score, with its standard deviation over chunks."""
+    score, deviation = comparison.samples.inception_score() or (None, None)
+    return {"": score, "std": deviation}
+
+
+def precision(comparison: Comparison) -> Values:
+    """The share of samples that lie among the real images."""
+    return {"": comparison.precision_recall[0]}
+
+
+def recall(comparison: Comparison) -> Values:
+    """The share of real images that lie among the samples."""
+    return {"": comparison.precision_recall[1]}
+
+
+def kid(comparison: Comparison) -> Values:
+    """The kernel distance, with its standard deviation over subsets."""
+    theirs = comparison.reference.rows
+    distance, deviation = kernel_distance(theirs, comparison.rows) if theirs is not None else (None, None)
+    return {"": distance, "std": deviation}

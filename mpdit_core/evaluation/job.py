@@ -38,7 +38,7 @@ from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
-from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, changed, options_without_effect
+from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, options_without_effect, warn_if_given
 from mpdit_core.settings import spelling_of
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
@@ -318,15 +318,15 @@ def _version(package: str) -> str | None:
 
 def _unused(options: EvaluateOptions, subject: Subject) -> list[Warning]:
     """Warnings of options that change nothing in an evaluation of `subject`."""
-    found = changed(options, ["resolution"], "it belongs to make_reference")
+    found = warn_if_given(options, ["resolution"], "it belongs to make_reference")
     if subject.model is None:
-        found += changed(options, [*_SHAPING, "keep_samples"], "the images are finished; nothing is sampled")
+        found += warn_if_given(options, [*_SHAPING, "keep_samples"], "the images are finished; nothing is sampled")
     else:
         found += options_without_effect(options, sweep=options.sweep)
     if not {"precision", "recall"} & set(options.metrics):
-        found += changed(options, ["half_distances"], "precision and recall are not measured")
+        found += warn_if_given(options, ["half_distances"], "precision and recall are not measured")
     if "fid" not in options.metrics:
-        found += changed(options, ["bootstrap"], "the Fréchet distance is not measured")
+        found += warn_if_given(options, ["bootstrap"], "the Fréchet distance is not measured")
     return found
 
 
@@ -336,7 +336,7 @@ _SHAPING = [name for name, info in SamplingOptions.model_fields.items() if spell
 
 def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
     names = [*_SHAPING, "reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
-    return changed(options, names, "a reference is made of all images of WHAT")
+    return warn_if_given(options, names, "a reference is made of all images of WHAT")
 
 
 def _warn_of_inputs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import PositiveInt
 
@@ -11,7 +11,32 @@ from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.sampling.options import MODEL, SamplingOptions
 from mpdit_core.settings import Result, setting
 
-Metric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
+
+class Metric(NamedTuple):
+    """A metric: what it may be called, what it needs, and the function that computes it."""
+
+    label: str  # with the published Inception weights
+    other_key: str  # in the record, and
+    other_label: str  # for people, with other features
+    compute: str  # `module:function` of a `Comparison`
+    needs_rows: bool = False  # features of single images, beside their sums
+
+
+FIGURES = "mpdit_core.evaluation.figures"
+METRICS = {
+    "fid":       Metric("FID", "frechet_distance", "Fréchet distance", f"{FIGURES}:fid"),
+    "sfid":      Metric("sFID", "spatial_frechet_distance", "spatial Fréchet distance", f"{FIGURES}:sfid"),
+    "is":        Metric("Inception Score", "class_score", "class score", f"{FIGURES}:inception_score"),
+    "precision": Metric("precision", "precision", "precision", f"{FIGURES}:precision", needs_rows=True),
+    "recall":    Metric("recall", "recall", "recall", f"{FIGURES}:recall", needs_rows=True),
+    "kid":       Metric("KID", "kernel_distance", "kernel distance", f"{FIGURES}:kid", needs_rows=True),
+}  # fmt: skip
+"""To add one: a row, and its function in figures.py or in a file of its own."""
+
+if TYPE_CHECKING:
+    MetricName: TypeAlias = str
+else:
+    MetricName = Literal[tuple(METRICS)]
 
 
 class EvaluateOptions(SamplingOptions, DeviceOptions):
@@ -37,8 +62,8 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         None, "file with the Inception weights", metavar="FILE", panel="Measuring",
         strict=False, chosen="torch's cache, else downloaded",
     )  # fmt: skip
-    metrics: tuple[Metric, ...] = setting(
-        ("fid", "sfid", "is", "precision", "recall"), "metrics to compute, of fid,sfid,is,precision,recall,kid",
+    metrics: tuple[MetricName, ...] = setting(
+        ("fid", "sfid", "is", "precision", "recall"), f"metrics to compute, of {','.join(METRICS)}",
         panel="Measuring", strict=False,
     )  # fmt: skip
     half_distances: bool = setting(

@@ -6,7 +6,8 @@ Classifier-free guidance (arXiv 2207.12598): strong is the network with the labe
 both in one batched pass. Autoguidance (arXiv 2406.02507): weak is a second, worse model with the label. w = 1 is off.
 Interval (arXiv 2404.07724): outside it w = 1, and the weak half is not computed.
 
-To add a schedule of scales: a function of t in `SCHEDULES` whose mean over [0, 1] is 1, and its name in `ScheduleName`.
+To add a schedule of scales: a function of t in `SCHEDULES` whose mean over [0, 1] is 1, and its name in
+`GuidanceSchedule` of config.py.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mpdit_core.config import GuidanceSchedule
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.precision import autocast
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`network(x_t [B, C, h, w], t [1] or [B], labels [B]) -> velocity [B, C, h, w]`."""
 
-ScheduleName = Literal["constant", "linear", "cosine"]
-
 # w(t) = 1 + (guidance_scale - 1)·schedule(t): rising towards the data (arXiv 2404.13040, section 4)
-SCHEDULES: dict[str, Callable[[float], float]] = {
+SCHEDULES: dict[GuidanceSchedule, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "linear": lambda t: 2 * (1 - t),
     "cosine": lambda t: 1 + math.cos(math.pi * t),
@@ -41,7 +40,7 @@ class Guidance:
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    schedule: ScheduleName = "constant"
+    schedule: GuidanceSchedule = "constant"
 
     def __post_init__(self) -> None:
         lo, hi = self.interval

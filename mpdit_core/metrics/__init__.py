@@ -6,6 +6,6 @@
     scores.py        Fréchet distance, Inception Score, kernel distance
     neighbours.py    precision and recall
 
-To add a metric: a function in scores.py, its name in `Metric` of mpdit_core/evaluation/options.py, its names and its
-line in `compute_metrics` in mpdit_core/evaluation/figures.py, and a test against an independent formula.
+To add a metric: a row in `METRICS` of mpdit_core/evaluation/options.py, and the function it names, there in figures.py
+or in a file of its own, with a test against an independent formula.
 """

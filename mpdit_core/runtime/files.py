@@ -56,7 +56,9 @@ def _error_number(error: Exception) -> int:
     """The system's number of an error; 0 where it has none. safetensors tells it in words only."""
     if isinstance(error, OSError):
         return error.errno or 0
-    told = re.search(r"Os { code: (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    if type(error).__name__ != "SafetensorError":
+        return 0
+    told = re.search(r"(?:Os { code: |\(os error )(\d+)", str(error))  # of older versions, of newer ones
     return int(told[1]) if told else 0
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
         SampleResult,
         SamplingOptions,
         ViewResult,
-        changed,
         options_without_effect,
+        warn_if_given,
     )
     from mpdit_core.sampling.sample_set import SampleSet
     from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value

@@ -31,8 +31,8 @@ from mpdit_core.sampling.options import (
     SamplingCost,
     SamplingOptions,
     ViewResult,
-    changed,
     options_without_effect,
+    warn_if_given,
 )
 from mpdit_core.sampling.sample_set import PROGRESS, RECORD, BlockMarkers, SampledModel, SampleSet
 from mpdit_core.sampling.views import VIEWS
@@ -68,35 +68,30 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
             num_samples=options.num_samples or DEFAULT_SAMPLES,
             decode=WRITERS[options.format].needs_images,
         )
-        samples = world.broadcast_object(_choose_set(generator, options) if world.is_main else None)
+        samples = world.on_main(lambda: _choose_set(generator, options))
         writer = _writer(samples, generator)
         if samples.complete:
             if world.is_main:
                 BlockMarkers(samples.path).remove()  # a kill came before that
             report(Note(text=f"{samples.path} is complete: nothing to do"))
             return _result(samples, writer)
-        if world.is_main:
-            held.enter_context(locked(samples.path))
-            if not (samples.path / RECORD).is_file():
-                BlockMarkers(samples.path).remove()  # left by a set that was deleted: nobody knows of which images
-            samples.write()
-        done = world.broadcast_object(_finished_blocks(generator, writer) if world.is_main else None)
+        done = world.on_main(lambda: _begin(samples, held, generator, writer))
         report(Note(text=_beginning(samples, done, generator.num_blocks)))
         started = time.monotonic()
         _write_blocks(generator, writer, generator.blocks(world, done=done), world, report)
-        if world.is_main:
-            new = sum(len(generator.block_indices(b)) for b in range(generator.num_blocks) if b not in done)
-            samples = _finish(samples, generator, writer, rate=new / (time.monotonic() - started), report=report)
-        return world.broadcast_object(_result(samples, writer) if world.is_main else None)
+        new = sum(len(generator.block_indices(b)) for b in range(generator.num_blocks) if b not in done)
+        rate = new / (time.monotonic() - started)
+        finished = world.on_main(lambda: _finish(samples, generator, writer, rate=rate, report=report))
+        return _result(finished, writer)
 
 
 def _without_effect(options: SampleOptions) -> list[Warning]:
     """Warnings of options that change nothing."""
     found = options_without_effect(options, sweep=options.sweep)
     if options.nearest is None:
-        found += changed(options, ["latents"], "it is the folder that nearest looks in")
+        found += warn_if_given(options, ["latents"], "it is the folder that nearest looks in")
     if options.format != "png" and not options.pictures:
-        found += changed(options, ["by_class"], f"format {options.format} has no folders of classes")
+        found += warn_if_given(options, ["by_class"], f"format {options.format} has no folders of classes")
     return found
 
 
@@ -180,6 +175,15 @@ def _writer(samples: SampleSet, generator: Generator) -> Writer:
     return WRITERS[samples.format](
         samples.path, count=samples.num_samples, class_names=generator.class_names, by_class=samples.by_class
     )
+
+
+def _begin(samples: SampleSet, held: ExitStack, generator: Generator, writer: Writer) -> set[int]:
+    """Rank 0: holds the folder against another job until `held` ends, writes the record; the blocks that are there."""
+    held.enter_context(locked(samples.path))
+    if not (samples.path / RECORD).is_file():
+        BlockMarkers(samples.path).remove()  # left by a set that was deleted: nobody knows of which images
+    samples.write()
+    return _finished_blocks(generator, writer)
 
 
 def _finished_blocks(generator: Generator, writer: Writer) -> set[int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from mpdit_core.config import Compile, Precision
+from mpdit_core.config import Compile, GuidanceSchedule, Precision
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, Settings, setting
@@ -45,7 +45,7 @@ class SamplingOptions(Options):
         (0.0, 1.0), "times t (1 noise, 0 data) between which guidance acts",
         strict=False, metavar="LO,HI", panel="Sampling", sweepable=True,
     )  # fmt: skip
-    guidance_schedule: Literal["constant", "linear", "cosine"] = setting(
+    guidance_schedule: GuidanceSchedule = setting(
         "constant", "how the guidance scale changes with t", panel="Sampling", sweepable=True
     )
     guide: str | None = setting(
@@ -101,10 +101,12 @@ def options_without_effect(options: SamplingOptions, *, sweep: tuple[str, ...] =
     """Warnings of options that change no image, given the others. `sweep`: what is varied, as `KEY=V1,V2`."""
     if options.guidance_scale != 1 or any(text.replace("-", "_").startswith("guidance_scale") for text in sweep):
         return []
-    return changed(options, ("guidance_interval", "guidance_schedule", "guide"), "guidance_scale is 1, which is off")
+    return warn_if_given(
+        options, ("guidance_interval", "guidance_schedule", "guide"), "guidance_scale is 1, which is off"
+    )
 
 
-def changed(options: Options, names: Iterable[str], why: str) -> list[Warning]:
+def warn_if_given(options: Options, names: Iterable[str], why: str) -> list[Warning]:
     """A warning (`option-without-effect`) of those options among `names` that were given; none where there are none."""
     fields = type(options).model_fields
     given = [name for name in names if getattr(options, name) != fields[name].get_default(call_default_factory=True)]

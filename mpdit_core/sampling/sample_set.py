@@ -32,10 +32,10 @@ from mpdit_core.settings import Settings, flatten, setting, settings_error
 FORMAT = 2
 RECORD, PROGRESS = "samples.json", ".progress"
 LEFTOVERS = re.compile(r"\.progress|\.lock|\.lock\.owner|\..*\.(part|old)")
-"""Names of what a job leaves in a folder that was deleted, or that it was killed in: not foreign."""
+"""Names of what a killed job leaves in a folder, or any job in one that was deleted: the folder counts as empty."""
 
 REMAINS = {"images", "latents"}
-"""Nor are these, beside `.progress`: the block that was written when the folder was deleted."""
+"""With `.progress` beside them, neither do these count: the block that was being written when the set was deleted."""
 
 
 class SampledModel(Settings):

@@ -48,7 +48,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         require_memory(least_memory(plan.config, world_size=world.size), what="the weights and one batch of the run")
         world.barrier()  # all have chosen the run's folder before rank 0 makes it
         with ExitStack() as held:
-            checkpoint = world.on_main(lambda: _own(plan, held, report))
+            checkpoint = world.on_main(lambda: _claim_folder(plan, held, report))
             trainer = Trainer(plan.config, total_steps=plan.total_steps, device=device, world=world)
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
             _begin(session, checkpoint=checkpoint, init_from=options.init_from)
@@ -73,11 +73,11 @@ def _run(session: Session) -> TrainResult:
     )
 
 
-def _own(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
+def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
     """Makes the run's folder, or brings it up to date, and holds it against another training.
 
     Args:
-        held: what ends the hold.
+        held: takes the lock, and releases it when the job ends.
 
     Returns:
         the checkpoint to resume from, if there is one.
@@ -90,14 +90,14 @@ def _own(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
             code="folder-in-use",
             remedy="run the same command again",
         )
-    checkpoint = _newest(plan, report) if plan.resumes else None
+    checkpoint = _newest_complete(plan, report) if plan.resumes else None
     for folder in (run.path, run.path / "checkpoints", run.path / "samples", run.evals):
         files.remove_leftovers(folder)
     run.write(plan.config, plan.latents.spec)
     return checkpoint
 
 
-def _newest(plan: Plan, report: Reporter) -> Path | None:
+def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
     """The newest complete checkpoint. Raises `UserError` when it is past the end of the plan (`nothing-to-train`)."""
     complete, torn = find_checkpoints(plan.run.path)
     while complete:

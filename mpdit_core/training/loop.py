@@ -1,6 +1,7 @@
 """The training loop: from where the trainer stands to the last step of the plan.
 
-Each part in `hooks/` knows its own cadence. To add one: a class with `after(step)` there, and its call in `_train`.
+Each part in `hooks/` knows after which steps it acts. To add one: a class with `after(step)` there, made in
+`TrainingLoop.__init__` and called in `_train`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Plan:
 
 
 def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
-    """Decides all of the above. Raises `UserError` for anything that could not work."""
+    """The plan of the run that `options` ask for. Raises `UserError` for anything that could not work."""
     saved = _saved_run(options)
     layers = presets.layers(
         preset=options.preset,

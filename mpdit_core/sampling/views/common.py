@@ -25,7 +25,7 @@ MOST = 256  # images of one picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class PictureRequest:
     """A checked request for a picture: the model, not yet loaded, where to compute and where to write."""
 
     view: str
@@ -40,7 +40,7 @@ class Place:
         return Generator(self.folder, options or self.options, device=self.device, num_samples=self.num_samples)
 
 
-def open_view(options: SampleOptions, view: str, *, default_samples: int, drawn_per_sample: int = 1) -> Place:
+def open_view(options: SampleOptions, view: str, *, default_samples: int, drawn_per_sample: int = 1) -> PictureRequest:
     """Finds the model and a folder to write to; writes nothing yet.
 
     Args:
@@ -59,7 +59,7 @@ def open_view(options: SampleOptions, view: str, *, default_samples: int, drawn_
     name = f"{model_name(options.model, folder)}-{view}"
     out = options.out or numbered(name, newest(name) + 1)
     require_empty(out)
-    return Place(
+    return PictureRequest(
         view=view,
         options=options,
         num_samples=num_samples,
@@ -86,16 +86,16 @@ def short_name(name: str) -> str:
 
 
 def finish(
-    place: Place, generator: Generator, *, picture: Path, facts: Mapping[str, str], data: Mapping[str, Any]
+    request: PictureRequest, generator: Generator, *, picture: Path, facts: Mapping[str, str], data: Mapping[str, Any]
 ) -> ViewResult:
     """The result, and the JSON file beside the picture that says the same."""
     about = {
         "mpdit": __version__,
-        "view": place.view,
-        "model": {"weights_sha256": place.folder.weights_sha256, "step": place.folder.step},
-        "options": SamplingOptions(**sampling_values(place.options)).model_dump(mode="json"),
-        "num_samples": place.num_samples,
+        "view": request.view,
+        "model": {"weights_sha256": request.folder.weights_sha256, "step": request.folder.step},
+        "options": SamplingOptions(**sampling_values(request.options)).model_dump(mode="json"),
+        "num_samples": request.num_samples,
         "sampler": plugins.record("samplers", generator.options.sampler, generator.sampler),
     }
-    files.write_json(place.out / f"{place.view}.json", jsonable(about | dict(data)))
-    return ViewResult(view=place.view, out=place.out, picture=picture, facts=dict(facts), data=jsonable(dict(data)))
+    files.write_json(request.out / f"{request.view}.json", jsonable(about | dict(data)))
+    return ViewResult(view=request.view, out=request.out, picture=picture, facts=dict(facts), data=jsonable(dict(data)))

@@ -48,11 +48,11 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
             code="invalid-value",
             expected="two different numbers of images, such as 0,1",
         )
-    place = open_view(options, "interpolation", default_samples=DEFAULT_SAMPLES)
-    count = place.num_samples
+    request = open_view(options, "interpolation", default_samples=DEFAULT_SAMPLES)
+    count = request.num_samples
     if count < 2:
         raise UserError(f"an interpolation of {count} image", code="invalid-value", expected="at least 2, its ends")
-    generator = place.generator()
+    generator = request.generator()
     rows = _classes(generator, first, last)
     require_at_most(len(rows) * count, MOST)
     cells = []
@@ -67,11 +67,11 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
         column_labels=[f"image {first}", *between, f"image {last}"],
         row_axis="class",
     )
-    picture = place.out / "interpolation.png"
+    picture = request.out / "interpolation.png"
     save_png(drawn, picture)
     report(Saved(what="interpolation", path=picture))
     facts = {"from, to": f"noise of image {first}, noise of image {last}", "steps": f"{count} images per row"}
-    return finish(place, generator, picture=picture, facts=facts, data={"from": first, "to": last, "classes": rows})
+    return finish(request, generator, picture=picture, facts=facts, data={"from": first, "to": last, "classes": rows})
 
 
 def _classes(generator: Generator, first: int, last: int) -> list[int]:

@@ -56,19 +56,19 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
             (`other-latents`).
     """
     assert options.nearest is not None
-    place = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, drawn_per_sample=NEIGHBOURS + 1)
-    training = find_training_images(place.folder, options.latents)
-    if place.folder.latents and training.spec.fingerprint != place.folder.latents.fingerprint:
+    request = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, drawn_per_sample=NEIGHBOURS + 1)
+    training = find_training_images(request.folder, options.latents)
+    if request.folder.latents and training.spec.fingerprint != request.folder.latents.fingerprint:
         text = f"{training.path} holds other latents than those the model was trained on"
         report(Warning(code="other-latents", text=text))
-    generator = place.generator()
+    generator = request.generator()
     batches = list(generator.batches(generator.blocks()))
     made = torch.cat([batch.images for batch in batches if batch.images is not None])
     queries = made if options.nearest == "pixels" else torch.cat([batch.latents for batch in batches])
     points = TrainingPoints(training, generator, options.nearest)
     found, ratios = _neighbours_and_ratios(points, _flat(queries), report)
     captions = [short_name(generator.class_names[label]) for batch in batches for label in batch.labels]
-    picture = place.out / "nearest.png"
+    picture = request.out / "nearest.png"
     save_png(_draw(points, made, captions, found, ratios), picture)
     report(Saved(what="nearest", path=picture))
     unit = "8-bit levels" if options.nearest == "pixels" else "standard deviations"
@@ -86,7 +86,7 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         "distances": found.distance.tolist(),
         "ratios": ratios,
     }
-    return finish(place, generator, picture=picture, facts=facts, data=data)
+    return finish(request, generator, picture=picture, facts=facts, data=data)
 
 
 def _neighbours_and_ratios(

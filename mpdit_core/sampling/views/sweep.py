@@ -28,14 +28,14 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         UserError: as `read_sweeps` and `Generator`, for whichever cell, or more than two keys; nothing is written then.
     """
     down, across = _two_axes(read_sweeps(options.sweep))
-    place = open_view(options, "sweep", default_samples=DEFAULT_SAMPLES)
+    request = open_view(options, "sweep", default_samples=DEFAULT_SAMPLES)
     cells = len(down.texts) * len(across.texts)
-    require_at_most(cells * place.num_samples, SHEET)
+    require_at_most(cells * request.num_samples, SHEET)
     table = [[_cell(options, {down.key: row, across.key: column}) for column in across.texts] for row in down.texts]
     for cell in (cell for row in table for cell in row):
-        settle(place.folder, cell)
+        settle(request.folder, cell)
 
-    first = place.generator(table[0][0])
+    first = request.generator(table[0][0])
     sheet: list[list[Tensor]] = []
     measured = []
     for row, row_text in zip(table, down.texts, strict=True):
@@ -47,15 +47,15 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
             sheet[-1].append(images)
             measured.append(({down.key: row_text} if down.key else {}) | {across.key: text} | cost)
     report(Progress(task="sweep", done=cells, total=cells, unit="cells"))
-    picture = place.out / "sweep.png"
+    picture = request.out / "sweep.png"
     drawn = contact_sheet(
         sheet, row_labels=down.texts, column_labels=across.texts, row_axis=down.key, column_axis=across.key
     )
     save_png(drawn, picture)
     report(Saved(what="sweep", path=picture))
     facts = {axis.key: "; ".join(axis.texts) for axis in (down, across) if axis.key}
-    facts["images"] = f"{place.num_samples} in each of {cells} cells"
-    return finish(place, first, picture=picture, facts=facts, data={"cells": measured})
+    facts["images"] = f"{request.num_samples} in each of {cells} cells"
+    return finish(request, first, picture=picture, facts=facts, data={"cells": measured})
 
 
 def _two_axes(axes: list[Axis]) -> tuple[Axis, Axis]:

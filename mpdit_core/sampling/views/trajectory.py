@@ -41,18 +41,18 @@ def trajectory(options: SampleOptions, *, report: Reporter = silent) -> ViewResu
     Raises:
         UserError: as `Generator`; nothing is written then.
     """
-    place = open_view(options, "trajectory", default_samples=DEFAULT_SAMPLES)
-    generator = place.generator()
+    request = open_view(options, "trajectory", default_samples=DEFAULT_SAMPLES)
+    generator = request.generator()
     states = follow(generator, report=report)
-    names = [short_name(generator.class_names[generator.labels(i)]) for i in range(place.num_samples)]
-    strip, moving = place.out / "trajectory.png", place.out / "trajectory.gif"
+    names = [short_name(generator.class_names[generator.labels(i)]) for i in range(request.num_samples)]
+    strip, moving = request.out / "trajectory.png", request.out / "trajectory.gif"
     save_png(_strip(states, names), strip)
     save_gif([_frame(state, square_columns(len(names))) for state in states], moving)
     report(Saved(what="trajectory", path=strip))
     report(Saved(what="moving picture", path=moving))
     facts = {"moving": str(moving), "steps": f"{len(states)} states shown"}
     data = {"times": [state.t for state in states], "moving": str(moving)}
-    return finish(place, generator, picture=strip, facts=facts, data=data)
+    return finish(request, generator, picture=strip, facts=facts, data=data)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, in float32, several rates at once.
+"""Exponential moving averages of the weights, in float32, for several decays at once.
 
 With warm-up the decay after n updates is `min(decay, (1 + n) / (10 + n))`, so that early averages already follow the
 weights; without it the decay is constant, as published.
@@ -28,17 +28,17 @@ class EMA:
     def update(self, updates: int) -> None:
         """Moves every average towards the weights. `updates`: how many updates were made before this one."""
         for decay, averages in zip(self.decays, self.averages, strict=True):
-            rate = min(decay, (1 + updates) / (10 + updates)) if self.warmup else decay
+            now = min(decay, (1 + updates) / (10 + updates)) if self.warmup else decay
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                averages, [p.detach() for p in self._parameters], 1 - rate
+                averages, [p.detach() for p in self._parameters], 1 - now
             )
 
     def state(self, index: int = 0) -> dict[str, Tensor]:
-        """Names and averages of rate `index`; the tensors are live, not copies."""
+        """Names and averages of the decay number `index`; the tensors are live, not copies."""
         return dict(zip(self.names, self.averages[index], strict=True))
 
     @torch.no_grad()
     def load(self, index: int, state: Mapping[str, Tensor]) -> None:
-        """Copies the averages of rate `index` from `state`, which is sharded as they are."""
+        """Copies the averages of the decay number `index` from `state`, which is sharded as they are."""
         for name, average in zip(self.names, self.averages[index], strict=True):
             average.copy_(state[name])

@@ -39,7 +39,7 @@ def test_one_file_is_all_it_takes(tmp_path):
     (tmp_path / "straight.py").write_text(OURS)
     time_embeddings.__path__.append(str(tmp_path))
     try:
-        assert time_embedding_names() == ["fno", "sinusoid", "straight"]
+        assert {"fno", "sinusoid", "straight"} <= set(time_embedding_names())
         model = MPDiT(config("straight"))
         assert model(torch.zeros(2, 4, 4, 4), torch.ones(2), torch.zeros(2, dtype=torch.long)).shape == (2, 4, 4, 4)
         assert torch.equal(model.get_parameter("time_embedding.linear.weight"), torch.ones(16, 1))

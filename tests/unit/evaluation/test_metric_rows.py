@@ -1,0 +1,24 @@
+"""A metric is one row, and the function that the row names."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from mpdit_core.evaluation.figures import Naming, compute_metrics
+from mpdit_core.evaluation.options import METRICS, EvaluateOptions, Metric
+
+
+def brightness(comparison) -> dict:
+    return {"": comparison.samples.mean, "std": 0.5}
+
+
+def test_one_row_is_all_it_takes(monkeypatch):
+    row = Metric("brightness", "mean_of_features", "mean of the features", f"{__name__}:brightness")
+    monkeypatch.setitem(METRICS, "brightness", row)
+    monkeypatch.setitem(__import__("sys").modules, __name__, SimpleNamespace(brightness=brightness))
+    options = EvaluateOptions().model_copy(update={"metrics": ("brightness",)})
+    naming = Naming("other", "cells")
+    keys = naming.keys(options.metrics)
+    values = compute_metrics(options, SimpleNamespace(), SimpleNamespace(mean=3.0), keys)
+    assert values == {"mean_of_features": 3.0, "mean_of_features_std": 0.5}
+    assert naming.labels(options.metrics) == {"mean_of_features": "mean of the features (cells)"}
