@@ -83,7 +83,7 @@ def _print_version(wanted: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code (see README, "Exit codes")."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    handle_stop_signals(interrupt)
+    before = handle_stop_signals(interrupt)
     console.configure(json="--json" in arguments, quiet="--quiet" in arguments)
     try:
         called = next((argument for argument in arguments if not argument.startswith("-")), "")
@@ -117,6 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"a plugin or a library ended the command with {type(error).__name__}: {error}"
         console.user_error(UserError(what, code="broken-plugin", remedy="report it to the author of the plugin"))
         return EXIT_USER_ERROR
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def entry_point() -> None:
