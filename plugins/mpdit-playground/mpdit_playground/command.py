@@ -6,42 +6,14 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-
-from pydantic import PositiveInt
 
 from mpdit_core.api import UserError
 from mpdit_core.errors import Interrupted
 from mpdit_core.reporting import Note, Reporter, Warning, silent
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.sampling.options import MODEL, SamplingOptions
-from mpdit_core.settings import Options, Result, setting
+from mpdit_core.settings import Options, Result
+from mpdit_playground.options import PlaygroundOptions, PlaygroundResult
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
-class PlaygroundOptions(SamplingOptions, DeviceOptions):
-    """What `mpdit playground` is asked for. The options of sampling are what the page begins with."""
-
-    models: tuple[str, ...] = setting(
-        ..., f"{MODEL}; several to compare", argument=True, repeated=True, strict=False, metavar="MODEL…"
-    )
-    num_samples: PositiveInt = setting(8, "number of images that the page begins with")
-    latents: Path | None = setting(
-        None, "folder of latents to search for the nearest training images", metavar="DIR",
-        strict=False, chosen="those of the training",
-    )  # fmt: skip
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: open to the network", panel="Running")
-    port: PositiveInt | None = setting(
-        None, "port to listen on", le=65535, chosen="the first free one from 7860 on", panel="Running"
-    )
-    browser: bool = setting(True, "open the page in the browser", panel="Running")
-
-
-class PlaygroundResult(Result):
-    """A page that was closed."""
-
-    url: str = setting(..., "address that the page had")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from mpdit_core import plugins
 from mpdit_core.api import UserError
 from mpdit_core.sampling import Generator, SamplingOptions, read_sweeps, sampling_values, with_value
 from mpdit_playground.columns import Column, compute
-from mpdit_playground.command import PlaygroundOptions
+from mpdit_playground.options import PlaygroundOptions
 
 MOST_COLUMNS, MOST_IMAGES = 8, 256
 KEPT_RUNS = 12  # per visitor

@@ -1,0 +1,35 @@
+"""What `mpdit playground` is asked for, and what it returns. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import PositiveInt
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.sampling.options import MODEL, SamplingOptions
+from mpdit_core.settings import Result, setting
+
+
+class PlaygroundOptions(SamplingOptions, DeviceOptions):
+    """What `mpdit playground` is asked for. The options of sampling are what the page begins with."""
+
+    models: tuple[str, ...] = setting(
+        ..., f"{MODEL}; several to compare", argument=True, repeated=True, strict=False, metavar="MODEL…"
+    )
+    num_samples: PositiveInt = setting(8, "number of images that the page begins with")
+    latents: Path | None = setting(
+        None, "folder of latents to search for the nearest training images", metavar="DIR",
+        strict=False, chosen="those of the training",
+    )  # fmt: skip
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: open to the network", panel="Running")
+    port: PositiveInt | None = setting(
+        None, "port to listen on", le=65535, chosen="the first free one from 7860 on", panel="Running"
+    )
+    browser: bool = setting(True, "open the page in the browser", panel="Running")
+
+
+class PlaygroundResult(Result):
+    """A page that was closed."""
+
+    url: str = setting(..., "address that the page had")
