@@ -13,7 +13,6 @@ from typing import Any
 
 from mpdit_core.config import ModelConfig, RunConfig, Stage
 from mpdit_core.errors import UserError
-from mpdit_core.models.model_folder import open_model
 from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.settings import merge, validate
 
@@ -58,7 +57,7 @@ def find_targets(
         UserError: an unknown name or key, or a resolution that the patch sizes do not divide
             (`resolution-does-not-fit`).
     """
-    named = [*([(model, open_model(model).config)] if model else []), *((name, _named(name)) for name in presets)]
+    named = [*([(model, _on_disk(model))] if model else []), *((name, _named(name)) for name in presets)]
     everything = not named
     if everything:
         named = [(name, load_preset(name)) for name in preset_names() if not (resolution and name in PIXEL_PRESETS)]
@@ -110,6 +109,12 @@ def at_resolution(run: RunConfig, resolution: int) -> RunConfig:
         )
     model = run.model.model_copy(update={"input_size": resolution // factor})
     return run.model_copy(update={"resolution": resolution, "model": model})
+
+
+def _on_disk(model: str) -> RunConfig:
+    from mpdit_core.models.model_folder import open_model  # brings torch, which counting does without
+
+    return open_model(model).config
 
 
 def _named(name: str) -> RunConfig:

@@ -34,6 +34,12 @@ def test_as_a_module_it_imports_nothing_heavy_either():
     assert not imported & set(HEAVY)
 
 
+def test_counting_a_preset_does_without_torch():
+    done = run_python("-X", "importtime", "-m", "mpdit_cli", "profile-flops", "--preset", "xl-256")
+    assert "xl-256" in done.out
+    assert "torch" not in {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
+
+
 def test_version():
     assert succeed("--version").out.strip() == f"mpdit {__version__}"
 
