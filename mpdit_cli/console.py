@@ -21,21 +21,12 @@ from typing import Any, TextIO, TypeVar
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Event, Note, Progress, Saved, Skipped, Step, Warning, jsonable
 from mpdit_core.settings import Result
+from mpdit_core.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
 WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal
 
 R = TypeVar("R", bound=Result)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows for people. `note` is printed below the table."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import typer
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.evaluation.options import EvaluateOptions
+from mpdit_core.table import Table
 
 if TYPE_CHECKING:
     from mpdit_core.evaluation import Comparison, EvaluationRecord, ReferenceResult, SweepResult
@@ -48,13 +49,13 @@ def command(
         console.show(record, *record_parts(record))
 
 
-def record_parts(record: EvaluationRecord) -> list[console.Table | console.Summary]:
+def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
     """The figures of one evaluation."""
     rows = [[label, _figure(record, key)] for key, label in record.labels.items()]
     note = f"{record.count} samples against {record.reference.path}"
     values = {label: f"{record.metrics[key]:.4f}" for key, label in record.labels.items() if _number(record, key)}
     return [
-        console.Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note),
+        Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note),
         console.Summary(title="evaluated", rows=values),
     ]
 
@@ -64,7 +65,7 @@ def reference_summary(reference: ReferenceResult) -> console.Summary:
     return console.Summary(title="reference", rows=rows)
 
 
-def sweep_parts(sweep: SweepResult) -> list[console.Table | console.Summary]:
+def sweep_parts(sweep: SweepResult) -> list[Table | console.Summary]:
     """One line per combination, and the lowest."""
     names = [key for key in sweep.labels if sweep.rows[0].metrics[key] is not None]
     rows = [[*row.values.values(), _text(row.nfe), *(_text(row.metrics[name]) for name in names)] for row in sweep.rows]
@@ -74,12 +75,12 @@ def sweep_parts(sweep: SweepResult) -> list[console.Table | console.Summary]:
     if sweep.at_an_end:
         found["note"] = f"the lowest is at the end of {sweep.axes[0]}: it may be lower beyond"
     return [
-        console.Table(title=f"Sweep of {sweep.what}", columns=columns, rows=rows, note=sweep.note),
+        Table(title=f"Sweep of {sweep.what}", columns=columns, rows=rows, note=sweep.note),
         console.Summary(title=f"{len(sweep.rows)} evaluations", rows=found),
     ]
 
 
-def comparison_parts(comparison: Comparison) -> list[console.Table | console.Summary]:
+def comparison_parts(comparison: Comparison) -> list[Table | console.Summary]:
     """Both records side by side, and the verdict."""
     a, b = comparison.a, comparison.b
     keys = list(dict.fromkeys([*a.metrics, *b.metrics]))
@@ -93,7 +94,7 @@ def comparison_parts(comparison: Comparison) -> list[console.Table | console.Sum
     if comparison.changed:
         found["sampling"] = f"generated with different settings: {', '.join(d.name for d in comparison.changed)}"
     return [
-        console.Table(title="Two evaluations", columns=["", str(a.path), str(b.path)], rows=rows),
+        Table(title="Two evaluations", columns=["", str(a.path), str(b.path)], rows=rows),
         console.Summary(title="compared", rows=found),
     ]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mpdit_cli import console
-from mpdit_cli.console import Summary, Table
+from mpdit_cli.console import Summary
 from mpdit_cli.fields import Json, Quiet
+from mpdit_core.table import Table
 
 if TYPE_CHECKING:
     from mpdit_core.plugins.job import NewPlugin, PluginList, PluginReport

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
 from mpdit_core.profiling.options import ProfileOptions
+from mpdit_core.table import Table
 
 if TYPE_CHECKING:
     from mpdit_core.profiling import Found, Measured, PartTime, ProfileResult
@@ -21,27 +22,24 @@ def command(options: ProfileOptions) -> None:
     console.show(result, *parts_of(result, named=bool(options.preset or options.model)))
 
 
-def parts_of(result: ProfileResult, *, named: bool) -> list[console.Table | console.Summary]:
+def parts_of(result: ProfileResult, *, named: bool) -> list[Table | console.Summary]:
     """What a person reads of the result; each of the `named` models in detail."""
-    from mpdit_core.profiling import Table, breakdown_table, facts, overview, plan_table
-
-    def shown(table: Table) -> console.Table:
-        return console.Table(title=table.title, columns=table.columns, rows=table.rows, note=table.note)
+    from mpdit_core.profiling import breakdown_table, facts, overview, plan_table
 
     if result.search is not None:
         return [search_table(result.search)]
-    parts: list[console.Table | console.Summary] = [shown(overview(result.models))]
+    parts: list[Table | console.Summary] = [overview(result.models)]
     for model in result.models if named else ():
-        parts += [shown(breakdown_table(model)), console.Summary(title=model.name, rows=facts(model))]
+        parts += [breakdown_table(model), console.Summary(title=model.name, rows=facts(model))]
     if result.plans:
-        parts.append(shown(plan_table(result.plans)))
+        parts.append(plan_table(result.plans))
     for measured in result.measured:
         parts.append(pass_table(measured))
         parts += [parts_table(measured.name, work, times) for work, times in measured.parts.items()]
     return parts
 
 
-def search_table(found: Found) -> console.Table:
+def search_table(found: Found) -> Table:
     """One line per model, and below the table the flags that make each."""
     from mpdit_core.profiling import giga, millions
 
@@ -57,7 +55,7 @@ def search_table(found: Found) -> console.Table:
         for shape in found.shapes
     ]
     note = "More parameters do not mean more quality: in the paper, 4 fine blocks have a worse FID than 6. To use one:"
-    return console.Table(
+    return Table(
         title=f"At most {found.target_macs / 1e9:g} GMACs at {found.resolution} px, most parameters first",
         columns=["stages (patch, depth)", "width", "heads", "params M", f"of {found.base}", "GMACs"],
         rows=rows,
@@ -65,7 +63,7 @@ def search_table(found: Found) -> console.Table:
     )
 
 
-def pass_table(measured: Measured) -> console.Table:
+def pass_table(measured: Measured) -> Table:
     """Whole passes, eager and compiled."""
     rows = [
         [
@@ -78,7 +76,7 @@ def pass_table(measured: Measured) -> console.Table:
         ]
         for each in measured.passes
     ]
-    return console.Table(
+    return Table(
         title=f"{measured.name}: measured on {measured.device}, batch {measured.batch_size}",
         columns=["pass", "median ms", "10–90 %", "images/s", "GFLOP/s", "of matmul"],
         rows=rows,
@@ -86,7 +84,7 @@ def pass_table(measured: Measured) -> console.Table:
     )
 
 
-def parts_table(name: str, work: str, times: tuple[PartTime, ...]) -> console.Table:
+def parts_table(name: str, work: str, times: tuple[PartTime, ...]) -> Table:
     """Where the time of an eager pass goes."""
     total = sum(each.median_seconds for each in times)
     rows = [
@@ -99,7 +97,7 @@ def parts_table(name: str, work: str, times: tuple[PartTime, ...]) -> console.Ta
         ]
         for each in times
     ]
-    return console.Table(
+    return Table(
         title=f"{name}: where the time of an eager {work} pass goes",
         columns=["part", "median ms", "10–90 %", "share", "GFLOP/s"],
         rows=rows,

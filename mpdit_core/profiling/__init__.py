@@ -10,6 +10,6 @@ if TYPE_CHECKING:
     from mpdit_core.profiling.job import profile_flops
     from mpdit_core.profiling.options import ProfileOptions
     from mpdit_core.profiling.results import Found, Measured, ModelCost, PartTime, ProfileResult
-    from mpdit_core.profiling.tables import Table, breakdown_table, facts, giga, millions, overview, plan_table
+    from mpdit_core.profiling.tables import breakdown_table, facts, giga, millions, overview, plan_table
 
 __all__, __getattr__ = lazy_names(__name__, __file__)

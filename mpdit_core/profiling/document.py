@@ -9,8 +9,9 @@ from mpdit_core.model.compute import KINDS, forward_macs
 from mpdit_core.presets import load_preset
 from mpdit_core.profiling.plan import PlanOptions, plan
 from mpdit_core.profiling.results import ModelCost
-from mpdit_core.profiling.tables import Table, breakdown_table, facts, giga, overview, plan_table
+from mpdit_core.profiling.tables import breakdown_table, facts, giga, overview, plan_table
 from mpdit_core.profiling.targets import Target
+from mpdit_core.table import Table
 
 HEAD = """# Compute
 

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mpdit_core.model.compute import WHY_CONVENTIONS_DIFFER
 from mpdit_core.profiling.count import SAMPLING_STEPS
 from mpdit_core.profiling.results import ModelCost, Plan, TrainingCost
+from mpdit_core.table import Table
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 BAR_WIDTH = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of text. `note` stands below the table."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def to_markdown(self) -> str:
-        """The table in GitHub's Markdown, its note as paragraphs."""
-        lines = ["| " + " | ".join(self.columns) + " |", "|---" + "|---:" * (len(self.columns) - 1) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
-        note = ["", self.note.replace("\n", "\n\n")] if self.note else []
-        return "\n".join([f"**{self.title}**", "", *lines, *note]) + "\n"
 
 
 def overview(models: Sequence[ModelCost]) -> Table:

@@ -14,6 +14,7 @@ from mpdit_cli import console
 from mpdit_cli.panel import TrainPanel
 from mpdit_core.reporting import Note, Progress, Saved, Skipped, Step, Warning
 from mpdit_core.settings import Result, setting
+from mpdit_core.table import Table
 
 STEP = Step(
     step=3, total_steps=9, loss=0.5, grad_norm=1.0, learning_rate=1e-4, images_seen=24, images_per_second=7.0,
@@ -42,7 +43,7 @@ def bake(slices: int, *, report) -> Pie:
 
 
 PARTS = (
-    console.Table(title="Pies", columns=["name", "slices"], rows=[["plum", "12"]], note="a note"),
+    Table(title="Pies", columns=["name", "slices"], rows=[["plum", "12"]], note="a note"),
     console.Summary(title="done", rows={"slices": "12"}, next_command="mpdit eat"),
 )
 

@@ -28,10 +28,11 @@ from mpdit_core.profiling.document import published_rows
 from mpdit_core.profiling.job import DRAWN_BY_DEFAULT
 from mpdit_core.profiling.plan import parse_plan, plan
 from mpdit_core.profiling.results import ModelCost
-from mpdit_core.profiling.tables import Table, bar, breakdown_table, facts, overview, plan_table
+from mpdit_core.profiling.tables import bar, breakdown_table, facts, overview, plan_table
 from mpdit_core.profiling.targets import Target, at_resolution, find_targets
 from mpdit_core.reporting import Event, Saved, Skipped, Warning
 from mpdit_core.settings import parse_assignments, validate
+from mpdit_core.table import Table
 
 DOCS = Path(__file__).parents[3] / "docs" / "compute.md"
 
