@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import (
     Options,
     Spelling,
@@ -200,10 +199,9 @@ def _by_field(kind: type[Options], tree: Mapping[str, Any], origin: str) -> dict
 
 def _unknown_key(kind: type[Options], key: str, tables: list[str], origin: str) -> UserError:
     known = [name for name, info in kind.model_fields.items() if not spelling_of(info).table]
-    near = difflib.get_close_matches(key, [*known, *(table.removesuffix(".KEY") for table in tables)], n=3)
     return UserError(
         f"{origin}: there is no option {key}",
         code="unknown-key",
         expected=", ".join([*tables, *known]),
-        remedy=f"did you mean {' or '.join(near)}?" if near else None,
+        remedy=did_you_mean(key, [*known, *(table.removesuffix(".KEY") for table in tables)]),
     )

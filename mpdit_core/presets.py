@@ -7,13 +7,12 @@ comment says otherwise.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mpdit_core.config import Layers, ModelConfig, ObjectiveConfig, PreviewConfig, RunConfig, Stage, TrainConfig
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import read_toml
 
 # The four switches, as the rows of the paper's ablation flip them one after the other.
@@ -99,12 +98,11 @@ def load_preset(name: str) -> RunConfig:
     if name == "tiny":
         return _tiny()
     if name not in MODELS:
-        near = difflib.get_close_matches(name, preset_names(), n=3)
         raise UserError(
             f"there is no preset {name!r}",
             code="no-such-preset",
             expected=", ".join(preset_names()),
-            remedy=f"did you mean {' or '.join(near)}?" if near else "`mpdit profile-flops` shows them all",
+            remedy=did_you_mean(name, preset_names(), otherwise="`mpdit profile-flops` shows them all"),
         )
     resolution, width, heads, stages, switches, recipe = MODELS[name]
     return RunConfig(

@@ -13,7 +13,8 @@ from mpdit_cli.fields import Json, Quiet
 from mpdit_core.table import Table
 
 if TYPE_CHECKING:
-    from mpdit_core.plugins.job import NewPlugin, PluginList, PluginReport
+    from mpdit_core.plugins.job import PluginList, PluginReport
+    from mpdit_core.plugins.scaffold import NewPlugin
 
 app = typer.Typer(help="List plugins, broken ones with reason and remedy; describe one; write a new one.")
 
