@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mpdit_core.demo.options import DemoResult
 
 
-@options_command(DemoOptions, name="mpdit demo")
+@options_command(DemoOptions)
 def command(options: DemoOptions) -> None:
     """See the whole pipeline on real digits: encode, train, sample, evaluate, count. Offline, a few minutes."""
     from mpdit_cli.commands.profile_flops import parts_of

@@ -13,7 +13,7 @@ LISTED = 5  # skipped images
 FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
 
 
-@options_command(EncodeOptions, name="mpdit encode-latents")
+@options_command(EncodeOptions)
 def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
     """Encode a data set of images into latents, once, for training.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpdit_core.evaluation import Comparison, EvaluationRecord, ReferenceResult, SweepResult
 
 
-@options_command(EvaluateOptions, name="mpdit eval-fid")
+@options_command(EvaluateOptions)
 def command(
     options: EvaluateOptions,
     compare: Annotated[

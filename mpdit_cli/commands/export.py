@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mpdit_core.interop.options import ExportResult
 
 
-@options_command(ExportOptions, name="mpdit export")
+@options_command(ExportOptions)
 def command(options: ExportOptions) -> None:
     """Write a model for others: weights, configuration and a model card.
 

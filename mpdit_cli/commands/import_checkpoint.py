@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mpdit_core.interop.options import ImportResult
 
 
-@options_command(ImportOptions, name="mpdit import")
+@options_command(ImportOptions)
 def command(options: ImportOptions) -> None:
     """Convert an official MPDiT, MPDiT v2, DiT or SiT checkpoint."""
     from mpdit_core.interop import import_checkpoint

@@ -12,7 +12,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult
 
 
-@options_command(SampleOptions, name="mpdit sample")
+@options_command(SampleOptions)
 def command(
     options: SampleOptions,
     show: Annotated[

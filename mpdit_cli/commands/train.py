@@ -9,7 +9,7 @@ from mpdit_core.settings import to_toml
 from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 
 
-@options_command(TrainOptions, name="mpdit train")
+@options_command(TrainOptions)
 def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
     """Train a model on encoded latents.
 
