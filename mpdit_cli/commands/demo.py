@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.demo.options import DemoOptions
-
-if TYPE_CHECKING:
-    from mpdit_core.demo.options import DemoResult
+from mpdit_core.demo.options import DemoOptions, DemoResult
 
 
 @options_command(DemoOptions)

@@ -38,8 +38,7 @@ def summary(result: EncodeResult) -> console.Summary:
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
     if result.images_per_second is not None:
-        seconds = result.seconds
-        duration = f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+        duration = f"{result.seconds:.1f} s" if result.seconds < 90 else f"{result.seconds / 60:.1f} min"
         rows["encoded now"] = f"{result.encoded_now:,} images in {duration}, {result.images_per_second:,.1f} images/s"
     if result.skipped:
         listed = "; ".join(f"{item.key} ({item.reason})" for item in result.skipped[:LISTED])

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.interop.options import ImportOptions
-
-if TYPE_CHECKING:
-    from mpdit_core.interop.options import ImportResult
+from mpdit_core.interop.options import ImportOptions, ImportResult
 
 
 @options_command(ImportOptions)

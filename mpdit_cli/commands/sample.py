@@ -26,8 +26,7 @@ def command(
     """
     from mpdit_core.sampling import sample
 
-    if options.pictures:
-        nproc = require_one_process(nproc)
+    nproc = one_process(nproc) if options.pictures else nproc
     result = console.run(sample, options, nproc=nproc, device=options.device)
     if isinstance(result, ViewResult):
         console.show(result, view_summary(result, options))
@@ -39,8 +38,8 @@ def command(
         console.show_picture(str(picture))
 
 
-def require_one_process(nproc: str) -> str:
-    """Raises `UserError` where several processes are asked for one picture."""
+def one_process(nproc: str) -> str:
+    """`1`, for one picture. Raises `UserError` (`one-process`) where several processes are asked for."""
     if nproc not in ("auto", "1"):
         raise UserError(
             f"{nproc} processes for one picture", code="one-process", expected="one", remedy="leave --nproc out"
