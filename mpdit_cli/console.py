@@ -114,7 +114,7 @@ def _stdout_for_json() -> Iterator[None]:
         return
     sys.stdout.flush()
     ours = os.dup(1)
-    is_real = _descriptor(sys.stdout) == 1  # not where a caller in Python has put something else in its place
+    is_real = sys.stdout is sys.__stdout__  # not where a caller in Python has put something else in its place
     os.dup2(2, 1)
     stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
     _settings.stdout = stdout
@@ -129,13 +129,6 @@ def _stdout_for_json() -> Iterator[None]:
         if is_real:
             with contextlib.suppress(OSError):  # the reader may be gone
                 stdout.close()
-
-
-def _descriptor(stream: TextIO) -> int | None:
-    try:
-        return stream.fileno()
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _flush_c_library() -> None:

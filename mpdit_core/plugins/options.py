@@ -70,11 +70,8 @@ def _checked(adapter: TypeAdapter, value: Any) -> Any:
     """Strict as JSON is: no text for a number, but a list may stand for a tuple and text for a path or an enum."""
     try:
         return adapter.validate_python(value, strict=True)
-    except ValidationError as error:
-        try:
-            return adapter.validate_json(json.dumps(value), strict=True)
-        except (TypeError, ValueError):
-            raise error from None
+    except ValidationError:
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
 
 
 def _within(metadata: Mapping[str, Any], value: Any) -> bool:
