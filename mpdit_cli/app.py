@@ -29,6 +29,7 @@ COMMANDS = {
     "sample": "sample",
     "eval-fid": "eval_fid",
     "profile-flops": "profile_flops",
+    "ls": "ls",
     "demo": "demo",
     "import": "import_checkpoint",
     "export": "export",
