@@ -120,6 +120,31 @@ def load_preset(name: str) -> RunConfig:
     )
 
 
+BASELINES = ("dit-", "ablation-", "tiny")
+"""How the names of presets begin that are there for comparisons and tests, and are not proposed."""
+
+IMAGES_FOR_THE_LARGEST = 1_000_000  # ImageNet, on which the paper trains its largest (the number is our choice)
+
+
+def propose_preset(*, resolution: int, latent_shape: tuple[int, int, int], images: int) -> str | None:
+    """The preset to train on latents [C, h, w] with: the smallest that fits, from a million images on the largest.
+
+    A preset fits that has this resolution, C and h. Where none does, one of this resolution whose patches divide h: a
+    run takes C, h and the number of classes from its latents. None where there is no such preset either.
+    """
+    channels, side, _ = latent_shape
+    presets = [load_preset(name) for name in preset_names() if not name.startswith(BASELINES)]
+    presets = [preset for preset in presets if preset.resolution == resolution]
+    exact = [preset for preset in presets if (preset.model.channels, preset.model.input_size) == (channels, side)]
+    fitting = exact or [
+        preset for preset in presets if all(side % stage.patch_size == 0 for stage in preset.model.stages)
+    ]
+    by_size = sorted(fitting, key=lambda preset: preset.model.width**2 * sum(s.depth for s in preset.model.stages))
+    if not by_size:
+        return None
+    return by_size[-1 if images >= IMAGES_FOR_THE_LARGEST else 0].preset
+
+
 def layers(
     *,
     preset: str | None = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
-from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.presets import propose_preset
 
 LISTED = 5  # skipped images
 FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
@@ -48,18 +48,10 @@ def summary(result: EncodeResult) -> console.Summary:
 
 
 def next_command(result: EncodeResult) -> str:
-    """The `mpdit train` command for these latents: the largest preset of the paper that fits them."""
-    names = [name for name in preset_names() if _fits(name, result)]
-    best = next((name for name in names if name.startswith("xl-")), names[0] if names else None)
+    """The `mpdit train` command for these latents, with the preset that it would propose itself."""
+    best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
     given = f"--preset {best}" if best else "--config FILE.toml"
     return f"mpdit train {given}{'' if best and _is_only_one(result) else f' --latents {result.latents}'}"
-
-
-def _fits(preset: str, result: EncodeResult) -> bool:
-    config = load_preset(preset)
-    channels, side, _ = result.latent_shape
-    wanted = (config.resolution, config.model.channels, config.model.input_size)
-    return wanted == (result.resolution, channels, side) and config.model.num_classes >= result.classes
 
 
 def _is_only_one(result: EncodeResult) -> bool:
