@@ -47,7 +47,7 @@ def show(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset or features.")],
+    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset, features or command.")],
     name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
     out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
     json: Json = False,

@@ -17,19 +17,19 @@ from mpdit_core.runtime.files import writing_folder
 from mpdit_core.settings import Result, setting
 
 TEMPLATES = Path(__file__).with_name("templates")
-GROUPS = {contract.table: kind for kind, contract in KINDS.items() if contract.table}
+GROUPS = {contract.table: kind for kind, contract in KINDS.items()}
 
 
 class NewPlugin(Result):
     """A new package."""
 
     path: Path = setting(..., "its folder")
-    kind: str = setting(..., "sampler, dataset or features")
+    kind: str = setting(..., "its kind, such as sampler")
     name: str = setting(..., "the plugin's name")
 
 
 def new_plugin(kind: str, name: str, out: Path | None = None, *, report: Reporter = silent) -> NewPlugin:
-    """Writes an installable package for a `sampler`, `dataset` or `features` into `out` (default `./mpdit-NAME`).
+    """Writes an installable package for a plugin of a kind in `GROUPS` into `out` (default `./mpdit-NAME`).
 
     Raises:
         UserError: unknown kind (`no-such-kind`), an impossible name (`invalid-value`), a name that is taken
@@ -60,8 +60,9 @@ def _write(folder: Path, kind: str, name: str) -> None:
 
     templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
     module = "mpdit_" + name.replace("-", "_")
+    class_name = "".join(part.capitalize() for part in name.split("-"))
     values = {"kind": kind, "group": GROUPS[kind], "word": KINDS[GROUPS[kind]].word, "name": name, "module": module,
-              "class_name": "".join(part.capitalize() for part in name.split("-"))}  # fmt: skip
+              "class_name": class_name, "attribute": "command" if kind == "command" else class_name}  # fmt: skip
     files = {"pyproject.toml": "pyproject.toml", "README.md": "README.md", f"{module}.py": f"{kind}.py",
              f"tests/test_{module}.py": f"test_{kind}.py"}  # fmt: skip
     with writing_folder(folder) as temporary:

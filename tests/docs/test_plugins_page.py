@@ -65,7 +65,9 @@ def test_every_step_of_the_page_works(here: Path):
     samples = [made["sampler"]["options"] for made in results if "sampler" in made]
     assert [(options["num_steps"], options["power"]) for options in samples] == [(10, 2), (25, 2)]
     assert [made["count"] for made in results if "shards" in made] == [60, 40]
-    assert sorted(p.name for p in here.glob("mpdit-*")) == ["mpdit-colours", "mpdit-fast", "mpdit-scans"]
+    assert sorted(p.name for p in here.glob("mpdit-*")) == [
+        "mpdit-colours", "mpdit-count-files", "mpdit-fast", "mpdit-scans",
+    ]  # fmt: skip
     assert json.loads((here / "latents/mine-16/manifest.json").read_text())
 
 

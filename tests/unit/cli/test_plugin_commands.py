@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
+import tomllib
 from pathlib import Path
 
 import launch
 import plugin_site
 import pytest
+
+from mpdit_core.plugins import new_plugin
 
 CODE = """
 from dataclasses import dataclass
@@ -71,3 +74,12 @@ def test_a_broken_one_fails_alone(site: Path, code: str):
     refused = launch.run("pie", "plum", "--json")
     assert (refused.code, refused.result["code"]) == (2, "broken-plugin")
     assert launch.run("--help").code == 0
+
+
+def test_a_new_package_is_a_command(site: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = new_plugin("command", "count-files", site / "new").path
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    plugin_site.write_metadata(site, project["name"], project["entry-points"])
+    monkeypatch.syspath_prepend(str(folder))
+    done = launch.succeed("count-files", folder, "--most", 1, "--json")
+    assert (done.result["files"], done.result["endings"]) == (4, {".py": 2})
