@@ -34,6 +34,7 @@ COMMANDS = {
     "import": "import_checkpoint",
     "export": "export",
     "plugins": "plugins",
+    "doctor": "doctor",
     "report": "report",
 }
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,13 +112,31 @@ def _import_network() -> _Network:
     return _Network(module.FeatureExtractorInceptionV3, module.URL_INCEPTION_V3)
 
 
+class PublishedWeights(NamedTuple):
+    """Where the published Inception weights are kept, where they come from, and what to do where neither works."""
+
+    path: Path
+    url: str
+    remedy: str
+
+
+def published_weights() -> PublishedWeights:
+    """Raises `UserError` (`no-torch-fidelity`). Nothing is read or downloaded."""
+    url = _import_network().url
+    return PublishedWeights(_place_of(url), url, _where_to_put(url))
+
+
+def _place_of(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
 def find_weights(url: str) -> Path:
     """The published weights: in torch's cache, or downloaded into it.
 
     Raises:
         UserError: neither cached nor reachable; it says where to put them.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    path = _place_of(url)
     if path.is_file():
         return path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -139,10 +157,9 @@ def find_weights(url: str) -> Path:
 
 
 def _where_to_put(url: str) -> str:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     return (
-        f"on a machine with a connection download {url} and put it at {path}, or give it with --weights FILE; "
-        "or --features PLUGIN for a distance in other features (`mpdit plugins` lists them)"
+        f"on a machine with a connection download {url} and put it at {_place_of(url)}, or give it with "
+        "--weights FILE; or --features PLUGIN for a distance in other features (`mpdit plugins` lists them)"
     )
 
 

@@ -23,6 +23,7 @@ from mpdit_core.workspace.options import Entry, Kind, Listing, ListOptions
 
 DEPTH = 2  # `runs/digits-1` and `latents/digits-16`, seen from the working directory
 EVALS = "evals"
+RESTORE = "restore it from a copy, or remove it"
 
 
 def list_workspace(options: ListOptions, *, report: Reporter = silent) -> Listing:  # noqa: ARG001 - a job takes a reporter
@@ -92,7 +93,7 @@ def _entry(kind: Kind, path: Path) -> Entry:
         return Entry(**facts, **READERS[kind](path))
     except UserError as error:
         status = "unfinished" if error.code.startswith("unfinished") else "damaged"
-        return Entry(**facts, status=status, problem=error.what, remedy=error.remedy or "")
+        return Entry(**facts, status=status, problem=error.what, remedy=error.remedy or RESTORE)
 
 
 def _status(path: Path) -> os.stat_result | None:
