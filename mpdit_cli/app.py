@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         called = next((argument for argument in arguments if not argument.startswith("-")), "")
         command = typer.main.get_command(build_app(called))
+        if "_MPDIT_COMPLETE" in os.environ:  # the shell asks what may be typed next
+            command.main(prog_name="mpdit")
         code: Any = command.main(args=arguments, prog_name="mpdit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UserError as error:
@@ -114,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.defect(error)
         return EXIT_DEFECT
     except BaseException as error:  # nothing of ours raises others
+        if "_MPDIT_COMPLETE" in os.environ:
+            return 0
         if isinstance(error.__context__, BrokenPipeError):  # how Typer passes it on
             return 0
         what = f"a plugin or a library ended the command with {type(error).__name__}: {error}"
