@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mpdit_cli import console
+from mpdit_cli.fields import Command
 from mpdit_cli.plugin_commands import add_plugin_commands
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.runtime.signals import handle_stop_signals, interrupt
@@ -59,7 +60,10 @@ def build_app(called: str = "") -> typer.Typer:
     @app.callback()
     def main(
         version: Annotated[
-            bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+            bool,
+            typer.Option(
+                "--version", metavar="", help="Print the version and exit.", callback=_print_version, is_eager=True
+            ),
         ] = False,
     ) -> None:
         pass
@@ -69,7 +73,7 @@ def build_app(called: str = "") -> typer.Typer:
         if hasattr(imported, "app"):  # a command with subcommands
             app.add_typer(imported.app, name=name)
         else:
-            app.command(name)(imported.command)
+            app.command(name, cls=Command)(imported.command)
     add_plugin_commands(app, taken=COMMANDS, called=called)
     return app
 

@@ -16,7 +16,7 @@ from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult
 def command(
     options: SampleOptions,
     show: Annotated[
-        bool, typer.Option("--show", help="Show the picture in the terminal.", rich_help_panel="Output")
+        bool, typer.Option("--show", metavar="", help="Show the picture in the terminal.", rich_help_panel="Output")
     ] = False,
     nproc: Nproc = "auto",
 ) -> None:

@@ -79,7 +79,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         None, "folder of the record", metavar="DIR", panel="Output", strict=False, chosen="evals/ of the run"
     )
     trust: bool = setting(
-        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Measuring"
+        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Running"
     )
     keep_samples: bool = setting(False, "write the sampled images too", panel="Output")
     make_reference: Path | None = setting(
