@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from mpdit_core import plugins
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import ImageSource, SpreadImages, open_images
@@ -16,7 +15,7 @@ from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
 from mpdit_core.evaluation.samples import SampledImages, is_sample_set
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
-from mpdit_core.sampling import PluginRecord, SamplingOptions, sampling_values, settle
+from mpdit_core.sampling import recorded, settle
 
 DEFAULT_SAMPLES = 50_000
 
@@ -132,12 +131,10 @@ def open_model_or_samples(what: str, *, device: torch.device | None = None) -> S
 def _sampling_record(model: ModelFolder, options: EvaluateOptions, device: torch.device) -> SamplingRecord:
     model.require_flow()
     settled = settle(model, options)
-    sampler = plugins.record("samplers", options.sampler, settled.sampler)
-    chosen = dict(sampler["options"])
-    filled = {"num_steps": chosen.pop("num_steps"), "sampler_options": chosen}
+    filled_in, sampler = recorded(options, settled.sampler)
     return SamplingRecord(
-        options=SamplingOptions(**sampling_values(options) | filled),
-        sampler=PluginRecord(**sampler),
+        options=filled_in,
+        sampler=sampler,
         guide=settled.guide.weights_sha256 if settled.guide else None,
         dtype=dtype_name(choose_dtype(options.precision, device)),
     )

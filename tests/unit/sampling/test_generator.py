@@ -162,7 +162,7 @@ def test_time_and_modulation_are_computed_once_per_evaluation(model, tmp_path, a
 
 
 def labels_of(classes, count=10, seed=0, names=NAMES):
-    rule = read_classes(classes, class_names=names, num_classes=len(names), seed=seed)
+    rule = read_classes(classes, class_names=names, seed=seed)
     return [rule(i) for i in range(count)]
 
 
