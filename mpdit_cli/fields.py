@@ -32,7 +32,7 @@ from mpdit_core.settings import (
 
 T = TypeVar("T", bound=Options)
 
-PANELS = ("What", "Sampling", "Pictures", "Measuring", "Output", "Other work", "Running")
+PANELS = ("What", "Sampling", "Views", "Measuring", "Output", "Other work", "Running")
 """Groups of options in --help, in this order."""
 
 OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mpdit_core.runtime.files import writing
 
@@ -39,10 +39,8 @@ def tile(image: Any, factor: int = 1) -> Image.Image:
         raise ValueError(f"expected uint8 [3, H, W] or [1, H, W], got {array.dtype} {array.shape}")
     if array.shape[0] == 1:
         array = array.repeat(3, axis=0)
-    picture = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
-    if factor == 1:
-        return picture
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    small = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return ImageOps.scale(small, factor, Image.Resampling.NEAREST)
 
 
 def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Sequence[str] = ()) -> Image.Image:

@@ -22,14 +22,12 @@ from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import dtype_name
 from mpdit_core.runtime.signals import StopRequest
-from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values
-from mpdit_core.sampling.naming import model_name, newest, numbered
+from mpdit_core.sampling.generator import Generator, SampleBatch, recorded
+from mpdit_core.sampling.naming import model_name, newest_folder
 from mpdit_core.sampling.options import (
-    PluginRecord,
     SampleOptions,
     SampleResult,
     SamplingCost,
-    SamplingOptions,
     ViewResult,
     options_without_effect,
     warn_if_given,
@@ -44,7 +42,7 @@ GRID = "grid.png"
 
 
 def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult | ViewResult:
-    """Generates the samples, or the picture that `options` ask for.
+    """Generates the samples, or the view that `options` ask for.
 
     In a group of processes each writes its share of the blocks, and all return the same result.
 
@@ -55,7 +53,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     """
     for warning in _without_effect(options):
         report(warning)
-    if options.pictures:
+    if options.views:
         return _view(options, report)
     device = select_device(options.device)
     with process_group(device) as world, ExitStack() as held:
@@ -69,14 +67,17 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
             decode=WRITERS[options.format].needs_images,
         )
         samples = world.on_main(lambda: _choose_set(generator, options))
-        writer = _writer(samples, generator)
+        writer = WRITERS[samples.format](
+            samples.path, count=samples.num_samples, class_names=generator.class_names, by_class=samples.by_class
+        )
         if samples.complete:
             if world.is_main:
                 BlockMarkers(samples.path).remove()  # a kill came before that
             report(Note(text=f"{samples.path} is complete: nothing to do"))
             return _result(samples, writer)
         done = world.on_main(lambda: _begin(samples, held, generator, writer))
-        report(Note(text=_beginning(samples, done, generator.num_blocks)))
+        resumed = f", resumed after {len(done)} of {generator.num_blocks} blocks" if done else ""
+        report(Note(text=f"{samples.num_samples} images to {samples.path}{resumed}"))
         started = time.monotonic()
         _write_blocks(generator, writer, generator.blocks(world, done=done), world, report)
         new = sum(len(generator.block_indices(b)) for b in range(generator.num_blocks) if b not in done)
@@ -90,17 +91,17 @@ def _without_effect(options: SampleOptions) -> list[Warning]:
     found = options_without_effect(options, sweep=options.sweep)
     if options.nearest is None:
         found += warn_if_given(options, ["latents"], "it is the folder that nearest looks in")
-    if options.format != "png" and not options.pictures:
+    if options.format != "png" and not options.views:
         found += warn_if_given(options, ["by_class"], f"format {options.format} has no folders of classes")
     return found
 
 
 def _view(options: SampleOptions, report: Reporter) -> ViewResult:
-    """Raises `UserError` for two pictures at once, and for options that only a set of samples has."""
-    name, *others = options.pictures
+    """Raises `UserError` for two views at once, and for options that only a set of samples has."""
+    name, *others = options.views
     if others:
         raise UserError(
-            f"{name} and {others[0]} are pictures of their own", code="conflicting-options", expected="one at a time"
+            f"{name} and {others[0]} are views of their own", code="conflicting-options", expected="one at a time"
         )
     if options.format != "png" or options.by_class:
         extra = "by_class" if options.by_class else f"format {options.format}"
@@ -114,8 +115,7 @@ def _require_sampler_package(options: SampleOptions, folder: ModelFolder) -> Non
     """Raises `UserError` naming the package of an unknown sampler, where the set to continue was begun with it."""
     if options.sampler in plugins.names("samplers"):
         return
-    name = model_name(options.model, folder)
-    begun = _readable(options.out or numbered(name, newest(name)))
+    begun = _readable(options.out or newest_folder(model_name(options.model, folder)))
     if begun is not None and begun.options.sampler == options.sampler:
         plugins.require_package(begun.sampler.model_dump() | {"kind": "samplers"})
 
@@ -126,12 +126,12 @@ def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
     Without `out`, only the newest folder of the model is continued, and only if it is not complete.
     """
     name = model_name(options.model, generator.folder)
-    out = options.out or numbered(name, newest(name))
+    out = options.out or newest_folder(name)
     wanted = _describe(generator, options, out)
     if options.out is None:
         begun = _readable(out)
         to_continue = begun and not begun.complete and begun.identity() == wanted.identity()
-        return wanted if to_continue else wanted.model_copy(update={"path": numbered(name, newest(name) + 1)})
+        return wanted if to_continue else wanted.model_copy(update={"path": newest_folder(name, after=1)})
     begun = SampleSet.find(out)
     if begun is not None:
         begun.require_same(wanted)
@@ -147,17 +147,15 @@ def _readable(out: Path) -> SampleSet | None:
 
 
 def _describe(generator: Generator, options: SampleOptions, out: Path) -> SampleSet:
-    sampler = plugins.record("samplers", options.sampler, generator.sampler)
-    chosen = dict(sampler["options"])
-    settled = {"num_steps": chosen.pop("num_steps"), "sampler_options": chosen}
+    filled_in, sampler = recorded(generator.options, generator.sampler)
     folder, autoencoder = generator.folder, generator.autoencoder
     return SampleSet(
         path=out,
         format=options.format,
         by_class=options.by_class,
         num_samples=generator.num_samples,
-        options=SamplingOptions(**sampling_values(options) | settled),
-        sampler=PluginRecord(**sampler),
+        options=filled_in,
+        sampler=sampler,
         guide=generator.guide.weights_sha256 if generator.guide else None,
         model=SampledModel(
             path=str(folder.path),
@@ -168,12 +166,6 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
             decode_dtype=autoencoder.decode_precision if autoencoder else None,
         ),
         latents=folder.latents,
-    )
-
-
-def _writer(samples: SampleSet, generator: Generator) -> Writer:
-    return WRITERS[samples.format](
-        samples.path, count=samples.num_samples, class_names=generator.class_names, by_class=samples.by_class
     )
 
 
@@ -198,11 +190,6 @@ def _finished_blocks(generator: Generator, writer: Writer) -> set[int]:
             done.add(block)
     markers.keep(done)
     return done
-
-
-def _beginning(samples: SampleSet, done: set[int], blocks: int) -> str:
-    resumed = f", resumed after {len(done)} of {blocks} blocks" if done else ""
-    return f"{samples.num_samples} images to {samples.path}{resumed}"
 
 
 def _write_blocks(

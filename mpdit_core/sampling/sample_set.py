@@ -93,13 +93,10 @@ class SampleSet(Settings):
                 expected=f"format {FORMAT}, which this mpdit {__version__} reads",
                 remedy="sample again, into another folder",
             )
-        samples = stored.get("samples")
         try:
-            if not isinstance(samples, dict):
-                raise ValueError("it has no table `samples`")
-            return cls.model_validate_json(json.dumps({**samples, "path": str(path)}))
-        except ValueError as error:
-            reason = settings_error(error).what if isinstance(error, ValidationError) else str(error)
+            return cls.model_validate_json(json.dumps({**stored["samples"], "path": str(path)}))
+        except (KeyError, TypeError, ValidationError) as error:
+            reason = settings_error(error).what if isinstance(error, ValidationError) else "it has no table `samples`"
             raise UserError(
                 f"{record} is damaged: {reason}",
                 code="damaged-file",
