@@ -15,7 +15,7 @@ from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
 from mpdit_core.evaluation.samples import SampledImages, is_sample_set
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
-from mpdit_core.sampling import recorded, settle
+from mpdit_core.sampling import SamplingPlan
 
 DEFAULT_SAMPLES = 50_000
 
@@ -100,7 +100,7 @@ class Subject:
         if self.images:
             return self.images.labels and self.images.labels[:count]
         assert self.model is not None
-        label_of = settle(self.model, options).labels
+        label_of = SamplingPlan(self.model, options).labels
         return [label_of(index) for index in range(count)]
 
 
@@ -130,11 +130,11 @@ def open_model_or_samples(what: str, *, device: torch.device | None = None) -> S
 
 def _sampling_record(model: ModelFolder, options: EvaluateOptions, device: torch.device) -> SamplingRecord:
     model.require_flow()
-    settled = settle(model, options)
-    filled_in, sampler = recorded(options, settled.sampler)
+    plan = SamplingPlan(model, options)
+    filled_in, sampler = plan.recorded()
     return SamplingRecord(
         options=filled_in,
         sampler=sampler,
-        guide=settled.guide.weights_sha256 if settled.guide else None,
+        guide=plan.guide.weights_sha256 if plan.guide else None,
         dtype=dtype_name(choose_dtype(options.precision, device)),
     )

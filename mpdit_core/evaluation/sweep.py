@@ -21,7 +21,7 @@ from mpdit_core.reporting import Progress, Reporter, Saved, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
 from mpdit_core.runtime.files import write_json, writing
-from mpdit_core.sampling import Axis, read_sweeps, settle, with_value
+from mpdit_core.sampling import Axis, SamplingPlan, read_sweeps, with_value
 from mpdit_core.settings import Result, Settings, setting
 
 FORMAT = 2
@@ -71,7 +71,7 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     cells = list(product(*(axis.texts for axis in axes)))
     planned = [_options_of(options, axes, cell) for cell in cells]
     for chosen in planned:
-        settle(open_model(require_what(chosen)), chosen)
+        SamplingPlan(open_model(require_what(chosen)), chosen)
     warnings = WarningList(report)
     if find_spec("matplotlib") is None:
         warnings.add("no-matplotlib", "there will be no plot without matplotlib: pip install 'mpdit[plot]'")

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core import plugins
-from mpdit_core.api import Sampler, Step
+from mpdit_core.api import Step
 from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
@@ -44,7 +44,7 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
-from mpdit_core.sampling.labels import Labels, read_classes
+from mpdit_core.sampling.labels import read_classes
 from mpdit_core.sampling.options import PluginRecord, SamplingOptions
 from mpdit_core.settings import validate
 
@@ -65,18 +65,32 @@ class SampleBatch:
     saved: int  # passes that the guidance interval spared
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settled:
-    """Sampling options with everything they name found and checked, but no weights loaded."""
+class SamplingPlan:
+    """A model and sampling options, with everything they name found and checked, but no weights loaded.
 
-    options: SamplingOptions
-    sampler: Sampler
-    guidance: Guidance
-    labels: Labels
-    guide: ModelFolder | None
+    Raises:
+        UserError: an option that cannot be, or a guide of another shape.
+    """
+
+    def __init__(self, folder: ModelFolder, options: SamplingOptions):
+        self.folder, self.options = folder, options
+        self.class_names = _class_names(folder)
+        self.sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
+        self.guidance = Guidance(
+            scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
+        )
+        self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
+        self.guide = _open_guide(options.guide, folder)
+
+    def recorded(self) -> tuple[SamplingOptions, PluginRecord]:
+        """What records hold: the options with the sampler's defaults filled in, and the sampler itself."""
+        record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
+        filled = dict(record.options)
+        settled = {"num_steps": filled.pop("num_steps"), "sampler_options": filled}
+        return SamplingOptions(**sampling_values(self.options) | settled), record
 
 
-class Generator:
+class Generator(SamplingPlan):
     """A model with sampling options: checked and loaded once, then asked for images.
 
     Args:
@@ -99,21 +113,19 @@ class Generator:
         num_samples: int = 1,
         decode: bool = True,
     ):
-        self.folder = model if isinstance(model, ModelFolder) else open_model(model)
-        self.folder.require_flow()
+        folder = model if isinstance(model, ModelFolder) else open_model(model)
+        folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
-        self.class_names = class_names(self.spec, self.folder.config.model.num_classes)
         self._guide_networks: dict[Path, MPDiT] = {}
-        self._settle(settle(self.folder, options or SamplingOptions()))
+        self._plan(folder, options or SamplingOptions())
         self.autoencoder: Autoencoder | None = self._load_autoencoder() if decode else None
         self.network: MPDiT = self.folder.load(self.device)
         if should_compile(self.options.compile, self.device, worth_it=num_samples >= WORTH_COMPILING):
             self.network.compile_blocks()
 
-    def _settle(self, settled: Settled) -> None:
-        self.options, self.sampler, self.guidance = settled.options, settled.sampler, settled.guidance
-        self.labels, self.guide = settled.labels, settled.guide
+    def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
+        super().__init__(folder, options)
         self.dtype = choose_dtype(self.options.precision, self.device)
         if self.guide and self.guide.path not in self._guide_networks:
             self._guide_networks[self.guide.path] = self.guide.load(self.device)
@@ -145,7 +157,7 @@ class Generator:
         options = validate(SamplingOptions, sampling_values(self.options) | changes, origin="sampling")
         other = copy.copy(self)
         other.num_samples = num_samples or self.num_samples
-        other._settle(settle(self.folder, options))
+        other._plan(self.folder, options)
         return other
 
     @property
@@ -268,37 +280,15 @@ class Generator:
         return autoencoder
 
 
-def settle(folder: ModelFolder, options: SamplingOptions) -> Settled:
-    """Finds and checks what the options name, without loading any weights. Raises `UserError` as `Generator`."""
-    names = class_names(folder.latents, folder.config.model.num_classes)
-    return Settled(
-        options=options,
-        sampler=load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options),
-        guidance=Guidance(
-            scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
-        ),
-        labels=read_classes(options.classes, class_names=names, seed=options.seed),
-        guide=_open_guide(options.guide, folder),
-    )
-
-
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:
     """The fields of `SamplingOptions` alone, of options that may have more."""
     return {name: getattr(options, name) for name in SamplingOptions.model_fields}
 
 
-def recorded(options: SamplingOptions, sampler: Sampler) -> tuple[SamplingOptions, PluginRecord]:
-    """What records hold: the options with the defaults of `sampler` filled in, and the sampler itself."""
-    record = PluginRecord(**plugins.record("samplers", options.sampler, sampler))
-    filled = dict(record.options)
-    settled = {"num_steps": filled.pop("num_steps"), "sampler_options": filled}
-    return SamplingOptions(**sampling_values(options) | settled), record
-
-
-def class_names(spec: LatentSpec | None, num_classes: int) -> list[str]:
+def _class_names(folder: ModelFolder) -> list[str]:
     """A name for each of the model's classes; its number where the data gave none."""
-    known = list(spec.class_names) if spec else []
-    return [known[i] if i < len(known) else str(i) for i in range(num_classes)]
+    known = list(folder.latents.class_names) if folder.latents else []
+    return [known[i] if i < len(known) else str(i) for i in range(folder.config.model.num_classes)]
 
 
 def require_finite(latents: Tensor, indices: Sequence[int]) -> None:

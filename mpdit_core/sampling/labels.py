@@ -86,7 +86,7 @@ def _class(part: str, class_names: Sequence[str]) -> int:
     if not part.isdecimal():
         return _by_name(part, class_names)
     named = _find(part, class_names)
-    if named and (len(named) > 1 or str(named[0]) != str(int(part[:MOST_DIGITS]))):
+    if named and named != [int(part[:MOST_DIGITS])]:
         raise UserError(
             f"class {part}: the class of this name has the id {_join(named)}",
             code="ambiguous-class",

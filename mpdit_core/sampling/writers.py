@@ -26,28 +26,21 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.npz import map_member
 from mpdit_core.sampling.generator import SampleBatch
 from mpdit_core.sampling.options import Format
-from mpdit_core.sampling.sample_set import PROGRESS
+from mpdit_core.sampling.sample_set import PROGRESS, SampleSet
 
 ENCODERS = 4  # threads that compress PNGs
 PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Writer:
-    """Writes the blocks of a set in one format. Whatever it leaves under a final name is whole.
-
-    Args:
-        out: folder of the set.
-        count: number of images in the set.
-        class_names: in label order.
-        by_class: whether PNGs are written into one folder per class.
-    """
+    """Writes the blocks of a set in one format. Whatever it leaves under a final name is whole."""
 
     needs_images = True
     result_name: ClassVar[str]
 
-    def __init__(self, out: Path, *, count: int, class_names: list[str], by_class: bool):
-        self.out, self.count, self.class_names, self.by_class = out, count, class_names, by_class
-        self.result = out / self.result_name  # the file or folder that holds the finished samples
+    def __init__(self, samples: SampleSet, class_names: list[str]):
+        self.samples, self.class_names = samples, class_names
+        self.result = samples.path / self.result_name  # the file or folder that holds the finished samples
 
     def write(self, batch: SampleBatch) -> None:
         raise NotImplementedError
@@ -59,7 +52,7 @@ class Writer:
     def finish(self, num_blocks: int) -> None:
         """Called once, by rank 0, when all blocks are there."""
 
-    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
+    def image(self, index: int, label: int) -> np.ndarray:
         """Image `index`, uint8 [3, H, W], read back; for formats that hold images."""
         raise NotImplementedError
 
@@ -68,7 +61,7 @@ class PngWriter(Writer):
     result_name = "images"
 
     def path(self, index: int, label: int) -> Path:
-        folder = self.result / self.class_folder(label) if self.by_class else self.result
+        folder = self.result / self.class_folder(label) if self.samples.by_class else self.result
         return folder / f"{index:06d}.png"
 
     def class_folder(self, label: int) -> str:
@@ -86,7 +79,7 @@ class PngWriter(Writer):
             with ThreadPoolExecutor(ENCODERS) as pool:
                 list(pool.map(_write_png, batch.images.numpy(), paths))
 
-    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
+    def image(self, index: int, label: int) -> np.ndarray:
         path = self.path(index, label)
         try:
             with Image.open(path) as opened:
@@ -122,7 +115,7 @@ class NpzWriter(Writer):
     result_name = "samples.npz"
 
     def block_path(self, block: int) -> Path:
-        return self.out / PROGRESS / f"{block:06d}.npz"
+        return self.samples.path / PROGRESS / f"{block:06d}.npz"
 
     def write(self, batch: SampleBatch) -> None:
         pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -139,21 +132,21 @@ class NpzWriter(Writer):
 
     def finish(self, num_blocks: int) -> None:
         """One block is in memory at a time; for a moment the images are on the disk twice."""
-        shape = (self.count, *map_member(self.block_path(0), "arr_0").shape[1:])
+        shape = (self.samples.num_samples, *map_member(self.block_path(0), "arr_0").shape[1:])
         with (
             files.writing(self.result) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         ):
-            for name, descr, full_shape in (("arr_0", "|u1", shape), ("arr_1", "<i8", (self.count,))):
+            for name, descr, full_shape in (("arr_0", "|u1", shape), ("arr_1", "<i8", shape[:1])):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     header = {"descr": descr, "fortran_order": False, "shape": full_shape}
                     np.lib.format.write_array_header_1_0(member, header)
                     for block in range(num_blocks):
                         member.write(map_member(self.block_path(block), name).tobytes())
 
-    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
-        images = map_member(self.block_path(index // batch_size), "arr_0")
-        return np.array(images[index % batch_size]).transpose(2, 0, 1)
+    def image(self, index: int, label: int) -> np.ndarray:
+        block, row = divmod(index, self.samples.options.batch_size)
+        return np.array(map_member(self.block_path(block), "arr_0")[row]).transpose(2, 0, 1)
 
 
 class LatentsWriter(Writer):

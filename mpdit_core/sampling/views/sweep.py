@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from mpdit_core import plugins
 from mpdit_core.errors import UserError
 from mpdit_core.pictures import contact_sheet
 from mpdit_core.reporting import Progress, Reporter, silent
-from mpdit_core.sampling.generator import Generator, sampling_values, settle
+from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
 from mpdit_core.sampling.options import SampleOptions, ViewResult
 from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value
 from mpdit_core.sampling.views.common import open_view
@@ -28,29 +29,28 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         UserError: as `read_sweeps` and `Generator`, for whichever cell, or more than two keys; nothing is written then.
     """
     down, across = _two_axes(read_sweeps(options.sweep))
-    cells = len(down.texts) * len(across.texts)
-    view = open_view(options, "sweep", default_samples=DEFAULT_SAMPLES, images_per_sample=cells, most=SHEET)
-    table = [[_cell(options, {down.key: row, across.key: column}) for column in across.texts] for row in down.texts]
-    for cell in (cell for row in table for cell in row):
-        settle(view.folder, cell)
+    values = list(product(down.texts, across.texts))
+    view = open_view(options, "sweep", default_samples=DEFAULT_SAMPLES, images_per_sample=len(values), most=SHEET)
+    cells = [_cell(options, {down.key: row, across.key: column}) for row, column in values]
+    for cell in cells:
+        SamplingPlan(view.folder, cell)
 
-    first = view.generator(table[0][0])
-    sheet: list[list[Tensor]] = []
+    first = view.generator(cells[0])
+    images: list[Tensor] = []
     measured = []
-    for row, row_text in zip(table, down.texts, strict=True):
-        sheet.append([])
-        for cell, text in zip(row, across.texts, strict=True):
-            report(Progress(task="sweep", done=len(measured), total=cells, unit="cells"))
-            generator = first.changed(**sampling_values(cell))
-            images, cost = _measure(generator)
-            sheet[-1].append(images)
-            measured.append(({down.key: row_text} if down.key else {}) | {across.key: text} | cost)
-    report(Progress(task="sweep", done=cells, total=cells, unit="cells"))
+    for cell, (row, column) in zip(cells, values, strict=True):
+        report(Progress(task="sweep", done=len(images), total=len(cells), unit="cells"))
+        made, cost = _measure(first.changed(**sampling_values(cell)))
+        images.append(made)
+        measured.append(({down.key: row} if down.key else {}) | {across.key: column} | cost)
+    report(Progress(task="sweep", done=len(cells), total=len(cells), unit="cells"))
+    columns = len(across.texts)
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     image = contact_sheet(
-        sheet, row_labels=down.texts, column_labels=across.texts, row_axis=down.key, column_axis=across.key
+        rows, row_labels=down.texts, column_labels=across.texts, row_axis=down.key, column_axis=across.key
     )
     facts = {axis.key: "; ".join(axis.texts) for axis in (down, across) if axis.key}
-    facts["images"] = f"{view.num_samples} in each of {cells} cells"
+    facts["images"] = f"{view.num_samples} in each of {len(cells)} cells"
     return view.finish(image, first, facts=facts, data={"cells": measured}, report=report)
 
 

@@ -57,7 +57,6 @@ def trajectory(options: SampleOptions, *, report: Reporter = silent) -> ViewResu
 def follow(generator: Generator, *, report: Reporter = silent) -> list[State]:
     """Samples all images as one batch; returns the states that are shown, the last at t = 0."""
     indices = list(range(generator.num_samples))
-    labels = [generator.labels(i) for i in indices]
     noise, noise_sources = generator.noise(indices)
     passed = [(1.0, noise)]
 
@@ -67,13 +66,13 @@ def follow(generator: Generator, *, report: Reporter = silent) -> list[State]:
         done = len(passed) - 1
         report(Progress(task="sample", done=done, total=max(generator.sampler.num_steps, done), unit="steps"))
 
-    generator.integrate(generator.velocity(labels), noise, noise_sources, on_step=keep)
+    velocity = generator.velocity([generator.labels(i) for i in indices])
+    generator.integrate(velocity, noise, noise_sources, on_step=keep)
     require_finite(passed[-1][1], indices)
-    look = generator.velocity(labels)
     states = []
     for i in spread_out(len(passed), FRAMES):
         t, x_t = passed[i][0], passed[i][1].to(generator.device)
-        data = x_t if t == 0 else predicted_latents(x_t, look(x_t, t), t)
+        data = x_t if t == 0 else predicted_latents(x_t, velocity(x_t, t), t)
         states.append(State(t, generator.decode(x_t), generator.decode(data)))
     return states
 
