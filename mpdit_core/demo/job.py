@@ -97,9 +97,8 @@ def demo(options: DemoOptions, *, report: Reporter = silent) -> DemoResult:
 def sample(engine: Generator, count: int, *, guidance_scale: float, seed: int) -> tuple[Tensor, list[int]]:
     """`count` images [n, 3, 16, 16] uint8, classes in turn, and their labels."""
     chosen = engine.changed(num_samples=count, guidance_scale=guidance_scale, seed=seed)
-    batches = list(chosen.batches(chosen.blocks()))
-    images = [batch.images for batch in batches if batch.images is not None]
-    return torch.cat(images), [label for batch in batches for label in batch.labels]
+    batches = list(chosen.batches())
+    return torch.cat([batch.images for batch in batches]), [label for batch in batches for label in batch.labels]
 
 
 def measure(engine: Generator, *, samples: int, seed: int = 1) -> Quality:

@@ -90,7 +90,6 @@ class SampledBlocks:
 
     def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
         for batch in self.generator.batches(numbers):
-            assert batch.images is not None
             if self.keep is not None:
                 _write_images(self.keep, batch.indices, batch.images)
             yield ImageBlock(batch.block, batch.images, batch.nfe)

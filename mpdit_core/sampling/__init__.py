@@ -1,4 +1,4 @@
-"""Images from a model: the engine, sets of samples, and pictures of them."""
+"""Images from a model: the engine, sets of samples, and views of them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core import plugins
-from mpdit_core.api import Step
+from mpdit_core.api import Step, VelocityFn
 from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
@@ -193,7 +193,7 @@ class Generator(SamplingPlan):
     @torch.inference_mode()
     def integrate(
         self,
-        velocity: GuidedVelocity,
+        velocity: VelocityFn,
         noise: Tensor,
         noise_sources: Sequence[torch.Generator],
         *,

@@ -32,8 +32,7 @@ def export(model: ModelFolder, folder: Path) -> None:
 def samples(model: ModelFolder, **options: Any) -> tuple[list[int], np.ndarray, list[torch.Generator]]:
     """Labels and images [6, H, W, 3] of `mpdit sample`, and the generators of their noise."""
     engine = Generator(model, SamplingOptions(num_steps=9, seed=3, **options), device="cpu", num_samples=6)
-    batch = next(engine.batches(engine.blocks()))
-    assert batch.images is not None
+    batch = next(engine.batches())
     generators = [generator(3, "noise", i) for i in batch.indices]
     return batch.labels, batch.images.permute(0, 2, 3, 1).numpy(), generators
 
