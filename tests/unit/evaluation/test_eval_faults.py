@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, evaluate, make_reference
-from mpdit_core.evaluation.images import FolderImages, open_images
+from mpdit_core.evaluation.images import open_images
 from mpdit_core.metrics.features import features_name, load_extractor
 from mpdit_core.reporting import Event, Note, Warning
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
@@ -169,7 +170,7 @@ def test_a_reference_beside_read_only_latents_goes_to_the_cache(here, monkeypatc
 
     plan = reference.plan_reference("b.npz", resolution=16, extractor=None)
     Path("latents").mkdir()
-    own = reference.Plan(plan.images, None, Path("latents/reference.safetensors").absolute(), "b.npz")
+    own = dataclasses.replace(plan, beside=Path("latents").absolute())
     monkeypatch.setattr("mpdit_core.evaluation.job.plan_reference", lambda *_given, **_more: own)
     monkeypatch.setattr(reference, "_may_write_in", lambda folder: folder.name != "latents")
     measured()
@@ -223,7 +224,7 @@ def test_grey_samples_count_as_rgb_and_torn_ones_are_named(here):
     Path("set").mkdir()
     for n in (2, 10, 1):
         Image.new("L", (16, 16), n).save(f"set/{n}.png")
-    images = FolderImages(Path("set"))
+    images = open_images(Path("set"))
     assert images.batch([0, 1, 2])[:, 0, 0, 0].tolist() == [1, 2, 10]
     Path("set/2.png").write_bytes(Path("set/2.png").read_bytes()[:45])
     with pytest.raises(UserError, match=r"2\.png"):

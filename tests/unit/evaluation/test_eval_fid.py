@@ -176,7 +176,7 @@ def test_a_reference_stored_by_another_version_is_measured_again(here, monkeypat
 
 
 def test_two_evaluations_into_one_record_are_refused(here, monkeypatch):
-    monkeypatch.setattr("mpdit_core.evaluation.job.locked", partial(locks.locked, seconds=0.05))
+    monkeypatch.setattr("mpdit_core.evaluation.progress.locked", partial(locks.locked, seconds=0.05))
     path = measured().path
     with locks.locked(path.with_suffix(".partial")):
         assert refused(options(force=True)).code == "folder-in-use"
