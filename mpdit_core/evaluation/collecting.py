@@ -122,10 +122,12 @@ def collected(
         report(Note(text=f"resuming: {progress.images_done} of {layout.count} images were measured before"))
 
     def features(images: Tensor) -> Features:
-        found = extract(extractor, images.to(accumulator.device))
-        if not needs_logits:
-            found = found._replace(logits=None)
-        return Features(*(rows if rows is None else rows.cpu() for rows in found))
+        pool, spatial, logits = extract(extractor, images.to(accumulator.device))
+        return Features(
+            pool.cpu(),
+            spatial if spatial is None else spatial.cpu(),
+            logits.cpu() if logits is not None and needs_logits else None,
+        )
 
     def measure_share(stop: StopRequest) -> None:
         """This process's blocks of the chunk; fewer where a signal comes."""
