@@ -17,7 +17,6 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.interop.export.card import model_card, public_source
 from mpdit_core.interop.options import ExportOptions, ExportResult
-from mpdit_core.interop.output_folder import require_free
 from mpdit_core.models import hub
 from mpdit_core.models.model_folder import CONFIG, WEIGHTS, ModelFolder, open_model, read_weights, save_model
 from mpdit_core.models.run_folder import RunFolder
@@ -35,7 +34,7 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         UserError: nothing to export, `out` is not free, or the form cannot hold this model. Nothing is written then.
             After a failed upload the folder is complete, and the remedy says how to upload it.
     """
-    require_free(options.out)
+    files.require_free(options.out)
     if options.half and options.format not in HALVED:
         raise UserError(
             f"half precision with format {options.format}",
