@@ -48,7 +48,7 @@ def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping
     if trained.lower().startswith("dit"):
         return "dit"
     words = re.split(r"[^a-z]+", name.lower())
-    named = next((kind for kind in DENSE if kind in words), None)
+    named: Kind | None = next((kind for kind in DENSE if kind in words), None)
     if named and (named == "sit" or has_variance(official)):
         return named
     if named is None and not has_variance(official):
