@@ -172,21 +172,17 @@ class MPDiTPipeline(DiffusionPipeline):
         Raises:
             UserError: no class has this name (`no-such-class`), or several have (`ambiguous-class`).
         """
-        return [self._label_id(name) for name in ([label] if isinstance(label, str) else label)]
-
-    def _label_id(self, name: str) -> int:
-        ids = self._ids.get(name, [])
-        if not ids:
-            raise UserError(
-                f"no class has the name {name!r}", code="no-such-class", expected=", ".join(sorted(self._ids))
-            )
-        if len(ids) > 1:
-            raise UserError(
-                f"{len(ids)} classes have the name {name!r}",
-                code="ambiguous-class",
-                expected=f"one of the ids {', '.join(map(str, ids))}, given as class_labels",
-            )
-        return ids[0]
+        found = []
+        for name in [label] if isinstance(label, str) else label:
+            ids = self._ids.get(name, [])
+            if not ids:
+                expected = ", ".join(sorted(self._ids))
+                raise UserError(f"no class has the name {name!r}", code="no-such-class", expected=expected)
+            if len(ids) > 1:
+                expected = f"one of the ids {', '.join(map(str, ids))}, given as class_labels"
+                raise UserError(f"{len(ids)} classes have the name {name!r}", code="ambiguous-class", expected=expected)
+            found += ids
+        return found
 
     @torch.no_grad()
     def __call__(
