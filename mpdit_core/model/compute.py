@@ -72,9 +72,6 @@ class Operation:
 class StageCount:
     """Totals of one stage; `tokens` = image tokens + class tokens, the length its attention sees."""
 
-    patch_size: int
-    depth: int
-    image_tokens: int
     tokens: int
     macs: int
     parameters: int
@@ -88,7 +85,6 @@ class Count:
     `parameters_with_positions` adds the fixed position tables, which the paper counts and this project does not store.
     """
 
-    convention: Convention
     macs: int
     training_macs: int
     linear_macs: int
@@ -223,31 +219,18 @@ def _blocks(config: ModelConfig, stage: int, convention: Convention) -> Iterator
 def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
     """The breakdown of one forward pass of one image, summed by stage and by kind of work."""
     whole = list(operations(config, convention=convention))
-    stages = []
-    for index, (stage, images, seen) in enumerate(
-        zip(config.stages, image_tokens(config), tokens(config), strict=True)
-    ):
-        here = [op for op in whole if op.stage == index]
-        stages.append(
-            StageCount(
-                patch_size=stage.patch_size,
-                depth=stage.depth,
-                image_tokens=images,
-                tokens=seen,
-                macs=_total(here, "macs"),
-                parameters=_total(here, "parameters"),
-                by_kind=_by_kind(here, "macs"),
-            )
-        )
+    by_stage = [[op for op in whole if op.stage == index] for index in range(len(config.stages))]
     trainable, total = _total(whole, "parameters"), _total(whole, "macs")
     return Count(
-        convention=convention,
         macs=total,
         training_macs=total + _total(whole, "backward_macs"),
         linear_macs=total - sum(op.macs for op in whole if op.kind == "attention"),
         parameters=trainable,
         parameters_with_positions=trainable + config.width * sum(image_tokens(config)),
-        stages=tuple(stages),
+        stages=tuple(
+            StageCount(length, _total(here, "macs"), _total(here, "parameters"), _by_kind(here, "macs"))
+            for length, here in zip(tokens(config), by_stage, strict=True)
+        ),
         by_kind=_by_kind(whole, "macs"),
         parameters_by_kind=_by_kind(whole, "parameters"),
     )
