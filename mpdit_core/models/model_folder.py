@@ -316,8 +316,9 @@ def _read_folder(folder: Path) -> ModelFolder:
 
 def rebuild_positions(model: MPDiT) -> None:
     """Computes the fixed position tables of a model that was made on the meta device."""
-    from mpdit_core.model.tokens import position_table
+    from mpdit_core.model.positions import position_tables
 
     for stage, shape in zip(model.stages, model.config.stages, strict=True):
-        side = model.config.input_size // shape.patch_size
-        stage.positions = position_table(model.config.width, side)
+        positions, rotations = position_tables(model.config, shape.patch_size)
+        stage.register_buffer("positions", positions, persistent=False)
+        stage.register_buffer("rotations", rotations, persistent=False)

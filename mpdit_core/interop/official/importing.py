@@ -27,7 +27,7 @@ from mpdit_core.interop.official.names import convert_state_dict
 from mpdit_core.interop.official.reading import OfficialFile, Weights, read_official
 from mpdit_core.interop.options import PUBLISHED_AUTOENCODER, ImportOptions
 from mpdit_core.interop.output_folder import require_free
-from mpdit_core.model.tokens import position_table
+from mpdit_core.model.positions import position_table
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import ModelFolder, open_model, save_model
 from mpdit_core.presets import MODELS, load_preset
