@@ -17,7 +17,6 @@ from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.settings import merge, validate
 
 SIZES = ("S", "B", "L", "XL")
-PIXEL_PRESETS = ("digits", "tiny")  # pixels instead of autoencoder latents: not models of large images
 
 ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two levels), MPDiT-XL/8x (three levels)"
 
@@ -58,14 +57,16 @@ def find_targets(
             (`resolution-does-not-fit`).
     """
     named = [*([(model, _on_disk(model))] if model else []), *((name, _named(name)) for name in presets)]
-    fitting = [name for name in preset_names() if not (resolution and name in PIXEL_PRESETS)]
+    everything = [(run.preset, run) for run in map(load_preset, preset_names())]
+    if resolution is not None:  # models of pixels are not for large images
+        everything = [(name, run) for name, run in everything if run.model.input_size < run.resolution]
     if resolution is not None and "input_size" in settings.get("model", {}):
         raise UserError(
             "resolution and model.input_size fix the same thing", code="conflict", remedy="leave one of them out"
         )
     targets: list[Target] = []
     left_out: list[tuple[str, str]] = []
-    for name, base in named or [(name, load_preset(name)) for name in fitting]:
+    for name, base in named or everything:
         native = _changed(base, settings)
         try:
             run = native if resolution is None else at_resolution(native, resolution)
