@@ -16,7 +16,7 @@ from mpdit_core.config import Layers, ModelConfig, PreviewConfig, RunConfig, Sta
 from mpdit_core.errors import UserError
 from mpdit_core.settings import read_toml
 
-# The four switches, as the rows of the paper's ablation flip them one after the other.
+# The paper's four switches, as the rows of the paper's ablation flip them one after the other.
 DENSE = dict(modulation="per-block", class_tokens=0, time_embedding="sinusoid")
 SHARED = dict(modulation="shared", class_tokens=0, time_embedding="sinusoid")
 TOKENS = dict(modulation="shared", class_tokens=16, time_embedding="sinusoid")
@@ -24,6 +24,7 @@ MPDIT = dict(modulation="shared", class_tokens=16, time_embedding="fno")
 # And LightningDiT's backbone (arXiv 2501.01423, section on architecture): SwiGLU, RMSNorm, and RoPE beside the position
 # table. Its QK norm is optional, for long training in bfloat16: `--set model.qk_norm=true`.
 PLUS = MPDIT | dict(mlp="swiglu", norm="rms", positions="both")
+DIGITS = MPDIT | dict(input_size=16, channels=1, num_classes=10, spectral_init_scale=1 / 32)
 
 # name: pixels, width, heads, stages (patch size, depth), switches, recipe
 MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], str]] = {
@@ -56,69 +57,48 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     "ablation-b-fno":    (256,   768, 12, [(2, 12)],                   MPDIT,  "256"),
     "ablation-b-k4":     (256,   768, 12, [(4, 8), (2, 4)],            MPDIT,  "256"),
     "ablation-b-k8":     (256,   768, 12, [(4, 4), (2, 8)],            MPDIT,  "256"),
+    # The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores. And the smallest model, for tests.
+    "digits":            (16,     64,  4, [(4, 2), (2, 2)],            DIGITS | dict(class_tokens=4), "digits"),
+    "tiny":              (16,     32,  2, [(4, 1), (2, 1)],            DIGITS | dict(class_tokens=2), "tiny"),
 }  # fmt: skip
 
 # Epochs, global batch, learning rate (paper, appendix; the 512 recipe also serves 1024, which nobody has published).
-# "small" is our own, for one GPU or a few CPU cores and any number of images.
+# The others are our own; "small" is for one GPU and any number of images, with `--steps` for fewer steps on a CPU.
 RECIPES = {
     "256":      dict(train=TrainConfig(epochs=80,  batch_size=1024, learning_rate=2e-4)),
     "256-long": dict(train=TrainConfig(epochs=240, batch_size=1024, learning_rate=2e-4)),
     "512":      dict(train=TrainConfig(epochs=120, batch_size=256,  learning_rate=1e-4)),
-    "small":    dict(
+    "small": dict(
         train=TrainConfig(
             steps=20_000, batch_size=64, learning_rate=3e-4, schedule="cosine", warmup_steps=500, grad_clip=1.0,
             ema_decays=(0.999,), checkpoint_every=1000,
         ),
         preview=PreviewConfig(every=1000, num_images=20, num_steps=25, guidance_scale=1.5),
     ),
+    "digits": dict(
+        train=TrainConfig(
+            steps=1200, batch_size=64, learning_rate=4e-3, schedule="cosine", warmup_steps=50, grad_clip=1.0,
+            ema_decays=(0.99,), checkpoint_every=400, flip=False,
+        ),
+        preview=PreviewConfig(every=300, num_images=20, num_steps=25, guidance_scale=1.5),
+    ),
+    "tiny": dict(
+        train=TrainConfig(
+            steps=8, batch_size=8, learning_rate=1e-3, ema_decays=(0.99,), log_every=1, checkpoint_every=4
+        ),
+        preview=PreviewConfig(every=4, num_images=4, num_steps=2, guidance_scale=1.5),
+    ),
 }  # fmt: skip
 
 LATENT_FACTOR = 8  # pixels per latent pixel along a side, of the Stable Diffusion autoencoder of all published models
 
 
-def _digits() -> RunConfig:
-    """The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores (our own recipe)."""
-    return RunConfig(
-        preset="digits",
-        resolution=16,
-        model=ModelConfig(
-            width=64, num_heads=4, stages=(Stage(4, 2), Stage(2, 2)), input_size=16, channels=1, num_classes=10,
-            class_tokens=4, spectral_init_scale=1 / 32,
-        ),
-        train=TrainConfig(
-            batch_size=64, steps=1200, learning_rate=4e-3, schedule="cosine", warmup_steps=50, grad_clip=1.0,
-            ema_decays=(0.99,), log_every=10, checkpoint_every=400, flip=False,
-        ),
-        preview=PreviewConfig(every=300, num_images=20, num_steps=25, guidance_scale=1.5),
-    )  # fmt: skip
-
-
-def _tiny() -> RunConfig:
-    """The smallest model with every part; for tests."""
-    return RunConfig(
-        preset="tiny",
-        resolution=16,
-        model=ModelConfig(
-            width=32, num_heads=2, stages=(Stage(4, 1), Stage(2, 1)), input_size=16, channels=1, num_classes=10,
-            class_tokens=2, spectral_init_scale=1 / 32,
-        ),
-        train=TrainConfig(
-            batch_size=8, steps=8, learning_rate=1e-3, log_every=1, checkpoint_every=4, ema_decays=(0.99,)
-        ),
-        preview=PreviewConfig(every=4, num_images=4, num_steps=2, guidance_scale=1.5),
-    )  # fmt: skip
-
-
 def preset_names() -> list[str]:
-    return [*MODELS, "digits", "tiny"]
+    return list(MODELS)
 
 
 def load_preset(name: str) -> RunConfig:
     """Raises `UserError` with the nearest names for one that does not exist."""
-    if name == "digits":
-        return _digits()
-    if name == "tiny":
-        return _tiny()
     if name not in MODELS:
         near = difflib.get_close_matches(name, preset_names(), n=3)
         raise UserError(
