@@ -127,7 +127,7 @@ def _block(config: ModelConfig, length: int, precision: Precision) -> int:
     if config.qk_norm or config.positions != "sincos":
         low += 2  # q and k as the attention takes them
     if config.qk_norm:
-        full += 2 if precision == "float32" else 4  # q and k in float32, without and with their norm
+        full += 2 if precision == "float32" else 4  # q and k in float32, and normed; fused kernels keep less
     per_token = config.width * (full * 4 + low * size) + _hidden_values(config) * size
     per_token += 2 * _norm_bytes(config) + 4 * config.num_heads  # for the backward pass of norms and softmax
     per_token += 2 * 4 * config.num_heads if config.qk_norm else 0

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpdit_core.config import ModelConfig
 from mpdit_core.model.blocks import normalise
 
 
@@ -45,9 +46,9 @@ class Upsample(nn.Module):
     class_tokens [B, M, D], tokens [B, N, D] -> class_tokens [B, M, D], tokens [B, N·r², D]
     """
 
-    def __init__(self, *, width: int, ratio: int, norm: str):
+    def __init__(self, config: ModelConfig, *, ratio: int):
         super().__init__()
-        self.ratio, self.norm = ratio, norm
+        width, self.ratio, self.norm = config.width, ratio, config.norm
         self.expand = nn.Linear(width, width * ratio**2)
         self.refine = nn.Linear(width, width)
 

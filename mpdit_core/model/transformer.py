@@ -88,8 +88,7 @@ class Stage(nn.Module):
     def __init__(self, config: ModelConfig, stage: StageConfig, *, coarser: StageConfig | None):
         super().__init__()
         width, first = config.width, coarser is None
-        ratio = 1 if coarser is None else coarser.patch_size // stage.patch_size
-        self.upsample = None if first else Upsample(width=width, ratio=ratio, norm=config.norm)
+        self.upsample = None if coarser is None else Upsample(config, ratio=coarser.patch_size // stage.patch_size)
         reads_x_t = first or config.skip
         self.patch_embedding = (
             PatchEmbedding(patch_size=stage.patch_size, channels=config.channels, width=width) if reads_x_t else None
