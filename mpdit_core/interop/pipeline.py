@@ -73,6 +73,10 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         time_embedding: str = "fno",
         skip: bool = True,
         mlp_ratio: int = 4,
+        mlp: str = "gelu",
+        norm: str = "layer",
+        qk_norm: bool = False,
+        positions: str = "sincos",
         latents_mean: Sequence[float] = (0.0,),  # noqa: ARG002 - read from the config
         latents_std: Sequence[float] = (1.0,),  # noqa: ARG002
     ):
@@ -80,7 +84,8 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         shape = dict(
             width=width, num_heads=num_heads, stages=tuple(Stage(*stage) for stage in stages), input_size=input_size,
             channels=channels, num_classes=num_classes, class_tokens=class_tokens, modulation=modulation,
-            time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio,
+            time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio, mlp=mlp,
+            norm=norm, qk_norm=qk_norm, positions=positions,
         )  # fmt: skip
         self.network = MPDiT(ModelConfig.model_validate(shape))
 

@@ -27,7 +27,7 @@ from mpdit_core.config import ModelConfig, RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.tokens import position_table
+from mpdit_core.model.positions import position_tables
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.hub import CONFIG, PREFIX, WEIGHTS, download_model
 from mpdit_core.presets import preset_names
@@ -306,5 +306,6 @@ def _read_folder(folder: Path) -> ModelFolder:
 def rebuild_positions(model: MPDiT) -> None:
     """Computes the fixed position tables of a model that was made on the meta device."""
     for stage, shape in zip(model.stages, model.config.stages, strict=True):
-        side = model.config.input_size // shape.patch_size
-        stage.positions = position_table(model.config.width, side)
+        positions, rotations = position_tables(model.config, shape.patch_size)
+        stage.register_buffer("positions", positions, persistent=False)
+        stage.register_buffer("rotations", rotations, persistent=False)

@@ -221,6 +221,10 @@ def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Itera
         yield f"the model's latents are of {source.latents.autoencoder.id}, these of {spec.autoencoder.id}"
     elif source.latents and source.latents.normalisation != spec.normalisation:
         yield "the model's latents were standardised with other numbers than these"
+    for key in ("norm", "positions"):
+        there, here = getattr(source.config.model, key), getattr(target, key)
+        if there != here:
+            yield f"{key} {there} there, {here} here: the weights fit, but mean something else"
     if source.config.model.num_heads != target.num_heads:
         yield (
             f"{source.config.model.num_heads} attention heads there, {target.num_heads} here: the weights fit, but mix "
@@ -234,6 +238,8 @@ def _why(source: ModelConfig, target: ModelConfig) -> str:
         reasons.append(f"{source.modulation} modulation has no place in a model with {target.modulation} modulation")
     if source.time_embedding != target.time_embedding:
         reasons.append(f"its time embedding is {source.time_embedding}, here {target.time_embedding}")
+    if source.mlp != target.mlp:
+        reasons.append(f"its MLP is {source.mlp}, here {target.mlp}")
     if source.channels != target.channels:
         reasons.append(f"its latents have {source.channels} channels, these {target.channels}")
     if source.depth > target.depth:

@@ -67,7 +67,8 @@ def _model(model: ModelFolder) -> dict[str, str]:
         "latents": f"{config.channels} × {config.input_size} × {config.input_size}",
         "classes": f"{config.num_classes} (label {config.null_label} is the null label)",
         "switches": f"{config.modulation} modulation, {config.time_embedding} time embedding, "
-        f"{config.class_tokens} class tokens, skip {'on' if config.skip else 'off'}",
+        f"{config.class_tokens} class tokens, skip {'on' if config.skip else 'off'}, {config.mlp} MLP, "
+        f"{config.norm} norm, QK norm {'on' if config.qk_norm else 'off'}, {config.positions} positions",
         "prediction": str(model.extra.get("prediction", "velocity")),
     }
 

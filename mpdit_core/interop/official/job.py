@@ -21,7 +21,7 @@ from mpdit_core.interop.official.kinds import PREDICTION, Kind, detect_kind, dro
 from mpdit_core.interop.official.names import convert_state_dict
 from mpdit_core.interop.official.reading import OfficialFile, read_official
 from mpdit_core.interop.options import PUBLISHED_AUTOENCODER, ImportOptions, ImportResult
-from mpdit_core.model.tokens import position_table
+from mpdit_core.model.positions import position_table
 from mpdit_core.models.model_folder import ModelFolder, open_model, parameter_shapes, require_shapes, save_model
 from mpdit_core.presets import LATENT_FACTOR, MODELS, load_preset
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent

@@ -26,6 +26,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.interop import ExportOptions, ExportResult, export_model, import_official
 from mpdit_core.interop.export import card, graph, markdown
 from mpdit_core.interop.export import job as export_job
+from mpdit_core.interop.pipeline import MPDiTTransformer
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Progress, Warning
@@ -293,6 +294,22 @@ def test_graphs_compute_the_same_for_any_batch(run, tmp_path, form):
         else:
             velocity = torch.export.load(tmp_path / "out" / "model.pt2").module()(*inputs)
         assert_close(velocity, model(*inputs))
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch-export", "diffusers"])
+def test_a_model_with_every_switch_of_the_backbone(tmp_path, form):
+    tiny = load_preset("tiny")
+    switches = {"mlp": "swiglu", "norm": "rms", "qk_norm": True, "positions": "both"}
+    config = tiny.model_copy(update={"model": tiny.model.model_copy(update=switches)})
+    model = model_folder(tmp_path / "m", config=config)
+    difference = export(model.path, tmp_path / "out", format=form).relative_difference
+    if form == "diffusers":
+        loaded = MPDiTTransformer.from_pretrained(tmp_path / "out" / "transformer").network
+        inputs = graph.example(config.model, 3)
+        assert torch.equal(loaded(*inputs), model.load()(*inputs))
+    else:
+        assert difference is not None
+        assert difference < 1e-5
 
 
 def test_weights_beside_the_graph(tmp_path, monkeypatch):
