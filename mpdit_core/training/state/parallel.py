@@ -20,7 +20,6 @@ from mpdit_core.config import TrainConfig
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
-from mpdit_core.training.state.sharded import copy_to_cpu
 
 
 class ParallelModel:
@@ -54,10 +53,6 @@ class ParallelModel:
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameter-like tensors, gathered if sharded, copied to the CPU. All processes must call it."""
         return {name: gather(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-
-    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameter-like tensors copied to the CPU; of sharded ones each process's part. All must call it."""
-        return copy_to_cpu(tensors) if self.sharded else self.whole(tensors)
 
     def weights(self) -> dict[str, Tensor]:
         """The raw weights by name: the parameters themselves, sharded ones as DTensors."""
