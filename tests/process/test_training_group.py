@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from launch import SERVER, free_port, kill_when, run, run_beside, serve_command, serve_group, started, wait_until
+from launch import SERVER, free_port, kill_when, run_beside, serve_command, serve_group, started, wait_until
+from launch import run as mpdit
 from train_helpers import arguments, assert_same_run, metrics_of, options, relative_difference, run_to_end, state_of
 from train_workers import last_checkpoint_fails, one_part_fails, train_and_die
 
@@ -93,7 +94,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_how_to_resume(latents, 
 
     with ThreadPoolExecutor() as pool:
         pool.submit(stop)
-        outcome = run(*arguments(latents, folder), "--steps", 100_000)
+        outcome = mpdit(*arguments(latents, folder), "--steps", 100_000, "--json")
     assert outcome.code == 128 + signal.SIGTERM
     assert f"mpdit train --run {folder}" in outcome.err.replace("\n", "")
     assert open_model(folder).step == metrics_of(folder)[-1]["step"]
