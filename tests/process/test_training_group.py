@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from launch import SERVER, free_port, kill_when, run_beside, serve_command, serve_group, started, wait_until
 from launch import run as mpdit
+from safetensors import safe_open
 from train_helpers import arguments, assert_same_run, metrics_of, options, relative_difference, run_to_end, state_of
 from train_workers import last_checkpoint_fails, one_part_fails, train_and_die
 
@@ -71,6 +73,21 @@ def test_sharded_training_equals_one_process(latents, tmp_path):
         run_to_end(options(latents, run, *clip, steps=10))
     assert relative_difference(state_of(two), state_of(one)) < 1e-5
     assert sorted(p.name for p in (two / "checkpoints").iterdir())[-2:] == ["step-0000008", "step-0000010"]
+
+
+def test_a_resumed_sharded_run_ends_with_the_same_parts(latents, tmp_path):
+    for run, sessions in (("resumed", (2, 4)), ("straight", (4,))):
+        for steps in sessions:
+            words = [*arguments(latents, tmp_path / run, "train.parallel=fsdp"), "--steps", steps]
+            assert [outcome.code for outcome in serve_command(*words)] == [0, 0]
+    resumed, straight = ({p.name: p for p in (tmp_path / run).glob("checkpoints/step-0000004/training/*")}
+                         for run in ("resumed", "straight"))  # fmt: skip
+    assert resumed.keys() == straight.keys()
+    for name in straight:
+        with safe_open(resumed[name], "pt") as found, safe_open(straight[name], "pt") as expected:
+            assert found.metadata() == expected.metadata()
+            assert set(found.keys()) == set(expected.keys())
+            assert all(torch.equal(found.get_tensor(key), expected.get_tensor(key)) for key in expected.keys())  # noqa: SIM118
 
 
 def test_two_nodes_of_one_process_equal_one(latents, tmp_path):

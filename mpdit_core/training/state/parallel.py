@@ -65,11 +65,14 @@ class ParallelModel:
             parameter.copy_(shard_like(parameter, state[name]))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`: the state itself, by name."""
+        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`: the state itself, by name.
+
+        In the same order after a restore, which the files of a sharded checkpoint follow.
+        """
         return {
             f"{slot}.{name}": value
             for name, parameter in self.module.named_parameters()
-            for slot, value in optimizer.state.get(parameter, {}).items()
+            for slot, value in sorted(optimizer.state.get(parameter, {}).items())
         }
 
     @torch.no_grad()
