@@ -29,10 +29,12 @@ COMMANDS = {
     "sample": "sample",
     "eval-fid": "eval_fid",
     "profile-flops": "profile_flops",
+    "ls": "ls",
     "demo": "demo",
     "import": "import_checkpoint",
     "export": "export",
     "plugins": "plugins",
+    "doctor": "doctor",
     "report": "report",
 }
 

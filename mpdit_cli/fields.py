@@ -1,6 +1,6 @@
 """An options class becomes the parameters of a command: each field one flag, its help and default from the field.
 
-    @options_command(SampleOptions, name="mpdit sample")
+    @options_command(SampleOptions)
     def command(options: SampleOptions) -> None: ...  # its docstring is the command's help
 
 `--set KEY=VALUE` reaches every field by its name, and the options of plugins by `TABLE.KEY`; a flag wins over it.
@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import (
     Options,
     Spelling,
@@ -64,26 +63,24 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and the result.", **RUNNING)]
 
 
-def options_command(kind: type[Options], *, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the function's first argument, `options`, is read from parameters made of the fields of `kind`.
 
     Other arguments of the function stay parameters of the command. `--set`, `--json` and `--quiet` are added.
-
-    Args:
-        name: of the command, for messages.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         declared = inspect.signature(command, eval_str=True).parameters.values()
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared if p.name != "options"]
         common = [_keyword("assignments", Set, None), _keyword("json", Json, False), _keyword("quiet", Quiet, False)]
+        context = _keyword("context", typer.Context, inspect.Parameter.empty)
 
-        def run(**given: Any) -> None:
+        def run(*, context: typer.Context, assignments: list[str] | None, **given: Any) -> None:
             extra = {p.name: given.pop(p.name) for p in own}
-            assignments, _, _ = (given.pop(p.name) for p in common)
-            command(read_options(kind, given, assignments or (), origin=name), **extra)
+            values = {name: value for name, value in given.items() if name in kind.model_fields}
+            command(read_options(kind, values, assignments or (), origin=context.command_path), **extra)
 
-        run.__signature__ = inspect.Signature([*parameters_of(kind), *own, *common])  # pyright: ignore[reportFunctionMemberAccess]
+        run.__signature__ = inspect.Signature([context, *parameters_of(kind), *own, *common])  # pyright: ignore[reportFunctionMemberAccess]
         run.__doc__ = command.__doc__
         return run
 
@@ -200,10 +197,9 @@ def _by_field(kind: type[Options], tree: Mapping[str, Any], origin: str) -> dict
 
 def _unknown_key(kind: type[Options], key: str, tables: list[str], origin: str) -> UserError:
     known = [name for name, info in kind.model_fields.items() if not spelling_of(info).table]
-    near = difflib.get_close_matches(key, [*known, *(table.removesuffix(".KEY") for table in tables)], n=3)
     return UserError(
         f"{origin}: there is no option {key}",
         code="unknown-key",
         expected=", ".join([*tables, *known]),
-        remedy=f"did you mean {' or '.join(near)}?" if near else None,
+        remedy=did_you_mean(key, [*known, *(table.removesuffix(".KEY") for table in tables)]),
     )

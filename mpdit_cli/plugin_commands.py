@@ -43,7 +43,7 @@ def _command(name: str) -> Any:
         console.show(result, console.Summary(title=name, rows=rows(result)))
 
     command.__doc__ = plugin.help
-    return options_command(plugin.options, name=f"mpdit {name}")(command)
+    return options_command(plugin.options)(command)
 
 
 def rows(result: Result) -> dict[str, str]:

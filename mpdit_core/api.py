@@ -167,6 +167,8 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
 class Command(Protocol):
     """A command of its own, `mpdit NAME`: an object that an entry point of the group `mpdit.commands` names.
 
+    `mpdit plugins new command NAME` writes one, and `mpdit_core.testing.check_command` checks it.
+
     Its module is imported only when the command is called. `options` is a class of `mpdit_core.settings.Options`; each
     of its fields is a flag. The job is `job(options, *, report) -> mpdit_core.settings.Result`.
     """

@@ -7,13 +7,12 @@ comment says otherwise.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mpdit_core.config import Layers, ModelConfig, PreviewConfig, RunConfig, Stage, TrainConfig
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import read_toml
 
 # The paper's four switches, as the rows of the paper's ablation flip them one after the other.
@@ -100,12 +99,11 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> RunConfig:
     """Raises `UserError` with the nearest names for one that does not exist."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, preset_names(), n=3)
         raise UserError(
             f"there is no preset {name!r}",
             code="no-such-preset",
             expected=", ".join(preset_names()),
-            remedy=f"did you mean {' or '.join(near)}?" if near else "`mpdit profile-flops` shows them all",
+            remedy=did_you_mean(name, preset_names(), otherwise="`mpdit profile-flops` shows them all"),
         )
     resolution, width, heads, stages, switches, recipe = MODELS[name]
     return RunConfig(
@@ -119,6 +117,31 @@ def load_preset(name: str) -> RunConfig:
         ),
         **RECIPES[recipe],
     )
+
+
+NOT_PROPOSED = ("dit-", "ablation-", "plus-", "tiny")
+"""How the names of presets begin that are there for comparisons, experiments and tests."""
+
+IMAGES_FOR_THE_LARGEST = 1_000_000  # ImageNet, on which the paper trains its largest (the number is our choice)
+
+
+def propose_preset(*, resolution: int, latent_shape: tuple[int, int, int], images: int) -> str | None:
+    """The preset to train on latents [C, h, w] with: the smallest that fits, from a million images on the largest.
+
+    A preset fits that has this resolution, C and h. Where none does, one of this resolution whose patches divide h: a
+    run takes C, h and the number of classes from its latents. None where there is no such preset either.
+    """
+    channels, side, _ = latent_shape
+    presets = [load_preset(name) for name in preset_names() if not name.startswith(NOT_PROPOSED)]
+    presets = [preset for preset in presets if preset.resolution == resolution]
+    exact = [preset for preset in presets if (preset.model.channels, preset.model.input_size) == (channels, side)]
+    fitting = exact or [
+        preset for preset in presets if all(side % stage.patch_size == 0 for stage in preset.model.stages)
+    ]
+    by_size = sorted(fitting, key=lambda preset: preset.model.width**2 * sum(s.depth for s in preset.model.stages))
+    if not by_size:
+        return None
+    return by_size[-1 if images >= IMAGES_FOR_THE_LARGEST else 0].preset
 
 
 def layers(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpdit_core.evaluation import Comparison, EvaluationRecord, ReferenceResult, SweepResult
 
 
-@options_command(EvaluateOptions, name="mpdit eval-fid")
+@options_command(EvaluateOptions)
 def command(
     options: EvaluateOptions,
     compare: Annotated[
@@ -53,7 +53,11 @@ def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
     """The figures of one evaluation."""
     rows = [[label, _figure(record, key)] for key, label in record.labels.items()]
     note = f"{record.count} samples against {record.reference.path}"
-    values = {label: f"{record.metrics[key]:.4f}" for key, label in record.labels.items() if _number(record, key)}
+    values = {
+        label: f"{record.metrics[key]:.4f}"
+        for key, label in record.labels.items()
+        if isinstance(record.metrics[key], float)
+    }
     return [
         Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note),
         console.Summary(title="evaluated", rows=values),
@@ -107,10 +111,6 @@ def _figure(record: EvaluationRecord, key: str) -> str:
     if isinstance(interval, tuple):
         return f"{value:.4f}  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
     return f"{value:.4f} ± {deviation:.4f}" if deviation else f"{value:.4f}"
-
-
-def _number(record: EvaluationRecord, key: str) -> bool:
-    return isinstance(record.metrics[key], float)
 
 
 def _label(key: str, labels: dict[str, str]) -> str:

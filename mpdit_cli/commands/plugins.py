@@ -13,7 +13,8 @@ from mpdit_cli.fields import Json, Quiet
 from mpdit_core.table import Table
 
 if TYPE_CHECKING:
-    from mpdit_core.plugins.job import NewPlugin, PluginList, PluginReport
+    from mpdit_core.plugins.job import PluginList, PluginReport
+    from mpdit_core.plugins.scaffold import NewPlugin
 
 app = typer.Typer(help="List plugins, broken ones with reason and remedy; describe one; write a new one.")
 
@@ -46,7 +47,7 @@ def show(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset or features.")],
+    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset, features or command.")],
     name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
     out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
     json: Json = False,

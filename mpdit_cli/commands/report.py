@@ -7,7 +7,7 @@ from mpdit_cli.fields import options_command
 from mpdit_core.run_report.options import ReportOptions
 
 
-@options_command(ReportOptions, name="mpdit report")
+@options_command(ReportOptions)
 def command(options: ReportOptions) -> None:
     """Write one HTML page about a run that opens offline: curves, previews, evaluations, configuration, compute.
 

@@ -11,7 +11,7 @@ from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mpdit_core.data.autoencoders.base import Autoencoder, read_stored
-    from mpdit_core.data.autoencoders.diffusers import DiffusersAutoencoder
+    from mpdit_core.data.autoencoders.diffusers import WEIGHTS, DiffusersAutoencoder
     from mpdit_core.data.autoencoders.load import DEFAULT_AUTOENCODER, load_autoencoder
     from mpdit_core.data.autoencoders.pixels import LUMINANCE, PixelAutoencoder
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from mpdit_cli.app import main
 from mpdit_cli.commands.encode_latents import next_command, summary
+from mpdit_core import presets
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import PUBLISHED_MEAN
@@ -205,7 +206,8 @@ def test_default_autoencoder_from_the_cache(images: Path, tmp_path: Path, monkey
     assert folder.spec.autoencoder.revision == "0" * 40
     assert (len(folder), folder.batch([0]).mean.shape) == (15, (1, 4, 32, 32))
     assert (folder.path / "contact-sheet.png").stat().st_size > 1000
-    assert "mpdit train --preset xl-256" in capsys.readouterr().out
+    proposed = presets.propose_preset(resolution=256, latent_shape=(4, 32, 32), images=15)
+    assert f"mpdit train --preset {proposed}\n" in capsys.readouterr().out
 
 
 def test_summary_names_what_was_skipped_and_what_comes_next(images: Path, tmp_path: Path):
