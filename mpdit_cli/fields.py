@@ -33,7 +33,7 @@ from mpdit_core.settings import (
 
 T = TypeVar("T", bound=Options)
 
-PANELS = ("What", "Measuring", "Sampling", "Pictures", "Output", "Other work", "Running")
+PANELS = ("What", "Measuring", "Sampling", "Views", "Output", "Other work", "Running")
 """Groups of options in --help, in this order."""
 
 OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}

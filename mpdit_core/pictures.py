@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mpdit_core.runtime.files import writing
 
@@ -24,6 +24,7 @@ SMALLEST_SIDE = 72  # pixels an image takes at least in a grid
 GAP = 4
 LINE = 2  # between images of one cell
 TEXT_SIZE = 12
+FRAME_MS, LAST_FRAME_MS = 80, 1500  # of a GIF, in milliseconds
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (150, 150, 150)
 
 
@@ -33,16 +34,14 @@ def enlargement(side: int) -> int:
 
 
 def tile(image: Any, factor: int = 1) -> Image.Image:
-    """`image [3, H, W]` or `[1, H, W]` uint8 as a PIL picture, each pixel `factor` × `factor` large."""
+    """`image [3, H, W]` or `[1, H, W]` uint8 as a PIL image, each pixel `factor` × `factor` large."""
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in (1, 3):
         raise ValueError(f"expected uint8 [3, H, W] or [1, H, W], got {array.dtype} {array.shape}")
     if array.shape[0] == 1:
         array = array.repeat(3, axis=0)
-    picture = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
-    if factor == 1:
-        return picture
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    small = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return ImageOps.scale(small, factor, Image.Resampling.NEAREST)
 
 
 def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Sequence[str] = ()) -> Image.Image:
@@ -97,26 +96,20 @@ def contact_sheet(
     """
     assert len(cells) == len(row_labels), "one label per row"
     assert all(len(row) == len(column_labels) for row in cells), "one label per column"
-    pictures = [[_bare_grid(np.asarray(cell), cell_columns) for cell in row] for row in cells]
+    grids = [[_bare_grid(np.asarray(cell), cell_columns) for cell in row] for row in cells]
     font = load_font()
     line = text_height(font) + 4
-    width = max(p.width for row in pictures for p in row)
-    heights = [max(p.height for p in row) for row in pictures]
+    width = max(grid.width for row in grids for grid in row)
+    heights = [max(grid.height for grid in row) for row in grids]
     margin = int(max([font.getlength(label) for label in [*row_labels, row_axis]], default=0)) + 3 * GAP
-    columns = len(column_labels)
-    head = (line if title else 0) + (line if column_axis else 0) + line
-    size = (margin + columns * (width + 2 * GAP), head + sum(heights) + 2 * GAP * len(heights) + GAP)
-    size = (max(size[0], int(font.getlength(title)) + 2 * GAP), size[1])
-    paper = Image.new("RGB", size, PAPER)
+    above = line if title else 0
+    head = above + (line if column_axis else 0) + line
+    total_width = max(margin + len(column_labels) * (width + 2 * GAP), int(font.getlength(title)) + 2 * GAP)
+    paper = Image.new("RGB", (total_width, head + sum(heights) + 2 * GAP * len(heights) + GAP), PAPER)
     draw = ImageDraw.Draw(paper)
-    top = GAP // 2
-    if title:
-        draw.text((GAP, top), title, INK, font)
-        top += line
-    if column_axis:
-        draw.text((margin, top), column_axis, FAINT, font)
-    if row_axis:
-        draw.text((GAP, head - line + GAP // 2), row_axis, FAINT, font)
+    draw.text((GAP, GAP // 2), title, INK, font)
+    draw.text((margin, above + GAP // 2), column_axis, FAINT, font)
+    draw.text((GAP, head - line + GAP // 2), row_axis, FAINT, font)
     for column, label in enumerate(column_labels):
         text = shorten(label, font, width)
         left = margin + column * (width + 2 * GAP) + (width - font.getlength(text)) / 2
@@ -124,8 +117,8 @@ def contact_sheet(
     top = head + GAP
     for row, height in enumerate(heights):
         draw.text((GAP, top + (height - line) / 2), row_labels[row], INK, font)
-        for column, picture in enumerate(pictures[row]):
-            paper.paste(picture, (margin + column * (width + 2 * GAP), top))
+        for column, grid in enumerate(grids[row]):
+            paper.paste(grid, (margin + column * (width + 2 * GAP), top))
         top += height + 2 * GAP
     return paper
 
@@ -152,26 +145,24 @@ def square_columns(count: int, *, classes: int = 0) -> int:
     return min(full, key=lambda columns: abs(columns - wanted), default=wanted)
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
+def save_png(image: Image.Image, path: Path) -> None:
     """Raises `UserError` when the place cannot be written; an older file stays whole until the new one is."""
     with writing(path) as temporary:
-        picture.save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
 
 
-def save_gif(frames: Sequence[Image.Image], path: Path, *, milliseconds: int = 80, hold: int = 1500) -> None:
-    """An endless GIF; the last frame stays `hold` milliseconds."""
-    durations = [milliseconds] * (len(frames) - 1) + [hold]
+def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
+    """An endless GIF; the last frame stays longer."""
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     with writing(path) as temporary:
-        frames[0].save(
-            temporary, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0
-        )
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def terminal_text(picture: Image.Image, columns: int) -> str:
-    """The picture as lines of half blocks in 24-bit colour, at most `columns` characters wide (ANSI escapes)."""
-    width = min(columns, picture.width)
-    height = max(2, round(picture.height * width / picture.width) // 2 * 2)
-    small = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BOX))
+def terminal_text(image: Image.Image, columns: int) -> str:
+    """The image as lines of half blocks in 24-bit colour, at most `columns` characters wide (ANSI escapes)."""
+    width = min(columns, image.width)
+    height = max(2, round(image.height * width / image.width) // 2 * 2)
+    small = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BOX))
     lines = []
     for y in range(0, height, 2):
         line = ""
@@ -181,8 +172,8 @@ def terminal_text(picture: Image.Image, columns: int) -> str:
     return "\n".join(lines)
 
 
-def load_font(size: int = TEXT_SIZE) -> Font:
-    return ImageFont.load_default(size)
+def load_font() -> Font:
+    return ImageFont.load_default(TEXT_SIZE)
 
 
 def text_height(font: Font) -> int:

@@ -16,7 +16,8 @@ from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult
 def command(
     options: SampleOptions,
     show: Annotated[
-        bool, typer.Option("--show", metavar="", help="Show the picture in the terminal.", rich_help_panel="Output")
+        bool,
+        typer.Option("--show", metavar="", help="Show the grid or the view in the terminal.", rich_help_panel="Output"),
     ] = False,
     nproc: Nproc = "auto",
 ) -> None:
@@ -26,23 +27,23 @@ def command(
     """
     from mpdit_core.sampling import sample
 
-    nproc = one_process(nproc) if options.pictures else nproc
+    nproc = one_process(nproc) if options.views else nproc
     result = console.run(sample, options, nproc=nproc, device=options.device)
     if isinstance(result, ViewResult):
         console.show(result, view_summary(result, options))
-        picture = result.picture
+        image = result.image
     else:
         console.show(result, summary(result, options))
-        picture = result.grid
-    if show and picture:
-        console.show_picture(str(picture))
+        image = result.grid
+    if show and image:
+        console.show_picture(str(image))
 
 
 def one_process(nproc: str) -> str:
-    """`1`, for one picture. Raises `UserError` (`one-process`) where several processes are asked for."""
+    """`1`, for one view. Raises `UserError` (`one-process`) where several processes are asked for."""
     if nproc not in ("auto", "1"):
         raise UserError(
-            f"{nproc} processes for one picture", code="one-process", expected="one", remedy="leave --nproc out"
+            f"{nproc} processes for one view", code="one-process", expected="one", remedy="leave --nproc out"
         )
     return "1"
 
@@ -79,6 +80,6 @@ def guidance(options: SampleOptions) -> str:
 
 
 def view_summary(result: ViewResult, options: SampleOptions) -> console.Summary:
-    """The picture, and what is seen in it."""
-    rows = {"where": str(result.picture), **result.facts}
+    """The view, and what is seen in it."""
+    rows = {"where": str(result.image), **result.facts}
     return console.Summary(title=f"{result.view} of {options.model}", rows=rows)

@@ -262,7 +262,7 @@ def _measure_reference(job: EncodeJob) -> None:
     same = read_manifest(job.folder.path).plan.source.given == job.plan.source.given  # as it was typed now
     plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor, trust=same)
     measure_reference(plan, extractor, device=device, world=World(), report=job.report)
-    job.report(Saved(what="reference statistics", path=plan.cache))
+    job.report(Saved(what="reference statistics", path=job.folder.path))
 
 
 def _result(latents: LatentFolder, *, encoded: int, seconds: float) -> EncodeResult:

@@ -10,7 +10,8 @@ Signals to stop take effect between blocks. What is finished then is saved (prog
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +45,7 @@ class ImageBlock:
 
 
 class Blocks(Protocol):
-    """Images in blocks of fixed size."""
+    """`count` images in blocks of `size`; `read` gives the blocks of these numbers in turn."""
 
     @property
     def count(self) -> int: ...
@@ -52,9 +53,7 @@ class Blocks(Protocol):
     @property
     def size(self) -> int: ...
 
-    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
-        """These blocks in turn."""
-        ...
+    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]: ...
 
 
 @dataclass(frozen=True)
@@ -90,75 +89,68 @@ class SampledBlocks:
 
     def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
         for batch in self.generator.batches(numbers):
-            assert batch.images is not None
             if self.keep is not None:
                 _write_images(self.keep, batch.indices, batch.images)
             yield ImageBlock(batch.block, batch.images, batch.nfe)
 
 
-@dataclass(kw_only=True)
-class Collector:
-    """Collects features of `blocks` in an accumulator, and saves its progress in `folder`."""
+@contextmanager
+def collected(
+    blocks: Blocks,
+    extractor: FeatureExtractor,
+    accumulator: FeatureAccumulator,
+    *,
+    folder: Path,
+    world: World,
+    report: Reporter,
+    task: str,
+    needs_logits: bool = True,
+) -> Iterator[float]:
+    """Adds the features of all `blocks` to `accumulator`; yields the network evaluations spent per image.
 
-    blocks: Blocks
-    extractor: FeatureExtractor
-    accumulator: FeatureAccumulator
-    folder: Path
-    world: World
-    report: Reporter
-    task: str
-    needs_logits: bool = True
-    progress: SavedProgress = field(init=False)
+    All processes of `world` call it. Progress is saved in `folder`, until the body has written the result elsewhere.
 
-    def run(self) -> float:
-        """Until every image is added. All processes must call it.
+    Raises:
+        Interrupted: a signal came; everything up to the last whole block is saved.
+        UserError: an image that cannot be read, or features that break their contract.
+    """
+    layout = Layout(blocks.count, blocks.size)
+    progress = SavedProgress(folder, accumulator, layout, name=f"{world.rank}")
+    world.barrier()  # every process has read the folder before the first one writes
+    if progress.images_done:
+        report(Note(text=f"resuming: {progress.images_done} of {layout.count} images were measured before"))
 
-        Returns:
-            network evaluations per image that sampling took.
+    def features(images: Tensor) -> Features:
+        pool, spatial, logits = extract(extractor, images.to(accumulator.device))
+        return Features(
+            pool.cpu(),
+            spatial if spatial is None else spatial.cpu(),
+            logits.cpu() if logits is not None and needs_logits else None,
+        )
 
-        Raises:
-            Interrupted: a signal came; everything up to the last whole block is saved.
-            UserError: an image that cannot be read, or features that break their contract.
-        """
-        layout = Layout(self.blocks.count, self.blocks.size)
-        self.progress = SavedProgress(self.folder, self.accumulator, layout, name=f"{self.world.rank}")
-        self.world.barrier()  # every process has read the folder before the first one writes
-        if self.progress.images_done:
-            text = f"resuming: {self.progress.images_done} of {layout.count} images were measured before"
-            self.report(Note(text=text))
-        with StopRequest() as stop:
-            while not self.progress.complete:
-                self._measure_chunk(stop)
-                self._stop_together(stop)
-                self.progress.close_chunk(self.world.gather_objects(self.progress.fresh))
-                self.progress.save_if_due(is_main=self.world.is_main)
-        return self.progress.evaluations / layout.count
-
-    def _measure_chunk(self, stop: StopRequest) -> None:
-        """This process's share of the blocks of the chunk; fewer where a signal comes."""
-        todo = self.progress.blocks_to_do()
-        done, total = self.progress.images_done, self.blocks.count
-        for block in self.blocks.read(todo[self.world.rank :: self.world.size]):
-            self.progress.add(block.number, BlockFeatures(self._features(block.images), block.nfe))
-            done += len(block.images) * self.world.size
-            self.report(Progress(task=self.task, done=min(done, total), total=total, unit="images"))
-            self.progress.save_if_due(is_main=self.world.is_main)
+    def measure_share(stop: StopRequest) -> None:
+        """This process's blocks of the chunk; fewer where a signal comes."""
+        done, todo = progress.images_done, progress.blocks_to_do()
+        for block in blocks.read(todo[world.rank :: world.size]):
+            progress.add(block.number, BlockFeatures(features(block.images), block.nfe))
+            done += len(block.images) * world.size
+            report(Progress(task=task, done=min(done, layout.count), total=layout.count, unit="images"))
+            progress.save_if_due(is_main=world.is_main)
             if stop.received:
                 return
 
-    def _features(self, images: Tensor) -> Features:
-        found = extract(self.extractor, images.to(self.accumulator.device))
-        kinds = [found.pool, found.spatial, found.logits if self.needs_logits else None]
-        pool, spatial, logits = (None if kind is None else kind.cpu() for kind in kinds)
-        assert pool is not None
-        return Features(pool, spatial, logits)
-
-    def _stop_together(self, stop: StopRequest) -> None:
-        """Where any process was told to stop, all save and raise `Interrupted`."""
-        received = next((signum for signum in self.world.gather_objects(stop.received) if signum), None)
-        if received is not None:
-            self.progress.save(is_main=self.world.is_main)
-            raise Interrupted(received)
+    with StopRequest() as stop:
+        while not progress.complete:
+            measure_share(stop)
+            received = next((signum for signum in world.gather_objects(stop.received) if signum), None)
+            if received is not None:  # any process was told to stop: all do
+                progress.save(is_main=world.is_main)
+                raise Interrupted(received)
+            progress.close_chunk(world.gather_objects(progress.fresh))
+            progress.save_if_due(is_main=world.is_main)
+    yield progress.evaluations / layout.count
+    if world.is_main:
+        progress.remove()
 
 
 def _write_images(folder: Path, indices: Sequence[int], images: Tensor) -> None:

@@ -101,11 +101,7 @@ def compare_records(a: Path, b: Path, *, report: Reporter = silent) -> Compariso
     )
     for code, found in (("not-comparable", comparison.reasons), ("other-cause", comparison.cautions)):
         for difference in found:
-            report(
-                Warning(
-                    code=code, text=difference.why if not difference.name else f"{difference.name}: {difference.why}"
-                )
-            )
+            report(Warning(code=code, text=f"{difference.name}: {difference.why}"))
     return comparison
 
 

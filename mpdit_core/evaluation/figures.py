@@ -7,10 +7,9 @@ or of other features have other keys in the record and other labels, so that no 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from torch import Tensor
 
@@ -26,50 +25,32 @@ NORMAL_95 = 1.96  # standard deviations to either side that hold 95 % of a norma
 
 Values = dict[str, Value]
 
-Kind = Literal["published", "unpublished", "other"]
-"""The extractor: Inception with the published weights, Inception with others, or a plugin."""
+
+def key_and_label(metric: str, published: bool | None, features: str) -> tuple[str, str]:
+    """The key of `metric` in the record, such as `fid`, `unpublished_fid` or `frechet_distance`; its name for people.
+
+    Args:
+        published: whether Inception has the published weights; None: another network.
+        features: name of the extractor.
+    """
+    row = METRICS[metric]
+    if published is None:
+        return row.other_key, f"{row.other_label} ({features})"
+    if published:
+        return metric, row.label
+    key = metric if row.other_key == metric else f"unpublished_{metric}"
+    return key, f"{row.label} (unpublished weights)"
 
 
 @dataclass(frozen=True)
-class Naming:
-    """Keys and labels of the metrics for one extractor."""
-
-    kind: Kind
-    features: str
-
-    def key(self, metric: str) -> str:
-        """The metric's key in the record: `fid` → `fid`, `unpublished_fid` or `frechet_distance`."""
-        if self.kind == "published" or METRICS[metric].other_key == metric:
-            return metric
-        return f"unpublished_{metric}" if self.kind == "unpublished" else METRICS[metric].other_key
-
-    def label(self, metric: str) -> str:
-        """The metric's name for people."""
-        row = METRICS[metric]
-        if self.kind == "published":
-            return row.label
-        if self.kind == "unpublished":
-            return f"{row.label} (unpublished weights)"
-        return f"{row.other_label} ({self.features})"
-
-    def keys(self, metrics: Sequence[str]) -> dict[str, str]:
-        """Metric → its key."""
-        return {metric: self.key(metric) for metric in metrics}
-
-    def labels(self, metrics: Sequence[str]) -> dict[str, str]:
-        """Key → the metric's name for people."""
-        return {self.key(metric): self.label(metric) for metric in metrics}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Samples beside their reference: what the function of a metric is given."""
+class Measured:
+    """Samples and their reference: what the function of a metric is given."""
 
     options: EvaluateOptions
     reference: Reference
     samples: FeatureAccumulator
 
-    @cached_property
+    @property
     def rows(self) -> Tensor:
         """Features of the samples one by one, [n, F]; empty where they were not kept."""
         return self.samples.kept_rows()
@@ -91,11 +72,11 @@ def compute_metrics(
     What belongs to a metric, such as its standard deviation, stands under the same key with `_std`, `_bias` or
     `_interval` behind it.
     """
-    comparison = Comparison(options, reference, samples)
+    measured = Measured(options, reference, samples)
     values: Values = {}
     for metric in options.metrics:
         module, _, function = METRICS[metric].compute.partition(":")
-        found = getattr(importlib.import_module(module), function)(comparison)
+        found = getattr(importlib.import_module(module), function)(measured)
         values |= {f"{keys[metric]}_{part}" if part else keys[metric]: value for part, value in found.items()}
     return values
 
@@ -105,12 +86,12 @@ def needs_rows(options: EvaluateOptions) -> bool:
     return any(METRICS[metric].needs_rows for metric in options.metrics) or options.bootstrap > 0
 
 
-# Each returns its figure under "", and what belongs to it under the end of its key.
+# Each returns its figure under "", and what belongs to it under the ending of its key.
 
 
-def fid(comparison: Comparison) -> Values:
+def fid(measured: Measured) -> Values:
     """The Fréchet distance of pool features; of few samples its bias, and its error bar where that is asked for."""
-    reference, samples, rows = comparison.reference, comparison.samples, comparison.rows
+    reference, samples, rows = measured.reference, measured.samples, measured.rows
     pool = samples.gaussian()
     own = rows if len(rows) == pool.count else None
     theirs = reference.rows if reference.rows is not None and len(reference.rows) == reference.pool.count else None
@@ -119,37 +100,37 @@ def fid(comparison: Comparison) -> Values:
     if pool.count < FEW:
         halves = [frechet_distance(reference.pool, half) for half in samples.half_gaussians()]
         values["bias"] = sum(halves) / len(halves) - distance if halves else None
-    if comparison.options.bootstrap > 1 and own is not None:
-        deviation = bootstrap_std(reference.pool, own, replicates=comparison.options.bootstrap)
+    if measured.options.bootstrap > 1 and own is not None:
+        deviation = bootstrap_std(reference.pool, own, replicates=measured.options.bootstrap)
         margin = NORMAL_95 * deviation
         values |= {"std": deviation, "interval": (distance - margin, distance + margin)}
     return values
 
 
-def sfid(comparison: Comparison) -> Values:
+def sfid(measured: Measured) -> Values:
     """The Fréchet distance of spatial features."""
-    theirs, ours = comparison.reference.spatial, comparison.samples.spatial_gaussian()
+    theirs, ours = measured.reference.spatial, measured.samples.spatial_gaussian()
     return {"": None if theirs is None or ours is None else frechet_distance(theirs, ours)}
 
 
-def inception_score(comparison: Comparison) -> Values:
+def inception_score(measured: Measured) -> Values:
     """The Inception Score, with its standard deviation over chunks."""
-    score, deviation = comparison.samples.inception_score() or (None, None)
+    score, deviation = measured.samples.inception_score() or (None, None)
     return {"": score, "std": deviation}
 
 
-def precision(comparison: Comparison) -> Values:
+def precision(measured: Measured) -> Values:
     """The share of samples that lie among the real images."""
-    return {"": comparison.precision_recall[0]}
+    return {"": measured.precision_recall[0]}
 
 
-def recall(comparison: Comparison) -> Values:
+def recall(measured: Measured) -> Values:
     """The share of real images that lie among the samples."""
-    return {"": comparison.precision_recall[1]}
+    return {"": measured.precision_recall[1]}
 
 
-def kid(comparison: Comparison) -> Values:
+def kid(measured: Measured) -> Values:
     """The kernel distance, with its standard deviation over subsets."""
-    theirs = comparison.reference.rows
-    distance, deviation = kernel_distance(theirs, comparison.rows) if theirs is not None else (None, None)
+    theirs = measured.reference.rows
+    distance, deviation = kernel_distance(theirs, measured.rows) if theirs is not None else (None, None)
     return {"": distance, "std": deviation}

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mpdit_core import __version__, plugins
 from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import Blocks, Collector, FinishedBlocks, SampledBlocks
-from mpdit_core.evaluation.figures import FEW, Naming, compute_metrics, needs_rows
+from mpdit_core.evaluation.collecting import Blocks, FinishedBlocks, SampledBlocks, collected
+from mpdit_core.evaluation.figures import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.images import ImageSource
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
+from mpdit_core.evaluation.progress import held
 from mpdit_core.evaluation.record import (
     EvaluationRecord,
     ExtractorRecord,
@@ -28,20 +30,20 @@ from mpdit_core.evaluation.record import (
     RecordedWarning,
     RulesRecord,
 )
-from mpdit_core.evaluation.reference import Plan, check_size, measure_reference, plan_reference, write_npz
+from mpdit_core.evaluation.reference import Plan, check_stored, measure_reference, plan_reference, write_npz
 from mpdit_core.evaluation.subject import Subject, open_model_or_samples
 from mpdit_core.metrics.accumulator import FeatureAccumulator
-from mpdit_core.metrics.features import Inception, is_published, load_extractor
+from mpdit_core.metrics.features import Inception, features_name, load_extractor
 from mpdit_core.metrics.neighbours import NEIGHBOURS
 from mpdit_core.metrics.scores import IS_CHUNK
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
-from mpdit_core.runtime.locks import locked
 from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, options_without_effect, warn_if_given
 from mpdit_core.settings import spelling_of
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
+TASK = "evaluate"  # in reports of progress
 
 
 def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> EvaluationRecord:
@@ -51,73 +53,55 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
         UserError: anything missing or mismatched, before any image is sampled.
         Interrupted: a signal came; the same call resumes.
     """
-    return evaluate_as("evaluate", options, WarningList(report))
-
-
-@dataclass
-class WarningList:
-    """Warnings of one evaluation. Each is reported at once, unless `said` has it already."""
-
-    report: Reporter
-    said: set[str] = field(default_factory=set)
-    found: list[RecordedWarning] = field(default_factory=list)
-
-    def add(self, code: str, text: str, *, once: str = "") -> None:
-        """`once`: what it is said once for; its code, if not given."""
-        self.found.append(RecordedWarning(code=code, text=text))
-        if (once or code) not in self.said:
-            self.said.add(once or code)
-            self.report(Warning(code=code, text=text))
-
-    def add_notes(self, what: str, images: ImageSource | None) -> None:
-        """What is to be known of how images were found. `what`: which ones."""
-        for note in images.notes() if images else []:
-            text = f"{what}: {note.text}"
-            if isinstance(note, Warning):
-                self.add(note.code, text, once=text)
-            elif text not in self.said:
-                self.said.add(text)
-                self.report(Note(text=text))
-
-
-def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> EvaluationRecord:
-    """`evaluate`, whose progress is reported as `task`."""
-    report, device = warnings.report, select_device(options.device)
+    device = select_device(options.device)
     with process_group(device) as world:
-        subject = open_model_or_samples(require_what(options), device=device)
-        extractor = load_extractor(
-            options.features, device=device, weights=options.weights, options=options.feature_options
-        )
-        subject, count = subject.taking(options.num_samples)
-        plan = plan_reference(
-            subject.reference(options.reference),
-            resolution=subject.resolution,
-            extractor=extractor,
-            typed=options.reference is not None,
-            trust=options.trust,
-        )
-        check_size(plan, extractor, device)
-        _require_enough(options, plan, count)
-        protocol = _protocol(options, subject, extractor, count, device)
-        path = (options.out or subject.evals_folder()) / protocol.file_name(plan.fingerprint(), options.keep_samples)
-        record = None if options.force else world.broadcast_object(_measured_before(path, world, report))
+        planned = _plan(options, device)
+        record = None if options.force else world.on_main(lambda: _measured_before(planned.path, report))
         if record is not None:
-            report(Note(text=f"measured before: {path}"))
+            report(Note(text=f"measured before: {planned.path}"))
             for warning in record.warnings:
-                warnings.add(warning.code, warning.text)
+                report(Warning(code=warning.code, text=warning.text))
         else:
-            warnings.add_notes("samples", subject.images)
-            warnings.add_notes("reference", plan.images)
-            _warn_of_inputs(options, subject, extractor, count, warnings)
-            measuring = _Measuring(options, subject, extractor, plan, protocol, path, world, warnings)
-            record = measuring.run(task, device)
-    report(Saved(what="record", path=path))
+            record = _measure(planned, world, report)
+    report(Saved(what="record", path=planned.path))
     return record
 
 
-def _measured_before(path: Path, world: World, report: Reporter) -> EvaluationRecord | None:
-    """The record at `path`; None where there is none that can be read, and in all processes but the main one."""
-    if not world.is_main or not path.exists():
+@dataclass(frozen=True)
+class _Planned:
+    """An evaluation that was checked, and the file of its record."""
+
+    options: EvaluateOptions
+    device: torch.device
+    subject: Subject
+    extractor: FeatureExtractor
+    reference: Plan
+    protocol: Protocol
+    path: Path
+
+
+def _plan(options: EvaluateOptions, device: torch.device) -> _Planned:
+    """Opens and checks everything that `evaluate` needs. Raises `UserError`."""
+    subject = open_model_or_samples(require_what(options), wanted=options.num_samples, device=device)
+    extractor = _extractor(options, device)
+    reference = plan_reference(
+        subject.reference(options.reference),
+        resolution=subject.resolution,
+        extractor=extractor,
+        typed=options.reference is not None,
+        trust=options.trust,
+    )
+    check_stored(reference, extractor, device)
+    _require_enough(options, reference, subject.count)
+    protocol = _protocol(options, subject, extractor, device)
+    name = protocol.file_name(reference.fingerprint(), options.keep_samples)
+    path = (options.out or subject.evals_folder()) / name
+    return _Planned(options, device, subject, extractor, reference, protocol, path)
+
+
+def _measured_before(path: Path, report: Reporter) -> EvaluationRecord | None:
+    """The record at `path`; None where there is none that can be read."""
+    if not path.exists():
         return None
     try:
         return EvaluationRecord.read(path)
@@ -126,85 +110,58 @@ def _measured_before(path: Path, world: World, report: Reporter) -> EvaluationRe
         return None
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """One evaluation that was planned and checked."""
+def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRecord:
+    """Measures the reference, then the samples, and writes the record."""
+    options, protocol, subject, device = planned.options, planned.protocol, planned.subject, planned.device
+    started, rows = time.monotonic(), needs_rows(options)
+    warnings = [*_warnings_of_images(planned, report), *_warnings_of_inputs(planned)]
+    for warning in warnings:
+        report(warning)
+    reference = measure_reference(
+        planned.reference, planned.extractor, device=device, world=world, report=report, rows=rows
+    )
+    accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
+    partial = planned.path.with_suffix(".partial")
 
-    options: EvaluateOptions
-    subject: Subject
-    extractor: FeatureExtractor
-    plan: Plan
-    protocol: Protocol
-    path: Path
-    world: World
-    warnings: WarningList
+    def write_record(nfe: float) -> EvaluationRecord:
+        metrics = compute_metrics(options, reference, accumulator, protocol.keys)
+        if (key := protocol.keys.get("fid")) and subject.count < FEW:
+            warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
+            report(warnings[-1])
+        sampled = protocol
+        if subject.model and protocol.sampling:  # its cost was paid here
+            sampling = protocol.sampling.model_copy(update={"nfe": round(nfe, 2)})
+            sampled = protocol.model_copy(update={"sampling": sampling})
+        return EvaluationRecord(
+            **sampled.__dict__,
+            metrics=metrics,
+            reference=reference.about,
+            warnings=tuple(RecordedWarning(code=warning.code, text=warning.text) for warning in warnings),
+            seconds=round(time.monotonic() - started, 3),
+        ).write(planned.path)
 
-    def run(self, task: str, device: torch.device) -> EvaluationRecord:
-        started = time.monotonic()
-        blocks = self._blocks(device)
-        rows = needs_rows(self.options)
-        reference = measure_reference(
-            self.plan, self.extractor, device=device, world=self.world, report=self.warnings.report, rows=rows
-        )
-        count, partial = self.protocol.count, self.path.with_suffix(".partial")
-        accumulator = FeatureAccumulator(count, keep=range(count if rows else 0), device=device)
-        with locked(partial) if self.world.is_main else nullcontext():
-            collector = Collector(
-                blocks=blocks,
-                extractor=self.extractor,
-                accumulator=accumulator,
-                folder=partial,
-                world=self.world,
-                report=self.warnings.report,
-                task=task,
-            )
-            nfe = collector.run()
-            record: EvaluationRecord | None = None
-            if self.world.is_main:
-                metrics = compute_metrics(self.options, reference, accumulator, self.protocol.keys)
-                self._warn_of_bias(metrics)
-                record = EvaluationRecord(
-                    **self._protocol_with(nfe).__dict__,
-                    metrics=metrics,
-                    reference=reference.about,
-                    warnings=tuple(self.warnings.found),
-                    seconds=round(time.monotonic() - started, 3),
-                ).write(self.path)
-                collector.progress.remove()
-        if self.world.is_main:
-            with suppress(OSError):
-                partial.rmdir()
-        record = self.world.broadcast_object(record)
-        assert record is not None
-        return record
+    with (
+        held(partial, world, report=report),
+        collected(
+            _blocks(planned),
+            planned.extractor,
+            accumulator,
+            folder=partial,
+            world=world,
+            report=report,
+            task=TASK,
+        ) as nfe,
+    ):
+        return world.on_main(lambda: write_record(nfe))
 
-    def _blocks(self, device: torch.device) -> Blocks:
-        if self.subject.images is not None:
-            return FinishedBlocks(self.subject.images, self.protocol.count)
-        assert self.subject.model is not None
-        generator = Generator(self.subject.model, self.options, device=device, num_samples=self.protocol.count)
-        return SampledBlocks(generator, keep=self.path.with_suffix("") if self.options.keep_samples else None)
 
-    def _protocol_with(self, nfe: float) -> Protocol:
-        """The protocol with the cost of sampling, where that was paid here."""
-        if self.subject.model is None or self.protocol.sampling is None:
-            return self.protocol
-        cost = {"nfe": round(nfe, 2)}
-        return self.protocol.model_copy(update={"sampling": self.protocol.sampling.model_copy(update=cost)})
-
-    def _warn_of_bias(self, metrics: dict) -> None:
-        key, count = self.protocol.keys.get("fid"), self.protocol.count
-        if key is None or count >= FEW:
-            return
-        distance, bias = metrics[key], metrics[f"{key}_bias"]
-        if bias is None or bias <= 0:
-            expected = "biased upwards"
-        elif bias < distance:
-            expected = f"about {bias:.3g} too high, judged by the distance of random halves"
-        else:
-            expected = f"mostly bias: that of random halves is {bias:.3g} larger"
-        text = f"{count} samples are few: the Fréchet distance is {expected}; compare equal numbers only"
-        self.warnings.add("few-samples", text)
+def _blocks(planned: _Planned) -> Blocks:
+    options, subject = planned.options, planned.subject
+    if subject.images is not None:
+        return FinishedBlocks(subject.images, subject.count)
+    assert subject.model is not None
+    generator = Generator(subject.model, options, device=planned.device, num_samples=subject.count)
+    return SampledBlocks(generator, keep=planned.path.with_suffix("") if options.keep_samples else None)
 
 
 def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> ReferenceResult:
@@ -217,24 +174,26 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
     if out is None or out.suffix != ".npz":
         raise UserError(f"a reference in {out}", code="invalid-value", expected="a file ending in .npz")
     device = select_device(options.device)
-    extractor = load_extractor(
-        options.features, device=device, weights=options.weights, options=options.feature_options
-    )
+    extractor = _extractor(options, device)
     plan = plan_reference(source, resolution=options.resolution, extractor=extractor, trust=options.trust)
-    if plan.images is None:
+    images = plan.images
+    if images is None:
         raise UserError(
             f"{source} holds no images", code="no-images", expected="a folder, a data set or latents, or arr_0"
         )
-    for warning in _unused_for_a_reference(options):
-        report(warning)
-    WarningList(report).add_notes("reference", plan.images)
+    for event in [*_unused_for_a_reference(options), *_notes_of("reference", images)]:
+        report(event)
     with process_group(device) as world:
-        own = Plan(plan.images, None, plan.cache, plan.name)
+        own = replace(plan, stored=None)
         reference = measure_reference(own, extractor, device=device, world=world, report=report)
         if world.is_main:
-            write_npz(out, reference, own, extractor)
+            write_npz(out, reference, images, features_name(extractor))
     report(Saved(what="reference", path=out))
-    return ReferenceResult(path=out, count=plan.images.count, features=extractor.name)
+    return ReferenceResult(path=out, count=images.count, features=extractor.name)
+
+
+def _extractor(options: EvaluateOptions, device: torch.device) -> FeatureExtractor:
+    return load_extractor(options.features, device=device, weights=options.weights, options=options.feature_options)
 
 
 def check_features(name: str, device: torch.device, *, trusted: bool = True) -> None:
@@ -259,10 +218,11 @@ def require_what(options: EvaluateOptions) -> str:
     return options.what
 
 
-def _require_enough(options: EvaluateOptions, plan: Plan, count: int) -> None:
+def _require_enough(options: EvaluateOptions, reference: Plan, count: int) -> None:
     least = NEIGHBOURS + 1 if {"precision", "recall"} & set(options.metrics) else 2
-    for name, number in (("samples", count), ("reference images", plan.count)):
-        if number is not None and number < least:
+    of_reference = reference.images.count if reference.images else least
+    for name, number in (("samples", count), ("reference images", of_reference)):
+        if number < least:
             raise UserError(
                 f"{number} {name} are too few",
                 code="too-few-images",
@@ -271,18 +231,24 @@ def _require_enough(options: EvaluateOptions, plan: Plan, count: int) -> None:
 
 
 def _protocol(
-    options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor, count: int, device: torch.device
+    options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor, device: torch.device
 ) -> Protocol:
-    described = _extractor_record(options, extractor)
-    kind = {True: "published", False: "unpublished", None: "other"}[described.published]
-    naming = Naming(kind, options.features)  # pyright: ignore[reportArgumentType]
+    published = extractor.is_published if isinstance(extractor, Inception) else None
+    names = {metric: key_and_label(metric, published, options.features) for metric in options.metrics}
     return Protocol(
         what=require_what(options),
-        count=count,
-        is_fid=is_published(extractor),
-        keys=naming.keys(options.metrics),
-        labels=naming.labels(options.metrics),
-        extractor=described,
+        count=subject.count,
+        is_fid=published is True,
+        keys={metric: key for metric, (key, _) in names.items()},
+        labels=dict(names.values()),
+        extractor=ExtractorRecord(
+            plugin=PluginRecord(**plugins.record("features", options.features, extractor)),
+            published=published,
+            fingerprint=extractor.fingerprint(),
+            weights=str(getattr(extractor, "weights_path", None) or ""),
+            weights_sha256=getattr(extractor, "weights_sha256", ""),
+            resize=getattr(extractor, "resize_rule", ""),
+        ),
         rules=RulesRecord(
             distances="float16" if options.half_distances else "float32, in doubt float64",
             neighbours=NEIGHBOURS,
@@ -298,17 +264,6 @@ def _protocol(
     )
 
 
-def _extractor_record(options: EvaluateOptions, extractor: FeatureExtractor) -> ExtractorRecord:
-    return ExtractorRecord(
-        plugin=PluginRecord(**plugins.record("features", options.features, extractor)),
-        published=is_published(extractor) if isinstance(extractor, Inception) else None,
-        fingerprint=extractor.fingerprint(),
-        weights=str(getattr(extractor, "weights_path", None) or ""),
-        weights_sha256=getattr(extractor, "weights_sha256", ""),
-        resize=getattr(extractor, "resize_rule", ""),
-    )
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -316,18 +271,43 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _unused(options: EvaluateOptions, subject: Subject) -> list[Warning]:
-    """Warnings of options that change nothing in an evaluation of `subject`."""
-    found = warn_if_given(options, ["resolution"], "it belongs to make_reference")
-    if subject.model is None:
-        found += warn_if_given(options, [*_SHAPING, "keep_samples"], "the images are finished; nothing is sampled")
+def _notes_of(what: str, images: ImageSource) -> Iterator[Note | Warning]:
+    """What is to be known of how images were found. `what`: which ones."""
+    return (replace(note, text=f"{what}: {note.text}") for note in images.notes)
+
+
+def _warnings_of_images(planned: _Planned, report: Reporter) -> Iterator[Warning]:
+    """Of how the images were found; notes, which no record keeps, are reported."""
+    for what, images in (("samples", planned.subject.images), ("reference", planned.reference.images)):
+        for note in _notes_of(what, images) if images else ():
+            if isinstance(note, Warning):
+                yield note
+            else:
+                report(note)
+
+
+def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
+    """Of options without effect, and of what spoils figures."""
+    options, subject, extractor = planned.options, planned.subject, planned.extractor
+    yield from warn_if_given(options, ["resolution"], "it belongs to make_reference")
+    if subject.model:
+        yield from options_without_effect(options, sweep=options.sweep)
     else:
-        found += options_without_effect(options, sweep=options.sweep)
+        yield from warn_if_given(options, [*_SHAPING, "keep_samples"], "the images are finished; nothing is sampled")
     if not {"precision", "recall"} & set(options.metrics):
-        found += warn_if_given(options, ["half_distances"], "precision and recall are not measured")
+        yield from warn_if_given(options, ["half_distances"], "precision and recall are not measured")
     if "fid" not in options.metrics:
-        found += warn_if_given(options, ["bootstrap"], "the Fréchet distance is not measured")
-    return found
+        yield from warn_if_given(options, ["bootstrap"], "the Fréchet distance is not measured")
+    if isinstance(extractor, Inception) and not extractor.is_published:
+        text = f"{extractor.weights_path} are not the published weights: the figures compare with no others"
+        yield Warning(code="unpublished-weights", text=text)
+    if subject.images and subject.images.lossy:
+        text = "some samples are JPEG files: compression changed their pixels and the figures; use PNG or npz"
+        yield Warning(code="lossy-samples", text=text)
+    labels = subject.labels(options)
+    if labels and "is" in options.metrics and 1 < len(set(labels)) < len(labels) and labels == sorted(labels):
+        text = "the samples are sorted by class: the Inception Score of contiguous chunks is far too low"
+        yield Warning(code="sorted-samples", text=text)
 
 
 _SHAPING = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
@@ -339,20 +319,12 @@ def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
     return warn_if_given(options, names, "a reference is made of all images of WHAT")
 
 
-def _warn_of_inputs(
-    options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor, count: int, warnings: WarningList
-) -> None:
-    for unused in _unused(options, subject):
-        warnings.add(unused.code, unused.text, once=unused.text)
-    if isinstance(extractor, Inception) and not extractor.is_published:
-        text = f"{extractor.weights_path} are not the published weights: the figures compare with no others"
-        warnings.add("unpublished-weights", text)
-    if subject.images is not None and subject.images.lossy:
-        text = (
-            "some samples are JPEG files: compression changed their pixels, and the figures with them; use PNG or npz"
-        )
-        warnings.add("lossy-samples", text)
-    labels = subject.labels(options, count)
-    if labels and "is" in options.metrics and 1 < len(set(labels)) < count and labels == sorted(labels):
-        text = "the samples are sorted by class: the Inception Score of contiguous chunks is far too low"
-        warnings.add("sorted-samples", text)
+def _few_samples(count: int, distance: Any, bias: Any) -> Warning:
+    if bias is None or bias <= 0:
+        expected = "biased upwards"
+    elif bias < distance:
+        expected = f"about {bias:.3g} too high, judged by the distance of random halves"
+    else:
+        expected = f"mostly bias: that of random halves is {bias:.3g} larger"
+    text = f"{count} samples are few: the Fréchet distance is {expected}; compare equal numbers only"
+    return Warning(code="few-samples", text=text)

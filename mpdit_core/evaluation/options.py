@@ -18,7 +18,7 @@ class Metric(NamedTuple):
     label: str  # with the published Inception weights
     other_key: str  # in the record, and
     other_label: str  # for people, with other features
-    compute: str  # `module:function` of a `Comparison`
+    compute: str  # `module:function` of what was `Measured`
     needs_rows: bool = False  # features of single images, beside their sums
 
 

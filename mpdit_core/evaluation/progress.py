@@ -5,7 +5,7 @@
 
 The sums are written under a temporary name and renamed, and files of features are removed only afterwards: whenever the
 process is killed, each image is in the sums, in a file of features of a later chunk, or not done. A file that is
-damaged, or of another layout, counts as not there (stored.py checks every bit).
+damaged, or of another layout, counts as not there (checked_tensors.py checks every bit).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,42 @@ from torch import Tensor
 from mpdit_core.api import Features
 from mpdit_core.errors import UserError
 from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.reporting import Note, Reporter
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
+from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.files import remove_leftovers, user_errors
+from mpdit_core.runtime.locks import locked
 
 FORMAT = 3
 CHUNK_IMAGES = 4096
 SECONDS_BETWEEN_SAVES = 60.0
 STATE = "state.safetensors"
+
+
+@contextmanager
+def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> Iterator[None]:
+    """The main process holds `folder` against other commands, and removes it at the end where it is empty.
+
+    Args:
+        wait: seconds to wait for another command that holds it.
+
+    Raises:
+        UserError: another command holds it (`folder-in-use`).
+    """
+    if not world.is_main:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except UserError as error:
+            if error.code != "folder-in-use" or not wait:
+                raise
+            report(Note(text="another command measures the same: waiting for it"))
+            stack.enter_context(locked(folder, seconds=wait))
+        yield
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @dataclass(frozen=True)

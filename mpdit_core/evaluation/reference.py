@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,17 @@ from mpdit_core.api import FeatureExtractor
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import Collector, FinishedBlocks
-from mpdit_core.evaluation.images import (
-    DatasetImages,
-    FolderImages,
-    ImageSource,
-    NpzImages,
-    open_images,
-)
+from mpdit_core.evaluation.collecting import FinishedBlocks, collected
+from mpdit_core.evaluation.images import ImageSource, dataset_images, folder_images, npz_images, open_images
+from mpdit_core.evaluation.progress import held
 from mpdit_core.evaluation.record import ReferenceRecord
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract, features_name
 from mpdit_core.metrics.statistics import Gaussian
-from mpdit_core.reporting import Note, Reporter, Warning, silent
+from mpdit_core.reporting import Reporter, Warning, silent
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.files import sha256, writing
-from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.npz import map_member, member_names
 
 FORMAT = "3"
@@ -70,13 +63,8 @@ class Plan:
 
     images: ImageSource | None  # None: statistics only
     stored: Path | None  # an ADM-style npz with mu and sigma
-    cache: Path
     name: str
-
-    @property
-    def count(self) -> int | None:
-        """Number of images, where it is known without measuring."""
-        return self.images.count if self.images else None
+    beside: Path | None = None  # a latents folder, where the measured reference is kept if that can be written
 
     def fingerprint(self) -> str:
         """Changes with the reference's content: its pictures, and its stored statistics."""
@@ -102,7 +90,7 @@ def plan_reference(
     path = Path(given).expanduser()
     if path.is_dir() and (path / MANIFEST).is_file():
         return _plan_latents(path, resolution, trust=trust)
-    is_folder = path.is_dir() or path.suffix == ".tar"
+    is_folder = path.is_dir() or (path.suffix == ".tar" and path.exists())
     if path.suffix in (".npz", ".safetensors") or (path.is_file() and not is_folder):
         return _plan_file(path, resolution, extractor)
     if resolution is None:
@@ -112,19 +100,20 @@ def plan_reference(
             expected="the side in pixels to crop and resize it to",
             remedy="--resolution N",
         )
-    if is_folder and path.exists():
-        images: ImageSource = FolderImages(path, resolution)
+    if is_folder:
+        images = folder_images(path, resolution)
     else:
-        images = DatasetImages(open_source(given, trusted=typed or trust), resolution, given)
+        images = dataset_images(open_source(given, trusted=typed or trust), resolution, given)
     _refuse_enlarging(images, given)
-    return Plan(images, None, _cache_folder() / STORE, given)
+    return Plan(images, None, given)
 
 
-def _refuse_enlarging(images: FolderImages | DatasetImages, given: str) -> None:
+def _refuse_enlarging(images: ImageSource, given: str) -> None:
     """Raises `UserError` where the first images are all smaller than the samples: enlarged they are blurred."""
-    sides = [min(images.picture(index).size) for index in range(min(LOOKED_AT, images.count))]
-    if max(sides) < images.resolution:
-        raise _other_resolution(given, max(sides), images.resolution)
+    assert images.picture is not None
+    side = max(min(images.picture(index).size) for index in range(min(LOOKED_AT, images.count)))
+    if side < images.resolution:
+        raise _other_resolution(given, side, images.resolution)
 
 
 def _other_resolution(name: str | Path, there: int, wanted: int) -> UserError:
@@ -139,7 +128,7 @@ def _other_resolution(name: str | Path, there: int, wanted: int) -> UserError:
 def _plan_latents(path: Path, resolution: int | None, *, trust: bool) -> Plan:
     manifest = read_manifest(path)
     source = manifest.plan.source
-    if resolution is not None and resolution != manifest.plan.resolution:
+    if resolution not in (None, manifest.plan.resolution):
         raise _other_resolution(path, manifest.plan.resolution, resolution)
     try:
         dataset = open_source(source.given, split=source.split, trusted=trust, **source.options)
@@ -154,8 +143,8 @@ def _plan_latents(path: Path, resolution: int | None, *, trust: bool) -> Plan:
             remedy="restore them, or choose another --reference",
         ) from error
     skipped = frozenset(item.key for item in manifest.skipped)
-    images = DatasetImages(dataset, manifest.plan.resolution, source.given, skipped)
-    return Plan(images, None, path / STORE, source.given)
+    images = dataset_images(dataset, manifest.plan.resolution, source.given, skipped=skipped)
+    return Plan(images, None, source.given, beside=path)
 
 
 def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) -> Plan:
@@ -166,63 +155,60 @@ def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) 
             expected="an ADM .npz, a folder, a latents folder or a data set",
             remedy="for ImageNet: VIRTUAL_imagenet256_labeled.npz of OpenAI's guided-diffusion evaluations",
         )
-    if path.suffix != ".npz":
-        images: ImageSource | None = open_images(path)
-        stored = None
-    else:
-        names = set(member_names(path))
-        features = str(map_member(path, "features")) if "features" in names else "inception"
-        stored = path if {"mu", "sigma"} <= names else None
-        images = NpzImages(path) if "arr_0" in names else None
-        if stored is None and images is None:
+    plan = _plan_npz(path, extractor) if path.suffix == ".npz" else Plan(open_images(path), None, str(path))
+    if plan.images is not None and resolution not in (None, plan.images.resolution):
+        raise _other_resolution(path, plan.images.resolution, resolution)
+    return plan
+
+
+def _plan_npz(path: Path, extractor: FeatureExtractor) -> Plan:
+    """Statistics of other features are not taken; then there must be images."""
+    names = set(member_names(path))
+    images = npz_images(path) if "arr_0" in names else None
+    if not {"mu", "sigma"} <= names:
+        if images is None:
             held = ", ".join(sorted(names)) or "nothing"
             raise UserError(f"{path} holds {held}", code="no-images", expected="arr_0, or mu and sigma")
-        if stored is not None and features != features_name(extractor):
-            if images is None:
-                raise UserError(
-                    f"{path} holds statistics of {features} features; these features are {extractor.name}",
-                    code="other-features",
-                    expected=f"a reference with images, or statistics of {features_name(extractor)}",
-                    remedy=f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz",
-                )
-            stored = None
-        if stored is not None:
-            _check_stored(path)
-    if images is not None and resolution is not None and images.resolution != resolution:
-        raise _other_resolution(path, images.resolution, resolution)
-    return Plan(images, stored, _cache_folder() / STORE, str(path))
+        return Plan(images, None, str(path))
+    features = str(map_member(path, "features")) if "features" in names else "inception"
+    if features == features_name(extractor):
+        return Plan(images, path, str(path))
+    if images is None:
+        raise UserError(
+            f"{path} holds statistics of {features} features; these features are {extractor.name}",
+            code="other-features",
+            expected=f"a reference with images, or statistics of {features_name(extractor)}",
+            remedy=f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz",
+        )
+    return Plan(images, None, str(path))
 
 
 STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 """Names of mean and covariance in an ADM-style npz: of pool features, and of spatial ones, where there are any."""
 
 
-def _check_stored(path: Path) -> None:
-    names = member_names(path)
-    for mean, covariance in STATISTICS:
-        if mean in names:
-            found = [map_member(path, name) for name in (mean, covariance)]
-            sizes = [list(array.shape) for array in found]
-            if len(sizes[0]) != 1 or sizes[1] != sizes[0] * 2 or any(array.dtype.kind != "f" for array in found):
-                raise UserError(
-                    f"{path}: {mean} and {covariance} are {found[0].dtype} {sizes[0]} and {found[1].dtype} {sizes[1]}",
-                    code="damaged-file",
-                    expected="[F] and [F, F], of floats",
-                )
-            if not all(np.isfinite(array).all() for array in found):
-                raise UserError(f"{path}: {mean} or {covariance} has values that are not finite", code="damaged-file")
-
-
-def check_size(plan: Plan, extractor: FeatureExtractor, device: torch.device) -> None:
-    """Raises `UserError` where stored statistics have another number of features than `extractor` computes."""
+def check_stored(plan: Plan, extractor: FeatureExtractor, device: torch.device) -> None:
+    """Raises `UserError` where stored statistics are damaged, or of another number of features than `extractor`'s."""
     if plan.stored is None:
         return
-    found = extract(extractor, torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
-    for name, rows in (("mu", found.pool), ("mu_s", found.spatial)):
-        size = len(map_member(plan.stored, name)) if name in member_names(plan.stored) else None
-        if rows is not None and size is not None and size != rows.shape[1]:
+    path, names = plan.stored, member_names(plan.stored)
+    features = extract(extractor, torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
+    for (mean, covariance), rows in zip(STATISTICS, (features.pool, features.spatial), strict=True):
+        if mean not in names:
+            continue
+        found = [map_member(path, name) for name in (mean, covariance)]
+        sizes = [list(array.shape) for array in found]
+        if len(sizes[0]) != 1 or sizes[1] != sizes[0] * 2 or any(array.dtype.kind != "f" for array in found):
             raise UserError(
-                f"{plan.stored}: {name} has {size} features; {extractor.name} computes {rows.shape[1]}",
+                f"{path}: {mean} and {covariance} are {found[0].dtype} {sizes[0]} and {found[1].dtype} {sizes[1]}",
+                code="damaged-file",
+                expected="[F] and [F, F], of floats",
+            )
+        if not all(np.isfinite(array).all() for array in found):
+            raise UserError(f"{path}: {mean} or {covariance} has values that are not finite", code="damaged-file")
+        if rows is not None and sizes[0] != [rows.shape[1]]:
+            raise UserError(
+                f"{path}: {mean} has {sizes[0][0]} features; {extractor.name} computes {rows.shape[1]}",
                 code="other-features",
                 expected="statistics of the same features",
                 remedy="a reference made with these features: mpdit eval-fid SOURCE --make-reference OUT.npz",
@@ -234,11 +220,11 @@ def measure_reference(
     extractor: FeatureExtractor,
     *,
     device: torch.device,
-    world: World | None = None,
+    world: World,
     report: Reporter = silent,
     rows: bool = True,
 ) -> Reference:
-    """The measured reference, from the cache where it is there. All processes of `world` call it.
+    """The measured reference, read where it was measured before. All processes of `world` call it.
 
     Args:
         rows: whether features of single images are needed (precision, recall, KID).
@@ -246,10 +232,9 @@ def measure_reference(
     Raises:
         UserError: an image that cannot be read, or another process measures this reference for hours.
     """
-    world = world or World()
     measured: Reference | None = None
     if plan.images is not None and (plan.stored is None or rows):
-        measured = _Measuring(plan, plan.images, extractor, device, world, report).run()
+        measured = _measured_images(plan, extractor, device, world, report)
     if plan.stored is None:
         assert measured is not None
         return measured
@@ -265,92 +250,62 @@ def measure_reference(
     return Reference(pool, spatial, measured.rows if measured else None, about)
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """A reference measured from its images, or read from where that was done before."""
+def _measured_images(
+    plan: Plan, extractor: FeatureExtractor, device: torch.device, world: World, report: Reporter
+) -> Reference:
+    """The reference of `plan.images`: from beside the latents, else from the user's cache, else measured now."""
+    assert plan.images is not None
+    count = plan.images.count
+    if count < 2:
+        raise UserError(f"the reference {plan.name} has {count} image", code="too-few-images", expected="at least 2")
+    key = hashlib.sha256(f"{FORMAT} {extractor.fingerprint()} {plan.images.fingerprint}".encode()).hexdigest()
+    shared = _cache_folder() / f"reference-{key[:16]}.safetensors"
+    places = [plan.beside / STORE, shared] if plan.beside else [shared]
 
-    plan: Plan
-    images: ImageSource
-    extractor: FeatureExtractor
-    device: torch.device
-    world: World
-    report: Reporter
+    def stored(places: Sequence[Path]) -> Reference | None:
+        return world.broadcast_object(_first_stored(places, key, report) if world.is_main else None)
 
-    def run(self) -> Reference:
-        key = hashlib.sha256(f"{FORMAT} {self.extractor.fingerprint()} {self.images.fingerprint}".encode()).hexdigest()
-        shared = _cache_folder() / f"reference-{key[:16]}.safetensors"
-        places = [shared] if self.plan.cache.parent == shared.parent else [self.plan.cache, shared]
-        found = self._stored(places, key)
-        if found is not None:
-            return found
-        writable = [p for p in places if _may_write_in(p.parent)] if self.world.is_main else []
-        path = self.world.broadcast_object(writable[0] if writable else shared)
-        partial = path.with_suffix(f".{key[:8]}.partial")
-        with _one_at_a_time(partial, self.world, self.report):
-            found = self._stored([path], key)  # another command may have measured it while we waited
-            if found is None:
-                self._measure(path, key, partial)
-                found = self._stored([path], key)
-        assert found is not None
+    found = stored(places)
+    if found is not None:
         return found
-
-    def _stored(self, places: Sequence[Path], key: str) -> Reference | None:
-        """The reference of this key in the first of the `places` that has it; the same in every process."""
-        found = None
-        if self.world.is_main:
-            for path in places:
-                try:
-                    found = found or _read_store(path, key)
-                except UserError as error:
-                    text = f"{error.what}: the reference is measured again"
-                    self.report(Warning(code="damaged-reference", text=text))
-        return self.world.broadcast_object(found)
-
-    def _measure(self, path: Path, key: str, partial: Path) -> None:
-        count = self.images.count
-        if count < 2:
-            raise UserError(
-                f"the reference {self.plan.name} has {count} image", code="too-few-images", expected="at least 2"
-            )
-        chosen = chosen_rows(count)
-        accumulator = FeatureAccumulator(count, keep=chosen.tolist(), device=self.device)
-        collector = Collector(
-            blocks=FinishedBlocks(self.images, count),
-            extractor=self.extractor,
-            accumulator=accumulator,
-            folder=partial,
-            world=self.world,
-            report=self.report,
-            task="reference",
-            needs_logits=False,
-        )
-        collector.run()
-        if self.world.is_main:
-            described = self.images.describe().model_dump()
-            about = ReferenceRecord(**described, count=count, rows=len(chosen), extractor=self.extractor.fingerprint())
-            found = Reference(accumulator.gaussian(), accumulator.spatial_gaussian(), accumulator.kept_rows(), about)
-            _write_store(path, key, found)
-            collector.progress.remove()
-        self.world.barrier()
+    path = world.on_main(lambda: next((place for place in places if _may_write_in(place.parent)), shared))
+    partial = path.with_suffix(f".{key[:8]}.partial")
+    with held(partial, world, wait=SECONDS_TO_WAIT, report=report):
+        found = stored([path])  # another command may have measured it while this one waited
+        if found is None:
+            kept = chosen_rows(count)
+            accumulator = FeatureAccumulator(count, keep=kept.tolist(), device=device)
+            with collected(
+                FinishedBlocks(plan.images, count),
+                extractor,
+                accumulator,
+                folder=partial,
+                world=world,
+                report=report,
+                task="reference",
+                needs_logits=False,
+            ):
+                if world.is_main:
+                    described = plan.images.describe().model_dump()
+                    about = ReferenceRecord(**described, count=count, rows=len(kept), extractor=extractor.fingerprint())
+                    pool, spatial = accumulator.gaussian(), accumulator.spatial_gaussian()
+                    _write_store(path, key, Reference(pool, spatial, accumulator.kept_rows(), about))
+            found = stored([path])
+    assert found is not None
+    return found
 
 
-@contextmanager
-def _one_at_a_time(partial: Path, world: World, report: Reporter) -> Iterator[None]:
-    """Holds `partial`; where another command measures the same reference, waits for it first."""
-    if not world.is_main:
-        yield
-        return
-    with ExitStack() as stack:
+def _first_stored(places: Sequence[Path], key: str, report: Reporter) -> Reference | None:
+    """The reference of this key in the first of the `places` that has it."""
+    for path in places:
         try:
-            stack.enter_context(locked(partial))
+            found = _read_store(path, key)
         except UserError as error:
-            if error.code != "folder-in-use":
-                raise
-            report(Note(text="another command is measuring this reference: waiting for it"))
-            stack.enter_context(locked(partial, seconds=SECONDS_TO_WAIT))
-        yield
-    with suppress(OSError):
-        partial.rmdir()
+            report(Warning(code="damaged-reference", text=f"{error.what}: the reference is measured again"))
+        else:
+            if found is not None:
+                return found
+    return None
 
 
 def chosen_rows(count: int) -> np.ndarray:
@@ -359,14 +314,11 @@ def chosen_rows(count: int) -> np.ndarray:
 
 
 def _write_store(path: Path, key: str, reference: Reference) -> None:
-    tensors = {"pool.mean": reference.pool.mean, "pool.covariance": reference.pool.covariance}
+    tensors = {"rows": reference.rows, "pool.mean": reference.pool.mean, "pool.covariance": reference.pool.covariance}
     if reference.spatial is not None:
         tensors |= {"spatial.mean": reference.spatial.mean, "spatial.covariance": reference.spatial.covariance}
-    if reference.rows is not None:
-        tensors["rows"] = reference.rows
     about = reference.about.model_dump_json()
-    metadata = {"key": key, "count": str(reference.pool.count), "about": about}
-    write_checked(path, tensors, metadata)
+    write_checked(path, tensors, {"key": key, "count": str(reference.pool.count), "about": about})
 
 
 def _read_store(path: Path, key: str) -> Reference | None:
@@ -377,12 +329,11 @@ def _read_store(path: Path, key: str) -> Reference | None:
     if about.get("key") != key:
         return None
     count = int(about["count"])
-    pool, spatial = (
-        Gaussian(count, tensors[f"{name}.mean"], tensors[f"{name}.covariance"]) if f"{name}.mean" in tensors else None
-        for name in ("pool", "spatial")
-    )
-    assert pool is not None
-    return Reference(pool, spatial, tensors.get("rows"), ReferenceRecord.model_validate_json(about["about"]))
+    pool = Gaussian(count, tensors["pool.mean"], tensors["pool.covariance"])
+    spatial = None
+    if "spatial.mean" in tensors:
+        spatial = Gaussian(count, tensors["spatial.mean"], tensors["spatial.covariance"])
+    return Reference(pool, spatial, tensors["rows"], ReferenceRecord.model_validate_json(about["about"]))
 
 
 def _may_write_in(folder: Path) -> bool:
@@ -396,38 +347,31 @@ def _may_write_in(folder: Path) -> bool:
 
 
 def _read_npz(path: Path) -> tuple[Gaussian, Gaussian | None]:
+    """The Gaussians of pool and spatial features in an ADM-style file."""
     names = member_names(path)
     count = int(map_member(path, "count")) if "count" in names else UNKNOWN_COUNT
-    tensors = {
-        name: torch.from_numpy(np.array(map_member(path, name), dtype=np.float64))
+    pool, spatial = (
+        Gaussian(count, *(torch.from_numpy(np.array(map_member(path, name), dtype=np.float64)) for name in pair))
+        if pair[0] in names
+        else None
         for pair in STATISTICS
-        for name in pair
-        if name in names
-    }
-    spatial = Gaussian(count, tensors["mu_s"], tensors["sigma_s"]) if "mu_s" in tensors else None
-    return Gaussian(count, tensors["mu"], tensors["sigma"]), spatial
-
-
-def write_npz(path: Path, reference: Reference, plan: Plan, extractor: FeatureExtractor) -> None:
-    """An ADM-compatible file: mu, sigma, mu_s, sigma_s of all images, arr_0 with those that precision/recall uses."""
-    assert plan.images is not None
-    count = plan.images.count
-    chosen = chosen_rows(count)
-    images = np.concatenate(
-        [
-            plan.images.batch(part.tolist()).permute(0, 2, 3, 1).numpy()
-            for part in np.array_split(chosen, -(-len(chosen) // BATCH))
-        ]
     )
+    assert pool is not None
+    return pool, spatial
+
+
+def write_npz(path: Path, reference: Reference, images: ImageSource, features: str) -> None:
+    """An ADM-compatible file: mu, sigma, mu_s, sigma_s of all images, arr_0 with those that precision/recall uses."""
+    chosen = chosen_rows(images.count)
+    parts = np.array_split(chosen, -(-len(chosen) // BATCH))
     arrays: dict[str, Any] = {
-        "arr_0": images,
-        "mu": reference.pool.mean.numpy(),
-        "sigma": reference.pool.covariance.numpy(),
-        "count": np.int64(count),
-        "features": np.str_(features_name(extractor)),
+        "arr_0": np.concatenate([images.batch(part.tolist()).permute(0, 2, 3, 1).numpy() for part in parts]),
+        "count": np.int64(images.count),
+        "features": np.str_(features),
     }
-    if reference.spatial is not None:
-        arrays |= {"mu_s": reference.spatial.mean.numpy(), "sigma_s": reference.spatial.covariance.numpy()}
+    for (mean, covariance), gaussian in zip(STATISTICS, (reference.pool, reference.spatial), strict=True):
+        if gaussian is not None:
+            arrays |= {mean: gaussian.mean.numpy(), covariance: gaussian.covariance.numpy()}
     with writing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 

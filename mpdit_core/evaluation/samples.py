@@ -1,4 +1,4 @@
-"""Sets of samples that `sample` wrote, as images to measure: their own images alone, and how they were made.
+"""Sets of samples that `sample` wrote, as images to measure: their own images alone.
 
 Images come in order of their index, in whatever folders they are, so that chunks of the Inception Score are those of an
 evaluation of the model itself. The same seed and options then give the same figures in both ways.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.data.sources import find_images
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import FolderImages, ImageSource, NpzImages
-from mpdit_core.evaluation.record import ImagesRecord, ModelRecord, SamplingRecord
+from mpdit_core.evaluation.images import ImageSource, image_files, npz_images
+from mpdit_core.evaluation.record import ImagesRecord
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.sampling import SampleSet
@@ -32,8 +34,8 @@ def is_sample_set(path: Path) -> bool:
     return (path / "samples.json").is_file()
 
 
-class SampledImages(ImageSource):
-    """The images of a complete set of samples, as an `ImageSource`.
+def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
+    """The images of a complete set of samples.
 
     Args:
         device: where latents are decoded.
@@ -41,115 +43,94 @@ class SampledImages(ImageSource):
     Raises:
         UserError: not complete, images missing, or latents without the autoencoder that they belong to.
     """
-
-    def __init__(self, path: Path, device: torch.device):
-        self.set = SampleSet.open(path)
-        if not self.set.complete:
-            raise UserError(
-                f"{path} is not complete",
-                code="not-complete",
-                expected=f"all {self.set.num_samples} images",
-                remedy="run the same `mpdit sample` again; it resumes",
-            )
-        self.latents = self.set.latents
-        self._images = self._open(Path(path), device)
-        self.count, self.resolution, self.labels = self.set.num_samples, self._images.resolution, self._images.labels
-        if self._images.count != self.count:
-            raise _incomplete(path, f"{self._images.count} images", f"{self.count}, as its record says")
-
-    @property
-    def sorted_by_class(self) -> bool:
-        return False  # by index, classes come in turn
-
-    def compute_fingerprint(self) -> str:
-        return self._images.fingerprint
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        return self._images.batch(indices)
-
-    def describe(self) -> ImagesRecord:
-        kind = f"{self.set.format} by mpdit sample"
-        return self._images.describe().model_copy(update={"kind": kind, "order": "by index"})
-
-    def model(self) -> ModelRecord:
-        model = self.set.model
-        return ModelRecord(
-            path=model.path,
-            weights_sha256=model.weights_sha256,
-            step=model.step,
-            preset=model.preset,
-            autoencoder=self.latents.autoencoder if self.latents else None,
+    path = samples.path
+    if not samples.complete:
+        raise UserError(
+            f"{path} is not complete",
+            code="not-complete",
+            expected=f"all {samples.num_samples} images",
+            remedy="run the same `mpdit sample` again; it resumes",
         )
-
-    def sampling(self) -> SamplingRecord:
-        return SamplingRecord(
-            options=self.set.options,
-            sampler=self.set.sampler,
-            guide=self.set.guide,
-            dtype=self.set.model.dtype,
-            nfe=self.set.nfe,
+    if samples.format == "npz":
+        images = npz_images(path / "samples.npz")
+    elif samples.format == "png":
+        images = _numbered_images(path / "images", samples.num_samples)
+    elif samples.latents is not None:
+        images = _decoded_latents(path / "latents", samples.latents, device)
+    else:
+        raise UserError(
+            f"{path} holds latents, and its record does not say of which autoencoder",
+            code="no-autoencoder",
+            expected="images, or latents of a model that knows its autoencoder",
+            remedy="mpdit sample --format png or npz, or mpdit eval-fid MODEL",
         )
-
-    def _open(self, path: Path, device: torch.device) -> ImageSource:
-        if self.set.format == "npz":
-            return NpzImages(path / "samples.npz")
-        if self.set.format == "latents":
-            if self.latents is None:
-                raise UserError(
-                    f"{path} holds latents, and its record does not say of which autoencoder",
-                    code="no-autoencoder",
-                    expected="images, or latents of a model that knows its autoencoder",
-                    remedy="mpdit sample --format png or npz, or mpdit eval-fid MODEL",
-                )
-            return DecodedLatents(path / "latents", self.latents, device)
-        images = FolderImages(path / "images")
-        numbers = {file: _number(file.parts[-1]) for file in images.files}
-        images.files.sort(key=lambda file: numbers[file])  # one folder per class has them in another order
-        if sorted(numbers.values()) != list(range(len(images.files))):
-            raise _incomplete(path, "other files than its images", f"images 0 to {self.set.num_samples - 1}, each once")
-        return images
+    if images.count != samples.num_samples:
+        raise _incomplete(path, f"{images.count} images", f"{samples.num_samples}, as its record says")
+    kind = f"{samples.format} by mpdit sample"
+    about = images.about.model_copy(update={"kind": kind, "order": "by index"})
+    return replace(images, about=about, sorted_by_class=False)  # by index, classes come in turn
 
 
-class DecodedLatents(ImageSource):
-    """Latents in the files of a set of samples, decoded as they are asked for."""
+def _numbered_images(path: Path, count: int) -> ImageSource:
+    """Files named by the index of their image. One folder per class would have them in another order."""
+    files = sorted(find_images(path).images, key=lambda file: _number(file.parts[-1]))
+    if [_number(file.parts[-1]) for file in files] != list(range(count)):
+        raise _incomplete(path, "other files than its images", f"images 0 to {count - 1}, each once")
+    return image_files(path, files)
 
-    def __init__(self, path: Path, spec: LatentSpec, device: torch.device):
-        self.path, self.spec, self.device = path, spec, device
-        self.resolution = spec.resolution
-        self._where: dict[int, tuple[Path, int]] = {}
-        labels: dict[int, int] = {}
-        for file in sorted(path.glob("*.safetensors")):
-            tensors = _load(file, ("indices", "labels"))
-            stored = [tensor.reshape(-1).tolist() for tensor in tensors.values()]
-            for row, (index, label) in enumerate(zip(*stored, strict=False)):
-                self._where[index] = file, row
-                labels[index] = int(label)
-        self.count = len(self._where)
-        if sorted(self._where) != list(range(self.count)):
-            raise _incomplete(path, "some of its latents", "all of them, each once")
-        self.labels = [labels[i] for i in range(self.count)]
 
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        stored = {file: _load(file, ("latents",))["latents"] for file in {self._where[i][0] for i in indices}}
-        latents = torch.stack([stored[file][row] for file, row in (self._where[i] for i in indices)])
+def _number(name: str) -> int:
+    """The number of an image from its file's name; -1 where the name is no number."""
+    stem = name.partition(".")[0]
+    return int(stem) if stem.isdecimal() else -1
+
+
+def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> ImageSource:
+    """Latents in the files of a set of samples, decoded when they are asked for."""
+    files = sorted(path.glob("*.safetensors"))
+    places: dict[int, tuple[Path, int, int]] = {}  # index → file, row in it, label
+    for file in files:
+        indices, labels = (tensor.reshape(-1).tolist() for tensor in _read(file, "indices", "labels"))
+        places |= {
+            index: (file, row, int(label)) for row, (index, label) in enumerate(zip(indices, labels, strict=False))
+        }
+    count = len(places)
+    if sorted(places) != list(range(count)):
+        raise _incomplete(path, "some of its latents", "all of them, each once")
+
+    @cache
+    def autoencoder() -> Autoencoder:
+        return load_autoencoder(spec.autoencoder, device=device)
+
+    def batch(indices: Sequence[int]) -> Tensor:
+        wanted = [places[index] for index in indices]
+        stored = {file: _read(file, "latents")[0] for file in {file for file, _, _ in wanted}}
+        latents = torch.stack([stored[file][row] for file, row, _ in wanted])
         parts = [
-            self._autoencoder.decode(unstandardise(part.to(self.device), self.spec.normalisation)).cpu()
+            autoencoder().decode(unstandardise(part.to(device), spec.normalisation)).cpu()
             for part in latents.split(DECODED_AT_ONCE)
         ]
         return torch.cat(parts)
 
-    def compute_fingerprint(self) -> str:
-        digest = hashlib.sha256(self.spec.autoencoder.model_dump_json().encode())
-        for file in sorted(self.path.glob("*.safetensors")):
+    def hash_content() -> str:
+        digest = hashlib.sha256(spec.autoencoder.model_dump_json().encode())
+        for file in files:
             digest.update(sha256(file).encode())
         return digest.hexdigest()
 
-    def describe(self) -> ImagesRecord:
-        return ImagesRecord(kind="latents", path=str(self.path), sha256=self.fingerprint, order="by index")
+    return ImageSource(
+        about=ImagesRecord(kind="latents", path=str(path)),
+        count=count,
+        resolution=spec.resolution,
+        batch=batch,
+        hash_content=hash_content,
+        labels=[places[index][2] for index in range(count)],
+    )
 
-    @cached_property
-    def _autoencoder(self) -> Autoencoder:
-        return load_autoencoder(self.spec.autoencoder, device=self.device)
+
+def _read(file: Path, *names: str) -> list[Tensor]:
+    with opened(file) as tensors:
+        return [tensors.get_tensor(name) for name in names]
 
 
 def _incomplete(path: Path, there: str, expected: str) -> UserError:
@@ -159,14 +140,3 @@ def _incomplete(path: Path, there: str, expected: str) -> UserError:
         expected=expected,
         remedy="sample them again, or evaluate the folder images/ by itself",
     )
-
-
-def _load(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    with opened(file) as tensors:
-        return {name: tensors.get_tensor(name) for name in names}
-
-
-def _number(name: str) -> int:
-    """The number of an image from its file's name; -1 where the name is no number."""
-    stem = name.partition(".")[0]
-    return int(stem) if stem.isdecimal() else -1

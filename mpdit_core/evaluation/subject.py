@@ -1,65 +1,45 @@
-"""What is evaluated: a model that is sampled on the way, or finished samples."""
+"""What is evaluated: a model that is sampled during the evaluation, or finished samples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mpdit_core import plugins
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import ImageSource, SpreadImages, open_images
+from mpdit_core.evaluation.images import ImageSource, open_images, spread
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
-from mpdit_core.evaluation.samples import SampledImages, is_sample_set
+from mpdit_core.evaluation.samples import images_of, is_sample_set
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
-from mpdit_core.sampling import PluginRecord, SamplingOptions, sampling_values, settle
+from mpdit_core.sampling import SampleSet, SamplingPlan
 
 DEFAULT_SAMPLES = 50_000
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model or finished images, opened and checked; no weights are loaded yet. One of the two is None."""
+    """`count` images of a model or of `images`, one of which is None; checked, but no weights are loaded yet."""
 
-    model: ModelFolder | None
-    images: ImageSource | None
+    count: int
+    model: ModelFolder | None = None
+    images: ImageSource | None = None
+    sample_set: SampleSet | None = None  # that `images` are of
 
     @property
     def latents(self) -> LatentSpec | None:
         """The latents that the model was trained on, where they are known."""
-        if self.model:
-            return self.model.latents
-        return self.images.latents if isinstance(self.images, SampledImages) else None
+        source = self.model or self.sample_set
+        return source.latents if source else None
 
     @property
     def resolution(self) -> int | None:
         """Side of the images in pixels."""
-        if self.images:
-            return self.images.resolution
-        return self.latents.resolution if self.latents else None
-
-    def taking(self, wanted: int | None) -> tuple[Subject, int]:
-        """The images to evaluate, and their number: the first ones, or ones at even distances where they are sorted.
-
-        Raises:
-            UserError: more are wanted than there are (`too-few-images`).
-        """
-        if self.images is None:
-            return self, wanted or DEFAULT_SAMPLES
-        there = self.images.count
-        if wanted and wanted > there:
-            raise UserError(
-                f"{wanted} images to evaluate, but there are {there}",
-                code="too-few-images",
-                remedy=f"--num-samples {there}, or more samples",
-            )
-        if wanted and wanted < there and self.images.sorted_by_class:
-            return replace(self, images=SpreadImages(self.images, wanted)), wanted
-        return self, wanted or there
+        source = self.images or self.latents
+        return source.resolution if source else None
 
     def reference(self, given: str | None) -> str:
         """What to compare with: `given`, or the data that the model was trained on. Raises `UserError`."""
@@ -80,64 +60,78 @@ class Subject:
         return self.model.run / "evals" if self.model and self.model.run else Path("evals")
 
     def model_record(self) -> ModelRecord | None:
-        if self.model:
-            return ModelRecord(
-                path=str(self.model.path),
-                weights_sha256=self.model.weights_sha256,
-                step=self.model.step,
-                preset=self.model.config.preset,
-                autoencoder=self.model.latents.autoencoder if self.model.latents else None,
-            )
-        return self.images.model() if isinstance(self.images, SampledImages) else None
+        """The model that makes the images, or made them, where it is known."""
+        made = self.model or (self.sample_set.model if self.sample_set else None)
+        if made is None:
+            return None
+        return ModelRecord(
+            path=str(made.path),
+            weights_sha256=made.weights_sha256,
+            step=made.step,
+            preset=made.config.preset if isinstance(made, ModelFolder) else made.preset,
+            autoencoder=self.latents.autoencoder if self.latents else None,
+        )
 
     def sampling_record(self, options: EvaluateOptions, device: torch.device) -> SamplingRecord | None:
         """How the images are sampled, or were. Raises `UserError` for an option that cannot be."""
-        if self.model:
-            return _sampling_record(self.model, options, device)
-        return self.images.sampling() if isinstance(self.images, SampledImages) else None
+        if self.sample_set:
+            samples = self.sample_set
+            return SamplingRecord(
+                options=samples.options,
+                sampler=samples.sampler,
+                guide=samples.guide,
+                dtype=samples.model.dtype,
+                nfe=samples.nfe,
+            )
+        if self.model is None:
+            return None
+        self.model.require_flow()
+        plan = SamplingPlan(self.model, options)
+        filled_in, sampler = plan.recorded()
+        return SamplingRecord(
+            options=filled_in,
+            sampler=sampler,
+            guide=plan.guide.weights_sha256 if plan.guide else None,
+            dtype=dtype_name(choose_dtype(options.precision, device)),
+        )
 
-    def labels(self, options: EvaluateOptions, count: int) -> list[int] | None:
+    def labels(self, options: EvaluateOptions) -> list[int] | None:
         """Class of each image, where it is known."""
-        if self.images:
-            return self.images.labels and self.images.labels[:count]
-        assert self.model is not None
-        label_of = settle(self.model, options).labels
-        return [label_of(index) for index in range(count)]
+        if self.model:
+            label_of = SamplingPlan(self.model, options).labels
+            return [label_of(index) for index in range(self.count)]
+        return self.images.labels and self.images.labels[: self.count] if self.images else None
 
 
-def open_model_or_samples(what: str, *, device: torch.device | None = None) -> Subject:
+def open_model_or_samples(what: str, *, wanted: int | None = None, device: torch.device | None = None) -> Subject:
     """The model, or the finished samples, that `what` names.
 
     Args:
+        wanted: number of images; of finished ones the first, or ones at even distances where they are sorted by class.
         device: where samples that were kept as latents are decoded.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or fewer than `wanted` are finished (`too-few-images`).
     """
     path = Path(what).expanduser()
     looks_like_model = any((path / name).exists() for name in ("checkpoints", "config.json", "config.toml"))
     if what.startswith("hf:") or looks_like_model:
-        return Subject(open_model(what), None)
+        return Subject(wanted or DEFAULT_SAMPLES, model=open_model(what))
     if not path.exists():
         raise UserError(
             f"{what} does not exist",
             code="no-such-file",
             expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples",
         )
-    if is_sample_set(path):
-        return Subject(None, SampledImages(path, device or torch.device("cpu")))
-    return Subject(None, open_images(path))
-
-
-def _sampling_record(model: ModelFolder, options: EvaluateOptions, device: torch.device) -> SamplingRecord:
-    model.require_flow()
-    settled = settle(model, options)
-    sampler = plugins.record("samplers", options.sampler, settled.sampler)
-    chosen = dict(sampler["options"])
-    filled = {"num_steps": chosen.pop("num_steps"), "sampler_options": chosen}
-    return SamplingRecord(
-        options=SamplingOptions(**sampling_values(options) | filled),
-        sampler=PluginRecord(**sampler),
-        guide=settled.guide.weights_sha256 if settled.guide else None,
-        dtype=dtype_name(choose_dtype(options.precision, device)),
-    )
+    sample_set = SampleSet.open(path) if is_sample_set(path) else None
+    images = images_of(sample_set, device or torch.device("cpu")) if sample_set else open_images(path)
+    count = wanted or images.count
+    if count > images.count:
+        raise UserError(
+            f"{count} images to evaluate, but there are {images.count}",
+            code="too-few-images",
+            remedy=f"--num-samples {images.count}, or more samples",
+        )
+    if count < images.count and images.sorted_by_class:
+        images = spread(images, count)
+    return Subject(count, images=images, sample_set=sample_set)

@@ -6,22 +6,23 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.job import WarningList, evaluate_as, require_what
+from mpdit_core.evaluation.job import TASK, evaluate, require_what
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import EvaluationRecord, Value
 from mpdit_core.evaluation.subject import open_model_or_samples
 from mpdit_core.models.model_folder import open_model
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.reporting import Progress, Reporter, Saved, silent
+from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
 from mpdit_core.runtime.files import write_json, writing
-from mpdit_core.sampling import Axis, read_sweeps, settle, with_value
+from mpdit_core.sampling import Axis, SamplingPlan, read_sweeps, with_value
 from mpdit_core.settings import Result, Settings, setting
 
 FORMAT = 2
@@ -71,16 +72,16 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     cells = list(product(*(axis.texts for axis in axes)))
     planned = [_options_of(options, axes, cell) for cell in cells]
     for chosen in planned:
-        settle(open_model(require_what(chosen)), chosen)
-    warnings = WarningList(report)
+        SamplingPlan(open_model(require_what(chosen)), chosen)
     if find_spec("matplotlib") is None:
-        warnings.add("no-matplotlib", "there will be no plot without matplotlib: pip install 'mpdit[plot]'")
-    records = []
+        text = "there will be no plot without matplotlib: pip install 'mpdit[plot]'"
+        report(Warning(code="no-matplotlib", text=text))
+    records, said = [], set()
     with process_group(select_device(options.device)) as world:
         for number, chosen in enumerate(planned):
             report(Progress(task="sweep", done=number, total=len(cells), unit="evaluations"))
-            task = f"evaluate ({number + 1} of {len(cells)})"
-            records.append(evaluate_as(task, chosen, WarningList(report, said=warnings.said)))
+            passing = _reporter_of_one(report, f"{TASK} ({number + 1} of {len(cells)})", said)
+            records.append(evaluate(chosen, report=passing))
         report(Progress(task="sweep", done=len(cells), total=len(cells), unit="evaluations"))
         result = _result(what, axes, cells, records)
         if world.is_main:
@@ -91,6 +92,22 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     if result.plot:
         report(Saved(what="plot", path=result.plot))
     return result
+
+
+def _reporter_of_one(report: Reporter, task: str, said: set[str]) -> Reporter:
+    """Reports one evaluation of a sweep as `task`. Notes and warnings that were `said` before are left out."""
+
+    def passing(event: Event) -> None:
+        if isinstance(event, Progress) and event.task == TASK:
+            event = replace(event, task=task)
+        if isinstance(event, Note | Warning):
+            what = "few-samples" if isinstance(event, Warning) and event.code == "few-samples" else event.text
+            if what in said:
+                return
+            said.add(what)
+        report(event)
+
+    return passing
 
 
 def _options_of(options: EvaluateOptions, axes: list[Axis], cell: tuple[str, ...]) -> EvaluateOptions:

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Sampler, Step, VelocityFn
+from mpdit_core.config import ModelConfig
 from mpdit_core.errors import UserError
 from mpdit_core.plugins import plugin_errors
+from mpdit_core.runtime import seeding
+
+
+def starting_noise(
+    config: ModelConfig, *key: int | str, indices: Iterable[int]
+) -> tuple[Tensor, list[torch.Generator]]:  # fmt: skip
+    """x at t = 1 of the images with these numbers, [n, C, h, w] float32 on the CPU, and one noise source per image.
+
+    Image i depends on `key` (a seed and a purpose) and i alone. A stochastic sampler draws on from its source.
+    """
+    sources = [seeding.generator(*key, i) for i in indices]
+    shape = (config.channels, config.input_size, config.input_size)
+    return torch.stack([torch.randn(shape, generator=source) for source in sources]), sources
 
 
 def integrate(
     sampler: Sampler,
     velocity_fn: VelocityFn,
     noise: Tensor,
-    generators: NoiseSource = None,
+    noise_source: NoiseSource = None,
     *,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """x at t = 0, [B, C, h, w], of `noise [B, C, h, w]` at t = 1.
 
     Args:
-        generators: where a stochastic sampler draws its noise from: one per image, or one for the batch.
+        noise_source: where a stochastic sampler draws its noise from: one per image, or one for the batch.
         on_step: called with every state after the first; what it raises ends the integration.
 
     Raises:
         UserError: the sampler, a plugin's, failed or broke its contract (`broken-plugin`).
     """
     step = None
-    for step in _steps(sampler, velocity_fn, noise, generators):
+    for step in _steps(sampler, velocity_fn, noise, noise_source):
         if step.x_t.shape != noise.shape or step.x_t.dtype != noise.dtype:
-            raise _broken(sampler, f"yields x_t {step.x_t.dtype} {list(step.x_t.shape)}", _shape(noise))
+            given, wanted = (f"{x.dtype} {list(x.shape)}" for x in (step.x_t, noise))
+            raise _broken(sampler, f"yields x_t {given}", f"{wanted}, as the noise")
         if on_step is not None:
             on_step(step)
     if step is None:
@@ -41,9 +57,9 @@ def integrate(
     return step.x_t
 
 
-def _steps(sampler: Sampler, velocity_fn: VelocityFn, noise: Tensor, generators: NoiseSource) -> Iterator[Step]:
+def _steps(sampler: Sampler, velocity_fn: VelocityFn, noise: Tensor, noise_source: NoiseSource) -> Iterator[Step]:
     with plugin_errors(sampler, "in steps"):
-        steps = iter(sampler.steps(velocity_fn, noise, generators))
+        steps = iter(sampler.steps(velocity_fn, noise, noise_source))
     while True:
         with plugin_errors(sampler, "in steps"):
             step = next(steps, None)
@@ -52,10 +68,6 @@ def _steps(sampler: Sampler, velocity_fn: VelocityFn, noise: Tensor, generators:
         if not (isinstance(step, Step) and isinstance(step.x_t, Tensor) and isinstance(step.t, int | float)):
             raise _broken(sampler, f"yields {type(step).__name__}", "Step(t: float, x_t: tensor)")
         yield step
-
-
-def _shape(noise: Tensor) -> str:
-    return f"{noise.dtype} {list(noise.shape)}, as the noise"
 
 
 def _broken(sampler: Sampler, what: str, expected: str) -> UserError:

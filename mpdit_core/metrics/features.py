@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -51,26 +52,26 @@ class Inception:
 
     def load(self, device: torch.device) -> None:
         """Raises `UserError`: no weights, foreign or broken weights, or a torchvision that does not import."""
-        network = _import_network()
-        self.weights_path = Path(self.weights).expanduser() if self.weights else find_weights(network.url)
+        module = _import_network()
+        url = module.URL_INCEPTION_V3
+        self.weights_path = Path(self.weights).expanduser() if self.weights else find_weights(url)
         if not self.weights_path.is_file():
-            raise UserError(
-                f"{self.weights_path}: there is no such file", code="no-such-file", remedy=_where_to_put(network.url)
-            )
+            raise UserError(f"{self.weights_path} does not exist", code="no-such-file", remedy=_where_to_put(url))
         self.weights_sha256 = sha256(self.weights_path)
         state = read_weights(self.weights_path)
         checked = io.BytesIO()  # torch-fidelity unpickles whatever it is given: hand it only what was checked
         torch.save(state, checked)
         checked.seek(0)
         try:
-            self._network = network.kind("inception", ["2048", "logits_unbiased"], checked).to(device)
+            network = module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], checked)
         except RuntimeError as error:
             raise UserError(
                 f"{self.weights_path} does not hold this Inception network: {_first_lines(error)}",
                 code="wrong-weights",
-                expected=f"torch-fidelity's {Path(network.url).name}",
-                remedy=_where_to_put(network.url),
+                expected=f"torch-fidelity's {Path(url).name}",
+                remedy=_where_to_put(url),
             ) from error
+        self._network = network.to(device)
         self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         self._spatial = torch.empty(0)
 
@@ -92,15 +93,10 @@ class Inception:
         self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
-@dataclass(frozen=True)
-class _Network:
-    kind: type
-    url: str
-
-
-def _import_network() -> _Network:
+def _import_network() -> ModuleType:
+    """torch-fidelity's module of the network and of its weights' address."""
     try:
-        from torch_fidelity import feature_extractor_inceptionv3 as module
+        from torch_fidelity import feature_extractor_inceptionv3
     except Exception as error:  # a torchvision of another torch raises RuntimeError or AttributeError
         raise UserError(
             f"torch-fidelity does not import: {type(error).__name__}: {_first_lines(error)}",
@@ -109,7 +105,7 @@ def _import_network() -> _Network:
             f"({torch.__version__}); only the features `inception` need them",
             remedy="pip install --upgrade torch-fidelity torchvision (torch and torchvision from the same index)",
         ) from error
-    return _Network(module.FeatureExtractorInceptionV3, module.URL_INCEPTION_V3)
+    return feature_extractor_inceptionv3
 
 
 class PublishedWeights(NamedTuple):
@@ -122,11 +118,11 @@ class PublishedWeights(NamedTuple):
 
 def published_weights() -> PublishedWeights:
     """Raises `UserError` (`no-torch-fidelity`). Nothing is read or downloaded."""
-    url = _import_network().url
-    return PublishedWeights(_place_of(url), url, _where_to_put(url))
+    url = _import_network().URL_INCEPTION_V3
+    return PublishedWeights(_cached_weights(url), url, _where_to_put(url))
 
 
-def _place_of(url: str) -> Path:
+def _cached_weights(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 
@@ -136,7 +132,7 @@ def find_weights(url: str) -> Path:
     Raises:
         UserError: neither cached nor reachable; it says where to put them.
     """
-    path = _place_of(url)
+    path = _cached_weights(url)
     if path.is_file():
         return path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -158,7 +154,7 @@ def find_weights(url: str) -> Path:
 
 def _where_to_put(url: str) -> str:
     return (
-        f"on a machine with a connection download {url} and put it at {_place_of(url)}, or give it with "
+        f"on a machine with a connection download {url} and put it at {_cached_weights(url)}, or give it with "
         "--weights FILE; or --features PLUGIN for a distance in other features (`mpdit plugins` lists them)"
     )
 
@@ -214,14 +210,7 @@ def build_extractor(
                 remedy="a plugin takes its options by --set features.KEY=VALUE",
             )
         options["weights"] = str(weights)
-    extractor = plugins.build("features", name, options)
-    if not isinstance(extractor, FeatureExtractor):
-        raise UserError(
-            f"features plugin {name!r} does not keep the contract",
-            code="broken-plugin",
-            expected="name, load(device), __call__(images) and fingerprint(), as mpdit_core.api.FeatureExtractor",
-        )
-    return extractor
+    return plugins.build("features", name, options)
 
 
 def load_extractor(
@@ -234,14 +223,11 @@ def load_extractor(
     return extractor
 
 
-def is_published(extractor: Any) -> bool:
-    """Whether its Fréchet distance may be called FID: Inception with the weights that published figures come from."""
-    return isinstance(extractor, Inception) and extractor.is_published
-
-
 def features_name(extractor: FeatureExtractor) -> str:
     """Names the features in a reference file: `inception` with the published weights, else name and fingerprint."""
-    return "inception" if is_published(extractor) else f"{extractor.name} {extractor.fingerprint()}"
+    if isinstance(extractor, Inception) and extractor.is_published:
+        return extractor.name
+    return f"{extractor.name} {extractor.fingerprint()}"
 
 
 def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGES_AT_ONCE) -> Features:
@@ -256,8 +242,9 @@ def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGE
         raise UserError(
             f"features {extractor.name!r} returns {type(parts[0]).__name__}", code="broken-plugin", expected="Features"
         )
-    joined = [_join(extractor.name, kind, [getattr(p, kind) for p in parts], len(images)) for kind in Features._fields]
-    pool, spatial, logits = joined
+    pool, spatial, logits = (
+        _join(extractor.name, kind, [getattr(part, kind) for part in parts], len(images)) for kind in Features._fields
+    )
     if pool is None:
         raise UserError(
             f"features {extractor.name!r} returns no pool features", code="broken-plugin", expected="pool [B, F]"

@@ -112,16 +112,12 @@ class InceptionScore:
 
     def state(self) -> dict[str, Tensor]:
         """The sums as tensors, which `from_state` reads."""
-        return {
-            "chunk": torch.tensor(self.chunk),
-            "counts": self.counts,
-            "self_information": self.self_information,
-            "probability": self.probability,
-        }
+        return vars(self) | {"chunk": torch.tensor(self.chunk)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        return cls(int(state["chunk"]), state["counts"], state["self_information"], state["probability"])
+        """The score that `state` was taken of."""
+        return cls(**{**state, "chunk": int(state["chunk"])})  # pyright: ignore[reportArgumentType]
 
 
 def kernel_distance(reference: Tensor, samples: Tensor, *, seed: int = KID_SEED) -> Score:

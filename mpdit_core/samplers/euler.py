@@ -21,9 +21,9 @@ class Euler(FixedGridSampler):
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
         x_t = noise
-        for interval in self.intervals(noise):
-            x_t = x_t + interval.h * velocity_fn(x_t, interval.t)
-            yield Step(interval.s, x_t)
+        for t, s in self.intervals(noise):
+            x_t = x_t + (s - t) * velocity_fn(x_t, t)
+            yield Step(s, x_t)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor
 
@@ -18,17 +18,6 @@ from mpdit_core.api import option
 
 GridName = Literal["uniform", "shifted", "cosine", "karras"]
 DEFAULT_RHO = 7.0  # as in EDM
-
-
-class Interval(NamedTuple):
-    """One step, from time `t` down to `s`; `h = s - t` is negative."""
-
-    t: float
-    s: float
-
-    @property
-    def h(self) -> float:
-        return self.s - self.t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +45,9 @@ class FixedGridSampler:
         times = GRIDS[self.grid](positions, self, noise[0].numel() if len(noise) else 4096)
         return [1.0, *times[1:-1], 0.0]
 
-    def intervals(self, noise: Tensor) -> Iterator[Interval]:
-        times = self.times(noise)
-        return (Interval(t, s) for t, s in itertools.pairwise(times))
+    def intervals(self, noise: Tensor) -> Iterator[tuple[float, float]]:
+        """The steps, each from a time `t` down to `s`; the step size `h = s - t` is negative."""
+        return itertools.pairwise(self.times(noise))
 
 
 def uniform(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Images from a model: the engine, sets of samples, and pictures of them."""
+"""Images from a model: the engine, sets of samples, and views of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values, settle
+    from mpdit_core.sampling.generator import Generator, SampleBatch, SamplingPlan, sampling_values
     from mpdit_core.sampling.job import sample
     from mpdit_core.sampling.options import (
         PluginRecord,

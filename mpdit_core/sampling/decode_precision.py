@@ -8,8 +8,8 @@ from torch import Tensor
 from mpdit_core.data.autoencoders import Autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.runtime import seeding
 from mpdit_core.runtime.precision import Name, fastest_that_agrees
-from mpdit_core.runtime.seeding import generator
 
 LARGEST_DIFFERENCE = 1.0  # mean absolute difference of pixels from float32's, in 8-bit levels
 TRIED_ON = 4  # images
@@ -25,18 +25,17 @@ def choose_decode_precision(autoencoder: Autoencoder, spec: LatentSpec) -> Name:
     if factor == 1:  # nothing is computed
         return "float32"
     shape = (TRIED_ON, channels, spec.resolution // factor, spec.resolution // factor)
-    latents = unstandardise(torch.randn(shape, generator=generator(0, "decode")), spec.normalisation)
+    latents = unstandardise(torch.randn(shape, generator=seeding.generator(0, "decode")), spec.normalisation)
     before = autoencoder.decode_precision
 
     def decoded(precision: Name) -> Tensor:
         autoencoder.decode_precision = precision
         return autoencoder.decode(latents).float()
 
+    def difference(a: Tensor, b: Tensor) -> float:
+        return (a - b).abs().mean().item()
+
     try:
-        return fastest_that_agrees(["bfloat16"], decoded, difference=_levels, limit=LARGEST_DIFFERENCE)
+        return fastest_that_agrees(["bfloat16"], decoded, difference=difference, limit=LARGEST_DIFFERENCE)
     finally:
         autoencoder.decode_precision = before
-
-
-def _levels(a: Tensor, b: Tensor) -> float:
-    return (a - b).abs().mean().item()

@@ -3,21 +3,23 @@
     from mpdit_core import Generator
     images = Generator("runs/digits-1").images(classes=["3", "7"], guidance_scale=2.0, num_steps=25)  # PIL images
 
-Image i depends on the model, the seed, i and the sampling options only. Its noise comes from a generator of its own,
+Image i depends on the model, the seed, i and the sampling options only. Its noise comes from a noise source of its own,
 and so does the noise that a stochastic sampler draws. Blocks of images are fixed: block b holds
 [b·batch_size, (b+1)·batch_size) and belongs to process b % size, so that every block is the same computation wherever
 and whenever it is done.
 
-Shapes: B images, C channels, h × w latents, H × W pixels.
+"Generator" is the class below and nothing else: a `torch.Generator` is called a noise source.
+
+Shapes: n images, C channels, h × w latents, H × W pixels.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import abc, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,24 +28,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpdit_core.api import Sampler, Step
+from mpdit_core import plugins
+from mpdit_core.api import Step, VelocityFn
 from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
-from mpdit_core.flow.integrate import integrate
+from mpdit_core.flow.integrate import integrate, starting_noise
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
-from mpdit_core.runtime.seeding import generator
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
-from mpdit_core.sampling.labels import Labels, read_classes
-from mpdit_core.sampling.options import SamplingOptions
+from mpdit_core.sampling.labels import read_classes
+from mpdit_core.sampling.options import PluginRecord, SamplingOptions
 from mpdit_core.settings import validate
 
 WORTH_COMPILING = 2000  # images
@@ -57,24 +59,38 @@ class SampleBatch:
     indices: list[int]
     labels: list[int]
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
-    images: Tensor | None  # [n, 3, H, W] uint8 on the CPU; None where not decoded
+    images: Tensor  # [n, 3, H, W] uint8 on the CPU; no images where they are not decoded
     nfe: int  # evaluations that the sampler asked for, per image
     passes: int  # passes of an image through a network
     saved: int  # passes that the guidance interval spared
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settled:
-    """Sampling options with everything they name found and checked, but no weights loaded."""
+class SamplingPlan:
+    """A model and sampling options, with everything they name found and checked, but no weights loaded.
 
-    options: SamplingOptions
-    sampler: Sampler
-    guidance: Guidance
-    labels: Labels
-    guide: ModelFolder | None
+    Raises:
+        UserError: an option that cannot be, or a guide of another shape.
+    """
+
+    def __init__(self, folder: ModelFolder, options: SamplingOptions):
+        self.folder, self.options = folder, options
+        self.class_names = _class_names(folder)
+        self.sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
+        self.guidance = Guidance(
+            scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
+        )
+        self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
+        self.guide = _open_guide(options.guide, folder)
+
+    def recorded(self) -> tuple[SamplingOptions, PluginRecord]:
+        """What records hold: the options with the sampler's defaults filled in, and the sampler itself."""
+        record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
+        filled = dict(record.options)
+        settled = {"num_steps": filled.pop("num_steps"), "sampler_options": filled}
+        return SamplingOptions(**sampling_values(self.options) | settled), record
 
 
-class Generator:
+class Generator(SamplingPlan):
     """A model with sampling options: checked and loaded once, then asked for images.
 
     Args:
@@ -97,35 +113,30 @@ class Generator:
         num_samples: int = 1,
         decode: bool = True,
     ):
-        self.folder = model if isinstance(model, ModelFolder) else open_model(model)
-        self.folder.require_flow()
+        folder = model if isinstance(model, ModelFolder) else open_model(model)
+        folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
-        self._guide_networks: dict[str, MPDiT] = {}
-        self._settle(settle(self.folder, options or SamplingOptions()))
+        self._guide_networks: dict[Path, MPDiT] = {}
+        self._plan(folder, options or SamplingOptions())
         self.autoencoder: Autoencoder | None = self._load_autoencoder() if decode else None
         self.network: MPDiT = self.folder.load(self.device)
         if should_compile(self.options.compile, self.device, worth_it=num_samples >= WORTH_COMPILING):
             self.network.compile_blocks()
 
-    def _settle(self, settled: Settled) -> None:
-        self.options, self.sampler, self.guidance = settled.options, settled.sampler, settled.guidance
-        self.labels, self.guide = settled.labels, settled.guide
-        self.dtype = choose_dtype(settled.options.precision, self.device)
-        self.guide_network = self._load_guide()
+    def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
+        super().__init__(folder, options)
+        self.dtype = choose_dtype(self.options.precision, self.device)
+        if self.guide and self.guide.path not in self._guide_networks:
+            self._guide_networks[self.guide.path] = self.guide.load(self.device)
 
     @property
     def spec(self) -> LatentSpec | None:
         """What the model's latents are, where it says so."""
         return self.folder.latents
 
-    @cached_property
-    def class_names(self) -> list[str]:
-        """A name for each class of the model; its number where the data gave none."""
-        return class_names(self.spec, self.network.config.num_classes)
-
     def images(self, *, num_samples: int | None = None, **changes: Any) -> list[Image.Image]:
-        """Images as PIL pictures.
+        """Images of PIL.
 
         Args:
             num_samples: how many; one per class where `classes` is a list, else the generator's number.
@@ -139,16 +150,14 @@ class Generator:
             changes["classes"] = tuple(classes)
             num_samples = num_samples or len(classes)
         chosen = self.changed(num_samples=num_samples, **changes)
-        batches = chosen.batches(chosen.blocks())
-        return [tile(image) for batch in batches if batch.images is not None for image in batch.images]
+        return [tile(image) for batch in chosen.batches() for image in batch.images]
 
     def changed(self, *, num_samples: int | None = None, **changes: Any) -> Generator:
         """The same loaded model under other options; `compile` stays as it was. Raises `UserError`."""
         options = validate(SamplingOptions, sampling_values(self.options) | changes, origin="sampling")
-        other = object.__new__(Generator)
-        other.__dict__ |= self.__dict__
+        other = copy.copy(self)
         other.num_samples = num_samples or self.num_samples
-        other._settle(settle(self.folder, options))
+        other._plan(self.folder, options)
         return other
 
     @property
@@ -161,16 +170,14 @@ class Generator:
         return list(range(start, min(start + self.options.batch_size, self.num_samples)))
 
     def blocks(self, world: World | None = None, *, done: Collection[int] = ()) -> list[int]:
-        """The blocks that this process has to make, `done` ones left out."""
+        """The blocks that this process has to make, `done` ones left out; all of them, for a process without others."""
         world = world or World()
         return [block for block in range(world.rank, self.num_blocks, world.size) if block not in done]
 
     def noise(self, indices: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
-        """x at t = 1 of these images, [n, C, h, w] float32, and the generators that their further noise comes from."""
-        config = self.network.config
-        shape = (config.channels, config.input_size, config.input_size)
-        generators = [generator(self.options.seed, "noise", i) for i in indices]
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device), generators
+        """x at t = 1 of these images, [n, C, h, w] float32, and the noise sources that a sampler may draw more from."""
+        noise, sources = starting_noise(self.network.config, self.options.seed, "noise", indices=indices)
+        return noise.to(self.device), sources
 
     def velocity(self, labels: Sequence[int]) -> GuidedVelocity:
         """The velocity function of a batch with these labels: network and guidance bound."""
@@ -179,21 +186,21 @@ class Generator:
             torch.tensor(list(labels), device=self.device),
             null_label=self.network.config.null_label,
             guidance=self.guidance,
-            guide=self.guide_network,
+            guide=self._guide_networks[self.guide.path] if self.guide else None,
             dtype=self.dtype,
         )
 
     @torch.inference_mode()
     def integrate(
         self,
-        velocity: GuidedVelocity,
+        velocity: VelocityFn,
         noise: Tensor,
-        generators: Sequence[torch.Generator],
+        noise_sources: Sequence[torch.Generator],
         *,
         on_step: Callable[[Step], None] | None = None,
     ) -> Tensor:
         """Latents [n, C, h, w] on the device. Raises `UserError` as `flow.integrate`."""
-        return integrate(self.sampler, velocity, noise, generators, on_step=on_step)
+        return integrate(self.sampler, velocity, noise, noise_sources, on_step=on_step)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -202,8 +209,8 @@ class Generator:
         assert self.autoencoder is not None, "made with decode=False"
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
 
-    def batches(self, blocks: Collection[int]) -> abc.Generator[SampleBatch, None, None]:
-        """These blocks in turn, several at once in threads.
+    def batches(self, blocks: Iterable[int] | None = None) -> abc.Generator[SampleBatch, None, None]:
+        """These blocks in turn, several at once in threads; all blocks if not given. An iterator that can be closed.
 
         On a CPU each block is computed by one thread alone, as many blocks at once as there are threads: faster than
         one block on all threads, and its numbers then do not depend on how many threads there are. On a GPU the
@@ -218,7 +225,7 @@ class Generator:
         pool = ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="block")
         waiting: deque[Future[SampleBatch]] = deque()
         try:
-            for block in blocks:
+            for block in self.blocks() if blocks is None else blocks:
                 if on_cpu:
                     waiting.append(pool.submit(self._whole_block, block, stop))
                 else:
@@ -251,20 +258,12 @@ class Generator:
             block=block,
             indices=indices,
             labels=[self.labels(i) for i in indices],
-            images=self.decode(latents) if self.decodes else None,
             latents=latents.cpu(),
+            images=self.decode(latents) if self.decodes else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
             nfe=velocity.nfe,
             passes=velocity.passes,
             saved=velocity.saved,
         )
-
-    def _load_guide(self) -> MPDiT | None:
-        if self.guide is None:
-            return None
-        key = str(self.guide.path)
-        if key not in self._guide_networks:
-            self._guide_networks[key] = self.guide.load(self.device)
-        return self._guide_networks[key]
 
     def _load_autoencoder(self) -> Autoencoder:
         """In bfloat16, where the network computes in it and the pixels stay the same."""
@@ -281,30 +280,15 @@ class Generator:
         return autoencoder
 
 
-def settle(folder: ModelFolder, options: SamplingOptions) -> Settled:
-    """Finds and checks what the options name, without loading any weights. Raises `UserError` as `Generator`."""
-    config = folder.config.model
-    names = class_names(folder.latents, config.num_classes)
-    return Settled(
-        options=options,
-        sampler=load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options),
-        guidance=Guidance(
-            scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
-        ),
-        labels=read_classes(options.classes, class_names=names, num_classes=config.num_classes, seed=options.seed),
-        guide=_open_guide(options.guide, folder),
-    )
-
-
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:
     """The fields of `SamplingOptions` alone, of options that may have more."""
     return {name: getattr(options, name) for name in SamplingOptions.model_fields}
 
 
-def class_names(spec: LatentSpec | None, num_classes: int) -> list[str]:
+def _class_names(folder: ModelFolder) -> list[str]:
     """A name for each of the model's classes; its number where the data gave none."""
-    known = list(spec.class_names) if spec else []
-    return [known[i] if i < len(known) else str(i) for i in range(num_classes)]
+    known = list(folder.latents.class_names) if folder.latents else []
+    return [known[i] if i < len(known) else str(i) for i in range(folder.config.model.num_classes)]
 
 
 def require_finite(latents: Tensor, indices: Sequence[int]) -> None:
@@ -323,19 +307,19 @@ def _open_guide(where: str | None, model: ModelFolder) -> ModelFolder | None:
     if where is None:
         return None
     guide = open_model(where)
-    mine, theirs = model.config.model, guide.config.model
-    for what in ("channels", "input_size", "num_classes"):
-        if getattr(mine, what) != getattr(theirs, what):
+    for what, wanted in _latents_of(model).items():
+        found = _latents_of(guide)[what]
+        if found != wanted:
             raise UserError(
-                f"the guide {where} has {what} {getattr(theirs, what)}",
+                f"the guide {where} has {what} {found}",
                 code="guide-does-not-fit",
-                expected=f"{what} {getattr(mine, what)}, as the model that is sampled",
+                expected=f"{what} {wanted}, as the model that is sampled",
             )
-    normalised = [folder.latents.normalisation if folder.latents else None for folder in (model, guide)]
-    if normalised[0] != normalised[1]:
-        raise UserError(
-            f"the guide {where} was trained on latents of another normalisation",
-            code="guide-does-not-fit",
-            expected="a guide trained on the same latents",
-        )
     return guide
+
+
+def _latents_of(model: ModelFolder) -> dict[str, Any]:
+    """What a model and its guide must have in common."""
+    config = model.config.model
+    sizes = {name: getattr(config, name) for name in ("channels", "input_size", "num_classes")}
+    return sizes | {"normalisation": model.latents.normalisation if model.latents else None}

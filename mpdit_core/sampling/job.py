@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -22,21 +21,18 @@ from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import dtype_name
 from mpdit_core.runtime.signals import StopRequest
-from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values
-from mpdit_core.sampling.naming import model_name, newest, numbered
+from mpdit_core.sampling.generator import Generator, SampleBatch
+from mpdit_core.sampling.naming import model_name, newest_folder
 from mpdit_core.sampling.options import (
-    PluginRecord,
     SampleOptions,
     SampleResult,
-    SamplingCost,
-    SamplingOptions,
     ViewResult,
     options_without_effect,
     warn_if_given,
 )
-from mpdit_core.sampling.sample_set import PROGRESS, RECORD, BlockMarkers, SampledModel, SampleSet
+from mpdit_core.sampling.sample_set import BlockMarkers, SampledModel, SampleSet
 from mpdit_core.sampling.views import VIEWS
-from mpdit_core.sampling.writers import WRITERS, Writer
+from mpdit_core.sampling.writers import WRITERS
 
 DEFAULT_SAMPLES = 16
 GRID_IMAGES = 60
@@ -44,7 +40,7 @@ GRID = "grid.png"
 
 
 def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult | ViewResult:
-    """Generates the samples, or the picture that `options` ask for.
+    """Generates the samples, or the view that `options` ask for.
 
     In a group of processes each writes its share of the blocks, and all return the same result.
 
@@ -55,7 +51,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     """
     for warning in _without_effect(options):
         report(warning)
-    if options.pictures:
+    if options.views:
         return _view(options, report)
     device = select_device(options.device)
     with process_group(device) as world, ExitStack() as held:
@@ -69,20 +65,20 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
             decode=WRITERS[options.format].needs_images,
         )
         samples = world.on_main(lambda: _choose_set(generator, options))
-        writer = _writer(samples, generator)
+        job = SetJob(samples, generator, report)
         if samples.complete:
             if world.is_main:
-                BlockMarkers(samples.path).remove()  # a kill came before that
+                job.markers.remove()  # a kill came before that
             report(Note(text=f"{samples.path} is complete: nothing to do"))
-            return _result(samples, writer)
-        done = world.on_main(lambda: _begin(samples, held, generator, writer))
-        report(Note(text=_beginning(samples, done, generator.num_blocks)))
+            return job.result(samples)
+        done = world.on_main(lambda: job.begin(held))
+        resumed = f", resumed after {len(done)} of {generator.num_blocks} blocks" if done else ""
+        report(Note(text=f"{samples.num_samples} images to {samples.path}{resumed}"))
         started = time.monotonic()
-        _write_blocks(generator, writer, generator.blocks(world, done=done), world, report)
-        new = sum(len(generator.block_indices(b)) for b in range(generator.num_blocks) if b not in done)
+        job.write_blocks(generator.blocks(world, done=done), world)
+        new = generator.num_samples - sum(len(generator.block_indices(block)) for block in done)
         rate = new / (time.monotonic() - started)
-        finished = world.on_main(lambda: _finish(samples, generator, writer, rate=rate, report=report))
-        return _result(finished, writer)
+        return job.result(world.on_main(lambda: job.finish(rate)))
 
 
 def _without_effect(options: SampleOptions) -> list[Warning]:
@@ -90,17 +86,17 @@ def _without_effect(options: SampleOptions) -> list[Warning]:
     found = options_without_effect(options, sweep=options.sweep)
     if options.nearest is None:
         found += warn_if_given(options, ["latents"], "it is the folder that nearest looks in")
-    if options.format != "png" and not options.pictures:
+    if options.format != "png" and not options.views:
         found += warn_if_given(options, ["by_class"], f"format {options.format} has no folders of classes")
     return found
 
 
 def _view(options: SampleOptions, report: Reporter) -> ViewResult:
-    """Raises `UserError` for two pictures at once, and for options that only a set of samples has."""
-    name, *others = options.pictures
+    """Raises `UserError` for two views at once, and for options that only a set of samples has."""
+    name, *others = options.views
     if others:
         raise UserError(
-            f"{name} and {others[0]} are pictures of their own", code="conflicting-options", expected="one at a time"
+            f"{name} and {others[0]} are views of their own", code="conflicting-options", expected="one at a time"
         )
     if options.format != "png" or options.by_class:
         extra = "by_class" if options.by_class else f"format {options.format}"
@@ -114,8 +110,7 @@ def _require_sampler_package(options: SampleOptions, folder: ModelFolder) -> Non
     """Raises `UserError` naming the package of an unknown sampler, where the set to continue was begun with it."""
     if options.sampler in plugins.names("samplers"):
         return
-    name = model_name(options.model, folder)
-    begun = _readable(options.out or numbered(name, newest(name)))
+    begun = _readable(options.out or newest_folder(model_name(options.model, folder)))
     if begun is not None and begun.options.sampler == options.sampler:
         plugins.require_package(begun.sampler.model_dump() | {"kind": "samplers"})
 
@@ -126,12 +121,12 @@ def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
     Without `out`, only the newest folder of the model is continued, and only if it is not complete.
     """
     name = model_name(options.model, generator.folder)
-    out = options.out or numbered(name, newest(name))
+    out = options.out or newest_folder(name)
     wanted = _describe(generator, options, out)
     if options.out is None:
         begun = _readable(out)
         to_continue = begun and not begun.complete and begun.identity() == wanted.identity()
-        return wanted if to_continue else wanted.model_copy(update={"path": numbered(name, newest(name) + 1)})
+        return wanted if to_continue else wanted.model_copy(update={"path": newest_folder(name, after=1)})
     begun = SampleSet.find(out)
     if begun is not None:
         begun.require_same(wanted)
@@ -147,17 +142,15 @@ def _readable(out: Path) -> SampleSet | None:
 
 
 def _describe(generator: Generator, options: SampleOptions, out: Path) -> SampleSet:
-    sampler = plugins.record("samplers", options.sampler, generator.sampler)
-    chosen = dict(sampler["options"])
-    settled = {"num_steps": chosen.pop("num_steps"), "sampler_options": chosen}
+    filled_in, sampler = generator.recorded()
     folder, autoencoder = generator.folder, generator.autoencoder
     return SampleSet(
         path=out,
         format=options.format,
         by_class=options.by_class,
         num_samples=generator.num_samples,
-        options=SamplingOptions(**sampling_values(options) | settled),
-        sampler=PluginRecord(**sampler),
+        options=filled_in,
+        sampler=sampler,
         guide=generator.guide.weights_sha256 if generator.guide else None,
         model=SampledModel(
             path=str(folder.path),
@@ -171,134 +164,117 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
     )
 
 
-def _writer(samples: SampleSet, generator: Generator) -> Writer:
-    return WRITERS[samples.format](
-        samples.path, count=samples.num_samples, class_names=generator.class_names, by_class=samples.by_class
-    )
+class SetJob:
+    """One set that is being written: which blocks are there, writing the others, and what is made of all of them."""
 
+    def __init__(self, samples: SampleSet, generator: Generator, report: Reporter):
+        self.samples, self.generator, self.report = samples, generator, report
+        self.markers = BlockMarkers(samples.path)
+        self.writer = WRITERS[samples.format](samples, generator.class_names)
 
-def _begin(samples: SampleSet, held: ExitStack, generator: Generator, writer: Writer) -> set[int]:
-    """Rank 0: holds the folder against another job until `held` ends, writes the record; the blocks that are there."""
-    held.enter_context(locked(samples.path))
-    if not (samples.path / RECORD).is_file():
-        BlockMarkers(samples.path).remove()  # left by a set that was deleted: nobody knows of which images
-    samples.write()
-    return _finished_blocks(generator, writer)
+    def begin(self, held: ExitStack) -> set[int]:
+        """Rank 0: locks the folder until `held` ends, writes the record, and returns the blocks that are there."""
+        held.enter_context(locked(self.samples.path))
+        if not self.samples.is_there():
+            self.markers.remove()  # left by a set that was deleted: nobody knows of which images
+        self.samples.write()
+        return self.finished_blocks()
 
+    def finished_blocks(self) -> set[int]:
+        """The marked blocks that are whole; all other markers, and what a killed process left half written, go."""
+        for folder in (self.samples.path, self.markers.folder, self.writer.result):
+            files.remove_leftovers(folder)
+        done = set()
+        for block, counts in self.markers.done().items():
+            indices = self.generator.block_indices(block)
+            whole = counts.images == len(indices) and block < self.generator.num_blocks
+            if whole and self.writer.is_there(block, indices, [self.generator.labels(i) for i in indices]):
+                done.add(block)
+        self.markers.keep(done)
+        return done
 
-def _finished_blocks(generator: Generator, writer: Writer) -> set[int]:
-    """The marked blocks that are whole; all other markers, and what a killed process left half written, are removed."""
-    for folder in (writer.out, writer.out / PROGRESS, writer.out / "latents"):
-        files.remove_leftovers(folder)
-    markers, done = BlockMarkers(writer.out), set()
-    for block, counts in markers.done().items():
-        indices = generator.block_indices(block)
-        whole = counts.images == len(indices) and block < generator.num_blocks
-        if whole and writer.is_there(block, indices, [generator.labels(i) for i in indices]):
-            done.add(block)
-    markers.keep(done)
-    return done
+    def write_blocks(self, blocks: list[int], world: World) -> None:
+        """Writes each block in a thread while the next is computed; all processes return when all blocks are written.
 
+        Raises:
+            UserError: a block cannot be written, or the set was deleted meanwhile (`folder-gone`).
+            Interrupted: some process received a signal; blocks that were finished then are written.
+        """
+        total, size = self.samples.num_samples, self.samples.options.batch_size
 
-def _beginning(samples: SampleSet, done: set[int], blocks: int) -> str:
-    resumed = f", resumed after {len(done)} of {blocks} blocks" if done else ""
-    return f"{samples.num_samples} images to {samples.path}{resumed}"
+        def write(batch: SampleBatch) -> None:
+            self.require_record()
+            self.writer.write(batch)
+            self.markers.mark(batch)
 
+        def progress() -> None:
+            done = min(self.markers.count() * size, total)
+            self.report(Progress(task="sample", done=done, total=total, unit="images"))
 
-def _write_blocks(
-    generator: Generator, writer: Writer, blocks: Iterable[int], world: World, report: Reporter
-) -> None:  # fmt: skip
-    """Writes each block in a thread while the next is computed; all processes return when all blocks are written.
-
-    Raises:
-        UserError: a block cannot be written, or the set was deleted meanwhile (`folder-gone`).
-        Interrupted: some process received a signal; blocks that were finished then are written.
-    """
-    markers, total, size = BlockMarkers(writer.out), generator.num_samples, generator.options.batch_size
-
-    def write(batch: SampleBatch) -> None:
-        _require_record(writer.out)
-        writer.write(batch)
-        markers.mark(batch)
-
-    def progress() -> None:
-        report(Progress(task="sample", done=min(markers.count() * size, total), total=total, unit="images"))
-
-    progress()
-    with StopRequest() as stop:
-        with WriteBehind() as behind, closing(generator.batches(list(blocks))) as batches:
-            for batch in batches:
-                behind.submit(write, batch)
-                progress()
-                if stop.received:
-                    break
         progress()
-        received = next((signum for signum in world.gather_objects(stop.received) if signum), None)
-        if received is not None:
-            raise Interrupted(received)
+        with StopRequest() as stop:
+            with WriteBehind() as behind, closing(self.generator.batches(blocks)) as batches:
+                for batch in batches:
+                    behind.submit(write, batch)
+                    progress()
+                    if stop.received:
+                        break
+            progress()
+            received = next((signum for signum in world.gather_objects(stop.received) if signum), None)
+            if received is not None:
+                raise Interrupted(received)
 
+    def require_record(self) -> None:
+        if not self.samples.is_there():
+            raise UserError(
+                f"{self.samples.path} was deleted or moved while samples were written to it",
+                code="folder-gone",
+                expected="a folder that stays until all samples are there",
+                remedy="run the same command again",
+            )
 
-def _require_record(out: Path) -> None:
-    if not (out / RECORD).is_file():
-        raise UserError(
-            f"{out} was deleted or moved while samples were written to it",
-            code="folder-gone",
-            expected="a folder that stays until all samples are there",
-            remedy="run the same command again",
+    def finish(self, rate: float) -> SampleSet:
+        """Rank 0, once all blocks are there: the files of the whole set, then the record that says it is complete.
+
+        Raises:
+            UserError: blocks are gone or damaged (`damaged-file`); the same command makes them again.
+        """
+        self.require_record()
+        missing = sorted(set(range(self.generator.num_blocks)) - self.finished_blocks())
+        if missing:
+            raise UserError(
+                f"{self.samples.path}: {len(missing)} blocks that were written are gone or damaged, first {missing[0]}",
+                code="damaged-file",
+                expected="files that nobody changes while samples are written",
+                remedy="run the same command again: it makes them again",
+            )
+        self.writer.finish(self.generator.num_blocks)
+        self.report(Saved(what="samples", path=self.writer.result))
+        if self.writer.needs_images:
+            path = self.samples.path / GRID
+            save_png(self.grid(), path)
+            self.report(Saved(what="grid", path=path))
+        finished = self.samples.model_copy(update={"counts": self.markers.cost(images_per_second=rate)})
+        finished.write()
+        self.markers.remove()
+        return finished
+
+    def grid(self) -> Image.Image:
+        labels = [self.generator.labels(i) for i in range(min(self.samples.num_samples, GRID_IMAGES))]
+        images = [self.writer.image(i, label) for i, label in enumerate(labels)]
+        columns = square_columns(len(images), classes=len(self.generator.labels.classes or ()))
+        return labelled_grid(np.stack(images), [self.generator.class_names[label] for label in labels], columns)
+
+    def result(self, finished: SampleSet) -> SampleResult:
+        assert finished.counts is not None
+        return SampleResult(
+            out=finished.path,
+            samples=self.writer.result,
+            grid=finished.path / GRID if self.writer.needs_images else None,
+            images=finished.num_samples,
+            step=finished.model.step,
+            sampler=finished.sampler.model_dump(),
+            precision=finished.model.dtype,
+            decode_precision=finished.model.decode_dtype,
+            **finished.counts.model_dump(),
         )
-
-
-def _finish(
-    samples: SampleSet, generator: Generator, writer: Writer, *, rate: float, report: Reporter
-) -> SampleSet:  # fmt: skip
-    """Rank 0, once all blocks are there: the files of the whole set, then the record that says it is complete.
-
-    Raises:
-        UserError: blocks are gone or damaged (`damaged-file`); the same command makes them again.
-    """
-    _require_record(samples.path)
-    missing = sorted(set(range(generator.num_blocks)) - _finished_blocks(generator, writer))
-    if missing:
-        raise UserError(
-            f"{samples.path}: {len(missing)} blocks that were written are gone or damaged, the first is {missing[0]}",
-            code="damaged-file",
-            expected="files that nobody changes while samples are written",
-            remedy="run the same command again: it makes them again",
-        )
-    writer.finish(generator.num_blocks)
-    report(Saved(what="samples", path=writer.result))
-    if generator.decodes:
-        path = samples.path / GRID
-        save_png(_grid(generator, writer), path)
-        report(Saved(what="grid", path=path))
-    markers = BlockMarkers(samples.path)
-    blocks = markers.done().values()
-    means = {k: sum(getattr(b, k) * b.images for b in blocks) / samples.num_samples for k in ("nfe", "passes", "saved")}
-    finished = samples.model_copy(update={"counts": SamplingCost(**means, images_per_second=rate)})
-    finished.write()
-    markers.remove()
-    return finished
-
-
-def _grid(generator: Generator, writer: Writer) -> Image.Image:
-    count = min(generator.num_samples, GRID_IMAGES)
-    labels = [generator.labels(i) for i in range(count)]
-    size = generator.options.batch_size
-    images = [writer.image(i, label, batch_size=size) for i, label in enumerate(labels)]
-    columns = square_columns(count, classes=len(generator.labels.classes or ()))
-    return labelled_grid(np.stack(images), [generator.class_names[label] for label in labels], columns)
-
-
-def _result(samples: SampleSet, writer: Writer) -> SampleResult:
-    assert samples.counts is not None
-    return SampleResult(
-        out=samples.path,
-        samples=writer.result,
-        grid=samples.path / GRID if writer.needs_images else None,
-        images=samples.num_samples,
-        step=samples.model.step,
-        sampler=samples.sampler.model_dump(),
-        precision=samples.model.dtype,
-        decode_precision=samples.model.decode_dtype,
-        **samples.counts.model_dump(),
-    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.seeding import generator
+from mpdit_core.runtime import seeding
 
 FEW = 20  # classes up to this number are taken in their order
 MOST_DIGITS = 12  # of an id
@@ -30,33 +30,33 @@ class Labels:
     def __call__(self, i: int) -> int:
         if self.classes is not None:
             return self.classes[i % len(self.classes)]
-        return int(torch.randint(self.num_classes, (1,), generator=generator(self.seed, "label", i)))
+        return int(torch.randint(self.num_classes, (1,), generator=seeding.generator(self.seed, "label", i)))
 
 
-def read_classes(
-    classes: str | Sequence[str | int], *, class_names: Sequence[str], num_classes: int, seed: int
-) -> Labels:
+def read_classes(classes: str | Sequence[str | int], *, class_names: Sequence[str], seed: int) -> Labels:
     """Reads `all`, `random`, ids and names separated by commas, such as `207,volcano`, or a sequence of ids and names.
 
     `id:10` is the class of this id and `name:10` the one of this name; a plain 10 is refused where the two differ. A
     name is compared without regard to case, with the whole class name and with its parts between commas (ImageNet's
     classes are called "goldfish, Carassius auratus").
 
+    Args:
+        class_names: one for each class of the model.
+
     Raises:
         UserError: an id or name that no class has (`no-such-class`), a name that several have, or a number that is the
             id of one class and the name of another (`ambiguous-class`).
     """
-    if not isinstance(classes, str):
-        texts = [f"id:{item}" if isinstance(item, int) else item for item in classes]
-        found = [label for text in texts for label in _read(text, class_names, num_classes)]
-        if not found:
-            raise UserError("no class is named", code="no-such-class", expected="ids or names of classes")
-        return Labels(tuple(found), num_classes, seed)
-    if classes.strip() == "random":
-        return Labels(None, num_classes, seed)
-    if classes.strip() == "all":
-        return Labels(class_order(num_classes), num_classes, seed)
-    return Labels(tuple(_read(classes, class_names, num_classes)), num_classes, seed)
+    count = len(class_names)
+    texts = [classes.strip()] if isinstance(classes, str) else [f"id:{c}" if isinstance(c, int) else c for c in classes]
+    if texts in (["all"], ["random"]):
+        return Labels(class_order(count) if texts == ["all"] else None, count, seed)
+    found = [label for text in texts for label in _read(text, class_names)]
+    if not found:
+        raise UserError(
+            f"classes {classes!r} name no class", code="no-such-class", expected="`all`, `random`, ids or names"
+        )
+    return Labels(tuple(found), count, seed)
 
 
 def class_order(num_classes: int) -> tuple[int, ...]:
@@ -69,36 +69,31 @@ def class_order(num_classes: int) -> tuple[int, ...]:
     return tuple(i * stride % num_classes for i in range(num_classes))
 
 
-def _read(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
+def _read(text: str, class_names: Sequence[str]) -> list[int]:
     whole = _find(text, class_names)  # a single class name may itself hold commas
     if len(whole) == 1 and not text.strip().isdecimal():
         return whole
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(
-            f"classes {text!r} names no class", code="no-such-class", expected="`all`, `random`, ids or names"
-        )
-    return [_class(part, class_names, num_classes) for part in parts]
+    return [_class(part.strip(), class_names) for part in text.split(",") if part.strip()]
 
 
-def _class(part: str, class_names: Sequence[str], num_classes: int) -> int:
+def _class(part: str, class_names: Sequence[str]) -> int:
     """The class that an id, a name, `id:10` or `name:10` means."""
     kind, _, said = part.partition(":")
     if kind == "id" and said.isdecimal():
-        return _by_id(said, num_classes)
+        return _by_id(said, len(class_names))
     if kind == "name" and said:
-        return _by_name(said, class_names, num_classes)
+        return _by_name(said, class_names)
     if not part.isdecimal():
-        return _by_name(part, class_names, num_classes)
+        return _by_name(part, class_names)
     named = _find(part, class_names)
-    if named and (len(named) > 1 or str(named[0]) != str(int(part[:MOST_DIGITS]))):
+    if named and named != [int(part[:MOST_DIGITS])]:
         raise UserError(
             f"class {part}: the class of this name has the id {_join(named)}",
             code="ambiguous-class",
             expected="an id or a name, where numbers are the names of other classes",
             remedy=f"id:{part} for the class of this id, name:{part} for the one of this name",
         )
-    return _by_id(part, num_classes)
+    return _by_id(part, len(class_names))
 
 
 def _by_id(digits: str, num_classes: int) -> int:
@@ -111,7 +106,7 @@ def _by_id(digits: str, num_classes: int) -> int:
     return int(digits)
 
 
-def _by_name(name: str, class_names: Sequence[str], num_classes: int) -> int:
+def _by_name(name: str, class_names: Sequence[str]) -> int:
     ids = _find(name, class_names)
     if len(ids) > 1:
         raise UserError(
@@ -122,17 +117,18 @@ def _by_name(name: str, class_names: Sequence[str], num_classes: int) -> int:
         )
     if not ids:
         near = difflib.get_close_matches(name.lower(), [n.lower() for n in class_names], n=3, cutoff=0.5)
+        some = ", ".join(class_names[:3])
         raise UserError(
             f"class {name!r}: the model has no class of this name",
             code="no-such-class",
-            expected=f"`all`, `random`, ids from 0 to {num_classes - 1}, or names such as "
-            + ", ".join(class_names[:3]),
+            expected=f"`all`, `random`, ids from 0 to {len(class_names) - 1}, or names such as {some}",
             remedy=f"did you mean {' or '.join(near)}?" if near else None,
         )
     return ids[0]
 
 
 def _find(name: str, class_names: Sequence[str]) -> list[int]:
+    """The classes with this name; where there are none, those with it as a part."""
     wanted = name.strip().lower()
     exact = [i for i, n in enumerate(class_names) if n.lower() == wanted]
     return exact or [i for i, n in enumerate(class_names) if wanted in [part.strip().lower() for part in n.split(",")]]

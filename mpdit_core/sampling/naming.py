@@ -20,12 +20,8 @@ def model_name(where: str, folder: ModelFolder) -> str:
     return folder.path.resolve().name
 
 
-def numbered(name: str, number: int) -> Path:
-    """`samples/<name>-<number>`."""
-    return SAMPLES / f"{name}-{number}"
-
-
-def newest(name: str) -> int:
-    """The largest number of the folders `samples/<name>-<number>`; 0 where there is none."""
+def newest_folder(name: str, *, after: int = 0) -> Path:
+    """The folder `samples/<name>-<n>` with the largest n, which is 0 where there is none; `after=1`: the next one."""
     pattern = re.compile(rf"{re.escape(name)}-(\d+)")
-    return max((int(m[1]) for path in SAMPLES.glob("*") if (m := pattern.fullmatch(path.name))), default=0)
+    number = max((int(m[1]) for path in SAMPLES.glob("*") if (m := pattern.fullmatch(path.name))), default=0)
+    return SAMPLES / f"{name}-{number + after}"

@@ -14,8 +14,8 @@ from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, Settings, setting
 
 Format = Literal["png", "npz", "latents"]
-PICTURES = ("sweep", "trajectory", "interpolate", "nearest")
-"""Options of which each asks for a picture in place of a set of samples."""
+VIEW_OPTIONS = ("sweep", "trajectory", "interpolate", "nearest")
+"""Options of which each asks for a view in place of a set of samples."""
 
 MODEL = "run, checkpoint folder, exported model or hf:ORG/NAME"
 
@@ -62,39 +62,37 @@ class SamplingOptions(Options):
 
 
 class SampleOptions(SamplingOptions, DeviceOptions):
-    """What `mpdit sample` is asked for: a set of samples, or one of the pictures below."""
+    """What `mpdit sample` is asked for: a set of samples, or one of the views below."""
 
     model: str = setting(..., MODEL, argument=True, metavar="MODEL")
-    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; fewer in a picture")
+    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; fewer in a view")
     out: Path | None = setting(
         None, "folder of the samples", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
     )
     format: Format = setting("png", "form of the files to write", panel="Output")
     by_class: bool = setting(False, "write PNGs into one folder per class", panel="Output")
     sweep: tuple[str, ...] = setting(
-        (), "picture of the same noise under several values of an option, or of two (twice); `;` between pairs LO,HI",
-        strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Pictures",
+        (), "view of the same noise under several values of an option, or of two (twice); `;` between pairs LO,HI",
+        strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Views",
     )  # fmt: skip
-    trajectory: bool = setting(
-        False, "picture and GIF of x_t and of the data predicted from it, along t", panel="Pictures"
-    )
+    trajectory: bool = setting(False, "view and GIF of x_t and of the data predicted from it, along t", panel="Views")
     interpolate: tuple[int, int] | None = setting(
-        None, "picture of the way from the noise of image A to that of image B",
-        strict=False, metavar="A,B", panel="Pictures", chosen="no such picture",
+        None, "view of the way from the noise of image A to that of image B",
+        strict=False, metavar="A,B", panel="Views", chosen="no such view",
     )  # fmt: skip
     nearest: Literal["latents", "pixels"] | None = setting(
-        None, "picture of each sample beside its closest training images, by distance in this space",
-        panel="Pictures", chosen="no such picture",
+        None, "view of each sample beside its closest training images, by distance in this space",
+        panel="Views", chosen="no such view",
     )  # fmt: skip
     latents: Path | None = setting(
         None, "folder of training latents for --nearest",
-        metavar="DIR", panel="Pictures", chosen="those of the training", strict=False,
+        metavar="DIR", panel="Views", chosen="those of the training", strict=False,
     )  # fmt: skip
 
     @property
-    def pictures(self) -> list[str]:
-        """Which of `PICTURES` are asked for; none: a set of samples."""
-        return [name for name in PICTURES if getattr(self, name)]
+    def views(self) -> list[str]:
+        """Which of `VIEW_OPTIONS` are asked for; none: a set of samples."""
+        return [name for name in VIEW_OPTIONS if getattr(self, name)]
 
 
 def options_without_effect(options: SamplingOptions, *, sweep: tuple[str, ...] = ()) -> list[Warning]:
@@ -140,7 +138,7 @@ class SampleResult(SamplingCost):
 
     out: Path = setting(..., "folder of the set")
     samples: Path = setting(..., "the images, the npz or the latents in it")
-    grid: Path | None = setting(None, "picture of the first samples")
+    grid: Path | None = setting(None, "image of the first samples, labelled")
     images: int = setting(..., "number of images")
     step: int = setting(..., "training step of the model")
     sampler: dict[str, Any] = setting(..., "the sampler, its package and all its options")
@@ -149,10 +147,10 @@ class SampleResult(SamplingCost):
 
 
 class ViewResult(Result):
-    """A picture of samples that is not a plain set of them."""
+    """One image that shows samples side by side, and what it shows."""
 
-    view: str = setting(..., "which picture: sweep, trajectory, interpolation or nearest")
-    out: Path = setting(..., "folder of the picture")
-    picture: Path = setting(..., "the picture")
+    view: str = setting(..., "which view: sweep, trajectory, interpolation or nearest")
+    out: Path = setting(..., "folder of the view")
+    image: Path = setting(..., "the image")
     facts: dict[str, str] = setting({}, "what is seen, in words")
     data: dict[str, Any] = setting({}, "what is seen, in numbers")

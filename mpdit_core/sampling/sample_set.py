@@ -95,13 +95,10 @@ class SampleSet(Settings):
                 expected=f"format {FORMAT}, which this mpdit {__version__} reads",
                 remedy="sample again, into another folder",
             )
-        samples = stored.get("samples")
         try:
-            if not isinstance(samples, dict):
-                raise ValueError("it has no table `samples`")
-            return cls.model_validate_json(json.dumps({**samples, "path": str(path)}))
-        except ValueError as error:
-            reason = settings_error(error).what if isinstance(error, ValidationError) else str(error)
+            return cls.model_validate_json(json.dumps({**stored["samples"], "path": str(path)}))
+        except (KeyError, TypeError, ValidationError) as error:
+            reason = settings_error(error).what if isinstance(error, ValidationError) else "it has no table `samples`"
             raise UserError(
                 f"{record} is damaged: {reason}",
                 code="damaged-file",
@@ -125,6 +122,9 @@ class SampleSet(Settings):
     def write(self) -> None:
         """Writes samples.json; makes the folder where it is missing."""
         files.write_json(self.path / RECORD, {"format": FORMAT, "samples": self.model_dump(mode="json")})
+
+    def is_there(self) -> bool:
+        return (self.path / RECORD).is_file()
 
     def identity(self) -> dict[str, Any]:
         """All that fixes the images, by dotted key: what a later call must equal to continue the set."""
@@ -210,6 +210,13 @@ class BlockMarkers:
             with suppress(UserError, ValidationError):
                 found[int(path.stem)] = BlockCounts.model_validate(files.read_json(path))
         return found
+
+    def cost(self, *, images_per_second: float) -> SamplingCost:
+        """What the marked blocks cost, as means over their images."""
+        blocks = self.done().values()
+        count = sum(block.images for block in blocks)
+        means = {key: sum(getattr(b, key) * b.images for b in blocks) / count for key in ("nfe", "passes", "saved")}
+        return SamplingCost(**means, images_per_second=images_per_second)
 
     def keep(self, blocks: set[int]) -> None:
         """Removes the markers of all other blocks."""

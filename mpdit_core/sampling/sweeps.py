@@ -30,23 +30,18 @@ def read_sweeps(texts: Sequence[str]) -> list[Axis]:
     Raises:
         UserError: no KEY=V1,V2 (`not-a-sweep`), or the same key twice (`swept-twice`).
     """
-    axes = [_read(text) for text in texts]
-    keys = [axis.key for axis in axes]
-    for key in keys:
-        if keys.count(key) > 1:
+    axes: list[Axis] = []
+    for text in texts:
+        key, _, rest = text.partition("=")
+        key = key.strip().replace("-", "_")
+        values = [part.strip() for part in rest.split(";" if ";" in rest else ",") if part.strip()]
+        if not key or not values:
+            remedy = "e.g. --sweep guidance_scale=1,1.5,2"
+            raise UserError(f"sweep {text}", code="not-a-sweep", expected="KEY=V1,V2,…", remedy=remedy)
+        if key in [axis.key for axis in axes]:
             raise UserError(f"sweep {key} is given twice", code="swept-twice", expected=f"{key}=V1,V2,… once")
+        axes.append(Axis(key, tuple(values)))
     return axes
-
-
-def _read(text: str) -> Axis:
-    key, equals, rest = text.partition("=")
-    key = key.strip().replace("-", "_")
-    values = [part.strip() for part in rest.split(";" if ";" in rest else ",") if part.strip()]
-    if not equals or not key or not values:
-        raise UserError(
-            f"sweep {text}", code="not-a-sweep", expected="KEY=V1,V2,…", remedy="e.g. --sweep guidance_scale=1,1.5,2"
-        )
-    return Axis(key, tuple(values))
 
 
 def with_value(options: O, key: str, text: str) -> O:
@@ -56,16 +51,17 @@ def with_value(options: O, key: str, text: str) -> O:
         UserError: an option that does not exist or cannot be swept (`unknown-key`), or a value that does not fit.
     """
     kind = type(options)
-    sweepable = {name: spelling_of(info) for name, info in kind.model_fields.items() if spelling_of(info).sweepable}
-    values = {name: getattr(options, name) for name in kind.model_fields}
+    spellings = {name: spelling_of(info) for name, info in kind.model_fields.items()}
+    tables = {spelling.table: name for name, spelling in spellings.items() if spelling.sweepable and spelling.table}
+    plain = [name for name, spelling in spellings.items() if spelling.sweepable and not spelling.table]
     table, dot, inner = key.partition(".")
-    if dot:
-        name = next((name for name, spelling in sweepable.items() if spelling.table == table), "")
-        value = values.get(name, {}) | {inner: parse_value(text)}
+    if dot and table in tables:
+        name = tables[table]
+        value = getattr(options, name) | {inner: parse_value(text)}
+    elif key in plain:
+        name, value = key, parse_field(kind, key, text)
     else:
-        name = key if key in sweepable and not sweepable[key].table else ""
-        value = parse_field(kind, key, text) if name else None
-    if not name:
-        known = [f"{s.table}.KEY" if s.table else name for name, s in sweepable.items()]
+        known = [*plain, *(f"{table}.KEY" for table in tables)]
         raise UserError(f"sweep {key}: no such option to vary", code="unknown-key", expected=", ".join(known))
+    values = {name: getattr(options, name) for name in kind.model_fields}
     return validate(kind, values | {name: value}, origin="sweep")

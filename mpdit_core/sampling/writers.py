@@ -12,6 +12,7 @@ import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,55 +26,43 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.npz import map_member
 from mpdit_core.sampling.generator import SampleBatch
 from mpdit_core.sampling.options import Format
-from mpdit_core.sampling.sample_set import PROGRESS
+from mpdit_core.sampling.sample_set import PROGRESS, SampleSet
 
 ENCODERS = 4  # threads that compress PNGs
 PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Writer:
-    """Writes the blocks of a set in one format. Whatever it leaves under a final name is whole.
-
-    Args:
-        out: folder of the set.
-        count: number of images in the set.
-        class_names: in label order.
-        by_class: whether PNGs are written into one folder per class.
-    """
+    """Writes the blocks of a set in one format. Whatever it leaves under a final name is whole."""
 
     needs_images = True
+    result_name: ClassVar[str]
 
-    def __init__(self, out: Path, *, count: int, class_names: list[str], by_class: bool):
-        self.out, self.count, self.class_names, self.by_class = out, count, class_names, by_class
+    def __init__(self, samples: SampleSet, class_names: list[str]):
+        self.samples, self.class_names = samples, class_names
+        self.result = samples.path / self.result_name  # the file or folder that holds the finished samples
 
     def write(self, batch: SampleBatch) -> None:
-        raise NotImplementedError
-
-    def block_path(self, block: int) -> Path:
-        """The file of a block, in formats with one file per block."""
         raise NotImplementedError
 
     def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
         """Whether the files of a marked block are whole (a power cut may tear what a kill cannot)."""
         raise NotImplementedError
 
-    @property
-    def result(self) -> Path:
-        """The file or folder that holds the finished samples."""
-        raise NotImplementedError
-
     def finish(self, num_blocks: int) -> None:
         """Called once, by rank 0, when all blocks are there."""
 
-    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
+    def image(self, index: int, label: int) -> np.ndarray:
         """Image `index`, uint8 [3, H, W], read back; for formats that hold images."""
         raise NotImplementedError
 
 
 class PngWriter(Writer):
+    result_name = "images"
+
     def path(self, index: int, label: int) -> Path:
-        folder = self.out / "images"
-        return (folder / self.class_folder(label) if self.by_class else folder) / f"{index:06d}.png"
+        folder = self.result / self.class_folder(label) if self.samples.by_class else self.result
+        return folder / f"{index:06d}.png"
 
     def class_folder(self, label: int) -> str:
         slug = re.sub(r"[^\w.-]+", "_", self.class_names[label]).strip("_.")[:60]
@@ -83,23 +72,18 @@ class PngWriter(Writer):
         return all(_is_whole_png(self.path(i, label)) for i, label in zip(indices, labels, strict=True))
 
     def write(self, batch: SampleBatch) -> None:
-        assert batch.images is not None
         paths = [self.path(i, label) for i, label in zip(batch.indices, batch.labels, strict=True)]
-        with files.user_errors(self.out / "images"):
+        with files.user_errors(self.result):
             for folder in {path.parent for path in paths}:
                 folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(ENCODERS) as pool:
                 list(pool.map(_write_png, batch.images.numpy(), paths))
 
-    @property
-    def result(self) -> Path:
-        return self.out / "images"
-
-    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
+    def image(self, index: int, label: int) -> np.ndarray:
         path = self.path(index, label)
         try:
-            with Image.open(path) as picture:
-                return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+            with Image.open(path) as opened:
+                return np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read: {error}",
@@ -128,11 +112,12 @@ def _is_whole_png(path: Path) -> bool:
 
 
 class NpzWriter(Writer):
+    result_name = "samples.npz"
+
     def block_path(self, block: int) -> Path:
-        return self.out / PROGRESS / f"{block:06d}.npz"
+        return self.samples.path / PROGRESS / f"{block:06d}.npz"
 
     def write(self, batch: SampleBatch) -> None:
-        assert batch.images is not None
         pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
         with files.writing(self.block_path(batch.block)) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=pixels, arr_1=np.asarray(batch.labels, dtype=np.int64))
@@ -145,31 +130,28 @@ class NpzWriter(Writer):
         is_rgb = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
         return is_rgb and len(images) == len(indices) and stored.tolist() == labels
 
-    @property
-    def result(self) -> Path:
-        return self.out / "samples.npz"
-
     def finish(self, num_blocks: int) -> None:
         """One block is in memory at a time; for a moment the images are on the disk twice."""
-        shape = (self.count, *map_member(self.block_path(0), "arr_0").shape[1:])
+        shape = (self.samples.num_samples, *map_member(self.block_path(0), "arr_0").shape[1:])
         with (
             files.writing(self.result) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         ):
-            for name, descr, full_shape in (("arr_0", "|u1", shape), ("arr_1", "<i8", (self.count,))):
+            for name, descr, full_shape in (("arr_0", "|u1", shape), ("arr_1", "<i8", shape[:1])):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     header = {"descr": descr, "fortran_order": False, "shape": full_shape}
                     np.lib.format.write_array_header_1_0(member, header)
                     for block in range(num_blocks):
                         member.write(map_member(self.block_path(block), name).tobytes())
 
-    def image(self, index: int, label: int, *, batch_size: int) -> np.ndarray:
-        images = map_member(self.block_path(index // batch_size), "arr_0")
-        return np.array(images[index % batch_size]).transpose(2, 0, 1)
+    def image(self, index: int, label: int) -> np.ndarray:
+        block, row = divmod(index, self.samples.options.batch_size)
+        return np.array(map_member(self.block_path(block), "arr_0")[row]).transpose(2, 0, 1)
 
 
 class LatentsWriter(Writer):
     needs_images = False
+    result_name = "latents"
 
     def block_path(self, block: int) -> Path:
         return self.result / f"{block:06d}.safetensors"
@@ -192,10 +174,6 @@ class LatentsWriter(Writer):
         except (SafetensorError, OSError, IndexError):
             return False
         return size == len(indices) and stored == [indices, labels]
-
-    @property
-    def result(self) -> Path:
-        return self.out / "latents"
 
 
 WRITERS: dict[Format, type[Writer]] = {"png": PngWriter, "npz": NpzWriter, "latents": LatentsWriter}

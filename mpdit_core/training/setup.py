@@ -6,6 +6,7 @@ Nothing is written here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from mpdit_core import presets
@@ -142,9 +143,8 @@ def _check_division(config: RunConfig, world_size: int) -> None:
     parts = world_size * train.accumulation
     if train.batch_size % parts:
         near = round(train.batch_size / parts) * parts or parts
-        possible = range(1, min(train.batch_size // world_size, 10_000) + 1)
-        shares = [n for n in possible if train.batch_size % (n * world_size) == 0]
-        accumulations = ", ".join(map(str, shares[:6]))
+        possible = (n for n in range(1, 10_001) if train.batch_size % (n * world_size) == 0)
+        accumulations = ", ".join(str(n) for n in islice(possible, 6))
         raise UserError(
             f"train.batch_size {train.batch_size} cannot be shared by {world_size} processes × accumulation "
             f"{train.accumulation}",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluateOptions, EvaluationRecord, evaluate
+from mpdit_core.reporting import Event, Warning
 
 
 def pictures(count: int, side: int = 16, seed: int = 0) -> np.ndarray:
@@ -33,3 +36,15 @@ def options(what: str | None = "a.npz", reference: str | None = "b.npz", **more:
 
 def measured(what: str = "a.npz", reference: str | None = "b.npz", **more: Any) -> EvaluationRecord:
     return evaluate(options(what, reference, **more))
+
+
+def code_of(call: Callable[..., object], *given: Any, **more: Any) -> str:
+    """The code of the `UserError` that the call ends with."""
+    with pytest.raises(UserError) as caught:
+        call(*given, **more)
+    return caught.value.code
+
+
+def warnings_of(events: Iterable[Event]) -> list[str]:
+    """The codes of the warnings among the events."""
+    return [event.code for event in events if isinstance(event, Warning)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
+from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import ModelFolder, open_model, save_model
 from mpdit_core.presets import load_preset
@@ -49,7 +52,7 @@ QUICK: dict[str, Any] = {"batch_size": 4, "num_steps": 4, "guidance_scale": 2.0}
 """Options of sampling for tests: 10 samples are three blocks."""
 
 
-def generator(model: ModelFolder, *, num_samples: int = 10, decode: bool = False, **changes: Any) -> Generator:
+def make_generator(model: ModelFolder, *, num_samples: int = 10, decode: bool = False, **changes: Any) -> Generator:
     """A generator on the CPU with `QUICK` options and these changes."""
     options = SamplingOptions(**QUICK | changes)
     return Generator(model, options, device="cpu", num_samples=num_samples, decode=decode)
@@ -57,15 +60,21 @@ def generator(model: ModelFolder, *, num_samples: int = 10, decode: bool = False
 
 def latents_of(model: ModelFolder, *, world: World | None = None, **changes: Any) -> dict[int, Tensor]:
     """Latents by number of image."""
-    made = generator(model, **changes)
-    batches = list(made.batches(made.blocks(world)))
+    generator = make_generator(model, **changes)
+    batches = generator.batches(generator.blocks(world))
     return {i: x for batch in batches for i, x in zip(batch.indices, batch.latents, strict=True)}
 
 
 def images_of(model: ModelFolder, **changes: Any) -> Tensor:
     """All images, [n, 3, H, W] uint8."""
-    made = generator(model, decode=True, **changes)
-    return torch.cat([batch.images for batch in made.batches(made.blocks()) if batch.images is not None])
+    return torch.cat([batch.images for batch in make_generator(model, decode=True, **changes).batches()])
+
+
+def code_of(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """The code of the `UserError` that the call raises."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    return caught.value.code
 
 
 def sample_options(model: ModelFolder, **changes: Any) -> SampleOptions:
@@ -79,7 +88,7 @@ def run_sample(model: ModelFolder, **changes: Any) -> SampleResult:
 
 
 def run_view(model: ModelFolder, **changes: Any) -> ViewResult:
-    """A picture of two samples in three steps, unguided."""
+    """A view of two samples in three steps, unguided."""
     defaults = {"num_samples": 2, "num_steps": 3, "guidance_scale": 1.0}
     result = sample(sample_options(model, **defaults | changes))
     assert isinstance(result, ViewResult)

@@ -21,7 +21,7 @@ from mpdit_cli.app import main
 from mpdit_core.api import Features
 from mpdit_core.errors import Interrupted
 from mpdit_core.evaluation import EvaluationRecord
-from mpdit_core.evaluation.collecting import Collector, ImageBlock
+from mpdit_core.evaluation.collecting import ImageBlock, collected
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
 from mpdit_core.reporting import Progress, silent
@@ -82,16 +82,16 @@ class FeaturesOfNumbers:
 def collect(folder: Path, *, world: World | None = None, blocks: Any = None, report=silent) -> dict[str, torch.Tensor]:
     """The state of the accumulator at the end, and the evaluations spent."""
     accumulator = FeatureAccumulator(COUNT, keep=range(COUNT))
-    collector = Collector(
-        blocks=blocks or Numbers(),
-        extractor=FeaturesOfNumbers(),
-        accumulator=accumulator,
+    with collected(
+        blocks or Numbers(),
+        FeaturesOfNumbers(),
+        accumulator,
         folder=folder,
         world=world or World(),
         report=report,
         task="evaluate",
-    )
-    nfe = collector.run()
+    ) as nfe:
+        pass
     return accumulator.state() | {"nfe": torch.tensor(nfe)}
 
 

@@ -70,7 +70,7 @@ def test_text_that_is_too_wide_is_cut():
 
 def test_files(tmp_path):
     frames = [pictures.tile(plain(colour)) for colour in (RED, BLUE)]
-    pictures.save_gif(frames, tmp_path / "a.gif", milliseconds=80, hold=500)
+    pictures.save_gif(frames, tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as moving:
         assert moving.n_frames == 2
         assert moving.info["duration"] == 80

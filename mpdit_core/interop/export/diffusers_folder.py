@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,8 +37,3 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
     names = dict(enumerate(latents.class_names))
     pipeline = MPDiTPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(shift=1.0), id2label=names)
     return pipeline.to(torch.float16) if half else pipeline
-
-
-def write_pipeline(model: ModelFolder, folder: Path, *, half: bool = False) -> None:
-    """Saves `make_pipeline` under `folder`, which may exist and be empty."""
-    make_pipeline(model, half=half).save_pretrained(str(folder), safe_serialization=True)

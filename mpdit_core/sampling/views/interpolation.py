@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mpdit_core.errors import UserError
-from mpdit_core.pictures import contact_sheet, save_png
-from mpdit_core.reporting import Progress, Reporter, Saved, silent
+from mpdit_core.pictures import contact_sheet
+from mpdit_core.reporting import Progress, Reporter, silent
 from mpdit_core.sampling.generator import Generator, require_finite
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.views.common import MOST, finish, open_view, require_at_most, short_name
+from mpdit_core.sampling.views.common import open_view, require_at_most, short_name
 
 DEFAULT_SAMPLES = 9
 
@@ -48,45 +48,42 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
             code="invalid-value",
             expected="two different numbers of images, such as 0,1",
         )
-    request = open_view(options, "interpolation", default_samples=DEFAULT_SAMPLES)
-    count = request.num_samples
+    view = open_view(options, "interpolation", default_samples=DEFAULT_SAMPLES)
+    count = view.num_samples
     if count < 2:
         raise UserError(f"an interpolation of {count} image", code="invalid-value", expected="at least 2, its ends")
-    generator = request.generator()
+    generator = view.generator()
     rows = _classes(generator, first, last)
-    require_at_most(len(rows) * count, MOST)
+    require_at_most(len(rows) * count)
     cells = []
     for done, label in enumerate(rows):
         report(Progress(task="interpolation", done=done, total=len(rows), unit="rows"))
         cells.append(_row(generator, first, last, label=label).split(1))
     report(Progress(task="interpolation", done=len(rows), total=len(rows), unit="rows"))
     between = [f"{i / (count - 1):.2f}" for i in range(1, count - 1)]
-    drawn = contact_sheet(
+    sheet = contact_sheet(
         cells,
         row_labels=[short_name(generator.class_names[label]) for label in rows],
         column_labels=[f"image {first}", *between, f"image {last}"],
         row_axis="class",
     )
-    picture = request.out / "interpolation.png"
-    save_png(drawn, picture)
-    report(Saved(what="interpolation", path=picture))
     facts = {"from, to": f"noise of image {first}, noise of image {last}", "steps": f"{count} images per row"}
-    return finish(request, generator, picture=picture, facts=facts, data={"from": first, "to": last, "classes": rows})
+    data = {"from": first, "to": last, "classes": rows}
+    return view.finish(sheet, generator, facts=facts, data=data, report=report)
 
 
 def _classes(generator: Generator, first: int, last: int) -> list[int]:
     """Labels of the rows: those that `classes` names, else those of the two images."""
-    if generator.options.classes in ("all", "random"):
-        return list(dict.fromkeys([generator.labels(first), generator.labels(last)]))
-    return list(dict.fromkeys(generator.labels.classes or ()))
+    named = generator.labels.classes if generator.options.classes not in ("all", "random") else None
+    return list(dict.fromkeys(named or (generator.labels(first), generator.labels(last))))
 
 
 def _row(generator: Generator, first: int, last: int, *, label: int) -> Tensor:
     """Images [n, 3, H, W] uint8. What a stochastic sampler draws on the way is the first image's noise throughout."""
     count = generator.num_samples
     (a, b), _ = generator.noise([first, last])
-    _, generators = generator.noise([first] * count)
+    _, noise_sources = generator.noise([first] * count)
     noise = torch.stack([slerp(a, b, i / (count - 1)) for i in range(count)])
-    latents = generator.integrate(generator.velocity([label] * count), noise, generators)
+    latents = generator.integrate(generator.velocity([label] * count), noise, noise_sources)
     require_finite(latents, list(range(count)))
     return generator.decode(latents)

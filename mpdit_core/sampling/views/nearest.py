@@ -12,9 +12,8 @@ found; of decoded images as many as fit into `KEPT` are kept for the second.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from mpdit_core.data.autoencoders import Autoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import ModelFolder
-from mpdit_core.pictures import labelled_grid, save_png
-from mpdit_core.reporting import Progress, Reporter, Saved, Warning, silent
+from mpdit_core.pictures import labelled_grid
+from mpdit_core.reporting import Progress, Reporter, Warning, silent
 from mpdit_core.sampling.generator import Generator
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.views.common import finish, open_view, short_name
+from mpdit_core.sampling.views.common import open_view, short_name
 
 Space = Literal["latents", "pixels"]
 NEIGHBOURS = 4
@@ -39,8 +38,7 @@ DECODED_AT_ONCE = 64
 KEPT = 2 * 2**30  # bytes of decoded images
 
 
-@dataclass(frozen=True)
-class Neighbours:
+class Neighbours(NamedTuple):
     """The closest of each query's, best first: `distance [n, k]` float64, `index [n, k]`, `mirrored [n, k]` bool."""
 
     distance: Tensor
@@ -56,21 +54,23 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
             (`other-latents`).
     """
     assert options.nearest is not None
-    request = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, drawn_per_sample=NEIGHBOURS + 1)
-    training = find_training_images(request.folder, options.latents)
-    if request.folder.latents and training.spec.fingerprint != request.folder.latents.fingerprint:
+    view = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, images_per_sample=NEIGHBOURS + 1)
+    training = find_training_images(view.folder, options.latents)
+    if view.folder.latents and training.spec.fingerprint != view.folder.latents.fingerprint:
         text = f"{training.path} holds other latents than those the model was trained on"
         report(Warning(code="other-latents", text=text))
-    generator = request.generator()
-    batches = list(generator.batches(generator.blocks()))
-    made = torch.cat([batch.images for batch in batches if batch.images is not None])
+    generator = view.generator()
+    batches = list(generator.batches())
+    made = torch.cat([batch.images for batch in batches])
     queries = made if options.nearest == "pixels" else torch.cat([batch.latents for batch in batches])
     points = TrainingPoints(training, generator, options.nearest)
-    found, ratios = _neighbours_and_ratios(points, _flat(queries), report)
+    found = search(points, _flat(queries), k=min(NEIGHBOURS, len(training)), task="nearest", report=report)
+    firsts = found.index[:, 0].tolist()
+    own = search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts, report=report)
+    pairs = zip(found.distance[:, 0].tolist(), own.distance[:, 0].tolist(), strict=True)
+    ratios = [distance / of_its_own if of_its_own > 0 else math.inf for distance, of_its_own in pairs]
     captions = [short_name(generator.class_names[label]) for batch in batches for label in batch.labels]
-    picture = request.out / "nearest.png"
-    save_png(_draw(points, made, captions, found, ratios), picture)
-    report(Saved(what="nearest", path=picture))
+    grid = _grid(points, made, [f"ratio {r:.2f}, {c}" for r, c in zip(ratios, captions, strict=True)], found)
     unit = "8-bit levels" if options.nearest == "pixels" else "standard deviations"
     facts = {
         "training images": f"{len(training)} in {training.path}" + (", and mirrored" if points.mirror else ""),
@@ -86,31 +86,20 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         "distances": found.distance.tolist(),
         "ratios": ratios,
     }
-    return finish(request, generator, picture=picture, facts=facts, data=data)
-
-
-def _neighbours_and_ratios(
-    points: TrainingPoints, queries: Tensor, report: Reporter
-) -> tuple[Neighbours, list[float]]:  # fmt: skip
-    """The closest of each query's, and its distance to the first divided by that one's distance to its own nearest."""
-    found = search(points, queries, k=min(NEIGHBOURS, len(points.folder)), task="nearest", report=report)
-    firsts = found.index[:, 0].tolist()
-    own = search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts, report=report)
-    pairs = zip(found.distance[:, 0].tolist(), own.distance[:, 0].tolist(), strict=True)
-    return found, [d / o if o > 0 else math.inf for d, o in pairs]
+    return view.finish(grid, generator, facts=facts, data=data, report=report)
 
 
 def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder:
     """The folder of latents, checked against the model. Raises `UserError`."""
     spec = model.latents
-    if given is None and (spec is None or not spec.folder or not Path(spec.folder).is_dir()):
-        where = spec.folder if spec and spec.folder else "a place the model does not name"
+    where = given or (Path(spec.folder) if spec and spec.folder else None)
+    if where is None or not (given or where.is_dir()):
         raise UserError(
-            f"the latents the model was trained on were in {where}, and are not there",
+            f"the latents the model was trained on were in {where or 'a place it does not name'}, and are not there",
             code="no-training-latents",
             remedy="--latents DIR",
         )
-    folder = LatentFolder(given if given is not None else Path(spec.folder if spec else ""))
+    folder = LatentFolder(where)
     autoencoder, config = folder.spec.autoencoder, model.config.model
     shape = [autoencoder.channels, folder.spec.resolution // autoencoder.factor]
     if shape != [config.channels, config.input_size]:
@@ -151,16 +140,14 @@ class TrainingPoints:
         """These images' points [m, D] float32, on the CPU."""
         if self.space == "pixels":
             return _flat(self.images(indices, [flip] * len(indices)))
-        return _flat(standardise(self._means(indices, [flip] * len(indices)), self.normalisation))
+        means = self.folder.batch(indices, flip=[flip] * len(indices)).mean
+        return _flat(standardise(means, self.normalisation))
 
     def images(self, indices: list[int], flips: list[bool]) -> Tensor:
         """[m, 3, H, W] uint8."""
-        means = self._means(indices, flips)
+        means = self.folder.batch(indices, flip=flips).mean
         parts = [self.autoencoder.decode(part.to(self.device)).cpu() for part in means.split(DECODED_AT_ONCE)]
         return torch.cat(parts).contiguous()
-
-    def _means(self, indices: list[int], flips: list[bool]) -> Tensor:
-        return self.folder.batch(indices, flip=flips).mean
 
 
 @torch.inference_mode()
@@ -179,58 +166,42 @@ def search(
         task: what the progress is called.
         leave_out: for each query, a training image that does not count: itself.
     """
-    total = len(points.folder)
-    best = Neighbours(
-        torch.full((len(queries), k), math.inf, dtype=torch.float64),
-        torch.zeros((len(queries), k), dtype=torch.int64),
-        torch.zeros((len(queries), k), dtype=torch.bool),
-    )
+    count, total = len(queries), len(points.folder)
+    best = [torch.empty(count, 0, dtype=kind) for kind in (torch.float64, torch.int64, torch.bool)]
     for start in range(0, total, BLOCK):
         report(Progress(task=task, done=start, total=total, unit="images"))
-        indices = list(range(start, min(start + BLOCK, total)))
         distance = _distances(queries, points.block(start))
         mirrored = torch.zeros_like(distance, dtype=torch.bool)
         if points.mirror:
             other = _distances(queries, points.block(start, flip=True))
             mirrored = other < distance
             distance = torch.minimum(distance, other)
-        here = torch.tensor(indices).expand(len(queries), -1)
+        index = torch.arange(start, start + distance.shape[1]).expand(count, -1)
         if leave_out is not None:
-            distance = distance.masked_fill(here == torch.tensor(leave_out)[:, None], math.inf)
-        best = _merge(best, Neighbours(distance, here, mirrored), k)
+            distance = distance.masked_fill(index == torch.tensor(leave_out)[:, None], math.inf)
+        so_far = [torch.cat(both, dim=1) for both in zip(best, (distance, index, mirrored), strict=True)]
+        order = so_far[0].argsort(dim=1, stable=True)[:, :k]
+        best = [values.gather(1, order) for values in so_far]
     report(Progress(task=task, done=total, total=total, unit="images"))
-    return best
-
-
-def _merge(a: Neighbours, b: Neighbours, k: int) -> Neighbours:
-    distance = torch.cat([a.distance, b.distance], dim=1)
-    order = distance.argsort(dim=1, stable=True)[:, :k]
-    index, mirrored = torch.cat([a.index, b.index], dim=1), torch.cat([a.mirrored, b.mirrored], dim=1)
-    return Neighbours(distance.gather(1, order), index.gather(1, order), mirrored.gather(1, order))
+    return Neighbours(*best)
 
 
 def _distances(queries: Tensor, points: Tensor) -> Tensor:
     """RMS differences [n, m] in float64. Differences are taken before squaring, so that a copy is at exactly 0."""
-    rows = [(points - query).square().mean(dim=1, dtype=torch.float64).sqrt() for query in queries]
-    return torch.stack(rows)
+    return torch.stack([(points - query).square().mean(dim=1, dtype=torch.float64).sqrt() for query in queries])
 
 
 def _flat(values: Tensor) -> Tensor:
     return values.flatten(1).float()
 
 
-def _draw(
-    points: TrainingPoints, made: Tensor, captions: list[str], found: Neighbours, ratios: list[float]
-) -> Image.Image:
-    count = found.index.shape[1]
+def _grid(points: TrainingPoints, made: Tensor, captions: list[str], found: Neighbours) -> Image.Image:
+    """A row for each sample: the sample with its caption, then its neighbours with number and distance."""
     images, labels = [], []
-    for i, caption in enumerate(captions):
-        numbers, flips = found.index[i].tolist(), found.mirrored[i].tolist()
-        images += [made[i : i + 1], points.images(numbers, flips)]
-        labels += [f"ratio {ratios[i]:.2f}, {caption}"]
-        labels += [
-            f"#{n}{'m' if f else ''}: {d:.2g}"
-            for n, f, d in zip(numbers, flips, found.distance[i].tolist(), strict=True)
-        ]
+    for sample, caption, *row in zip(made, captions, *(values.tolist() for values in found), strict=True):
+        distances, numbers, flips = row
+        images += [sample[None], points.images(numbers, flips)]
+        labels += [caption]
+        labels += [f"#{n}{'m' if f else ''}: {d:.2g}" for n, f, d in zip(numbers, flips, distances, strict=True)]
     heads = ("sample", "nearest training images: number, distance")
-    return labelled_grid(torch.cat(images), labels, count + 1, heads=heads)
+    return labelled_grid(torch.cat(images), labels, found.index.shape[1] + 1, heads=heads)

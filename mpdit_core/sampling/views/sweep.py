@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from mpdit_core import plugins
 from mpdit_core.errors import UserError
-from mpdit_core.pictures import contact_sheet, save_png
-from mpdit_core.reporting import Progress, Reporter, Saved, silent
-from mpdit_core.sampling.generator import Generator, sampling_values, settle
+from mpdit_core.pictures import contact_sheet
+from mpdit_core.reporting import Progress, Reporter, silent
+from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
 from mpdit_core.sampling.options import SampleOptions, ViewResult
 from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value
-from mpdit_core.sampling.views.common import finish, open_view, require_at_most
+from mpdit_core.sampling.views.common import open_view
 
 DEFAULT_SAMPLES = 9
 SHEET = 1024  # images at most
@@ -28,34 +29,29 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         UserError: as `read_sweeps` and `Generator`, for whichever cell, or more than two keys; nothing is written then.
     """
     down, across = _two_axes(read_sweeps(options.sweep))
-    request = open_view(options, "sweep", default_samples=DEFAULT_SAMPLES)
-    cells = len(down.texts) * len(across.texts)
-    require_at_most(cells * request.num_samples, SHEET)
-    table = [[_cell(options, {down.key: row, across.key: column}) for column in across.texts] for row in down.texts]
-    for cell in (cell for row in table for cell in row):
-        settle(request.folder, cell)
+    values = list(product(down.texts, across.texts))
+    view = open_view(options, "sweep", default_samples=DEFAULT_SAMPLES, images_per_sample=len(values), most=SHEET)
+    cells = [_cell(options, {down.key: row, across.key: column}) for row, column in values]
+    for cell in cells:
+        SamplingPlan(view.folder, cell)
 
-    first = request.generator(table[0][0])
-    sheet: list[list[Tensor]] = []
+    first = view.generator(cells[0])
+    images: list[Tensor] = []
     measured = []
-    for row, row_text in zip(table, down.texts, strict=True):
-        sheet.append([])
-        for cell, text in zip(row, across.texts, strict=True):
-            report(Progress(task="sweep", done=len(measured), total=cells, unit="cells"))
-            generator = first.changed(**sampling_values(cell))
-            images, cost = _measure(generator)
-            sheet[-1].append(images)
-            measured.append(({down.key: row_text} if down.key else {}) | {across.key: text} | cost)
-    report(Progress(task="sweep", done=cells, total=cells, unit="cells"))
-    picture = request.out / "sweep.png"
-    drawn = contact_sheet(
-        sheet, row_labels=down.texts, column_labels=across.texts, row_axis=down.key, column_axis=across.key
+    for cell, (row, column) in zip(cells, values, strict=True):
+        report(Progress(task="sweep", done=len(images), total=len(cells), unit="cells"))
+        made, cost = _measure(first.changed(**sampling_values(cell)))
+        images.append(made)
+        measured.append(({down.key: row} if down.key else {}) | {across.key: column} | cost)
+    report(Progress(task="sweep", done=len(cells), total=len(cells), unit="cells"))
+    columns = len(across.texts)
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    image = contact_sheet(
+        rows, row_labels=down.texts, column_labels=across.texts, row_axis=down.key, column_axis=across.key
     )
-    save_png(drawn, picture)
-    report(Saved(what="sweep", path=picture))
     facts = {axis.key: "; ".join(axis.texts) for axis in (down, across) if axis.key}
-    facts["images"] = f"{request.num_samples} in each of {cells} cells"
-    return finish(request, first, picture=picture, facts=facts, data={"cells": measured})
+    facts["images"] = f"{view.num_samples} in each of {len(cells)} cells"
+    return view.finish(image, first, facts=facts, data={"cells": measured}, report=report)
 
 
 def _two_axes(axes: list[Axis]) -> tuple[Axis, Axis]:
@@ -76,9 +72,8 @@ def _cell(options: SampleOptions, changes: dict[str, str]) -> SampleOptions:
 def _measure(generator: Generator) -> tuple[Tensor, dict[str, Any]]:
     """The images of one cell, [n, 3, H, W] uint8, and what they cost."""
     started = time.monotonic()
-    batches = list(generator.batches(generator.blocks()))
-    images = [batch.images for batch in batches if batch.images is not None]
-    return torch.cat(images), {
+    batches = list(generator.batches())
+    return torch.cat([batch.images for batch in batches]), {
         "plugin": plugins.record("samplers", generator.options.sampler, generator.sampler),
         "nfe": batches[0].nfe,
         "passes": batches[0].passes,

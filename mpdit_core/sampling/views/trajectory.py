@@ -1,4 +1,4 @@
-"""`mpdit sample --trajectory`: x_t and the data predicted from it, along t, as a strip and as a moving picture.
+"""`mpdit sample --trajectory`: x_t and the data predicted from it, along t, as a strip and as a GIF.
 
 The predicted data are `x_t - t·velocity` (guided as the samples are): what the model would answer if it had to stop.
 They come from evaluations of their own at the states shown, so that any sampler may be looked at and none is disturbed.
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from mpdit_core.api import Step
 from mpdit_core.flow.path import predicted_latents
-from mpdit_core.pictures import contact_sheet, save_gif, save_png, square_columns
+from mpdit_core.pictures import contact_sheet, save_gif, square_columns
 from mpdit_core.reporting import Progress, Reporter, Saved, silent
 from mpdit_core.sampling.generator import Generator, require_finite
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.views.common import finish, open_view, short_name
+from mpdit_core.sampling.views.common import open_view, short_name
 
 DEFAULT_SAMPLES = 6
-FRAMES = 25  # of the moving picture at most, with both ends
+FRAMES = 25  # of the GIF at most, with both ends
 COLUMNS = 9  # of the strip at most, with both ends
 ROWS = 8  # images in the strip at most
 
@@ -41,26 +41,23 @@ def trajectory(options: SampleOptions, *, report: Reporter = silent) -> ViewResu
     Raises:
         UserError: as `Generator`; nothing is written then.
     """
-    request = open_view(options, "trajectory", default_samples=DEFAULT_SAMPLES)
-    generator = request.generator()
+    view = open_view(options, "trajectory", default_samples=DEFAULT_SAMPLES)
+    generator = view.generator()
     states = follow(generator, report=report)
-    names = [short_name(generator.class_names[generator.labels(i)]) for i in range(request.num_samples)]
-    strip, moving = request.out / "trajectory.png", request.out / "trajectory.gif"
-    save_png(_strip(states, names), strip)
-    save_gif([_frame(state, square_columns(len(names))) for state in states], moving)
-    report(Saved(what="trajectory", path=strip))
-    report(Saved(what="moving picture", path=moving))
-    facts = {"moving": str(moving), "steps": f"{len(states)} states shown"}
-    data = {"times": [state.t for state in states], "moving": str(moving)}
-    return finish(request, generator, picture=strip, facts=facts, data=data)
+    names = [short_name(generator.class_names[generator.labels(i)]) for i in range(view.num_samples)]
+    gif = view.out / "trajectory.gif"
+    save_gif([_frame(state, square_columns(len(names))) for state in states], gif)
+    report(Saved(what="GIF", path=gif))
+    facts = {"GIF": str(gif), "steps": f"{len(states)} states shown"}
+    data = {"times": [state.t for state in states], "gif": str(gif)}
+    return view.finish(_strip(states, names), generator, facts=facts, data=data, report=report)
 
 
 @torch.inference_mode()
 def follow(generator: Generator, *, report: Reporter = silent) -> list[State]:
     """Samples all images as one batch; returns the states that are shown, the last at t = 0."""
     indices = list(range(generator.num_samples))
-    labels = [generator.labels(i) for i in indices]
-    noise, generators = generator.noise(indices)
+    noise, noise_sources = generator.noise(indices)
     passed = [(1.0, noise)]
 
     def keep(step: Step) -> None:
@@ -69,13 +66,13 @@ def follow(generator: Generator, *, report: Reporter = silent) -> list[State]:
         done = len(passed) - 1
         report(Progress(task="sample", done=done, total=max(generator.sampler.num_steps, done), unit="steps"))
 
-    generator.integrate(generator.velocity(labels), noise, generators, on_step=keep)
+    velocity = generator.velocity([generator.labels(i) for i in indices])
+    generator.integrate(velocity, noise, noise_sources, on_step=keep)
     require_finite(passed[-1][1], indices)
-    look = generator.velocity(labels)
     states = []
     for i in spread_out(len(passed), FRAMES):
         t, x_t = passed[i][0], passed[i][1].to(generator.device)
-        data = x_t if t == 0 else predicted_latents(x_t, look(x_t, t), t)
+        data = x_t if t == 0 else predicted_latents(x_t, velocity(x_t, t), t)
         states.append(State(t, generator.decode(x_t), generator.decode(data)))
     return states
 

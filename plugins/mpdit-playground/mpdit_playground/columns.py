@@ -127,7 +127,7 @@ def _compute_block(column: Column, block: int, ended: Callable[[], bool]) -> Non
 
     if ended():
         raise CancelledError
-    latents = generator.integrate(preview, *generator.noise(indices), on_step=on_step)  # pyright: ignore[reportArgumentType]
+    latents = generator.integrate(preview, *generator.noise(indices), on_step=on_step)
     column.nfe = velocity.nfe
     if not bool(torch.isfinite(latents).all()):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -10,13 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eval_helpers import enter_folder, measured, options, pictures
+from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sample_helpers import write_model
 
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation import EvaluationRecord, evaluate, make_reference
-from mpdit_core.evaluation.images import FolderImages, open_images
+from mpdit_core.evaluation import (
+    EvaluationRecord,
+    compare_records,
+    evaluate,
+    evaluate_sweep,
+    make_reference,
+    read_records,
+)
+from mpdit_core.evaluation.images import open_images
 from mpdit_core.metrics.features import features_name, load_extractor
 from mpdit_core.reporting import Event, Note, Warning
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
@@ -26,12 +35,6 @@ from mpdit_core.runtime.npz import map_member
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     return enter_folder(tmp_path, monkeypatch)
-
-
-def code_of(call, *given, **more) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*given, **more)
-    return caught.value.code
 
 
 # npz
@@ -138,7 +141,7 @@ def test_a_damaged_reference_is_measured_again_and_said(here):
         events: list[Event] = []
         again = evaluate(options(force=True), report=events.append)
         assert again.metrics == first.metrics
-        assert "damaged-reference" in [event.code for event in events if isinstance(event, Warning)]
+        assert "damaged-reference" in warnings_of(events)
 
 
 def test_damaged_progress_is_not_taken_up(here):
@@ -164,12 +167,35 @@ def test_a_damaged_record_is_measured_again(here):
         assert measured().metrics == first.metrics
 
 
+def test_damaged_tables_and_records_of_a_sweep_are_replaced(here):
+    """A table is written from the records and never read; of the records, only the damaged one is measured again."""
+    write_model(here / "m")
+    wanted = options("m", "digits", num_samples=4, metrics=("fid",), sweep=("num_steps=1,2",))
+    first = evaluate_sweep(wanted)
+    whole, intact = first.rows[0].record, first.rows[0].record.read_bytes()
+    table, record = first.path.read_text(), first.rows[1].record
+    hostile = json.dumps({"format": 3, "metrics": {"frechet_distance": "file.py:Evil"}, "rows": "../../x"})
+    for damage in ("", table[:-40], hostile):
+        first.path.write_text(damage)
+        record.write_text(damage)
+        for path in (first.path, record):
+            assert code_of(compare_records, whole, path) in ("damaged-file", "invalid-value", "unknown-key")
+        events: list[Event] = []
+        assert [left.path for left in read_records(whole.parent, report=events.append)] == [whole]
+        assert warnings_of(events) == ["damaged-record"]
+        events.clear()
+        assert evaluate_sweep(wanted, report=events.append).rows == first.rows
+        assert warnings_of(events) == ["few-samples", "damaged-record"]
+        assert first.path.read_text() == table
+        assert whole.read_bytes() == intact
+
+
 def test_a_reference_beside_read_only_latents_goes_to_the_cache(here, monkeypatch):
     from mpdit_core.evaluation import reference
 
     plan = reference.plan_reference("b.npz", resolution=16, extractor=None)
     Path("latents").mkdir()
-    own = reference.Plan(plan.images, None, Path("latents/reference.safetensors").absolute(), "b.npz")
+    own = dataclasses.replace(plan, beside=Path("latents").absolute())
     monkeypatch.setattr("mpdit_core.evaluation.job.plan_reference", lambda *_given, **_more: own)
     monkeypatch.setattr(reference, "_may_write_in", lambda folder: folder.name != "latents")
     measured()
@@ -193,7 +219,7 @@ def test_every_format_counts_and_what_does_not_is_said(here):
     events: list[Event] = []
     record = evaluate(options("set"), report=events.append)
     assert record.count == 20
-    assert "files-left-out" in [event.code for event in events if isinstance(event, Warning)]
+    assert "files-left-out" in warnings_of(events)
     events.clear()
     assert evaluate(options(reference="set", num_samples=10), report=events.append).reference.count == 20
     assert any(isinstance(e, Warning) and e.code == "files-left-out" and "reference" in e.text for e in events)
@@ -223,7 +249,7 @@ def test_grey_samples_count_as_rgb_and_torn_ones_are_named(here):
     Path("set").mkdir()
     for n in (2, 10, 1):
         Image.new("L", (16, 16), n).save(f"set/{n}.png")
-    images = FolderImages(Path("set"))
+    images = open_images(Path("set"))
     assert images.batch([0, 1, 2])[:, 0, 0, 0].tolist() == [1, 2, 10]
     Path("set/2.png").write_bytes(Path("set/2.png").read_bytes()[:45])
     with pytest.raises(UserError, match=r"2\.png"):

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eval_helpers import enter_folder, measured, options, pictures
+from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sample_helpers import write_model
 
 from mpdit_cli.app import main
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation import EvaluateOptions, EvaluationRecord, evaluate, evaluate_sweep, make_reference
+from mpdit_core.evaluation import EvaluationRecord, evaluate, evaluate_sweep, make_reference
 from mpdit_core.metrics.features import Inception, build_extractor, extract
-from mpdit_core.reporting import Note, Progress, Saved, Warning
+from mpdit_core.reporting import Note, Progress, Saved
 from mpdit_core.runtime import locks
 from mpdit_core.testing import check_features
 
@@ -36,12 +36,6 @@ def inception(inception_weights) -> Inception:
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     return enter_folder(tmp_path, monkeypatch)
-
-
-def refused(wanted: EvaluateOptions, job=evaluate) -> UserError:
-    with pytest.raises(UserError) as caught:
-        job(wanted)
-    return caught.value
 
 
 def test_spatial_features_are_seven_channels_flattened_as_tensorflow_does(inception):
@@ -137,10 +131,10 @@ def test_progress_and_files_are_reported(here):
     record = evaluate(options(), report=events.append)
     assert {event.task for event in events if isinstance(event, Progress)} == {"reference", "evaluate"}
     assert [event.path for event in events if isinstance(event, Saved)] == [record.path]
-    assert [event.code for event in events if isinstance(event, Warning)] == ["few-samples"]
+    assert warnings_of(events) == ["few-samples"]
     events.clear()
     assert evaluate(options(), report=events.append) == record
-    assert [event.code for event in events if isinstance(event, Warning)] == ["few-samples"]
+    assert warnings_of(events) == ["few-samples"]
     assert any(isinstance(event, Note) for event in events)
     assert not any(isinstance(event, Progress) for event in events)
 
@@ -176,10 +170,10 @@ def test_a_reference_stored_by_another_version_is_measured_again(here, monkeypat
 
 
 def test_two_evaluations_into_one_record_are_refused(here, monkeypatch):
-    monkeypatch.setattr("mpdit_core.evaluation.job.locked", partial(locks.locked, seconds=0.05))
+    monkeypatch.setattr("mpdit_core.evaluation.progress.locked", partial(locks.locked, seconds=0.05))
     path = measured().path
     with locks.locked(path.with_suffix(".partial")):
-        assert refused(options(force=True)).code == "folder-in-use"
+        assert code_of(evaluate, options(force=True)) == "folder-in-use"
     assert measured(force=True).path == path
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -205,7 +199,7 @@ def test_a_sweep_ends_in_a_table_and_a_plot(here):
     assert Image.open(result.plot).size[0] > 500
     tasks = {event.task for event in events if isinstance(event, Progress)}
     assert {f"evaluate ({n} of 4)" for n in range(1, 5)} <= tasks
-    assert [event.code for event in events if isinstance(event, Warning)] == ["few-samples"]  # once
+    assert warnings_of(events) == ["few-samples"]  # once
     before = {path: path.stat().st_mtime_ns for path in alone.path.parent.glob("digits*.json")}
     assert evaluate_sweep(wanted).path == result.path
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -240,7 +234,7 @@ def test_tables_for_people(here, capsys):
 )
 def test_mistakes_in_sweeps_are_refused(here, what, sweep, code):
     write_model(here / "run" / "checkpoints" / "step-0000007")
-    assert refused(options(what, "digits", sweep=sweep), evaluate_sweep).code == code
+    assert code_of(evaluate_sweep, options(what, "digits", sweep=sweep)) == code
     assert not list(here.rglob("evals"))
 
 
@@ -272,7 +266,7 @@ def test_mistakes_are_refused_before_anything_is_written(here, what, reference, 
         Path(folder).mkdir()
         for side in sides:
             Image.new("RGB", (side, side)).save(f"{folder}/{side}.png")
-    assert refused(options(what, reference, **more)).code == code
+    assert code_of(evaluate, options(what, reference, **more)) == code
     assert not Path("evals").exists()
     assert not Path("cache").exists()
 
@@ -287,7 +281,7 @@ def test_statistics_of_another_size_are_refused_before_sampling(here):
     name = f"digits {build_extractor('digits').fingerprint()}"
     np.savez("small.npz", mu=np.zeros(4), sigma=np.eye(4), features=np.str_(name))
     write_model(here / "m")
-    assert refused(options("m", "small.npz", num_samples=8)).code == "other-features"
+    assert code_of(evaluate, options("m", "small.npz", num_samples=8)) == "other-features"
     assert not Path("evals").exists()
 
 
@@ -296,17 +290,16 @@ def test_missing_and_broken_weights_are_found_before_sampling(here, monkeypatch)
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    error = refused(options(features="inception"))
-    assert error.code == "no-weights"
-    assert str(here / "torch/hub/checkpoints" / WEIGHTS) in str(error)
+    with pytest.raises(UserError) as caught:
+        evaluate(options(features="inception"))
+    assert caught.value.code == "no-weights"
+    assert str(here / "torch/hub/checkpoints" / WEIGHTS) in str(caught.value)
     Path("w.pth").write_bytes(b"torn")
-    assert refused(options(features="inception", weights="w.pth")).code == "damaged-file"
+    assert code_of(evaluate, options(features="inception", weights="w.pth")) == "damaged-file"
     torch.save({"fc.weight": torch.zeros(3)}, "v.pth")
-    assert refused(options(features="inception", weights="v.pth")).code == "wrong-weights"
+    assert code_of(evaluate, options(features="inception", weights="v.pth")) == "wrong-weights"
 
 
 def test_a_broken_torch_fidelity_has_a_code_of_its_own(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(UserError) as caught:
-        Inception().load(torch.device("cpu"))
-    assert caught.value.code == "no-torch-fidelity"
+    assert code_of(Inception().load, torch.device("cpu")) == "no-torch-fidelity"

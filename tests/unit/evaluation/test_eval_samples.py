@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from eval_helpers import enter_folder, measured, options
+from eval_helpers import code_of, enter_folder, measured, options
 from launch import run
 from PIL import Image
 from sample_helpers import write_model
 
-from mpdit_core.errors import UserError
 from mpdit_core.evaluation import evaluate
 from mpdit_core.sampling import SampleOptions, sample
 
@@ -49,9 +48,7 @@ def test_a_set_of_samples_gives_the_figures_of_its_model(here):
 
 def test_a_set_of_samples_that_is_not_complete_is_refused(here):
     def code() -> str:
-        with pytest.raises(UserError) as caught:
-            evaluate(options("s", "digits"))
-        return caught.value.code
+        return code_of(evaluate, options("s", "digits"))
 
     sample(SampleOptions(model="m", num_samples=6, out=Path("s"), device="cpu", **SAMPLING))
     picture = here / "s" / "images" / "000004.png"

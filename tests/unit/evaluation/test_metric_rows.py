@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from mpdit_core.evaluation.figures import Naming, compute_metrics
+from mpdit_core.evaluation.figures import compute_metrics, key_and_label
 from mpdit_core.evaluation.options import METRICS, EvaluateOptions, Metric
 
 
-def brightness(comparison) -> dict:
-    return {"": comparison.samples.mean, "std": 0.5}
+def brightness(measured) -> dict:
+    return {"": measured.samples.mean, "std": 0.5}
 
 
 def test_one_row_is_all_it_takes(monkeypatch):
@@ -17,8 +17,7 @@ def test_one_row_is_all_it_takes(monkeypatch):
     monkeypatch.setitem(METRICS, "brightness", row)
     monkeypatch.setitem(__import__("sys").modules, __name__, SimpleNamespace(brightness=brightness))
     options = EvaluateOptions().model_copy(update={"metrics": ("brightness",)})
-    naming = Naming("other", "cells")
-    keys = naming.keys(options.metrics)
-    values = compute_metrics(options, SimpleNamespace(), SimpleNamespace(mean=3.0), keys)
+    key, label = key_and_label("brightness", None, "cells")
+    assert (key, label) == ("mean_of_features", "mean of the features (cells)")
+    values = compute_metrics(options, SimpleNamespace(), SimpleNamespace(mean=3.0), {"brightness": key})
     assert values == {"mean_of_features": 3.0, "mean_of_features_std": 0.5}
-    assert naming.labels(options.metrics) == {"mean_of_features": "mean of the features (cells)"}

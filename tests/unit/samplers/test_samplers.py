@@ -53,10 +53,6 @@ def mixture_velocity(x, t):
     return (weights * velocities).sum(-1, keepdim=True)
 
 
-def final(sampler, velocity, noise, generator=None):
-    return integrate(sampler, velocity, noise, generator)
-
-
 def slope(errors):
     """The order seen in the last halving of the step."""
     return math.log2(errors[-2] / errors[-1])
@@ -69,7 +65,7 @@ NOISE = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64).view(-1, 1, 1, 1)
 def test_order_on_an_exact_gaussian_flow(name):
     exact = MEAN + STD * NOISE
     errors = [
-        float((final(load_sampler(name, num_steps=n), gaussian_velocity, NOISE) - exact).abs().max())
+        float((integrate(load_sampler(name, num_steps=n), gaussian_velocity, NOISE) - exact).abs().max())
         for n in (40, 80, 160)
     ]
     assert slope(errors) > load_sampler(name).order - 0.3, errors
@@ -77,9 +73,9 @@ def test_order_on_an_exact_gaussian_flow(name):
 
 @pytest.mark.parametrize("name", ODE)
 def test_order_on_a_nonlinear_flow_is_the_one_claimed(name):
-    reference = final(load_sampler("rk4", num_steps=1000), mixture_velocity, NOISE)
+    reference = integrate(load_sampler("rk4", num_steps=1000), mixture_velocity, NOISE)
     errors = [
-        float((final(load_sampler(name, num_steps=n), mixture_velocity, NOISE) - reference).abs().mean())
+        float((integrate(load_sampler(name, num_steps=n), mixture_velocity, NOISE) - reference).abs().mean())
         for n in (80, 160, 320)
     ]
     assert abs(slope(errors) - load_sampler(name).order) < 0.45, errors
@@ -102,7 +98,7 @@ def exact_moments(sampler, monkeypatch):
         monkeypatch.setattr(module, "draw_noise", impulse)
     start = torch.zeros(count + 1, 1, 1, 1, dtype=torch.float64)
     start[-1] = 1  # row 0: nothing; rows 1…: one kick each; the last: the starting noise
-    x = final(sampler, gaussian_velocity, start).flatten()
+    x = integrate(sampler, gaussian_velocity, start).flatten()
     return float(x[0]), float((x[1:] - x[0]).norm())
 
 
@@ -123,9 +119,9 @@ def test_golden_euler(path):
     model, g = load_golden(path)
     velocity = GuidedVelocity(model, g["cfg.y"], null_label=model.config.null_label)
     with torch.no_grad():
-        assert_close(final(load_sampler("euler-official", num_steps=9), velocity, g["x"]), g["euler.latents_9pts"])
+        assert_close(integrate(load_sampler("euler-official", num_steps=9), velocity, g["x"]), g["euler.latents_9pts"])
         assert velocity.nfe == 8
-        assert_close(final(load_sampler("euler", num_steps=8), velocity, g["x"]), g["euler.latents_9pts"])
+        assert_close(integrate(load_sampler("euler", num_steps=8), velocity, g["x"]), g["euler.latents_9pts"])
 
 
 @pytest.mark.parametrize("diffusion", ["SBDM", "sigma", "decreasing"])
@@ -136,7 +132,7 @@ def test_golden_sde(path, diffusion):
     sampler = load_sampler("euler-maruyama-official", num_steps=9, diffusion=diffusion)
     torch.manual_seed(123)
     with torch.no_grad():
-        assert_close(final(sampler, velocity, g["x"]), g[f"sde.{diffusion}_latents_9pts"])
+        assert_close(integrate(sampler, velocity, g["x"]), g[f"sde.{diffusion}_latents_9pts"])
     assert velocity.nfe == 9
 
 
@@ -160,7 +156,7 @@ def test_noise_of_an_image_does_not_depend_on_its_batch(name):
 
     def run(rows):
         generators = [torch.Generator().manual_seed(i) for i in rows]
-        return final(load_sampler(name, num_steps=7), gaussian_velocity, noise[rows], generators)
+        return integrate(load_sampler(name, num_steps=7), gaussian_velocity, noise[rows], generators)
 
     assert torch.equal(run([2, 0])[0], run([0, 1, 2, 3])[2])
     assert not torch.equal(run([0])[0], run([1])[0])

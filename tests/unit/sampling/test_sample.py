@@ -12,18 +12,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sample_helpers import images_of, latents_of, run_sample, sample_options, write_model
+from sample_helpers import code_of, images_of, latents_of, run_sample, sample_options, write_model
 
 from mpdit_cli.app import main
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Note, Progress, Saved, Warning
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling import SampleSet, sample
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def stamps(folder):
@@ -137,9 +132,7 @@ def test_a_failing_write_ends_the_job_and_keeps_what_was_written(model, tmp_path
         write(self, batch)
 
     monkeypatch.setattr(PngWriter, "write", fail_at_the_second)
-    with pytest.raises(UserError) as caught:
-        run_sample(model, out=tmp_path / "o")
-    assert caught.value.code == "disk-full"
+    assert code_of(run_sample, model, out=tmp_path / "o") == "disk-full"
     assert (tmp_path / "o" / ".progress" / "000000.json").is_file()
     assert not (tmp_path / "o" / ".lock").exists()
 
@@ -216,9 +209,8 @@ def test_a_folder_that_is_deleted_ends_in_one_message_and_can_be_sampled_again(m
         if isinstance(event, Progress) and event.done >= 4 and not (tmp_path / "gone").exists():
             out.rename(tmp_path / "gone")
 
-    with pytest.raises(UserError) as caught:
-        sample(sample_options(model, out=out, format=format_, num_samples=60), report=delete)
-    assert caught.value.code in ("folder-gone", "cannot-write")
+    options = sample_options(model, out=out, format=format_, num_samples=60)
+    assert code_of(sample, options, report=delete) in ("folder-gone", "cannot-write")
     (out / ".progress").mkdir(parents=True, exist_ok=True)
     (out / ".lock.owner").write_text("process 7")
     (out / "images").mkdir()  # made again by a write that was under way
@@ -262,12 +254,6 @@ def test_options_without_effect_are_said(model, tmp_path):
 
 
 # What is refused: one message with a code, nothing written
-
-
-def code_of(call, *arguments, **options):
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    return caught.value.code
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sweeps, trajectories, interpolations and nearest training images: what is in the pictures, and what is refused."""
+"""Sweeps, trajectories, interpolations and nearest training images: what is in the views, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_helpers import generator, images_of, run_view, sample_options, write_model
+from sample_helpers import code_of, images_of, make_generator, run_view, sample_options, write_model
 
 from mpdit_cli.app import main
 from mpdit_core.data.autoencoders import PixelAutoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
-from mpdit_core.errors import UserError
 from mpdit_core.reporting import Progress, Warning
 from mpdit_core.sampling import read_sweeps, sample, with_value
 from mpdit_core.sampling.views.interpolation import slerp
@@ -24,25 +23,14 @@ from mpdit_core.sampling.views.trajectory import follow, spread_out
 SMALL = {"num_samples": 2, "num_steps": 3, "guidance_scale": 1.0}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
 def images(model, **changes):
     return images_of(model, **SMALL | changes)
 
 
-def code_of(call, *arguments, **options):
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    return caught.value.code
-
-
-def cut(picture, image):
-    """Whether `image [3, H, W]`, enlarged five times, is somewhere in the picture."""
+def shows(view, image):
+    """Whether `image [3, H, W]`, enlarged five times, is somewhere in the view."""
     wanted = image.numpy().transpose(1, 2, 0).repeat(5, 0).repeat(5, 1)
-    pixels = np.asarray(picture)
+    pixels = np.asarray(view)
     height, width = wanted.shape[:2]
     candidates = np.argwhere((pixels[: 1 - height, : 1 - width] == wanted[0, 0]).all(-1))
     return any(np.array_equal(pixels[y : y + height, x : x + width], wanted) for y, x in candidates)
@@ -60,11 +48,11 @@ def test_a_sweep_holds_every_cell(model, tmp_path):
     assert [c["passes"] for c in data["cells"]] == [2, 4, 4, 8]
     assert [c["plugin"]["options"]["num_steps"] for c in data["cells"]] == [2, 4, 2, 4]
     assert json.loads((tmp_path / "o" / "sweep.json").read_text())["sampler"]["package"] == "mpdit"
-    picture = Image.open(tmp_path / "o" / "sweep.png")
+    view = Image.open(tmp_path / "o" / "sweep.png")
     for scale in (1.0, 3.0):
         for steps in (2, 4):
-            assert all(cut(picture, x) for x in images(model, guidance_scale=scale, num_steps=steps))
-    assert not cut(picture, images(model, guidance_scale=2.0)[0])
+            assert all(shows(view, x) for x in images(model, guidance_scale=scale, num_steps=steps))
+    assert not shows(view, images(model, guidance_scale=2.0)[0])
     assert json.loads((tmp_path / "o" / "sweep.json").read_text())["view"] == "sweep"
 
 
@@ -112,7 +100,7 @@ def test_sweeps_that_cannot_be(model, tmp_path, sweeps, code):
 
 
 def test_a_trajectory_ends_in_the_samples_and_predicts_data(model, tmp_path):
-    made = generator(model, decode=True, **SMALL)
+    made = make_generator(model, decode=True, **SMALL)
     events = []
     states = follow(made, report=events.append)
     assert [event.done for event in events if isinstance(event, Progress)] == [1, 2, 3]
@@ -169,7 +157,7 @@ def corners(picture):
 
 def test_nearest_finds_copies_and_mirror_images(model, latents, tmp_path):
     folder = LatentFolder(latents)
-    points = TrainingPoints(folder, generator(model, decode=True), "latents")
+    points = TrainingPoints(folder, make_generator(model, decode=True), "latents")
     queries = torch.cat([points.at([5]), points.at([9], flip=True)]) + 1e-3
     found = search(points, queries, k=3, task="t")
     assert found.index[:, 0].tolist() == [5, 9]
@@ -200,8 +188,8 @@ def test_nearest_draws_what_it_found(model, latents, tmp_path, space):
     data = run_view(model, out=tmp_path / "o", nearest=space, latents=latents).data
     assert np.shape(data["neighbours"]) == (2, 4)
     assert all(row == sorted(row) for row in data["distances"])
-    picture = Image.open(tmp_path / "o" / "nearest.png")
-    assert all(cut(picture, x) for x in images(model))
+    view = Image.open(tmp_path / "o" / "nearest.png")
+    assert all(shows(view, x) for x in images(model))
 
 
 # The command
@@ -229,7 +217,7 @@ def test_the_command_makes_each_view(model, latents, tmp_path, monkeypatch, caps
         ({"nearest": "latents"}, "no-training-latents"),
     ],
 )
-def test_pictures_that_cannot_be(model, tmp_path, changes, code):
+def test_views_that_cannot_be(model, tmp_path, changes, code):
     assert code_of(run_view, model, out=tmp_path / "o", **changes) == code
     assert not list(tmp_path.iterdir())
 
@@ -243,7 +231,7 @@ def test_other_latents_are_told_or_refused(model, latents, tmp_path):
     assert code_of(run_view, wide, out=tmp_path / "p", nearest="latents", latents=latents) == "other-latents"
 
 
-def test_one_process_makes_a_picture(model, tmp_path, monkeypatch):
+def test_one_process_makes_a_view(model, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert code_of(run_view, model, out=tmp_path / "o", trajectory=True) == "one-process"
