@@ -45,13 +45,17 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     what: str | None = setting(
         None, f"{MODEL}; or a folder, .npz or .safetensors of finished samples", argument=True, metavar="WHAT"
     )
+    num_samples: PositiveInt | None = setting(
+        None, "number of images to evaluate", panel="Measuring",
+        chosen="50,000, or all in WHAT",
+    )  # fmt: skip
     reference: str | None = setting(
         None, "real images to compare with: ADM .npz, folder, latents folder or data set",
         panel="Measuring", chosen="the model's training images",
     )  # fmt: skip
-    num_samples: PositiveInt | None = setting(
-        None, "number of images to evaluate", panel="Measuring",
-        chosen="50,000, or all in WHAT",
+    metrics: tuple[MetricName, ...] = setting(
+        ("fid", "sfid", "is", "precision", "recall"), f"metrics to compute, of {','.join(METRICS)}",
+        panel="Measuring", strict=False,
     )  # fmt: skip
     features: str = setting(
         "inception", "feature extractor: inception, or a plugin (then the distance is not called FID)",
@@ -61,10 +65,6 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     weights: Path | None = setting(
         None, "file with the Inception weights", metavar="FILE", panel="Measuring",
         strict=False, chosen="torch's cache, else downloaded",
-    )  # fmt: skip
-    metrics: tuple[MetricName, ...] = setting(
-        ("fid", "sfid", "is", "precision", "recall"), f"metrics to compute, of {','.join(METRICS)}",
-        panel="Measuring", strict=False,
     )  # fmt: skip
     half_distances: bool = setting(
         False, "float16 distances for precision and recall, as ADM's evaluator uses", panel="Measuring"
