@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import LUMINANCE, Autoencoder
+from mpdit_core.data.autoencoders import LUMINANCE, LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import Manifest
@@ -18,7 +18,9 @@ SHEET_IMAGES = 8
 POOR_PSNR = 15.0  # dB; the Stable Diffusion autoencoder reaches about 26, a wrong pixel range about 10
 
 
-def write_contact_sheet(folder: LatentFolder, source: Dataset, autoencoder: Autoencoder, *, report: Reporter) -> None:
+def write_contact_sheet(
+    folder: LatentFolder, source: Dataset, autoencoder: LoadedAutoencoder, *, report: Reporter
+) -> None:
     """Draws images from all over the data set, and warns (`poor-reconstruction`) when decoding does not return them."""
     picks = _pick(folder.manifest, source)
     batch = folder.batch([index for index, _ in picks])

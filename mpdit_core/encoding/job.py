@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, Autoencoder, load_autoencoder
+from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, LoadedAutoencoder, is_plugin, load_autoencoder
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import MANIFEST, EncodingPlan, normalisation_of, read_manifest
 from mpdit_core.data.shards import ShardContent, write_shard
@@ -67,7 +67,7 @@ class EncodeJob:
     plan: EncodingPlan
     folder: EncodingFolder
     source: Dataset
-    autoencoder: Autoencoder
+    autoencoder: LoadedAutoencoder
     world: World
     report: Reporter
 
@@ -101,6 +101,9 @@ def _open(options: EncodeOptions, *, device: torch.device, world: World, report:
     autoencoder.precision = plan.precision
     for note in source_notes(source):
         report(note)
+    if ":" in plan.autoencoder.id and is_plugin(plan.autoencoder.id):
+        text = f"{plan.autoencoder.id} is not installed: only `mpdit train --trust` will decode what it encodes"
+        report(Warning(code="autoencoder-not-installed", text=text))
     if options.reference_stats and world.is_main:
         from mpdit_core.evaluation import check_features
 
@@ -128,12 +131,14 @@ def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
     return job.unfinished_shards()
 
 
-def _load_autoencoder(options: EncodeOptions, source: Dataset, *, device: torch.device, world: World) -> Autoencoder:
+def _load_autoencoder(
+    options: EncodeOptions, source: Dataset, *, device: torch.device, world: World
+) -> LoadedAutoencoder:
     """One process at a time may download it: rank 0 goes first."""
     name = options.autoencoder or getattr(source, "autoencoder", None) or DEFAULT_AUTOENCODER
     if not world.is_main:
         world.barrier()
-    loaded = load_autoencoder(name, device=device)
+    loaded = load_autoencoder(name, device=device, options=options.autoencoder_options)
     if world.is_main:
         world.barrier()
     return loaded

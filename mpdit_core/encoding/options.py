@@ -20,9 +20,12 @@ class EncodeOptions(DeviceOptions):
     )
     resolution: PositiveInt | None = setting(None, "side in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
-        None, "autoencoder: Hub id, local folder, pixels or pixels-gray",
-        metavar="ID|DIR|pixels", chosen="stabilityai/sd-vae-ft-ema",
+        None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
+        metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
+    autoencoder_options: dict[str, Any] = setting(
+        {}, "options of an autoencoder plugin", table="autoencoder", typed=False
+    )
     split: str | None = setting(
         None, "part of the data set; of a folder, a subfolder", chosen="train where there is one"
     )
@@ -75,7 +78,7 @@ class EncodeResult(Result):
     classes: int = setting(..., "number of classes")
     resolution: int = setting(..., "side of the images in pixels")
     latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
-    autoencoder: str = setting(..., "Hub id, folder, pixels or pixels-gray")
+    autoencoder: str = setting(..., "Hub id, folder, or name of a plugin")
     precision: str = setting(..., "type that the encoder computed in")
     stores: Literal["mean+std", "mean", "uint8"] = setting(..., "what is stored for each image")
     flips: Literal["stored", "mirrored", "none"] = setting(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
@@ -148,7 +148,7 @@ class DecodedLatents(ImageSource):
         return ImagesRecord(kind="latents", path=str(self.path), sha256=self.fingerprint, order="by index")
 
     @cached_property
-    def _autoencoder(self) -> Autoencoder:
+    def _autoencoder(self) -> LoadedAutoencoder:
         return load_autoencoder(self.spec.autoencoder, device=self.device)
 
 

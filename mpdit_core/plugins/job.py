@@ -25,7 +25,7 @@ from mpdit_core.settings import Result, setting
 class PluginReport(Result):
     """One plugin, as it was found."""
 
-    kind: str = setting(..., "samplers, datasets, features or commands")
+    kind: str = setting(..., "samplers, datasets, features, autoencoders or commands")
     name: str = setting(..., "its name; ? where the metadata of its package cannot be read")
     package: str = setting(..., "the package that offers it; empty: it was named by module or file")
     version: str = setting(..., "version of the package")
@@ -49,7 +49,7 @@ class NewPlugin(Result):
     """A new package."""
 
     path: Path = setting(..., "its folder")
-    kind: str = setting(..., "sampler, dataset or features")
+    kind: str = setting(..., "sampler, dataset, features or autoencoder")
     name: str = setting(..., "the plugin's name")
 
 

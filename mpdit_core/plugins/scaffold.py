@@ -19,7 +19,9 @@ GROUPS = {contract.table: kind for kind, contract in KINDS.items() if contract.t
 
 
 def new_package(kind: str, name: str, *, folder: Path | None = None) -> Path:
-    """Writes a package for a `sampler`, `dataset` or `features` called `name` into `folder` (default `./mpdit-NAME`).
+    """Writes a package for a plugin of the kind `sampler`, `dataset`, `features` or `autoencoder` into `folder`.
+
+    The default folder is `./mpdit-NAME`.
 
     Raises:
         UserError: unknown kind, an impossible name, a name that is taken, or a folder that exists.

@@ -76,7 +76,7 @@ class Previews:
 
     def _draw(self, weights: dict[str, Tensor], step: int, *, raw: bool) -> None:
         spec = self.session.plan.latents.spec
-        autoencoder = load_autoencoder(spec.autoencoder, device=self.session.device)
+        autoencoder = load_autoencoder(spec.autoencoder, device=self.session.device, trust=self.session.plan.trust)
         latents, labels = self._sample(weights)
         images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
         path = self.session.run.preview(step, raw=raw)
