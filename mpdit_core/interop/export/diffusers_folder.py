@@ -34,7 +34,7 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
     vae: Any = PixelVAE(channels=latents.autoencoder.channels)
     if isinstance(autoencoder.plugin, DiffusersAutoencoder):
         vae = autoencoder.plugin.network
-    elif latents.autoencoder.stores != "uint8":
+    elif autoencoder.spec.stores != "uint8":
         raise UserError(
             f"the autoencoder {latents.autoencoder.id} is a plugin, which diffusers does not know",
             code="unknown-autoencoder",
