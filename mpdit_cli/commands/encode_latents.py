@@ -17,7 +17,8 @@ FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
 def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
     """Encode a data set of images into latents, once, for training.
 
-    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` sets an option of a data set plugin.
+    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE` set options of
+    plugins.
     """
     from mpdit_core.encoding import encode_latents
 
