@@ -17,8 +17,8 @@ FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
 def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
     """Encode a data set of images into latents, once, for training.
 
-    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE` set options of
-    plugins.
+    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE` set
+    options of plugins.
     """
     from mpdit_core.encoding import encode_latents
 
@@ -38,6 +38,9 @@ def summary(result: EncodeResult) -> console.Summary:
         "normalisation": _normalisation(result),
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
+    if result.psnr is not None:
+        exact, rfid = result.ssim == 1, f", rFID {result.rfid:.2f}" if result.rfid is not None else ""
+        rows["reconstruction"] = f"exact{rfid}" if exact else f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}{rfid}"
     if result.images_per_second is not None:
         seconds = result.seconds
         duration = f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

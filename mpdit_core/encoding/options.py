@@ -59,6 +59,12 @@ class EncodeOptions(DeviceOptions):
     )
     verify: bool = setting(False, "check finished shards; the next run writes damaged ones again", panel="Output")
     reference_stats: bool = setting(False, "measure the statistics that eval-fid compares samples with", panel="Output")
+    reconstruction_images: int = setting(
+        64, "number of random images whose decoded latents are compared with them; 0: none", ge=0, panel="Output"
+    )
+    reconstruction_fid: bool = setting(
+        False, "measure the FID of decoded latents (rFID) of up to 50,000 images, as eval-fid does", panel="Output"
+    )
     batch_size: PositiveInt | None = setting(
         None, "number of images encoded at once", panel="Running", chosen="by resolution; 32 at 256 pixels"
     )
@@ -96,3 +102,6 @@ class EncodeResult(Result):
     normalisation_mean: tuple[float, ...] = setting(..., "mean that training subtracts, per channel", strict=False)
     normalisation_std: tuple[float, ...] = setting(..., "standard deviation that it divides by", strict=False)
     fingerprint: str = setting(..., "hash of source, options and autoencoder")
+    psnr: float | None = setting(None, "peak signal-to-noise ratio of decoded latents in dB; 100: exact")
+    ssim: float | None = setting(None, "structural similarity of decoded latents; 1: exact")
+    rfid: float | None = setting(None, "FID of decoded latents, where this call measured it")

@@ -84,7 +84,7 @@ def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> E
     """`evaluate`, whose progress is reported as `task`."""
     report, device = warnings.report, select_device(options.device)
     with process_group(device) as world:
-        subject = open_model_or_samples(require_what(options), device=device)
+        subject = open_model_or_samples(require_what(options), device=device, trust=options.trust)
         extractor = load_extractor(
             options.features, device=device, weights=options.weights, options=options.feature_options
         )

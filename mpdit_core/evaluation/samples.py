@@ -1,5 +1,7 @@
 """Sets of samples that `sample` wrote, as images to measure: their own images alone, and how they were made.
 
+And the images that a folder of latents decodes to: measured against those it was made from, rFID.
+
 Images come in order of their index, in whatever folders they are, so that chunks of the Inception Score are those of an
 evaluation of the model itself. The same seed and options then give the same figures in both ways.
 """
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
-from mpdit_core.data.latents import unstandardise
+from mpdit_core.data.latents import LatentFolder, unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import FolderImages, ImageSource, NpzImages
@@ -150,6 +152,37 @@ class DecodedLatents(ImageSource):
     @cached_property
     def _autoencoder(self) -> LoadedAutoencoder:
         return load_autoencoder(self.spec.autoencoder, device=self.device)
+
+
+class ReconstructedImages(ImageSource):
+    """What the latents of a finished folder decode to: the means of their posteriors.
+
+    Args:
+        trust: whether the autoencoder that the folder names may be code that is not installed.
+    """
+
+    def __init__(self, path: Path, device: torch.device, *, trust: bool = False):
+        self.folder, self.device, self.trust = LatentFolder(path), device, trust
+        self.latents = self.folder.spec
+        self.count, self.resolution = len(self.folder), self.latents.resolution
+        self.labels = self.folder.labels.tolist()
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        parts = self.folder.batch(indices).mean.split(DECODED_AT_ONCE)
+        return torch.cat([self._autoencoder.decode(part).cpu() for part in parts])
+
+    def compute_fingerprint(self) -> str:
+        shards = " ".join(shard.sha256 for shard in self.folder.manifest.shards)
+        return hashlib.sha256(f"{self.latents.autoencoder.model_dump_json()} {shards}".encode()).hexdigest()
+
+    def describe(self) -> ImagesRecord:
+        return ImagesRecord(
+            kind="decoded latents", path=str(self.folder.path), sha256=self.fingerprint, order="as in the folder"
+        )
+
+    @cached_property
+    def _autoencoder(self) -> LoadedAutoencoder:
+        return load_autoencoder(self.latents.autoencoder, device=self.device, trust=self.trust)
 
 
 def _incomplete(path: Path, there: str, expected: str) -> UserError:

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from mpdit_core import plugins
-from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.data.manifest import MANIFEST, LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import ImageSource, SpreadImages, open_images
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
-from mpdit_core.evaluation.samples import SampledImages, is_sample_set
+from mpdit_core.evaluation.samples import ReconstructedImages, SampledImages, is_sample_set
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.sampling import PluginRecord, SamplingOptions, sampling_values, settle
@@ -33,7 +33,7 @@ class Subject:
         """The latents that the model was trained on, where they are known."""
         if self.model:
             return self.model.latents
-        return self.images.latents if isinstance(self.images, SampledImages) else None
+        return self.images.latents if isinstance(self.images, SampledImages | ReconstructedImages) else None
 
     @property
     def resolution(self) -> int | None:
@@ -105,11 +105,12 @@ class Subject:
         return [label_of(index) for index in range(count)]
 
 
-def open_model_or_samples(what: str, *, device: torch.device | None = None) -> Subject:
-    """The model, or the finished samples, that `what` names.
+def open_model_or_samples(what: str, *, device: torch.device | None = None, trust: bool = False) -> Subject:
+    """The model, the finished samples, or the folder of latents that `what` names.
 
     Args:
-        device: where samples that were kept as latents are decoded.
+        device: where latents are decoded.
+        trust: whether the autoencoder of a folder of latents may be code that is not installed.
 
     Raises:
         UserError: it is neither.
@@ -122,10 +123,13 @@ def open_model_or_samples(what: str, *, device: torch.device | None = None) -> S
         raise UserError(
             f"{what} does not exist",
             code="no-such-file",
-            expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples",
+            expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples; "
+            "or a folder of latents",
         )
     if is_sample_set(path):
         return Subject(None, SampledImages(path, device or torch.device("cpu")))
+    if (path / MANIFEST).is_file():
+        return Subject(None, ReconstructedImages(path, device or torch.device("cpu"), trust=trust))
     return Subject(None, open_images(path))
 
 
