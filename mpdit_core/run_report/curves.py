@@ -70,13 +70,14 @@ def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:
     """The key of a figure, and its values: a line for each protocol, and one of what only metrics.jsonl tells."""
     groups: dict[str, list[EvaluationRecord]] = {}
     for record in run.records:
-        groups.setdefault(protocol_of(record), []).append(record)
-    for protocol, records in groups.items():
+        settings = record.sampling.values() if record.sampling else {}
+        groups.setdefault(f"{record.count} {record.extractor.fingerprint} {settings}", []).append(record)
+    for records in groups.values():
         for key in {key: None for record in records for key in record.labels}:
             values = {record.step: record.metrics.get(key) for record in records}
             bars = {record.step: record.metrics.get(f"{key}_interval") for record in records}
             line = Line(
-                name=f"{run.name}, {protocol}",
+                name=f"{run.name}, {protocol_of(records[0])}",
                 run=run.number,
                 points=[(step, value) for step, value in values.items() if isinstance(value, int | float)],
                 look="dots",
@@ -93,7 +94,7 @@ def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:
 
 
 def protocol_of(record: EvaluationRecord) -> str:
-    """What the values of one line have in common, in words."""
+    """How an evaluation was made, in few words."""
     parts = [f"{record.count:,} images"]
     if record.sampling is not None:
         options = record.sampling.options

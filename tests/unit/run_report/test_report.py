@@ -72,8 +72,9 @@ def record(run: RunFolder, step: int, value: float, *, name: str = "fid", bar: f
         what="runs/a", count=5000, is_fid=False, keys={"fid": "frechet_distance"},
         labels={"frechet_distance": "Fréchet distance"}, device="cpu", versions={}, seconds=1.0,
         extractor=ExtractorRecord(plugin=PluginRecord(kind="features", name="digits"), fingerprint="abc"),
-        rules=RulesRecord(distances="float64", neighbours=3, is_chunk=10), model=ModelRecord(weights_sha256="abc", step=step),
-        reference=ReferenceRecord(kind="npz", path="b"), metrics={"frechet_distance": value, **bars},
+        rules=RulesRecord(distances="float64", neighbours=3, is_chunk=10),
+        model=ModelRecord(weights_sha256="abc", step=step), reference=ReferenceRecord(kind="npz", path="b"),
+        metrics={"frechet_distance": value, **bars},
     ).write(run.evals / f"{name}-{step}.json")  # fmt: skip
 
 
