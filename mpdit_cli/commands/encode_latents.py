@@ -19,7 +19,8 @@ def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
 
     Example: mpdit encode-latents images/ --resolution 256
 
-    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` sets an option of a data set plugin.
+    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE` set
+    options of plugins.
     """
     from mpdit_core.encoding import encode_latents
 
@@ -39,6 +40,9 @@ def summary(result: EncodeResult) -> console.Summary:
         "normalisation": _normalisation(result),
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
+    if result.psnr is not None:
+        exact, rfid = result.ssim == 1, f", rFID {result.rfid:.2f}" if result.rfid is not None else ""
+        rows["reconstruction"] = f"exact{rfid}" if exact else f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}{rfid}"
     if result.images_per_second is not None:
         duration = f"{result.seconds:.1f} s" if result.seconds < 90 else f"{result.seconds / 60:.1f} min"
         rows["encoded now"] = f"{result.encoded_now:,} images in {duration}, {result.images_per_second:,.1f} images/s"

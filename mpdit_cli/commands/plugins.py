@@ -21,7 +21,7 @@ app = typer.Typer(help="List plugins, broken ones with reason and remedy; descri
 
 @app.callback(invoke_without_command=True)
 def command(context: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
-    """List the installed samplers, data sets and feature extractors."""
+    """List the installed samplers, data sets, feature extractors and autoencoders."""
     if context.invoked_subcommand is None:
         from mpdit_core.plugins import list_plugins
 
@@ -47,7 +47,7 @@ def show(
 
 @app.command(cls=Command)
 def new(
-    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset, features or command.")],
+    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset, features, autoencoder or command.")],
     name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
     out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
     json: Json = False,

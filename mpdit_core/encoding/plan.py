@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import Autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
 from mpdit_core.data.sources import classes_of, count_items, source_given, source_name
 from mpdit_core.encoding.options import EncodeOptions
@@ -19,7 +19,9 @@ SHARD_ITEMS = 4096
 SHARDS_AT_LEAST = 16  # of a small data set, so that several processes have something to share
 
 
-def make_plan(options: EncodeOptions, source: Dataset, autoencoder: Autoencoder, *, resolution: int) -> EncodingPlan:
+def make_plan(
+    options: EncodeOptions, source: Dataset, autoencoder: LoadedAutoencoder, *, resolution: int
+) -> EncodingPlan:
     """Settles every option that fixes bytes; no default depends on the machine or the number of processes.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import Autoencoder, read_stored
+from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.manifest import Manifest, Shard, read_manifest
 from mpdit_core.data.shards import check_shard, map_shard
@@ -24,7 +24,7 @@ TOLERANCE = 1e-2  # of a channel's standard deviation: more than devices and bat
 FLOAT16_STEPS = 2**-9  # two steps of float16, relative
 
 
-def verify(folder: EncodingFolder, source: Dataset, autoencoder: Autoencoder, *, report: Reporter) -> None:
+def verify(folder: EncodingFolder, source: Dataset, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
     """Checks the finished folder; bad shards are set aside, so that the next run writes them again.
 
     Raises:
@@ -74,7 +74,7 @@ def _encode_again(
     folder: EncodingFolder,
     manifest: Manifest,
     source: Dataset,
-    autoencoder: Autoencoder,
+    autoencoder: LoadedAutoencoder,
     bad: Collection[int],
 ) -> Iterator[tuple[int, int, str]]:
     """(shard, item, fault) for those of `picks` whose stored latents are not what they are encoded to now."""

@@ -43,7 +43,10 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     """What is measured and against what; how images of a model are sampled is `SamplingOptions`."""
 
     what: str | None = setting(
-        None, f"{MODEL}; or a folder, .npz or .safetensors of finished samples", argument=True, metavar="WHAT"
+        None,
+        f"{MODEL}; or a folder, .npz or .safetensors of finished samples; or a folder of latents",
+        argument=True,
+        metavar="WHAT",
     )
     num_samples: PositiveInt | None = setting(
         None, "number of images to evaluate", panel="Measuring",

@@ -58,6 +58,10 @@ KINDS: dict[Kind, Contract] = {
         word="feature extractor", table="features", methods={"load": 1, "__call__": 1, "fingerprint": 0},
         attributes=("name",),
     ),
+    "autoencoders": Contract(
+        word="autoencoder", table="autoencoder", methods={"load": 1, "encode": 1, "decode": 1, "fingerprint": 0},
+        attributes=("channels", "factor", "stores"), facts=("channels", "factor", "stores", "flip_equivariant"),
+    ),
     "commands": Contract(
         word="command", table="command",
         parts={

@@ -22,7 +22,7 @@ from mpdit_core.settings import Result, setting
 class PluginReport(Result):
     """One plugin, as it was found."""
 
-    kind: str = setting(..., "samplers, datasets, features or commands")
+    kind: str = setting(..., "samplers, datasets, features, autoencoders or commands")
     name: str = setting(..., "its name; ? where the metadata of its package cannot be read")
     package: str = setting(..., "the package that offers it; empty: it was named by module or file")
     version: str = setting(..., "version of the package")

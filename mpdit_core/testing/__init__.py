@@ -6,6 +6,7 @@
 Each raises `ConformanceError` (an AssertionError) that says what was expected and what came.
 """
 
+from mpdit_core.testing.autoencoders import check_autoencoder
 from mpdit_core.testing.commands import check_command
 from mpdit_core.testing.conformance import ConformanceError
 from mpdit_core.testing.datasets import check_dataset
@@ -16,6 +17,7 @@ __all__ = [
     "ConformanceError",
     "GaussianFlow",
     "SamplerReport",
+    "check_autoencoder",
     "check_command",
     "check_dataset",
     "check_features",

@@ -92,7 +92,7 @@ class Previews:
         seed, shape = self.session.config.train.seed, (config.channels, config.input_size, config.input_size)
         noise = torch.stack([torch.randn(shape, generator=generator(seed, "preview", i)) for i in range(len(labels))])
         latents = integrate(load_sampler("euler", num_steps=self.preview.num_steps), velocity_fn, noise.to(device))
-        autoencoder = load_autoencoder(spec.autoencoder, device=device)
+        autoencoder = load_autoencoder(spec.autoencoder, device=device, trust=self.session.plan.trust)
         images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
         columns = math.ceil(math.sqrt(len(images)) * WIDER)
         save_png(labelled_grid(images, [spec.class_names[label] for label in labels], columns), path)

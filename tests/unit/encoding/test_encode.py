@@ -95,11 +95,12 @@ def test_bytes_do_not_depend_on_batch_size_or_threads(images: Path, tmp_path: Pa
 
 def test_whole_batches_as_on_a_gpu(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The way of a GPU, walked by a CPU that calls itself something else: the same images in the same rows."""
-    from mpdit_core.data.autoencoders import PixelAutoencoder
+    from mpdit_core.data.autoencoders import LoadedAutoencoder
 
     (images / "bee/3.png").write_bytes(b"no picture")
     one = encode(images, tmp_path / "one", on_error="skip")
-    monkeypatch.setattr(PixelAutoencoder, "encode_device", torch.device("meta"))
+    monkeypatch.setattr(LoadedAutoencoder, "encode_device", torch.device("meta"))
+    monkeypatch.setattr(LoadedAutoencoder, "encode", lambda self, images: self.plugin.encode(images))
     whole = encode(images, tmp_path / "whole", on_error="skip")
     assert shard_hashes(one.latents) == shard_hashes(whole.latents)
     with refused("faulty-image", "bee/3.png"):
