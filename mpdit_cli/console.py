@@ -27,6 +27,7 @@ from mpdit_core.table import Table
 SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
 WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal
 LONGEST_UNBROKEN = 12  # characters of a column whose cells stay on one line, whatever the width
+LONGEST_NUMBER = 24  # characters of a number with what belongs to it, such as its unit
 
 R = TypeVar("R", bound=Result)
 
@@ -247,7 +248,7 @@ def _draw_table(table: Table) -> None:
         longest = max(map(len, [column, *cells]))
         drawn.add_column(
             column,
-            justify="left" if i == 0 or _are_words(cells) else "right",
+            justify="left" if i == 0 or longest > LONGEST_NUMBER or _are_words(cells) else "right",
             no_wrap=i == 0 or longest <= LONGEST_UNBROKEN,
             overflow="fold",
         )

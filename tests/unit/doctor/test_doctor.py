@@ -12,7 +12,7 @@ import torch
 from launch import run, succeed
 
 import mpdit_core.plugins
-from mpdit_core.doctor import Check, DoctorOptions, diagnose, job, machine, weights
+from mpdit_core.doctor import Check, DoctorOptions, contents, diagnose, job, machine, weights
 from mpdit_core.metrics.features import published_weights
 from mpdit_core.plugins.job import PluginList, PluginReport
 
@@ -119,6 +119,7 @@ def test_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_plugins(monkeypatch: pytest.MonkeyPatch):
     identity = {"kind": "samplers", "package": "a", "version": "1", "value": "a:S"}
+    monkeypatch.setattr(contents, "OWN", {"samplers": "good", "features": "missing"})
     listed = PluginList(plugins=(
         PluginReport(name="good", **identity),
         PluginReport(name="loud", status="noisy", reason="prints", remedy="none needed", **identity),
@@ -127,7 +128,8 @@ def test_plugins(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mpdit_core.plugins, "list_plugins", lambda: listed)
     found = examine("plugins")
     assert found["installed"].data == {"samplers": 2}
-    assert [check.status for check in found.values()] == ["ok", "note", "fault"]
+    assert [check.status for check in found.values()] == ["ok", "fault", "note", "fault"]
+    assert found["features missing"].status == "fault"
     assert found["samplers bad of a"].remedy == "pip install b"
 
 
