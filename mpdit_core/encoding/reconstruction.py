@@ -79,6 +79,15 @@ def inspect_reconstruction(
         report(Warning(code="poor-reconstruction", text=text))
 
 
+def draw_decoded(folder: LatentFolder, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
+    """Draws what some latents decode to, where there are no images to compare them with: a wrong scale is seen."""
+    batch = folder.batch(evenly_spread(len(folder), min(SHEET_IMAGES, len(folder))))
+    decoded = torch.cat([autoencoder.decode(mean[None]).cpu() for mean in batch.mean])
+    captions = [folder.spec.class_names[label] for label in batch.labels.tolist()]
+    save_png(labelled_grid(decoded.numpy(), captions, columns=4), folder.path / SHEET)
+    report(Saved(what="contact sheet, decoded latents", path=folder.path / SHEET))
+
+
 def psnr(images: Tensor, decoded: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, 3, H, W]; at most `LARGEST_PSNR`."""
     error = (images.double() - decoded.double()).square().mean(dim=(1, 2, 3))
