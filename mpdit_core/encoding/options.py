@@ -15,8 +15,16 @@ from mpdit_core.settings import Result, setting
 class EncodeOptions(DeviceOptions):
     """None: chosen by the source, the resolution or the autoencoder."""
 
-    source: str = setting(
-        ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
+    source: str | None = setting(
+        None, "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set",
+        argument=True, metavar="SOURCE",
+    )  # fmt: skip
+    from_latents: Path | None = setting(
+        None, "folder of latents that another program made, to take over in place of SOURCE",
+        metavar="DIR", chosen="encode SOURCE", strict=False,
+    )  # fmt: skip
+    latents_scale: float | None = setting(
+        None, "factor that the latents in DIR were multiplied with; 1: raw", gt=0, chosen="must be given with DIR"
     )
     resolution: PositiveInt | None = setting(None, "side in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
