@@ -1,7 +1,7 @@
 """Guidance away from the same network without class tokens in its last stage: a weak velocity at a part of the price.
 
 Both velocities share the coarse stages, which see the class tokens. The last stage is computed twice: as trained, and
-on the image tokens alone, which know the class from the coarse stages only. This rule is not from a paper. A weaker model
+on the image tokens alone, which know the class from the coarse stages only. No paper has this rule. A weaker model
 guides in autoguidance (arXiv 2406.02507), a degraded pass of the same one with perturbed attention (arXiv 2403.17377).
 """
 
