@@ -9,7 +9,7 @@ import typer
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.errors import UserError
-from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult
+from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingOptions, ViewResult
 
 
 @options_command(SampleOptions, name="mpdit sample")
@@ -65,7 +65,7 @@ def summary(result: SampleResult, options: SampleOptions) -> console.Summary:
     return console.Summary(title=f"{result.images} samples of {options.model}", rows=rows)
 
 
-def guidance(options: SampleOptions) -> str:
+def guidance(options: SamplingOptions) -> str:
     """`apg eta=0.2, scale 1.5, for t from 0.1 to 0.8`; `off` for a scale of 1."""
     if options.guidance_scale == 1:
         return "off"

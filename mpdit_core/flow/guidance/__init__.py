@@ -11,7 +11,7 @@ model with the label (autoguidance, arXiv 2406.02507), or what a rule makes it. 
     cfg.py · cfg_zero.py · apg.py · skip_tokens.py   the rules
 
 To add a rule: a file here with a subclass of `GuidanceRule` whose fields are its options (cfg.py is the shortest), a
-line in `RULES`, and its name in `GuidanceName` of config.py.
+line in `GUIDANCE_RULES`, and its name in `GuidanceName` of config.py.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from mpdit_core.flow.guidance.strength import Guidance
 from mpdit_core.flow.guidance.velocity import GuidedVelocity
 from mpdit_core.settings import validate
 
-__all__ = ["RULES", "Guidance", "GuidanceRule", "GuidedVelocity", "load_rule"]
+__all__ = ["GUIDANCE_RULES", "Guidance", "GuidanceRule", "GuidedVelocity", "load_rule"]
 
-RULES: dict[GuidanceName, type[GuidanceRule]] = {
+GUIDANCE_RULES: dict[GuidanceName, type[GuidanceRule]] = {
     "cfg": ClassifierFree,
     "cfg-zero": CFGZero,
     "apg": AdaptiveProjected,
@@ -41,4 +41,4 @@ RULES: dict[GuidanceName, type[GuidanceRule]] = {
 
 def load_rule(name: GuidanceName, options: Mapping[str, Any]) -> GuidanceRule:
     """The rule of this name. Raises `UserError` for an option that it does not have, or that does not fit."""
-    return validate(RULES[name], options, origin=f"guidance {name}")
+    return validate(GUIDANCE_RULES[name], options, origin=f"guidance {name}")

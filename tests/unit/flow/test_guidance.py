@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.flow.guidance import RULES, Guidance, GuidedVelocity, load_rule
+from mpdit_core.flow.guidance import GUIDANCE_RULES, Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.flow.integrate import integrate
 from mpdit_core.model.compute import forward_macs
@@ -60,7 +60,7 @@ def by_hand(guidance, *times, **velocities):
 # Scale, interval, schedule
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", GUIDANCE_RULES)
 def test_scale_1_and_times_outside_the_interval_are_the_network_alone(network, rule):
     x = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_schedules_keep_the_mean_scale(schedule):
     assert np.mean([guidance.scale_at((i + 0.5) / 1000) for i in range(1000)]) == pytest.approx(3.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", GUIDANCE_RULES)
 def test_a_schedule_gives_every_rule_its_scale(network, rule):
     x = torch.randn(2, 1, 16, 16)
     scheduled = Guidance(scale=3.0, schedule="linear", rule=load_rule(rule, {}))
@@ -184,7 +184,7 @@ def test_rules_without_what_they_add_are_classifier_free_guidance(network, rule,
     assert torch.allclose(guided(network, by(rule, **options), x, t), guided(network, by("cfg"), x, t), atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", GUIDANCE_RULES)
 def test_an_image_does_not_depend_on_its_batch(network, rule):
     def latents(rows: slice) -> Tensor:
         velocity = GuidedVelocity(network, LABELS[rows], null_label=NULL, guidance=by(rule))
