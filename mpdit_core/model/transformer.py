@@ -57,7 +57,8 @@ class MPDiT(nn.Module):
         class_tokens, cond = self.embed(t, labels)
         shared = None if self.modulation is None else Modulation(*self.modulation(cond))
         tokens = None
-        for stage in self.stages[:-1]:
+        *coarse, _ = self.stages
+        for stage in coarse:
             class_tokens, tokens = stage(x_t, class_tokens, tokens, cond, shared, self.activation_checkpointing)
         return class_tokens, tokens, cond, shared
 
