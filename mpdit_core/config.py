@@ -22,6 +22,7 @@ from mpdit_core.settings import Settings, dotted_fields, flatten, merge, setting
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
+GuidanceName = Literal["cfg", "cfg-zero", "apg", "skip-tokens"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LARGEST_BATCH = 2**20
 

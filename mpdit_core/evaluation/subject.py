@@ -84,6 +84,7 @@ class Subject:
                 guide=samples.guide,
                 dtype=samples.model.dtype,
                 nfe=samples.nfe,
+                passes=round(samples.counts.passes, 2) if samples.counts else None,
             )
         if self.model is None:
             return None

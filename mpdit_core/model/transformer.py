@@ -49,11 +49,25 @@ class MPDiT(nn.Module):
         initialize(self, spectral_scale=config.spectral_init_scale)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.last_stage(x_t, *self.coarse_stages(x_t, t, labels))
+
+    def coarse_stages(
+        self, x_t: Tensor, t: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Modulation | None]:
+        """All but the last stage: class tokens, tokens (None for a single stage), cond and shared modulation."""
         class_tokens, cond = self.embed(t, labels)
         shared = None if self.modulation is None else Modulation(*self.modulation(cond))
         tokens = None
-        for stage in self.stages:
+        *coarse, _ = self.stages
+        for stage in coarse:
             class_tokens, tokens = stage(x_t, class_tokens, tokens, cond, shared, self.activation_checkpointing)
+        return class_tokens, tokens, cond, shared
+
+    def last_stage(
+        self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None, cond: Tensor, shared: Modulation | None
+    ) -> Tensor:
+        """The velocity. `class_tokens` may be [B, 0, D], for guidance that skips them."""
+        _, tokens = self.stages[-1](x_t, class_tokens, tokens, cond, shared, self.activation_checkpointing)
         patches = self.head(tokens, cond, shared)
         return unpatchify(patches, patch_size=self.config.stages[-1].patch_size, channels=self.config.channels)
 

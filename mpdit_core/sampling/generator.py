@@ -34,7 +34,7 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.flow.guidance import Guidance, GuidedVelocity
+from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.integrate import integrate, starting_noise
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import ModelFolder, open_model
@@ -61,15 +61,15 @@ class SampleBatch:
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
     images: Tensor  # [n, 3, H, W] uint8 on the CPU; no images where they are not decoded
     nfe: int  # evaluations that the sampler asked for, per image
-    passes: int  # passes of an image through a network
-    saved: int  # passes that the guidance interval spared
+    passes: float  # full passes of an image through a network
+    saved: float  # passes that a guidance interval and zero velocities spared
 
 
 class SamplingPlan:
     """A model and sampling options, with everything they name found and checked, but no weights loaded.
 
     Raises:
-        UserError: an option that cannot be, or a guide of another shape.
+        UserError: an option that cannot be, a rule of guidance or a guide that does not fit the model.
     """
 
     def __init__(self, folder: ModelFolder, options: SamplingOptions):
@@ -77,16 +77,21 @@ class SamplingPlan:
         self.class_names = _class_names(folder)
         self.sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
         self.guidance = Guidance(
-            scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
+            scale=options.guidance_scale,
+            interval=options.guidance_interval,
+            schedule=options.guidance_schedule,
+            rule=load_rule(options.guidance, options.guidance_options),
         )
+        self.guidance.rule.require_fit(folder.config.model, guided_by_model=options.guide is not None)
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
         self.guide = _open_guide(options.guide, folder)
 
     def recorded(self) -> tuple[SamplingOptions, PluginRecord]:
-        """What records hold: the options with the sampler's defaults filled in, and the sampler itself."""
+        """What records hold: the options, those of sampler and guidance with their defaults, and the sampler itself."""
         record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
         filled = dict(record.options)
         settled = {"num_steps": filled.pop("num_steps"), "sampler_options": filled}
+        settled |= {"guidance_options": self.guidance.rule.model_dump()}
         return SamplingOptions(**sampling_values(self.options) | settled), record
 
 

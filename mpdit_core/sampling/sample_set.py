@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from mpdit_core import __version__
 from mpdit_core.data.manifest import LatentSpec
@@ -189,8 +189,8 @@ class BlockCounts(Settings):
 
     images: PositiveInt
     nfe: NonNegativeInt
-    passes: NonNegativeInt
-    saved: NonNegativeInt
+    passes: NonNegativeFloat
+    saved: NonNegativeFloat
 
 
 class BlockMarkers:
