@@ -57,7 +57,11 @@ def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
     """The figures of one evaluation."""
     rows = [[label, _figure(record, key)] for key, label in record.labels.items()]
     note = f"{record.count} samples against {record.reference.path}"
-    values = {label: f"{record.metrics[key]:.4f}" for key, label in record.labels.items() if _number(record, key)}
+    values = {
+        label: f"{record.metrics[key]:.4f}"
+        for key, label in record.labels.items()
+        if isinstance(record.metrics[key], float)
+    }
     if (made := record.sampling) and made.nfe is not None and made.passes is not None:
         values["guidance"] = guidance(made.options)
         values["cost"] = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
