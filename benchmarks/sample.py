@@ -184,7 +184,7 @@ def network_alone(where: str, options: SampleOptions, device: torch.device, *, e
     """Seconds for as many evaluations of as many images, nothing else."""
     network = open_model(where).load(device)
     config, twice = network.config, 1 if options.guidance_scale == 1 else 2
-    dtype, images = choose_dtype(options.precision, device), options.num_samples or 0
+    dtype, images = choose_dtype(options.precision, device, config), options.num_samples or 0
     total = 0.0
     for start in range(0, images, options.batch_size):
         count = twice * min(options.batch_size, images - start)

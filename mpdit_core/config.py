@@ -140,7 +140,7 @@ class TrainConfig(Settings):
     )
     ema_warmup: bool = setting(True, "whether the decay of the average grows with the step n: (1+n)/(10+n)")
     precision: Precision = setting(
-        "auto", "type to compute in; auto: bfloat16 where the device is fast in it", resumable=True
+        "auto", "type of the computations; auto: as measured when the run begins", resumable=True
     )
     compile: Compile = setting("auto", "torch.compile of the blocks; auto: on GPUs", resumable=True)
     activation_checkpointing: bool = setting(

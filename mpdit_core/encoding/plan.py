@@ -19,8 +19,13 @@ SHARD_ITEMS = 4096
 SHARDS_AT_LEAST = 16  # of a small data set, so that several processes have something to share
 
 
-def make_plan(options: EncodeOptions, source: Dataset, autoencoder: Autoencoder, *, resolution: int) -> EncodingPlan:
-    """Settles every option that fixes bytes; no default depends on the machine or the number of processes.
+def make_plan(
+    options: EncodeOptions, source: Dataset, autoencoder: Autoencoder, *, resolution: int, begun: EncodingPlan | None
+) -> EncodingPlan:
+    """Settles every option that fixes bytes; no default depends on the number of processes.
+
+    Args:
+        begun: the plan that is continued. Where the precision is `auto`, it stays as it was measured then.
 
     Raises:
         UserError: the source holds no images (`no-images`), or cannot be read.
@@ -43,7 +48,9 @@ def make_plan(options: EncodeOptions, source: Dataset, autoencoder: Autoencoder,
         ),
         resolution=resolution,
         autoencoder=autoencoder.spec,
-        precision=choose_precision(options.precision, autoencoder, source, resolution=resolution),
+        precision=begun.precision
+        if begun and options.precision == "auto"
+        else choose_precision(options.precision, autoencoder, source, resolution=resolution),
         flip=options.flip if options.flip is not None else not autoencoder.spec.flip_equivariant,
         batch_size=batch_size,
         shard_size=options.shard_size or 1,

@@ -98,7 +98,7 @@ def evaluate_as(task: str, options: EvaluateOptions, warnings: WarningList) -> E
         )
         check_size(plan, extractor, device)
         _require_enough(options, plan, count)
-        protocol = _protocol(options, subject, extractor, count, device)
+        protocol = world.broadcast_object(_protocol(options, subject, extractor, count, device))
         path = (options.out or subject.evals_folder()) / protocol.file_name(plan.fingerprint(), options.keep_samples)
         record = None if options.force else world.broadcast_object(_measured_before(path, world, report))
         if record is not None:
@@ -183,6 +183,7 @@ class _Measuring:
             return FinishedBlocks(self.subject.images, self.protocol.count)
         assert self.subject.model is not None
         generator = Generator(self.subject.model, self.options, device=device, num_samples=self.protocol.count)
+        generator.types = self.world.broadcast_object(generator.types)
         return SampledBlocks(generator, keep=self.path.with_suffix("") if self.options.keep_samples else None)
 
     def _protocol_with(self, nfe: float) -> Protocol:

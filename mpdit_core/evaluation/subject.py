@@ -139,5 +139,5 @@ def _sampling_record(model: ModelFolder, options: EvaluateOptions, device: torch
         options=SamplingOptions(**sampling_values(options) | filled),
         sampler=PluginRecord(**sampler),
         guide=settled.guide.weights_sha256 if settled.guide else None,
-        dtype=dtype_name(choose_dtype(options.precision, device)),
+        dtype=dtype_name(choose_dtype(options.precision, device, model.config.model)),
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -38,7 +38,7 @@ from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.precision import choose_dtype, should_compile
+from mpdit_core.runtime.precision import DTYPES, Name, NetworkType, choose_dtype, dtype_name, should_compile
 from mpdit_core.runtime.seeding import generator
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
@@ -72,6 +72,13 @@ class Settled:
     guidance: Guidance
     labels: Labels
     guide: ModelFolder | None
+
+
+class Types(NamedTuple):
+    """What a generator computes in."""
+
+    network: NetworkType
+    decoder: Name | None  # None: it does not decode
 
 
 class Generator:
@@ -111,8 +118,19 @@ class Generator:
     def _settle(self, settled: Settled) -> None:
         self.options, self.sampler, self.guidance = settled.options, settled.sampler, settled.guidance
         self.labels, self.guide = settled.labels, settled.guide
-        self.dtype = choose_dtype(settled.options.precision, self.device)
+        self.dtype = choose_dtype(settled.options.precision, self.device, self.folder.config.model)
         self.guide_network = self._load_guide()
+
+    @property
+    def types(self) -> Types:
+        """What network and decoder compute in. They may be set: to those of another process, or of earlier images."""
+        return Types(dtype_name(self.dtype), self.autoencoder.decode_precision if self.autoencoder else None)
+
+    @types.setter
+    def types(self, types: Types) -> None:
+        self.dtype = DTYPES[types.network]
+        if self.autoencoder and types.decoder:
+            self.autoencoder.decode_precision = types.decoder
 
     @property
     def spec(self) -> LatentSpec | None:
@@ -267,7 +285,7 @@ class Generator:
         return self._guide_networks[key]
 
     def _load_autoencoder(self) -> Autoencoder:
-        """In bfloat16, where the network computes in it and the pixels stay the same."""
+        """In bfloat16, where that is faster or asked for and the pixels stay the same."""
         if self.spec is None:
             raise UserError(
                 f"{self.folder.path} does not say which autoencoder its latents belong to",
@@ -276,8 +294,7 @@ class Generator:
                 remedy="--format latents, or import it again with --autoencoder",
             )
         autoencoder = load_autoencoder(self.spec.autoencoder, device=self.device)
-        if self.dtype != torch.float32:
-            autoencoder.decode_precision = choose_decode_precision(autoencoder, self.spec)
+        autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, self.spec)
         return autoencoder
 
 

@@ -20,7 +20,6 @@ from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
-from mpdit_core.runtime.precision import dtype_name
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling.generator import Generator, SampleBatch, sampling_values
 from mpdit_core.sampling.naming import model_name, newest, numbered
@@ -69,6 +68,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
             decode=WRITERS[options.format].needs_images,
         )
         samples = world.on_main(lambda: _choose_set(generator, options))
+        generator.types = samples.model.types
         writer = _writer(samples, generator)
         if samples.complete:
             if world.is_main:
@@ -130,12 +130,13 @@ def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
     wanted = _describe(generator, options, out)
     if options.out is None:
         begun = _readable(out)
-        to_continue = begun and not begun.complete and begun.identity() == wanted.identity()
-        return wanted if to_continue else wanted.model_copy(update={"path": numbered(name, newest(name) + 1)})
+        if begun and not begun.complete and begun.identity() == wanted.identity():
+            return wanted.continuing(begun)
+        return wanted.model_copy(update={"path": numbered(name, newest(name) + 1)})
     begun = SampleSet.find(out)
     if begun is not None:
         begun.require_same(wanted)
-    return wanted.model_copy(update={"counts": begun.counts}) if begun else wanted
+    return wanted.continuing(begun) if begun else wanted
 
 
 def _readable(out: Path) -> SampleSet | None:
@@ -150,7 +151,7 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
     sampler = plugins.record("samplers", options.sampler, generator.sampler)
     chosen = dict(sampler["options"])
     settled = {"num_steps": chosen.pop("num_steps"), "sampler_options": chosen}
-    folder, autoencoder = generator.folder, generator.autoencoder
+    folder, types = generator.folder, generator.types
     return SampleSet(
         path=out,
         format=options.format,
@@ -164,8 +165,8 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
             preset=folder.config.preset,
             step=folder.step,
             weights_sha256=folder.weights_sha256,
-            dtype=dtype_name(generator.dtype),
-            decode_dtype=autoencoder.decode_precision if autoencoder else None,
+            dtype=types.network,
+            decode_dtype=types.decoder,
         ),
         latents=folder.latents,
     )

@@ -54,7 +54,7 @@ class SamplingOptions(Options):
     seed: int = setting(0, "seed of the noise and of random classes", ge=0, panel="Sampling", sweepable=True)
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
     precision: Precision = setting(
-        "auto", "type to compute in; auto: bfloat16 on fast GPUs", panel="Running", sweepable=True
+        "auto", "type to compute in; auto: bfloat16 where it is measured to be faster", panel="Running", sweepable=True
     )
     compile: Compile = setting(
         "auto", "whether the network is compiled (torch.compile); auto: on GPUs, for many images", panel="Running"

@@ -21,6 +21,7 @@ class Autoencoder:
 
     spec: AutoencoderSpec
     device: torch.device  # that decodes
+    parameters: int = 0  # of its network; one of few computes in float32 unless told otherwise
     precision: precision.Name = "float32"
     decode_precision: precision.Name = "float32"
 

@@ -28,6 +28,7 @@ class DiffusersAutoencoder(Autoencoder):
 
     def __init__(self, network: Any, *, spec: AutoencoderSpec, device: torch.device):
         self.network, self.spec, self.device = network, spec, device
+        self.parameters = sum(parameter.numel() for parameter in network.parameters())
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
