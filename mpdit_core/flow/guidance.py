@@ -111,15 +111,19 @@ class GuidedVelocity:
 
     def _guided(self, x_t: Tensor, t: Tensor, w: float) -> Tensor:
         if w == 1:
-            return self.network(x_t, t, self.labels)
+            return _evaluate(self.network, x_t, t, self.labels)
         if self.guide is not None:
-            strong, weak = self.network(x_t, t, self.labels).float(), self.guide(x_t, t, self.labels).float()
+            strong, weak = (_evaluate(network, x_t, t, self.labels) for network in (self.network, self.guide))
         else:
-            both = self.network(torch.cat([x_t, x_t]), t, self.both_labels)
-            strong, weak = both.float().chunk(2)
+            strong, weak = _evaluate(self.network, torch.cat([x_t, x_t]), t, self.both_labels).chunk(2)
         return weak + w * (strong - weak)
 
     @property
     def saved(self) -> int:
         """Passes that the interval spared, against guidance at every evaluation."""
         return 0 if self.guidance.is_off else 2 * self.nfe - self.passes
+
+
+def _evaluate(network: Network, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """The velocity in float32, in memory of its own: that of a CUDA graph is overwritten by the next evaluation."""
+    return network(x_t, t, labels).to(torch.float32, copy=True)

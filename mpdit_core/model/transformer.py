@@ -21,6 +21,8 @@ from mpdit_core.model.memory import require_fit
 from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, position_table, unpatchify
 
+MOST_GRAPHS = 64
+
 
 class MPDiT(nn.Module):
     """The velocity network of `config`, initialised as published.
@@ -62,9 +64,19 @@ class MPDiT(nn.Module):
         Shapes are static. Left to itself, torch sees another number of tokens in the second stage and makes a graph for
         any number, which runs at less than half the speed.
         """
+        _allow_graphs()
         for stage in self.stages:
             for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
                 block.compile(dynamic=False)
+
+    def compile_whole(self) -> None:
+        """Compiles the network in one piece; on a GPU its kernels become one CUDA graph, which is launched at once.
+
+        It takes minutes for a large model, and pays where launching kernels takes longer than they do. The velocity is
+        overwritten by the next evaluation.
+        """
+        _allow_graphs()
+        self.compile(dynamic=False, mode="reduce-overhead")
 
     def embed(self, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`class_tokens [B, M, D]` and `cond [B, D]` (or [1, D] when t is one time and classes are tokens)."""
@@ -73,6 +85,16 @@ class MPDiT(nn.Module):
         if self.config.class_tokens:
             return embedded, cond
         return embedded[:, :0], cond + embedded[:, 0]
+
+
+def _allow_graphs() -> None:
+    """Lets torch make as many graphs as a job needs; past torch's own limit, 8, it would run eager without a word.
+
+    There is one for each stage, batch size (guided or not, the last block) and time ([1] or [B]), with and without
+    gradients: 48 at most with three stages.
+    """
+    config = torch._dynamo.config  # pyright: ignore[reportAttributeAccessIssue]
+    config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
 
 
 class Stage(nn.Module):

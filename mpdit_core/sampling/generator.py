@@ -109,11 +109,10 @@ class Generator:
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
         self._guide_networks: dict[str, MPDiT] = {}
+        _check_graphs(options, self.device)
         self._settle(settle(self.folder, options or SamplingOptions()))
         self.autoencoder: Autoencoder | None = self._load_autoencoder() if decode else None
-        self.network: MPDiT = self.folder.load(self.device)
-        if should_compile(self.options.compile, self.device, worth_it=num_samples >= WORTH_COMPILING):
-            self.network.compile_blocks()
+        self.network: MPDiT = self._load_network(self.folder)
 
     def _settle(self, settled: Settled) -> None:
         self.options, self.sampler, self.guidance = settled.options, settled.sampler, settled.guidance
@@ -211,7 +210,8 @@ class Generator:
         on_step: Callable[[Step], None] | None = None,
     ) -> Tensor:
         """Latents [n, C, h, w] on the device. Raises `UserError` as `flow.integrate`."""
-        return integrate(self.sampler, velocity, noise, generators, on_step=on_step)
+        first = noise.clone()  # made in inference mode as all later x_t: torch.compile makes no graph for it alone
+        return integrate(self.sampler, velocity, first, generators, on_step=on_step)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -276,12 +276,21 @@ class Generator:
             saved=velocity.saved,
         )
 
+    def _load_network(self, folder: ModelFolder) -> MPDiT:
+        """A network on the device, compiled where that is asked for or worth it."""
+        network = folder.load(self.device)
+        if self.options.compile == "graphs":
+            network.compile_whole()
+        elif should_compile(self.options.compile, self.device, worth_it=self.num_samples >= WORTH_COMPILING):
+            network.compile_blocks()
+        return network
+
     def _load_guide(self) -> MPDiT | None:
         if self.guide is None:
             return None
         key = str(self.guide.path)
         if key not in self._guide_networks:
-            self._guide_networks[key] = self.guide.load(self.device)
+            self._guide_networks[key] = self._load_network(self.guide)
         return self._guide_networks[key]
 
     def _load_autoencoder(self) -> Autoencoder:
@@ -296,6 +305,13 @@ class Generator:
         autoencoder = load_autoencoder(self.spec.autoencoder, device=self.device)
         autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, self.spec)
         return autoencoder
+
+
+def _check_graphs(options: SamplingOptions | None, device: torch.device) -> None:
+    if options and options.compile == "graphs" and device.type != "cuda":
+        raise UserError(
+            f"CUDA graphs on {device.type}", code="no-cuda-graphs", expected="a CUDA device", remedy="--compile on"
+        )
 
 
 def settle(folder: ModelFolder, options: SamplingOptions) -> Settled:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from mpdit_core.config import Compile, GuidanceSchedule, Precision
+from mpdit_core.config import GuidanceSchedule, Precision
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, Settings, setting
@@ -56,9 +56,11 @@ class SamplingOptions(Options):
     precision: Precision = setting(
         "auto", "type to compute in; auto: bfloat16 where it is measured to be faster", panel="Running", sweepable=True
     )
-    compile: Compile = setting(
-        "auto", "whether the network is compiled (torch.compile); auto: on GPUs, for many images", panel="Running"
-    )
+    compile: Literal["auto", "on", "off", "graphs"] = setting(
+        "auto", "whether the network is compiled (torch.compile); graphs: in one piece, as CUDA graphs; "
+        "auto: on GPUs, for many images",
+        panel="Running",
+    )  # fmt: skip
 
 
 class SampleOptions(SamplingOptions, DeviceOptions):

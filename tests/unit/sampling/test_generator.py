@@ -226,6 +226,12 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     assert bfloat16.autoencoder.decode_precision == "bfloat16"  # it was only tried
 
 
+def test_cuda_graphs_are_refused_elsewhere(model):
+    with pytest.raises(UserError) as caught:
+        generator(model, compile="graphs")
+    assert caught.value.code == "no-cuda-graphs"
+
+
 def test_a_model_without_an_autoencoder_gives_latents_alone(tmp_path):
     bare = write_model(tmp_path / "bare", latents=False)
     assert len(latents_of(bare)) == 10
