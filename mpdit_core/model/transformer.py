@@ -8,6 +8,9 @@ Source: MPDiT (arXiv 2603.26357), section 3; the dense special case is DiT (arXi
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -64,10 +67,9 @@ class MPDiT(nn.Module):
         Shapes are static. Left to itself, torch sees another number of tokens in the second stage and makes a graph for
         any number, which runs at less than half the speed.
         """
-        _allow_graphs()
         for stage in self.stages:
             for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
-                block.compile(dynamic=False)
+                _compile(block)
 
     def compile_whole(self) -> None:
         """Compiles the network in one piece; on a GPU its kernels become one CUDA graph, which is launched at once.
@@ -75,8 +77,7 @@ class MPDiT(nn.Module):
         It takes minutes for a large model, and pays where launching kernels takes longer than they do. The velocity is
         overwritten by the next evaluation.
         """
-        _allow_graphs()
-        self.compile(dynamic=False, mode="reduce-overhead")
+        _compile(self, mode="reduce-overhead")
 
     def embed(self, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`class_tokens [B, M, D]` and `cond [B, D]` (or [1, D] when t is one time and classes are tokens)."""
@@ -87,14 +88,17 @@ class MPDiT(nn.Module):
         return embedded[:, :0], cond + embedded[:, 0]
 
 
-def _allow_graphs() -> None:
-    """Lets torch make as many graphs as a job needs; past torch's own limit, 8, it would run eager without a word.
+def _compile(module: nn.Module, **options: Any) -> None:
+    """Compiles for static shapes, with room for as many graphs as a job needs: past 8, torch would run eager.
 
     There is one for each stage, batch size (guided or not, the last block) and time ([1] or [B]), with and without
     gradients: 48 at most with three stages.
     """
-    config = torch._dynamo.config  # pyright: ignore[reportAttributeAccessIssue]
-    config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # the configuration is each thread's own then
+        options["recompile_limit"] = MOST_GRAPHS
+    else:
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS  # pyright: ignore[reportAttributeAccessIssue]
+    module.compile(dynamic=False, **options)
 
 
 class Stage(nn.Module):
