@@ -6,10 +6,11 @@
 
 The whole job is timed, PNGs included; the weights are random, which costs the same. Jobs as asked for (`--precision`,
 `--compile`) and plain ones, eager in float32, take turns. Shares are FLOPs of the network's matrix products / time /
-the rate of one large matrix product in each type. Latents of four channels are written as they are unless --autoencoder says what decodes them; decoding then counts as time outside.
-On a CPU one thread works and network calls are timed. On a GPU, where waiting for each call would change what is
-measured, as many calls of the network alone are timed afterwards. With --memory each format is written by a process of
-its own, for 2,000 images and for -n, and the most memory that each process held is compared.
+the rate of one large matrix product in each type. Latents of four channels are written as they are unless --autoencoder
+says what decodes them; decoding then counts as time outside. On a CPU one thread works and network calls are timed. On
+a GPU, where waiting for each call would change what is measured, as many calls of the network alone are timed
+afterwards. With --memory each format is written by a process of its own, for 2,000 images and for -n, and the most
+memory that each process held is compared.
 """
 
 from __future__ import annotations

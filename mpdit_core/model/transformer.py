@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from mpdit_core.config import ModelConfig
@@ -86,6 +87,28 @@ class MPDiT(nn.Module):
         if self.config.class_tokens:
             return embedded, cond
         return embedded[:, :0], cond + embedded[:, 0]
+
+
+def without_values(config: ModelConfig) -> MPDiT:
+    """The network with its positions, but weights in memory that is not touched: to be given a state.
+
+    Random numbers for them would cost as much as loading; on the device "meta" they cost nothing but imports: seconds.
+    """
+    with _NoInitialisation():
+        return MPDiT(config)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves tensors as they are where starting values would be written."""
+
+    IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.zero_)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self.IN_PLACE or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def _compile(module: nn.Module, **options: Any) -> None:

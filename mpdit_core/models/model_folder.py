@@ -28,7 +28,7 @@ from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.transformer import MPDiT
+from mpdit_core.model.transformer import MPDiT, without_values
 from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
 from mpdit_core.settings import Settings, setting, validate
@@ -92,8 +92,7 @@ class ModelFolder:
             files.verify(path, self.sha256[WEIGHTS])
         self._require_size(path)
         state = read_weights(path)
-        with torch.device("meta"):
-            expected = {name: tuple(p.shape) for name, p in MPDiT(self.config.model).named_parameters()}
+        expected = {name: tuple(p.shape) for name, p in without_values(self.config.model).named_parameters()}
         require_shapes(expected, state, where=path)
         return state
 
@@ -121,10 +120,8 @@ class ModelFolder:
     def load(self, device: torch.device | str = "cpu") -> MPDiT:
         """The network in float32 and eval mode, parameters frozen. Raises `UserError` as `weights`."""
         state = self.weights()
-        with torch.device("meta"):
-            model = MPDiT(self.config.model)
+        model = without_values(self.config.model)
         model.load_state_dict({n: t.float() for n, t in state.items()}, assign=True)
-        rebuild_positions(model)
         return model.to(device).eval().requires_grad_(False)
 
 
