@@ -38,7 +38,8 @@ def test_versions(monkeypatch: pytest.MonkeyPatch):
 def test_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "SECONDS_TO_MEASURE", 0.0)
     cpu = examine("devices")["cpu"]
-    assert (cpu.status, cpu.data["auto"]) == ("ok", "float32")
+    assert cpu.status == "ok"
+    assert cpu.data["auto"] in ("float32", "bfloat16")
     assert all(rate > 0 for rate in cpu.data["flops_per_second"].values())
 
     def broken(*_):
