@@ -18,13 +18,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO, TypeVar
 
+from mpdit_cli.panel import TrainPanel, duration_text
 from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.reporting import Event, Note, Progress, Saved, Skipped, Step, Warning, jsonable
+from mpdit_core.reporting import Event, Note, Progress, Saved, Skipped, Step, Warning, jsonable, silent
 from mpdit_core.settings import Result
 from mpdit_core.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
 WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal
+LONGEST_UNBROKEN = 12  # characters of a column whose cells stay on one line, whatever the width
+LONGEST_NUMBER = 24  # characters of a number with what belongs to it, such as its unit
 
 R = TypeVar("R", bound=Result)
 
@@ -67,10 +70,10 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
     """
     if nproc != "1":
         _launch_if_several(nproc, device)
-    view = _View(silent=_rank() != 0)
+    view = _View()
     with _stdout_for_json():
         try:
-            return job(*arguments, report=view.show)
+            return job(*arguments, report=view.show if _rank() == 0 else silent)
         except KeyboardInterrupt:  # click would end with it
             raise Interrupted(signal.SIGINT) from None
         finally:
@@ -113,7 +116,7 @@ def _stdout_for_json() -> Iterator[None]:
         return
     sys.stdout.flush()
     ours = os.dup(1)
-    is_real = _descriptor(sys.stdout) == 1  # not where a caller in Python has put something else in its place
+    is_real = sys.stdout is sys.__stdout__  # not where a caller in Python has put something else in its place
     os.dup2(2, 1)
     stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
     _settings.stdout = stdout
@@ -128,13 +131,6 @@ def _stdout_for_json() -> Iterator[None]:
         if is_real:
             with contextlib.suppress(OSError):  # the reader may be gone
                 stdout.close()
-
-
-def _descriptor(stream: TextIO) -> int | None:
-    try:
-        return stream.fileno()
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _flush_c_library() -> None:
@@ -154,18 +150,13 @@ def clean(text: str, *, lines: bool = False) -> str:
     Control characters, escape sequences, marks that reverse the direction of writing, and undecodable bytes are shown
     as Python escapes, and so are line ends, except where the `lines` are ours. Words that imitate a traceback go.
     """
-    shown = "".join(c if _is_harmless(c, lines=lines) else _escaped(c) for c in text)
-    return shown.replace(IMITATED, "(text of a traceback)")
+    return _escaped(text, but="\n" if lines else "").replace(IMITATED, "(text of a traceback)")
 
 
-def _is_harmless(character: str, *, lines: bool) -> bool:
-    if character == "\n":
-        return lines
-    return character.isprintable() or unicodedata.category(character) == "Zs"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+def _escaped(text: str, *, but: str) -> str:
+    """`text` with Python's escapes for what is not printable, except for the characters of `but`."""
+    harmless = {c for c in set(text) if c in but or c.isprintable() or unicodedata.category(c) == "Zs"}
+    return "".join(c if c in harmless else c.encode("unicode_escape").decode() for c in text)
 
 
 def say(text: str, *, style: str | None = None) -> None:
@@ -212,8 +203,7 @@ def stopped(interrupted: Interrupted, *, remedy: str) -> None:
 
 def defect(problem: BaseException) -> None:
     """An error that is ours: the traceback, and what to do with it."""
-    frames = "".join(traceback.format_exception(problem))
-    print("".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in frames), file=sys.stderr)
+    print(_escaped("".join(traceback.format_exception(problem)), but="\n\t"), file=sys.stderr)
     print("\nThis is a defect of mpdit, not of your input. Please report it with the text above.", file=sys.stderr)
     if _settings.json:
         _write_json({"event": "error", "code": "defect", "what": f"{type(problem).__name__}: {problem}"})
@@ -245,13 +235,23 @@ def _write_json(value: dict[str, Any]) -> None:
 
 
 def _draw_table(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
     console = _people()
-    drawn = RichTable(title=table.title, title_justify="left")
+    drawn = RichTable(
+        title=table.title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False,
+        pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
     for i, column in enumerate(table.columns):
-        words = i == 0 or _are_words(row[i] for row in table.rows)
-        drawn.add_column(column, justify="left" if words else "right", no_wrap=i == 0)
+        cells = [row[i] for row in table.rows]
+        longest = max(map(len, [column, *cells]))
+        drawn.add_column(
+            column,
+            justify="left" if i == 0 or longest > LONGEST_NUMBER or _are_words(cells) else "right",
+            no_wrap=i == 0 or longest <= LONGEST_UNBROKEN,
+            overflow="fold",
+        )
     for row in table.rows:
         drawn.add_row(*map(clean, row))
     if not console.is_terminal and console.width < WIDTH_OF_A_FILE:  # a file has no width: do not squeeze the columns
@@ -279,8 +279,7 @@ def _are_words(cells: Iterable[str]) -> bool:
 class _View:
     """Draws the events of one job. A progress bar on a terminal; elsewhere a line every few seconds."""
 
-    def __init__(self, *, silent: bool):
-        self.silent = silent
+    def __init__(self) -> None:
         self.console = _people()
         self.bars: Any = None
         self.panel: Any = None
@@ -289,8 +288,6 @@ class _View:
         self.started: dict[str, tuple[float, int]] = {}
 
     def show(self, event: Event) -> None:
-        if self.silent:
-            return
         if _settings.json:
             _write_json(event.as_json())
         if _settings.quiet and not isinstance(event, Warning):
@@ -316,24 +313,17 @@ class _View:
                 self._print(f"{what}: {path}")
             case Skipped(path=path, reason=reason):
                 self._print(f"skipped {path}: {reason}", style="yellow")
-            case _:
-                pass
 
     def close(self) -> None:
         if self.bars is not None:
             self.bars.stop()
-            self.bars = None
         if self.panel is not None:
             self.panel.close()
-            self.panel = None
 
     def _step_panel(self, event: Step) -> None:
         if self.panel is None:
-            from mpdit_cli.panel import TrainPanel
-
             self.close()  # one live display at a time
-            self.tasks.clear()
-            self.panel = TrainPanel(self.console)
+            self.bars, self.panel = None, TrainPanel(self.console)
         self.panel.show(event)
 
     def _print(self, text: str, style: str | None = None) -> None:
@@ -358,7 +348,7 @@ class _View:
             return
         self.last_line[task] = now
         rate = (done - at_first) / (now - first) if now > first else 0.0
-        left = f", {_duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+        left = f", {duration_text((total - done) / rate)} left" if rate > 0 and done < total else ""
         speed = f", {rate:.4g} {unit}/s" if rate > 0 else ""
         self._print(f"{task}: {done}/{total} {unit}{speed}{left}" + (f"  {text}" if text else ""))
 
@@ -377,9 +367,3 @@ def _progress_bars(console: Any) -> Any:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"), console=console,
     )  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    seconds = int(seconds)
-    hours, minutes = seconds // 3600, seconds % 3600 // 60
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds % 60:02d} s"

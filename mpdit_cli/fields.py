@@ -1,6 +1,6 @@
 """An options class becomes the parameters of a command: each field one flag, its help and default from the field.
 
-    @options_command(SampleOptions, name="mpdit sample")
+    @options_command(SampleOptions)
     def command(options: SampleOptions) -> None: ...  # its docstring is the command's help
 
 `--set KEY=VALUE` reaches every field by its name, and the options of plugins by `TABLE.KEY`; a flag wins over it.
@@ -8,17 +8,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
+import typer.core
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpdit_core.errors import UserError
+from mpdit_cli.completion import completer
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import (
     Options,
     Spelling,
@@ -32,7 +33,7 @@ from mpdit_core.settings import (
 
 T = TypeVar("T", bound=Options)
 
-PANELS = ("What", "Sampling", "Views", "Measuring", "Output", "Other work", "Running")
+PANELS = ("What", "Measuring", "Sampling", "Views", "Output", "Other work", "Running")
 """Groups of options in --help, in this order."""
 
 OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}
@@ -59,31 +60,42 @@ Set = Annotated[
 ]
 # These two are read by app.main before the command runs, so that errors of parsing respect them.
 Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING)
+    bool,
+    typer.Option(
+        "--json", metavar="", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and the result.", **RUNNING)]
+Quiet = Annotated[bool, typer.Option("--quiet", metavar="", help="Only warnings, errors and the result.", **RUNNING)]
 
 
-def options_command(kind: type[Options], *, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+class Command(typer.core.TyperCommand):
+    """A command whose --help stands at its end, with the other options that all commands have."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option: Any = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel, option.metavar = RUNNING["rich_help_panel"], ""
+        return option
+
+
+def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the function's first argument, `options`, is read from parameters made of the fields of `kind`.
 
     Other arguments of the function stay parameters of the command. `--set`, `--json` and `--quiet` are added.
-
-    Args:
-        name: of the command, for messages.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         declared = inspect.signature(command, eval_str=True).parameters.values()
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared if p.name != "options"]
         common = [_keyword("assignments", Set, None), _keyword("json", Json, False), _keyword("quiet", Quiet, False)]
+        context = _keyword("context", typer.Context, inspect.Parameter.empty)
 
-        def run(**given: Any) -> None:
+        def run(*, context: typer.Context, assignments: list[str] | None, **given: Any) -> None:
             extra = {p.name: given.pop(p.name) for p in own}
-            assignments, _, _ = (given.pop(p.name) for p in common)
-            command(read_options(kind, given, assignments or (), origin=name), **extra)
+            values = {name: value for name, value in given.items() if name in kind.model_fields}
+            command(read_options(kind, values, assignments or (), origin=context.command_path), **extra)
 
-        run.__signature__ = inspect.Signature([*parameters_of(kind), *own, *common])  # pyright: ignore[reportFunctionMemberAccess]
+        run.__signature__ = inspect.Signature([context, *parameters_of(kind), *own, *common])  # pyright: ignore[reportFunctionMemberAccess]
         run.__doc__ = command.__doc__
         return run
 
@@ -151,9 +163,9 @@ def flags_of(name: str, info: FieldInfo) -> list[str]:
     return [f"--{flag}", *([OTHER_FORMS[name]] if name in OTHER_FORMS else [])]
 
 
-def metavar_of(info: FieldInfo) -> str | None:
+def metavar_of(info: FieldInfo) -> str:
     """What stands behind a flag in --help and docs/cli.md; nothing behind a switch."""
-    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", bool: None}
+    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", bool: ""}
     if spelling_of(info).metavar:
         return spelling_of(info).metavar
     return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else words.get(kind, "TEXT")
@@ -164,7 +176,12 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     annotation: Any = kind if kind in (bool, int, float, Path) or get_origin(kind) is Literal else str
     if spelling.repeated:
         annotation = list[str]
-    shown: dict[str, Any] = {"help": help_text(info), "show_default": False, "metavar": metavar_of(info)}
+    shown: dict[str, Any] = {
+        "help": help_text(info),
+        "show_default": False,
+        "metavar": metavar_of(info),
+        "autocompletion": completer(name) if name != "classes" or kind is not Path else None,
+    }
     if not spelling.argument:
         made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
         return _keyword(name, Annotated[annotation | None, made], None)
@@ -200,10 +217,9 @@ def _by_field(kind: type[Options], tree: Mapping[str, Any], origin: str) -> dict
 
 def _unknown_key(kind: type[Options], key: str, tables: list[str], origin: str) -> UserError:
     known = [name for name, info in kind.model_fields.items() if not spelling_of(info).table]
-    near = difflib.get_close_matches(key, [*known, *(table.removesuffix(".KEY") for table in tables)], n=3)
     return UserError(
         f"{origin}: there is no option {key}",
         code="unknown-key",
         expected=", ".join([*tables, *known]),
-        remedy=f"did you mean {' or '.join(near)}?" if near else None,
+        remedy=did_you_mean(key, [*known, *(table.removesuffix(".KEY") for table in tables)]),
     )

@@ -88,6 +88,10 @@ class TrainPanel:
         since, at = self.first
         if event.step <= at:
             return "…"
-        seconds = int((event.total_steps - event.step) * (time.monotonic() - since) / (event.step - at))
-        hours, minutes = seconds // 3600, seconds % 3600 // 60
-        return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds % 60:02d} s"
+        return duration_text((event.total_steps - event.step) * (time.monotonic() - since) / (event.step - at))
+
+
+def duration_text(seconds: float) -> str:
+    """`3 h 05 min`, or `4 min 12 s`."""
+    hours, minutes = int(seconds) // 3600, int(seconds) % 3600 // 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(seconds) % 60:02d} s"

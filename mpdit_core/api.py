@@ -3,7 +3,7 @@
 A plugin is a dataclass named by an entry point of its package. Its fields are its options, which
 `--set sampler.field=value` sets and every result records:
 
-    [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, mpdit.features
+    [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, mpdit.features, mpdit.autoencoders
     mine = "my_package:MySampler"
 
 Symbols: B images per batch, C channels, H × W pixels, h × w latents. `t` runs from 1 (noise) to 0 (data).
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mpdit_core.errors import UserError
 from mpdit_core.lazy import lazy_names
@@ -24,17 +24,20 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from mpdit_core.data.autoencoders.pixels import to_pixels, to_range
     from mpdit_core.data.images import open_image
     from mpdit_core.data.sources.archives import read_archive
     from mpdit_core.data.sources.class_lists import read_class_names
     from mpdit_core.data.sources.files import read_regular
 
 __all__ = [
-    "PLUGIN_API", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler", "Step",
-    "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names", "read_regular",
+    "PLUGIN_API", "Autoencoder", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler",
+    "Step", "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names",
+    "read_regular", "to_pixels", "to_range",
 ]  # fmt: skip
 
-# For data sets, imported when they are first used: the same care for damaged and odd files as mpdit's own sources take.
+# Imported when they are first used. For data sets: the same care for damaged and odd files as mpdit's own sources take.
+# For autoencoders: pixels to [-1, 1] and back.
 _, __getattr__ = lazy_names(__name__, __file__)
 
 PLUGIN_API = 2
@@ -132,6 +135,40 @@ class FeatureExtractor(Protocol):
         ...
 
 
+@runtime_checkable
+class Autoencoder(Protocol):
+    """Takes images to latents and back. A dataclass; the three attributes may be fields, properties or constants.
+
+    A class may carry `flip_equivariant = True`: the latents of a mirror image are the mirrored latents, and are not
+    stored twice. `resolution`, where it is no None, is the only resolution in pixels that it takes.
+    """
+
+    channels: int  # C
+    factor: int  # pixels per latent pixel along a side: h = H / factor
+    stores: Literal["mean+std", "mean", "uint8"]  # what `encode` gives
+
+    def load(self, device: torch.device) -> None:
+        """Makes it ready; called once, before `encode` and `decode`. Raises `UserError` if it cannot."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What is stored for `images [B, 3, H, W]` uint8: the raw latents of an image do not depend on its batch.
+
+        `mean+std`: `[B, 2C, h, w]` float32, a posterior's mean, then its standard deviation; `mean`: `[B, C, h, w]`
+        float32, the raw latents; `uint8`: `[B, C, h, w]` pixel values, read as raw latents x / 127.5 - 1,
+        always on the CPU. Called from several threads, under autocast where a faster type was seen to agree with float32.
+        """
+        ...
+
+    def decode(self, raw_latents: Tensor) -> Tensor:
+        """Images uint8 `[B, 3, H, W]` from `raw_latents [B, C, h, w]` float32."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when latents or their decoded images do; called after `load`."""
+        ...
+
+
 def option(default: Any, description: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
     """A dataclass field that is an option: `order: int = option(2, "order of the solver", minimum=1, maximum=3)`.
 
@@ -166,6 +203,8 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
 
 class Command(Protocol):
     """A command of its own, `mpdit NAME`: an object that an entry point of the group `mpdit.commands` names.
+
+    `mpdit plugins new command NAME` writes one, and `mpdit_core.testing.check_command` checks it.
 
     Its module is imported only when the command is called. `options` is a class of `mpdit_core.settings.Options`; each
     of its fields is a flag. The job is `job(options, *, report) -> mpdit_core.settings.Result`.

@@ -61,7 +61,15 @@ class ModelConfig(Settings):
     )
     time_embedding: str = setting("fno", "how t becomes a vector: fno, sinusoid, or a file in model/time_embeddings/")
     skip: bool = setting(True, "whether every later stage sees x_t again, in finer patches")
-    mlp_ratio: PositiveInt = setting(4, "hidden features of a block's MLP, as a multiple of the width")
+    mlp_ratio: PositiveInt = setting(
+        4, "hidden features of a block's MLP, as a multiple of the width; with swiglu, two thirds of that"
+    )
+    mlp: Literal["gelu", "swiglu"] = setting("gelu", "MLP of a block; swiglu has as many parameters as gelu")
+    norm: Literal["layer", "rms"] = setting("layer", "norm of the tokens: LayerNorm or RMSNorm, without parameters")
+    qk_norm: bool = setting(False, "whether queries and keys have an RMSNorm per head")
+    positions: Literal["sincos", "rope", "both"] = setting(
+        "sincos", "how a token knows its place: a table added to it, rotated queries and keys, or both"
+    )
     spectral_init_scale: float = setting(
         1.0, "factor on the standard normal initialisation of the spectral weights (1: as published)", gt=0
     )
@@ -79,6 +87,10 @@ class ModelConfig(Settings):
             raise ValueError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         if self.width % 4:
             raise ValueError(f"width {self.width} is not divisible by 4, which the 2-D position table needs")
+        if self.positions != "sincos" and self.width // self.num_heads % 4:
+            raise ValueError(
+                f"heads of width {self.width // self.num_heads} are not divisible by 4, which 2-D rotations need"
+            )
         for stage in self.stages:
             if stage.patch_size < 1 or stage.depth < 0:
                 raise ValueError(f"stage {tuple(stage)}: patch size must be at least 1, depth at least 0")
@@ -100,8 +112,18 @@ class ModelConfig(Settings):
     def depth(self) -> int:
         return sum(stage.depth for stage in self.stages)
 
+    @property
+    def mlp_hidden(self) -> int:
+        """Features of a block's hidden layer. SwiGLU has three matrices where the GELU's MLP has two, and so two thirds
+        of the features, rounded to a multiple of 8, which fast matrix products need.
+        """
+        hidden = self.mlp_ratio * self.width
+        return hidden if self.mlp == "gelu" else max(8 * round(hidden / 12), 8)
+
     def dense(self) -> ModelConfig:
-        """The DiT of the same width and depth at the finest patch size, to compare with."""
+        """The DiT of the same width and depth at the finest patch size, to compare with; MLP, norms and positions are
+        the same too.
+        """
         return self.model_copy(
             update={
                 "stages": (Stage(self.stages[-1].patch_size, self.depth),),

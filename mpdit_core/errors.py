@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A user error, which the user can correct: the CLI prints it without a traceback and exits with 2.
@@ -28,6 +31,12 @@ class UserError(ValueError):
 
 def _rebuild(what: str, code: str, expected: str | None, remedy: str | None) -> UserError:
     return UserError(what, code=code, expected=expected, remedy=remedy)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str | None:
+    """The remedy for a name that does not exist: the nearest of those that do, or `otherwise` where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 class Interrupted(BaseException):

@@ -7,20 +7,23 @@ comment says otherwise.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpdit_core.config import Layers, ModelConfig, ObjectiveConfig, PreviewConfig, RunConfig, Stage, TrainConfig
-from mpdit_core.errors import UserError
+from mpdit_core.config import Layers, ModelConfig, PreviewConfig, RunConfig, Stage, TrainConfig
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import read_toml
 
-# The four switches, as the rows of the paper's ablation flip them one after the other.
+# The paper's four switches, as the rows of the paper's ablation flip them one after the other.
 DENSE = dict(modulation="per-block", class_tokens=0, time_embedding="sinusoid")
 SHARED = dict(modulation="shared", class_tokens=0, time_embedding="sinusoid")
 TOKENS = dict(modulation="shared", class_tokens=16, time_embedding="sinusoid")
 MPDIT = dict(modulation="shared", class_tokens=16, time_embedding="fno")
+# And LightningDiT's backbone (arXiv 2501.01423, section on architecture): SwiGLU, RMSNorm, and RoPE beside the position
+# table. Its QK norm is optional, for long training in bfloat16: `--set model.qk_norm=true`.
+PLUS = MPDIT | dict(mlp="swiglu", norm="rms", positions="both")
+DIGITS = MPDIT | dict(input_size=16, channels=1, num_classes=10, spectral_init_scale=1 / 32)
 
 # name: pixels, width, heads, stages (patch size, depth), switches, recipe
 MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], str]] = {
@@ -32,6 +35,16 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     "v2-l-512":          (512,  1024, 16, [(8, 14), (4, 6), (2, 4)],   MPDIT,  "512"),
     "v2-xl-512":         (512,  1152, 16, [(8, 14), (4, 8), (2, 6)],   MPDIT,  "512"),
     "xl-1024":           (1024, 1152, 16, [(8, 14), (4, 8), (2, 6)],   MPDIT,  "512"),
+    "plus-b-256":        (256,   768, 12, [(4, 6), (2, 6)],            PLUS,   "256"),
+    "plus-l-256":        (256,  1024, 16, [(4, 18), (2, 6)],           PLUS,   "256"),
+    "plus-xl-256":       (256,  1152, 16, [(4, 22), (2, 6)],           PLUS,   "256-long"),
+    "plus-xl-512":       (512,  1152, 16, [(4, 22), (2, 6)],           PLUS,   "512"),
+    # For one's own pictures, with the width of DiT-S. The first two are for pixels, with the blocks and tokens of
+    # MPDiT-B at 256 px. For a DCT autoencoder of factor 4 at 64 px: `--set 'model.stages=[[2,6],[1,6]]'`.
+    "s-32":              (32,    384,  6, [(4, 6), (2, 6)],  MPDIT | dict(input_size=32, channels=3), "small"),
+    "s-64":              (64,    384,  6, [(8, 6), (4, 6)],  MPDIT | dict(input_size=64, channels=3), "small"),
+    # The three levels of v2-B: an eighth of b-256's compute.
+    "s-256":             (256,   384,  6, [(8, 6), (4, 4), (2, 2)],    MPDIT,  "small"),
     "dit-s-256":         (256,   384,  6, [(2, 12)],                   DENSE,  "256"),
     "dit-b-256":         (256,   768, 12, [(2, 12)],                   DENSE,  "256"),
     "dit-l-256":         (256,  1024, 16, [(2, 24)],                   DENSE,  "256"),
@@ -43,68 +56,54 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     "ablation-b-fno":    (256,   768, 12, [(2, 12)],                   MPDIT,  "256"),
     "ablation-b-k4":     (256,   768, 12, [(4, 8), (2, 4)],            MPDIT,  "256"),
     "ablation-b-k8":     (256,   768, 12, [(4, 4), (2, 8)],            MPDIT,  "256"),
+    # The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores. And the smallest model, for tests.
+    "digits":            (16,     64,  4, [(4, 2), (2, 2)],            DIGITS | dict(class_tokens=4), "digits"),
+    "tiny":              (16,     32,  2, [(4, 1), (2, 1)],            DIGITS | dict(class_tokens=2), "tiny"),
 }  # fmt: skip
 
-# epochs, global batch, learning rate (paper, appendix; the 512 recipe also serves 1024, which nobody has published)
+# Epochs, global batch, learning rate (paper, appendix; the 512 recipe also serves 1024, which nobody has published).
+# The others are our own; "small" is for one GPU and any number of images, with `--steps` for fewer steps on a CPU.
 RECIPES = {
-    "256":      TrainConfig(epochs=80,  batch_size=1024, learning_rate=2e-4),
-    "256-long": TrainConfig(epochs=240, batch_size=1024, learning_rate=2e-4),
-    "512":      TrainConfig(epochs=120, batch_size=256,  learning_rate=1e-4),
+    "256":      dict(train=TrainConfig(epochs=80,  batch_size=1024, learning_rate=2e-4)),
+    "256-long": dict(train=TrainConfig(epochs=240, batch_size=1024, learning_rate=2e-4)),
+    "512":      dict(train=TrainConfig(epochs=120, batch_size=256,  learning_rate=1e-4)),
+    "small": dict(
+        train=TrainConfig(
+            steps=20_000, batch_size=64, learning_rate=3e-4, schedule="cosine", warmup_steps=500, grad_clip=1.0,
+            ema_decays=(0.999,), checkpoint_every=1000,
+        ),
+        preview=PreviewConfig(every=1000, num_images=20, num_steps=25, guidance_scale=1.5),
+    ),
+    "digits": dict(
+        train=TrainConfig(
+            steps=1200, batch_size=64, learning_rate=4e-3, schedule="cosine", warmup_steps=50, grad_clip=1.0,
+            ema_decays=(0.99,), checkpoint_every=400, flip=False,
+        ),
+        preview=PreviewConfig(every=300, num_images=20, num_steps=25, guidance_scale=1.5),
+    ),
+    "tiny": dict(
+        train=TrainConfig(
+            steps=8, batch_size=8, learning_rate=1e-3, ema_decays=(0.99,), log_every=1, checkpoint_every=4
+        ),
+        preview=PreviewConfig(every=4, num_images=4, num_steps=2, guidance_scale=1.5),
+    ),
 }  # fmt: skip
 
 LATENT_FACTOR = 8  # pixels per latent pixel along a side, of the Stable Diffusion autoencoder of all published models
 
 
-def _digits() -> RunConfig:
-    """The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores (our own recipe)."""
-    return RunConfig(
-        preset="digits",
-        resolution=16,
-        model=ModelConfig(
-            width=64, num_heads=4, stages=(Stage(4, 2), Stage(2, 2)), input_size=16, channels=1, num_classes=10,
-            class_tokens=4, spectral_init_scale=1 / 32,
-        ),
-        train=TrainConfig(
-            batch_size=64, steps=1200, learning_rate=4e-3, schedule="cosine", warmup_steps=50, grad_clip=1.0,
-            ema_decays=(0.99,), log_every=10, checkpoint_every=400, flip=False,
-        ),
-        preview=PreviewConfig(every=300, num_images=20, num_steps=25, guidance_scale=1.5),
-    )  # fmt: skip
-
-
-def _tiny() -> RunConfig:
-    """The smallest model with every part; for tests."""
-    return RunConfig(
-        preset="tiny",
-        resolution=16,
-        model=ModelConfig(
-            width=32, num_heads=2, stages=(Stage(4, 1), Stage(2, 1)), input_size=16, channels=1, num_classes=10,
-            class_tokens=2, spectral_init_scale=1 / 32,
-        ),
-        train=TrainConfig(
-            batch_size=8, steps=8, learning_rate=1e-3, log_every=1, checkpoint_every=4, ema_decays=(0.99,)
-        ),
-        preview=PreviewConfig(every=4, num_images=4, num_steps=2, guidance_scale=1.5),
-    )  # fmt: skip
-
-
 def preset_names() -> list[str]:
-    return [*MODELS, "digits", "tiny"]
+    return list(MODELS)
 
 
 def load_preset(name: str) -> RunConfig:
     """Raises `UserError` with the nearest names for one that does not exist."""
-    if name == "digits":
-        return _digits()
-    if name == "tiny":
-        return _tiny()
     if name not in MODELS:
-        near = difflib.get_close_matches(name, preset_names(), n=3)
         raise UserError(
             f"there is no preset {name!r}",
             code="no-such-preset",
             expected=", ".join(preset_names()),
-            remedy=f"did you mean {' or '.join(near)}?" if near else "`mpdit profile-flops` shows them all",
+            remedy=did_you_mean(name, preset_names(), otherwise="`mpdit profile-flops` shows them all"),
         )
     resolution, width, heads, stages, switches, recipe = MODELS[name]
     return RunConfig(
@@ -114,12 +113,35 @@ def load_preset(name: str) -> RunConfig:
             width=width,
             num_heads=heads,
             stages=tuple(Stage(*stage) for stage in stages),
-            input_size=resolution // LATENT_FACTOR,
-            **switches,
+            **{"input_size": resolution // LATENT_FACTOR, **switches},
         ),
-        objective=ObjectiveConfig(),
-        train=RECIPES[recipe],
+        **RECIPES[recipe],
     )
+
+
+NOT_PROPOSED = ("dit-", "ablation-", "plus-", "tiny")
+"""How the names of presets begin that are there for comparisons, experiments and tests."""
+
+IMAGES_FOR_THE_LARGEST = 1_000_000  # ImageNet, on which the paper trains its largest (the number is our choice)
+
+
+def propose_preset(*, resolution: int, latent_shape: tuple[int, int, int], images: int) -> str | None:
+    """The preset to train on latents [C, h, w] with: the smallest that fits, from a million images on the largest.
+
+    A preset fits that has this resolution, C and h. Where none does, one of this resolution whose patches divide h: a
+    run takes C, h and the number of classes from its latents. None where there is no such preset either.
+    """
+    channels, side, _ = latent_shape
+    presets = [load_preset(name) for name in preset_names() if not name.startswith(NOT_PROPOSED)]
+    presets = [preset for preset in presets if preset.resolution == resolution]
+    exact = [preset for preset in presets if (preset.model.channels, preset.model.input_size) == (channels, side)]
+    fitting = exact or [
+        preset for preset in presets if all(side % stage.patch_size == 0 for stage in preset.model.stages)
+    ]
+    by_size = sorted(fitting, key=lambda preset: preset.model.width**2 * sum(s.depth for s in preset.model.stages))
+    if not by_size:
+        return None
+    return by_size[-1 if images >= IMAGES_FOR_THE_LARGEST else 0].preset
 
 
 def layers(

@@ -7,7 +7,6 @@ A field is written once. Its name, type, default, bounds and description stand i
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
 import tomllib
@@ -21,7 +20,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -249,8 +248,7 @@ def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[
         key = shortened(".".join(str(part) for part in problem["loc"]))
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             code = "unknown-key"
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(_siblings(key, known))}"
+            hint = did_you_mean(key, known, otherwise=f"known here: {', '.join(_siblings(key, known))}")
             lines.append(f"unknown key {key} ({hint})")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")

@@ -25,3 +25,12 @@ def inception_weights(tmp_path_factory) -> Path:
     from inception_helpers import write_random_weights
 
     return write_random_weights(tmp_path_factory.mktemp("weights") / "weights-inception-2015-12-05-6726825d.pth")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path, to install packages of plugins into."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    return folder

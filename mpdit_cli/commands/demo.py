@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.demo.options import DemoOptions
-
-if TYPE_CHECKING:
-    from mpdit_core.demo.options import DemoResult
+from mpdit_core.demo.options import DemoOptions, DemoResult
 
 
-@options_command(DemoOptions, name="mpdit demo")
+@options_command(DemoOptions)
 def command(options: DemoOptions) -> None:
     """See the whole pipeline on real digits: encode, train, sample, evaluate, count. Offline, a few minutes."""
     from mpdit_cli.commands.profile_flops import parts_of

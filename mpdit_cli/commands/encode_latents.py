@@ -7,17 +7,20 @@ from pathlib import Path
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
-from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.presets import propose_preset
 
 LISTED = 5  # skipped images
 FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
 
 
-@options_command(EncodeOptions, name="mpdit encode-latents")
+@options_command(EncodeOptions)
 def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
     """Encode a data set of images into latents, once, for training.
 
-    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` sets an option of a data set plugin.
+    Example: mpdit encode-latents images/ --resolution 256
+
+    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE` set
+    options of plugins.
     """
     from mpdit_core.encoding import encode_latents
 
@@ -37,9 +40,11 @@ def summary(result: EncodeResult) -> console.Summary:
         "normalisation": _normalisation(result),
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
+    if result.psnr is not None:
+        exact, rfid = result.ssim == 1, f", rFID {result.rfid:.2f}" if result.rfid is not None else ""
+        rows["reconstruction"] = f"exact{rfid}" if exact else f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}{rfid}"
     if result.images_per_second is not None:
-        seconds = result.seconds
-        duration = f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+        duration = f"{result.seconds:.1f} s" if result.seconds < 90 else f"{result.seconds / 60:.1f} min"
         rows["encoded now"] = f"{result.encoded_now:,} images in {duration}, {result.images_per_second:,.1f} images/s"
     if result.skipped:
         listed = "; ".join(f"{item.key} ({item.reason})" for item in result.skipped[:LISTED])
@@ -49,18 +54,10 @@ def summary(result: EncodeResult) -> console.Summary:
 
 
 def next_command(result: EncodeResult) -> str:
-    """The `mpdit train` command for these latents: the largest preset of the paper that fits them."""
-    names = [name for name in preset_names() if _fits(name, result)]
-    best = next((name for name in names if name.startswith("xl-")), names[0] if names else None)
+    """The `mpdit train` command for these latents, with the preset that it would propose itself."""
+    best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
     given = f"--preset {best}" if best else "--config FILE.toml"
     return f"mpdit train {given}{'' if best and _is_only_one(result) else f' --latents {result.latents}'}"
-
-
-def _fits(preset: str, result: EncodeResult) -> bool:
-    config = load_preset(preset)
-    channels, side, _ = result.latent_shape
-    wanted = (config.resolution, config.model.channels, config.model.input_size)
-    return wanted == (result.resolution, channels, side) and config.model.num_classes >= result.classes
 
 
 def _is_only_one(result: EncodeResult) -> bool:

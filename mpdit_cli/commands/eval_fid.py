@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mpdit_core.evaluation import Comparison, EvaluationRecord, ReferenceResult, SweepResult
 
 
-@options_command(EvaluateOptions, name="mpdit eval-fid")
+@options_command(EvaluateOptions)
 def command(
     options: EvaluateOptions,
     compare: Annotated[
@@ -32,7 +32,10 @@ def command(
     ] = None,
     nproc: Nproc = "auto",
 ) -> None:
-    """Measure a model or finished samples against real images, by the protocol of published numbers."""
+    """Measure a model or finished samples against real images, by the protocol of published numbers.
+
+    Example: mpdit eval-fid runs/xl-256-1 -n 10000 --guidance-scale 1.5
+    """
     from mpdit_core import evaluation
 
     running = {"nproc": nproc, "device": options.device}
@@ -54,7 +57,11 @@ def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
     """The figures of one evaluation."""
     rows = [[label, _figure(record, key)] for key, label in record.labels.items()]
     note = f"{record.count} samples against {record.reference.path}"
-    values = {label: f"{record.metrics[key]:.4f}" for key, label in record.labels.items() if _number(record, key)}
+    values = {
+        label: f"{record.metrics[key]:.4f}"
+        for key, label in record.labels.items()
+        if isinstance(record.metrics[key], float)
+    }
     if (made := record.sampling) and made.nfe is not None and made.passes is not None:
         values["guidance"] = guidance(made.options)
         values["cost"] = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
@@ -114,10 +121,6 @@ def _figure(record: EvaluationRecord, key: str) -> str:
     if isinstance(interval, tuple):
         return f"{value:.4f}  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
     return f"{value:.4f} ± {deviation:.4f}" if deviation else f"{value:.4f}"
-
-
-def _number(record: EvaluationRecord, key: str) -> bool:
-    return isinstance(record.metrics[key], float)
 
 
 def _label(key: str, labels: dict[str, str]) -> str:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.interop.options import ExportOptions
-
-if TYPE_CHECKING:
-    from mpdit_core.interop.options import ExportResult
+from mpdit_core.interop.options import ExportOptions, ExportResult
 
 
-@options_command(ExportOptions, name="mpdit export")
+@options_command(ExportOptions)
 def command(options: ExportOptions) -> None:
     """Write a model for others: weights, configuration and a model card.
 

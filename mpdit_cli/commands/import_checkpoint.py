@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.interop.options import ImportOptions
-
-if TYPE_CHECKING:
-    from mpdit_core.interop.options import ImportResult
+from mpdit_core.interop.options import ImportOptions, ImportResult
 
 
-@options_command(ImportOptions, name="mpdit import")
+@options_command(ImportOptions)
 def command(options: ImportOptions) -> None:
-    """Convert an official MPDiT, MPDiT v2, DiT or SiT checkpoint."""
+    """Convert an official MPDiT, MPDiT v2, DiT or SiT checkpoint.
+
+    Example: mpdit import DiT-XL-2-256x256.pt
+    """
     from mpdit_core.interop import import_checkpoint
 
     result = console.run(import_checkpoint, options)

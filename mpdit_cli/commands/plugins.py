@@ -9,18 +9,19 @@ import typer
 
 from mpdit_cli import console
 from mpdit_cli.console import Summary
-from mpdit_cli.fields import Json, Quiet
+from mpdit_cli.fields import Command, Json, Quiet
 from mpdit_core.table import Table
 
 if TYPE_CHECKING:
-    from mpdit_core.plugins.job import NewPlugin, PluginList, PluginReport
+    from mpdit_core.plugins.job import PluginList, PluginReport
+    from mpdit_core.plugins.scaffold import NewPlugin
 
 app = typer.Typer(help="List plugins, broken ones with reason and remedy; describe one; write a new one.")
 
 
 @app.callback(invoke_without_command=True)
 def command(context: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
-    """List the installed samplers, data sets and feature extractors."""
+    """List the installed samplers, data sets, feature extractors and autoencoders."""
     if context.invoked_subcommand is None:
         from mpdit_core.plugins import list_plugins
 
@@ -31,7 +32,7 @@ def command(context: typer.Context, json: Json = False, quiet: Quiet = False) ->
                 console.say(f"{report.status}: {_label(report)}: {report.reason}\n  remedy: {report.remedy}")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     name: Annotated[str, typer.Argument(help="Name of a plugin, module:Class or ./file.py:Class.")],
     json: Json = False,
@@ -44,9 +45,9 @@ def show(
     console.show(found, *[part for report in found.plugins for part in page(report)])
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
-    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset or features.")],
+    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset, features, autoencoder or command.")],
     name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
     out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
     json: Json = False,

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from mpdit_core.profiling import Found, Measured, PartTime, ProfileResult
 
 
-@options_command(ProfileOptions, name="mpdit profile-flops")
+@options_command(ProfileOptions)
 def command(options: ProfileOptions) -> None:
-    """Count the parameters, compute and memory of models, exactly; compare them with dense ones."""
+    """Count the parameters, compute and memory of models, exactly; compare them with dense ones.
+
+    Example: mpdit profile-flops --preset xl-256
+    """
     from mpdit_core.profiling import profile_flops
 
     result = console.run(profile_flops, options)

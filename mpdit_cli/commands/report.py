@@ -1,4 +1,4 @@
-"""`mpdit report RUN`: one HTML page about a run."""
+"""`mpdit report RUN [RUN…]`: one HTML page about a run, with others drawn over it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from mpdit_cli.fields import options_command
 from mpdit_core.run_report.options import ReportOptions
 
 
-@options_command(ReportOptions, name="mpdit report")
+@options_command(ReportOptions)
 def command(options: ReportOptions) -> None:
     """Write one HTML page about a run that opens offline: curves, previews, evaluations, configuration, compute.
 
-    Example: mpdit report runs/xl-256-1
+    The curves of further runs are drawn over those of the first, and the settings that differ are listed.
+
+    Example: mpdit report runs/xl-256-1 runs/xl-256-2
     """
     from mpdit_core.run_report import write_report
 

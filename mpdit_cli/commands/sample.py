@@ -12,11 +12,12 @@ from mpdit_core.errors import UserError
 from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingOptions, ViewResult
 
 
-@options_command(SampleOptions, name="mpdit sample")
+@options_command(SampleOptions)
 def command(
     options: SampleOptions,
     show: Annotated[
-        bool, typer.Option("--show", help="Show the grid or the view in the terminal.", rich_help_panel="Output")
+        bool,
+        typer.Option("--show", metavar="", help="Show the grid or the view in the terminal.", rich_help_panel="Output"),
     ] = False,
     nproc: Nproc = "auto",
 ) -> None:
@@ -26,8 +27,7 @@ def command(
     """
     from mpdit_core.sampling import sample
 
-    if options.views:
-        nproc = require_one_process(nproc)
+    nproc = one_process(nproc) if options.views else nproc
     result = console.run(sample, options, nproc=nproc, device=options.device)
     if isinstance(result, ViewResult):
         console.show(result, view_summary(result, options))
@@ -39,8 +39,8 @@ def command(
         console.show_picture(str(image))
 
 
-def require_one_process(nproc: str) -> str:
-    """Raises `UserError` where several processes are asked for one view."""
+def one_process(nproc: str) -> str:
+    """`1`, for one view. Raises `UserError` (`one-process`) where several processes are asked for."""
     if nproc not in ("auto", "1"):
         raise UserError(
             f"{nproc} processes for one view", code="one-process", expected="one", remedy="leave --nproc out"

@@ -9,11 +9,13 @@ from mpdit_core.settings import to_toml
 from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 
 
-@options_command(TrainOptions, name="mpdit train")
+@options_command(TrainOptions)
 def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
-    """Train a model on encoded latents.
+    """Train a model on encoded latents, or resume a run.
 
     Example: mpdit train --preset xl-256
+
+    Without a preset, the one that fits the latents is taken.
     """
     from mpdit_core.training import train
 

@@ -209,22 +209,23 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
 
-def find_latents(root: Path | str = "latents", *, resolution: int) -> Path:
-    """The one finished folder under `root` with latents of `resolution` pixels.
+def find_latents(root: Path | str = "latents", *, resolution: int | None = None) -> Path:
+    """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
 
     Raises:
         UserError: there is none (`no-latents`), or more than one (`ambiguous-latents`).
     """
     root = Path(root)
     found = {path.parent: read_manifest(path.parent).plan for path in sorted(root.glob("*/manifest.json"))}
-    fitting = [path for path, plan in found.items() if plan.resolution == resolution]
+    fitting = [path for path, plan in found.items() if resolution in (None, plan.resolution)]
     if len(fitting) == 1:
         return fitting[0]
+    wanted = f" of {resolution} px" if resolution else ""
     others = ", ".join(f"{path} ({plan.resolution} px)" for path, plan in found.items())
     unfinished = [str(path.parent) for path in sorted(root.glob("*/encoding")) if path.parent not in found]
     if fitting:
         raise UserError(
-            f"{len(fitting)} folders under {root}/ hold latents of {resolution} px: {', '.join(map(str, fitting))}",
+            f"{len(fitting)} folders under {root}/ hold latents{wanted}: {', '.join(map(str, fitting))}",
             code="ambiguous-latents",
             expected="one",
             remedy=f"--latents {fitting[0]}",
@@ -232,9 +233,9 @@ def find_latents(root: Path | str = "latents", *, resolution: int) -> Path:
     if unfinished:
         remedy = f"{unfinished[0]} is unfinished: run its `mpdit encode-latents` command again"
     else:
-        remedy = f"mpdit encode-latents SOURCE --resolution {resolution}"
+        remedy = "mpdit encode-latents SOURCE" + (f" --resolution {resolution}" if resolution else "")
     raise UserError(
-        f"there are no latents of {resolution} px under {root}/",
+        f"there are no latents{wanted} under {root}/",
         code="no-latents",
         expected=f"a folder made by `mpdit encode-latents`; found: {others or 'none'}",
         remedy=f"{remedy}, or --latents DIR",

@@ -42,15 +42,17 @@ FORMS = {
     "mean": StoredForm("mean", "float16", 1),  # autoencoders without a posterior
     "uint8": StoredForm("pixels", "uint8", 1),  # pixel values 0..255, exact
 }
-"""To add one: a row here, and how it is read in `mpdit_core.data.autoencoders.base.read_stored`."""
+"""To add one: a row here, and how it is read in `mpdit_core.data.autoencoders.read_stored`."""
 
 
 class AutoencoderSpec(Settings):
     """Which autoencoder made the latents; enough to decode them again and to notice another one."""
 
-    id: str = Field(description="Hub id, local folder, `pixels` or `pixels-gray`")
+    id: str = Field(description="a plugin's name, a local folder, or ORG/NAME[:SUBFOLDER] on the Hub")
     revision: str | None = Field(default=None, description="commit of a Hub id")
-    sha256: str | None = Field(default=None, description="hash of the weights")
+    sha256: str | None = Field(default=None, description="hash of the weights; of a plugin, its fingerprint")
+    package: str | None = Field(default=None, description="package whose plugin it is; none for those of mpdit")
+    options: dict[str, Any] = Field(default_factory=dict, description="all options of a plugin, defaults too")
     factor: PositiveInt = Field(le=MAX_RESOLUTION, description="pixels per latent pixel along a side")
     channels: PositiveInt = Field(le=MAX_CHANNELS, description="C of the latents")
     stores: Literal["mean+std", "mean", "uint8"] = Field(default="mean+std", description="what is kept for each image")
@@ -166,6 +168,9 @@ class EncodingPlan(Settings):
         values["source"].pop("given")
         for path in ("classes", "labels"):  # what these files say is in the class names and the source's fingerprint
             values["source"]["options"].pop(path, None)
+        for key in ("package", "options"):  # latents from before there were plugins keep their fingerprint
+            if not values["autoencoder"][key]:
+                del values["autoencoder"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 

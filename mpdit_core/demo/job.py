@@ -6,8 +6,6 @@ digits has to recognise the samples, and their Fréchet distance is compared wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,15 +27,6 @@ from mpdit_core.training import TrainOptions, train
 GUIDANCE = 1.5
 SAMPLING = SamplingOptions(sampler="heun", num_steps=25)
 GRID, GRID_COLUMNS = 80, 10  # images in the picture, and in a row of it
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What the demo measures of its model."""
-
-    recognised: float  # share of guided samples in which the classifier sees the digit asked for
-    distance: float  # Fréchet distance of unguided samples to real digits, on pixels
-    distance_of_real: float  # the same of other real digits to real digits, at the same count
 
 
 def demo(options: DemoOptions, *, report: Reporter = silent) -> DemoResult:
@@ -78,16 +67,16 @@ def demo(options: DemoOptions, *, report: Reporter = silent) -> DemoResult:
     report(Saved(what="grid", path=picture))
 
     headline(f"4. Measure {options.samples} samples against real digits", "mpdit eval-fid runs/xl-256-1")
-    quality = measure(engine, samples=options.samples)
+    recognised, distance, distance_of_real = measure(engine, samples=options.samples)
 
     headline("5. Count the compute", "mpdit profile-flops --resolution 512")
     cost = profile_flops(ProfileOptions(model=str(run)), report=report).models[0]
     return DemoResult(
         run=run,
         picture=picture,
-        recognised=quality.recognised,
-        distance=quality.distance,
-        distance_of_real=quality.distance_of_real,
+        recognised=recognised,
+        distance=distance,
+        distance_of_real=distance_of_real,
         samples=options.samples,
         guidance_scale=GUIDANCE,
         cost=cost,
@@ -101,21 +90,23 @@ def sample(engine: Generator, count: int, *, guidance_scale: float, seed: int) -
     return torch.cat([batch.images for batch in batches]), [label for batch in batches for label in batch.labels]
 
 
-def measure(engine: Generator, *, samples: int, seed: int = 1) -> Quality:
-    """The three figures, from fresh samples and the real digits that the model was trained on."""
+def measure(engine: Generator, *, samples: int) -> tuple[float, float, float]:
+    """Three figures from fresh samples and the real digits that the model was trained on.
+
+    Returns:
+        The share of guided samples in which a classifier sees the digit asked for; the Fréchet distance of unguided
+        samples to real digits, on pixels; and that of other real digits to real digits, at the same count.
+    """
     classifier, pixels = (plugins.build("features", name) for name in ("digits", "digits-pixels"))
     for extractor in (classifier, pixels):
         extractor.load(engine.device)
-    guided, labels = sample(engine, samples, guidance_scale=GUIDANCE, seed=seed)
+    guided, labels = sample(engine, samples, guidance_scale=GUIDANCE, seed=1)
     seen = classifier(guided.to(engine.device)).logits.argmax(dim=1).cpu()
-    unguided, _ = sample(engine, samples, guidance_scale=1.0, seed=seed + 1)
-    first, second = real_digits(2 * samples, seed=seed).split(samples)
+    unguided, _ = sample(engine, samples, guidance_scale=1.0, seed=2)
+    first, second = real_digits(2 * samples, seed=1).split(samples)
     real, others, made = (statistics_of(pixels(images.to(engine.device)).pool) for images in (first, second, unguided))
-    return Quality(
-        recognised=(seen == torch.tensor(labels)).double().mean().item(),
-        distance=frechet_distance(real, made),
-        distance_of_real=frechet_distance(real, others),
-    )
+    recognised = (seen == torch.tensor(labels)).double().mean().item()
+    return recognised, frechet_distance(real, made), frechet_distance(real, others)
 
 
 def real_digits(count: int, *, seed: int) -> Tensor:

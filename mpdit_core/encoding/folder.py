@@ -31,7 +31,7 @@ from mpdit_core.runtime.files import remove_leftovers, user_errors, write_json
 from mpdit_core.runtime.locks import locked
 from mpdit_core.settings import changes
 
-OURS = (MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "shard-*", ".*")
+OURS = (MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "reconstruction.json", "shard-*", ".*")
 
 
 class EncodingFolder:

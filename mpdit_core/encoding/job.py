@@ -8,23 +8,38 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, Autoencoder, load_autoencoder
+from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, LoadedAutoencoder, is_plugin, load_autoencoder
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import MANIFEST, EncodingPlan, normalisation_of, read_manifest
 from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.data.sources import open_source, source_notes
-from mpdit_core.encoding.contact_sheet import SHEET, write_contact_sheet
 from mpdit_core.encoding.folder import EncodingFolder
+from mpdit_core.encoding.foreign_latents import find_foreign_latents, look_at, take_over
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
-from mpdit_core.encoding.pipeline import encode_shards
-from mpdit_core.encoding.plan import DEFAULT_RESOLUTION, make_plan, output_folder, source_arguments
+from mpdit_core.encoding.pipeline import Encoded, encode_shards
+from mpdit_core.encoding.plan import (
+    DEFAULT_RESOLUTION,
+    make_plan,
+    output_folder,
+    plan_take_over,
+    source_arguments,
+    what_is_encoded,
+)
+from mpdit_core.encoding.reconstruction import (
+    SHEET,
+    draw_decoded,
+    inspect_reconstruction,
+    read_reconstruction,
+)
 from mpdit_core.encoding.verify import verify
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Note, Progress, Reporter, Saved, Skipped, Warning, silent
@@ -34,6 +49,7 @@ from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.signals import StopRequest
 
+RFID_IMAGES = 50_000
 SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
 
 
@@ -56,18 +72,25 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
         encoded, seconds = job.count_items(unfinished or ()), time.monotonic() - started
         if world.is_main:
             _inspect(job, is_new=unfinished is not None)
-        return _result(LatentFolder(job.folder.path), encoded=encoded, seconds=seconds)
+        rfid = _measure_rfid(job) if options.reconstruction_fid else None
+        return _result(LatentFolder(job.folder.path), encoded=encoded, seconds=seconds, rfid=rfid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
-    """What one call of `encode_latents` works with, once everything is opened and settled."""
+    """What one call of `encode_latents` works with, once everything is opened and settled.
+
+    Args:
+        source: the images; None where latents of another program are taken over.
+        shards_of: the content of shards, one after the other, for a plan and their numbers.
+    """
 
     options: EncodeOptions
     plan: EncodingPlan
     folder: EncodingFolder
-    source: Dataset
-    autoencoder: Autoencoder
+    source: Dataset | None
+    shards_of: Callable[[EncodingPlan, Sequence[int]], Iterator[Encoded]]
+    autoencoder: LoadedAutoencoder
     world: World
     report: Reporter
 
@@ -91,17 +114,23 @@ class EncodeJob:
 
 def _open(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
     """Opens everything, settles the plan, and refuses what cannot be done."""
-    source = open_source(options.source, split=options.split, **source_arguments(options))
+    given = what_is_encoded(options)
+    if options.from_latents:
+        return _open_foreign(options, options.from_latents, device=device, world=world, report=report)
+    source = open_source(given, split=options.split, **source_arguments(options))
     autoencoder = _load_autoencoder(options, source, device=device, world=world)
     resolution = options.resolution or getattr(source, "resolution", None) or DEFAULT_RESOLUTION
     autoencoder.check_resolution(resolution)
     folder = EncodingFolder(output_folder(options, resolution))
-    report(Note(text=f"finding the images of {options.source}"))
+    report(Note(text=f"finding the images of {given}"))
     plan = make_plan(options, source, autoencoder, resolution=resolution)
     autoencoder.precision = plan.precision
     for note in source_notes(source):
         report(note)
-    if options.reference_stats and world.is_main:
+    if ":" in plan.autoencoder.id and is_plugin(plan.autoencoder.id):
+        text = f"{plan.autoencoder.id} is not installed: only `mpdit train --trust` will decode what it encodes"
+        report(Warning(code="autoencoder-not-installed", text=text))
+    if (options.reference_stats or options.reconstruction_fid) and world.is_main:
         from mpdit_core.evaluation import check_features
 
         check_features("inception", device)
@@ -114,6 +143,37 @@ def _open(options: EncodeOptions, *, device: torch.device, world: World, report:
         plan=plan,
         folder=folder,
         source=source,
+        shards_of=partial(
+            encode_shards,
+            source,
+            autoencoder=autoencoder,
+            workers=options.workers or usable_cores(),
+            skip_faulty=options.on_error == "skip",
+        ),
+        autoencoder=autoencoder,
+        world=world,
+        report=report,
+    )
+
+
+def _open_foreign(
+    options: EncodeOptions, folder: Path, *, device: torch.device, world: World, report: Reporter
+) -> EncodeJob:
+    """As `_open`, for latents that another program made."""
+    found = find_foreign_latents(folder)
+    autoencoder = _load_autoencoder(options, None, device=device, world=world)
+    holding = look_at(found, autoencoder.spec, scale=options.latents_scale)
+    report(Note(text=holding.text))
+    plan = plan_take_over(options, found, holding)
+    output = EncodingFolder(output_folder(options, plan.resolution))
+    output.check(plan)
+    world.barrier()
+    return EncodeJob(
+        options=options,
+        plan=plan,
+        folder=output,
+        source=None,
+        shards_of=partial(take_over, found, holding, scale=options.latents_scale or 1.0),
         autoencoder=autoencoder,
         world=world,
         report=report,
@@ -128,12 +188,14 @@ def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
     return job.unfinished_shards()
 
 
-def _load_autoencoder(options: EncodeOptions, source: Dataset, *, device: torch.device, world: World) -> Autoencoder:
+def _load_autoencoder(
+    options: EncodeOptions, source: Dataset | None, *, device: torch.device, world: World
+) -> LoadedAutoencoder:
     """One process at a time may download it: rank 0 goes first."""
     name = options.autoencoder or getattr(source, "autoencoder", None) or DEFAULT_AUTOENCODER
     if not world.is_main:
         world.barrier()
-    loaded = load_autoencoder(name, device=device)
+    loaded = load_autoencoder(name, device=device, options=options.autoencoder_options)
     if world.is_main:
         world.barrier()
     return loaded
@@ -145,9 +207,11 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
     if unfinished:
         finished = job.plan.num_shards - len(unfinished)
         kept = f"; {finished} of {job.plan.num_shards} shards are there already" if finished else ""
+        count = job.count_items(unfinished)
+        what = f"encoding {count:,} images" if job.source else f"taking over the latents of {count:,} images"
         text = (
-            f"encoding {job.count_items(unfinished):,} images at {job.plan.resolution} px with "
-            f"{job.plan.autoencoder.id} on {job.autoencoder.encode_device} into {job.folder.path}{kept}"
+            f"{what} at {job.plan.resolution} px with {job.plan.autoencoder.id} on {job.autoencoder.encode_device} "
+            f"into {job.folder.path}{kept}"
         )
         job.report(Note(text=text))
     try:
@@ -186,14 +250,7 @@ def _encode_share(job: EncodeJob, shards: Sequence[int], stop: StopRequest) -> N
         job.folder.add(content.number, write_shard(job.folder.path, job.plan, content))
 
     with WriteBehind() as writer:
-        for batch in encode_shards(
-            job.source,
-            job.plan,
-            shards,
-            autoencoder=job.autoencoder,
-            workers=job.options.workers or usable_cores(),
-            skip_faulty=job.options.on_error == "skip",
-        ):
+        for batch in job.shards_of(job.plan, shards):
             if world.size > 1 and os.getppid() != launcher:
                 raise SystemExit(f"process {world.rank}: its launcher has ended")
             if batch.content is not None:
@@ -242,9 +299,13 @@ def _revisit(job: EncodeJob) -> None:
 
 def _inspect(job: EncodeJob, *, is_new: bool) -> None:
     """What is made of the finished folder beside the latents, and `--verify`."""
-    path = job.folder.path
-    if is_new or not (path / SHEET).exists():
-        write_contact_sheet(LatentFolder(path), job.source, job.autoencoder, report=job.report)
+    path, images = job.folder.path, job.options.reconstruction_images
+    before = read_reconstruction(path)
+    measured = before is not None and before.images == min(images, read_manifest(path).count)
+    if job.source is None:
+        draw_decoded(LatentFolder(path), job.autoencoder, report=job.report)
+    elif is_new or not (path / SHEET).exists() or (images and not measured):
+        inspect_reconstruction(LatentFolder(path), job.source, job.autoencoder, images=images, report=job.report)
     if job.options.reference_stats:
         _measure_reference(job)
     if job.options.verify:
@@ -259,15 +320,41 @@ def _measure_reference(job: EncodeJob) -> None:
     device = job.autoencoder.device
     extractor = build_extractor("inception")
     extractor.load(device)
-    same = read_manifest(job.folder.path).plan.source.given == job.plan.source.given  # as it was typed now
-    plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor, trust=same)
+    plan = plan_reference(str(job.folder.path), resolution=None, extractor=extractor, trust=_is_typed(job))
     measure_reference(plan, extractor, device=device, world=World(), report=job.report)
     job.report(Saved(what="reference statistics", path=job.folder.path))
 
 
-def _result(latents: LatentFolder, *, encoded: int, seconds: float) -> EncodeResult:
+def _measure_rfid(job: EncodeJob) -> float | None:
+    """FID of decoded latents against the images, by `eval-fid`; None with other Inception weights than the published.
+
+    Every process takes part. The record is in evals/ of the folder.
+    """
+    from mpdit_core.evaluation import EvaluateOptions, evaluate
+
+    latents = str(job.folder.path)
+    count = min(RFID_IMAGES, read_manifest(job.folder.path).count)
+    options = EvaluateOptions(
+        what=latents,
+        reference=latents,
+        num_samples=count,
+        metrics=("fid",),
+        out=job.folder.path / "evals",
+        device=job.options.device,
+        trust=_is_typed(job),
+    )
+    found = evaluate(options, report=job.report).metrics.get("fid")
+    return found if isinstance(found, float) else None
+
+
+def _is_typed(job: EncodeJob) -> bool:
+    """Whether the source in the manifest is what was typed now, and may be code."""
+    return read_manifest(job.folder.path).plan.source.given == job.plan.source.given
+
+
+def _result(latents: LatentFolder, *, encoded: int, seconds: float, rfid: float | None) -> EncodeResult:
     manifest, norm = latents.manifest, latents.manifest.normalisation
-    plan = manifest.plan
+    plan, figures = manifest.plan, read_reconstruction(latents.path)
     return EncodeResult(
         latents=latents.path,
         count=manifest.count,
@@ -290,4 +377,7 @@ def _result(latents: LatentFolder, *, encoded: int, seconds: float) -> EncodeRes
         normalisation_mean=norm.mean,
         normalisation_std=norm.std,
         fingerprint=latents.spec.fingerprint,
+        psnr=figures.psnr if figures else None,
+        ssim=figures.ssim if figures else None,
+        rfid=rfid,
     )

@@ -15,14 +15,25 @@ from mpdit_core.settings import Result, setting
 class EncodeOptions(DeviceOptions):
     """None: chosen by the source, the resolution or the autoencoder."""
 
-    source: str = setting(
-        ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
+    source: str | None = setting(
+        None, "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set",
+        argument=True, metavar="SOURCE",
+    )  # fmt: skip
+    from_latents: Path | None = setting(
+        None, "folder of latents that another program made, to take over in place of SOURCE",
+        metavar="DIR", chosen="encode SOURCE", strict=False,
+    )  # fmt: skip
+    latents_scale: float | None = setting(
+        None, "factor that the latents in DIR were multiplied with; 1: raw", gt=0, chosen="must be given with DIR"
     )
     resolution: PositiveInt | None = setting(None, "side in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
-        None, "autoencoder: Hub id, local folder, pixels or pixels-gray",
-        metavar="ID|DIR|pixels", chosen="stabilityai/sd-vae-ft-ema",
+        None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
+        metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
+    autoencoder_options: dict[str, Any] = setting(
+        {}, "options of an autoencoder plugin", table="autoencoder", typed=False
+    )
     split: str | None = setting(
         None, "part of the data set; of a folder, a subfolder", chosen="train where there is one"
     )
@@ -56,6 +67,12 @@ class EncodeOptions(DeviceOptions):
     )
     verify: bool = setting(False, "check finished shards; the next run writes damaged ones again", panel="Output")
     reference_stats: bool = setting(False, "measure the statistics that eval-fid compares samples with", panel="Output")
+    reconstruction_images: int = setting(
+        64, "number of random images whose decoded latents are compared with them; 0: none", ge=0, panel="Output"
+    )
+    reconstruction_fid: bool = setting(
+        False, "measure the FID of decoded latents (rFID) of up to 50,000 images, as eval-fid does", panel="Output"
+    )
     batch_size: PositiveInt | None = setting(
         None, "number of images encoded at once", panel="Running", chosen="by resolution; 32 at 256 pixels"
     )
@@ -75,7 +92,7 @@ class EncodeResult(Result):
     classes: int = setting(..., "number of classes")
     resolution: int = setting(..., "side of the images in pixels")
     latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
-    autoencoder: str = setting(..., "Hub id, folder, pixels or pixels-gray")
+    autoencoder: str = setting(..., "Hub id, folder, or name of a plugin")
     precision: str = setting(..., "type that the encoder computed in")
     stores: Literal["mean+std", "mean", "uint8"] = setting(..., "what is stored for each image")
     flips: Literal["stored", "mirrored", "none"] = setting(
@@ -93,3 +110,6 @@ class EncodeResult(Result):
     normalisation_mean: tuple[float, ...] = setting(..., "mean that training subtracts, per channel", strict=False)
     normalisation_std: tuple[float, ...] = setting(..., "standard deviation that it divides by", strict=False)
     fingerprint: str = setting(..., "hash of source, options and autoencoder")
+    psnr: float | None = setting(None, "peak signal-to-noise ratio of decoded latents in dB; 100: exact")
+    ssim: float | None = setting(None, "structural similarity of decoded latents; 1: exact")
+    rfid: float | None = setting(None, "FID of decoded latents, where this call measured it")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.api import Dataset, Item
-from mpdit_core.data.autoencoders import Autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.manifest import EncodingPlan, SkippedItem
 from mpdit_core.data.shards import ShardContent
@@ -99,7 +99,7 @@ def encode_shards(
     plan: EncodingPlan,
     shards: Sequence[int],
     *,
-    autoencoder: Autoencoder,
+    autoencoder: LoadedAutoencoder,
     workers: int,
     skip_faulty: bool,
 ) -> Iterator[Encoded]:
@@ -136,7 +136,7 @@ def encode_shards(
                 yield finished()
 
 
-def encode_pictures(autoencoder: Autoencoder, pictures: np.ndarray, *, flip: bool) -> list[Tensor]:
+def encode_pictures(autoencoder: LoadedAutoencoder, pictures: np.ndarray, *, flip: bool) -> list[Tensor]:
     """What is stored for `pictures` uint8 [n, H, W, 3] and, with `flip`, for their mirror images: [n, copies·C, h, w]
     each, on the device that encodes."""
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
@@ -146,7 +146,12 @@ def encode_pictures(autoencoder: Autoencoder, pictures: np.ndarray, *, flip: boo
 
 
 def _submitted(
-    source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, autoencoder: Autoencoder, pool: ThreadPoolExecutor
+    source: Dataset,
+    plan: EncodingPlan,
+    shards: Sequence[int],
+    *,
+    autoencoder: LoadedAutoencoder,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[Batch]:
     """The batches of `shards` in order; the decoding of a batch has been handed to `pool` when it is yielded."""
     whole_batches = autoencoder.encode_device.type != "cpu"
@@ -167,7 +172,7 @@ def _submitted(
             yield batch
 
 
-def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, autoencoder: Autoencoder) -> str | None:
+def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, autoencoder: LoadedAutoencoder) -> str | None:
     """Decodes one item, and encodes it too unless whole batches are encoded; the reason if it cannot be used."""
     try:
         picture = prepare(decode(), plan.resolution)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import Autoencoder, read_stored
+from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
@@ -20,7 +20,7 @@ TRIED_ON = 4  # images
 
 def choose_precision(
     wanted: Literal["auto", "float32", "tf32", "bfloat16"],
-    autoencoder: Autoencoder,
+    autoencoder: LoadedAutoencoder,
     source: Dataset,
     *,
     resolution: int,

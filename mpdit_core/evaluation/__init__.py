@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mpdit_core.evaluation.compare import Comparison, compare_records
     from mpdit_core.evaluation.job import check_features, evaluate, make_reference
     from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
-    from mpdit_core.evaluation.record import EvaluationRecord, read_records
+    from mpdit_core.evaluation.record import EvaluationRecord, is_sweep, read_records
     from mpdit_core.evaluation.reference import measure_reference, plan_reference
     from mpdit_core.evaluation.sweep import SweepResult, evaluate_sweep
 

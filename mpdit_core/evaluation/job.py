@@ -82,7 +82,9 @@ class _Planned:
 
 def _plan(options: EvaluateOptions, device: torch.device) -> _Planned:
     """Opens and checks everything that `evaluate` needs. Raises `UserError`."""
-    subject = open_model_or_samples(require_what(options), wanted=options.num_samples, device=device)
+    subject = open_model_or_samples(
+        require_what(options), wanted=options.num_samples, device=device, trust=options.trust
+    )
     extractor = _extractor(options, device)
     reference = plan_reference(
         subject.reference(options.reference),

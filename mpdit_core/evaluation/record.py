@@ -184,10 +184,15 @@ def read_records(folder: Path, *, report: Reporter = silent) -> list[EvaluationR
     """All records in `folder`, in order of the model's step. Damaged ones are left out, and reported."""
     found = []
     for path in sorted(Path(folder).glob("*.json")):
-        if path.name.startswith("sweep-"):  # a table of several records
+        if is_sweep(path):
             continue
         try:
             found.append(EvaluationRecord.read(path))
         except UserError as error:
             report(Warning(code="damaged-record", text=f"left out: {error.what}"))
     return sorted(found, key=lambda record: record.step)
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether `path` is the table of a sweep, which lies beside the records."""
+    return path.name.startswith("sweep-")

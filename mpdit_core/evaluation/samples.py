@@ -1,5 +1,7 @@
 """Sets of samples that `sample` wrote, as images to measure: their own images alone.
 
+And the images that a folder of latents decodes to: measured against those it was made from, rFID.
+
 Images come in order of their index, in whatever folders they are, so that chunks of the Inception Score are those of an
 evaluation of the model itself. The same seed and options then give the same figures in both ways.
 """
@@ -15,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
-from mpdit_core.data.latents import unstandardise
+from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
+from mpdit_core.data.latents import LatentFolder, unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.data.sources import find_images
 from mpdit_core.errors import UserError
@@ -99,7 +101,7 @@ def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> Imag
         raise _incomplete(path, "some of its latents", "all of them, each once")
 
     @cache
-    def autoencoder() -> Autoencoder:
+    def autoencoder() -> LoadedAutoencoder:
         return load_autoencoder(spec.autoencoder, device=device)
 
     def batch(indices: Sequence[int]) -> Tensor:
@@ -131,6 +133,36 @@ def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> Imag
 def _read(file: Path, *names: str) -> list[Tensor]:
     with opened(file) as tensors:
         return [tensors.get_tensor(name) for name in names]
+
+
+def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: bool = False) -> ImageSource:
+    """What the latents of a finished folder decode to: the means of their posteriors.
+
+    Args:
+        trust: whether the autoencoder that the folder names may be code that is not installed.
+    """
+    spec = folder.spec
+
+    @cache
+    def autoencoder() -> LoadedAutoencoder:
+        return load_autoencoder(spec.autoencoder, device=device, trust=trust)
+
+    def batch(indices: Sequence[int]) -> Tensor:
+        parts = folder.batch(indices).mean.split(DECODED_AT_ONCE)
+        return torch.cat([autoencoder().decode(part).cpu() for part in parts])
+
+    def hash_content() -> str:
+        shards = " ".join(shard.sha256 for shard in folder.manifest.shards)
+        return hashlib.sha256(f"{spec.autoencoder.model_dump_json()} {shards}".encode()).hexdigest()
+
+    return ImageSource(
+        about=ImagesRecord(kind="decoded latents", path=str(folder.path), order="as in the folder"),
+        count=len(folder),
+        resolution=spec.resolution,
+        batch=batch,
+        hash_content=hash_content,
+        labels=folder.labels.tolist(),
+    )
 
 
 def _incomplete(path: Path, there: str, expected: str) -> UserError:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.manifest import MANIFEST, LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import ImageSource, open_images, spread
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
-from mpdit_core.evaluation.samples import images_of, is_sample_set
+from mpdit_core.evaluation.samples import images_of, is_sample_set, reconstructed_images
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.sampling import SampleSet, SamplingPlan
@@ -28,12 +29,13 @@ class Subject:
     model: ModelFolder | None = None
     images: ImageSource | None = None
     sample_set: SampleSet | None = None  # that `images` are of
+    decoded: LatentSpec | None = None  # that `images` were decoded from
 
     @property
     def latents(self) -> LatentSpec | None:
-        """The latents that the model was trained on, where they are known."""
+        """The latents that the model was trained on, where they are known; or those that are decoded."""
         source = self.model or self.sample_set
-        return source.latents if source else None
+        return source.latents if source else self.decoded
 
     @property
     def resolution(self) -> int | None:
@@ -104,12 +106,15 @@ class Subject:
         return self.images.labels and self.images.labels[: self.count] if self.images else None
 
 
-def open_model_or_samples(what: str, *, wanted: int | None = None, device: torch.device | None = None) -> Subject:
-    """The model, or the finished samples, that `what` names.
+def open_model_or_samples(
+    what: str, *, wanted: int | None = None, device: torch.device | None = None, trust: bool = False
+) -> Subject:
+    """The model, the finished samples, or the folder of latents that `what` names.
 
     Args:
         wanted: number of images; of finished ones the first, or ones at even distances where they are sorted by class.
-        device: where samples that were kept as latents are decoded.
+        device: where latents are decoded.
+        trust: whether the autoencoder of a folder of latents may be code that is not installed.
 
     Raises:
         UserError: it is neither, or fewer than `wanted` are finished (`too-few-images`).
@@ -122,10 +127,18 @@ def open_model_or_samples(what: str, *, wanted: int | None = None, device: torch
         raise UserError(
             f"{what} does not exist",
             code="no-such-file",
-            expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples",
+            expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples; "
+            "or a folder of latents",
         )
+    device = device or torch.device("cpu")
     sample_set = SampleSet.open(path) if is_sample_set(path) else None
-    images = images_of(sample_set, device or torch.device("cpu")) if sample_set else open_images(path)
+    latents = LatentFolder(path) if (path / MANIFEST).is_file() else None
+    if sample_set:
+        images = images_of(sample_set, device)
+    elif latents:
+        images = reconstructed_images(latents, device, trust=trust)
+    else:
+        images = open_images(path)
     count = wanted or images.count
     if count > images.count:
         raise UserError(
@@ -135,4 +148,4 @@ def open_model_or_samples(what: str, *, wanted: int | None = None, device: torch
         )
     if count < images.count and images.sorted_by_class:
         images = spread(images, count)
-    return Subject(count, images=images, sample_set=sample_set)
+    return Subject(count, images=images, sample_set=sample_set, decoded=latents.spec if latents else None)

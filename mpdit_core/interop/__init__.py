@@ -8,8 +8,7 @@ from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mpdit_core.interop.export.job import export_model
-    from mpdit_core.interop.official.importing import import_official
-    from mpdit_core.interop.official.job import import_checkpoint
+    from mpdit_core.interop.official.job import import_checkpoint, import_official
     from mpdit_core.interop.options import ExportOptions, ExportResult, ImportOptions, ImportResult
     from mpdit_core.interop.pipeline import MPDiTPipeline
 

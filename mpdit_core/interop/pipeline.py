@@ -73,6 +73,10 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         time_embedding: str = "fno",
         skip: bool = True,
         mlp_ratio: int = 4,
+        mlp: str = "gelu",
+        norm: str = "layer",
+        qk_norm: bool = False,
+        positions: str = "sincos",
         latents_mean: Sequence[float] = (0.0,),  # noqa: ARG002 - read from the config
         latents_std: Sequence[float] = (1.0,),  # noqa: ARG002
     ):
@@ -80,7 +84,8 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         shape = dict(
             width=width, num_heads=num_heads, stages=tuple(Stage(*stage) for stage in stages), input_size=input_size,
             channels=channels, num_classes=num_classes, class_tokens=class_tokens, modulation=modulation,
-            time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio,
+            time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio, mlp=mlp,
+            norm=norm, qk_norm=qk_norm, positions=positions,
         )  # fmt: skip
         self.network = MPDiT(ModelConfig.model_validate(shape))
 
@@ -172,21 +177,17 @@ class MPDiTPipeline(DiffusionPipeline):
         Raises:
             UserError: no class has this name (`no-such-class`), or several have (`ambiguous-class`).
         """
-        return [self._label_id(name) for name in ([label] if isinstance(label, str) else label)]
-
-    def _label_id(self, name: str) -> int:
-        ids = self._ids.get(name, [])
-        if not ids:
-            raise UserError(
-                f"no class has the name {name!r}", code="no-such-class", expected=", ".join(sorted(self._ids))
-            )
-        if len(ids) > 1:
-            raise UserError(
-                f"{len(ids)} classes have the name {name!r}",
-                code="ambiguous-class",
-                expected=f"one of the ids {', '.join(map(str, ids))}, given as class_labels",
-            )
-        return ids[0]
+        found = []
+        for name in [label] if isinstance(label, str) else label:
+            ids = self._ids.get(name, [])
+            if not ids:
+                expected = ", ".join(sorted(self._ids))
+                raise UserError(f"no class has the name {name!r}", code="no-such-class", expected=expected)
+            if len(ids) > 1:
+                expected = f"one of the ids {', '.join(map(str, ids))}, given as class_labels"
+                raise UserError(f"{len(ids)} classes have the name {name!r}", code="ambiguous-class", expected=expected)
+            found += ids
+        return found
 
     @torch.no_grad()
     def __call__(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,6 +106,20 @@ def _import_network() -> ModuleType:
             remedy="pip install --upgrade torch-fidelity torchvision (torch and torchvision from the same index)",
         ) from error
     return feature_extractor_inceptionv3
+
+
+class PublishedWeights(NamedTuple):
+    """Where the published Inception weights are kept, where they come from, and what to do where neither works."""
+
+    path: Path
+    url: str
+    remedy: str
+
+
+def published_weights() -> PublishedWeights:
+    """Raises `UserError` (`no-torch-fidelity`). Nothing is read or downloaded."""
+    url = _import_network().URL_INCEPTION_V3
+    return PublishedWeights(_cached_weights(url), url, _where_to_put(url))
 
 
 def _cached_weights(url: str) -> Path:

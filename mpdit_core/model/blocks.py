@@ -1,6 +1,9 @@
-"""The transformer block and its modulation.
+"""The transformer block, its modulation, and the parts that switches exchange.
 
 tokens [B, L, D], L class and image tokens together;    modulation: vectors [B, 1, D], B may be 1 (broadcast)
+
+To add a norm or an MLP: a function or class here, a row in `NORMS` or `MLPS`, its name in `ModelConfig`, and its
+operations in compute.py and memory.py.
 """
 
 from __future__ import annotations
@@ -10,6 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mpdit_core.config import ModelConfig
+from mpdit_core.model.positions import rotate
 
 
 class Modulation(NamedTuple):
@@ -35,59 +41,103 @@ class ModulationLayer(nn.Module):
         return self.linear(F.silu(cond))[:, None].chunk(self.vectors, dim=-1)
 
 
-def modulated_norm(tokens: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without parameters (eps 1e-6, float32 under autocast), then scale and shift."""
-    normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+NORMS = {"layer": F.layer_norm, "rms": F.rms_norm}
+
+
+def normalise(tokens: Tensor, norm: str) -> Tensor:
+    """LayerNorm or RMSNorm of each token, without parameters (eps 1e-6)."""
+    return NORMS[norm](tokens, tokens.shape[-1:], eps=1e-6)
+
+
+def modulated_norm(tokens: Tensor, *, norm: str, shift: Tensor, scale: Tensor) -> Tensor:
+    """The norm, float32 as the tokens are, then scale and shift."""
+    normed = normalise(tokens, norm)
     return torch.addcmul(shift.to(normed.dtype), normed, 1 + scale.to(normed.dtype))
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention through torch's fused kernels."""
+class HeadNorm(nn.Module):
+    """RMSNorm of queries or keys `[B, L, heads, d]` over the features of a head, with a learned scale (QK norm).
 
-    def __init__(self, *, width: int, num_heads: int):
+    Keeps the attention's logits bounded, which low precision needs in large models (ViT-22B, arXiv 2302.05442).
+    """
+
+    def __init__(self, head_width: int):
         super().__init__()
-        self.num_heads = num_heads
+        self.scale = nn.Parameter(torch.ones(head_width))
+
+    def forward(self, heads: Tensor) -> Tensor:
+        return F.rms_norm(heads, self.scale.shape, self.scale.type_as(heads), eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through torch's fused kernels; a head has d = D / num_heads features."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, self.num_heads = config.width, config.num_heads
         self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = HeadNorm(width // self.num_heads) if config.qk_norm else None
+        self.k_norm = HeadNorm(width // self.num_heads) if config.qk_norm else None
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, rotations: Tensor | None) -> Tensor:
         B, L, D = tokens.shape
-        q, k, v = (
-            self.qkv(tokens).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )  # each [B, heads, L, D/heads]
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        q, k, v = self.qkv(tokens).view(B, L, 3, self.num_heads, -1).unbind(2)  # each [B, L, heads, d]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotations is not None:
+            q, k = rotate(q, rotations), rotate(k, rotations)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, heads, L, d]
         return self.out(mixed.transpose(1, 2).reshape(B, L, D))
 
 
-class MLP(nn.Module):
-    """D -> ratio·D -> D with a tanh-GELU."""
+class GELUMLP(nn.Module):
+    """D -> hidden -> D with a tanh-GELU."""
 
-    def __init__(self, *, width: int, ratio: int):
+    def __init__(self, *, width: int, hidden: int):
         super().__init__()
-        self.up = nn.Linear(width, ratio * width)
-        self.down = nn.Linear(ratio * width, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(tokens), approximate="tanh"))
 
 
+class SwiGLU(nn.Module):
+    """D -> 2 × hidden, one half gating the other through a SiLU -> D (arXiv 2002.05202)."""
+
+    def __init__(self, *, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        gate, values = self.up(tokens).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * values)
+
+
+MLPS = {"gelu": GELUMLP, "swiglu": SwiGLU}
+
+
 class Block(nn.Module):
     """Attention and MLP, each normed, modulated and gated onto the residual (DiT's adaLN-Zero block).
 
-    With `own_modulation` the block turns `cond` into its six vectors itself (DiT); without, it takes the network's
+    With modulation per block it turns `cond` into its six vectors itself (DiT); otherwise it takes the network's
     shared ones (MPDiT, section 3.3).
     """
 
-    def __init__(self, *, width: int, num_heads: int, mlp_ratio: int, own_modulation: bool):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.modulation = ModulationLayer(width, vectors=6) if own_modulation else None
-        self.attention = Attention(width=width, num_heads=num_heads)
-        self.mlp = MLP(width=width, ratio=mlp_ratio)
+        self.norm = config.norm
+        self.modulation = ModulationLayer(config.width, vectors=6) if config.modulation == "per-block" else None
+        self.attention = Attention(config)
+        self.mlp = MLPS[config.mlp](width=config.width, hidden=config.mlp_hidden)
 
-    def forward(self, tokens: Tensor, cond: Tensor, shared: Modulation | None) -> Tensor:
+    def forward(self, tokens: Tensor, cond: Tensor, shared: Modulation | None, rotations: Tensor | None) -> Tensor:
         m = shared if self.modulation is None else Modulation(*self.modulation(cond))
         assert m is not None, "a block without its own modulation needs the shared one"
-        normed = modulated_norm(tokens, shift=m.shift_attention, scale=m.scale_attention)
-        tokens = tokens + m.gate_attention * self.attention(normed)
-        normed = modulated_norm(tokens, shift=m.shift_mlp, scale=m.scale_mlp)
+        normed = modulated_norm(tokens, norm=self.norm, shift=m.shift_attention, scale=m.scale_attention)
+        tokens = tokens + m.gate_attention * self.attention(normed, rotations)
+        normed = modulated_norm(tokens, norm=self.norm, shift=m.shift_mlp, scale=m.scale_mlp)
         return tokens + m.gate_mlp * self.mlp(normed)

@@ -30,7 +30,7 @@ Amount = Literal["macs", "backward_macs", "parameters"]
 
 Kind = Literal["attention", "projections", "mlp", "upsampling", "patches", "conditioning", "time", "output"]
 KINDS: dict[Kind, str] = {
-    "attention": "the two products of tokens with tokens (QKᵀ and weights × V)",
+    "attention": "the two products of tokens with tokens (QKᵀ and weights × V); the scales of a QK norm",
     "projections": "qkv and output projections of the attention",
     "mlp": "the two linear layers of a block's MLP",
     "upsampling": "linear layers between two stages",
@@ -72,9 +72,6 @@ class Operation:
 class StageCount:
     """Totals of one stage; `tokens` = image tokens + class tokens, the length its attention sees."""
 
-    patch_size: int
-    depth: int
-    image_tokens: int
     tokens: int
     macs: int
     parameters: int
@@ -85,10 +82,10 @@ class StageCount:
 class Count:
     """The breakdown of one forward pass of one image. `parameters` are the trainable ones.
 
-    `parameters_with_positions` adds the fixed position tables, which the paper counts and this project does not store.
+    `parameters_with_positions` adds the fixed sine-cosine tables, which the paper counts and this project does not
+    store.
     """
 
-    convention: Convention
     macs: int
     training_macs: int
     linear_macs: int
@@ -208,46 +205,38 @@ def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
 
 def _blocks(config: ModelConfig, stage: int, convention: Convention) -> Iterator[Operation]:
     width, depth, length = config.width, config.stages[stage].depth, tokens(config)[stage]
-    hidden = config.mlp_ratio * width
+    hidden, head_width = config.mlp_hidden, width // config.num_heads
     if config.modulation == "per-block":
         yield _linear(stage, "conditioning", "block modulation", rows=1, size=(width, 6 * width), repeats=depth)
     yield _linear(stage, "projections", "qkv", rows=length, size=(width, 3 * width), repeats=depth)
     seen = PAPER_ATTENTION_TOKENS if convention == "paper" else length
     attention = depth * 2 * seen**2 * width
-    yield Operation(stage=stage, kind="attention", name="attention", macs=attention, backward_macs=2 * attention)
+    yield Operation(
+        stage=stage, kind="attention", name="attention", macs=attention, backward_macs=2 * attention,
+        parameters=depth * 2 * head_width if config.qk_norm else 0,
+    )  # fmt: skip
     yield _linear(stage, "projections", "projection", rows=length, size=(width, width), repeats=depth)
-    yield _linear(stage, "mlp", "MLP in", rows=length, size=(width, hidden), repeats=depth)
+    columns = {"gelu": hidden, "swiglu": 2 * hidden}[config.mlp]
+    yield _linear(stage, "mlp", "MLP in", rows=length, size=(width, columns), repeats=depth)
     yield _linear(stage, "mlp", "MLP out", rows=length, size=(hidden, width), repeats=depth)
 
 
 def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
     """The breakdown of one forward pass of one image, summed by stage and by kind of work."""
     whole = list(operations(config, convention=convention))
-    stages = []
-    for index, (stage, images, seen) in enumerate(
-        zip(config.stages, image_tokens(config), tokens(config), strict=True)
-    ):
-        here = [op for op in whole if op.stage == index]
-        stages.append(
-            StageCount(
-                patch_size=stage.patch_size,
-                depth=stage.depth,
-                image_tokens=images,
-                tokens=seen,
-                macs=_total(here, "macs"),
-                parameters=_total(here, "parameters"),
-                by_kind=_by_kind(here, "macs"),
-            )
-        )
+    by_stage = [[op for op in whole if op.stage == index] for index in range(len(config.stages))]
     trainable, total = _total(whole, "parameters"), _total(whole, "macs")
+    positions = 0 if config.positions == "rope" else config.width * sum(image_tokens(config))
     return Count(
-        convention=convention,
         macs=total,
         training_macs=total + _total(whole, "backward_macs"),
         linear_macs=total - sum(op.macs for op in whole if op.kind == "attention"),
         parameters=trainable,
-        parameters_with_positions=trainable + config.width * sum(image_tokens(config)),
-        stages=tuple(stages),
+        parameters_with_positions=trainable + positions,
+        stages=tuple(
+            StageCount(length, _total(here, "macs"), _total(here, "parameters"), _by_kind(here, "macs"))
+            for length, here in zip(tokens(config), by_stage, strict=True)
+        ),
         by_kind=_by_kind(whole, "macs"),
         parameters_by_kind=_by_kind(whole, "parameters"),
     )

@@ -72,12 +72,10 @@ def training_memory(
 def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precision = "bfloat16") -> Memory:
     """Peak memory of one forward pass of `batch_size` rows; a guided image takes two rows.
 
-    The peak is in an MLP of the longest stage: the residual stream, its normed copy, and the hidden layer before and
-    after its GELU.
+    The peak is in an MLP of the longest stage: the residual stream, its normed copy, and the hidden layers.
     """
-    size = _bytes(precision)
     parameters = parameter_count(config)
-    row = max(tokens(config)) * config.width * (4 + 4 + 2 * config.mlp_ratio * size)
+    row = max(tokens(config)) * (config.width * (4 + 4) + _hidden_values(config) * _bytes(precision))
     return Memory(
         weights=4 * parameters + _low_precision_copies(parameters, precision),
         gradients=0,
@@ -126,10 +124,25 @@ def _block(config: ModelConfig, length: int, precision: Precision) -> int:
     size = _bytes(precision)
     full = 4  # float32: the residual stream before each branch, each norm's output
     low = 3 + 1 + 2 + 2  # q, k, v; the attention's output; what goes into each branch; what comes out for its gate
-    low += 2 * config.mlp_ratio  # the MLP's hidden layer before and after its GELU
-    per_token = config.width * (full * 4 + low * size) + 4 * 4 + 4 * config.num_heads  # norms' means, softmax's sums
+    if config.qk_norm or config.positions != "sincos":
+        low += 2  # q and k as the attention takes them
+    if config.qk_norm:
+        full += 2 if precision == "float32" else 4  # q and k in float32, and normed; fused kernels keep less
+    per_token = config.width * (full * 4 + low * size) + _hidden_values(config) * size
+    per_token += 2 * _norm_bytes(config) + 4 * config.num_heads  # for the backward pass of norms and softmax
+    per_token += 2 * 4 * config.num_heads if config.qk_norm else 0
     own_modulation = 6 * config.width * size if config.modulation == "per-block" else 0
     return length * per_token + 2 * 4 * config.width + own_modulation
+
+
+def _hidden_values(config: ModelConfig) -> int:
+    """Per token: the hidden layer before and after its GELU; or SwiGLU's gate and values, SiLU, and their product."""
+    return {"gelu": 2, "swiglu": 4}[config.mlp] * config.mlp_hidden
+
+
+def _norm_bytes(config: ModelConfig) -> int:
+    """Per token: LayerNorm's mean and standard deviation, or RMSNorm's root mean square."""
+    return {"layer": 8, "rms": 4}[config.norm]
 
 
 def _around(config: ModelConfig, precision: Precision) -> int:
@@ -145,10 +158,10 @@ def _around(config: ModelConfig, precision: Precision) -> int:
         ratio = (config.stages[index - 1].patch_size // stage.patch_size) ** 2
         total += images // ratio * width * size  # the coarse tokens
         total += images * width * size  # before the GELU
-        total += (images + config.class_tokens) * (width * (4 + size) + 8)  # the norm's ins and outs
+        total += (images + config.class_tokens) * (width * (4 + size) + _norm_bytes(config))  # the norm's ins and outs
         total += (patches + images * width) * size if config.skip else 0
     last = fine[-1]
-    total += last * (width * (8 + size) + 8)  # the head's norm
+    total += last * (width * (8 + size) + _norm_bytes(config))  # the head's norm
     total += 4 * config.channels * config.input_size**2  # the loss
     if config.time_embedding == "fno":
         total += FNO_LAYERS * (2 * 4 * FNO_GRID * FNO_WIDTH + 8 * (FNO_MODES + 1) * FNO_WIDTH)

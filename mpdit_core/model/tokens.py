@@ -1,4 +1,4 @@
-"""From planes to tokens and back: patches, positions, and the step from a coarse grid to a finer one.
+"""From planes to tokens and back: patches, and the step from a coarse grid to a finer one.
 
 x_t    [B, C, H, H]     latents
 tokens [B, N, D]        N = (H / p)²; row-major over the grid
@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mpdit_core.config import ModelConfig
+from mpdit_core.model.blocks import normalise
 
 
 class PatchEmbedding(nn.Module):
@@ -37,25 +40,15 @@ def unpatchify(patches: Tensor, *, patch_size: int, channels: int) -> Tensor:
     return grid.reshape(B, C, n * p, n * p)
 
 
-def position_table(width: int, grid_side: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions `[N, D]` (ViT; MAE's table): half of D for the column, half for the row."""
-    frequencies = 10_000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid_side, dtype=torch.float64)[:, None] * frequencies  # [n, D/4]
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [n, D/2]
-    columns = line[None, :, :].expand(grid_side, -1, -1)
-    rows = line[:, None, :].expand(-1, grid_side, -1)
-    return torch.cat([columns, rows], dim=2).reshape(grid_side**2, width).float()
-
-
 class Upsample(nn.Module):
     """Each coarse token becomes an r × r group of finer ones (paper, section 3.2); class tokens pass along.
 
     class_tokens [B, M, D], tokens [B, N, D] -> class_tokens [B, M, D], tokens [B, N·r², D]
     """
 
-    def __init__(self, *, width: int, ratio: int):
+    def __init__(self, config: ModelConfig, *, ratio: int):
         super().__init__()
-        self.ratio = ratio
+        width, self.ratio, self.norm = config.width, ratio, config.norm
         self.expand = nn.Linear(width, width * ratio**2)
         self.refine = nn.Linear(width, width)
 
@@ -65,5 +58,5 @@ class Upsample(nn.Module):
         groups = self.expand(tokens).view(B, n, n, D, r, r)  # the linear's output reads as (D, r, r)
         tokens = F.gelu(groups.permute(0, 1, 4, 2, 5, 3).reshape(B, N * r * r, D), approximate="tanh")
         both = torch.cat([class_tokens, tokens], dim=1)
-        both = self.refine(F.layer_norm(both, (D,), eps=1e-6))
+        both = self.refine(normalise(both, self.norm))
         return both[:, :M], both[:, M:]

@@ -18,8 +18,9 @@ from mpdit_core.model.blocks import Block, Modulation, ModulationLayer, modulate
 from mpdit_core.model.class_embedding import ClassEmbedding
 from mpdit_core.model.initialize import initialize
 from mpdit_core.model.memory import require_fit
+from mpdit_core.model.positions import position_tables
 from mpdit_core.model.time_embeddings import time_embedding
-from mpdit_core.model.tokens import PatchEmbedding, Upsample, position_table, unpatchify
+from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
 
 
 class MPDiT(nn.Module):
@@ -96,27 +97,21 @@ class Stage(nn.Module):
     """
 
     positions: Tensor  # [N, D], fixed: neither trained nor saved
+    rotations: Tensor | None  # [2, M+N, 1, d/2], likewise; None without rotary positions
 
     def __init__(self, config: ModelConfig, stage: StageConfig, *, coarser: StageConfig | None):
         super().__init__()
         width, first = config.width, coarser is None
-        self.upsample = None if coarser is None else Upsample(width=width, ratio=coarser.patch_size // stage.patch_size)
+        self.upsample = None if coarser is None else Upsample(config, ratio=coarser.patch_size // stage.patch_size)
         reads_x_t = first or config.skip
         self.patch_embedding = (
             PatchEmbedding(patch_size=stage.patch_size, channels=config.channels, width=width) if reads_x_t else None
         )
         self.skip = nn.Linear(width, width) if reads_x_t and not first else None
-        grid_side = config.input_size // stage.patch_size
-        self.register_buffer("positions", position_table(width, grid_side), persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(
-                width=width,
-                num_heads=config.num_heads,
-                mlp_ratio=config.mlp_ratio,
-                own_modulation=config.modulation == "per-block",
-            )
-            for _ in range(stage.depth)
-        )
+        positions, rotations = position_tables(config, stage.patch_size)
+        self.register_buffer("positions", positions, persistent=False)
+        self.register_buffer("rotations", rotations, persistent=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(stage.depth))
 
     def forward(
         self,
@@ -130,11 +125,12 @@ class Stage(nn.Module):
         class_tokens, tokens = self.enter(x_t, class_tokens, tokens)
         M = class_tokens.shape[1]
         both = torch.cat([class_tokens, tokens], dim=1) if M else tokens  # [B, M+N, D]
+        rotations = None if self.rotations is None else self.rotations[:, -both.shape[1] :]  # M may be 0
         for block in self.blocks:
             if checkpointing and self.training:
-                both = checkpoint(block, both, cond, shared, use_reentrant=False)
+                both = checkpoint(block, both, cond, shared, rotations, use_reentrant=False)
             else:
-                both = block(both, cond, shared)
+                both = block(both, cond, shared, rotations)
         return both[:, :M], both[:, M:]
 
     def enter(self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -159,6 +155,7 @@ class Head(nn.Module):
         super().__init__()
         own = config.modulation == "per-block"
         self.modulation = ModulationLayer(config.width, vectors=2) if own else None
+        self.norm = config.norm
         self.linear = nn.Linear(config.width, config.stages[-1].patch_size ** 2 * config.channels)
 
     def forward(self, tokens: Tensor, cond: Tensor, shared: Modulation | None) -> Tensor:
@@ -167,4 +164,4 @@ class Head(nn.Module):
         else:
             assert shared is not None
             shift, scale = shared.shift_mlp, shared.scale_mlp
-        return self.linear(modulated_norm(tokens, shift=shift, scale=scale))
+        return self.linear(modulated_norm(tokens, norm=self.norm, shift=shift, scale=scale))

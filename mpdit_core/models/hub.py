@@ -78,12 +78,6 @@ def upload_folder(folder: Path, name: str, *, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi, constants
 
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
-        raise UserError(
-            f"{name} is not the name of a repository on the Hub",
-            code="invalid-value",
-            expected="ORG/NAME, the repository to make or to add to",
-        )
     with hub_errors(name):
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)

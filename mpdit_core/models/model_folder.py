@@ -13,7 +13,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpdit_core import __version__
-from mpdit_core.config import RunConfig
+from mpdit_core.config import ModelConfig, RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import parameter_count
+from mpdit_core.model.positions import position_tables
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.hub import CONFIG, PREFIX, WEIGHTS, download_model
 from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
 from mpdit_core.settings import Settings, setting, validate
@@ -37,34 +38,21 @@ FORMAT = 2
 """Version of a model folder; any other is refused."""
 
 CHECKPOINT = re.compile(r"step-\d+")
-WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.json", "training.safetensors"
-SHARDS = (
-    "training"  # for a sharded run, in place of TRAINING: a folder with one file per process; `extra` has their number
-)
+TRAINING = "training.safetensors"
+SHARDS = "training"
+"""In place of TRAINING in a sharded run: a folder with one file per process; `extra` has their number."""
 
 
-class _Description(Settings):
-    """What config.json holds, beside the versions."""
+class ModelFolder(Settings):
+    """An opened model folder: everything but the weights, which `load` reads."""
 
+    path: Path = setting(..., "the folder; not stored in it")
     config: RunConfig
     latents: LatentSpec | None = None
     step: NonNegativeInt = 0
     images_seen: NonNegativeInt = 0
-    extra: dict[str, Any] = setting({}, "what else its writer recorded")
-    sha256: dict[str, str] = setting({}, "hashes of its files")
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """An opened model folder: everything but the weights, which `load` reads."""
-
-    path: Path
-    config: RunConfig
-    latents: LatentSpec | None
-    step: int
-    images_seen: int
-    extra: dict[str, Any]  # what else the writer of the folder recorded: origin, notes, position of a run
-    sha256: dict[str, str]  # hashes of its files, recorded when they were written
+    extra: dict[str, Any] = setting({}, "what else its writer recorded: origin, notes, position of a run")
+    sha256: dict[str, str] = setting({}, "hashes of its files, recorded when they were written")
 
     @property
     def run(self) -> Path | None:
@@ -92,9 +80,7 @@ class ModelFolder:
             files.verify(path, self.sha256[WEIGHTS])
         self._require_size(path)
         state = read_weights(path)
-        with torch.device("meta"):
-            expected = {name: tuple(p.shape) for name, p in MPDiT(self.config.model).named_parameters()}
-        require_shapes(expected, state, where=path)
+        require_shapes(parameter_shapes(self.config.model), state, where=path)
         return state
 
     def _require_size(self, path: Path) -> None:
@@ -126,6 +112,12 @@ class ModelFolder:
         model.load_state_dict({n: t.float() for n, t in state.items()}, assign=True)
         rebuild_positions(model)
         return model.to(device).eval().requires_grad_(False)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of the network, by name."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in MPDiT(config).named_parameters()}
 
 
 def require_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], *, where: Path | str) -> None:
@@ -168,9 +160,7 @@ def open_model(where: str | Path) -> ModelFolder:
     Raises:
         UserError: nothing there, no complete checkpoint, or a folder that is not a model.
     """
-    if str(where).startswith("hf:"):
-        from mpdit_core.models.hub import download_model
-
+    if str(where).startswith(PREFIX):
         return _read_folder(download_model(str(where)))
     folder = Path(where)
     if not folder.is_dir():
@@ -253,19 +243,19 @@ def save_model(
             else:
                 tensors = {n: t.detach().cpu().contiguous() for n, t in content.items()}
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
-        description = {
-            "format": FORMAT,
-            "mpdit": __version__,
-            "step": step,
-            "images_seen": images_seen,
-            "config": config.model_dump(mode="json"),
-            "latents": latents.model_dump(mode="json") if latents else None,
-            "extra": dict(extra or {}),
-            "sha256": {
+        model = ModelFolder(
+            path=folder,
+            config=config,
+            latents=latents,
+            step=step,
+            images_seen=images_seen,
+            extra=dict(extra or {}),
+            sha256={
                 file.relative_to(temporary).as_posix(): files.sha256(file)
                 for file in sorted(temporary.rglob("*.safetensors"))
             },
-        }
+        )
+        description = {"format": FORMAT, "mpdit": __version__} | model.model_dump(mode="json", exclude={"path"})
         (temporary / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -307,17 +297,15 @@ def _read_folder(folder: Path) -> ModelFolder:
             expected=f"format {FORMAT}, which mpdit {__version__} reads",
             remedy=f"use the version that wrote it ({description.get('mpdit', 'unknown')})",
         )
-    names = _Description.model_fields.keys()
-    given = {name: description[name] for name in names & description.keys()}
-    read = validate(_Description, given, origin=str(folder / CONFIG))
+    given = {name: description[name] for name in ModelFolder.model_fields.keys() & description.keys()}
+    model = validate(ModelFolder, given | {"path": folder}, origin=str(folder / CONFIG))
     _check_header(folder / WEIGHTS)
-    return ModelFolder(path=folder, **{name: getattr(read, name) for name in names})
+    return model
 
 
 def rebuild_positions(model: MPDiT) -> None:
     """Computes the fixed position tables of a model that was made on the meta device."""
-    from mpdit_core.model.tokens import position_table
-
     for stage, shape in zip(model.stages, model.config.stages, strict=True):
-        side = model.config.input_size // shape.patch_size
-        stage.positions = position_table(model.config.width, side)
+        positions, rotations = position_tables(model.config, shape.patch_size)
+        stage.register_buffer("positions", positions, persistent=False)
+        stage.register_buffer("rotations", rotations, persistent=False)

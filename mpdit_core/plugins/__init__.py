@@ -10,16 +10,17 @@ and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves on
     errors.py    what a plugin raises, with its package and line
     records.py   what a result records about its plugins, and how they are built again
     scaffold.py  new plugin packages, from templates/
-    job.py       what `mpdit plugins` does
+    job.py       what `mpdit plugins` lists and shows
 """
 
 from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
 from mpdit_core.plugins.errors import PluginError, broken, plugin_errors
 from mpdit_core.plugins.finding import Entry, command_entries, names
-from mpdit_core.plugins.job import list_plugins, new_plugin, show_plugin
+from mpdit_core.plugins.job import list_plugins, show_plugin
 from mpdit_core.plugins.loading import build, load, resolve
 from mpdit_core.plugins.options import check_options
 from mpdit_core.plugins.records import rebuild, record, require_package
+from mpdit_core.plugins.scaffold import new_plugin
 
 __all__ = [
     "KINDS",

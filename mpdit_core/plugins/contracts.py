@@ -28,7 +28,7 @@ class Contract:
 
     Args:
         word: the kind in messages for people.
-        table: `mpdit plugins new TABLE NAME`, and the options' table: `--set TABLE.KEY=VALUE`. Empty: neither.
+        table: `mpdit plugins new TABLE NAME`, and the options' table: `--set TABLE.KEY=VALUE`.
         methods: method → number of arguments it is called with, beside self.
         attributes: other attributes of the class.
         fields: options it must have.
@@ -58,8 +58,12 @@ KINDS: dict[Kind, Contract] = {
         word="feature extractor", table="features", methods={"load": 1, "__call__": 1, "fingerprint": 0},
         attributes=("name",),
     ),
+    "autoencoders": Contract(
+        word="autoencoder", table="autoencoder", methods={"load": 1, "encode": 1, "decode": 1, "fingerprint": 0},
+        attributes=("channels", "factor", "stores"), facts=("channels", "factor", "stores", "flip_equivariant"),
+    ),
     "commands": Contract(
-        word="command", table="",
+        word="command", table="command",
         parts={
             "options": (lambda part: isinstance(part, type) and issubclass(part, Options), "a class of options"),
             "job": (callable, "a function job(options, *, report)"),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.plugins.contracts import KINDS, Kind
 
 OURS = "mpdit"
+LISTED = "`mpdit plugins` lists what is installed"
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Entry:
     def label(self) -> str:
         """For messages: `sampler 'mine' (package my-sampler 0.1.0)`."""
         word = KINDS[self.kind].word
-        return (
-            f"{word} {self.name!r} (package {self.package} {self.version})" if self.package else f"{word} {self.name}"
-        )
+        if not self.package:
+            return f"{word} {self.name}"
+        return f"{word} {self.name!r} (package {self.package} {self.version})"
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,9 @@ def find(kind: Kind, name: str) -> Entry:
 
 
 def _unknown(kind: Kind, name: str) -> UserError:
-    near = difflib.get_close_matches(name, names(kind), n=2)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "`mpdit plugins` lists what is installed"
+    remedy = did_you_mean(name, names(kind), otherwise=LISTED)
     if _only_ours():
-        remedy += " (MPDIT_PLUGINS=off is set, so only the plugins of mpdit itself are known)"
+        remedy = f"{remedy} (MPDIT_PLUGINS=off is set, so only the plugins of mpdit itself are known)"
     return UserError(
         f"there is no {KINDS[kind].word} called {name!r}",
         code="no-such-plugin",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import Result, setting
 
 
@@ -45,7 +44,8 @@ def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name
     adapters, checked, faults = option_types(loaded), {}, []
     for key, value in options.items():
         if key not in fields:
-            faults.append(f"unknown key {key} ({nearest(key, list(fields))})")
+            hint = did_you_mean(key, fields, otherwise=f"known here: {', '.join(fields) or 'none'}")
+            faults.append(f"unknown key {key} ({hint})")
             continue
         try:
             checked[key] = _checked(adapters[key], value)
@@ -70,11 +70,8 @@ def _checked(adapter: TypeAdapter, value: Any) -> Any:
     """Strict as JSON is: no text for a number, but a list may stand for a tuple and text for a path or an enum."""
     try:
         return adapter.validate_python(value, strict=True)
-    except ValidationError as error:
-        try:
-            return adapter.validate_json(json.dumps(value), strict=True)
-        except (TypeError, ValueError):
-            raise error from None
+    except ValidationError:
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
 
 
 def _within(metadata: Mapping[str, Any], value: Any) -> bool:
@@ -109,11 +106,6 @@ def describe_default(field: dataclasses.Field) -> str | None:
     if field.default_factory is not dataclasses.MISSING:
         return repr(field.default_factory())
     return None
-
-
-def nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=2)
-    return f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known) or 'none'}"
 
 
 def _type(field: dataclasses.Field) -> str:

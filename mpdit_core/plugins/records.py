@@ -49,8 +49,9 @@ def require_package(made: Mapping[str, Any]) -> None:
     now = resolve(kind, name).package if name in names(kind) else None
     if now == package:
         return
-    wanted = f"{package}=={made.get('version')}"
-    came = f"{KINDS[kind].word} {name!r} came from the package {package} {made.get('version')}"
+    version = made.get("version")
+    wanted = f"{package}=={version}" if version else package
+    came = f"{KINDS[kind].word} {name!r} came from the package {wanted.replace('==', ' ')}"
     raise UserError(
         f"{came}, but is now offered by {now}" if now else f"{came}, which is not installed",
         code="other-package",

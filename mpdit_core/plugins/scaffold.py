@@ -12,17 +12,28 @@ from pathlib import Path
 from mpdit_core.errors import UserError
 from mpdit_core.plugins.contracts import KINDS
 from mpdit_core.plugins.finding import names
+from mpdit_core.reporting import Reporter, Saved, silent
 from mpdit_core.runtime.files import writing_folder
+from mpdit_core.settings import Result, setting
 
 TEMPLATES = Path(__file__).with_name("templates")
-GROUPS = {contract.table: kind for kind, contract in KINDS.items() if contract.table}
+GROUPS = {contract.table: kind for kind, contract in KINDS.items()}
 
 
-def new_package(kind: str, name: str, *, folder: Path | None = None) -> Path:
-    """Writes a package for a `sampler`, `dataset` or `features` called `name` into `folder` (default `./mpdit-NAME`).
+class NewPlugin(Result):
+    """A new package."""
+
+    path: Path = setting(..., "its folder")
+    kind: str = setting(..., "its kind, such as sampler")
+    name: str = setting(..., "the plugin's name")
+
+
+def new_plugin(kind: str, name: str, out: Path | None = None, *, report: Reporter = silent) -> NewPlugin:
+    """Writes an installable package for a plugin of a kind in `GROUPS` into `out` (default `./mpdit-NAME`).
 
     Raises:
-        UserError: unknown kind, an impossible name, a name that is taken, or a folder that exists.
+        UserError: unknown kind (`no-such-kind`), an impossible name (`invalid-value`), a name that is taken
+            (`name-in-use`), or a folder that exists (`folder-in-use`).
     """
     if kind not in GROUPS:
         raise UserError(f"there is no kind of plugin called {kind!r}", code="no-such-kind", expected=", ".join(GROUPS))
@@ -36,11 +47,12 @@ def new_package(kind: str, name: str, *, folder: Path | None = None) -> Path:
         raise UserError(
             f"a {kind} called {name!r} is installed already", code="name-in-use", remedy="choose another name"
         )
-    folder = folder or Path(f"mpdit-{name}")
+    folder = out or Path(f"mpdit-{name}")
     if folder.exists():
         raise UserError(f"{folder} exists already", code="folder-in-use", remedy="choose another name, or --out FOLDER")
     _write(folder, kind, name)
-    return folder
+    report(Saved(what="package", path=folder))
+    return NewPlugin(path=folder, kind=kind, name=name)
 
 
 def _write(folder: Path, kind: str, name: str) -> None:
@@ -48,8 +60,9 @@ def _write(folder: Path, kind: str, name: str) -> None:
 
     templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
     module = "mpdit_" + name.replace("-", "_")
+    class_name = "".join(part.capitalize() for part in name.split("-"))
     values = {"kind": kind, "group": GROUPS[kind], "word": KINDS[GROUPS[kind]].word, "name": name, "module": module,
-              "class_name": "".join(part.capitalize() for part in name.split("-"))}  # fmt: skip
+              "class_name": class_name, "attribute": "command" if kind == "command" else class_name}  # fmt: skip
     files = {"pyproject.toml": "pyproject.toml", "README.md": "README.md", f"{module}.py": f"{kind}.py",
              f"tests/test_{module}.py": f"test_{kind}.py"}  # fmt: skip
     with writing_folder(folder) as temporary:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from mpdit_core.model.compute import Convention, count
+from mpdit_core.model.compute import Convention, count, forward_macs
 from mpdit_core.model.memory import inference_memory, training_memory
 from mpdit_core.profiling.results import ModelCost
 from mpdit_core.profiling.targets import Target
@@ -18,9 +18,8 @@ SAMPLING_STEPS = 250  # as in the papers; with guidance, every step evaluates th
 def model_cost(target: Target, *, convention: Convention, batch_size: int) -> ModelCost:
     """Exact integers (MACs and bytes); the same record for JSON and CSV."""
     model = target.model
-    true, paper = count(model), count(model, convention="paper")
-    dense, dense_paper = count(model.dense()), count(model.dense(), convention="paper")
-    used, dense_used = (paper, dense_paper) if convention == "paper" else (true, dense)
+    true, paper, used = count(model), count(model, convention="paper"), count(model, convention=convention)
+    dense, dense_macs = count(model.dense()), forward_macs(model.dense(), convention=convention)
     return ModelCost(
         name=target.name,
         preset=target.run.preset,
@@ -42,8 +41,8 @@ def model_cost(target: Target, *, convention: Convention, batch_size: int) -> Mo
         batch_size=batch_size,
         guided_sampling_macs=2 * SAMPLING_STEPS * true.macs,
         is_dense=target.is_dense,
-        dense_macs=dense_used.macs,
-        ratio_to_dense=used.macs / dense_used.macs,
+        dense_macs=dense_macs,
+        ratio_to_dense=used.macs / dense_macs,
         linear_ratio_to_dense=true.linear_macs / dense.linear_macs,
         macs_by_kind={**used.by_kind},
         parameters_by_kind={**true.parameters_by_kind},

@@ -45,24 +45,20 @@ between machines; `benchmarks/results/` holds timed training steps.
 def write(models: Sequence[ModelCost], *, named: bool) -> str:
     """The whole document for all presets; or, where models are `named`, their tables alone."""
     if named:
-        parts = [overview(models).to_markdown()]
-        for model in models:
-            parts += [breakdown_table(model).to_markdown(), _facts(model)]
-        return "\n".join(parts)
-    xl = next((model for model in models if model.preset == "xl-256"), models[0])
+        return "\n".join([overview(models).to_markdown(), *(part for model in models for part in _detail(model))])
+    example = next((model for model in models if model.preset == "xl-256"), models[0])
     parts = [
         HEAD,
         "## Presets\n",
         overview(models).to_markdown(),
         "## One model in detail\n",
         "\n".join(f"- **{kind}**: {what}" for kind, what in KINDS.items()) + "\n",
-        breakdown_table(xl).to_markdown(),
-        _facts(xl),
+        *_detail(example),
         MEMORY_NOTE,
         "## Measured speed\n",
         MEASURE_NOTE,
         "## Published numbers\n",
-        published_table().to_markdown(),
+        _published_table().to_markdown(),
         PUBLISHED_NOTE,
         "## The paper's headline as a plan\n",
         '`mpdit profile-flops --preset xl-256 --plan "epochs=240, dense_epochs=1400, watts=700"`\n',
@@ -71,8 +67,9 @@ def write(models: Sequence[ModelCost], *, named: bool) -> str:
     return "\n".join(parts)
 
 
-def _facts(model: ModelCost) -> str:
-    return "\n".join(f"- {label}: {value}" for label, value in facts(model).items()) + "\n"
+def _detail(model: ModelCost) -> tuple[str, str]:
+    lines = "\n".join(f"- {label}: {value}" for label, value in facts(model).items())
+    return breakdown_table(model).to_markdown(), lines + "\n"
 
 
 def published_rows() -> list[tuple[str, ModelConfig, str]]:
@@ -100,7 +97,7 @@ def published_rows() -> list[tuple[str, ModelConfig, str]]:
     ]
 
 
-def published_table() -> Table:
+def _published_table() -> Table:
     rows = [
         [label, giga(forward_macs(model)), giga(forward_macs(model, convention="paper")), printed]
         for label, model, printed in published_rows()

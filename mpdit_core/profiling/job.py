@@ -5,10 +5,10 @@ from __future__ import annotations
 from mpdit_core.errors import UserError
 from mpdit_core.profiling import document, figure
 from mpdit_core.profiling.count import model_cost, to_csv
-from mpdit_core.profiling.options import ProfileOptions
+from mpdit_core.profiling.options import ProfileOptions, parse_keys
 from mpdit_core.profiling.plan import PlanOptions, parse_plan, plan
 from mpdit_core.profiling.results import Measured, Plan, ProfileResult
-from mpdit_core.profiling.search import parse_search, search
+from mpdit_core.profiling.search import SearchOptions, search
 from mpdit_core.profiling.targets import Target, find_targets
 from mpdit_core.reporting import Reporter, Saved, Skipped, silent
 from mpdit_core.runtime.files import write_text
@@ -24,7 +24,7 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
         UserError: an unknown model, key, value or file ending; before any work.
     """
     planned = None if options.plan is None else parse_plan(options.plan)
-    searched = None if options.search is None else parse_search(options.search)
+    searched = None if options.search is None else parse_keys(SearchOptions, options.search, origin="search")
     if options.plot:
         figure.check(options.plot)
     named = bool(options.preset or options.model)
@@ -37,29 +37,22 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
     )
     for name, reason in left_out:
         report(Skipped(path=name, reason=reason))
-    chosen = targets if named else [_by_preset(targets, CHOSEN_BY_DEFAULT)]
+    chosen = targets if named else [next((t for t in targets if t.run.preset == CHOSEN_BY_DEFAULT), targets[0])]
     if searched is not None:
         return ProfileResult(convention=options.convention, search=search(chosen[0], searched))
-    result = ProfileResult(
-        convention=options.convention,
-        models=tuple(model_cost(t, convention=options.convention, batch_size=options.batch_size) for t in targets),
-        plans=_plans(chosen, planned, options.device) if planned else (),
-    )
-    _write_files(result, targets, options, report)
-    return result.model_copy(update={"measured": _measured(targets, options, report)}) if options.measure else result
-
-
-def _write_files(result: ProfileResult, targets: list[Target], options: ProfileOptions, report: Reporter) -> None:
-    named = bool(options.preset or options.model)
+    models = tuple(model_cost(t, convention=options.convention, batch_size=options.batch_size) for t in targets)
+    plans = _plans(chosen, planned, options.device) if planned else ()
     if options.plot:
         figure.draw(_drawn(targets, named=named), options.plot, convention=options.convention)
         report(Saved(what="figure", path=options.plot))
     if options.csv:
-        write_text(options.csv, to_csv(result.models))
+        write_text(options.csv, to_csv(models))
         report(Saved(what="table", path=options.csv))
     if options.markdown:
-        write_text(options.markdown, document.write(result.models, named=named))
+        write_text(options.markdown, document.write(models, named=named))
         report(Saved(what="document", path=options.markdown))
+    measured = _measured(targets, options, report) if options.measure else ()
+    return ProfileResult(convention=options.convention, models=models, plans=plans, measured=measured)
 
 
 def _plans(targets: list[Target], options: PlanOptions, device: str) -> tuple[Plan, ...]:
@@ -78,11 +71,6 @@ def _measured(targets: list[Target], options: ProfileOptions, report: Reporter) 
 
     device = select_device(options.device)
     return tuple(measure(target, options.batch_size, device=device, report=report) for target in targets)
-
-
-def _by_preset(targets: list[Target], name: str) -> Target:
-    """The preset of that name, at whatever resolution; the first target where it was left out."""
-    return next((target for target in targets if target.run.preset == name), targets[0])
 
 
 def _drawn(targets: list[Target], *, named: bool) -> list[Target]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.config import ModelConfig
-from mpdit_core.model.compute import count
+from mpdit_core.model.compute import forward_macs, training_macs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.profiling.parts import deciles, part_times, profile_parts
 from mpdit_core.profiling.results import Measured, PassTime
@@ -20,7 +20,6 @@ from mpdit_core.runtime.precision import autocast, choose_dtype, dtype_name
 
 SECONDS = 2.0  # of repeats for each figure, after the warm-up
 REPEATS = (5, 200)  # least and most
-MODES, WORKS = ("eager", "compiled"), ("forward", "training")
 
 
 def matmul_tflops(device: torch.device) -> float:
@@ -43,28 +42,40 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
     with torch.device(device):
         model, inputs = MPDiT(target.model), _inputs(target.model, batch_size)
     works = {"forward": lambda: _forward(model, inputs, dtype), "training": lambda: _train(model, inputs, dtype)}
-    counted = count(target.model)
-    macs = {"forward": counted.macs, "training": counted.training_macs}
+    macs = {"forward": forward_macs(target.model), "training": training_macs(target.model)}
     parts = {
         name: part_times(profile_parts(model, work, device), target.model, batch_size, training=name == "training")
         for name, work in works.items()
     }
     passes: list[PassTime] = []
-    try:
-        for mode in MODES:
-            if mode == "compiled":
-                model.compile_blocks()
-            for name in WORKS:
-                passes.append(
-                    _pass_time(
-                        works[name], device, mode=mode, name=name, batch_size=batch_size, macs=macs[name], rate=rate
-                    )
+
+    def time_passes(mode: str) -> None:
+        for name, work in works.items():
+            seconds, peak_bytes = _repeat(work, device)
+            timing = deciles(seconds)
+            images_per_second = batch_size / timing["median_seconds"]
+            flops_per_second = 2 * macs[name] * images_per_second
+            passes.append(
+                PassTime(
+                    mode=mode,
+                    work=name,
+                    repeats=len(seconds),
+                    images_per_second=images_per_second,
+                    flops_per_second=flops_per_second,
+                    share_of_matmul=flops_per_second / (rate * 1e12),
+                    peak_bytes=peak_bytes,
+                    **timing,
                 )
-                report(Progress(task="measure", done=len(passes), total=len(MODES) * len(WORKS), unit="figures"))
+            )
+            report(Progress(task="measure", done=len(passes), total=2 * len(works), unit="figures"))
+
+    time_passes("eager")
+    try:
+        model.compile_blocks()
+        time_passes("compiled")
     except Exception as error:  # the compiler raises all kinds of errors
-        if len(passes) < len(WORKS):
-            raise
-        text = f"torch.compile does not work here: {type(error).__name__}: {_first_line(error)}"
+        first_line = str(error).strip().partition("\n")[0]
+        text = f"torch.compile does not work here: {type(error).__name__}: {first_line}"
         report(Warning(code="cannot-compile", text=text))
     return Measured(
         name=target.name,
@@ -98,38 +109,21 @@ def _train(model: MPDiT, inputs: tuple[Tensor, Tensor, Tensor], dtype: torch.dty
     loss.backward()
 
 
-def _pass_time(
-    work: Callable[[], object], device: torch.device, *, mode: str, name: str, batch_size: int, macs: int, rate: float
-) -> PassTime:
-    if device.type == "cuda":
+def _repeat(work: Callable[[], object], device: torch.device) -> tuple[list[float], int | None]:
+    """Seconds of each repeat, after two for warming up; and peak memory in bytes, on a GPU."""
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    times = _times(work, device)
-    timing = deciles(times)
-    flops_per_second = 2 * macs * batch_size / timing["median_seconds"]
-    return PassTime(
-        mode=mode,
-        work=name,
-        repeats=len(times),
-        images_per_second=batch_size / timing["median_seconds"],
-        flops_per_second=flops_per_second,
-        share_of_matmul=flops_per_second / (rate * 1e12),
-        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        **timing,
-    )
-
-
-def _times(work: Callable[[], object], device: torch.device) -> list[float]:
-    """Seconds of each repeat, after two for warming up."""
     for _ in range(2):
         work()
     synchronize(device)
-    times: list[float] = []
-    while len(times) < REPEATS[0] or (sum(times) < SECONDS and len(times) < REPEATS[1]):
+    taken: list[float] = []
+    while len(taken) < REPEATS[0] or (sum(taken) < SECONDS and len(taken) < REPEATS[1]):
         start = time.perf_counter()
         work()
         synchronize(device)
-        times.append(time.perf_counter() - start)
-    return times
+        taken.append(time.perf_counter() - start)
+    return taken, torch.cuda.max_memory_allocated(device) if cuda else None
 
 
 def describe(device: torch.device) -> str:
@@ -137,7 +131,3 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

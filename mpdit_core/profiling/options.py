@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import PositiveInt
 
 from mpdit_core.model.compute import Convention
 from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import setting
+from mpdit_core.settings import Settings, parse_assignments, setting, validate
+
+S = TypeVar("S", bound=Settings)
 
 
 class ProfileOptions(DeviceOptions):
@@ -50,3 +53,14 @@ class ProfileOptions(DeviceOptions):
     markdown: Path | None = setting(
         None, "tables for a paper to write", metavar="FILE", panel="Output", strict=False, chosen="none"
     )
+
+
+def parse_keys(kind: type[S], text: str, *, origin: str) -> S:
+    """What `--plan` or `--search` gave, `"epochs=240, levels=[2,3]"`, as a `kind`; the word `default` means nothing.
+
+    Raises:
+        UserError: an unknown key (`unknown-key`), or a value that cannot be (`invalid-value`).
+    """
+    outside_brackets = r"[,\s]+(?![^\[]*\])"
+    words = [word for word in re.split(outside_brackets, text) if word not in ("", "default", "defaults")]
+    return validate(kind, parse_assignments(words), origin=origin)

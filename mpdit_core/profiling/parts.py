@@ -50,7 +50,7 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
     """Seconds that each part, `stage/kind`, takes in each of several passes of `model`; `work` is one pass."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's library prints its log
-    handles = _mark(model)
+    hooks = _mark(model)
     try:
         work()
         synchronize(device)
@@ -60,74 +60,9 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
                     work()
                     synchronize(device)
     finally:
-        for handle in handles:
-            handle.remove()
-    taken = _seconds(list(profiler.events() or []), on_gpu=device.type == "cuda")
-    return {part.removeprefix(RANGE): seconds for part, seconds in taken.items()}
-
-
-def _seconds(events: list[Any], *, on_gpu: bool) -> dict[str, list[float]]:
-    """Seconds of each part in each pass, without those of the parts inside it."""
-    events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
-    passes = [e.time_range for e in events if e.name == PASS]
-
-    def which(event: Any) -> int:
-        return max(sum(span.start <= event.time_range.start for span in passes) - 1, 0)
-
-    def seconds(event: Any) -> float:
-        return (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
-
-    taken: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(passes))
-    part_of: dict[int, str] = {}  # sequence number -> part; an operation that makes no node shares the next one's
-    for event in events:
-        inside = _innermost(event)
-        if event.name.startswith(RANGE):
-            taken[event.name][which(event)] += seconds(event)
-            outer = _innermost(event.cpu_parent)
-            if outer is not None:
-                taken[outer][which(event)] -= seconds(event)
-        elif event.scope == FORWARD_SCOPE and event.sequence_nr >= 0 and not event.name.startswith(BACKWARD):
-            part_of[event.sequence_nr] = inside or ""
-    for event in events:
-        if event.name.startswith(BACKWARD):
-            taken[part_of.get(event.sequence_nr) or f"{RANGE}outside/rest"][which(event)] += seconds(event)
-    return taken
-
-
-def _innermost(event: Any) -> str | None:
-    """The part that an event lies in."""
-    while event is not None:
-        if event.name.startswith(RANGE):
-            return event.name
-        event = event.cpu_parent
-    return None
-
-
-def _mark(model: nn.Module) -> list[Any]:
-    """Hooks that put every part of `PARTS`, and every stage, into a range of the profiler."""
-    handles = []
-    for name, module in model.named_modules():
-        stage = f"stage {name.split('.')[1]}" if name.startswith("stages.") else "outside"
-        inside_time = name.startswith("time_embedding.")  # its layers are not told apart
-        matches = [part for part in PARTS if name == part or name.endswith(f".{part}")] if not inside_time else []
-        if name.startswith("stages.") and name.count(".") == 1:
-            label = f"{RANGE}{stage}/rest"
-        elif matches:
-            label = f"{RANGE}{stage}/{PARTS[max(matches, key=len)]}"
-        else:
-            continue
-        open_ranges: list[Any] = []
-
-        def enter(_module: nn.Module, _inputs: Any, label: str = label, stack: list[Any] = open_ranges) -> None:
-            span = record_function(label)
-            span.__enter__()
-            stack.append(span)
-
-        def leave(_module: nn.Module, _inputs: Any, _output: Any, stack: list[Any] = open_ranges) -> None:
-            stack.pop().__exit__(None, None, None)
-
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    return handles
+        for hook in hooks:
+            hook.remove()
+    return _seconds(list(profiler.events() or []), on_gpu=device.type == "cuda")
 
 
 def part_times(
@@ -138,11 +73,10 @@ def part_times(
     for operation in operations(config):
         stage = "outside" if operation.stage is None else f"stage {operation.stage}"
         macs[f"{stage}/{operation.kind}"] += operation.macs + (operation.backward_macs if training else 0)
-    stages, kinds = [*(f"stage {i}" for i in range(len(config.stages))), "outside"], [*KINDS, "rest"]
     return tuple(
         PartTime(stage=stage, kind=kind, flops=2 * batch_size * macs[f"{stage}/{kind}"], **deciles(seconds))
-        for stage in stages
-        for kind in kinds
+        for stage in [*(f"stage {i}" for i in range(len(config.stages))), "outside"]
+        for kind in [*KINDS, "rest"]
         if (seconds := taken.get(f"{stage}/{kind}"))
     )
 
@@ -151,3 +85,68 @@ def deciles(seconds: list[float]) -> dict[str, float]:
     """The fields of a `Timing`."""
     tenths = statistics.quantiles(seconds, n=10, method="inclusive")
     return {"median_seconds": statistics.median(seconds), "p10_seconds": tenths[0], "p90_seconds": tenths[-1]}
+
+
+def _mark(model: nn.Module) -> list[Any]:
+    """Hooks that put every part of the network, and every stage, into a range of the profiler."""
+    hooks = []
+    for name, module in model.named_modules():
+        part = _part(name)
+        if part is None:
+            continue
+        span = record_function(f"{RANGE}{part}")
+
+        def enter(*_: Any, span: record_function = span) -> None:
+            span.__enter__()
+
+        def leave(*_: Any, span: record_function = span) -> None:
+            span.__exit__(None, None, None)
+
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    return hooks
+
+
+def _part(module: str) -> str | None:
+    """`stage 0/mlp` for the module `stages.0.blocks.3.mlp`; None for one without a part of its own."""
+    place, _, inside = module.removeprefix("stages.").partition(".")
+    stage = f"stage {place}" if module.startswith("stages.") else "outside"
+    if module.startswith("stages.") and not inside:
+        return f"{stage}/rest"
+    if module.startswith("time_embedding."):  # its layers are one part, whatever their names
+        return None
+    return next((f"{stage}/{kind}" for end, kind in PARTS.items() if f".{module}".endswith(f".{end}")), None)
+
+
+def _seconds(events: list[Any], *, on_gpu: bool) -> dict[str, list[float]]:
+    """Seconds of each part in each pass, without those of the parts inside it."""
+    events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
+    starts = [event.time_range.start for event in events if event.name == PASS]
+    taken: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(starts))
+    part_of: dict[int, str | None] = {}  # sequence number -> part; an operation without a node shares the next one's
+
+    def add(part: str, event: Any, sign: int = 1) -> None:
+        this_pass = max(sum(start <= event.time_range.start for start in starts) - 1, 0)
+        total = event.device_time_total if on_gpu else event.cpu_time_total
+        taken[part][this_pass] += sign * total / 1e6
+
+    for event in events:
+        if event.name.startswith(RANGE):
+            add(event.name.removeprefix(RANGE), event)
+            outer = _innermost(event.cpu_parent)
+            if outer is not None:
+                add(outer, event, sign=-1)
+        elif event.scope == FORWARD_SCOPE and event.sequence_nr >= 0 and not event.name.startswith(BACKWARD):
+            part_of[event.sequence_nr] = _innermost(event)
+    for event in events:
+        if event.name.startswith(BACKWARD):
+            add(part_of.get(event.sequence_nr) or "outside/rest", event)
+    return taken
+
+
+def _innermost(event: Any) -> str | None:
+    """The part that an event lies in."""
+    while event is not None:
+        if event.name.startswith(RANGE):
+            return event.name.removeprefix(RANGE)
+        event = event.cpu_parent
+    return None

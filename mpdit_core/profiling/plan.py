@@ -5,15 +5,14 @@ To add hardware: a line in `PEAK_TFLOPS` with its source (dense bfloat16 product
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import PositiveFloat, PositiveInt
 
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import training_macs
+from mpdit_core.profiling.options import parse_keys
 from mpdit_core.profiling.results import Plan, TrainingCost
 from mpdit_core.profiling.targets import Target
-from mpdit_core.settings import Settings, parse_assignments, setting, validate
+from mpdit_core.settings import Settings, setting
 
 PEAK_TFLOPS = {
     "v100": 125.0,  # NVIDIA V100 data sheet, SXM2; for float16, as it has no bfloat16
@@ -54,9 +53,7 @@ def parse_plan(text: str) -> PlanOptions:
     Raises:
         UserError: an unknown key (`unknown-key`), value (`invalid-value`) or device (`no-such-hardware`).
     """
-    words = (part for part in text.replace(",", " ").split() if part not in ("default", "defaults"))
-    tree: dict[str, Any] = parse_assignments(words)
-    options = validate(PlanOptions, tree, origin="plan")
+    options = parse_keys(PlanOptions, text, origin="plan")
     if options.peak_tflops is None and options.hardware not in (*PEAK_TFLOPS, "measured"):
         raise UserError(
             f"hardware {options.hardware} of a plan is not in the table",

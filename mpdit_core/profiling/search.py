@@ -11,7 +11,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.compute import count
 from mpdit_core.profiling.results import Found, Shape
 from mpdit_core.profiling.targets import Target
-from mpdit_core.settings import Settings, parse_assignments, setting, validate
+from mpdit_core.settings import Settings, setting
 
 HEAD_WIDTH = 64
 
@@ -27,22 +27,6 @@ class SearchOptions(Settings):
     shortest: PositiveFloat = setting(32.0, "least width / depth (DiT-S: 32)")
     widest: PositiveFloat = setting(72.0, "most width / depth (DiT-B: 64)")
     show: PositiveInt = setting(10, "most models to show")
-
-
-def parse_search(text: str) -> SearchOptions:
-    """`"target_macs=30e9"` → options; the brackets of a list may hold commas. Raises `UserError` as `validate`."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter == "[") - (letter == "]")
-        if letter in ", " and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    tree = parse_assignments(part for part in parts if part)
-    for key in ("target_macs", "shortest", "widest"):  # 30000000000 means the same as 30e9
-        if isinstance(tree.get(key), int):
-            tree[key] = float(tree[key])
-    return validate(SearchOptions, tree, origin="search")
 
 
 def search(base: Target, options: SearchOptions) -> Found:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mpdit_core.model.compute import WHY_CONVENTIONS_DIFFER
 from mpdit_core.profiling.count import SAMPLING_STEPS
 from mpdit_core.profiling.results import ModelCost, Plan, TrainingCost
+from mpdit_core.runtime.files import size_text
 from mpdit_core.table import Table
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -74,10 +75,10 @@ def facts(model: ModelCost) -> dict[str, str]:
         f"training step of {model.batch_size}": f"{tera(model.training_step_macs)} TMACs (forward and backward)",
         f"one image, {SAMPLING_STEPS} guided steps": f"{tera(model.guided_sampling_macs)} TMACs "
         f"({2 * SAMPLING_STEPS} evaluations, no autoencoder)",
-        f"memory to train, batch {model.batch_size}": f"{gib(training['bfloat16'])} in bfloat16, "
-        f"{gib(training['float32'])} in float32",
-        f"memory to infer, {model.batch_size} rows": f"{gib(inference['bfloat16'])} in bfloat16, "
-        f"{gib(inference['float32'])} in float32",
+        f"memory to train, batch {model.batch_size}": f"{size_text(training['bfloat16'])} in bfloat16, "
+        f"{size_text(training['float32'])} in float32",
+        f"memory to infer, {model.batch_size} rows": f"{size_text(inference['bfloat16'])} in bfloat16, "
+        f"{size_text(inference['float32'])} in float32",
     }
 
 
@@ -130,7 +131,3 @@ def tera(macs: int) -> str:
 
 def millions(number: int) -> str:
     return f"{number / 1e6:.2f}"
-
-
-def gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -17,7 +17,6 @@ from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.settings import merge, validate
 
 SIZES = ("S", "B", "L", "XL")
-PIXEL_PRESETS = ("digits", "tiny")  # pixels instead of autoencoder latents: not models of large images
 
 ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two levels), MPDiT-XL/8x (three levels)"
 
@@ -58,35 +57,34 @@ def find_targets(
             (`resolution-does-not-fit`).
     """
     named = [*([(model, _on_disk(model))] if model else []), *((name, _named(name)) for name in presets)]
-    everything = not named
-    if everything:
-        named = [(name, load_preset(name)) for name in preset_names() if not (resolution and name in PIXEL_PRESETS)]
+    everything = [(run.preset, run) for run in map(load_preset, preset_names())]
+    if resolution is not None:  # models of pixels are not for large images
+        everything = [(name, run) for name, run in everything if run.model.input_size < run.resolution]
     if resolution is not None and "input_size" in settings.get("model", {}):
         raise UserError(
             "resolution and model.input_size fix the same thing", code="conflict", remedy="leave one of them out"
         )
     targets: list[Target] = []
     left_out: list[tuple[str, str]] = []
-    for name, base in named:
-        run = _changed(base, settings)
-        native = run.resolution
+    for name, base in named or everything:
+        native = _changed(base, settings)
         try:
-            run = run if resolution is None else at_resolution(run, resolution)
+            run = native if resolution is None else at_resolution(native, resolution)
         except UserError as error:
-            if not everything:
+            if named:
                 raise
             left_out.append((name, error.what))
             continue
-        label = f"{name}*" if settings else name
-        label = label if run.resolution == native else f"{label} @{run.resolution}"
-        targets.append(Target(label, run))
+        changed = "*" if settings else ""
+        elsewhere = "" if run.resolution == native.resolution else f" @{run.resolution}"
+        targets.append(Target(f"{name}{changed}{elsewhere}", run))
     if not targets:
         raise UserError(
             f"no preset can have the resolution {resolution}",
             code="resolution-does-not-fit",
             expected="a multiple of 16 pixels (two-level models: 32, three-level models: 64)",
         )
-    return (_without_twins(targets) if everything else targets), left_out
+    return (targets if named else _without_twins(targets)), left_out
 
 
 def at_resolution(run: RunConfig, resolution: int) -> RunConfig:
@@ -154,8 +152,12 @@ def _changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 def _without_twins(targets: list[Target]) -> list[Target]:
     """Each network once: of `xl-256 @512` and `xl-512` the second is kept, which has the resolution by itself."""
+    seen = [target.model for target in targets if "@" not in target.name]
     kept: list[Target] = []
-    for target in sorted(targets, key=lambda t: "@" in t.name):  # stable: natives first
-        if all(target.model != other.model or ("@" not in target.name) for other in kept):
-            kept.append(target)
-    return sorted(kept, key=targets.index)
+    for target in targets:
+        if "@" in target.name:
+            if target.model in seen:
+                continue
+            seen.append(target.model)
+        kept.append(target)
+    return kept

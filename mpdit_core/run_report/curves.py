@@ -1,59 +1,109 @@
-"""Curves as SVG, with nothing to load."""
+"""Which curves a report draws, and which values are in one line. charts.py draws them.
+
+To add one of steps: a row in `CURVES`.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from markupsafe import Markup
 
-MOST_POINTS = 1000
-WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 460, 200, 62, 24, 8
-RIGHT, LOWEST = WIDTH - EDGE, HEIGHT - BOTTOM - EDGE  # edges of the plot
-LIGHT, MIDDLE, DARK = "#9cc3e6", "#1f6fb4", "#0b3d6b"
+from mpdit_core.evaluation import EvaluationRecord
+from mpdit_core.run_report.charts import Axis, Line, chart
+from mpdit_core.run_report.run import Run
+
+# quantity in metrics.jsonl: title, whether its axis is logarithmic, whether it is noisy and needs a running mean
+CURVES = {
+    "loss":              ("loss", True, True),
+    "grad_norm":         ("gradient norm", False, True),
+    "learning_rate":     ("learning rate", False, False),
+    "images_per_second": ("images per second", False, True),
+    "mfu":               ("model-FLOP utilisation", False, True),
+}  # fmt: skip
 
 
-def curve(points: Sequence[tuple[float, float]], *, smooth: bool = False) -> Markup:
-    """An SVG line through `(step, value)` points, with the extremes written at the axes.
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart with its caption."""
 
-    Args:
-        smooth: whether a running mean is drawn over the line.
-    """
-    points = points[:: max(1, len(points) // MOST_POINTS)]
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    low, high = min(values), max(values)
+    title: str
+    note: str
+    svg: Markup
 
-    def line(shown: Sequence[float], colour: str) -> str:
-        x_scale = (RIGHT - LEFT) / ((steps[-1] - steps[0]) or 1)
-        y_scale = (LOWEST - EDGE) / ((high - low) or 1)
-        places = (
-            f"{LEFT + (step - steps[0]) * x_scale:.1f},{EDGE + (high - value) * y_scale:.1f}"
-            for step, value in zip(steps, shown, strict=True)
-        )
-        return f'<polyline points="{" ".join(places)}" stroke="{colour}"/>'
 
-    lines = line(values, LIGHT) + line(running_mean(values), DARK) if smooth else line(values, MIDDLE)
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="11" fill="#555">'
-        f'<rect x="{LEFT}" y="{EDGE}" width="{RIGHT - LEFT}" height="{LOWEST - EDGE}" fill="#fafafa"/>'
-        f'<g fill="none" stroke-width="1.5">{lines}</g>'
-        + _text(LEFT - 6, 16, f"{high:.4g}", "end")
-        + _text(LEFT - 6, LOWEST, f"{low:.4g}", "end")
-        + _text(LEFT, HEIGHT - 12, f"step {steps[0]:,}", "start")
-        + _text(RIGHT, HEIGHT - 12, f"{steps[-1]:,}", "end")
-        + "</svg>"
-    )
+def figures(runs: Sequence[Run]) -> list[Figure]:
+    """The charts of quantities that were logged twice, then those of figures that were measured twice, in any run."""
+    steps = Axis.around([0, *(run.history.last["step"] for run in runs)])
+    made = []
+    for key, (title, log, noisy) in CURVES.items():
+        lines = [line for run in runs for line in _lines_of_steps(run, key, noisy=noisy)]
+        if lines:
+            note = "thick: running mean" if noisy else ""
+            made.append(Figure(title=title, note=note, svg=chart(lines, steps=steps, log=log, label=title)))
+    titles = {key: title for run in runs for record in run.records for key, title in record.labels.items()}
+    measured: dict[str, list[Line]] = {}
+    for run in runs:
+        for key, line in _lines_of_evaluations(run):
+            measured.setdefault(key, []).append(line)
+    for key, lines in measured.items():
+        if sum(len(line.points) for line in lines) > 1:
+            note = "bars: 95 % bootstrap interval" if any(line.intervals for line in lines) else ""
+            title = titles.get(key, key.replace("_", " "))
+            made.append(Figure(title=title, note=note, svg=chart(lines, steps=steps, label=title)))
+    return made
+
+
+def _lines_of_steps(run: Run, key: str, *, noisy: bool) -> Iterator[Line]:
+    points = run.history.series[key].points if key in run.history.series else []
+    if len(points) > 1:
+        yield Line(name=run.name, run=run.number, points=points, look="faint" if noisy else "line")
+        if noisy:
+            means = running_mean([value for _, value in points])
+            mean = [(step, value) for (step, _), value in zip(points, means, strict=True)]
+            yield Line(name=f"{run.name}, mean", run=run.number, points=mean)
+
+
+def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:
+    """The key of a figure, and its values: a line for each protocol, and one of what only metrics.jsonl tells."""
+    groups: dict[str, list[EvaluationRecord]] = {}
+    for record in run.records:
+        settings = record.sampling.values() if record.sampling else {}
+        groups.setdefault(f"{record.count} {record.extractor.fingerprint} {settings}", []).append(record)
+    for records in groups.values():
+        for key in {key: None for record in records for key in record.labels}:
+            values = {record.step: record.metrics.get(key) for record in records}
+            bars = {record.step: record.metrics.get(f"{key}_interval") for record in records}
+            line = Line(
+                name=f"{run.name}, {protocol_of(records[0])}",
+                run=run.number,
+                points=[(step, value) for step, value in values.items() if isinstance(value, int | float)],
+                look="dots",
+                intervals={step: bar for step, bar in bars.items() if isinstance(bar, tuple)},
+            )
+            if line.points:
+                yield key, line
+    recorded = {(key, record.step) for record in run.records for key in record.labels}
+    for name, series in run.history.series.items():
+        key = name.removeprefix("eval/")
+        points = [(step, value) for step, value in series.points if (key, step) not in recorded]
+        if key != name and not key.endswith(("_std", "_bias")) and points:
+            yield key, Line(name=f"{run.name}, in the run", run=run.number, points=points, look="dots")
+
+
+def protocol_of(record: EvaluationRecord) -> str:
+    """How an evaluation was made, in few words."""
+    parts = [f"{record.count:,} images"]
+    if record.sampling is not None:
+        options = record.sampling.options
+        parts += [f"{options.sampler} {options.num_steps} steps", f"guidance {options.guidance_scale:g}"]
+    return ", ".join(parts)
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """The exponential mean of `values`, whose time constant is a thirtieth of their number."""
-    weight = math.exp(-1 / max(1, len(values) / 30))
-    mean, means = values[0], []
-    for value in values:
-        mean = weight * mean + (1 - weight) * value
-        means.append(mean)
-    return means
-
-
-def _text(x: int, y: int, words: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+    """The mean over a window of a thirtieth of all `values` around each of them; at the ends, over what there is."""
+    half, sums = max(1, len(values) // 60), [0.0, *accumulate(values)]
+    windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]

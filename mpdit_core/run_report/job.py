@@ -1,14 +1,12 @@
-"""`mpdit report RUN`: one HTML page about a run that needs nothing else: curves, previews, evaluations, configuration.
+"""`mpdit report RUN [RUN…]`: one HTML page about a run that needs nothing else, with other runs drawn over it.
 
-Pictures are inside it (SVG, and the PNGs as base64), so that it opens offline and can be sent by mail. The page itself
-is page.html.j2; here are the values it shows.
+Curves and previews are inside it, so that it opens offline and can be sent by mail. The page itself is page.html.j2
+with page.css.j2 and page.js.j2; here are the values it shows.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,129 +14,75 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mpdit_core import __version__
 from mpdit_core.config import RunConfig
-from mpdit_core.data.images import open_image, to_rgb
-from mpdit_core.errors import UserError
-from mpdit_core.evaluation import EvaluationRecord, read_records
-from mpdit_core.model.compute import count
-from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.reporting import Reporter, Saved, Warning, silent
-from mpdit_core.run_report.curves import curve
-from mpdit_core.run_report.history import MEAN_STEPS, History, read_history
+from mpdit_core.evaluation import EvaluationRecord
+from mpdit_core.reporting import Reporter, Saved, silent
+from mpdit_core.run_report.charts import COLOURS
+from mpdit_core.run_report.curves import figures
 from mpdit_core.run_report.options import ReportOptions, ReportResult
+from mpdit_core.run_report.run import Run, facts_of, read_run
 from mpdit_core.runtime import files
 from mpdit_core.settings import flatten, to_toml
-
-TEMPLATE = Path(__file__).with_name("page.html.j2")
-CURVES = {
-    "loss": "loss", "grad_norm": "gradient norm", "learning_rate": "learning rate",
-    "images_per_second": "images/s", "mfu": "model-FLOP utilisation",
-}  # fmt: skip
-MOST_FRAMES, FRAME_WIDTH = 12, 480
-STEP = re.compile(r"step-([0-9]{1,15})\.png")  # names of previews
 
 
 def write_report(options: ReportOptions, *, report: Reporter = silent) -> ReportResult:
     """Writes the page to `options.out`, by default `RUN/report.html`.
 
     Raises:
-        UserError: there is no run (`not-a-run`), or it has not logged a step yet (`no-steps`).
+        UserError: as `read_run`, or the page cannot be written.
     """
-    run = RunFolder(options.run)
-    config, history = run.config(), read_history(run.metrics())
-    if not history.last:
-        raise UserError(
-            f"{options.run} has logged no step yet",
-            code="no-steps",
-            expected="lines in metrics.jsonl",
-            remedy=f"mpdit train --run {options.run}",
-        )
-    facts, records = facts_of(config, history), read_records(run.evals, report=report)
-    page = _environment().get_template(TEMPLATE.name)
-    text = page.render(
-        title=options.run.resolve().name,
-        facts=facts,
-        curves=_curves(history),
-        frames=_frames(run, report),
-        evaluations=[_evaluation(record) for record in records],
-        config=to_toml(config),
+    folders = [options.run, *options.others]
+    names = names_of(folders)
+    runs = [read_run(folder, names[n], number=n, report=report) for n, folder in enumerate(folders)]
+    facts = [facts_of(run.config, run.history) for run in runs]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    text = environment.get_template("page.html.j2").render(
+        runs=runs,
+        colours=COLOURS,
+        facts={key: [of_run[key] for of_run in facts] for key in facts[0]},
+        differences=differences([run.config for run in runs]),
+        figures=figures(runs),
+        evaluations=[_evaluation(run, record) for run in runs for record in run.records],
+        configurations={run.name: to_toml(run.config) for run in runs},
         version=__version__,
     )
     path = options.out or options.run / "report.html"
     files.write_text(path, text)
     report(Saved(what="report", path=path))
-    return ReportResult(report=path, facts=facts, evaluations=len(records))
+    return ReportResult(report=path, facts=facts[0], evaluations=sum(len(run.records) for run in runs))
 
 
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A name for each run: that of its folder, with those above it where two are the same."""
+    paths = [folder.resolve() for folder in folders]
+    parts = 1
+    while parts < 4 and len({path.parts[-parts:] for path in paths}) < len(set(paths)):
+        parts += 1
+    return ["/".join(path.parts[-parts:]) for path in paths]
 
 
-def facts_of(config: RunConfig, history: History) -> dict[str, str]:
-    """The run in words: its model, how far it is, what it took."""
-    last, counted = history.last, count(config.model)
-    spent = 2 * counted.training_macs * last["images_seen"]
-    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
-    seconds = history.seconds
+def differences(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
+    """By key, the values of a setting that is not the same in all runs."""
+    flat = [{key: str(value) for key, value in flatten(config.model_dump(mode="json")).items()} for config in configs]
+    values = {key: [of_run.get(key, "") for of_run in flat] for key in flat[0]}
+    return {key: of_runs for key, of_runs in values.items() if len(set(of_runs)) > 1}
+
+
+def _evaluation(run: Run, record: EvaluationRecord) -> dict[str, Any]:
+    """Run, name, figures and protocol of an evaluation."""
+    figures = {}
+    for key, label in record.labels.items():
+        value, interval = record.metrics.get(key), record.metrics.get(f"{key}_interval")
+        if isinstance(value, int | float):
+            bar = " [{:.4g}, {:.4g}]".format(*interval) if isinstance(interval, tuple) else ""
+            figures[label] = f"{value:.4g}{bar}"
+    values = flatten(record.model_dump(mode="json", exclude={"metrics"}))
     return {
-        "preset": config.preset,
-        "parameters": f"{counted.parameters:,}",
-        "forward pass": f"{counted.macs / 1e9:.3g} GMACs per image",
-        "steps": f"{last['step']:,}",
-        "images seen": f"{last['images_seen']:,}",
-        "loss": f"{loss}, mean of the last {MEAN_STEPS} steps {history.recent_loss():.4f}",
-        "time in steps": f"{seconds / 3600:.2f} h" if seconds > 3600 else f"{seconds / 60:.1f} min",
-        "compute spent": f"{spent:.3g} FLOPs ({spent / 1e15 / 86400:.3g} PFLOP/s-days), by formula",
-    }
-
-
-def _curves(history: History) -> list[dict[str, Any]]:
-    """Title and SVG of each quantity that was logged at least twice: those of steps, then those of evaluations."""
-    titles = {key: title for key, title in CURVES.items() if key in history.series}
-    for key in sorted(key for key in history.series if key.startswith("eval/")):
-        titles[key] = f"{key.removeprefix('eval/').replace('_', ' ')}, measured in the run"
-    drawn = {key: history.series[key].points for key in titles if len(history.series[key].points) > 1}
-    return [{"title": titles[key], "svg": curve(points, smooth=key == "loss")} for key, points in drawn.items()]
-
-
-def chosen_frames(frames: list[Path]) -> list[Path]:
-    """At most `MOST_FRAMES` of the previews, evenly spaced, the first and the last among them."""
-    number = min(len(frames), MOST_FRAMES)
-    return [frames[round(i * (len(frames) - 1) / max(1, number - 1))] for i in range(number)]
-
-
-def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
-    """The chosen previews; damaged ones are left out, and reported."""
-    frames = []
-    for path in chosen_frames([path for path in run.previews() if STEP.fullmatch(path.name)]):
-        try:
-            frames.append(_frame(path))
-        except UserError as error:
-            report(Warning(code="damaged-preview", text=f"left out: {path} cannot be read: {error.what}"))
-    return frames
-
-
-def _frame(path: Path) -> dict[str, Any]:
-    """Step and PNG in base64. Raises `FaultyImageError`, or `UserError` for what is no regular file."""
-    if not path.is_file():
-        raise UserError("it is no regular file", code="cannot-read")
-    picture = to_rgb(open_image(path.read_bytes()))
-    if picture.width > FRAME_WIDTH:
-        height = max(1, round(picture.height * FRAME_WIDTH / picture.width))
-        picture = picture.resize((FRAME_WIDTH, height))
-    memory = io.BytesIO()
-    picture.save(memory, format="PNG")
-    return {"step": int(path.stem.removeprefix("step-")), "png": base64.b64encode(memory.getvalue()).decode()}
-
-
-def _evaluation(record: EvaluationRecord) -> dict[str, Any]:
-    """Title, figures and protocol of an evaluation."""
-    values = record.model_dump(mode="json")
-    figures = values.pop("metrics")
-    step = (values.get("model") or {}).get("step")
-    return {
-        "title": record.path.stem if step is None else f"step {step:,}: {record.path.stem}",
-        "figures": {key: f"{value:.4g}" for key, value in figures.items() if isinstance(value, int | float)},
-        "protocol": {key: str(value) for key, value in flatten(values).items()},
+        "run": run,
+        "name": record.path.stem,
+        "step": record.step,
+        "count": record.count,
+        "figures": figures,
+        "protocol": {key: str(value) for key, value in values.items()},
     }

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
 
 
 class ReportOptions(DeviceOptions):
-    """A run to describe."""
+    """A run to describe, and others to compare it with."""
 
     run: Path = setting(..., "run folder", argument=True, metavar="RUN", strict=False)
+    others: tuple[Annotated[Path, Field(strict=False)], ...] = setting(
+        (), "further runs, drawn over the first", argument=True, repeated=True, metavar="RUN", strict=False
+    )
     out: Path | None = setting(
         None, "page to write", metavar="FILE", panel="Output", strict=False, chosen="RUN/report.html"
     )
@@ -21,5 +27,5 @@ class ReportResult(Result):
     """A written page."""
 
     report: Path = setting(..., "the page")
-    facts: dict[str, str] = setting({}, "the run in words")
+    facts: dict[str, str] = setting({}, "the first run in words")
     evaluations: int = setting(0, "number of evaluations on it")

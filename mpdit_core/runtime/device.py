@@ -9,8 +9,6 @@ import torch
 
 from mpdit_core.errors import UserError
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
 
 def select_device(name: str = "auto") -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `mps`; under torchrun each process gets its own GPU.
@@ -18,19 +16,17 @@ def select_device(name: str = "auto") -> torch.device:
     Raises:
         UserError: an unknown name, or a device this machine does not have.
     """
-    if name not in DEVICES:
-        raise UserError(f"--device {name}", code="no-such-device", expected=", ".join(DEVICES))
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
-        have = [kind for kind, there in available.items() if there]
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    have = [kind for kind, is_there in available.items() if is_there]
+    if name not in ("auto", *have):
         raise UserError(
             f"--device {name}: torch finds none here",
             code="no-such-device",
             expected=" or ".join(have),
             remedy="--device auto",
         )
+    if name == "auto":
+        name = have[0]
     if name == "cuda":
         index = int(os.environ.get("LOCAL_RANK", 0))
         if index >= torch.cuda.device_count():

@@ -184,6 +184,17 @@ def verify(path: Path, recorded: str) -> None:
         )
 
 
+def require_free(folder: Path) -> None:
+    """Raises `UserError` (`folder-not-empty`) when `folder` holds something that writing there would destroy."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} exists and is not empty",
+            code="folder-not-empty",
+            expected="a new folder, so that nothing is lost",
+            remedy="choose another folder, or remove this one first" if folder.is_dir() else "choose another folder",
+        )
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files and folders that a killed process left in `folder`."""
     for leftover in [*folder.glob(".*.part"), *folder.glob(".*.old")]:

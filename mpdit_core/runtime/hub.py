@@ -46,7 +46,7 @@ def download(
     from huggingface_hub import constants, snapshot_download
 
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-    if cached_first and (folder := _cached(repository, wanted, revision)) is not None:
+    if cached_first and (folder := cached(repository, wanted, revision)) is not None:
         return folder / subfolder
     with files.user_errors(Path(constants.HF_HUB_CACHE)), hub_errors(repository, revision=revision):
         local = constants.HF_HUB_OFFLINE or not _answers(repository, wanted, revision)
@@ -62,12 +62,12 @@ def download(
     return folder / subfolder
 
 
-def _cached(repository: str, wanted: list[str], revision: str | None) -> Path | None:
+def cached(repository: str, wanted: Sequence[str], revision: str | None = None) -> Path | None:
     """The snapshot in the cache, if all of its wanted files are there."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=True)
+        folder = snapshot_download(repository, revision=revision, allow_patterns=list(wanted), local_files_only=True)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
     return None if _missing(Path(folder), wanted) else Path(folder)

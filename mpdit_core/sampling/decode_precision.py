@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import Autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.runtime import seeding
@@ -16,7 +16,7 @@ TRIED_ON = 4  # images
 
 
 @torch.inference_mode()
-def choose_decode_precision(autoencoder: Autoencoder, spec: LatentSpec) -> Name:
+def choose_decode_precision(autoencoder: LoadedAutoencoder, spec: LatentSpec) -> Name:
     """bfloat16 if its pixels are within one 8-bit level of float32's on average, else float32; nothing is set.
 
     It is tried on normal noise, which has more detail than latents of images and is the same for every process.

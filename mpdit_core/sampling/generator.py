@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mpdit_core import plugins
 from mpdit_core.api import Step, VelocityFn
-from mpdit_core.data.autoencoders import Autoencoder, load_autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
@@ -124,7 +124,7 @@ class Generator(SamplingPlan):
         self.num_samples, self.decodes = num_samples, decode
         self._guide_networks: dict[Path, MPDiT] = {}
         self._plan(folder, options or SamplingOptions())
-        self.autoencoder: Autoencoder | None = self._load_autoencoder() if decode else None
+        self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
         self.network: MPDiT = self.folder.load(self.device)
         if should_compile(self.options.compile, self.device, worth_it=num_samples >= WORTH_COMPILING):
             self.network.compile_blocks()
@@ -270,7 +270,7 @@ class Generator(SamplingPlan):
             saved=velocity.saved,
         )
 
-    def _load_autoencoder(self) -> Autoencoder:
+    def _load_autoencoder(self) -> LoadedAutoencoder:
         """In bfloat16, where the network computes in it and the pixels stay the same."""
         if self.spec is None:
             raise UserError(

@@ -29,20 +29,21 @@ class SamplingOptions(Options):
         "(id:10 or name:10 where a number is the name of another class)",
         panel="Sampling", sweepable=True,
     )  # fmt: skip
+    guidance_scale: float = setting(1.0, "scale of guidance; 1: off", ge=0, panel="Sampling", sweepable=True)
+    num_steps: PositiveInt | None = setting(
+        None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
+    )
     sampler: str = setting(
         "euler", "name of the sampler (`mpdit plugins` lists them)", panel="Sampling", sweepable=True
     )
     sampler_options: dict[str, Any] = setting(
         {}, "other options of the sampler, such as its grid", table="sampler", typed=False, sweepable=True
     )
-    num_steps: PositiveInt | None = setting(
-        None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
-    )
+    seed: int = setting(0, "seed of the noise and of random classes", ge=0, panel="Sampling", sweepable=True)
     guidance: GuidanceName = setting("cfg", "rule of guidance", panel="Sampling", sweepable=True)
     guidance_options: dict[str, Any] = setting(
         {}, "options of the rule of guidance, such as eta of apg", table="guidance", typed=False, sweepable=True
     )
-    guidance_scale: float = setting(1.0, "scale of guidance; 1: off", ge=0, panel="Sampling", sweepable=True)
     guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0), "times t (1 noise, 0 data) between which guidance acts",
         strict=False, metavar="LO,HI", panel="Sampling", sweepable=True,
@@ -53,7 +54,6 @@ class SamplingOptions(Options):
     guide: str | None = setting(
         None, "weaker model to guide away from (autoguidance)", metavar="MODEL", panel="Sampling", sweepable=True
     )
-    seed: int = setting(0, "seed of the noise and of random classes", ge=0, panel="Sampling", sweepable=True)
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
     precision: Precision = setting(
         "auto", "type to compute in; auto: bfloat16 on fast GPUs", panel="Running", sweepable=True

@@ -17,7 +17,7 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
@@ -25,9 +25,11 @@ from mpdit_core import __version__
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
-from mpdit_core.sampling.generator import SampleBatch
 from mpdit_core.sampling.options import Format, PluginRecord, SamplingCost, SamplingOptions
 from mpdit_core.settings import Settings, flatten, setting, settings_error
+
+if TYPE_CHECKING:
+    from mpdit_core.sampling.generator import SampleBatch
 
 FORMAT = 2
 RECORD, PROGRESS = "samples.json", ".progress"

@@ -6,6 +6,8 @@
 Each raises `ConformanceError` (an AssertionError) that says what was expected and what came.
 """
 
+from mpdit_core.testing.autoencoders import check_autoencoder
+from mpdit_core.testing.commands import check_command
 from mpdit_core.testing.conformance import ConformanceError
 from mpdit_core.testing.datasets import check_dataset
 from mpdit_core.testing.features import check_features
@@ -15,6 +17,8 @@ __all__ = [
     "ConformanceError",
     "GaussianFlow",
     "SamplerReport",
+    "check_autoencoder",
+    "check_command",
     "check_dataset",
     "check_features",
     "check_sampler",

@@ -20,13 +20,13 @@ from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import choose_dtype
 from mpdit_core.training.estimate import estimate, least_memory
 from mpdit_core.training.hooks.evaluations import check_evaluation
-from mpdit_core.training.hooks.trackers import Trackers, check_installed
 from mpdit_core.training.loop import TrainingLoop
 from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 from mpdit_core.training.session import Session
 from mpdit_core.training.setup import Plan, prepare
 from mpdit_core.training.state.checkpoints import read
 from mpdit_core.training.state.trainer import Trainer
+from mpdit_core.training.trackers import Trackers, check_installed
 from mpdit_core.training.warm_start import initialise_from
 
 

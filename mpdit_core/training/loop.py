@@ -13,13 +13,14 @@ from mpdit_core.errors import Interrupted
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.training.batches import BatchSource
+from mpdit_core.training.divergence import BadStep
 from mpdit_core.training.hooks.checkpoints import Checkpoints
 from mpdit_core.training.hooks.evaluations import Evaluation
-from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
+from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.hooks.previews import Previews
-from mpdit_core.training.hooks.rollback import Rollback
-from mpdit_core.training.hooks.trackers import Trackers
+from mpdit_core.training.rollback import Rollback
 from mpdit_core.training.session import Session
+from mpdit_core.training.trackers import Trackers
 
 
 class TrainingLoop:
@@ -43,10 +44,11 @@ class TrainingLoop:
             Interrupted: some process received a signal; a checkpoint was written.
         """
         self.metrics.rewind()
-        with StopRequest() as stop, self.checkpoints:
+        with StopRequest() as stop, self.checkpoints.writer:
             self.evaluation.make_up()
             if self.session.is_finished:
-                self._say_nothing_to_train()
+                text = f"{self.session.run} has done all of its {self.session.step} steps; train.steps gives more"
+                self.session.report(Warning(code="nothing-to-train", text=text))
             while not (self.session.is_finished or self.metrics.stop_requested):
                 try:
                     self._train(stop)
@@ -74,7 +76,3 @@ class TrainingLoop:
                 if self.metrics.stop_requested:
                     break
         self.metrics.drain()
-
-    def _say_nothing_to_train(self) -> None:
-        text = f"{self.session.run} has done all of its {self.session.step} steps; more are given by train.steps"
-        self.session.report(Warning(code="nothing-to-train", text=text))

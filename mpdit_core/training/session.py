@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +13,36 @@ from mpdit_core.config import RunConfig
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Reporter
 from mpdit_core.runtime.distributed import World
-from mpdit_core.training.hooks.clock import WorkClock
 from mpdit_core.training.setup import Plan
 from mpdit_core.training.state.trainer import Trainer
+
+
+class WorkClock:
+    """Measures the steps per second of training itself, without pauses. `now` gives seconds."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        self._now = now
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Begins a new window at `step`."""
+        self._begun, self._step, self._idle = self._now(), step, 0.0
+
+    def lap(self, step: int) -> float:
+        """Steps per second since the window began; a new one begins."""
+        seconds = self._now() - self._begun - self._idle
+        steps = step - self._step
+        self.restart(step)
+        return steps / max(seconds, 1e-9)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is not training: previews and evaluations."""
+        begun = self._now()
+        try:
+            yield
+        finally:
+            self._idle += self._now() - begun
 
 
 @dataclass(frozen=True, kw_only=True)

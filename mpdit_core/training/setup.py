@@ -6,12 +6,13 @@ Nothing is written here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from mpdit_core import presets
 from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
-from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.data.manifest import LatentSpec, read_manifest
 from mpdit_core.errors import UserError
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Reporter
@@ -37,8 +38,9 @@ class Plan:
 def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
     """The plan of the run that `options` ask for. Raises `UserError` for anything that could not work."""
     saved = _saved_run(options)
+    nothing_named = saved is None and options.preset is None and options.config is None
     layers = presets.layers(
-        preset=options.preset,
+        preset=_proposed_preset(options, report) if nothing_named else options.preset,
         file=options.config,
         settings=options.settings,
         flags={"train.steps": options.steps},
@@ -63,6 +65,18 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
         trust=options.trust,
         trusts_features=options.trust or typed,
     )
+
+
+def _proposed_preset(options: TrainOptions, report: Reporter) -> str | None:
+    """The preset that fits the latents given, or the only ones there are; said in one line. None where none fits."""
+    folder = options.latents or find_latents(options.latents_root)
+    manifest = read_manifest(folder)
+    shape, resolution = manifest.plan.latent_shape, manifest.plan.resolution
+    name = presets.propose_preset(resolution=resolution, latent_shape=shape, images=manifest.count)
+    if name is not None:
+        what = f"{manifest.count:,} latents {' × '.join(map(str, shape))} of {resolution} px in {folder}"
+        report(Note(text=f"preset {name}, which fits {what}; --preset names another"))
+    return name
 
 
 def total_steps(config: RunConfig, images: int) -> int:
@@ -129,9 +143,8 @@ def _check_division(config: RunConfig, world_size: int) -> None:
     parts = world_size * train.accumulation
     if train.batch_size % parts:
         near = round(train.batch_size / parts) * parts or parts
-        possible = range(1, min(train.batch_size // world_size, 10_000) + 1)
-        shares = [n for n in possible if train.batch_size % (n * world_size) == 0]
-        accumulations = ", ".join(map(str, shares[:6]))
+        possible = (n for n in range(1, 10_001) if train.batch_size % (n * world_size) == 0)
+        accumulations = ", ".join(str(n) for n in islice(possible, 6))
         raise UserError(
             f"train.batch_size {train.batch_size} cannot be shared by {world_size} processes × accumulation "
             f"{train.accumulation}",

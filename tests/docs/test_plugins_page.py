@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from launch import succeed
 from pages import Step, python_blocks, steps
+from plugin_site import write_metadata
 from sample_helpers import write_model
 
 from mpdit_core import plugins
@@ -22,14 +23,7 @@ SMALL = {"sample": ("-n", "12"), "eval-fid": ("--metrics", "fid")}
 def install(folder: Path) -> None:
     """What `pip install -e` does, without a package index: metadata from pyproject.toml, the folder on the path."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    groups = [
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in declared.items())
-        for group, declared in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(groups))
+    write_metadata(folder, project["name"], project["entry-points"], version=project["version"])
 
 
 @pytest.fixture
@@ -70,8 +64,10 @@ def test_every_step_of_the_page_works(here: Path):
     results = [follow(step, here) for step in steps("docs/plugins.md")]
     samples = [made["sampler"]["options"] for made in results if "sampler" in made]
     assert [(options["num_steps"], options["power"]) for options in samples] == [(10, 2), (25, 2)]
-    assert [made["count"] for made in results if "shards" in made] == [60, 40]
-    assert sorted(p.name for p in here.glob("mpdit-*")) == ["mpdit-colours", "mpdit-fast", "mpdit-scans"]
+    assert [made["count"] for made in results if "shards" in made] == [60, 40, 40]
+    assert sorted(p.name for p in here.glob("mpdit-*")) == [
+        "mpdit-colours", "mpdit-count-files", "mpdit-fast", "mpdit-scans", "mpdit-wavelets",
+    ]  # fmt: skip
     assert json.loads((here / "latents/mine-16/manifest.json").read_text())
 
 

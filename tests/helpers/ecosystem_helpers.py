@@ -76,8 +76,8 @@ def run_with_a_checkpoint(root: Path) -> Path:
     return folder
 
 
-def model_folder(path: Path, *, seed: int = 0) -> ModelFolder:
+def model_folder(path: Path, *, seed: int = 0, config: RunConfig | None = None) -> ModelFolder:
     """A tiny grey model of 10 classes with all that a checkpoint has."""
-    model, config = random_model(seed=seed)
+    model, config = random_model(config, seed=seed)
     save_model(path, model.state_dict(), config=config, latents=latent_spec(config), step=7, images_seen=56)
     return open_model(path)

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from data_helpers import SMALL, encode, hub_data_set, image_folder, refused, shard_hashes
+from launch import fork_group, run_process, started, wait_until
 from safetensors.numpy import load_file
 
 from mpdit_cli.app import main
-
-ALONE = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -95,46 +93,29 @@ def test_a_streamed_data_set_is_resumed_after_kills(tmp_path: Path, monkeypatch:
 
 def test_two_processes(images: Path, tmp_path: Path):
     encode(images, tmp_path / "one")
-    line = [sys.executable, "-m", "mpdit_cli", *command(images, tmp_path / "two", "--nproc", "2", "--quiet")]
-    subprocess.run(line, check=True, capture_output=True)
+    outcome = run_process(*command(images, tmp_path / "two", "--nproc", "2", "--quiet"))
+    assert outcome.code == 0, outcome.err
     assert shard_hashes(tmp_path / "one") == shard_hashes(tmp_path / "two")
 
 
-def test_two_nodes(images: Path, tmp_path: Path):
-    """Two launchers that meet at one address, a process each, as on two machines."""
+def test_a_group_that_another_launcher_started(images: Path, tmp_path: Path):
+    """As torchrun starts it, on several machines too: the environment says who is in it."""
     encode(images, tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
-        "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job", "--local-addr", "127.0.0.1",
-        "-m", "mpdit_cli", *command(images, tmp_path / "two"),
-    ]  # fmt: skip
-    nodes = [subprocess.Popen(launcher, env=os.environ | ALONE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    messages = [node.communicate(timeout=240)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], messages
+    fork_group(lambda _rank: encode(images, tmp_path / "two"))
     assert shard_hashes(tmp_path / "one") == shard_hashes(tmp_path / "two")
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_killed_process_is_named(tmp_path: Path):
     source, out = image_folder(tmp_path / "images", each=400), tmp_path / "out"
-    line = [sys.executable, "-m", "mpdit_cli", *command(source, out, "--nproc", "2", "--workers", "1", "--quiet")]
-    run = subprocess.Popen(line, env=os.environ | ALONE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not records(out) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    workers = [pid for pid in children(run.pid) if b"encode-latents" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[-1], signal.SIGKILL)
-    message = run.communicate(timeout=60)[1]
-    assert run.returncode == 128 + signal.SIGKILL, message
-    assert f"pid {workers[-1]}) was ended by SIGKILL" in message
+    line = command(source, out, "--nproc", "2", "--workers", "1", "--quiet")
+    with started("-m", "mpdit_cli", *line) as launcher:
+        wait_until(lambda: records(out) or launcher.poll() is not None)
+        worker = int(Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()[-1])
+        os.kill(worker, signal.SIGKILL)
+        message = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 128 + signal.SIGKILL, message
+    assert f"pid {worker}) was ended by SIGKILL" in message
     assert "Traceback" not in message
     assert not (out / "manifest.json").exists()
     assert records(out)

@@ -4,71 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from launch import free_port, kill_when, run_group, run_python, started, wait_until
+import torch
+from launch import SERVER, free_port, kill_when, run_beside, serve_command, serve_group, started, wait_until
+from launch import run as mpdit
+from safetensors import safe_open
 from train_helpers import arguments, assert_same_run, metrics_of, options, relative_difference, run_to_end, state_of
+from train_workers import last_checkpoint_fails, one_part_fails, train_and_die
 
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import find_checkpoints, open_model
 from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.runtime.distributed import launch
 from mpdit_core.training.state.checkpoints import read
 
-HELPERS = Path(__file__).parents[1] / "helpers"
-
-# What the workers below begin with: LATENTS RUN as arguments; the last line says how it ended.
-WORKER = f"""
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, {str(HELPERS)!r})
-from train_helpers import options
-from mpdit_core.errors import UserError
-from mpdit_core.reporting import Step, Warning
-from mpdit_core.training import train
-latents, run, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"])
-
-def finish(wanted, watch):
-    try:
-        train(wanted, report=watch)
-    except UserError as error:
-        print(json.dumps([error.code, error.what]))
-        sys.stdout.flush()
-        os._exit(2)  # as mpdit_cli/__main__.py ends
-    os._exit(0)
-"""
-
-LAST_CHECKPOINT_FAILS = f"""{WORKER}
-def watch(event):
-    if isinstance(event, Step) and event.step == 1 and rank == 0:
-        (run / "checkpoints").write_text("in the way")
-
-finish(options(latents, run, steps=2), watch)
-"""
-
-ONE_PART_FAILS = f"""{WORKER}
-import resource, signal, time
-
-def watch(event):
-    if isinstance(event, Step) and event.step == 2 and rank == 1:
-        while not (run / "checkpoints" / "step-0000001").exists():
-            time.sleep(0.01)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    if isinstance(event, Warning):
-        print(json.dumps([event.code, event.text]))
-
-finish(options(latents, run, "train.checkpoint_every=1", "train.parallel=fsdp", steps=3), watch)
-"""
+TRIALS = 12
 
 
-def test_killed_twenty_times_and_resumed_is_bit_equal(latents, tmp_path):
-    run, steps = tmp_path / "killed", 300
-    outcome = run_python(HELPERS / "kill_training.py", latents, run, steps)
-    assert outcome.code == 0, outcome.err
+def test_killed_again_and_again_and_resumed_is_bit_equal(latents, tmp_path):
+    """SIGKILL some steps after each start, on the way to the first of them too."""
+    run, steps, dice = tmp_path / "killed", 200, random.Random(0)
+    for trial in range(TRIALS):
+        killed = (options(latents, run, steps=steps), trial * 7 % TRIALS, dice.uniform(0, 0.06))
+        child = SERVER.Process(target=train_and_die, args=killed)
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
     assert 8 <= open_model(run).step < steps, "the kills were to fall into the training, over several checkpoints"
     run_to_end(options(latents, run, steps=steps))
     run_to_end(options(latents, tmp_path / "straight", steps=steps))
@@ -77,7 +44,7 @@ def test_killed_twenty_times_and_resumed_is_bit_equal(latents, tmp_path):
 
 def test_two_processes_equal_one_and_either_resumes_the_other(latents, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
-    outcomes = run_group("-m", "mpdit_cli", *arguments(latents, two), "--steps", 12)
+    outcomes = serve_command(*arguments(latents, two), "--steps", 12)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     run_to_end(options(latents, one, steps=12))
     assert relative_difference(state_of(two), state_of(one)) < 1e-5
@@ -94,7 +61,7 @@ def test_sharded_training_equals_one_process(latents, tmp_path):
     clip = ("train.grad_clip=0.5", "train.ema_decays=[0.99, 0.5]", "preview.every=2")
     sharded = arguments(latents, two, *clip, "train.parallel=fsdp")
     for steps in (4, 8):
-        outcomes = run_group("-m", "mpdit_cli", *sharded, "--steps", steps)
+        outcomes = serve_command(*sharded, "--steps", steps)
         assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     run_to_end(options(latents, one, *clip, steps=8))
     assert relative_difference(state_of(two), state_of(one)) < 1e-5
@@ -108,32 +75,50 @@ def test_sharded_training_equals_one_process(latents, tmp_path):
     assert sorted(p.name for p in (two / "checkpoints").iterdir())[-2:] == ["step-0000008", "step-0000010"]
 
 
+def test_a_resumed_sharded_run_ends_with_the_same_parts(latents, tmp_path):
+    for run, sessions in (("resumed", (2, 4)), ("straight", (4,))):
+        for steps in sessions:
+            words = [*arguments(latents, tmp_path / run, "train.parallel=fsdp"), "--steps", steps]
+            assert [outcome.code for outcome in serve_command(*words)] == [0, 0]
+    resumed, straight = ({p.name: p for p in (tmp_path / run).glob("checkpoints/step-0000004/training/*")}
+                         for run in ("resumed", "straight"))  # fmt: skip
+    assert resumed.keys() == straight.keys()
+    for name in straight:
+        with safe_open(resumed[name], "pt") as found, safe_open(straight[name], "pt") as expected:
+            assert found.metadata() == expected.metadata()
+            assert set(found.keys()) == set(expected.keys())
+            assert all(torch.equal(found.get_tensor(key), expected.get_tensor(key)) for key in expected.keys())  # noqa: SIM118
+
+
 def test_two_nodes_of_one_process_equal_one(latents, tmp_path):
     """Two torchrun agents that find each other over loopback, as two machines would."""
     run = tmp_path / "run"
-    node = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    node += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "-m", "--", "mpdit_cli"]
-    node += [*arguments(latents, run), "--steps", "4"]
-    nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].decode() for process in nodes]
-    assert [process.returncode for process in nodes] == [0, 0], said
+    node = ["-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d"]
+    node += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "-m", "--", "mpdit_cli", *arguments(latents, run)]
+    outcomes = run_beside([*node, "--steps", 4], [*node, "--steps", 4])
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     run_to_end(options(latents, tmp_path / "one", steps=4))
     assert relative_difference(state_of(run), state_of(tmp_path / "one")) < 1e-5
-    assert sum("trained" in text for text in said) == 1  # rank 0 alone reports
+    assert sum("trained" in outcome.out + outcome.err for outcome in outcomes) == 1  # rank 0 alone reports
 
 
 def test_a_signal_ends_the_command_with_a_checkpoint_and_how_to_resume(latents, tmp_path):
-    run = tmp_path / "run"
-    words = [*arguments(latents, run), "--steps", 100_000, "--json"]
-    with started("-m", "mpdit_cli", *words) as process:
-        outcome = kill_when(process, (run / "metrics.jsonl").exists, signum=signal.SIGTERM)
+    folder = tmp_path / "run"
+
+    def stop() -> None:
+        wait_until((folder / "metrics.jsonl").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(stop)
+        outcome = mpdit(*arguments(latents, folder), "--steps", 100_000, "--json")
     assert outcome.code == 128 + signal.SIGTERM
-    assert f"mpdit train --run {run}" in outcome.err.replace("\n", "")
-    assert open_model(run).step == metrics_of(run)[-1]["step"]
+    assert f"mpdit train --run {folder}" in outcome.err.replace("\n", "")
+    assert open_model(folder).step == metrics_of(folder)[-1]["step"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
-@pytest.mark.parametrize(("name", "to_all"), [("SIGKILL", False), ("SIGUSR1", False), ("SIGTERM", True)])
+@pytest.mark.parametrize(("name", "to_all"), [("SIGKILL", False), ("SIGTERM", True)])
 def test_the_processes_of_a_launcher_save_and_end_with_it(latents, tmp_path, name, to_all):
     """Also when a scheduler sends the signal to every process, and the launcher passes it on."""
     run, signum = tmp_path / "run", getattr(signal, name)
@@ -149,6 +134,26 @@ def test_the_processes_of_a_launcher_save_and_end_with_it(latents, tmp_path, nam
     assert outcome.code == (-signum if name == "SIGKILL" else 128 + signum)
     assert "Traceback" not in outcome.err
     assert open_model(run).step == metrics_of(run)[-1]["step"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for Python")
+def test_a_launcher_passes_a_signal_on_to_every_process(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!/bin/sh\ntrap 'touch {tmp_path}/stopped-$RANK; exit 138' USR1\ntouch {tmp_path}/begun-$RANK\n"
+        "while :; do sleep 0.01; done\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+    def stop() -> None:
+        wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(stop)
+        assert launch([], 2) == (138, None)
+    assert len(list(tmp_path.glob("stopped-*"))) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
@@ -168,7 +173,7 @@ def ends(outcomes) -> list[list[list[str]]]:
 
 
 def test_every_process_ends_with_the_same_error_when_the_last_checkpoint_cannot_be_written(latents, tmp_path):
-    outcomes = run_group("-c", LAST_CHECKPOINT_FAILS, latents, tmp_path / "r")
+    outcomes = serve_group(last_checkpoint_fails, latents, tmp_path / "r")
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     first, second = ends(outcomes)
     assert first[-1] == second[-1]
@@ -179,21 +184,21 @@ def test_a_second_training_is_refused_on_every_process(latents, tmp_path):
     from mpdit_core.runtime.locks import locked
 
     with locked(tmp_path / "r"):
-        outcomes = run_group("-m", "mpdit_cli", *arguments(latents, tmp_path / "r"), "--json")
+        outcomes = serve_command(*arguments(latents, tmp_path / "r"), "--json")
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     assert outcomes[0].result["code"] == "folder-in-use"
 
 
 @pytest.fixture(scope="module")
-def one_part_fails(latents, tmp_path_factory):
-    """Process 1 alone may write no more after the first checkpoint."""
+def half_written(latents, tmp_path_factory):
+    """A sharded run of which process 1 could write its part of the first checkpoint only."""
     run = tmp_path_factory.mktemp("sharded") / "r"
-    return run, run_group("-c", ONE_PART_FAILS, latents, run)
+    return run, serve_group(one_part_fails, latents, run)
 
 
-def test_a_sharded_checkpoint_that_one_process_cannot_write_is_given_up_by_all(one_part_fails):
+def test_a_sharded_checkpoint_that_one_process_cannot_write_is_given_up_by_all(half_written):
     """A warning on the way, an error at the end; the older checkpoint stays."""
-    run, outcomes = one_part_fails
+    run, outcomes = half_written
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     for printed in ends(outcomes):
         assert [code for code, _ in printed] == ["checkpoint-not-written", "cannot-write"]
@@ -206,17 +211,18 @@ def test_a_sharded_checkpoint_that_one_process_cannot_write_is_given_up_by_all(o
     assert read(complete[0]).position.step == 1
 
 
-def test_a_damaged_part_is_named_and_its_checkpoint_passed_over(one_part_fails):
-    folder = find_checkpoints(one_part_fails[0])[0][0]
+def test_a_damaged_part_is_named_and_its_checkpoint_passed_over(half_written):
+    run = half_written[0]
+    folder = find_checkpoints(run)[0][0]
     part = max((folder / "training").iterdir(), key=lambda file: file.stat().st_size)
     whole = part.read_bytes()
     part.write_bytes(whole[:-100])
     with pytest.raises(UserError, match=r"training cannot be read") as damaged:
         read(folder)
     assert damaged.value.code == "damaged-file"
-    assert [where for where, _ in find_checkpoints(one_part_fails[0])[1]] == [folder]
+    assert [where for where, _ in find_checkpoints(run)[1]] == [folder]
     part.unlink()
-    complete, torn = find_checkpoints(one_part_fails[0])
+    complete, torn = find_checkpoints(run)
     assert complete == []
     assert "1 of its 2 parts" in torn[0][1]
     part.write_bytes(whole)
@@ -228,7 +234,7 @@ def test_evaluation_in_a_run_of_two_processes_is_that_of_one(latents, tmp_path):
 
     run = RunFolder(tmp_path / "r")
     measured = ["preview.evaluate_every=2", "preview.evaluate_samples=18", "preview.evaluate_features=digits-pixels"]
-    outcomes = run_group("-m", "mpdit_cli", *arguments(latents, run.path, *measured), "--steps", 4)
+    outcomes = serve_command(*arguments(latents, run.path, *measured), "--steps", 4)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     for _ in range(2):  # the second time after the finished run was started again, which measures nothing anew
         records = read_records(run.evals)

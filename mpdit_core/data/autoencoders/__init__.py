@@ -1,6 +1,6 @@
-"""The autoencoders between pixels and raw latents.
+"""The autoencoders between pixels and raw latents: plugins, ours among them, and whatever diffusers can load.
 
-To add one: a module with a subclass of `Autoencoder` (base.py), and a line in `load_autoencoder` (load.py).
+To add one: a plugin in the group `mpdit.autoencoders`, a class that keeps `mpdit_core.api.Autoencoder`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mpdit_core.data.autoencoders.base import Autoencoder, read_stored
-    from mpdit_core.data.autoencoders.diffusers import DiffusersAutoencoder
-    from mpdit_core.data.autoencoders.load import DEFAULT_AUTOENCODER, load_autoencoder
-    from mpdit_core.data.autoencoders.pixels import LUMINANCE, PixelAutoencoder
+    from mpdit_core.data.autoencoders.diffusers import WEIGHTS, DiffusersAutoencoder
+    from mpdit_core.data.autoencoders.load import DEFAULT_AUTOENCODER, is_plugin, load_autoencoder
+    from mpdit_core.data.autoencoders.loaded import LoadedAutoencoder, read_stored
+    from mpdit_core.data.autoencoders.pixels import LUMINANCE
 
 __all__, __getattr__ = lazy_names(__name__, __file__)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mpdit_core.data.autoencoders.base import Autoencoder
-from mpdit_core.data.autoencoders.diffusers import WEIGHTS, load_diffusers
-from mpdit_core.data.autoencoders.pixels import PixelAutoencoder
+from mpdit_core import plugins
+from mpdit_core.api import Autoencoder
+from mpdit_core.data.autoencoders.diffusers import WEIGHTS, DiffusersAutoencoder
+from mpdit_core.data.autoencoders.loaded import LoadedAutoencoder
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
+from mpdit_core.plugins import plugin_errors
 from mpdit_core.runtime.hub import download
+from mpdit_core.settings import validate
 
 DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 
@@ -20,45 +25,125 @@ def load_autoencoder(
     id_or_spec: str | AutoencoderSpec,
     *,
     device: torch.device | str = "cpu",
-    revision: str | None = None,
-) -> Autoencoder:
-    """The autoencoder called `pixels`, `pixels-gray`, by a local folder, or by a Hub id; or that of a `spec`.
+    options: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> LoadedAutoencoder:
+    """The autoencoder called by a plugin's name, a local folder, or `ORG/NAME[:SUBFOLDER][@REVISION]` on the Hub; or
+    that of a `spec`, as it was.
 
-    A Hub id is looked for in the local cache first, then on the Hub.
+    What is on the Hub is looked for in the local cache first.
+
+    Args:
+        options: of a plugin; a spec has its own.
+        trust: whether a spec, which was read from a file, may name code that is not installed.
 
     Raises:
-        UserError: it cannot be found, is of an unknown class, or has other weights than the spec's hash says
-            (`another-autoencoder`).
+        UserError: it cannot be found, is of an unknown class, options do not fit, its package is not installed, or it
+            is another one than the spec says (`another-autoencoder`).
     """
     device = torch.device(device)
     spec = id_or_spec if isinstance(id_or_spec, AutoencoderSpec) else None
     name = spec.id if spec else str(id_or_spec)
-    if name in ("pixels", "pixels-gray"):
-        return PixelAutoencoder(gray=name == "pixels-gray", device=device)
-    folder, commit = _locate(name, revision=spec.revision if spec else revision)
-    loaded = load_diffusers(folder, name=name, revision=commit, device=device)
-    if spec and spec.sha256 and spec.sha256 != loaded.spec.sha256:
+    if spec and spec.package:
+        plugins.require_package({"kind": "autoencoders", "name": name, "package": spec.package})
+    if is_plugin(name):
+        loaded = _load_plugin(name, spec.options if spec else options or {}, device, trusted=spec is None or trust)
+    elif options:
         raise UserError(
-            f"the autoencoder {name} is another one than the latents were made with "
-            f"(its weights hash to {loaded.spec.sha256}, expected {spec.sha256})",
+            f"the autoencoder {name} has no option {next(iter(options))}",
+            code="option-does-not-apply",
+            expected="options of a plugin",
+            remedy="leave it out",
+        )
+    else:
+        loaded = _load_diffusers(name, spec, device)
+    if spec:
+        _require_same(spec, loaded.spec)
+    return loaded
+
+
+def is_plugin(name: str) -> bool:
+    """A plugin's name, `module:Class` or `file.py:Class`; `ORG/NAME:SUBFOLDER` is none."""
+    where, colon, _ = name.rpartition(":")
+    return name in plugins.names("autoencoders") or bool(colon and (where.endswith(".py") or "/" not in name))
+
+
+def _load_plugin(name: str, options: Mapping[str, Any], device: torch.device, *, trusted: bool) -> LoadedAutoencoder:
+    entry = plugins.resolve("autoencoders", name, trusted=trusted)
+    plugin: Autoencoder = plugins.build("autoencoders", name, options, trusted=trusted)
+    with plugin_errors(plugin, "in load"):
+        plugin.load(device)
+    with plugin_errors(plugin, "in fingerprint"):
+        fingerprint = plugin.fingerprint()
+    facts = {
+        "id": name,
+        "sha256": None if entry.is_ours else fingerprint,  # ours are what their names say
+        "package": None if entry.is_ours else entry.package or None,
+        "options": plugins.record("autoencoders", name, plugin)["options"],
+    }
+    return LoadedAutoencoder(plugin, spec=_spec(plugin, facts), device=device)
+
+
+def _load_diffusers(name: str, spec: AutoencoderSpec | None, device: torch.device) -> LoadedAutoencoder:
+    folder, place, commit = _locate(name, revision=spec.revision if spec else None)
+    known: Any = spec.model_dump(include={"channels", "factor", "stores"}) if spec else {}
+    plugin = DiffusersAutoencoder(folder, **known)
+    plugin.load(device)
+    facts = {"id": place, "revision": commit, "sha256": plugin.fingerprint()}
+    return LoadedAutoencoder(plugin, spec=_spec(plugin, facts), device=device)
+
+
+def _spec(plugin: Autoencoder, facts: Mapping[str, Any]) -> AutoencoderSpec:
+    """The spec of an autoencoder that is loaded. Raises `UserError` where it claims what cannot be."""
+    measured = {key: getattr(plugin, key) for key in ("channels", "factor", "stores")}
+    flips = {"flip_equivariant": getattr(plugin, "flip_equivariant", False)}
+    return validate(AutoencoderSpec, {**facts, **measured, **flips}, origin=f"autoencoder {facts['id']}")
+
+
+def _require_same(spec: AutoencoderSpec, found: AutoencoderSpec) -> None:
+    """Raises `UserError` where `found` decodes other latents than those that `spec` came with."""
+    expected = (spec.sha256 or found.sha256, spec.channels, spec.factor)
+    if (found.sha256, found.channels, found.factor) != expected:
+        raise UserError(
+            f"the autoencoder {spec.id} is another one than the latents were made with "
+            f"(its hash is {found.sha256}, expected {spec.sha256})",
             code="another-autoencoder",
             expected="the same weights" + (f", revision {spec.revision}" if spec.revision else ""),
             remedy="put the old weights back, or encode the images again",
         )
-    return loaded
 
 
-def _locate(name: str, *, revision: str | None) -> tuple[Path, str | None]:
-    """(folder with `config.json` and weights, its commit if it came from the Hub). Downloaded if it is not cached."""
+def _locate(name: str, *, revision: str | None) -> tuple[Path, str, str | None]:
+    """(folder with `config.json` and weights, what it is recorded as, its commit if it came from the Hub).
+
+    Downloaded if it is not cached.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        return next((f for f in (path, path / "vae") if (f / "config.json").is_file()), path), None
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        folder = next((f for f in (path, path / "vae") if (f / "config.json").is_file()), path)
+        return folder, str(folder.absolute()), None
+    place, _, wanted = name.partition("@")
+    repository, _, subfolder = place.partition(":")
+    if name.startswith((".", "/", "~")) or repository.count("/") != 1:
         raise UserError(
             f"autoencoder {name}: there is no such folder",
             code="no-such-autoencoder",
-            expected="pixels, pixels-gray, a folder with config.json and its weights, or a Hub id ORG/NAME",
+            expected=f"{', '.join(plugins.names('autoencoders'))}, a folder with config.json and its weights, "
+            "or ORG/NAME[:SUBFOLDER][@REVISION] on the Hub",
             remedy=f"the default is {DEFAULT_AUTOENCODER}",
         )
-    folder = download(name, revision=revision, patterns=["config.json", WEIGHTS], cached_first=True)
-    return folder, folder.name if folder.parent.name == "snapshots" else None
+    try:
+        folder = download(
+            repository,
+            revision=revision or wanted or None,
+            subfolder=subfolder,
+            patterns=["config.json", WEIGHTS],
+            cached_first=True,
+        )
+    except UserError as error:
+        if error.code != "no-such-file" or subfolder:
+            raise
+        remedy = f"--autoencoder {repository}:vae, or the folder that holds it"
+        raise UserError(error.what, code=error.code, expected=error.expected, remedy=remedy) from error
+    snapshot = folder.parents[subfolder.count("/")] if subfolder else folder
+    return folder, place, snapshot.name if snapshot.parent.name == "snapshots" else None

@@ -1,39 +1,57 @@
-"""`pixels` and `pixels-gray`: no network; the latents are the pixels on [-1, 1], and are stored as they are."""
+"""`pixels` and `pixels-gray`: no network; the latents are the pixels on [-1, 1], and are stored as they are.
+
+And the one place that knows how pixels become numbers on [-1, 1], and numbers pixels.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders.base import Autoencoder, to_pixels
-from mpdit_core.data.manifest import AutoencoderSpec
-
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to grey
 
 
-class PixelAutoencoder(Autoencoder):
-    """The identity. `gray`: one channel of luminance."""
+@dataclass
+class Pixels:
+    """The pixels themselves, in colour."""
 
-    def __init__(self, *, gray: bool, device: torch.device):
-        self.spec = AutoencoderSpec(
-            id="pixels-gray" if gray else "pixels",
-            factor=1,
-            channels=1 if gray else 3,
-            stores="uint8",
-            flip_equivariant=True,
-        )
-        self.gray, self.device = gray, device
+    channels: ClassVar[int] = 3
+    factor: ClassVar[int] = 1
+    stores: ClassVar[Literal["uint8"]] = "uint8"
+    flip_equivariant: ClassVar[bool] = True
 
-    @property
-    def encode_device(self) -> torch.device:
-        """The CPU always: nothing is computed that would be worth the way to a GPU."""
-        return torch.device("cpu")
+    def load(self, device: torch.device) -> None:
+        pass
 
     def encode(self, images: Tensor) -> Tensor:
-        if not self.gray:
-            return images
+        return images
+
+    def decode(self, raw_latents: Tensor) -> Tensor:
+        return to_pixels(raw_latents).expand(-1, 3, -1, -1)
+
+    def fingerprint(self) -> str:
+        return f"{self.channels} channels of pixels"
+
+
+@dataclass
+class PixelsGray(Pixels):
+    """The luminance of the pixels, one channel."""
+
+    channels: ClassVar[int] = 1
+
+    def encode(self, images: Tensor) -> Tensor:
         weights = torch.tensor(LUMINANCE, device=images.device).view(1, 3, 1, 1)
         return (images.contiguous().float() * weights).sum(dim=1, keepdim=True).round().to(torch.uint8)
 
-    def decode(self, raw_latents: Tensor) -> Tensor:
-        return to_pixels(raw_latents.to(self.device)).expand(-1, 3, -1, -1)
+
+def to_range(images: Tensor) -> Tensor:
+    """uint8 pixels as float32 on [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_pixels(values: Tensor) -> Tensor:
+    """The nearest uint8 pixels to `values` on [-1, 1], as ADM's evaluation rounds: clamp(127.5·x + 128), truncated."""
+    return (values.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mpdit_core.evaluation import EvaluationRecord, read_records
+from mpdit_core.evaluation import read_records
 from mpdit_core.interop.export.markdown import as_shell, render
 from mpdit_core.model.compute import count
 from mpdit_core.models.hub import PREFIX, PREVIEW
@@ -53,7 +53,7 @@ def model_card(model: ModelFolder, *, name: str, where: str, form: str, licence:
         source=public_source(latents.source) if latents else "",
         autoencoder=public_source(latents.autoencoder.id) if latents else "",
         compute=_compute(model),
-        evaluations=[_evaluation(record) for record in _records(model)],
+        evaluations=_evaluations(model),
         train=train_command(model),
         notes=list(model.extra.get("notes", {}).values()),
     )
@@ -67,7 +67,8 @@ def _model(model: ModelFolder) -> dict[str, str]:
         "latents": f"{config.channels} × {config.input_size} × {config.input_size}",
         "classes": f"{config.num_classes} (label {config.null_label} is the null label)",
         "switches": f"{config.modulation} modulation, {config.time_embedding} time embedding, "
-        f"{config.class_tokens} class tokens, skip {'on' if config.skip else 'off'}",
+        f"{config.class_tokens} class tokens, skip {'on' if config.skip else 'off'}, {config.mlp} MLP, "
+        f"{config.norm} norm, QK norm {'on' if config.qk_norm else 'off'}, {config.positions} positions",
         "prediction": str(model.extra.get("prediction", "velocity")),
     }
 
@@ -99,28 +100,24 @@ def _compute(model: ModelFolder) -> dict[str, str]:
     return rows
 
 
-def _records(model: ModelFolder) -> list[EvaluationRecord]:
-    return read_records(RunFolder(model.run).evals) if model.run else []
-
-
-def _evaluation(record: EvaluationRecord) -> dict[str, Any]:
-    """The figures of a record, and apart from them the protocol behind them, without paths of this machine."""
-    values = record.model_dump(mode="json")
-    figures = values.pop("metrics")
-    values.pop("path", None)
-    return {
-        "name": record.path.stem,
-        "figures": {key: f"{value:.6g}" for key, value in figures.items() if isinstance(value, int | float)},
-        "protocol": {key: _short(value) for key, value in flatten(values).items() if _is_public(value)},
-    }
+def _evaluations(model: ModelFolder) -> list[dict[str, Any]]:
+    """Of each record the figures, and apart from them the protocol behind them, without paths of this machine."""
+    records = read_records(RunFolder(model.run).evals) if model.run else []
+    found = []
+    for record in records:
+        protocol = flatten(record.model_dump(mode="json", exclude={"metrics", "path"}))
+        figures = {key: value for key, value in record.metrics.items() if isinstance(value, int | float)}
+        public = {key: value for key, value in protocol.items() if _is_public(value)}
+        found.append({"name": record.path.stem, "figures": _short(figures), "protocol": _short(public)})
+    return found
 
 
 def _is_public(value: Any) -> bool:
     return isinstance(value, str | int | float) and value != "" and not Path(str(value)).is_absolute()
 
 
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _short(values: dict[str, Any]) -> dict[str, str]:
+    return {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in values.items()}
 
 
 def train_command(model: ModelFolder) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
     """The model with its VAE (downloaded where it is not local) and an Euler scheduler.
 
     Raises:
-        UserError: the model does not say what its latents are (`no-autoencoder`), or the VAE cannot be loaded.
+        UserError: the model does not say what its latents are (`no-autoencoder`), or the VAE cannot be loaded,
+            or is a plugin (`unknown-autoencoder`).
     """
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
@@ -31,15 +31,17 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
         )
     autoencoder = load_autoencoder(latents.autoencoder)
     vae: Any = PixelVAE(channels=latents.autoencoder.channels)
-    if isinstance(autoencoder, DiffusersAutoencoder):
-        vae = autoencoder.network
+    if isinstance(autoencoder.plugin, DiffusersAutoencoder):
+        vae = autoencoder.plugin.network
+    elif autoencoder.spec.stores != "uint8":
+        raise UserError(
+            f"the autoencoder {latents.autoencoder.id} is a plugin, which diffusers does not know",
+            code="unknown-autoencoder",
+            expected="pixels, or an autoencoder of diffusers",
+            remedy="--format mpdit",
+        )
     normalisation = latents.normalisation
     transformer = MPDiTTransformer.of(model.load(), mean=normalisation.mean, std=normalisation.std)
     names = dict(enumerate(latents.class_names))
     pipeline = MPDiTPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(shift=1.0), id2label=names)
     return pipeline.to(torch.float16) if half else pipeline
-
-
-def write_pipeline(model: ModelFolder, folder: Path, *, half: bool = False) -> None:
-    """Saves `make_pipeline` under `folder`, which may exist and be empty."""
-    make_pipeline(model, half=half).save_pretrained(str(folder), safe_serialization=True)

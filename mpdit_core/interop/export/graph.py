@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from mpdit_core.config import ModelConfig
 from mpdit_core.errors import UserError
 from mpdit_core.model.time_embeddings.fno import SpectralConvolution
+from mpdit_core.model.time_embeddings.fno import TimeEmbedding as FnoTimeEmbedding
 from mpdit_core.model.transformer import MPDiT
 
-INPUTS, OUTPUT = ("x_t", "t", "labels"), "velocity"
+INPUTS = ("x_t", "t", "labels")
 EXTERNAL_ABOVE = 1.9e9  # bytes of weights above which ONNX keeps them in a file beside the graph (its limit is 2 GB)
 TOLERANCE = 1e-4  # largest difference, relative to the largest velocity
-EXAMPLE_BATCH, OTHER_BATCH = 3, 5
+TRACED_BATCH = 3
 
 
 class MatrixSpectralConvolution(nn.Module):
@@ -37,36 +38,35 @@ class MatrixSpectralConvolution(nn.Module):
 
     cos: Tensor  # [grid, mode]
     sin: Tensor
+    weight: Tensor  # [mode], of a mode in the inverse
 
     def __init__(self, source: SpectralConvolution, *, grid: int):
         super().__init__()
-        self.real, self.imaginary = source.real, source.imaginary
-        points, modes = torch.arange(grid, dtype=torch.float64), torch.arange(source.MODES, dtype=torch.float64)
-        angles = 2 * math.pi * points[:, None] * modes / grid
-        twice = torch.where(modes == 0, 1.0, 2.0) / grid
-        for name, table in {"cos": angles.cos(), "sin": angles.sin()}.items():
+        self.real, self.imaginary = source.real, source.imaginary  # [in, out, mode]
+        modes = torch.arange(source.MODES, dtype=torch.float64)
+        angles = torch.arange(grid)[:, None] * modes * (2 * math.pi / grid)
+        tables = {"cos": angles.cos(), "sin": angles.sin(), "weight": torch.where(modes == 0, 1.0, 2.0) / grid}
+        for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
-            self.register_buffer(f"{name}_back", (table * twice).T.float().contiguous(), persistent=False)
 
     def forward(self, signal: Tensor) -> Tensor:
+        def product(modes: Tensor, matrix: nn.Parameter) -> Tensor:
+            return torch.einsum("bim,iom->bom", modes, matrix)
+
         real, imaginary = signal @ self.cos, -(signal @ self.sin)  # [B, in, mode]
-        W_real, W_imaginary = self.real.permute(2, 0, 1), self.imaginary.permute(2, 0, 1)  # [mode, in, out]
-        real, imaginary = real.permute(2, 0, 1), imaginary.permute(2, 0, 1)  # [mode, B, in]
-        low_real = real @ W_real - imaginary @ W_imaginary
-        low_imaginary = real @ W_imaginary + imaginary @ W_real  # [mode, B, out]
-        back_cos, back_sin = self.get_buffer("cos_back"), self.get_buffer("sin_back")  # [mode, grid]
-        return low_real.permute(1, 2, 0) @ back_cos - low_imaginary.permute(1, 2, 0) @ back_sin
+        low_real = product(real, self.real) - product(imaginary, self.imaginary)  # [B, out, mode]
+        low_imaginary = product(real, self.imaginary) + product(imaginary, self.real)
+        return (low_real * self.weight) @ self.cos.T - (low_imaginary * self.weight) @ self.sin.T
 
 
 def exportable(model: MPDiT) -> MPDiT:
     """A copy of `model` that computes the same without FFTs, which graph formats do not have."""
     with torch.no_grad():
         copied = copy.deepcopy(model).cpu().eval()
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, SpectralConvolution):
-            parent, _, leaf = name.rpartition(".")
-            grid = copied.get_submodule(parent.rpartition(".")[0]).GRID
-            setattr(copied.get_submodule(parent), leaf, MatrixSpectralConvolution(module, grid=grid))  # pyright: ignore[reportArgumentType]
+    embedding = copied.time_embedding
+    if isinstance(embedding, FnoTimeEmbedding):
+        for i, spectral in enumerate(embedding.spectral):
+            embedding.spectral[i] = MatrixSpectralConvolution(spectral, grid=embedding.GRID)  # pyright: ignore[reportArgumentType]
     return copied
 
 
@@ -105,19 +105,14 @@ def write_onnx(model: MPDiT, path: Path) -> float:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     with _silent():
         program = torch.onnx.export(
-            _program(model),
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
-            dynamo=True,
-            verbose=False,
+            _program(model), input_names=list(INPUTS), output_names=["velocity"], dynamo=True, verbose=False
         )
         assert program is not None
         program.save(str(path), external_data=size > EXTERNAL_ABOVE)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
-        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
         return torch.from_numpy(session.run(None, feed)[0])
 
     return compare(model, run)
@@ -131,7 +126,7 @@ def compare(model: MPDiT, other: Callable[..., Tensor]) -> float:
     """
     worst = 0.0
     with torch.no_grad():
-        for batch in (EXAMPLE_BATCH, OTHER_BATCH, 1):
+        for batch in (TRACED_BATCH, 5, 1):
             inputs = example(model.config, batch)
             expected = model.cpu()(*inputs)
             difference = (other(*inputs) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
@@ -149,7 +144,7 @@ def _program(model: MPDiT) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=2**16)
     shapes = tuple({0: batch} for _ in INPUTS)
     with _silent(), torch.no_grad():
-        return torch.export.export(exportable(model), example(model.config, EXAMPLE_BATCH), dynamic_shapes=shapes)
+        return torch.export.export(exportable(model), example(model.config, TRACED_BATCH), dynamic_shapes=shapes)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.interop.export.card import model_card, public_source
 from mpdit_core.interop.options import ExportOptions, ExportResult
-from mpdit_core.interop.output_folder import require_free
 from mpdit_core.models import hub
 from mpdit_core.models.model_folder import CONFIG, WEIGHTS, ModelFolder, open_model, read_weights, save_model
 from mpdit_core.models.run_folder import RunFolder
@@ -35,7 +33,7 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         UserError: nothing to export, `out` is not free, or the form cannot hold this model. Nothing is written then.
             After a failed upload the folder is complete, and the remedy says how to upload it.
     """
-    require_free(options.out)
+    files.require_free(options.out)
     if options.half and options.format not in HALVED:
         raise UserError(
             f"half precision with format {options.format}",
@@ -50,7 +48,9 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
     if model.latents is not None and Path(model.latents.autoencoder.id).is_absolute():
         text = f"its autoencoder is the local folder {model.latents.autoencoder.id}: others will not have it"
         report(Warning(code="local-autoencoder", text=text))
-    difference = _write(model, options, report)
+    with files.writing_folder(options.out) as folder:
+        difference = _write_form(model, folder, options, report)
+        _write_card(model, folder, options)
     report(Saved(what="export", path=options.out))
     return ExportResult(
         path=options.out,
@@ -59,42 +59,26 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         step=model.step,
         weights_sha256=model.weights_sha256,
         relative_difference=difference,
-        url=_push(options, report) if options.push else None,
+        url=_upload(options.out, options.push, private=options.private, report=report) if options.push else None,
     )
 
 
-def _write(model: ModelFolder, options: ExportOptions, report: Reporter) -> float | None:
-    """Writes everything beside `out` and moves it there whole; returns a graph's difference from the network."""
-    grid = newest_grid(model)
-    with files.writing_folder(options.out) as temporary:
-        difference = _write_form(model, temporary, options, report)
-        if grid is not None:
-            shutil.copyfile(grid, temporary / hub.PREVIEW)
-        card = model_card(
-            model,
-            name=options.out.name,
-            where=f"{hub.PREFIX}{options.push}" if options.push else options.out.name,
-            form=options.format,
-            licence=options.licence,
-            grid=grid is not None,
-        )
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    return difference
-
-
 def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report: Reporter) -> float | None:
+    """Writes the model; returns a graph's difference from the network."""
     if options.format == "mpdit":
         _write_model(model, folder, half=options.half)
         return None
     if options.format == "diffusers":
-        from mpdit_core.interop.export.diffusers_folder import write_pipeline
+        from mpdit_core.interop.export.diffusers_folder import make_pipeline
 
-        write_pipeline(model, folder, half=options.half)
+        make_pipeline(model, half=options.half).save_pretrained(folder)
         return None
     from mpdit_core.interop.export import graph
 
     report(Note(text="tracing the network; a large one takes minutes"))
-    _write_config(model, folder / CONFIG)
+    latents = publishable(model.latents)
+    described = {"latents": latents.model_dump(mode="json") if latents else None}
+    files.write_json(folder / CONFIG, files.read_json(model.path / CONFIG) | described)
     if options.format == "onnx":
         return graph.write_onnx(model.load(), folder / "model.onnx")
     return graph.write_torch_export(model.load(), folder / "model.pt2")
@@ -102,9 +86,10 @@ def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report
 
 def _write_model(model: ModelFolder, folder: Path, *, half: bool) -> None:
     state = read_weights(model.path / WEIGHTS)
+    extra = model.extra
     if half:
         state = {name: _halved(name, tensor) for name, tensor in state.items()}
-    extra: dict[str, Any] = {"stored_as": "float16"} if half else {}
+        extra = extra | {"stored_as": "float16"}
     save_model(
         folder,
         state,
@@ -112,14 +97,8 @@ def _write_model(model: ModelFolder, folder: Path, *, half: bool) -> None:
         latents=publishable(model.latents),
         step=model.step,
         images_seen=model.images_seen,
-        extra=model.extra | extra,
+        extra=extra,
     )
-
-
-def _write_config(model: ModelFolder, path: Path) -> None:
-    latents = publishable(model.latents)
-    described = latents.model_dump(mode="json") if latents else None
-    files.write_json(path, files.read_json(model.path / CONFIG) | {"latents": described})
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
@@ -134,6 +113,22 @@ def publishable(latents: LatentSpec | None) -> LatentSpec | None:
     if latents is None:
         return None
     return latents.model_copy(update={"folder": "", "source": public_source(latents.source)})
+
+
+def _write_card(model: ModelFolder, folder: Path, options: ExportOptions) -> None:
+    """Writes README.md, and beside it the newest picture of samples."""
+    grid = newest_grid(model)
+    if grid is not None:
+        shutil.copyfile(grid, folder / hub.PREVIEW)
+    card = model_card(
+        model,
+        name=options.out.name,
+        where=f"{hub.PREFIX}{options.push}" if options.push else options.out.name,
+        form=options.format,
+        licence=options.licence,
+        grid=grid is not None,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def newest_grid(model: ModelFolder) -> Path | None:
@@ -157,20 +152,19 @@ def _export_dataset(options: ExportOptions, report: Reporter) -> ExportResult:
             remedy=f"export to a folder, then: hf upload ORG/NAME {options.out} --repo-type dataset",
         )
     latents = LatentFolder(options.model)
-    with files.writing_folder(options.out) as temporary:
-        for done in write_dataset(latents, temporary):
+    with files.writing_folder(options.out) as folder:
+        for done in write_dataset(latents, folder):
             report(Progress(task="export", done=done, total=len(latents), unit="images"))
     report(Saved(what="data set", path=options.out))
     return ExportResult(path=options.out, format="datasets", bytes=_size(options.out), images=len(latents))
 
 
-def _push(options: ExportOptions, report: Reporter) -> str:
-    assert options.push is not None
-    report(Note(text=f"uploading to {options.push}"))
+def _upload(folder: Path, name: str, *, private: bool, report: Reporter) -> str:
+    report(Note(text=f"uploading to {name}"))
     try:
-        return hub.upload_folder(options.out, options.push, private=options.private)
+        return hub.upload_folder(folder, name, private=private)
     except UserError as error:
-        remedy = f"{error.remedy or 'try again'}; the export is complete: hf upload {options.push} {options.out}"
+        remedy = f"{error.remedy or 'try again'}; the export is complete: hf upload {name} {folder}"
         raise UserError(error.what, code=error.code, expected=error.expected, remedy=remedy) from error
 
 

@@ -1,16 +1,49 @@
-"""`mpdit import`: an official checkpoint becomes a model folder."""
+"""`mpdit import`: a checkpoint file of the official code in, a model folder of ours out."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from mpdit_core.interop.official.importing import import_official
-from mpdit_core.interop.options import ImportOptions, ImportResult
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpdit_core.config import ModelConfig, RunConfig
+from mpdit_core.data.manifest import PUBLISHED_MEAN, PUBLISHED_STD, AutoencoderSpec, LatentSpec, Normalisation
+from mpdit_core.errors import UserError
+from mpdit_core.interop.official.file_signatures import like_tensors
+from mpdit_core.interop.official.kinds import PREDICTION, Kind, detect_kind, drop_variance, has_variance, reverse_time
+from mpdit_core.interop.official.names import convert_state_dict
+from mpdit_core.interop.official.reading import OfficialFile, read_official
+from mpdit_core.interop.options import PUBLISHED_AUTOENCODER, ImportOptions, ImportResult
+from mpdit_core.model.positions import position_table
+from mpdit_core.models.model_folder import ModelFolder, open_model, parameter_shapes, require_shapes, save_model
+from mpdit_core.presets import LATENT_FACTOR, MODELS, load_preset
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
+from mpdit_core.runtime import files
+from mpdit_core.settings import validate
+
+SD_SCALE = 0.18215  # DiT and SiT multiply the raw latents by it (Stable Diffusion's scaling factor)
+CLASS_TABLE = "y_embedder.embedding_table.weight"
+IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
+
+NOTES = {
+    "variance-dropped": "the variance half of the output channels is left out: sampling does not need it",
+    "time-reversed": "SiT's time runs from noise to data; it is reversed in the weights: velocity = −SiT(x, 1 − t)",
+    "epsilon-model": "this is an epsilon model (it predicts noise): it loads, but it is no flow to be sampled",
+    "no-null-label": "it was trained without label dropout: its null label is a row of zeros; do not use guidance",
+    "other-image-size": "its arguments name another image size than its position table is for; the table is followed",
+    "no-autoencoder": "no autoencoder is known for its number of channels: it gives latents, not images",
+}
+"""What a user should know about a conversion, by code; a model folder keeps those that apply as `extra["notes"]`."""
 
 WARNINGS = ("epsilon-model", "no-null-label", "other-image-size", "no-autoencoder")
-"""Notes on a conversion after which the model does less than others, or may be another than meant."""
+"""Notes after which the model does less than others, or may be another than meant."""
 
 
 def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> ImportResult:
@@ -21,18 +54,11 @@ def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> I
     """
     out = options.out or Path("models") / (re.sub(r"[^\w.-]+", "-", options.file.stem).lower() or "imported")
     report(Note(text=f"reading {options.file}"))
-    model = import_official(
-        options.file,
-        out=out,
-        num_heads=options.num_heads,
-        kind=options.kind,
-        weights=options.weights,
-        autoencoder=options.autoencoder,
-    )
+    model = _import(options, out)
     report(Saved(what="model", path=out))
-    for code, text in model.extra["notes"].items():
+    origin, notes, latents = model.extra["origin"], model.extra["notes"], model.latents
+    for code, text in notes.items():
         report(Warning(code=code, text=text) if code in WARNINGS else Note(text=text))
-    origin, latents = model.extra["origin"], model.latents
     return ImportResult(
         model=out,
         file=origin["file"],
@@ -43,5 +69,193 @@ def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> I
         config=model.config.model.model_dump(mode="json"),
         autoencoder=latents.autoencoder.id if latents else None,
         normalisation=latents.normalisation.name if latents else None,
-        notes=model.extra["notes"],
+        notes=notes,
+    )
+
+
+def import_official(
+    path: str | Path,
+    *,
+    out: str | Path,
+    num_heads: int | None = None,
+    kind: Literal["auto", "mpdit", "dit", "sit"] = "auto",
+    weights: Literal["ema", "model"] | None = None,
+    autoencoder: str = PUBLISHED_AUTOENCODER,
+) -> ModelFolder:
+    """Converts an official MPDiT, MPDiT v2, DiT or SiT checkpoint and writes it as a model folder.
+
+    Shape and switches are read from the tensors. Numbers change only as `kinds.py` says.
+
+    Args:
+        path: `.pt` with `model`, `ema`, `opt`, `args`, or a plain state dict as `.pt` or `.safetensors`.
+        out: folder to write; it must not hold anything yet.
+        num_heads: number of attention heads, needed only where the width is not that of a published model.
+        kind: which code wrote it; `auto`: by the parts, the stored arguments and the file's name.
+        weights: which weights to take; the EMA if not given.
+        autoencoder: Hub id or folder of the autoencoder that decodes the latents.
+
+    Raises:
+        UserError: the file cannot be used (codes as in `read_official`, `detect_kind`, `convert_state_dict`), an
+            argument is not possible (`invalid-value`), or `out` is not free (`folder-not-empty`). Nothing is written
+            then.
+    """
+    given = dict(file=path, num_heads=num_heads, kind=kind, weights=weights, autoencoder=autoencoder)
+    return _import(validate(ImportOptions, given, origin="import"), Path(out))
+
+
+def _import(options: ImportOptions, out: Path) -> ModelFolder:
+    files.require_free(out)
+    file = read_official(options.file, weights=options.weights)
+    made = convert(file, options)
+    latents = _latents(made.config, made.kind, options.autoencoder)
+    notes = [*made.notes, *([] if latents else ["no-autoencoder"])]
+    extra: dict[str, Any] = {
+        "origin": {
+            "file": file.path.name,
+            "sha256": files.sha256(file.path),
+            "kind": made.kind,
+            "weights": file.weights,
+            "arguments": file.arguments,
+        },
+        "prediction": PREDICTION[made.kind],
+        "notes": {code: NOTES[code] for code in notes},
+    }
+    save_model(out, made.state, config=_run_config(made.config), latents=latents, extra=extra)
+    return open_model(out)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """An official checkpoint in our terms: tensors by our names, in float32."""
+
+    kind: Kind
+    config: ModelConfig
+    state: dict[str, Tensor]
+    notes: list[str]  # keys of NOTES
+
+
+def convert(file: OfficialFile, options: ImportOptions) -> Conversion:
+    """The file's model in our terms. Raises `UserError` as `import_official`."""
+    official, arguments, notes = file.tensors, file.arguments, []
+    with _user_errors(file, options.kind):
+        kind = options.kind
+        if kind == "auto":
+            kind = detect_kind(official, name=file.path.name, arguments=arguments)
+        _check_trained_as(kind, arguments)
+        if has_variance(official):
+            official = drop_variance(official)
+            notes.append("variance-dropped")
+        if kind == "sit":
+            official = reverse_time(official)
+            notes.append("time-reversed")
+        if PREDICTION[kind] == "epsilon":
+            notes.append("epsilon-model")
+        if not _has_null_label(official, arguments):
+            official = official | {CLASS_TABLE: F.pad(official[CLASS_TABLE], (0, 0, 0, 1))}
+            notes.append("no-null-label")
+        config, state = convert_state_dict(official, num_heads=options.num_heads)
+        _check_complete(config, state, file.path)
+        _check_positions(config, official)
+        resolution = config.input_size * LATENT_FACTOR
+        if arguments.get("image_size", resolution) != resolution:
+            notes.append("other-image-size")
+        return Conversion(kind, config, {name: tensor.float() for name, tensor in state.items()}, notes)
+
+
+@contextmanager
+def _user_errors(file: OfficialFile, kind: str) -> Iterator[None]:
+    """Says of tensors that cannot be converted what model they seem to be, or that they fit none."""
+    try:
+        yield
+    except UserError as error:
+        what = like_tensors(file.tensors)
+        if what is None or error.code not in ("unknown-architecture", "ambiguous-kind"):
+            raise
+        raise UserError(
+            f"{file.path} seems to be {what}", code="wrong-model", expected="an MPDiT, DiT or SiT checkpoint"
+        ) from error
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:  # shapes of no such model
+        raise UserError(
+            f"the tensors of {file.path} do not fit together: {error}",
+            code="unknown-architecture",
+            expected="an MPDiT, DiT or SiT checkpoint" + ("" if kind == "auto" else f", and one of kind {kind}"),
+        ) from error
+
+
+def _check_trained_as(kind: Kind, arguments: Mapping[str, Any]) -> None:
+    """SiT can be trained on other paths and targets, for which the conversion does not hold."""
+    path, prediction = arguments.get("path_type", "Linear"), arguments.get("prediction", "velocity")
+    if kind == "sit" and (path != "Linear" or prediction != "velocity"):
+        raise UserError(
+            f"this SiT was trained with path_type {path} and prediction {prediction}",
+            code="not-a-linear-flow",
+            expected="path_type Linear and prediction velocity, the flow that mpdit samples",
+        )
+
+
+def _has_null_label(official: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> bool:
+    """Whether the last row of the class table is the null label.
+
+    Raises:
+        UserError: the arguments name a number of classes that the table cannot have (`classes-do-not-fit`).
+    """
+    rows = len(official[CLASS_TABLE]) if CLASS_TABLE in official else 0
+    classes = arguments.get("num_classes")
+    if not isinstance(classes, int):
+        return arguments.get("class_dropout_prob") != 0 and rows != IMAGENET_CLASSES
+    if rows not in (classes, classes + 1):
+        raise UserError(
+            f"the arguments name {classes} classes, the class table has {rows} rows",
+            code="classes-do-not-fit",
+            expected=f"{classes} rows, or {classes + 1} with the null label",
+        )
+    return rows == classes + 1
+
+
+def _check_complete(config: ModelConfig, state: Mapping[str, Tensor], path: Path) -> None:
+    shapes = parameter_shapes(config)
+    try:
+        require_shapes(shapes, state, where=f"{path}, by our names,")
+    except UserError as error:
+        remedy = "ask where it comes from: its code may have been changed"
+        raise UserError(error.what, code="tensors-do-not-fit", expected=error.expected, remedy=remedy) from error
+
+
+def _check_positions(config: ModelConfig, official: Mapping[str, Tensor]) -> None:
+    for name, table in official.items():
+        if not name.startswith("pos_embed"):
+            continue
+        ours = position_table(config.width, round(table.shape[-2] ** 0.5))
+        tolerance = 1e-3 if table.dtype == torch.float32 else 2e-2
+        same_shape = ours.shape == table.shape[-2:]
+        if not same_shape or not torch.allclose(ours, table.float().view_as(ours), atol=tolerance):
+            raise UserError(
+                f"the position table {name} is not the fixed sine-cosine one",
+                code="unknown-positions",
+                expected="the table of the official code: learnt or scaled positions cannot be imported",
+            )
+
+
+def _run_config(model: ModelConfig) -> RunConfig:
+    """The preset that has this model, so that its training recipe is kept; otherwise `custom`."""
+    presets = map(load_preset, MODELS)
+    custom = RunConfig(preset="custom", resolution=model.input_size * LATENT_FACTOR, model=model)
+    return next((preset for preset in presets if preset.model == model), custom)
+
+
+def _latents(config: ModelConfig, kind: Kind, autoencoder: str) -> LatentSpec | None:
+    """The latents that the model was trained on, as published; None for another number of channels."""
+    if config.channels != len(PUBLISHED_MEAN):
+        return None
+    mean, std = (0.0,) * config.channels, (1 / SD_SCALE,) * config.channels
+    if kind == "mpdit":
+        mean, std = PUBLISHED_MEAN, PUBLISHED_STD
+    imagenet = config.num_classes == IMAGENET_CLASSES
+    return LatentSpec(
+        resolution=config.input_size * LATENT_FACTOR,
+        autoencoder=AutoencoderSpec(id=autoencoder, factor=LATENT_FACTOR, channels=config.channels),
+        normalisation=Normalisation(name="published", mean=mean, std=std),
+        class_names=tuple(str(label) for label in range(config.num_classes)),
+        source="imagenet" if imagenet else "",
+        count=IMAGENET_IMAGES if imagenet else 0,
     )

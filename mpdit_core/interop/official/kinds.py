@@ -40,15 +40,15 @@ def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping
     Raises:
         UserError: the file's name and its tensors leave two possibilities (`ambiguous-kind`).
     """
-    dense = "blocks.0.adaLN_modulation.1.weight" in official
-    if not dense:
+    if "blocks.0.adaLN_modulation.1.weight" not in official:
         return "mpdit"
     trained = str(arguments.get("model", ""))
     if re.match(r"sit\b|sit[-_]", trained, re.IGNORECASE) or "path_type" in arguments:
         return "sit"
     if trained.lower().startswith("dit"):
         return "dit"
-    named: Kind | None = next((kind for kind in DENSE if _named(kind, name)), None)
+    words = re.split(r"[^a-z]+", name.lower())
+    named: Kind | None = next((kind for kind in DENSE if kind in words), None)
     if named and (named == "sit" or has_variance(official)):
         return named
     if named is None and not has_variance(official):
@@ -62,10 +62,6 @@ def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping
         expected="a file name or stored arguments that tell which",
         remedy=f"--kind {kinds[0]}, or --kind {kinds[1]}",
     )
-
-
-def _named(kind: Kind, name: str) -> bool:
-    return re.search(rf"(?<![a-z]){kind}(?![a-z])", name, re.IGNORECASE) is not None
 
 
 def has_variance(official: Mapping[str, Tensor]) -> bool:

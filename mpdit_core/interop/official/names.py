@@ -1,8 +1,7 @@
 """Tensor names and shapes of the official MPDiT, DiT and SiT code become our configuration and state dict.
 
-Official names (facts, read off such checkpoints): `x_embedder` and `x_embedder_skip` / `x_embedder_lvl<i>` (patches),
-`t_embedder`, `y_embedder`, `time_modulation` (shared), `downsample_blocks` then `upsample_blocks` (`_lvl<i>`),
-`upsampler` / `upsampler_lvl<i>`, `linear_skip` / `linear_skip_lvl<i>`, `final_layer`; a dense DiT has `blocks` alone.
+The official names in `MODULES` are facts, read off such checkpoints. MPDiT has `downsample_blocks`, then
+`upsample_blocks`; MPDiT v2 numbers its later stages (`upsample_blocks_lvl2`); a dense DiT has `blocks` alone.
 """
 
 from __future__ import annotations
@@ -19,15 +18,29 @@ from mpdit_core.settings import validate
 
 HEADS_BY_WIDTH = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published models; shapes do not show it
 
-# The parts of a block and of the upsampler, theirs and ours
-BLOCK = {
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.out",
-    "mlp.fc1": "mlp.up",
-    "mlp.fc2": "mlp.down",
-    "adaLN_modulation.1": "modulation.linear",
-}
-UPSAMPLE = {"proj": "expand", "refine": "refine"}
+# official module (a pattern, `_lvl<stage>` left out): our module, # for the number of its stage
+MODULES = {
+    r"(?:(?:down|up)sample_)?blocks\.(\d+)\.attn\.qkv":             r"stages.#.blocks.\1.attention.qkv",
+    r"(?:(?:down|up)sample_)?blocks\.(\d+)\.attn\.proj":            r"stages.#.blocks.\1.attention.out",
+    r"(?:(?:down|up)sample_)?blocks\.(\d+)\.mlp\.fc1":              r"stages.#.blocks.\1.mlp.up",
+    r"(?:(?:down|up)sample_)?blocks\.(\d+)\.mlp\.fc2":              r"stages.#.blocks.\1.mlp.down",
+    r"(?:(?:down|up)sample_)?blocks\.(\d+)\.adaLN_modulation\.1":   r"stages.#.blocks.\1.modulation.linear",
+    r"x_embedder(?:_skip)?\.proj":     r"stages.#.patch_embedding.linear",
+    r"upsampler\.proj":                r"stages.#.upsample.expand",
+    r"upsampler\.refine":              r"stages.#.upsample.refine",
+    r"linear_skip":                    r"stages.#.skip",
+    r"t_embedder\.fc0":                r"time_embedding.lift",
+    r"t_embedder\.conv(\d)":           r"time_embedding.spectral.\1",
+    r"t_embedder\.w(\d)":              r"time_embedding.pointwise.\1",
+    r"t_embedder\.fc1":                r"time_embedding.project",
+    r"t_embedder\.mlp\.([02])":        r"time_embedding.mlp.\1",
+    r"y_embedder\.embedding_table":    r"class_embedding.table",
+    r"time_modulation\.1":             r"modulation.linear",
+    r"final_layer\.adaLN_modulation\.1": r"head.modulation.linear",
+    r"final_layer\.linear":            r"head.linear",
+}  # fmt: skip
+LATER_STAGE = ("upsample_blocks", "x_embedder_skip", "upsampler", "linear_skip")  # stage 1 where no number is given
+PARAMETERS = {"weights_real": "real", "weights_imag": "imaginary"}
 
 
 def convert_state_dict(
@@ -45,22 +58,19 @@ def convert_state_dict(
     """
     config = infer_config(official, num_heads=num_heads)
     converted: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for name, tensor in official.items():
-        if name.startswith("pos_embed"):
-            continue  # fixed tables, which the network computes itself
-        ours = _our_name(name, stages=len(config.stages))
-        if ours is None:
-            unknown.append(name)
-            continue
+    fixed = "pos_embed"  # tables that the network computes itself
+    names = {name: _our_name(name) for name in official if not name.startswith(fixed)}
+    unknown = [name for name, ours in names.items() if not ours]
+    if unknown:
+        more = " …" if len(unknown) > 5 else ""
+        raise _unknown(f"tensors of no known part: {', '.join(unknown[:5])}{more}", "an MPDiT, DiT or SiT checkpoint")
+    for name, ours in names.items():
+        tensor = official[name]
         if ours.endswith("patch_embedding.linear.weight"):
             tensor = tensor.flatten(1)  # a convolution of kernel = stride = p as the equal linear map
         elif ".pointwise." in ours and tensor.ndim == 3:
             tensor = tensor.squeeze(-1)  # a 1 × 1 convolution
         converted[ours] = tensor.detach().clone().contiguous()
-    if unknown:
-        more = " …" if len(unknown) > 5 else ""
-        raise _unknown(f"tensors of no known part: {', '.join(unknown[:5])}{more}", "an MPDiT, DiT or SiT checkpoint")
     return config, converted
 
 
@@ -84,7 +94,8 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
     grid = math.isqrt(official["pos_embed"].shape[-2]) if "pos_embed" in official else None
     if grid is None:
         raise _unknown("there is no position table", "a tensor pos_embed, from which the size of the latents is read")
-    position_patch = patch_sizes[0] if _numbered(official, "upsampler_lvl") else patch_sizes[-1]
+    numbered = any(name.startswith("upsampler_lvl") for name in official)
+    position_patch = patch_sizes[0] if numbered else patch_sizes[-1]
     hidden, _ = _shape(official, f"{_block_prefixes(official)[0]}.0.mlp.fc1.weight", dimensions=2)
     heads = num_heads or HEADS_BY_WIDTH.get(width)
     if heads is None:
@@ -129,10 +140,7 @@ def _block_prefixes(official: Mapping[str, Tensor]) -> list[str]:
 
 def _numbered(official: Mapping[str, Tensor], part: str) -> list[str]:
     """`part` alone, or `part_lvl1`, `part_lvl2`, …, as the checkpoint has them, in order."""
-    stem = part.removesuffix("_lvl")
-    found = {m.group(0) for name in official if (m := re.match(rf"{stem}(_lvl\d+)?(?=\.)", name))}
-    if part.endswith("_lvl"):
-        found.discard(stem)
+    found = {m.group(0) for name in official if (m := re.match(rf"{part}(_lvl\d+)?(?=\.)", name))}
     return sorted(found, key=lambda name: (len(name), name))
 
 
@@ -141,30 +149,13 @@ def _depth(official: Mapping[str, Tensor], prefix: str) -> int:
     return max(indices) + 1 if indices else 0
 
 
-def _our_name(name: str, *, stages: int) -> str | None:
-    module, _, leaf = name.rpartition(".")  # leaf: weight, bias, weights_real, weights_imag
-    if m := re.fullmatch(r"(blocks|downsample_blocks|upsample_blocks(?:_lvl(\d+))?)\.(\d+)\.(.+)", module):
-        group, level, index, part = m.groups()
-        stage = 0 if group in ("blocks", "downsample_blocks") else int(level or 1)
-        return f"stages.{stage}.blocks.{index}.{BLOCK[part]}.{leaf}" if part in BLOCK and stage < stages else None
-    if m := re.fullmatch(r"x_embedder(?:_skip|_lvl(\d+))?\.proj", module):
-        stage = 0 if module == "x_embedder.proj" else int(m.group(1) or 1)
-        return f"stages.{stage}.patch_embedding.linear.{leaf}"
-    if m := re.fullmatch(r"upsampler(?:_lvl(\d+))?\.(proj|refine)", module):
-        return f"stages.{int(m.group(1) or 1)}.upsample.{UPSAMPLE[m.group(2)]}.{leaf}"
-    if m := re.fullmatch(r"linear_skip(?:_lvl(\d+))?", module):
-        return f"stages.{int(m.group(1) or 1)}.skip.{leaf}"
-    if m := re.fullmatch(r"t_embedder\.(conv|w)(\d)", module):
-        part = {"weights_real": "real", "weights_imag": "imaginary"}.get(leaf, leaf)
-        return f"time_embedding.{'spectral' if m.group(1) == 'conv' else 'pointwise'}.{m.group(2)}.{part}"
-    whole = {
-        "t_embedder.fc0": "time_embedding.lift",
-        "t_embedder.fc1": "time_embedding.project",
-        "t_embedder.mlp.0": "time_embedding.mlp.0",
-        "t_embedder.mlp.2": "time_embedding.mlp.2",
-        "y_embedder.embedding_table": "class_embedding.table",
-        "time_modulation.1": "modulation.linear",
-        "final_layer.adaLN_modulation.1": "head.modulation.linear",
-        "final_layer.linear": "head.linear",
-    }
-    return f"{whole[module]}.{leaf}" if module in whole else None
+def _our_name(name: str) -> str:
+    """Our name of a tensor, empty where it has none."""
+    module, _, parameter = name.rpartition(".")
+    level = re.search(r"_lvl(\d+)", module)
+    stage = int(level[1]) if level else int(module.startswith(LATER_STAGE))
+    module = re.sub(r"_lvl\d+", "", module)
+    for pattern, ours in MODULES.items():
+        if match := re.fullmatch(pattern, module):
+            return f"{match.expand(ours)}.{PARAMETERS.get(parameter, parameter)}".replace("#", str(stage))
+    return ""

@@ -85,7 +85,8 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
 
 def _stripped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by the network's own names. Raises `UserError` where two would have one name."""
-    names = {name: _without_wrappers(name) for name, value in tensors.items() if isinstance(value, Tensor)}
+    own = [name for name, value in tensors.items() if isinstance(value, Tensor)]
+    names = {name: ".".join(part for part in str(name).split(".") if part not in WRAPPERS) for name in own}
     while len(owners := {name.partition(".")[0] for name in names.values()}) == 1 and owners <= OWNERS:
         names = {name: short.partition(".")[2] for name, short in names.items()}
     first: dict[str, str] = {}
@@ -211,10 +212,6 @@ def _choose(path: Path, content: Any, wanted: Weights | None) -> tuple[str, Mapp
 
 def _has_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
-
-
-def _without_wrappers(name: str) -> str:
-    return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
 
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:

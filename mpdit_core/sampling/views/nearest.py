@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import Autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import ModelFolder
@@ -118,7 +118,7 @@ class TrainingPoints:
         assert generator.autoencoder is not None
         assert generator.spec is not None
         self.folder, self.space, self.mirror = folder, space, folder.has_flips
-        self.autoencoder: Autoencoder = generator.autoencoder
+        self.autoencoder: LoadedAutoencoder = generator.autoencoder
         self.normalisation, self.device = generator.spec.normalisation, generator.device
         self._kept: dict[tuple[int, bool], Tensor] = {}  # (first of a block, mirrored) → uint8 [m, 3, H, W]
         self._kept_bytes = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Saved, Warning
@@ -17,14 +17,14 @@ from mpdit_core.training.state.checkpoints import Snapshot
 
 
 class Checkpoints:
-    """The checkpoints of a session. Leaving the context waits for the write under way.
+    """The checkpoints of a session; the context of its `writer` waits for the write under way.
 
     The main process writes. Of a sharded run each process writes its part, and the main one the rest when all have.
     """
 
     def __init__(self, session: Session, metrics: StepMetrics):
         self.session, self.metrics = session, metrics
-        self._writer = WriteBehind("checkpoint")
+        self.writer = WriteBehind("checkpoint")
         self._group: Any = None
         if session.trainer.model.sharded:
             import torch.distributed as dist
@@ -33,7 +33,7 @@ class Checkpoints:
 
     def after(self, step: int) -> None:
         """Begins to write the checkpoint of `step`, where one is due."""
-        if self._writer.is_done:
+        if self.writer.is_done:
             self.wait()
         # the last step's is written, and waited for, by `save`
         if step % self.session.config.train.checkpoint_every == 0 and not self.session.is_finished:
@@ -48,24 +48,21 @@ class Checkpoints:
         """
         self.metrics.drain()
         self._start()
-        path = self.session.world.on_main(self._writer.wait)
-        self._writer.wait()  # of the other processes: their own parts
+        path = self.session.world.on_main(self.writer.wait)
+        self.writer.wait()  # of the other processes: their own parts
         self._report(path)
 
     def wait(self) -> None:
         """Ends the write under way. A full disk is reported, and the older checkpoints stay."""
         try:
-            path = self._writer.wait()
+            self._report(self.writer.wait())
         except UserError as error:
             text = f"checkpoint not written, training continues, older ones are kept: {error.what}"
             self.session.report(Warning(code="checkpoint-not-written", text=text))
-        else:
-            self._report(path)
 
     def newest(self) -> Path | None:
         """The run's newest complete checkpoint."""
-        complete = self.session.run.checkpoints()
-        return complete[-1] if complete else None
+        return next(reversed(self.session.run.checkpoints()), None)
 
     def _report(self, path: Path | None) -> None:
         if path is not None:
@@ -79,30 +76,25 @@ class Checkpoints:
         wanted = world.is_main and self.newest() != run.checkpoint(snapshot.position.step)
         name = world.broadcast_object(uuid.uuid4().hex[:8] if wanted else None)
         if name is not None and (world.is_main or snapshot.sharded):
-            self._writer.submit(self._write, snapshot, run.path / "checkpoints" / f".shards.{name}.part")
+            self.writer.submit(self._write, snapshot, run.path / "checkpoints" / f".shards.{name}.part")
 
     def _write(self, snapshot: Snapshot, shards: Path) -> Path | None:
+        """Writes this process's part under `shards`, and in the main one the checkpoint; returns its folder."""
+        session = self.session
         try:
             if snapshot.sharded:
                 sharded.write(shards, snapshot.training(), group=self._group)
-            if not self.session.world.is_main:
+            if not session.world.is_main:
                 return None
-            path = checkpoints.write(
-                self.session.run,
+            folder = checkpoints.write(
+                session.run,
                 snapshot,
-                config=self.session.config,
-                latents=self.session.plan.latents.spec,
+                config=session.config,
+                latents=session.plan.latents.spec,
                 shards=shards if snapshot.sharded else None,
             )
-            checkpoints.remove_old(self.session.run, self.session.config.train)
-            return path
+            checkpoints.remove_old(session.run, session.config.train)
+            return folder
         finally:
-            if self.session.world.is_main:
+            if session.world.is_main:
                 shutil.rmtree(shards, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._writer.__exit__(kind, *rest)

@@ -12,29 +12,21 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.compute import training_macs
 from mpdit_core.reporting import Step, Warning
 from mpdit_core.runtime.device import matmul_rate, peak_memory
-from mpdit_core.training.hooks.divergence import DivergenceDetector
-from mpdit_core.training.hooks.trackers import Trackers
+from mpdit_core.training.divergence import BadStep, DivergenceDetector
 from mpdit_core.training.session import Session
+from mpdit_core.training.state.checkpoints import Position
+from mpdit_core.training.trackers import Trackers
 
 METRIC_LAG_STEPS = 2  # steps after which a GPU's loss is read
-
-
-class BadStep(Exception):  # noqa: N818  # no error: the run may go back and leave it out
-    """The loss or gradient of a step is not finite, or the loss is a spike. Raised alike on all processes."""
-
-    def __init__(self, step: PendingStep, what: str):
-        self.step, self.data_step, self.learning_rate, self.what = step.step, step.data_step, step.learning_rate, what
-        super().__init__(f"step {self.step}: {what}")
 
 
 @dataclass(frozen=True)
 class PendingStep:
     """A step whose numbers are still on the device."""
 
-    step: int
-    images_seen: int
+    position: Position  # after it
+    data_step: int  # number of its batch
     learning_rate: float
-    data_step: int
     numbers: torch.Tensor  # [3]: loss, gradient norm, stop requests; on the CPU once `ready`
     ready: torch.cuda.Event | None
 
@@ -49,7 +41,6 @@ class StepMetrics:
     def __init__(self, session: Session, trackers: Trackers):
         self.session, self.trackers = session, trackers
         self.divergence = DivergenceDetector(session.config.train.spike_factor)
-        self.divergence.mean = session.trainer.position.loss_mean
         self.lag = METRIC_LAG_STEPS if session.device.type == "cuda" else 0
         self.pending: deque[PendingStep] = deque()
         self.last: Step | None = None
@@ -69,9 +60,8 @@ class StepMetrics:
         Raises:
             BadStep: the older step was bad.
         """
-        position = self.session.trainer.position
         numbers, ready = self._averaged(numbers, stopping)
-        self.pending.append(PendingStep(position.step, position.images_seen, learning_rate, data_step, numbers, ready))
+        self.pending.append(PendingStep(self.session.trainer.position, data_step, learning_rate, numbers, ready))
         self._read(keep=self.lag)
 
     def drain(self) -> None:
@@ -86,7 +76,7 @@ class StepMetrics:
             self.session.run.require()
 
     def rewind(self) -> None:
-        """Forgets what came after the trainer's position, to which a rollback went back."""
+        """Forgets what came after the trainer's position, where a session begins or a rollback went back to."""
         position = self.session.trainer.position
         self.divergence.mean = position.loss_mean
         self.pending.clear()
@@ -135,26 +125,27 @@ class StepMetrics:
             if pending.ready is not None:
                 pending.ready.synchronize()
             loss, grad_norm, stopping = pending.numbers.tolist()
+            step, rate = pending.position.step, pending.learning_rate
             wrong = self.divergence.check(loss=loss, grad_norm=grad_norm)
             if wrong:
-                raise BadStep(pending, wrong)
+                raise BadStep(what=wrong, step=step, data_step=pending.data_step, learning_rate=rate)
             self.stop_requested |= stopping > 0
             trainer.position = replace(trainer.position, loss_mean=self.divergence.mean)
-            every = self.session.config.train.log_every
-            if pending.step % every == 0 or pending.step == self.session.plan.total_steps:
+            if step % self.session.config.train.log_every == 0 or step == self.session.plan.total_steps:
                 self._log(pending, loss=loss, grad_norm=grad_norm)
 
     def _log(self, pending: PendingStep, *, loss: float, grad_norm: float) -> None:
-        speed = self.session.clock.lap(pending.step) * self.session.config.train.batch_size
+        step = pending.position.step
+        speed = self.session.clock.lap(step) * self.session.config.train.batch_size
         measured = {"mfu": speed * self.seconds_per_image, "memory_bytes": float(peak_memory(self.session.device))}
         values: dict[str, Any] = {
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": pending.learning_rate,
-            "images_seen": pending.images_seen,
+            "images_seen": pending.position.images_seen,
             "images_per_second": speed,
         }
-        self.last = Step(step=pending.step, total_steps=self.session.plan.total_steps, **values, extra=measured)
+        self.last = Step(step=step, total_steps=self.session.plan.total_steps, **values, extra=measured)
         if self.session.world.is_main:
-            self.log_values(values | measured, step=pending.step)
+            self.log_values(values | measured, step=step)
         self.session.report(self.last)

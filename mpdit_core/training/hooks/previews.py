@@ -30,8 +30,7 @@ class Previews:
     """Writes a grid of the first EMA's samples, one of the weights as they are, and a GIF of all the EMA's grids."""
 
     def __init__(self, session: Session, metrics: StepMetrics):
-        self.session, self.metrics = session, metrics
-        self.preview = session.config.preview
+        self.session, self.metrics, self.preview = session, metrics, session.config.preview
         self._damaged: set[Path] = set()
 
     def after(self, step: int) -> None:
@@ -42,15 +41,15 @@ class Previews:
         if self.preview.every == 0 or step % self.preview.every:
             return
         self.metrics.drain()
-        trainer, run = self.session.trainer, self.session.run
+        run, ema, model = self.session.run, self.session.trainer.ema, self.session.trainer.model
         with self.session.clock.paused():
-            average = trainer.model.whole(trainer.ema.state())
-            weights = trainer.model.whole(trainer.model.weights())
+            average, weights = model.whole(ema.state()), model.whole(model.weights())
             if not self.session.world.is_main:
                 return
             try:
-                self._draw(average, step, raw=False)
-                self._draw(weights, step, raw=True)
+                self._draw(average, run.preview(step))
+                self.session.report(Saved(what="preview", path=run.preview(step)))
+                self._draw(weights, run.preview(step, raw=True))
                 frames = self._frames()
                 if len(frames) > 1:
                     save_gif(frames, run.animation)
@@ -74,29 +73,17 @@ class Previews:
                 frames.append(picture)
         return frames
 
-    def _draw(self, weights: dict[str, Tensor], step: int, *, raw: bool) -> None:
-        spec = self.session.plan.latents.spec
-        autoencoder = load_autoencoder(spec.autoencoder, device=self.session.device)
-        latents, labels = self._sample(weights)
-        images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
-        path = self.session.run.preview(step, raw=raw)
-        columns = math.ceil(math.sqrt(len(images)) * WIDER)
-        save_png(labelled_grid(images, [spec.class_names[label] for label in labels], columns), path)
-        if not raw:
-            self.session.report(Saved(what="preview", path=path))
-
     @torch.no_grad()
-    def _sample(self, weights: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
-        """Latents [n, C, h, w] from the run's fixed noises, classes in turn, and their labels."""
-        config, device = self.session.config.model, self.session.device
+    def _draw(self, weights: dict[str, Tensor], path: Path) -> None:
+        """Samples from the run's fixed noises [n, C, h, w], classes in turn, and writes them as a grid."""
+        spec, config, device = self.session.plan.latents.spec, self.session.config.model, self.session.device
         with torch.device("meta"):
             network = MPDiT(config)
         network.load_state_dict(weights, assign=True)
         rebuild_positions(network)
-        network.to(device).eval()
         labels = [i % config.num_classes for i in range(self.preview.num_images)]
         velocity_fn = GuidedVelocity(
-            network,
+            network.to(device).eval(),
             torch.tensor(labels, device=device),
             null_label=config.null_label,
             guidance=Guidance(scale=self.preview.guidance_scale),
@@ -104,4 +91,8 @@ class Previews:
         )
         seed, shape = self.session.config.train.seed, (config.channels, config.input_size, config.input_size)
         noise = torch.stack([torch.randn(shape, generator=generator(seed, "preview", i)) for i in range(len(labels))])
-        return integrate(load_sampler("euler", num_steps=self.preview.num_steps), velocity_fn, noise.to(device)), labels
+        latents = integrate(load_sampler("euler", num_steps=self.preview.num_steps), velocity_fn, noise.to(device))
+        autoencoder = load_autoencoder(spec.autoencoder, device=device, trust=self.session.plan.trust)
+        images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
+        columns = math.ceil(math.sqrt(len(images)) * WIDER)
+        save_png(labelled_grid(images, [spec.class_names[label] for label in labels], columns), path)

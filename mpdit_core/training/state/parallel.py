@@ -20,7 +20,6 @@ from mpdit_core.config import TrainConfig
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
-from mpdit_core.training.state.sharded import copy_to_cpu
 
 
 class ParallelModel:
@@ -55,10 +54,6 @@ class ParallelModel:
         """Parameter-like tensors, gathered if sharded, copied to the CPU. All processes must call it."""
         return {name: gather(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
-    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameter-like tensors copied to the CPU; of sharded ones each process's part. All must call it."""
-        return copy_to_cpu(tensors) if self.sharded else self.whole(tensors)
-
     def weights(self) -> dict[str, Tensor]:
         """The raw weights by name: the parameters themselves, sharded ones as DTensors."""
         return dict(self.module.named_parameters())
@@ -70,11 +65,14 @@ class ParallelModel:
             parameter.copy_(shard_like(parameter, state[name]))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`: the state itself, by name."""
+        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`: the state itself, by name.
+
+        In the same order after a restore, which the files of a sharded checkpoint follow.
+        """
         return {
             f"{slot}.{name}": value
             for name, parameter in self.module.named_parameters()
-            for slot, value in optimizer.state.get(parameter, {}).items()
+            for slot, value in sorted(optimizer.state.get(parameter, {}).items())
         }
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -17,8 +18,8 @@ from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.training.batches import Batch
 from mpdit_core.training.state.checkpoints import Position, Snapshot
 from mpdit_core.training.state.ema import EMA
-from mpdit_core.training.state.optimizer import learning_rate, make_optimizer
 from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
+from mpdit_core.training.state.sharded import copy_to_cpu
 
 
 class Trainer:
@@ -31,8 +32,12 @@ class Trainer:
             torch.manual_seed(hash_seed(config.train.seed, "weights"))
             module = MPDiT(config.model)
         self.model = ParallelModel(module.train(), config.train, device=device, world=world)
-        self.optimizer = make_optimizer(self.model.module, config.train)
-        self.ema = EMA(self.model.module, decays=config.train.ema_decays, warmup=config.train.ema_warmup)
+        train = config.train
+        self.optimizer = torch.optim.AdamW(
+            self.model.module.parameters(),
+            lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, fused=True,
+        )  # fmt: skip
+        self.ema = EMA(self.model.module, decays=train.ema_decays, warmup=train.ema_warmup)
 
     def step(self, batch: Batch) -> Tensor:
         """Makes one optimizer step on this process's share of a batch.
@@ -74,8 +79,14 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step."""
-        return learning_rate(self.config.train, step=self.position.step, total_steps=self.total_steps)
+        """Learning rate of the next step: linear warm-up, then constant or half a cosine down to 0."""
+        train, step = self.config.train, self.position.step
+        if step < train.warmup_steps:
+            return train.learning_rate * (step + 1) / train.warmup_steps
+        if train.schedule == "constant":
+            return train.learning_rate
+        progress = (step - train.warmup_steps) / max(1, self.total_steps - train.warmup_steps)
+        return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def snapshot(self, *, whole: bool = True) -> Snapshot:
         """A copy of everything, on the CPU. All processes must call it.
@@ -84,9 +95,10 @@ class Trainer:
             whole: False: of a sharded model, weights and optimizer are this process's parts.
         """
         averages = {d: self.model.whole(self.ema.state(i)) for i, d in enumerate(self.ema.decays)}
-        copy = self.model.whole if whole else self.model.parts
+        in_parts = self.model.sharded and not whole
+        copy = copy_to_cpu if in_parts else self.model.whole
         weights, optimizer = copy(self.model.weights()), copy(self.model.optimizer_state(self.optimizer))
-        return Snapshot(self.position, weights, optimizer, averages, sharded=self.model.sharded and not whole)
+        return Snapshot(self.position, weights, optimizer, averages, sharded=in_parts)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:

@@ -47,7 +47,7 @@ def bake(*words: str, kind: type[Options] = Cake) -> Any:
     """The options that a command line gives. Raises what the command raises."""
     found: list[Any] = []
 
-    @options_command(kind, name="bake")
+    @options_command(kind)
     def command(options, loud: bool = False) -> None:
         """Bake."""
         found.append((options, loud))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import tomllib
 from pathlib import Path
 
 import launch
+import plugin_site
 import pytest
+
+from mpdit_core.plugins import new_plugin
 
 CODE = """
 from dataclasses import dataclass
@@ -30,30 +35,15 @@ class Command:
     job: object
     help: str
 
-pie = Command(PieOptions, bake, "Bake a pie.")
+S = Command(PieOptions, bake, "Bake a pie.")
 """
 
 
-def install(site: Path, package: str, name: str, code: str) -> None:
-    """A package with one command, as pip would leave it in `site`."""
-    module = package.replace("-", "_")
-    (site / f"{module}.py").write_text(code)
-    info = site / f"{module}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\nSummary: Pies of all kinds\n"
-    )
-    (info / "entry_points.txt").write_text(f"[mpdit.commands]\n{name} = {module}:pie\n")
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+install = functools.partial(plugin_site.install, group="mpdit.commands")
 
 
 def test_a_command_is_listed_by_its_metadata_and_works_like_ours(site: Path):
-    install(site, "tasty-pies", "pie", CODE)
+    install(site, "pie", CODE, package="tasty-pies")
     listed = launch.run("--help")
     assert "Pies of all kinds" in listed.out
     assert "tasty_pies" not in sys.modules
@@ -65,22 +55,31 @@ def test_a_command_is_listed_by_its_metadata_and_works_like_ours(site: Path):
 
 
 def test_a_name_of_ours_cannot_be_taken(site: Path):
-    install(site, "thief", "train", "raise SystemExit('imported')")
+    install(site, "train", "raise SystemExit('imported')", package="thief")
     assert "--preset" in launch.run("train", "--help").out
 
 
 def test_two_of_one_name_are_refused_by_naming_both(site: Path):
-    install(site, "tasty-pies", "pie", CODE)
-    install(site, "other-pies", "pie", CODE)
+    install(site, "pie", CODE, package="tasty-pies")
+    install(site, "pie", CODE, package="other-pies")
     refused = launch.run("pie", "plum", "--json")
     assert (refused.code, refused.result["code"]) == (2, "ambiguous-plugin")
     assert "tasty-pies" in refused.err
     assert "other-pies" in refused.err
 
 
-@pytest.mark.parametrize("code", ["import nothing_of_the_kind", "pie = 3", "raise SystemExit(3)"])
+@pytest.mark.parametrize("code", ["import nothing_of_the_kind", "S = 3", "raise SystemExit(3)"])
 def test_a_broken_one_fails_alone(site: Path, code: str):
-    install(site, "broken-pies", "pie", code)
+    install(site, "pie", code, package="broken-pies")
     refused = launch.run("pie", "plum", "--json")
     assert (refused.code, refused.result["code"]) == (2, "broken-plugin")
     assert launch.run("--help").code == 0
+
+
+def test_a_new_package_is_a_command(site: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = new_plugin("command", "count-files", site / "new").path
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    plugin_site.write_metadata(site, project["name"], project["entry-points"])
+    monkeypatch.syspath_prepend(str(folder))
+    done = launch.succeed("count-files", folder, "--most", 1, "--json")
+    assert (done.result["files"], done.result["endings"]) == (4, {".py": 2})

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from mpdit_cli.app import main
 from mpdit_cli.commands.encode_latents import next_command, summary
+from mpdit_core import presets
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import PUBLISHED_MEAN
@@ -94,11 +95,12 @@ def test_bytes_do_not_depend_on_batch_size_or_threads(images: Path, tmp_path: Pa
 
 def test_whole_batches_as_on_a_gpu(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The way of a GPU, walked by a CPU that calls itself something else: the same images in the same rows."""
-    from mpdit_core.data.autoencoders import PixelAutoencoder
+    from mpdit_core.data.autoencoders import LoadedAutoencoder
 
     (images / "bee/3.png").write_bytes(b"no picture")
     one = encode(images, tmp_path / "one", on_error="skip")
-    monkeypatch.setattr(PixelAutoencoder, "encode_device", torch.device("meta"))
+    monkeypatch.setattr(LoadedAutoencoder, "encode_device", torch.device("meta"))
+    monkeypatch.setattr(LoadedAutoencoder, "encode", lambda self, images: self.plugin.encode(images))
     whole = encode(images, tmp_path / "whole", on_error="skip")
     assert shard_hashes(one.latents) == shard_hashes(whole.latents)
     with refused("faulty-image", "bee/3.png"):
@@ -205,7 +207,8 @@ def test_default_autoencoder_from_the_cache(images: Path, tmp_path: Path, monkey
     assert folder.spec.autoencoder.revision == "0" * 40
     assert (len(folder), folder.batch([0]).mean.shape) == (15, (1, 4, 32, 32))
     assert (folder.path / "contact-sheet.png").stat().st_size > 1000
-    assert "mpdit train --preset xl-256" in capsys.readouterr().out
+    proposed = presets.propose_preset(resolution=256, latent_shape=(4, 32, 32), images=15)
+    assert f"mpdit train --preset {proposed}\n" in capsys.readouterr().out
 
 
 def test_summary_names_what_was_skipped_and_what_comes_next(images: Path, tmp_path: Path):

@@ -83,7 +83,7 @@ def test_an_export_is_measured_as_its_run(here):
 
 def test_a_model_of_the_hub_is_measured_by_its_address(here, monkeypatch):
     """The download itself is tested with the Hub's."""
-    monkeypatch.setattr("mpdit_core.models.hub.download_model", lambda address: here / "m")
+    monkeypatch.setattr("mpdit_core.models.model_folder.download_model", lambda address: here / "m")
     found = measured("hf:me/tiny", "digits", **QUICK)
     assert found.what == "hf:me/tiny"
     assert found.metrics == measured("m", "digits", **QUICK).metrics

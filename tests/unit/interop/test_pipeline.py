@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import save_autoencoder
+from data_helpers import refused, save_autoencoder
 from ecosystem_helpers import dense_weights, model_folder
 
 from mpdit_core import MPDiTPipeline
-from mpdit_core.errors import UserError
 from mpdit_core.interop import ExportOptions, export_model, import_official
 from mpdit_core.interop.export.diffusers_folder import make_pipeline
 from mpdit_core.models.model_folder import ModelFolder
@@ -84,9 +83,8 @@ def test_pipeline_keeps_the_conventions(model):
     ],
 )
 def test_pipeline_refuses_what_cannot_be(model, wrong):
-    with pytest.raises(UserError) as error:
+    with refused("invalid-value"):
         make_pipeline(model)(**({"class_labels": [0]} | wrong))
-    assert error.value.code == "invalid-value"
 
 
 def test_a_name_that_two_classes_have_is_not_guessed(model):
@@ -98,9 +96,8 @@ def test_a_name_that_two_classes_have_is_not_guessed(model):
     assert pipe.get_label_ids("a bird") == [4]
     assert pipe.get_label_ids(["ibis", "a bird"]) == [3, 4]
     for name, code in [("crane", "ambiguous-class"), ("eleven", "no-such-class")]:
-        with pytest.raises(UserError) as error:
+        with refused(code):
             pipe.get_label_ids([name])
-        assert error.value.code == code
     assert pipe.labels == {"a bird": 4, "ibis": 3}
     assert len(pipe([4, 9], num_inference_steps=1).images) == 2  # ids stay possible
 

@@ -71,6 +71,10 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         time_embedding=draw(st.sampled_from(["fno", "sinusoid"])),
         skip=draw(st.booleans()),
         mlp_ratio=draw(st.integers(1, 4)),
+        mlp=draw(st.sampled_from(["gelu", "swiglu"])),
+        norm=draw(st.sampled_from(["layer", "rms"])),
+        qk_norm=draw(st.booleans()),
+        positions=draw(st.sampled_from(["sincos", "rope", "both"])),
     )
 
 

@@ -8,7 +8,7 @@ from golden_files import FILES, assert_close, load_model, official_weights
 
 from mpdit_core.flow.objectives import flow_matching_loss
 from mpdit_core.interop.official import convert_state_dict
-from mpdit_core.model.tokens import position_table
+from mpdit_core.model.positions import position_table
 
 golden = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,10 +38,18 @@ def kept_by_autograd(config: ModelConfig, batch_size: int, precision: Precision)
     return sum(size for storage, size in storages.items() if storage not in ours)
 
 
+SWITCHES = [{"mlp": "swiglu"}, {"norm": "rms"}, {"qk_norm": True}, {"positions": "rope"}, {"positions": "both"},
+            {"mlp": "swiglu", "norm": "rms", "qk_norm": True, "positions": "both"}]  # fmt: skip
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["b-256", "xl-512", "v2-b-512", "dit-s-256", "ablation-b-tokens", "digits"])
-def test_saved_activations_are_those_of_autograd(name: str, precision: Precision):
-    config = load_preset(name).model
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [(name, {}) for name in ("b-256", "xl-512", "v2-b-512", "dit-s-256", "ablation-b-tokens", "digits")]
+    + [("b-256", switches) for switches in SWITCHES],
+)
+def test_saved_activations_are_those_of_autograd(name: str, switches: dict[str, Any], precision: Precision):
+    config = load_preset(name).model.model_copy(update=switches)
     each = kept_by_autograd(config, 4, precision) - kept_by_autograd(config, 3, precision)  # cast weights drop out
     assert saved_activations(config, precision=precision) == pytest.approx(each, rel=0.01)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import plugin_site
 import pytest
 import torch
 from launch import run, succeed
@@ -58,22 +59,8 @@ BROKEN = {
 }
 
 
-def install(site: Path, name: str, code: str, *, package: str | None = None) -> None:
-    package = package or f"broken-{name}"
-    module = package.replace("-", "_")
-    (site / f"{module}.py").write_text(code)
-    info = site / f"{module}-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[mpdit.samplers]\n{name} = {module}:S\n")
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    return folder
+def install(site: Path, name: str, code: str, *, package: str = "", group: str = "mpdit.samplers") -> None:
+    plugin_site.install(site, name, code, package=package or f"broken-{name}", group=group)
 
 
 def final(sampler, velocity_fn=lambda x, t: x) -> torch.Tensor:
@@ -141,12 +128,10 @@ def test_a_stop_while_the_list_is_made_is_no_fault_of_a_plugin(site: Path, error
 
 def test_malformed_metadata_is_listed(site: Path, without_heavy_packages):
     """Torch itself does not import beside such a package, so to be told which one it is must do."""
-    info = site / "bad_metadata-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-metadata\nVersion: 1\n")
+    info = plugin_site.write_metadata(site, "bad-metadata", {})
     (info / "entry_points.txt").write_text("[mpdit.samplers]\nno equals sign\n")
     report = reports("?")["bad-metadata"]
-    assert (report.status, report.version) == ("broken", "1")
+    assert (report.status, report.version) == ("broken", "1.2")
     assert "entry_points.txt is malformed" in report.reason
     assert "euler" in plugins.names("samplers")
 
@@ -378,18 +363,13 @@ S = SimpleNamespace(options=O, job=lambda options, *, report: Result(), help="Pl
 """
 
 
-def install_command(site: Path, name: str, code: str, *, package: str) -> None:
-    install(site, name, code, package=package)
-    entry_points = site / f"{package.replace('-', '_')}-1.2.dist-info" / "entry_points.txt"
-    entry_points.write_text(entry_points.read_text().replace("mpdit.samplers", "mpdit.commands"))
-
-
 def test_commands_are_found_without_loading(site: Path, without_heavy_packages, monkeypatch: pytest.MonkeyPatch):
-    install_command(site, "play", COMMAND, package="play-a")
-    install_command(site, "train", "1 / 0", package="play-b")
-    install_command(site, "twin", COMMAND, package="play-c")
-    install_command(site, "twin", COMMAND, package="play-d")
-    install_command(site, "no-job", COMMAND.replace("job=", "jobs="), package="play-e")
+    broken = COMMAND.replace("job=", "jobs=")
+    for letter, name, code in (
+        ("a", "play", COMMAND), ("b", "train", "1 / 0"), ("c", "twin", COMMAND), ("d", "twin", COMMAND),
+        ("e", "no-job", broken),
+    ):  # fmt: skip
+        install(site, name, code, package=f"play-{letter}", group="mpdit.commands")
     found = [entry.name for entry in plugins.command_entries(reserved=("train",)) if entry.package.startswith("play-")]
     assert found == ["no-job", "play"]
     assert "play_a" not in sys.modules

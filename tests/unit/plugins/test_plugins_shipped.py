@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from launch import run, succeed
 from PIL import Image
+from plugin_site import install
 from sample_helpers import write_model
 
 MINE = """
@@ -55,19 +56,13 @@ def test_sampling_with_a_file_or_a_module(tmp_path: Path, monkeypatch: pytest.Mo
     assert (made["sampler"]["name"], made["sampler"]["options"]) == (name, {"num_steps": 4})
 
 
-def test_samples_are_resumed_with_the_same_package_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    site = tmp_path / "site"
-    info = site / "mine-1.2.dist-info"
-    info.mkdir(parents=True)
-    monkeypatch.syspath_prepend(str(site))
-    (site / "a_sampler_of_mine.py").write_text(MINE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text("[mpdit.samplers]\nmine = a_sampler_of_mine:Mine\n")
+def test_samples_are_resumed_with_the_same_package_only(tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch):
+    info = install(site, "mine", MINE + "S = Mine\n", package="a-sampler-of-mine")
     words = arguments(tmp_path, "--sampler", "mine")
     made = succeed(*words).result
-    assert (made["sampler"]["package"], made["sampler"]["version"]) == ("mine", "1.2")
+    assert (made["sampler"]["package"], made["sampler"]["version"]) == ("a-sampler-of-mine", "1.2")
     before = (tmp_path / "out" / "samples.json").read_bytes()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.3\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: a-sampler-of-mine\nVersion: 1.3\n")
     assert run(*words).code == 2
     monkeypatch.setenv("MPDIT_PLUGINS", "off")  # as if it were not installed
     missing = run(*words)

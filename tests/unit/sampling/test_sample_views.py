@@ -12,7 +12,7 @@ from PIL import Image
 from sample_helpers import code_of, images_of, make_generator, run_view, sample_options, write_model
 
 from mpdit_cli.app import main
-from mpdit_core.data.autoencoders import PixelAutoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.reporting import Progress, Warning
 from mpdit_core.sampling import read_sweeps, sample, with_value
@@ -185,8 +185,8 @@ def test_nearest_finds_copies_and_mirror_images(model, latents, tmp_path):
 def test_pixels_are_decoded_once_as_far_as_they_can_be_kept(model, latents, tmp_path, monkeypatch, kept, passes):
     monkeypatch.setattr("mpdit_core.sampling.views.nearest.KEPT", kept)
     decoded = []
-    original = PixelAutoencoder.decode
-    monkeypatch.setattr(PixelAutoencoder, "decode", lambda self, x: (decoded.append(len(x)), original(self, x))[1])
+    original = LoadedAutoencoder.decode
+    monkeypatch.setattr(LoadedAutoencoder, "decode", lambda self, x: (decoded.append(len(x)), original(self, x))[1])
     data = run_view(model, out=tmp_path / "o", nearest="pixels", latents=latents).data
     of_samples, of_neighbours, drawn = 2, 2, 2 * 4
     assert sum(decoded) == of_samples + passes * 2 * len(LatentFolder(latents)) + of_neighbours + drawn

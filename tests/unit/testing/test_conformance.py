@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -16,7 +17,8 @@ from PIL import Image
 from mpdit_core import plugins
 from mpdit_core.api import Features, Item
 from mpdit_core.plugins.finding import entries
-from mpdit_core.testing import ConformanceError, check_dataset, check_features, check_sampler
+from mpdit_core.settings import Options, setting
+from mpdit_core.testing import ConformanceError, check_command, check_dataset, check_features, check_sampler
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in entries("samplers") if entry.is_ours])
@@ -108,3 +110,26 @@ def test_a_bad_extractor_is_found():
     }.items():  # fmt: skip
         with pytest.raises(ConformanceError, match=words):
             check_features(Means(fault=fault))
+
+
+class Described(Options):
+    side: int = setting(3, "side of it")
+
+
+class Undescribed(Options):
+    side: int = 3
+
+
+def job(options, *, report):
+    pass
+
+
+def test_a_bad_command_is_found():
+    good = {"options": Described, "job": job, "help": "Do it."}
+    check_command(SimpleNamespace(**good))
+    for change, words in (
+        ({"options": Undescribed}, "a description of the option side"), ({"job": lambda options: None}, "job"),
+        ({"help": " "}, "options, job and help"),
+    ):  # fmt: skip
+        with pytest.raises(ConformanceError, match=words):
+            check_command(SimpleNamespace(**good | change))

@@ -20,10 +20,9 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Step, Warning
 from mpdit_core.runtime.device import matmul_rate
-from mpdit_core.training import train
-from mpdit_core.training.hooks import trackers
-from mpdit_core.training.hooks.clock import WorkClock
-from mpdit_core.training.hooks.divergence import DivergenceDetector
+from mpdit_core.training import trackers, train
+from mpdit_core.training.divergence import DivergenceDetector
+from mpdit_core.training.session import WorkClock
 from mpdit_core.training.state.ema import EMA
 
 STEP = Step(

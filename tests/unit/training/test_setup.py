@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from launch import run
+from launch import run, succeed
 from train_helpers import options, run_to_end
 
 from mpdit_core import presets
@@ -111,7 +111,6 @@ def test_a_dry_run_shows_where_each_value_came_from(latents, tmp_path, monkeypat
         (["--preset", "tiny", "--set", "train.accumulation=3"], "batch-not-divisible", "cannot be shared"),
         (["--preset", "xl-256"], "wrong-resolution", "latents of 16 px"),
         (["--config", "missing.toml"], "no-such-file", "missing.toml does not exist"),
-        ([], "no-configuration", "--preset NAME or --config"),
         (["--preset", "tiny", "--device", "cuda"], "no-such-device", "cuda"),
     ],
 )  # fmt: skip
@@ -144,3 +143,33 @@ def test_a_folder_that_is_not_a_run_is_left_alone(latents, tmp_path):
         train(TrainOptions(preset="tiny", latents=latents, run=tmp_path, device="cpu"))
     assert refused.value.code == "not-a-run"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_without_a_preset_the_one_that_fits_the_latents_is_taken(latents, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run("train", "--json", "--dry-run")
+    assert (outcome.code, outcome.result["code"]) == (2, "no-latents")
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "squares").symlink_to(latents)
+    shown = succeed("train", "--dry-run", "--json")
+    assert shown.result["config"]["preset"] == "digits"
+    assert "preset digits, which fits 32 latents 1 × 16 × 16 of 16 px in latents/squares" in shown.err
+    assert succeed("train", "--latents", latents, "--dry-run", "--json").result["config"]["preset"] == "digits"
+    (tmp_path / "latents" / "more").symlink_to(latents)
+    outcome = run("train", "--json", "--dry-run")
+    assert (outcome.code, outcome.result["code"]) == (2, "ambiguous-latents")
+
+
+@pytest.mark.parametrize(
+    ("resolution", "shape", "images", "wanted"),
+    [
+        (16, (1, 16, 16), 100, {"digits"}),
+        (256, (4, 32, 32), 50_000, {"b-256", "s-256"}),  # the smallest
+        (256, (4, 32, 32), 1_281_167, {"xl-256"}),
+        (1024, (4, 128, 128), 10, {"xl-1024"}),
+        (256, (16, 32, 32), 10, {"b-256", "s-256"}),  # none has 16 channels
+        (7, (3, 7, 7), 10, {None}),
+    ],
+)
+def test_the_proposed_preset(resolution: int, shape: tuple[int, int, int], images: int, wanted: set[str | None]):
+    assert presets.propose_preset(resolution=resolution, latent_shape=shape, images=images) in wanted

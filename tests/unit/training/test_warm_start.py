@@ -125,7 +125,7 @@ def test_dense_fills_the_stages_in_order(tmp_path):
     assert torch.equal(weights["modulation.linear.weight"], fresh["modulation.linear.weight"])
     assert torch.equal(weights["head.linear.weight"], saved["head.linear.weight"])
     assert torch.equal(weights["class_embedding.table.weight"], fresh["class_embedding.table.weight"])
-    assert {f"stages.{number}.blocks.0.modulation.linear" for number in (0, 1)} <= set(summary.left_behind)
+    assert {f"stages.0.blocks.{number}.modulation.linear" for number in (0, 1)} <= set(summary.left_behind)
     assert shorten(summary.left_behind).count("stages.*.blocks.*.modulation.linear × 2") == 1
     assert summary.classes.by is None
 

@@ -1,18 +1,29 @@
-"""Watches loss and gradient norm: a run must not continue for hours after its numbers have gone bad."""
+"""Notices that a run's numbers have gone bad. What follows is in rollback.py."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+MEAN_DECAY = 0.99
+
+
+@dataclass(kw_only=True, eq=False)
+class BadStep(Exception):  # noqa: N818  # no error: the run may go back and leave it out
+    """The loss or gradient of a step is not finite, or the loss is a spike. Raised alike on all processes."""
+
+    what: str  # in words
+    step: int
+    data_step: int  # number of its batch
+    learning_rate: float
 
 
 class DivergenceDetector:
-    """Keeps a running mean of the loss and names what is wrong with a step, if anything.
+    """Keeps a running mean of the loss and says what is wrong with a step, if anything.
 
     Args:
         spike_factor: a loss above this many times its running mean is a spike; None: only non-finite values count.
     """
-
-    DECAY = 0.99
 
     def __init__(self, spike_factor: float | None):
         self.spike_factor = spike_factor
@@ -26,5 +37,5 @@ class DivergenceDetector:
             return f"the gradient norm is {grad_norm}"
         if self.spike_factor and self.mean is not None and loss > self.spike_factor * self.mean:
             return f"the loss jumped to {loss:.4g}, {loss / self.mean:.1f} times its running mean {self.mean:.4g}"
-        self.mean = loss if self.mean is None else self.DECAY * self.mean + (1 - self.DECAY) * loss
+        self.mean = loss if self.mean is None else MEAN_DECAY * self.mean + (1 - MEAN_DECAY) * loss
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mpdit_core.config import RunConfig
@@ -72,11 +72,9 @@ class Trackio:
     def __init__(self, run: RunFolder, config: RunConfig, *, step: int):
         self._trackio: Any = importlib.import_module("trackio")
         self._trackio.init(
-            project="mpdit",
-            name=run.path.name,
-            config=config.model_dump(mode="json"),
+            project="mpdit", name=run.path.name, config=config.model_dump(mode="json"),
             resume="allow" if step else "never",
-        )
+        )  # fmt: skip
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         self._trackio.log(dict(values), step=step)
@@ -118,18 +116,16 @@ class Trackers:
                 ) from error
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self._each(lambda tracker: tracker.log(values, step=step))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
-                tracker.log(values, step=step)
+                action(tracker)
             except Exception as error:
                 del self._open[name]
                 text = f"{name} failed and is left out from here on: {type(error).__name__}: {error}"
                 self.report(Warning(code="tracker-failed", text=text))
-
-    def close(self) -> None:
-        while self._open:
-            name, tracker = self._open.popitem()
-            try:
-                tracker.close()
-            except Exception as error:
-                self.report(Warning(code="tracker-failed", text=f"{name} failed: {type(error).__name__}: {error}"))

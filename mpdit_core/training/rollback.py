@@ -9,8 +9,9 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Saved, Warning
 from mpdit_core.runtime import files
 from mpdit_core.training.batches import BatchSource
+from mpdit_core.training.divergence import BadStep
 from mpdit_core.training.hooks.checkpoints import Checkpoints
-from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
+from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.session import Session
 from mpdit_core.training.state.checkpoints import read
 
@@ -22,10 +23,8 @@ class Rollback:
 
     def __init__(self, session: Session, *, batches: BatchSource, checkpoints: Checkpoints, metrics: StepMetrics):
         self.session, self.batches, self.checkpoints, self.metrics = session, batches, checkpoints, metrics
-        self.train = session.config.train
-        self.start = None
-        if self.train.on_nonfinite == "rollback" and checkpoints.newest() is None:
-            self.start = session.trainer.snapshot()
+        self.stops = session.config.train.on_nonfinite == "stop"
+        self.start = None if self.stops or checkpoints.newest() else session.trainer.snapshot()
         self.count, self.last_good = 0, -1  # rollbacks in a row, all to this step
 
     def recover(self, bad: BadStep) -> None:
@@ -37,18 +36,16 @@ class Rollback:
         self.checkpoints.wait()
         evidence = self._keep_evidence(bad)
         newest = self.session.world.on_main(self.checkpoints.newest)  # it alone knows that its write has ended
-        good = read(newest) if newest else self.start
+        good = read(newest) if newest and not self.stops else self.start
         self.count = self.count + 1 if good and good.position.step == self.last_good else 1
-        if good is None or self.train.on_nonfinite == "stop" or self.count > ROLLBACKS_IN_A_ROW:
+        if good is None or self.count > ROLLBACKS_IN_A_ROW:
             raise self._error(bad, evidence=evidence, kept=newest)
         self.last_good = good.position.step
-        skipped = [*good.position.skipped, [good.position.data_step, bad.data_step + 1]]
-        text = (
-            f"{bad}; back to step {good.position.step}, leaving out {skipped[-1][1] - skipped[-1][0]} batches from "
-            f"batch {skipped[-1][0]} on"
-        )
+        first, stop = good.position.data_step, bad.data_step + 1
+        text = f"step {bad.step}: {bad.what}; back to step {self.last_good}, without batches {first} to {stop - 1}"
         self.session.report(Warning(code="rolled-back", text=text))
-        self.session.trainer.restore(replace(good, position=replace(good.position, skipped=skipped)))
+        position = replace(good.position, skipped=[*good.position.skipped, [first, stop]])
+        self.session.trainer.restore(replace(good, position=position))
         self.metrics.rewind()
 
     def _keep_evidence(self, bad: BadStep) -> Path:
@@ -69,15 +66,15 @@ class Rollback:
     def _error(self, bad: BadStep, *, evidence: Path, kept: Path | None) -> UserError:
         """What a run that stops at a bad step says: what is kept, and what to try."""
         run = self.session.run
-        another = "begin another run with a lower train.learning_rate or train.grad_clip=1.0"
-        another += f" (--init-from {run} uses the weights)" if kept else ""
-        ways = [f"look at those images; then {another}"]
-        if self.train.on_nonfinite == "stop":
-            ways.append(f"leave them out: mpdit train --run {run} --set train.on_nonfinite=rollback")
+        remedy = "look at those images; then begin another run with a lower train.learning_rate or train.grad_clip=1.0"
+        if kept:
+            remedy += f" (--init-from {run} uses the weights)"
+        if self.stops:
+            remedy += f", or leave them out: mpdit train --run {run} --set train.on_nonfinite=rollback"
         return UserError(
             f"stopped at step {bad.step}: {bad.what}",
             code="diverged",
             expected=f"finite numbers; {f'{kept} is kept' if kept else 'no checkpoint was written yet'}, the indices "
             f"of the images are in {evidence}",
-            remedy=", or ".join(ways),
+            remedy=remedy,
         )

@@ -1,0 +1,42 @@
+"""`mpdit doctor`: what this machine and installation can do."""
+
+from __future__ import annotations
+
+import typer
+
+from mpdit_cli import console
+from mpdit_cli.fields import options_command
+from mpdit_core.doctor.options import Diagnosis, DoctorOptions
+from mpdit_core.table import Table
+
+MARKS = {"ok": "ok", "note": "note", "fault": "FAULT"}
+
+
+@options_command(DoctorOptions)
+def command(options: DoctorOptions) -> None:
+    """Examine this machine and installation: versions, devices and their rates, weights, disk, plugins, runs.
+
+    Examples: mpdit doctor; mpdit doctor plugins here --json
+
+    Exits with 2 where a command would fail by what was found. The output holds no secrets.
+    """
+    from mpdit_core.doctor import diagnose
+
+    result = console.run(diagnose, options)
+    console.show(result, table(result))
+    for check in result.checks:
+        if check.remedy:
+            style = "red" if check.status == "fault" else "yellow"
+            console.say(f"{check.status}: {check.name}\n  remedy: {check.remedy}", style=style)
+    if result.faults:
+        raise typer.Exit(2)
+
+
+def table(result: Diagnosis) -> Table:
+    """One line per check."""
+    areas = ["", *(check.area for check in result.checks)]
+    rows = [
+        [check.area if check.area != before else "", check.name, MARKS[check.status], check.what]
+        for before, check in zip(areas, result.checks, strict=False)
+    ]
+    return Table(title="", columns=["area", "examined", "state", "found"], rows=rows)

@@ -1,0 +1,83 @@
+"""An autoencoder that is ready: the plugin on its device, in a precision, with what latents and models record of it.
+
+Shapes: images uint8 [B, 3, H, W]; raw_latents float32 [B, C, h, w] with h = H / factor; stored [B, copies·C, h, w] is
+what a shard keeps for each image (`manifest.FORMS`): float32 moments, float32 latents, or uint8 pixel values.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mpdit_core.api import Autoencoder
+from mpdit_core.data.autoencoders.pixels import to_range
+from mpdit_core.data.manifest import AutoencoderSpec
+from mpdit_core.errors import UserError
+from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.runtime.precision import Name, computing_in
+
+
+class LoadedAutoencoder:
+    """`precision` and `decode_precision` may be set before encoding and decoding."""
+
+    precision: Name = "float32"
+    decode_precision: Name = "float32"
+
+    def __init__(self, plugin: Autoencoder, *, spec: AutoencoderSpec, device: torch.device):
+        self.plugin, self.spec, self.device = plugin, spec, device
+
+    @property
+    def encode_device(self) -> torch.device:
+        """The CPU for pixel values: nothing is computed that would be worth the way to a GPU."""
+        return torch.device("cpu") if self.spec.stores == "uint8" else self.device
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """What is stored for each of `images` uint8 [B, 3, H, W] on any device: [B, copies·C, h, w] on
+        `encode_device`."""
+        images = images.to(self.encode_device, non_blocking=True)
+        with computing_in(self.precision, self.encode_device), plugin_errors(self.plugin, "in encode"):
+            stored = self.plugin.encode(images)
+        sides = [side // self.spec.factor for side in images.shape[-2:]]
+        dtype = torch.uint8 if self.spec.stores == "uint8" else torch.float32
+        self._require(stored, [len(images), self.spec.form.copies * self.spec.channels, *sides], dtype, "in encode")
+        return stored
+
+    @torch.inference_mode()
+    def decode(self, raw_latents: Tensor) -> Tensor:
+        """Images uint8 [B, 3, H, W] on `device` from `raw_latents [B, C, h, w]`."""
+        raw_latents = raw_latents.to(self.device, torch.float32)
+        with computing_in(self.decode_precision, self.device), plugin_errors(self.plugin, "in decode"):
+            images = self.plugin.decode(raw_latents)
+        sides = [side * self.spec.factor for side in raw_latents.shape[-2:]]
+        self._require(images, [len(raw_latents), 3, *sides], torch.uint8, "in decode")
+        return images
+
+    def check_resolution(self, resolution: int) -> None:
+        """Raises `UserError` (`resolution-does-not-fit`) for a side that the autoencoder does not take, in pixels."""
+        factor, only = self.spec.factor, getattr(self.plugin, "resolution", None)
+        if resolution % factor or only not in (None, resolution):
+            near = only or max(factor, round(resolution / factor) * factor)
+            raise UserError(
+                f"resolution {resolution} does not fit the autoencoder {self.spec.id}",
+                code="resolution-does-not-fit",
+                expected=f"{only}" if only else f"a multiple of {factor}",
+                remedy=f"--resolution {near}",
+            )
+
+    def _require(self, made: Tensor, shape: list[int], dtype: torch.dtype, doing: str) -> None:
+        if list(made.shape) != shape or made.dtype != dtype:
+            found = f"it returns {made.dtype} {list(made.shape)}, not {dtype} {shape}"
+            raise broken(self.plugin, doing, found)
+
+
+def read_stored(stored: Tensor, stores: Literal["mean+std", "mean", "uint8"]) -> tuple[Tensor, Tensor | None]:
+    """(mean [B, C, h, w], standard deviation [B, C, h, w] or None) in float32, from what is stored for each image."""
+    if stores == "uint8":
+        return to_range(stored), None
+    if stores == "mean":
+        return stored.float(), None
+    mean, std = stored.float().chunk(2, dim=1)
+    return mean, std

@@ -1,0 +1,165 @@
+"""The machine and what is installed on it: versions, devices and their rates, torch.compile, disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpdit_core import __version__
+from mpdit_core.doctor.options import Check, DoctorOptions
+from mpdit_core.runtime.files import free_bytes, memory_bytes, size_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpdit_core.runtime.precision import Name
+
+OTHER_PACKAGES = ("torchvision", "triton")  # not asked for by mpdit, but they must fit the torch that is installed
+SECONDS_TO_MEASURE = 0.1
+SECONDS_TO_COMPILE = 180.0
+LEAST_FREE, LITTLE_FREE = 2**30, 10 * 2**30
+COMPILED = """
+import sys, torch
+x = torch.linspace(-1, 1, 64, device=sys.argv[1])
+def wave(x):
+    return torch.sin(x) * 2 + x
+torch.testing.assert_close(torch.compile(wave)(x), wave(x))
+"""
+
+
+def versions(_: DoctorOptions) -> Iterator[Check]:
+    """The system, the packages that mpdit needs, and those of them that are missing or too old."""
+    from packaging.requirements import Requirement
+
+    where = f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
+    yield Check(area="versions", name="mpdit", what=f"{__version__} on {where}", data={"mpdit": __version__})
+    asked = [Requirement(text) for text in importlib.metadata.requires("mpdit") or ()]
+    needed = [each for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]
+    found = {name: _version(name) for name in (*(each.name for each in needed), *OTHER_PACKAGES)}
+    installed = {name: version for name, version in found.items() if version is not None}
+    text = ", ".join(f"{name} {version}" for name, version in installed.items())
+    yield Check(area="versions", name="packages", what=text, data=installed)
+    for each in needed:
+        version = found[each.name]
+        if version is None or not each.specifier.contains(version, prereleases=True):
+            what = f"{version or 'not installed'}, where mpdit asks for {each.specifier}"
+            yield Check(area="versions", name=each.name, status="fault", what=what, remedy=f"pip install '{each}'")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def devices(options: DoctorOptions) -> Iterator[Check]:
+    """Every device, or the one that is asked for, with the rate of a large matrix product in each precision."""
+    import torch
+
+    from mpdit_core.runtime.device import select_device
+
+    if options.device != "auto":
+        present = [select_device(options.device)]
+    else:
+        present = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+        present += [torch.device("mps")] if torch.backends.mps.is_available() else []
+        present.append(torch.device("cpu"))
+    for device in present:
+        yield _device(device)
+    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
+        what = f"an NVIDIA driver is here, but torch {torch.__version__} cannot use it"
+        remedy = "install the torch that is built for this driver's CUDA"
+        yield Check(area="devices", name="cuda", status="note", what=what, remedy=remedy)
+
+
+def _device(device: torch.device) -> Check:
+    from mpdit_core.runtime.precision import choose_dtype, dtype_name
+
+    name, memory = _hardware(device)
+    try:
+        rates = {precision: _rate(precision, device) for precision in _precisions(device)}
+    except RuntimeError as error:
+        return Check(
+            area="devices", name=str(device), status="fault", remedy="--device cpu, or another build of torch",
+            what=f"{name} does not compute: {str(error).splitlines()[0]}",
+        )  # fmt: skip
+    shown = ", ".join(f"{precision} {rate / 1e12:.3g}" for precision, rate in rates.items())
+    auto = dtype_name(choose_dtype("auto", device))
+    size = f", {size_text(memory)}" if memory else ""
+    return Check(
+        area="devices", name=str(device), what=f"{name}{size}; TFLOP/s: {shown}; `auto` computes in {auto}",
+        data={"hardware": name, "memory_bytes": memory, "flops_per_second": rates, "auto": auto},
+    )  # fmt: skip
+
+
+def _hardware(device: torch.device) -> tuple[str, int | None]:
+    """What the device is called, and its memory in bytes."""
+    import torch
+
+    from mpdit_core.runtime.concurrency import usable_cores
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name} (compute capability {properties.major}.{properties.minor})", properties.total_memory
+    return f"{usable_cores()} cores" if device.type == "cpu" else "Apple GPU", memory_bytes()
+
+
+def _precisions(device: torch.device) -> tuple[Name, ...]:
+    return ("float32", "tf32", "bfloat16") if device.type == "cuda" else ("float32", "bfloat16")
+
+
+def _rate(precision: Name, device: torch.device) -> float:
+    from mpdit_core.runtime.device import matmul_rate
+    from mpdit_core.runtime.precision import DTYPES, computing_in
+
+    with computing_in(precision, device):
+        return matmul_rate(device, DTYPES[precision], seconds=SECONDS_TO_MEASURE)
+
+
+def compiler(options: DoctorOptions) -> Iterator[Check]:
+    """Whether torch.compile makes a small function that gives the same numbers; in a process that may crash."""
+    from mpdit_core.runtime.device import select_device
+    from mpdit_core.runtime.precision import should_compile
+
+    device = select_device(options.device)
+    command = [sys.executable, "-c", COMPILED, device.type]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
+        problem = "" if done.returncode == 0 else _last_line(done.stderr) or f"it ended with {done.returncode}"
+    except subprocess.TimeoutExpired:
+        problem = f"it took more than {SECONDS_TO_COMPILE:.0f} s"
+    if not problem:
+        yield Check(area="compile", name="torch.compile", what=f"works on {device.type}")
+        return
+    yield Check(
+        area="compile", name="torch.compile",
+        status="fault" if should_compile("auto", device) else "note",
+        what=f"does not work on {device.type}: {problem}",
+        remedy="install a C++ compiler (g++) and Python's headers; until then --compile off",
+    )  # fmt: skip
+
+
+def _last_line(text: str) -> str:
+    """The line that says what is wrong: torch adds advice behind it."""
+    lines = [line.strip() for line in text.splitlines() if "Error" in line.partition(":")[0]]
+    return lines[-1][:300] if lines else ""
+
+
+def disk(_: DoctorOptions) -> Iterator[Check]:
+    """Room where runs are written, and where weights are cached."""
+    from huggingface_hub import constants
+
+    for name, path in (("working directory", Path.cwd()), ("cache of the Hub", Path(constants.HF_HUB_CACHE))):
+        free = free_bytes(path)
+        status = "ok" if free >= LITTLE_FREE else "note" if free >= LEAST_FREE else "fault"
+        yield Check(
+            area="disk", name=name, status=status, what=f"{size_text(free)} free in {path}", data={"free_bytes": free},
+            remedy="" if status == "ok" else "free some space; `mpdit train --dry-run` says what a run needs",
+        )  # fmt: skip

@@ -1,0 +1,38 @@
+"""What `mpdit doctor` is asked for, and what it returns. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from mpdit_core.runtime.options import DeviceOptions
+from mpdit_core.settings import Result, setting
+
+Area = Literal["versions", "devices", "compile", "weights", "disk", "here", "plugins"]
+
+
+class DoctorOptions(DeviceOptions):
+    """What to examine. A device that is given is the only one that is measured."""
+
+    areas: tuple[Area, ...] = setting(
+        (), f"areas to examine, of {', '.join(get_args(Area))}",
+        argument=True, repeated=True, metavar="AREA", strict=False, chosen="all",
+    )  # fmt: skip
+    paths: bool = setting(False, "show whole paths, not ~ for the home folder and . for the working directory")
+
+
+class Check(Result):
+    """One thing that was examined."""
+
+    area: Area = setting(..., "what it belongs to")
+    name: str = setting(..., "what was examined")
+    status: Literal["ok", "note", "fault"] = setting("ok", "note: worth knowing; fault: a command would fail by it")
+    what: str = setting(..., "what was found")
+    remedy: str = setting("", "what to do about it")
+    data: dict[str, Any] = setting({}, "what was found, in numbers: bytes, FLOP/s, versions")
+
+
+class Diagnosis(Result):
+    """Everything that was examined."""
+
+    checks: tuple[Check, ...] = setting(..., "in the order of the areas")
+    faults: int = setting(..., "number of faults")

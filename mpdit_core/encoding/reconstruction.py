@@ -1,0 +1,145 @@
+"""How well decoded latents match their images: the ceiling of every figure of a model that is trained on them.
+
+A random sample of images, the same for every call, is compared with what its stored latents decode to. Some are drawn
+side by side for a person to look at. The figures are kept in `reconstruction.json` beside the manifest.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from mpdit_core.api import Dataset
+from mpdit_core.data.autoencoders import LUMINANCE, LoadedAutoencoder
+from mpdit_core.data.images import prepare
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.manifest import Manifest, read_record
+from mpdit_core.data.sources import Decode, Streamed, evenly_spread, read_items
+from mpdit_core.pictures import labelled_grid, save_png
+from mpdit_core.reporting import Progress, Reporter, Saved, Warning
+from mpdit_core.runtime.files import write_json
+from mpdit_core.settings import Settings, setting
+
+SHEET = "contact-sheet.png"
+SHEET_IMAGES = 8
+FIGURES = "reconstruction.json"
+POOR_PSNR = 15.0  # dB; the Stable Diffusion autoencoder reaches about 26, a wrong pixel range about 10
+LARGEST_PSNR = 100.0  # dB, for an image that comes back exactly
+
+
+class Reconstruction(Settings):
+    """Means over a random sample of images."""
+
+    images: PositiveInt = setting(..., "number of images compared")
+    psnr: float = setting(..., "peak signal-to-noise ratio in dB, mean over images; 100: exact")
+    ssim: float = setting(..., "structural similarity, mean over images; 1: exact")
+
+
+def read_reconstruction(folder: Path) -> Reconstruction | None:
+    """The figures of a folder of latents; None where none were measured."""
+    path = folder / FIGURES
+    return read_record(Reconstruction, path) if path.is_file() else None
+
+
+def inspect_reconstruction(
+    folder: LatentFolder, source: Dataset, autoencoder: LoadedAutoencoder, *, images: int, report: Reporter
+) -> None:
+    """Compares `images` images (0: none), writes figures and contact sheet, and warns (`poor-reconstruction`) where
+    decoding does not return them."""
+    picks = _pick(folder.manifest, source, images or SHEET_IMAGES)
+    shown = set(evenly_spread(len(picks), min(SHEET_IMAGES, len(picks))))
+    psnrs, ssims, cells, captions = [], [], [], []
+    for place, (index, decode) in enumerate(picks):
+        batch = folder.batch([index])
+        image = torch.from_numpy(prepare(decode(), folder.spec.resolution).copy()).permute(2, 0, 1)[None]
+        decoded = autoencoder.decode(batch.mean).cpu()
+        reference = _gray(image) if autoencoder.spec.channels == 1 else image
+        psnrs.append(psnr(reference, decoded).item())
+        ssims.append(ssim(reference, decoded).item())
+        if place in shown:
+            cells += [image, decoded]
+            captions += [folder.spec.class_names[int(batch.labels)], "decoded"]
+        report(Progress(task="decode", done=place + 1, total=len(picks), unit="images"))
+    save_png(labelled_grid(torch.cat(cells).numpy(), captions, columns=4), folder.path / SHEET)
+    report(Saved(what="contact sheet, sources beside their decoded latents", path=folder.path / SHEET))
+    found = Reconstruction(images=len(picks), psnr=fmean(psnrs), ssim=fmean(ssims))
+    if images:
+        write_json(folder.path / FIGURES, found.model_dump(mode="json"))
+    if found.psnr < POOR_PSNR:
+        text = (
+            f"the decoded latents are far from their sources (PSNR {found.psnr:.1f} dB): look at "
+            f"{folder.path / SHEET}. Is this the right autoencoder, with trained weights?"
+        )
+        report(Warning(code="poor-reconstruction", text=text))
+
+
+def draw_decoded(folder: LatentFolder, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
+    """Draws what some latents decode to, where there are no images to compare them with: a wrong scale is seen."""
+    batch = folder.batch(evenly_spread(len(folder), min(SHEET_IMAGES, len(folder))))
+    decoded = torch.cat([autoencoder.decode(mean[None]).cpu() for mean in batch.mean])
+    captions = [folder.spec.class_names[label] for label in batch.labels.tolist()]
+    save_png(labelled_grid(decoded.numpy(), captions, columns=4), folder.path / SHEET)
+    report(Saved(what="contact sheet, decoded latents", path=folder.path / SHEET))
+
+
+def psnr(images: Tensor, decoded: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, 3, H, W]; at most `LARGEST_PSNR`."""
+    error = (images.double() - decoded.double()).square().mean(dim=(1, 2, 3))
+    return (10 * torch.log10(255**2 / error)).clamp(max=LARGEST_PSNR)
+
+
+def ssim(images: Tensor, decoded: Tensor) -> Tensor:
+    """Structural similarity, [B], of uint8 images [B, 3, H, W] (Wang et al. 2004, eq. 13).
+
+    The mean over pixels and colours, with the paper's window, a Gaussian of 11 pixels and standard deviation 1.5 where
+    it fits whole, and its constants 0.01 and 0.03. Images of less than 11 pixels have a window of their own size.
+    """
+    side = min(11, *images.shape[-2:])
+    offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    rows, columns = (_sliding(window / window.sum(), length) for length in images.shape[-2:])
+
+    def local_mean(values: Tensor) -> Tensor:
+        return rows @ values @ columns.T
+
+    x, y = images.double(), decoded.double()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
+
+
+def _sliding(window: Tensor, length: int) -> Tensor:
+    """The matrix that takes the mean under `window` at each place where it fits: [length - len(window) + 1, length]."""
+    places = length - len(window) + 1
+    matrix = window.new_zeros(places, length)
+    for place in range(places):
+        matrix[place, place : place + len(window)] = window
+    return matrix
+
+
+def _gray(images: Tensor) -> Tensor:
+    """The luminance of `images`: what an autoencoder of one channel keeps."""
+    weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
+    return (images.float() * weights).sum(dim=1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
+
+
+def _pick(manifest: Manifest, source: Dataset, count: int) -> list[tuple[int, Decode]]:
+    """(index among the latents, how to decode its picture) of random images; the first ones of a stream."""
+    count, items = min(count, manifest.count), manifest.plan.source.items
+    skipped = {item.key for item in manifest.skipped}
+    if isinstance(source, Streamed):
+        reading = read_items(source, 0, min(count + len(skipped), items))
+        kept = [decode for item, decode in reading if item.key not in skipped]
+        return list(enumerate(kept[:count]))
+    keys = [item.key for item in source.items()] if skipped else []
+    places = [n for n in range(items) if keys[n] not in skipped] if skipped else range(items)
+    chosen = sorted(random.Random(0).sample(range(manifest.count), count))
+    return [(index, next(read_items(source, places[index], places[index] + 1))[1]) for index in chosen]

@@ -1,0 +1,158 @@
+"""Charts as SVG, with nothing to load: axes with ticks and a grid, lines, dots with error bars.
+
+A line carries its numbers (`data-values`), which page.js.j2 shows under the pointer. page.css.j2 gives runs colours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 50, WIDTH - 16, 8, HEIGHT - 22  # edges of the plot
+MOST_POINTS = 500  # of a line
+LEAST_LOG = 1e-200  # a logarithmic axis holds values above it
+COLOURS = 6  # in page.css; further runs have the same ones, dashed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """The values of a quantity in one run."""
+
+    name: str
+    run: int  # its number, which is its colour
+    points: Sequence[tuple[float, float]]  # (step, value), in order of step
+    look: Literal["line", "faint", "dots"] = "line"
+    intervals: dict[float, tuple[float, float]] = field(default_factory=dict)  # by step, of error bars
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values from one edge of a plot to the other."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def around(cls, values: Iterable[float], *, log: bool = False, margin: float = 0.0) -> Axis:
+        """The axis that shows all of `values`, with a margin as a share of it; logarithmic only of positive values."""
+        values = list(values)
+        low, high = min(values), max(values)
+        if log and low > LEAST_LOG:
+            factor = (high / low) ** margin if high > low else 1.1
+            return cls(low / factor, high * factor, log=True)
+        room = (high - low) * margin if high > low else abs(high) / 10 or 1.0
+        return cls(max(0.0, low - room) if low >= 0 else low - room, high + room)
+
+    def share(self, value: float) -> float:
+        """Where `value` is: 0 at the low edge, 1 at the high one."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Round values in the axis, about `count`; on a logarithmic one 1, 2 and 5 times powers of ten."""
+        if self.log:
+            powers = [10.0**n for n in range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)]
+            fine = self._inside(factor * power for power in powers for factor in (1, 2, 5))
+            if len(fine) > 2:
+                decades = self._inside(powers)
+                return fine if len(fine) <= 7 else decades[:: 1 + len(decades) // 7]
+        rough = (self.high - self.low) / count
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+        first = math.ceil(self.low / step)
+        return self._inside((first + n) * step for n in range(2 * count))
+
+    def _inside(self, values: Iterable[float]) -> list[float]:
+        return [value for value in values if self.low <= value <= self.high]
+
+
+def chart(lines: Sequence[Line], *, steps: Axis, log: bool = False, label: str = "") -> Markup:
+    """An SVG of `lines` over training steps.
+
+    Args:
+        steps: the horizontal axis.
+        log: whether the vertical axis is logarithmic, where all values are positive.
+        label: what it shows, in words, for those who do not see it.
+    """
+    ends = [end for line in lines for interval in line.intervals.values() for end in interval]
+    values = Axis.around([*(value for line in lines for _, value in line.points), *ends], log=log, margin=0.06)
+    parts = [*_vertical_axis(values), *_horizontal_axis(steps)]
+    for line in sorted(lines, key=lambda line: line.look != "faint"):  # faint ones behind
+        parts += _drawn(line, steps, values)
+    body = Markup("").join(parts)
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, HEIGHT, label, body
+    )
+
+
+def _x(steps: Axis, step: float) -> float:
+    return LEFT + (RIGHT - LEFT) * steps.share(step)
+
+
+def _y(values: Axis, value: float) -> float:
+    return BOTTOM - (BOTTOM - TOP) * values.share(value)
+
+
+def _vertical_axis(values: Axis) -> list[Markup]:
+    grid = Markup('<path class="grid" d="M{},{:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>')
+    return [
+        grid.format(LEFT, y, RIGHT, LEFT - 6, y + 4, short(tick)) for tick in values.ticks() for y in [_y(values, tick)]
+    ]
+
+
+def _horizontal_axis(steps: Axis) -> list[Markup]:
+    axis = Markup('<path class="axis" d="M{},{}H{}"/>').format(LEFT, BOTTOM, RIGHT)
+    grid = Markup('<path class="grid" d="M{:.1f},{}V{}"/><text x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
+    parts = [axis]
+    for tick in steps.ticks():
+        x = _x(steps, tick)
+        parts.append(grid.format(x, TOP, BOTTOM, x, HEIGHT - 6, short(tick)))
+    return parts
+
+
+def _drawn(line: Line, steps: Axis, values: Axis) -> list[Markup]:
+    points = line.points if line.look == "dots" else thinned(line.points)
+    places = [(_x(steps, step), _y(values, value)) for step, value in points]
+    numbers = [[step, value, *line.intervals.get(step, ())] for step, value in points]
+    colour = f"r{line.run % COLOURS}" + (" dashed" if line.run >= COLOURS else "")
+    parts = []
+    for step, (low, high) in line.intervals.items():
+        x, bottom, top = _x(steps, step), _y(values, low), _y(values, high)
+        path = f"M{x - 4:.1f},{bottom:.1f}h8M{x - 4:.1f},{top:.1f}h8M{x:.1f},{top:.1f}V{bottom:.1f}"
+        parts.append(Markup('<path class="bar {}" data-run="{}" d="{}"/>').format(colour, line.run, path))
+    parts.append(
+        Markup('<polyline class="{} {}" data-run="{}" data-name="{}" data-values="{}" points="{}"/>').format(
+            line.look,
+            colour,
+            line.run,
+            line.name,
+            json.dumps(numbers, separators=(",", ":")),
+            " ".join(f"{x:.1f},{y:.1f}" for x, y in places),
+        )
+    )
+    if line.look == "dots":
+        dot = Markup('<circle class="{}" data-run="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+        parts += [dot.format(colour, line.run, x, y) for x, y in places]
+    return parts
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MOST_POINTS` of the points, evenly spaced, the first and the last among them."""
+    number = min(len(points), MOST_POINTS)
+    return [points[round(i * (len(points) - 1) / max(1, number - 1))] for i in range(number)]
+
+
+def short(value: float) -> str:
+    """A number at a tick: `0.0005`, `250`, `20k`, `1.5M`."""
+    for least, divisor, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / divisor:.4g}{unit}"
+    return f"{value:.4g}"

@@ -1,0 +1,216 @@
+"""`mpdit ls`: what stands under a folder, from its records alone. Torch-free; nothing is changed, and nothing hashed.
+
+To add a kind: its file in `_kind`, a function that reads it in `READERS`, and its name in `options.Kind`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mpdit_core.data.manifest import MANIFEST, read_manifest
+from mpdit_core.errors import UserError
+from mpdit_core.evaluation import EvaluationRecord, is_sweep
+from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.reporting import Reporter, silent
+from mpdit_core.sampling import SampleSet, SamplingOptions
+from mpdit_core.workspace.options import Entry, Kind, Listing, ListOptions
+
+DEPTH = 2  # `runs/digits-1` and `latents/digits-16`, seen from the working directory
+EVALS = "evals"
+RESTORE = "restore it from a copy, or remove it"
+
+
+def list_workspace(options: ListOptions, *, report: Reporter = silent) -> Listing:  # noqa: ARG001 - a job takes a reporter
+    """Everything under `options.folder`, the newest first. A damaged one is no error: it is listed as such.
+
+    Raises:
+        UserError: there is no such folder (`no-such-folder`).
+    """
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder} is not a folder", code="no-such-folder", remedy="mpdit ls DIR")
+    entries = [_entry(kind, path) for kind, path in _found(options.folder, DEPTH)]
+    entries = [_with_distance(entry, entries) for entry in entries]
+    entries.sort(key=lambda entry: entry.changed, reverse=True)
+    damaged = sum(entry.status == "damaged" for entry in entries)
+    return Listing(folder=options.folder, entries=tuple(entries), damaged=damaged)
+
+
+def _found(folder: Path, depth: int) -> Iterator[tuple[Kind, Path]]:
+    """What is in `folder`, or is the folder itself; hidden folders are passed over."""
+    kind = _kind(folder)
+    if kind:
+        yield kind, folder
+    if kind == "run":
+        yield from _evaluations(folder / EVALS)
+    elif folder.name == EVALS:
+        yield from _evaluations(folder)
+    elif kind is None and depth > 0:
+        for each in _folders(folder):
+            yield from _found(each, depth - 1)
+
+
+def _evaluations(folder: Path) -> Iterator[tuple[Kind, Path]]:
+    for path in sorted(folder.glob("*.json")):
+        if not is_sweep(path):
+            yield "evaluation", path
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as children:
+            return sorted(folder / child.name for child in children if child.name[0] != "." and child.is_dir())
+    except OSError:  # of another user
+        return []
+
+
+def _kind(folder: Path) -> Kind | None:
+    """What the folder is, by the files that only this kind has; they may be damaged."""
+    if (folder / "run.json").is_file() or (RunFolder.exists(folder) and (folder / "checkpoints").is_dir()):
+        return "run"
+    if (folder / "encoding" / "plan.json").is_file() or (
+        (folder / MANIFEST).is_file() and any(folder.glob("shard-*.safetensors"))
+    ):
+        return "latents"
+    return "samples" if (folder / "samples.json").is_file() else None
+
+
+def _entry(kind: Kind, path: Path) -> Entry:
+    files = [status for file in [path, *path.rglob("*")] if (status := _status(file)) is not None]
+    changed = max((status.st_mtime for status in files), default=0.0)
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "path": path,
+        "changed": datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds"),
+        "bytes": sum(status.st_size for status in files),
+    }
+    try:
+        return Entry(**facts, **READERS[kind](path))
+    except UserError as error:
+        status = "unfinished" if error.code.startswith("unfinished") else "damaged"
+        return Entry(**facts, status=status, problem=error.what, remedy=error.remedy or RESTORE)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of a regular file; None for others, and for one that has just gone."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _run(path: Path) -> dict[str, Any]:
+    run = RunFolder(path)
+    config, spec = run.config(), run.latents()
+    last: dict[str, Any] = {}
+    for line in run.metrics():
+        last = line if "images_seen" in line else last
+    return {
+        "preset": config.preset,
+        "of": Path(spec.folder).name,
+        "step": last.get("step"),
+        "images_seen": last.get("images_seen"),
+        "loss": last.get("loss"),
+        **_fault_of_checkpoint(max((path / "checkpoints").glob("step-*"), default=None)),
+    }
+
+
+def _fault_of_checkpoint(newest: Path | None) -> dict[str, Any]:
+    """What keeps a run's newest checkpoint from being resumed; nothing where nothing does."""
+    if newest is None:
+        return {}
+    torn = [file for file in {newest / "model.safetensors", *newest.rglob("*.safetensors")} if not _is_whole(file)]
+    if not torn and (newest / "config.json").is_file():
+        return {}
+    file = min(torn, default=newest / "config.json")
+    remedy = f"restore it, or remove {newest} to fall back on the checkpoint before it"
+    return {"status": "damaged", "problem": f"{file} is missing or torn", "remedy": remedy}
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a .safetensors file is as long as its header says."""
+    try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = file.stat().st_size
+            header = json.loads(stream.read(length)) if length < size else {}
+        ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
+        return 8 + length + max(ends) == size
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return False
+
+
+def _latents(path: Path) -> dict[str, Any]:
+    manifest = read_manifest(path)
+    shape = " × ".join(map(str, manifest.plan.latent_shape))
+    classes = len(manifest.class_names)
+    facts = {"images": manifest.count, "about": f"{manifest.plan.resolution} px, {shape}, {classes:,} classes"}
+    bad = [shard.file for shard in manifest.shards if _size(path / shard.file) != shard.bytes]
+    if not bad:
+        return facts
+    remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
+    problem = f"{path / bad[0]} is missing or torn" + (f", and {len(bad) - 1} more" if bad[1:] else "")
+    return facts | {"status": "damaged", "problem": problem, "remedy": remedy}
+
+
+def _size(path: Path) -> int | None:
+    status = _status(path)
+    return status.st_size if status else None
+
+
+def _samples(path: Path) -> dict[str, Any]:
+    found = SampleSet.open(path)
+    facts: dict[str, Any] = {
+        "preset": found.model.preset,
+        "step": found.model.step,
+        "images": found.num_samples,
+        "of": Path(found.model.path).name,
+        "about": _in_short(found.sampler.name, found.options),
+    }
+    if not found.complete:
+        remedy = "run the same `mpdit sample` command again; it resumes where it stopped"
+        facts |= {"status": "unfinished", "problem": f"the samples in {path} are not complete", "remedy": remedy}
+    return facts
+
+
+def _in_short(sampler: str, options: SamplingOptions) -> str:
+    guided = f", guidance scale {options.guidance_scale:g}" if options.guidance_scale != 1 else ""
+    return f"{sampler}, {options.num_steps} steps{guided}"
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    record = EvaluationRecord.read(path)
+    distance = record.value("fid")
+    return {
+        "preset": record.model.preset if record.model else None,
+        "step": record.model.step if record.model else None,
+        "images": record.count,
+        "of": record.what,
+        "about": _in_short(record.sampling.sampler.name, record.sampling.options) if record.sampling else "",
+        "distance": distance if isinstance(distance, float) else None,
+        "distance_name": "FID" if record.is_fid else record.extractor.plugin.name,
+    }
+
+
+def _with_distance(entry: Entry, entries: list[Entry]) -> Entry:
+    """A run with the lowest distance of its evaluations: of FIDs, where there are any, for no other is comparable."""
+    if entry.kind != "run":
+        return entry
+    own = [each for each in entries if each.path.parent == entry.path / EVALS and each.distance is not None]
+    name = min((each.distance_name for each in own), key=lambda name: (name != "FID", name), default="")
+    lowest = min((each.distance for each in own if each.distance_name == name and each.distance), default=None)
+    return entry.model_copy(update={"distance": lowest, "distance_name": name})
+
+
+READERS: dict[Kind, Callable[[Path], dict[str, Any]]] = {
+    "run": _run,
+    "latents": _latents,
+    "samples": _samples,
+    "evaluation": _evaluation,
+}

@@ -1,0 +1,46 @@
+"""What `mpdit ls` is asked for, and what it returns. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mpdit_core.settings import Options, Result, setting
+
+Kind = Literal["run", "latents", "samples", "evaluation"]
+Status = Literal["ok", "unfinished", "damaged"]
+
+
+class ListOptions(Options):
+    """Where to look."""
+
+    folder: Path = setting(Path(), "folder to look in, two folders deep", argument=True, metavar="DIR", strict=False)
+
+
+class Entry(Result):
+    """One run, folder of latents, set of samples or evaluation. What it does not have, or does not tell, is none."""
+
+    kind: Kind = setting(..., "what it is")
+    path: Path = setting(..., "its folder; of an evaluation, its record")
+    changed: str = setting(..., "when it changed last, ISO 8601 in UTC")
+    bytes: int = setting(..., "size of all its files")
+    status: Status = setting("ok", "unfinished: the command that makes it was stopped and can resume")
+    problem: str = setting("", "what is damaged or unfinished")
+    remedy: str = setting("", "what to do about it")
+    preset: str | None = setting(None, "preset of the model")
+    of: str = setting("", "what it was made from or measured on: latents, or samples")
+    about: str = setting("", "what fixes it, in a few words")
+    step: int | None = setting(None, "training step")
+    images_seen: int | None = setting(None, "images that the network was trained on, repeats included")
+    images: int | None = setting(None, "images it holds or was measured on")
+    loss: float | None = setting(None, "loss of the last logged step")
+    distance: float | None = setting(None, "Fréchet distance; of a run, the lowest of its evaluations")
+    distance_name: str = setting("", "which distance that is: FID, or one in other features")
+
+
+class Listing(Result):
+    """All that was found, the newest first."""
+
+    folder: Path = setting(..., "folder that was looked in")
+    entries: tuple[Entry, ...] = setting(..., "one for each")
+    damaged: int = setting(..., "number of damaged ones")
