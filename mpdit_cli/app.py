@@ -47,7 +47,7 @@ EXIT_DEFECT = 1
 
 
 def build_app(called: str = "") -> typer.Typer:
-    """All commands. Of other packages' commands, only `called` is imported."""
+    """All commands; where `called` is one of ours, that one alone. Of other packages', only `called` is imported."""
     app = typer.Typer(
         name="mpdit",
         help="MPDiT: encode images, train, sample, evaluate and count compute.",
@@ -68,7 +68,8 @@ def build_app(called: str = "") -> typer.Typer:
     ) -> None:
         pass
 
-    for name, module in COMMANDS.items():
+    wanted = {called: COMMANDS[called]} if called in COMMANDS else COMMANDS
+    for name, module in wanted.items():
         imported = importlib.import_module(f"mpdit_cli.commands.{module}")
         if hasattr(imported, "app"):  # a command with subcommands
             app.add_typer(imported.app, name=name)

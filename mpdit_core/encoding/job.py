@@ -123,7 +123,8 @@ def _open(options: EncodeOptions, *, device: torch.device, world: World, report:
     autoencoder.check_resolution(resolution)
     folder = EncodingFolder(output_folder(options, resolution))
     report(Note(text=f"finding the images of {given}"))
-    plan = make_plan(options, source, autoencoder, resolution=resolution)
+    begun = folder.plan()
+    plan = world.broadcast_object(make_plan(options, source, autoencoder, resolution=resolution, begun=begun))
     autoencoder.precision = plan.precision
     for note in source_notes(source):
         report(note)

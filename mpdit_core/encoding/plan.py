@@ -25,9 +25,17 @@ FOR_IMAGES = frozenset(
 
 
 def make_plan(
-    options: EncodeOptions, source: Dataset, autoencoder: LoadedAutoencoder, *, resolution: int
+    options: EncodeOptions,
+    source: Dataset,
+    autoencoder: LoadedAutoencoder,
+    *,
+    resolution: int,
+    begun: EncodingPlan | None,
 ) -> EncodingPlan:
-    """Settles every option that fixes bytes; no default depends on the machine or the number of processes.
+    """Settles every option that fixes bytes; no default depends on the number of processes.
+
+    Args:
+        begun: the plan that is continued. Where the precision is `auto`, it stays as it was measured then.
 
     Raises:
         UserError: the source holds no images (`no-images`), or cannot be read.
@@ -47,7 +55,9 @@ def make_plan(
         ),
         resolution=resolution,
         autoencoder=autoencoder.spec,
-        precision=choose_precision(options.precision, autoencoder, source, resolution=resolution),
+        precision=begun.precision
+        if begun and options.precision == "auto"
+        else choose_precision(options.precision, autoencoder, source, resolution=resolution),
         flip=options.flip if options.flip is not None else not autoencoder.spec.flip_equivariant,
         batch_size=options.batch_size or max(1, min(256, 32 * 256**2 // resolution**2)),
         shard_size=options.shard_size or 1,

@@ -147,7 +147,7 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
     with (
         held(partial, world, report=report),
         collected(
-            _blocks(planned),
+            _blocks(planned, world),
             planned.extractor,
             accumulator,
             folder=partial,
@@ -159,12 +159,13 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
         return world.on_main(lambda: write_record(cost))
 
 
-def _blocks(planned: _Planned) -> Blocks:
+def _blocks(planned: _Planned, world: World) -> Blocks:
     options, subject = planned.options, planned.subject
     if subject.images is not None:
         return FinishedBlocks(subject.images, subject.count)
     assert subject.model is not None
     generator = Generator(subject.model, options, device=planned.device, num_samples=subject.count)
+    generator.types = world.broadcast_object(generator.types)
     return SampledBlocks(generator, keep=planned.path.with_suffix("") if options.keep_samples else None)
 
 

@@ -95,7 +95,7 @@ class Subject:
             options=filled_in,
             sampler=sampler,
             guide=plan.guide.weights_sha256 if plan.guide else None,
-            dtype=dtype_name(choose_dtype(options.precision, device)),
+            dtype=dtype_name(choose_dtype(options.precision, device, self.model.config.model)),
         )
 
     def labels(self, options: EvaluateOptions) -> list[int] | None:

@@ -41,11 +41,11 @@ from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.precision import choose_dtype, should_compile
+from mpdit_core.runtime.precision import DTYPES, choose_dtype, dtype_name, should_compile
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
 from mpdit_core.sampling.labels import read_classes
-from mpdit_core.sampling.options import PluginRecord, SamplingOptions
+from mpdit_core.sampling.options import ComputeTypes, PluginRecord, SamplingOptions
 from mpdit_core.settings import validate
 
 WORTH_COMPILING = 2000  # images
@@ -122,18 +122,28 @@ class Generator(SamplingPlan):
         folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
+        _check_graphs(options, self.device)
         self._guide_networks: dict[Path, MPDiT] = {}
         self._plan(folder, options or SamplingOptions())
         self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
-        self.network: MPDiT = self.folder.load(self.device)
-        if should_compile(self.options.compile, self.device, worth_it=num_samples >= WORTH_COMPILING):
-            self.network.compile_blocks()
+        self.network: MPDiT = self._load_network(self.folder)
 
     def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
         super().__init__(folder, options)
-        self.dtype = choose_dtype(self.options.precision, self.device)
+        self.dtype = choose_dtype(self.options.precision, self.device, folder.config.model)
         if self.guide and self.guide.path not in self._guide_networks:
-            self._guide_networks[self.guide.path] = self.guide.load(self.device)
+            self._guide_networks[self.guide.path] = self._load_network(self.guide)
+
+    @property
+    def types(self) -> ComputeTypes:
+        """What network and decoder compute in. They may be set: to those of another process, or of earlier images."""
+        return ComputeTypes(dtype_name(self.dtype), self.autoencoder.decode_precision if self.autoencoder else None)
+
+    @types.setter
+    def types(self, types: ComputeTypes) -> None:
+        self.dtype = DTYPES[types.network]
+        if self.autoencoder and types.decoder:
+            self.autoencoder.decode_precision = types.decoder
 
     @property
     def spec(self) -> LatentSpec | None:
@@ -205,7 +215,8 @@ class Generator(SamplingPlan):
         on_step: Callable[[Step], None] | None = None,
     ) -> Tensor:
         """Latents [n, C, h, w] on the device. Raises `UserError` as `flow.integrate`."""
-        return integrate(self.sampler, velocity, noise, noise_sources, on_step=on_step)
+        first = noise.clone()  # made in inference mode as all later x_t: torch.compile makes no graph for it alone
+        return integrate(self.sampler, velocity, first, noise_sources, on_step=on_step)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -270,8 +281,17 @@ class Generator(SamplingPlan):
             saved=velocity.saved,
         )
 
+    def _load_network(self, folder: ModelFolder) -> MPDiT:
+        """A network on the device, compiled where that is asked for or worth it."""
+        network = folder.load(self.device)
+        if self.options.compile == "graphs":
+            network.compile_whole()
+        elif should_compile(self.options.compile, self.device, worth_it=self.num_samples >= WORTH_COMPILING):
+            network.compile_blocks()
+        return network
+
     def _load_autoencoder(self) -> LoadedAutoencoder:
-        """In bfloat16, where the network computes in it and the pixels stay the same."""
+        """In bfloat16, where that is faster or asked for and the pixels stay the same."""
         if self.spec is None:
             raise UserError(
                 f"{self.folder.path} does not say which autoencoder its latents belong to",
@@ -280,9 +300,15 @@ class Generator(SamplingPlan):
                 remedy="--format latents, or import it again with --autoencoder",
             )
         autoencoder = load_autoencoder(self.spec.autoencoder, device=self.device)
-        if self.dtype != torch.float32:
-            autoencoder.decode_precision = choose_decode_precision(autoencoder, self.spec)
+        autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, self.spec)
         return autoencoder
+
+
+def _check_graphs(options: SamplingOptions | None, device: torch.device) -> None:
+    if options and options.compile == "graphs" and device.type != "cuda":
+        raise UserError(
+            f"CUDA graphs on {device.type}", code="no-cuda-graphs", expected="a CUDA device", remedy="--compile on"
+        )
 
 
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import PositiveInt
 
-from mpdit_core.config import Compile, GuidanceName, GuidanceSchedule, Precision
+from mpdit_core.config import ComputeType, GuidanceName, GuidanceSchedule, NetworkType, Precision
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, Settings, setting
@@ -18,6 +18,13 @@ VIEW_OPTIONS = ("sweep", "trajectory", "interpolate", "nearest")
 """Options of which each asks for a view in place of a set of samples."""
 
 MODEL = "run, checkpoint folder, exported model or hf:ORG/NAME"
+
+
+class ComputeTypes(NamedTuple):
+    """What images are computed in."""
+
+    network: NetworkType
+    decoder: ComputeType | None  # None: they are not decoded
 
 
 class SamplingOptions(Options):
@@ -56,11 +63,13 @@ class SamplingOptions(Options):
     )
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
     precision: Precision = setting(
-        "auto", "type to compute in; auto: bfloat16 on fast GPUs", panel="Running", sweepable=True
+        "auto", "type to compute in; auto: bfloat16 where it is measured to be faster", panel="Running", sweepable=True
     )
-    compile: Compile = setting(
-        "auto", "whether the network is compiled (torch.compile); auto: on GPUs, for many images", panel="Running"
-    )
+    compile: Literal["auto", "on", "off", "graphs"] = setting(
+        "auto", "whether the network is compiled (torch.compile); graphs: in one piece, as CUDA graphs; "
+        "auto: on GPUs, for many images",
+        panel="Running",
+    )  # fmt: skip
 
 
 class SampleOptions(SamplingOptions, DeviceOptions):

@@ -46,7 +46,7 @@ class GuidanceRule(Settings):
         both_labels = torch.cat([labels, torch.full_like(labels, null_label)])
 
         def evaluate(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            strong, weak = network(torch.cat([x_t, x_t]), t, both_labels).float().chunk(2)
+            strong, weak = velocity_of(network, torch.cat([x_t, x_t]), t, both_labels).chunk(2)
             return strong, weak
 
         return Pair(evaluate, passes=2)
@@ -59,11 +59,16 @@ class GuidanceRule(Settings):
         """Raises `UserError` where the rule does not fit the network, or a second model that guides it."""
 
 
+def velocity_of(network: Network, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """The velocity in float32, in memory of its own: that of a CUDA graph is overwritten by the next evaluation."""
+    return network(x_t, t, labels).to(torch.float32, copy=True)
+
+
 def pair_with_guide(network: Network, guide: Network, labels: Tensor) -> Pair:
     """Autoguidance: strong is the network, weak the guide, both with the label."""
 
     def evaluate(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return network(x_t, t, labels).float(), guide(x_t, t, labels).float()
+        return velocity_of(network, x_t, t, labels), velocity_of(guide, x_t, t, labels)
 
     return Pair(evaluate, passes=2)
 

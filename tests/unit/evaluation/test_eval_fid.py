@@ -12,6 +12,7 @@ import pytest
 import torch
 from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
+from precision_helpers import make_auto_mean
 from safetensors.torch import load_file, save_file
 from sample_helpers import write_model
 
@@ -127,6 +128,14 @@ def test_guide_schedule_precision_and_compile_are_those_of_sampling(here):
     before = guided.path.stat().st_mtime_ns
     assert main(arguments) == 0
     assert guided.path.stat().st_mtime_ns == before  # the same evaluation, so it was read
+
+
+def test_the_type_that_auto_came_to_is_recorded(here, monkeypatch):
+    write_model(here / "m")
+    make_auto_mean(monkeypatch, "bfloat16")
+    record = measured("m", "digits", num_samples=6, num_steps=1, metrics=("fid",))
+    assert record.sampling is not None
+    assert record.sampling.dtype == "bfloat16"
 
 
 def test_progress_and_files_are_reported(here):

@@ -226,8 +226,12 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     assert wide.std() > 20
     assert 0 < (wide - narrow).abs().mean() <= 1
     monkeypatch.setattr("mpdit_core.sampling.decode_precision.LARGEST_DIFFERENCE", 0.1)
-    assert choose_decode_precision(bfloat16.autoencoder, latents) == "float32"
+    assert choose_decode_precision("bfloat16", bfloat16.autoencoder, latents) == "float32"
     assert bfloat16.autoencoder.decode_precision == "bfloat16"  # it was only tried
+
+
+def test_cuda_graphs_are_refused_elsewhere(model):
+    assert code_of(make_generator, model, compile="graphs") == "no-cuda-graphs"
 
 
 def test_a_model_without_an_autoencoder_gives_latents_alone(tmp_path):

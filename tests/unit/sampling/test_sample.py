@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from precision_helpers import make_auto_mean
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sample_helpers import code_of, images_of, latents_of, run_sample, sample_options, write_model
@@ -124,6 +125,23 @@ def test_continues_where_it_stopped(model, tmp_path, monkeypatch, stop):
     for file in whole.iterdir():
         assert file.read_bytes() == (part / "images" / file.name).read_bytes()
     assert sorted(path.name for path in part.iterdir()) == ["grid.png", "images", "samples.json"]
+
+
+def test_a_continued_set_keeps_the_types_it_began_with(model, tmp_path, monkeypatch):
+    def interrupt(event):
+        if isinstance(event, Progress) and event.done >= 8:
+            raise Interrupted(15)
+
+    make_auto_mean(monkeypatch, "bfloat16")
+    with pytest.raises(Interrupted):
+        sample(sample_options(model, out=tmp_path / "part"), report=interrupt)
+    whole = run_sample(model, out=tmp_path / "whole")
+    make_auto_mean(monkeypatch, "float32")
+    part = run_sample(model, out=tmp_path / "part")
+    assert part.precision == whole.precision == "bfloat16"
+    for file in whole.samples.iterdir():
+        assert file.read_bytes() == (part.samples / file.name).read_bytes()
+    assert run_sample(model, out=tmp_path / "new").precision == "float32"
 
 
 def test_a_failing_write_ends_the_job_and_keeps_what_was_written(model, tmp_path, monkeypatch):
