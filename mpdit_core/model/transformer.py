@@ -174,11 +174,12 @@ class Stage(nn.Module):
         class_tokens, tokens = self.enter(x_t, class_tokens, tokens)
         M = class_tokens.shape[1]
         both = torch.cat([class_tokens, tokens], dim=1) if M else tokens  # [B, M+N, D]
+        rotations = None if self.rotations is None else self.rotations[:, -both.shape[1] :]  # M may be 0
         for block in self.blocks:
             if checkpointing and self.training:
-                both = checkpoint(block, both, cond, shared, self.rotations, use_reentrant=False)
+                both = checkpoint(block, both, cond, shared, rotations, use_reentrant=False)
             else:
-                both = block(both, cond, shared, self.rotations)
+                both = block(both, cond, shared, rotations)
         return both[:, :M], both[:, M:]
 
     def enter(self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -161,8 +161,9 @@ def without_class_tokens(model: MPDiT) -> MPDiT:
     return bare
 
 
-def test_skip_tokens_guides_away_from_the_last_stage_without_them(tmp_path):
-    model = write_model(tmp_path / "m", stages=(Stage(2, 2),)).load()
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+def test_skip_tokens_guides_away_from_the_last_stage_without_them(tmp_path, positions):
+    model = write_model(tmp_path / "m", stages=(Stage(2, 2),), positions=positions).load()
     x, t = torch.randn(2, 1, 16, 16), torch.tensor([0.4])
     with torch.no_grad():
         strong, weak = model(x, t, LABELS), without_class_tokens(model)(x, t, LABELS)
