@@ -14,6 +14,7 @@ from typing import Any
 from mpdit_core.config import Layers, ModelConfig, PreviewConfig, RunConfig, Stage, TrainConfig
 from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import read_toml
+from mpdit_core.size import Size
 
 # The paper's four switches, as the rows of the paper's ablation flip them one after the other.
 DENSE = dict(modulation="per-block", class_tokens=0, time_embedding="sinusoid")
@@ -108,7 +109,7 @@ def load_preset(name: str) -> RunConfig:
     resolution, width, heads, stages, switches, recipe = MODELS[name]
     return RunConfig(
         preset=name,
-        resolution=resolution,
+        resolution=Size.square(resolution),
         model=ModelConfig(
             width=width,
             num_heads=heads,
