@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from mpdit_core.data.manifest import SkippedItem
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
+from mpdit_core.size import Size
 
 
 class EncodeOptions(DeviceOptions):
@@ -18,7 +19,9 @@ class EncodeOptions(DeviceOptions):
     source: str = setting(
         ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
     )
-    resolution: PositiveInt | None = setting(None, "side in pixels that images are cropped and scaled to", chosen="256")
+    resolution: Size | None = setting(
+        None, "side in pixels, or height x width, that images are cropped and scaled to", chosen="256"
+    )
     autoencoder: str | None = setting(
         None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
@@ -82,7 +85,7 @@ class EncodeResult(Result):
     latents: Path = setting(..., "the folder")
     count: int = setting(..., "number of images")
     classes: int = setting(..., "number of classes")
-    resolution: int = setting(..., "side of the images in pixels")
+    resolution: Size = setting(..., "height and width of the images in pixels")
     latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
     autoencoder: str = setting(..., "Hub id, folder, or name of a plugin")
     precision: str = setting(..., "type that the encoder computed in")

@@ -12,15 +12,16 @@ from mpdit_core.data.sources import classes_of, count_items, source_given, sourc
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.precision import choose_precision
 from mpdit_core.errors import UserError
+from mpdit_core.size import Size
 
-DEFAULT_RESOLUTION = 256
+DEFAULT_RESOLUTION = Size.square(256)
 SHARD_BYTES = 128 * 2**20
 SHARD_ITEMS = 4096
 SHARDS_AT_LEAST = 16  # of a small data set, so that several processes have something to share
 
 
 def make_plan(
-    options: EncodeOptions, source: Dataset, autoencoder: LoadedAutoencoder, *, resolution: int
+    options: EncodeOptions, source: Dataset, autoencoder: LoadedAutoencoder, *, resolution: Size
 ) -> EncodingPlan:
     """Settles every option that fixes bytes; no default depends on the machine or the number of processes.
 
@@ -33,7 +34,7 @@ def make_plan(
             f"{options.source} holds no images", code="no-images", expected="at least one image in a class folder"
         )
     class_names, fingerprint = classes_of(source)
-    batch_size = options.batch_size or max(1, min(256, 32 * 256**2 // resolution**2))
+    batch_size = options.batch_size or max(1, min(256, 32 * 256**2 // resolution.area))
     plan = EncodingPlan(
         source=SourceSpec(
             given=source_given(options.source),
@@ -69,7 +70,7 @@ def source_arguments(options: EncodeOptions) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value}
 
 
-def output_folder(options: EncodeOptions, resolution: int) -> Path:
+def output_folder(options: EncodeOptions, resolution: Size) -> Path:
     """Where the latents go. Raises `UserError` (`output-in-source`) for a place within the source."""
     name = source_name(options.source) + (f"-{options.split}" if options.split else "")
     out = options.out or Path("latents") / f"{name}-{resolution}"

@@ -13,6 +13,7 @@ from mpdit_core.data.images import prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.precision import Name, fastest_that_agrees, is_fast_in_bfloat16, require
+from mpdit_core.size import Size
 
 LARGEST_DIFFERENCE = 1e-2  # between the posterior mean and float32's, in raw units
 TRIED_ON = 4  # images
@@ -23,7 +24,7 @@ def choose_precision(
     autoencoder: LoadedAutoencoder,
     source: Dataset,
     *,
-    resolution: int,
+    resolution: Size,
 ) -> Name:
     """`wanted`, or for `auto` the fastest whose means are within 1e-2 of float32's on the first images.
 
@@ -48,7 +49,7 @@ def choose_precision(
     )
 
 
-def _first_images(source: Dataset, resolution: int) -> torch.Tensor | None:
+def _first_images(source: Dataset, resolution: Size) -> torch.Tensor | None:
     """The first images that can be read, uint8 [n, 3, H, W]."""
     images = []
     for _, decode in read_items(source, 0, min(TRIED_ON, count_items(source))):
