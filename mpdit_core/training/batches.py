@@ -66,7 +66,7 @@ class BatchSource:
         share = self.batch_size // world.size
         self.positions = range(world.rank * share, (world.rank + 1) * share)
         self.order = EpochOrder(len(latents), self.seed)
-        self.shape = (config.model.channels, config.model.input_size, config.model.input_size)
+        self.shape = (config.model.channels, *config.model.input_size)
 
     def indices(self, step: int) -> list[int]:
         """Which images this process's share of step `step` (from 0) holds."""
