@@ -24,7 +24,7 @@ def choose_decode_precision(autoencoder: LoadedAutoencoder, spec: LatentSpec) ->
     factor, channels = autoencoder.spec.factor, autoencoder.spec.channels
     if factor == 1:  # nothing is computed
         return "float32"
-    shape = (TRIED_ON, channels, spec.resolution // factor, spec.resolution // factor)
+    shape = (TRIED_ON, channels, *spec.latent_size)
     latents = unstandardise(torch.randn(shape, generator=seeding.generator(0, "decode")), spec.normalisation)
     before = autoencoder.decode_precision
 
