@@ -19,9 +19,7 @@ class EncodeOptions(DeviceOptions):
     source: str = setting(
         ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
     )
-    resolution: Size | None = setting(
-        None, "side in pixels, or height x width, that images are cropped and scaled to", chosen="256"
-    )
+    resolution: Size | None = setting(None, "size in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
         None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",

@@ -91,7 +91,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         panel="Other work", strict=False, chosen="evaluate",
     )  # fmt: skip
     resolution: Size | None = setting(
-        None, "side in pixels, or height x width, of a reference made from a folder or data set",
+        None, "size in pixels of a reference made from a folder or data set",
         panel="Other work", chosen="that of the latents",
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ class ProfileOptions(DeviceOptions):
         {}, "values that change every configuration, by dotted key", table="*", typed=False
     )
     resolution: Size | None = setting(
-        None, "side of the images in pixels, or height x width, any that the patches divide",
+        None, "size of the images in pixels, any that the patches divide",
         chosen="that of the preset",
     )  # fmt: skip
     batch_size: PositiveInt = setting(1, "number of images for training step, memory and --measure")

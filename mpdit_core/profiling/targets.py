@@ -98,14 +98,13 @@ def at_resolution(run: RunConfig, resolution: Size) -> RunConfig:
     factor = _factor(run)
     unit = factor * lcm(*(stage.patch_size for stage in run.model.stages))
     if not resolution.is_multiple(unit):
-        below = Size(*(max(side // unit, 1) * unit for side in resolution))
-        above = Size(*(-(-side // unit) * unit for side in resolution))
+        near = Size(*(max(round(side / unit), 1) * unit for side in resolution))
         patches = ", ".join(str(stage.patch_size) for stage in run.model.stages)
         raise UserError(
             f"resolution {resolution} does not fit {run.preset}",
             code="resolution-does-not-fit",
             expected=f"a multiple of {unit} pixels (latents of 1/{factor} the side, patches of {patches})",
-            remedy=f"--resolution {below}, or --resolution {above}",
+            remedy=f"--resolution {near}",
         )
     model = run.model.model_copy(update={"input_size": resolution // factor})
     return run.model_copy(update={"resolution": resolution, "model": model})
