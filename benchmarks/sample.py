@@ -1,14 +1,16 @@
-"""Speed of sampling: images/s, and the share of time spent outside the network: `python benchmarks/sample.py`.
+"""Speed of sampling against our own eager float32, the machine, and the network alone: `python benchmarks/sample.py`.
 
     python benchmarks/sample.py --preset b-256 -n 8 --num-steps 5
     python benchmarks/sample.py --preset xl-256 --device cuda -n 128 --num-steps 50 --batch-size 64
     python benchmarks/sample.py --memory -n 50000 --num-steps 1 --guidance-scale 1
 
-The whole job is timed, PNGs included; the weights are random, which costs the same. Latents of four
-channels are written as they are unless --autoencoder says what decodes them; decoding then counts as time outside.
-On a CPU one thread works and network calls are timed. On a GPU, where waiting for each call would change what is
-measured, as many calls of the network alone are timed afterwards. With --memory each format is written by a process of
-its own, for 2,000 images and for -n, and the most memory that each process held is compared.
+The whole job is timed, PNGs included; the weights are random, which costs the same. Jobs as asked for (`--precision`,
+`--compile`) and plain ones, eager in float32, take turns. Shares are FLOPs of the network's matrix products / time /
+the rate of one large matrix product in each type. Latents of four channels are written as they are unless --autoencoder
+says what decodes them; decoding then counts as time outside. On a CPU one thread works and network calls are timed. On
+a GPU, where waiting for each call would change what is measured, as many calls of the network alone are timed
+afterwards. With --memory each format is written by a process of its own, for 2,000 images and for -n, and the most
+memory that each process held is compared.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from report import write_result
 
 from mpdit_core.config import RunConfig, Stage
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
+from mpdit_core.model.compute import forward_macs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import open_model, save_model
 from mpdit_core.presets import load_preset
-from mpdit_core.runtime.device import peak_memory, select_device, synchronize
-from mpdit_core.runtime.precision import autocast, choose_dtype
+from mpdit_core.runtime.device import matmul_rate, peak_memory, select_device, synchronize
+from mpdit_core.runtime.precision import DTYPES, autocast, choose_dtype
 from mpdit_core.sampling import SampleOptions, sample
 from mpdit_core.sampling.options import Format, SampleResult
 from mpdit_core.sampling.writers import WRITERS
@@ -48,6 +51,8 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--autoencoder", help="a Hub id or folder, for presets on its latents")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--compile", default="off", choices=["off", "on", "graphs"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="peak memory for few and for many images, instead")
     arguments = parser.parse_args()
@@ -58,16 +63,27 @@ def main() -> None:
             compare_memory(arguments, Path(folder))
             return
         where = arguments.model or random_model(Path(folder) / "model", load_preset(arguments.preset), arguments)
-        rounds = [measure(where, arguments, device, Path(folder) / f"out-{i}") for i in range(arguments.rounds + 1)]
-    best = max(rounds[1:], key=lambda r: r["images_per_second"])  # the first one warms up
-    for row in rounds[1:]:
-        print(row)
+        plainly = argparse.Namespace(**vars(arguments) | {"precision": "float32", "compile": "off"})
+        rounds: dict[str, list[dict[str, Any]]] = {"plain": [], "asked": []}
+        for i in range(arguments.rounds + 1):
+            for kind, asked in (("plain", plainly), ("asked", arguments)):
+                rounds[kind].append(measure(where, asked, device, Path(folder) / f"{kind}-{i}"))
+        network = open_model(where).config.model
+    plain, best = (max(taken[1:], key=lambda r: r["images_per_second"]) for taken in rounds.values())  # one warms up
+    rates = {name: matmul_rate(device, DTYPES[name]) for name in ("float32", "bfloat16")}
+    flops = 2 * forward_macs(network) * best["passes"] * best["images_per_second"]
+    shares = {f"share_of_{name}": flops / rate for name, rate in rates.items()}
+    ratio = best["images_per_second"] / plain["images_per_second"]
     print(
-        f"{best['images_per_second']:.4g} images/s, {best['share_outside_network']:.1%} of the time outside the network"
+        f"{best['images_per_second']:.4g} images/s in {best['precision']}, {ratio:.2f} × plain; "
+        f"{best['share_outside_network']:.1%} of the time outside the network"
     )
+    for name, rate in rates.items():
+        print(f"{shares[f'share_of_{name}']:.1%} of the {rate / 1e9:.4g} GFLOP/s of large matrix products in {name}")
     name = "model" if arguments.model else arguments.preset
     about = {k: v for k, v in vars(arguments).items() if k != "model"} | {"device": str(device)}
-    print(write_result(f"sample-{name}", {**about, "best": best, "rounds": rounds[1:]}))
+    found = {"times_plain": ratio, **shares, "matmul_flops": rates, "best": best, "plain": plain, "rounds": rounds}
+    print(write_result(f"sample-{name}", {**about, **found}))
 
 
 def random_model(folder: Path, config: RunConfig, arguments: argparse.Namespace) -> str:
@@ -138,6 +154,8 @@ def sample_options(
         batch_size=arguments.batch_size,
         guidance_scale=arguments.guidance_scale,
         device=arguments.device,
+        precision=arguments.precision,
+        compile=arguments.compile,
         format=format_,
         out=out,
     )
@@ -172,6 +190,7 @@ def measure(where: str, arguments: argparse.Namespace, device: torch.device, out
         inside = network_alone(where, options, device, evaluations=int(result.nfe))
     return {
         "images_per_second": result.images_per_second,
+        "precision": result.precision,
         "seconds": seconds,
         "seconds_in_network": inside,
         "share_outside_network": max(0.0, 1 - inside / seconds),
@@ -185,7 +204,7 @@ def network_alone(where: str, options: SampleOptions, device: torch.device, *, e
     """Seconds for as many evaluations of as many images, nothing else."""
     network = open_model(where).load(device)
     config, twice = network.config, 1 if options.guidance_scale == 1 else 2
-    dtype, images = choose_dtype(options.precision, device), options.num_samples or 0
+    dtype, images = choose_dtype(options.precision, device, config), options.num_samples or 0
     total = 0.0
     for start in range(0, images, options.batch_size):
         count = twice * min(options.batch_size, images - start)

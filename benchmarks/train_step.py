@@ -1,13 +1,13 @@
-"""Speed of training steps: images/s, model-FLOP utilisation and peak memory, against the dense DiT of the same width.
+"""Speed of training steps against our own eager float32 step, the dense DiT of the same width, and the machine.
 
-    python benchmarks/train_step.py --preset b-256 --batch-size 16
+    python benchmarks/train_step.py --preset b-256 --batch-size 16 --compile both
     python benchmarks/train_step.py --preset xl-256 --batch-size 64 --device cuda --compile both
 
 A step is the whole of it: forward, backward, gradient norm, AdamW, EMA. Every measurement is a process of its own, so
-that its peak memory is its own too, and they take turns (multi-patch, dense, multi-patch, …), so that a machine that
-slows down slows all of them. Utilisation = FLOPs of the model's matrix products (forward and backward, closed formula,
-nothing recomputed) / time / the rate of one large matrix product measured in the same process, before and after the
-steps.
+that its peak memory is its own too, and they take turns (float32, multi-patch, dense, float32, …), so that a machine
+that slows down slows all of them. Shares are FLOPs of the model's matrix products (forward and backward, closed
+formula, nothing recomputed) / time / the rate of one large matrix product in each type, measured in the same processes,
+before and after the steps.
 """
 
 from __future__ import annotations
@@ -18,11 +18,24 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from report import write_result
 
-COLUMNS = ("model", "mode", "images/s", "utilisation", "peak memory", "× dense")
+if TYPE_CHECKING:
+    from mpdit_core.training.batches import Batch
+    from mpdit_core.training.state.trainer import Trainer
+
+COLUMNS = ("model", "type", "mode", "images/s", "of float32", "of bfloat16", "peak memory", "× dense", "× plain")
+TYPES = ("float32", "bfloat16")
+
+
+class Variant(NamedTuple):
+    """One row of the result; the first of a preset is the plain step that others are compared with."""
+
+    dense: bool
+    mode: str
+    precision: str
 
 
 def main() -> None:
@@ -37,12 +50,12 @@ def main() -> None:
     modes = {"no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"]}[arguments.compile]
     rows = []
     for preset in arguments.preset:
-        for mode in modes:
-            pair: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-            for _ in range(arguments.rounds):
-                for dense in (False, True):
-                    pair[dense].append(in_a_process(preset, mode, dense, arguments))
-            rows += summarise(preset, mode, pair)
+        wanted = [Variant(dense, mode, arguments.precision) for mode in modes for dense in (False, True)]
+        runs: dict[Variant, list[dict[str, Any]]] = {v: [] for v in (Variant(False, "eager", "float32"), *wanted)}
+        for _ in range(arguments.rounds):
+            for variant, taken in runs.items():
+                taken.append(in_a_process(preset, variant, arguments))
+        rows += summarise(preset, runs)
     show(rows)
     print(write_result(f"train-step-{'-'.join(arguments.preset)}", {"command": sys.argv[1:], "rows": rows}))
 
@@ -66,26 +79,24 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def in_a_process(preset: str, mode: str, dense: bool, arguments: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", mode, "--preset", preset, "--device", arguments.device]
+def in_a_process(preset: str, variant: Variant, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", variant.mode, "--preset", preset, "--device", arguments.device]
     command += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
-    command += ["--precision", arguments.precision]
-    command += ["--dense"] if dense else []
+    command += ["--precision", variant.precision]
+    command += ["--dense"] if variant.dense else []
     command += ["--activation-checkpointing"] if arguments.activation_checkpointing else []
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled: bool) -> dict[str, Any]:
-    """Times `arguments.steps` steps of one model here."""
+def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled: bool) -> tuple[Trainer, Batch]:
+    """A trainer of the model, and a batch on its device."""
     import torch
 
     from mpdit_core.config import RunConfig
-    from mpdit_core.model.compute import training_macs
     from mpdit_core.presets import load_preset
-    from mpdit_core.runtime.device import matmul_rate, peak_memory, select_device, synchronize
+    from mpdit_core.runtime.device import select_device
     from mpdit_core.runtime.distributed import World
-    from mpdit_core.runtime.precision import dtype_name
     from mpdit_core.settings import merge, validate
     from mpdit_core.training.batches import Batch
     from mpdit_core.training.state.trainer import Trainer
@@ -103,9 +114,18 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
     torch.manual_seed(0)
     shape = (size, model.channels, *model.input_size)
     batch = Batch(torch.randn(shape), torch.randn(shape), torch.rand(size), torch.arange(size) % model.num_classes)
-    batch = batch.to(device)
-    dtype = trainer.model.dtype
-    rates = [matmul_rate(device, dtype)]
+    return trainer, batch.to(device)
+
+
+def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled: bool) -> dict[str, Any]:
+    """Times `arguments.steps` steps of one model here."""
+    from mpdit_core.model.compute import training_macs
+    from mpdit_core.runtime.device import matmul_rate, peak_memory, synchronize
+    from mpdit_core.runtime.precision import DTYPES, dtype_name
+
+    trainer, batch = make_step(preset, arguments, dense=dense, compiled=compiled)
+    device = trainer.device
+    rates = {name: [matmul_rate(device, DTYPES[name])] for name in TYPES}
     for _ in range(2 if compiled else 1):
         trainer.step(batch)
     times = []
@@ -115,48 +135,62 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
         trainer.step(batch)
         synchronize(device)
         times.append(time.perf_counter() - started)
-    rates.append(matmul_rate(device, dtype))
+    for name in TYPES:
+        rates[name].append(matmul_rate(device, DTYPES[name]))
     return {
         "seconds": times,
         "matmul_flops": rates,
-        "training_flops_per_image": 2 * training_macs(config.model),
+        "training_flops_per_image": 2 * training_macs(trainer.config.model),
         "peak_memory_bytes": peak_memory(device),
-        "dtype": dtype_name(dtype),
+        "dtype": dtype_name(trainer.model.dtype),
         "device": device.type,
-        "batch_size": size,
+        "batch_size": arguments.batch_size,
     }
 
 
-def summarise(preset: str, mode: str, pair: dict[bool, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row for the preset and one for its dense DiT; the best rate seen by either is the peak of both."""
-    peak = max(rate for runs in pair.values() for run in runs for rate in run["matmul_flops"])
+def summarise(preset: str, runs: dict[Variant, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row for each variant; the best rate seen by any is the peak of all."""
+    peaks = {
+        name: max(r for taken in runs.values() for run in taken for r in run["matmul_flops"][name]) for name in TYPES
+    }
+    speeds = {
+        variant: taken[0]["batch_size"] / statistics.median(s for run in taken for s in run["seconds"])
+        for variant, taken in runs.items()
+    }
+    plain = next(iter(speeds.values()))
     rows = []
-    for dense, runs in pair.items():
-        seconds = statistics.median(s for run in runs for s in run["seconds"])
-        speed = runs[0]["batch_size"] / seconds
+    for variant, taken in runs.items():
+        dense = speeds.get(variant._replace(dense=True))
+        flops = speeds[variant] * taken[0]["training_flops_per_image"]
         rows.append(
             {
-                "model": f"dense of {preset}" if dense else preset,
-                "mode": mode,
-                "images_per_second": speed,
-                "utilisation": speed * runs[0]["training_flops_per_image"] / peak,
-                "matmul_gflops": peak / 1e9,
-                "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
-                "runs": runs,
+                "model": f"dense of {preset}" if variant.dense else preset,
+                "dtype": taken[0]["dtype"],
+                "mode": variant.mode,
+                "images_per_second": speeds[variant],
+                **{f"share_of_{name}": flops / peaks[name] for name in TYPES},
+                **{f"matmul_{name}_gflops": peaks[name] / 1e9 for name in TYPES},
+                "peak_memory_bytes": max(run["peak_memory_bytes"] for run in taken),
+                "times_dense": speeds[variant] / dense if dense and not variant.dense else None,
+                "times_plain": None if variant.dense else speeds[variant] / plain,
+                "runs": taken,
             }
         )
-    rows[0]["times_dense"] = rows[0]["images_per_second"] / rows[1]["images_per_second"]
     return rows
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print("  ".join(f"{column:>16}" for column in COLUMNS))
+    print("  ".join(f"{column:>14}" for column in COLUMNS))
     for row in rows:
+        ratios = (f"{row[key]:.2f}" if row[key] else "" for key in ("times_dense", "times_plain"))
         cells = (
-            row["model"], row["mode"], f"{row['images_per_second']:.2f}", f"{row['utilisation']:.1%}",
-            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB", f"{row['times_dense']:.2f}" if "times_dense" in row else "",
+            row["model"], row["dtype"], row["mode"], f"{row['images_per_second']:.2f}",
+            *(f"{row[f'share_of_{name}']:.1%}" for name in TYPES),
+            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB", *ratios,
         )  # fmt: skip
-        print("  ".join(f"{cell:>16}" for cell in cells))
+        print("  ".join(f"{cell:>14}" for cell in cells))
+    gflops = " and ".join(f"{rows[0][f'matmul_{name}_gflops']:.4g} GFLOP/s in {name}" for name in TYPES)
+    print(f"large matrix products: {gflops}; plain: eager, in float32")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mpdit_cli import console
+from mpdit_cli.fields import Command
 from mpdit_cli.plugin_commands import add_plugin_commands
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.runtime.signals import handle_stop_signals, interrupt
@@ -46,7 +47,7 @@ EXIT_DEFECT = 1
 
 
 def build_app(called: str = "") -> typer.Typer:
-    """All commands. Of other packages' commands, only `called` is imported."""
+    """All commands; where `called` is one of ours, that one alone. Of other packages', only `called` is imported."""
     app = typer.Typer(
         name="mpdit",
         help="MPDiT: encode images, train, sample, evaluate and count compute.",
@@ -59,17 +60,21 @@ def build_app(called: str = "") -> typer.Typer:
     @app.callback()
     def main(
         version: Annotated[
-            bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+            bool,
+            typer.Option(
+                "--version", metavar="", help="Print the version and exit.", callback=_print_version, is_eager=True
+            ),
         ] = False,
     ) -> None:
         pass
 
-    for name, module in COMMANDS.items():
+    wanted = {called: COMMANDS[called]} if called in COMMANDS else COMMANDS
+    for name, module in wanted.items():
         imported = importlib.import_module(f"mpdit_cli.commands.{module}")
         if hasattr(imported, "app"):  # a command with subcommands
             app.add_typer(imported.app, name=name)
         else:
-            app.command(name)(imported.command)
+            app.command(name, cls=Command)(imported.command)
     add_plugin_commands(app, taken=COMMANDS, called=called)
     return app
 
@@ -90,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         called = next((argument for argument in arguments if not argument.startswith("-")), "")
         command = typer.main.get_command(build_app(called))
+        if "_MPDIT_COMPLETE" in os.environ:  # the shell asks what may be typed next
+            command.main(prog_name="mpdit")
         code: Any = command.main(args=arguments, prog_name="mpdit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UserError as error:
@@ -114,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.defect(error)
         return EXIT_DEFECT
     except BaseException as error:  # nothing of ours raises others
+        if "_MPDIT_COMPLETE" in os.environ:
+            return 0
         if isinstance(error.__context__, BrokenPipeError):  # how Typer passes it on
             return 0
         what = f"a plugin or a library ended the command with {type(error).__name__}: {error}"

@@ -26,6 +26,8 @@ from mpdit_core.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
 WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal
+LONGEST_UNBROKEN = 12  # characters of a column whose cells stay on one line, whatever the width
+LONGEST_NUMBER = 24  # characters of a number with what belongs to it, such as its unit
 
 R = TypeVar("R", bound=Result)
 
@@ -233,13 +235,23 @@ def _write_json(value: dict[str, Any]) -> None:
 
 
 def _draw_table(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
     console = _people()
-    drawn = RichTable(title=table.title, title_justify="left")
+    drawn = RichTable(
+        title=table.title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False,
+        pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
     for i, column in enumerate(table.columns):
-        words = i == 0 or _are_words(row[i] for row in table.rows)
-        drawn.add_column(column, justify="left" if words else "right", no_wrap=i == 0)
+        cells = [row[i] for row in table.rows]
+        longest = max(map(len, [column, *cells]))
+        drawn.add_column(
+            column,
+            justify="left" if i == 0 or longest > LONGEST_NUMBER or _are_words(cells) else "right",
+            no_wrap=i == 0 or longest <= LONGEST_UNBROKEN,
+            overflow="fold",
+        )
     for row in table.rows:
         drawn.add_row(*map(clean, row))
     if not console.is_terminal and console.width < WIDTH_OF_A_FILE:  # a file has no width: do not squeeze the columns

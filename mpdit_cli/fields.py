@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
+import typer.core
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from mpdit_cli.completion import completer
 from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import (
     Options,
@@ -32,7 +34,7 @@ from mpdit_core.size import Size
 
 T = TypeVar("T", bound=Options)
 
-PANELS = ("What", "Sampling", "Views", "Measuring", "Output", "Other work", "Running")
+PANELS = ("What", "Measuring", "Sampling", "Views", "Output", "Other work", "Running")
 """Groups of options in --help, in this order."""
 
 OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}
@@ -59,9 +61,22 @@ Set = Annotated[
 ]
 # These two are read by app.main before the command runs, so that errors of parsing respect them.
 Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING)
+    bool,
+    typer.Option(
+        "--json", metavar="", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and the result.", **RUNNING)]
+Quiet = Annotated[bool, typer.Option("--quiet", metavar="", help="Only warnings, errors and the result.", **RUNNING)]
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose --help stands at its end, with the other options that all commands have."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option: Any = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel, option.metavar = RUNNING["rich_help_panel"], ""
+        return option
 
 
 def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -149,9 +164,9 @@ def flags_of(name: str, info: FieldInfo) -> list[str]:
     return [f"--{flag}", *([OTHER_FORMS[name]] if name in OTHER_FORMS else [])]
 
 
-def metavar_of(info: FieldInfo) -> str | None:
+def metavar_of(info: FieldInfo) -> str:
     """What stands behind a flag in --help and docs/cli.md; nothing behind a switch."""
-    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", Size: "SIDE|HxW", bool: None}
+    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", Size: "SIDE|HxW", bool: ""}
     if spelling_of(info).metavar:
         return spelling_of(info).metavar
     return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else words.get(kind, "TEXT")
@@ -162,7 +177,12 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     annotation: Any = kind if kind in (bool, int, float, Path) or get_origin(kind) is Literal else str
     if spelling.repeated:
         annotation = list[str]
-    shown: dict[str, Any] = {"help": help_text(info), "show_default": False, "metavar": metavar_of(info)}
+    shown: dict[str, Any] = {
+        "help": help_text(info),
+        "show_default": False,
+        "metavar": metavar_of(info),
+        "autocompletion": completer(name) if name != "classes" or kind is not Path else None,
+    }
     if not spelling.argument:
         made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
         return _keyword(name, Annotated[annotation | None, made], None)

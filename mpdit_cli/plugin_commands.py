@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from mpdit_cli import console
-from mpdit_cli.fields import options_command
+from mpdit_cli.fields import Command, options_command
 from mpdit_core.plugins import command_entries, load, names
 from mpdit_core.settings import Options, Result
 
@@ -30,7 +30,7 @@ def add_plugin_commands(app: typer.Typer, *, taken: Collection[str], called: str
         UserError: `called` is offered by two packages, or broken.
     """
     if called and called not in taken and called in names("commands"):
-        app.command(called, rich_help_panel=PANEL)(_command(called))
+        app.command(called, cls=Command, rich_help_panel=PANEL)(_command(called))
     for entry in command_entries(reserved=[*taken, called]):
         app.command(entry.name, help=entry.summary, rich_help_panel=PANEL)(_nothing)
 

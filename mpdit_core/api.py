@@ -155,8 +155,9 @@ class Autoencoder(Protocol):
         """What is stored for `images [B, 3, H, W]` uint8: the raw latents of an image do not depend on its batch.
 
         `mean+std`: `[B, 2C, h, w]` float32, a posterior's mean, then its standard deviation; `mean`: `[B, C, h, w]`
-        float32, the raw latents; `uint8`: `[B, C, h, w]` pixel values, read as raw latents x / 127.5 - 1.
-        Called from several threads, under autocast where a faster type was seen to agree with float32.
+        float32, the raw latents; `uint8`: `[B, C, h, w]` pixel values, read as raw latents x / 127.5 - 1,
+        always on the CPU. Called from several threads, under autocast where a faster type was seen to agree with
+        float32.
         """
         ...
 

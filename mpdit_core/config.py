@@ -22,7 +22,10 @@ from mpdit_core.size import Size
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
+NetworkType = Literal["float32", "bfloat16"]  # what `auto` can come to
+ComputeType = Literal["float32", "tf32", "bfloat16"]  # of an autoencoder; tf32: float32 with shorter products
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
+GuidanceName = Literal["cfg", "cfg-zero", "apg", "skip-tokens"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LARGEST_BATCH = 2**20
 
@@ -163,7 +166,7 @@ class TrainConfig(Settings):
     )
     ema_warmup: bool = setting(True, "whether the decay of the average grows with the step n: (1+n)/(10+n)")
     precision: Precision = setting(
-        "auto", "type to compute in; auto: bfloat16 where the device is fast in it", resumable=True
+        "auto", "type of the computations; auto: as measured when the run begins", resumable=True
     )
     compile: Compile = setting("auto", "torch.compile of the blocks; auto: on GPUs", resumable=True)
     activation_checkpointing: bool = setting(

@@ -17,6 +17,8 @@ FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
 def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
     """Encode a data set of images into latents, once, for training.
 
+    Example: mpdit encode-latents images/ --resolution 256
+
     Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE` set
     options of plugins.
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpdit_cli import console
+from mpdit_cli.commands.sample import guidance
 from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.table import Table
@@ -31,7 +32,10 @@ def command(
     ] = None,
     nproc: Nproc = "auto",
 ) -> None:
-    """Measure a model or finished samples against real images, by the protocol of published numbers."""
+    """Measure a model or finished samples against real images, by the protocol of published numbers.
+
+    Example: mpdit eval-fid runs/xl-256-1 -n 10000 --guidance-scale 1.5
+    """
     from mpdit_core import evaluation
 
     running = {"nproc": nproc, "device": options.device}
@@ -58,6 +62,9 @@ def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
         for key, label in record.labels.items()
         if isinstance(record.metrics[key], float)
     }
+    if (made := record.sampling) and made.nfe is not None and made.passes is not None:
+        values["guidance"] = guidance(made.options)
+        values["cost"] = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
     return [
         Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note),
         console.Summary(title="evaluated", rows=values),
@@ -72,8 +79,11 @@ def reference_summary(reference: ReferenceResult) -> console.Summary:
 def sweep_parts(sweep: SweepResult) -> list[Table | console.Summary]:
     """One line per combination, and the lowest."""
     names = [key for key in sweep.labels if sweep.rows[0].metrics[key] is not None]
-    rows = [[*row.values.values(), _text(row.nfe), *(_text(row.metrics[name]) for name in names)] for row in sweep.rows]
-    columns = [*sweep.axes, "NFE", *(sweep.labels[name] for name in names)]
+    rows = [
+        [*row.values.values(), _text(row.nfe), _text(row.passes), *(_text(row.metrics[name]) for name in names)]
+        for row in sweep.rows
+    ]
+    columns = [*sweep.axes, "NFE", "passes", *(sweep.labels[name] for name in names)]
     label, at = sweep.labels[sweep.plotted], ", ".join(f"{key} {text}" for key, text in sweep.lowest.values.items())
     found = {f"lowest {label}": f"{_text(sweep.lowest.metrics[sweep.plotted])} at {at}"}
     if sweep.at_an_end:

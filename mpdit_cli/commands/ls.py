@@ -34,20 +34,23 @@ def parts_of(found: Listing) -> list[Table | console.Summary]:
     tables = []
     for kind, (title, columns) in COLUMNS.items():
         entries = [entry for entry in found.entries if entry.kind == kind]
-        if any(entry.status != "ok" for entry in entries):
-            columns = columns | {"state": lambda entry: "" if entry.status == "ok" else entry.status}
         if entries:
             rows = [[text(entry) for text in columns.values()] for entry in entries]
             tables.append(Table(title=title, columns=list(columns), rows=rows))
     return tables
 
 
-def _changed(entry: Entry) -> str:
+def _age(entry: Entry) -> str:
     return age((datetime.now(UTC) - datetime.fromisoformat(entry.changed)).total_seconds())
 
 
 def _distance(entry: Entry) -> str:
     return "" if entry.distance is None else f"{entry.distance:.4g} {entry.distance_name}"
+
+
+def _if_ok(entry: Entry, text: str | None) -> str:
+    """`text`; in its place what is wrong with the entry, in one word."""
+    return text or "" if entry.status == "ok" else entry.status
 
 
 def _count(number: int | None) -> str:
@@ -57,36 +60,36 @@ def _count(number: int | None) -> str:
 COLUMNS: dict[Kind, tuple[str, dict[str, Callable[[Entry], str]]]] = {
     "run": ("Runs", {
         "run": lambda run: str(run.path),
-        "changed": _changed,
-        "preset": lambda run: run.preset or "",
+        "age": _age,
+        "preset": lambda run: _if_ok(run, run.preset),
         "step": lambda run: _count(run.step),
-        "images seen": lambda run: _count(run.images_seen),
+        "images": lambda run: _count(run.images_seen),
         "loss": lambda run: "" if run.loss is None else f"{run.loss:.4f}",
-        "best distance": _distance,
+        "distance": _distance,
         "size": lambda run: size_text(run.bytes),
     }),
     "samples": ("Samples", {
         "samples": lambda samples: str(samples.path),
-        "changed": _changed,
-        "preset": lambda samples: samples.preset or "",
+        "age": _age,
+        "preset": lambda samples: _if_ok(samples, samples.preset),
         "step": lambda samples: _count(samples.step),
         "images": lambda samples: _count(samples.images),
         "by": lambda samples: samples.about,
         "size": lambda samples: size_text(samples.bytes),
     }),
     "evaluation": ("Evaluations", {
-        "of": lambda record: record.about or str(record.path.parent.parent),
-        "changed": _changed,
+        "of": lambda record: record.of or record.path.stem,
+        "age": _age,
         "step": lambda record: _count(record.step),
         "images": lambda record: _count(record.images),
         "distance": _distance,
-        "record": lambda record: record.path.name,
+        "by": lambda record: _if_ok(record, record.about),
     }),
     "latents": ("Latents", {
         "latents": lambda latents: str(latents.path),
-        "changed": _changed,
+        "age": _age,
         "images": lambda latents: _count(latents.images),
-        "of": lambda latents: latents.about,
+        "of": lambda latents: _if_ok(latents, latents.about),
         "size": lambda latents: size_text(latents.bytes),
     }),
 }  # fmt: skip
@@ -94,9 +97,9 @@ COLUMNS: dict[Kind, tuple[str, dict[str, Callable[[Entry], str]]]] = {
 
 
 def age(seconds: float) -> str:
-    """`5 min ago`, in the largest unit that gives 1 or more; at least seconds, at most days."""
+    """`5 min`, in the largest unit that gives 1 or more; at least seconds, at most days."""
     for length, unit in ((60, "s"), (60, "min"), (24, "h")):
         if seconds < length:
-            return f"{max(0, int(seconds))} {unit} ago"
+            return f"{max(0, int(seconds))} {unit}"
         seconds /= length
-    return f"{int(seconds)} days ago"
+    return f"{int(seconds)} days"

@@ -9,7 +9,7 @@ import typer
 
 from mpdit_cli import console
 from mpdit_cli.console import Summary
-from mpdit_cli.fields import Json, Quiet
+from mpdit_cli.fields import Command, Json, Quiet
 from mpdit_core.table import Table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def command(context: typer.Context, json: Json = False, quiet: Quiet = False) ->
                 console.say(f"{report.status}: {_label(report)}: {report.reason}\n  remedy: {report.remedy}")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     name: Annotated[str, typer.Argument(help="Name of a plugin, module:Class or ./file.py:Class.")],
     json: Json = False,
@@ -45,7 +45,7 @@ def show(
     console.show(found, *[part for report in found.plugins for part in page(report)])
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
     kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset, features, autoencoder or command.")],
     name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],

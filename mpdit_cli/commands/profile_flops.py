@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @options_command(ProfileOptions)
 def command(options: ProfileOptions) -> None:
-    """Count the parameters, compute and memory of models, exactly; compare them with dense ones."""
+    """Count the parameters, compute and memory of models, exactly; compare them with dense ones.
+
+    Example: mpdit profile-flops --preset xl-256
+    """
     from mpdit_core.profiling import profile_flops
 
     result = console.run(profile_flops, options)

@@ -9,14 +9,15 @@ import typer
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.errors import UserError
-from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult
+from mpdit_core.sampling.options import SampleOptions, SampleResult, SamplingOptions, ViewResult
 
 
 @options_command(SampleOptions)
 def command(
     options: SampleOptions,
     show: Annotated[
-        bool, typer.Option("--show", help="Show the grid or the view in the terminal.", rich_help_panel="Output")
+        bool,
+        typer.Option("--show", metavar="", help="Show the grid or the view in the terminal.", rich_help_panel="Output"),
     ] = False,
     nproc: Nproc = "auto",
 ) -> None:
@@ -52,7 +53,7 @@ def summary(result: SampleResult, options: SampleOptions) -> console.Summary:
     name = " ".join([options.sampler, *(f"{key}={value}" for key, value in options.sampler_options.items())])
     cost = f"{result.passes:.4g} passes of each image through the network"
     if result.saved:
-        cost += f"; the guidance interval saved {result.saved:.4g}"
+        cost += f"; {result.saved:.4g} fewer than guided from start to end"
     rows = {
         "where": str(result.samples),
         "sampler": f"{name}, {result.sampler['options']['num_steps']} steps, {result.nfe:.4g} evaluations (NFE)",
@@ -64,11 +65,12 @@ def summary(result: SampleResult, options: SampleOptions) -> console.Summary:
     return console.Summary(title=f"{result.images} samples of {options.model}", rows=rows)
 
 
-def guidance(options: SampleOptions) -> str:
-    """`1.5, for t from 0.1 to 0.8`; `off` for a scale of 1."""
+def guidance(options: SamplingOptions) -> str:
+    """`apg eta=0.2, scale 1.5, for t from 0.1 to 0.8`; `off` for a scale of 1."""
     if options.guidance_scale == 1:
         return "off"
-    parts = [f"{options.guidance_scale:g}"]
+    rule = [options.guidance, *(f"{key}={value}" for key, value in options.guidance_options.items())]
+    parts = [" ".join(rule), f"scale {options.guidance_scale:g}"]
     if options.guidance_schedule != "constant":
         parts.append(f"{options.guidance_schedule} schedule")
     if options.guidance_interval != (0, 1):

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from mpdit_core.doctor.options import Check, DoctorOptions
 
+OWN = {"samplers": "euler", "features": "inception", "autoencoders": "pixels"}
+"""One plugin of mpdit itself for each kind that it has plugins of."""
+
 
 def here(_: DoctorOptions) -> Iterator[Check]:
     """How many of each kind `mpdit ls` finds, and each that is damaged or unfinished."""
@@ -32,6 +35,12 @@ def plugins(_: DoctorOptions) -> Iterator[Check]:
     text = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
     packages = sorted({f"{report.package} {report.version}" for report in listed})
     yield Check(area="plugins", name="installed", what=f"{text}; from {', '.join(packages)}", data=dict(counts))
+    registered = {(report.kind, report.name) for report in listed}
+    for kind, own in OWN.items():
+        if (kind, own) not in registered:
+            what = "it belongs to mpdit, but is not registered: the metadata are older than the code"
+            remedy = "install mpdit again; in a checkout `pip install -e .`"
+            yield Check(area="plugins", name=f"{kind} {own}", status="fault", what=what, remedy=remedy)
     for report in listed:
         if report.status != "ok":
             yield Check(

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 
 from mpdit_core import __version__
 from mpdit_core.doctor.options import Check, DoctorOptions
+from mpdit_core.presets import load_preset
 from mpdit_core.runtime.files import free_bytes, memory_bytes, size_text
 
 if TYPE_CHECKING:
     import torch
 
-    from mpdit_core.runtime.precision import Name
+    from mpdit_core.config import ComputeType
 
 OTHER_PACKAGES = ("torchvision", "triton")  # not asked for by mpdit, but they must fit the torch that is installed
 SECONDS_TO_MEASURE = 0.1
+TYPICAL = "b-256"  # whose sizes `auto` is measured at
 SECONDS_TO_COMPILE = 180.0
 LEAST_FREE, LITTLE_FREE = 2**30, 10 * 2**30
 COMPILED = """
@@ -91,10 +93,10 @@ def _device(device: torch.device) -> Check:
             what=f"{name} does not compute: {str(error).splitlines()[0]}",
         )  # fmt: skip
     shown = ", ".join(f"{precision} {rate / 1e12:.3g}" for precision, rate in rates.items())
-    auto = dtype_name(choose_dtype("auto", device))
+    auto = dtype_name(choose_dtype("auto", device, load_preset(TYPICAL).model))
     size = f", {size_text(memory)}" if memory else ""
     return Check(
-        area="devices", name=str(device), what=f"{name}{size}; TFLOP/s: {shown}; `auto` computes in {auto}",
+        area="devices", name=str(device), what=f"{name}{size}; TFLOP/s: {shown}; `auto` computes {TYPICAL} in {auto}",
         data={"hardware": name, "memory_bytes": memory, "flops_per_second": rates, "auto": auto},
     )  # fmt: skip
 
@@ -111,11 +113,11 @@ def _hardware(device: torch.device) -> tuple[str, int | None]:
     return f"{usable_cores()} cores" if device.type == "cpu" else "Apple GPU", memory_bytes()
 
 
-def _precisions(device: torch.device) -> tuple[Name, ...]:
+def _precisions(device: torch.device) -> tuple[ComputeType, ...]:
     return ("float32", "tf32", "bfloat16") if device.type == "cuda" else ("float32", "bfloat16")
 
 
-def _rate(precision: Name, device: torch.device) -> float:
+def _rate(precision: ComputeType, device: torch.device) -> float:
     from mpdit_core.runtime.device import matmul_rate
     from mpdit_core.runtime.precision import DTYPES, computing_in
 

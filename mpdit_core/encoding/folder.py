@@ -63,7 +63,7 @@ class EncodingFolder:
                 expected="an empty or new folder, or one that this command began",
                 remedy="choose another --out",
             )
-        old = self._old_plan()
+        old = self.plan()
         if old is not None:
             _compare(old, plan, self.path)
 
@@ -145,7 +145,8 @@ class EncodingFolder:
         for bad in self.path.glob("shard-*.bad"):
             bad.unlink(missing_ok=True)
 
-    def _old_plan(self) -> EncodingPlan | None:
+    def plan(self) -> EncodingPlan | None:
+        """The plan that the latents here were begun with; None where there are none."""
         if self.has_manifest:
             return read_manifest(self.path).plan
         path = self.work / "plan.json"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -21,10 +23,23 @@ from mpdit_core.data.manifest import MANIFEST, EncodingPlan, normalisation_of, r
 from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.data.sources import open_source, source_notes
 from mpdit_core.encoding.folder import EncodingFolder
+from mpdit_core.encoding.foreign_latents import find_foreign_latents, look_at, take_over
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
-from mpdit_core.encoding.pipeline import encode_shards
-from mpdit_core.encoding.plan import DEFAULT_RESOLUTION, make_plan, output_folder, source_arguments
-from mpdit_core.encoding.reconstruction import SHEET, inspect_reconstruction, read_reconstruction
+from mpdit_core.encoding.pipeline import Encoded, encode_shards
+from mpdit_core.encoding.plan import (
+    DEFAULT_RESOLUTION,
+    make_plan,
+    output_folder,
+    plan_take_over,
+    source_arguments,
+    what_is_encoded,
+)
+from mpdit_core.encoding.reconstruction import (
+    SHEET,
+    draw_decoded,
+    inspect_reconstruction,
+    read_reconstruction,
+)
 from mpdit_core.encoding.verify import verify
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Note, Progress, Reporter, Saved, Skipped, Warning, silent
@@ -64,12 +79,18 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
-    """What one call of `encode_latents` works with, once everything is opened and settled."""
+    """What one call of `encode_latents` works with, once everything is opened and settled.
+
+    Args:
+        source: the images; None where latents of another program are taken over.
+        shards_of: the content of shards, one after the other, for a plan and their numbers.
+    """
 
     options: EncodeOptions
     plan: EncodingPlan
     folder: EncodingFolder
-    source: Dataset
+    source: Dataset | None
+    shards_of: Callable[[EncodingPlan, Sequence[int]], Iterator[Encoded]]
     autoencoder: LoadedAutoencoder
     world: World
     report: Reporter
@@ -94,14 +115,18 @@ class EncodeJob:
 
 def _open(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
     """Opens everything, settles the plan, and refuses what cannot be done."""
-    source = open_source(options.source, split=options.split, **source_arguments(options))
+    given = what_is_encoded(options)
+    if options.from_latents:
+        return _open_foreign(options, options.from_latents, device=device, world=world, report=report)
+    source = open_source(given, split=options.split, **source_arguments(options))
     autoencoder = _load_autoencoder(options, source, device=device, world=world)
     own = getattr(source, "resolution", None)
     resolution = options.resolution or (Size.parse(own) if own else DEFAULT_RESOLUTION)
     autoencoder.check_resolution(resolution)
     folder = EncodingFolder(output_folder(options, resolution))
-    report(Note(text=f"finding the images of {options.source}"))
-    plan = make_plan(options, source, autoencoder, resolution=resolution)
+    report(Note(text=f"finding the images of {given}"))
+    begun = folder.plan()
+    plan = world.broadcast_object(make_plan(options, source, autoencoder, resolution=resolution, begun=begun))
     autoencoder.precision = plan.precision
     for note in source_notes(source):
         report(note)
@@ -121,6 +146,37 @@ def _open(options: EncodeOptions, *, device: torch.device, world: World, report:
         plan=plan,
         folder=folder,
         source=source,
+        shards_of=partial(
+            encode_shards,
+            source,
+            autoencoder=autoencoder,
+            workers=options.workers or usable_cores(),
+            skip_faulty=options.on_error == "skip",
+        ),
+        autoencoder=autoencoder,
+        world=world,
+        report=report,
+    )
+
+
+def _open_foreign(
+    options: EncodeOptions, folder: Path, *, device: torch.device, world: World, report: Reporter
+) -> EncodeJob:
+    """As `_open`, for latents that another program made."""
+    found = find_foreign_latents(folder)
+    autoencoder = _load_autoencoder(options, None, device=device, world=world)
+    holding = look_at(found, autoencoder.spec, scale=options.latents_scale)
+    report(Note(text=holding.text))
+    plan = plan_take_over(options, found, holding)
+    output = EncodingFolder(output_folder(options, plan.resolution))
+    output.check(plan)
+    world.barrier()
+    return EncodeJob(
+        options=options,
+        plan=plan,
+        folder=output,
+        source=None,
+        shards_of=partial(take_over, found, holding, scale=options.latents_scale or 1.0),
         autoencoder=autoencoder,
         world=world,
         report=report,
@@ -136,7 +192,7 @@ def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
 
 
 def _load_autoencoder(
-    options: EncodeOptions, source: Dataset, *, device: torch.device, world: World
+    options: EncodeOptions, source: Dataset | None, *, device: torch.device, world: World
 ) -> LoadedAutoencoder:
     """One process at a time may download it: rank 0 goes first."""
     name = options.autoencoder or getattr(source, "autoencoder", None) or DEFAULT_AUTOENCODER
@@ -154,9 +210,11 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
     if unfinished:
         finished = job.plan.num_shards - len(unfinished)
         kept = f"; {finished} of {job.plan.num_shards} shards are there already" if finished else ""
+        count = job.count_items(unfinished)
+        what = f"encoding {count:,} images" if job.source else f"taking over the latents of {count:,} images"
         text = (
-            f"encoding {job.count_items(unfinished):,} images at {job.plan.resolution} px with "
-            f"{job.plan.autoencoder.id} on {job.autoencoder.encode_device} into {job.folder.path}{kept}"
+            f"{what} at {job.plan.resolution} px with {job.plan.autoencoder.id} on {job.autoencoder.encode_device} "
+            f"into {job.folder.path}{kept}"
         )
         job.report(Note(text=text))
     try:
@@ -195,14 +253,7 @@ def _encode_share(job: EncodeJob, shards: Sequence[int], stop: StopRequest) -> N
         job.folder.add(content.number, write_shard(job.folder.path, job.plan, content))
 
     with WriteBehind() as writer:
-        for batch in encode_shards(
-            job.source,
-            job.plan,
-            shards,
-            autoencoder=job.autoencoder,
-            workers=job.options.workers or usable_cores(),
-            skip_faulty=job.options.on_error == "skip",
-        ):
+        for batch in job.shards_of(job.plan, shards):
             if world.size > 1 and os.getppid() != launcher:
                 raise SystemExit(f"process {world.rank}: its launcher has ended")
             if batch.content is not None:
@@ -254,7 +305,9 @@ def _inspect(job: EncodeJob, *, is_new: bool) -> None:
     path, images = job.folder.path, job.options.reconstruction_images
     before = read_reconstruction(path)
     measured = before is not None and before.images == min(images, read_manifest(path).count)
-    if is_new or not (path / SHEET).exists() or (images and not measured):
+    if job.source is None:
+        draw_decoded(LatentFolder(path), job.autoencoder, report=job.report)
+    elif is_new or not (path / SHEET).exists() or (images and not measured):
         inspect_reconstruction(LatentFolder(path), job.source, job.autoencoder, images=images, report=job.report)
     if job.options.reference_stats:
         _measure_reference(job)

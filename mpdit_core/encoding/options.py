@@ -16,8 +16,16 @@ from mpdit_core.size import Size
 class EncodeOptions(DeviceOptions):
     """None: chosen by the source, the resolution or the autoencoder."""
 
-    source: str = setting(
-        ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
+    source: str | None = setting(
+        None, "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set",
+        argument=True, metavar="SOURCE",
+    )  # fmt: skip
+    from_latents: Path | None = setting(
+        None, "folder of latents that another program made, to take over in place of SOURCE",
+        metavar="DIR", chosen="encode SOURCE", strict=False,
+    )  # fmt: skip
+    latents_scale: float | None = setting(
+        None, "factor that the latents in DIR were multiplied with; 1: raw", gt=0, chosen="must be given with DIR"
     )
     resolution: Size | None = setting(None, "size in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
@@ -73,7 +81,9 @@ class EncodeOptions(DeviceOptions):
         None, "number of threads per process that decode images", panel="Running", chosen="number of cores"
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = setting(
-        "auto", "type that the encoder computes in; auto: the fastest within 1e-2 of float32", panel="Running"
+        "auto",
+        "type that the encoder computes in; auto: the fastest, measured, that is within 1e-2 of float32",
+        panel="Running",
     )
 
 

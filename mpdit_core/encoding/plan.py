@@ -8,7 +8,8 @@ from typing import Any
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
-from mpdit_core.data.sources import classes_of, count_items, source_given, source_name
+from mpdit_core.data.sources import classes_of, count_items, read_class_names, source_given, source_name
+from mpdit_core.encoding.foreign_latents import ForeignLatents, Holding
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.precision import choose_precision
 from mpdit_core.errors import UserError
@@ -18,27 +19,36 @@ DEFAULT_RESOLUTION = Size.square(256)
 SHARD_BYTES = 128 * 2**20
 SHARD_ITEMS = 4096
 SHARDS_AT_LEAST = 16  # of a small data set, so that several processes have something to share
+FOR_IMAGES = frozenset(
+    {"split", "labels", "streaming", "allow_empty_classes", "dataset_options", "resolution", "flip", "on_error",
+     "precision", "batch_size", "reference_stats", "reconstruction_fid"}
+)  # fmt: skip
 
 
 def make_plan(
-    options: EncodeOptions, source: Dataset, autoencoder: LoadedAutoencoder, *, resolution: Size
+    options: EncodeOptions,
+    source: Dataset,
+    autoencoder: LoadedAutoencoder,
+    *,
+    resolution: Size,
+    begun: EncodingPlan | None,
 ) -> EncodingPlan:
-    """Settles every option that fixes bytes; no default depends on the machine or the number of processes.
+    """Settles every option that fixes bytes; no default depends on the number of processes.
+
+    Args:
+        begun: the plan that is continued. Where the precision is `auto`, it stays as it was measured then.
 
     Raises:
         UserError: the source holds no images (`no-images`), or cannot be read.
     """
-    count = count_items(source)
+    count, given = count_items(source), what_is_encoded(options)
     if count == 0:
-        raise UserError(
-            f"{options.source} holds no images", code="no-images", expected="at least one image in a class folder"
-        )
+        raise UserError(f"{given} holds no images", code="no-images", expected="at least one image in a class folder")
     class_names, fingerprint = classes_of(source)
-    batch_size = options.batch_size or max(1, min(256, 32 * 256**2 // resolution.area))
     plan = EncodingPlan(
         source=SourceSpec(
-            given=source_given(options.source),
-            name=source_name(options.source),
+            given=source_given(given),
+            name=source_name(given),
             split=options.split,
             options=source_arguments(options),
             fingerprint=fingerprint,
@@ -46,16 +56,78 @@ def make_plan(
         ),
         resolution=resolution,
         autoencoder=autoencoder.spec,
-        precision=choose_precision(options.precision, autoencoder, source, resolution=resolution),
+        precision=begun.precision
+        if begun and options.precision == "auto"
+        else choose_precision(options.precision, autoencoder, source, resolution=resolution),
         flip=options.flip if options.flip is not None else not autoencoder.spec.flip_equivariant,
-        batch_size=batch_size,
+        batch_size=options.batch_size or max(1, min(256, 32 * 256**2 // resolution.area)),
         shard_size=options.shard_size or 1,
         class_names=class_names,
     )
-    if options.shard_size:
-        return plan
-    fitting = min(SHARD_ITEMS, SHARD_BYTES // plan.bytes_per_image, -(-count // SHARDS_AT_LEAST))
-    return plan.model_copy(update={"shard_size": max(1, round(fitting / batch_size)) * batch_size})
+    return plan if options.shard_size else _in_shards(plan)
+
+
+def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holding) -> EncodingPlan:
+    """The plan for latents that another program made.
+
+    Raises:
+        UserError: an option that is for images (`option-does-not-apply`), or fewer class names than labels
+            (`no-such-class`).
+    """
+    _refuse_options_of_images(options)
+    most = int(found.labels.max()) + 1
+    names = tuple(read_class_names(options.classes)) if options.classes else tuple(map(str, range(most)))
+    if len(names) < most:
+        raise UserError(
+            f"there are labels up to {most - 1}", code="no-such-class", expected=f"{most} names in {options.classes}"
+        )
+    plan = EncodingPlan(
+        source=SourceSpec(
+            given=str(found.folder),
+            name=found.folder.name,
+            options={"latents_scale": options.latents_scale},
+            fingerprint=found.fingerprint(),
+            items=len(found),
+        ),
+        resolution=holding.size * holding.autoencoder.factor,
+        autoencoder=holding.autoencoder,
+        flip=holding.has_flips,
+        batch_size=1,
+        shard_size=options.shard_size or 1,
+        class_names=names,
+    )
+    return plan if options.shard_size else _in_shards(plan)
+
+
+def _in_shards(plan: EncodingPlan) -> EncodingPlan:
+    """`plan` with a size of shards that holds whole batches."""
+    fitting = min(SHARD_ITEMS, SHARD_BYTES // plan.bytes_per_image, -(-plan.source.items // SHARDS_AT_LEAST))
+    size = max(1, round(fitting / plan.batch_size)) * plan.batch_size
+    return plan.model_copy(update={"shard_size": size})
+
+
+def _refuse_options_of_images(options: EncodeOptions) -> None:
+    given = options.model_fields_set & FOR_IMAGES
+    if given:
+        raise UserError(
+            f"the option {sorted(given)[0]} does not apply to --from-latents",
+            code="option-does-not-apply",
+            expected="latents as they are; no image is read",
+            remedy="leave it out",
+        )
+
+
+def what_is_encoded(options: EncodeOptions) -> str:
+    """What the latents are made from. Raises `UserError` (`no-source`) unless one of the two ways is given."""
+    if (options.source is None) == (options.from_latents is None):
+        both = options.source is not None
+        raise UserError(
+            "both SOURCE and --from-latents are given" if both else "nothing is given to encode",
+            code="no-source",
+            expected="images to encode, or latents of another program to take over",
+            remedy="mpdit encode-latents SOURCE",
+        )
+    return options.source or str(options.from_latents)
 
 
 def source_arguments(options: EncodeOptions) -> dict[str, Any]:
@@ -72,9 +144,10 @@ def source_arguments(options: EncodeOptions) -> dict[str, Any]:
 
 def output_folder(options: EncodeOptions, resolution: Size) -> Path:
     """Where the latents go. Raises `UserError` (`output-in-source`) for a place within the source."""
-    name = source_name(options.source) + (f"-{options.split}" if options.split else "")
+    given = what_is_encoded(options)
+    name = source_name(given) + (f"-{options.split}" if options.split else "")
     out = options.out or Path("latents") / f"{name}-{resolution}"
-    root = Path(options.source).expanduser()
+    root = Path(given).expanduser()
     if root.is_dir() and out.absolute().is_relative_to(root.absolute()):
         raise UserError(
             f"the latents would lie in {out.absolute()}, within the source {root.absolute()}",

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -79,6 +78,15 @@ def inspect_reconstruction(
         report(Warning(code="poor-reconstruction", text=text))
 
 
+def draw_decoded(folder: LatentFolder, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
+    """Draws what some latents decode to, where there are no images to compare them with: a wrong scale is seen."""
+    batch = folder.batch(evenly_spread(len(folder), min(SHEET_IMAGES, len(folder))))
+    decoded = torch.cat([autoencoder.decode(mean[None]).cpu() for mean in batch.mean])
+    captions = [folder.spec.class_names[label] for label in batch.labels.tolist()]
+    save_png(labelled_grid(decoded.numpy(), captions, columns=4), folder.path / SHEET)
+    report(Saved(what="contact sheet, decoded latents", path=folder.path / SHEET))
+
+
 def psnr(images: Tensor, decoded: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, 3, H, W]; at most `LARGEST_PSNR`."""
     error = (images.double() - decoded.double()).square().mean(dim=(1, 2, 3))
@@ -94,10 +102,10 @@ def ssim(images: Tensor, decoded: Tensor) -> Tensor:
     side = min(11, *images.shape[-2:])
     offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
-    kernel = torch.outer(window, window).div(window.sum() ** 2).expand(3, 1, side, side)
+    rows, columns = (_sliding(window / window.sum(), length) for length in images.shape[-2:])
 
     def local_mean(values: Tensor) -> Tensor:
-        return F.conv2d(values, kernel, groups=3)
+        return rows @ values @ columns.T
 
     x, y = images.double(), decoded.double()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -106,6 +114,15 @@ def ssim(images: Tensor, decoded: Tensor) -> Tensor:
     covariance = local_mean(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
+
+
+def _sliding(window: Tensor, length: int) -> Tensor:
+    """The matrix that takes the mean under `window` at each place where it fits: [length - len(window) + 1, length]."""
+    places = length - len(window) + 1
+    matrix = window.new_zeros(places, length)
+    for place in range(places):
+        matrix[place, place : place + len(window)] = window
+    return matrix
 
 
 def _gray(images: Tensor) -> Tensor:

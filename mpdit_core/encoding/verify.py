@@ -24,25 +24,28 @@ TOLERANCE = 1e-2  # of a channel's standard deviation: more than devices and bat
 FLOAT16_STEPS = 2**-9  # two steps of float16, relative
 
 
-def verify(folder: EncodingFolder, source: Dataset, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
+def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
     """Checks the finished folder; bad shards are set aside, so that the next run writes them again.
+
+    Without a source, and with one that is a stream, nothing is encoded again.
 
     Raises:
         UserError: shards are bad (`damaged-shards`), naming them and why.
     """
     manifest = read_manifest(folder.path)
-    items = None if isinstance(source, Streamed) else source.items()
+    whole = None if isinstance(source, Streamed) else source
+    items = None if whole is None else whole.items()
     bad: dict[int, list[str]] = {}
     for number, shard in enumerate(manifest.shards):
-        labels = None if items is None else [items[n].label for n in _kept(shard, source)]
+        labels = None if whole is None or items is None else [items[n].label for n in _kept(shard, whole)]
         faults = check_shard(folder.path, manifest.plan, shard, labels)
         if faults:
             bad[number] = faults
         report(Progress(task="verify", done=number + 1, total=len(manifest.shards), unit="shards"))
-    if items is not None:
+    if whole is not None and items is not None:
         picks = random.SystemRandom().sample(range(len(items)), min(SAMPLED, len(items)))
         report(Note(text=f"encoding {len(picks)} of the images again, chosen at random"))
-        for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, source, autoencoder, bad)):
+        for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, whole, autoencoder, bad)):
             bad.setdefault(number, []).append(f"{items[index].key}: {fault}")
     if bad:
         raise _damaged(folder, manifest, bad)

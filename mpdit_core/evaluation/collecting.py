@@ -20,7 +20,7 @@ from torch import Tensor
 from mpdit_core.api import FeatureExtractor, Features
 from mpdit_core.errors import Interrupted
 from mpdit_core.evaluation.images import ImageSource
-from mpdit_core.evaluation.progress import BlockFeatures, Layout, SavedProgress
+from mpdit_core.evaluation.progress import BlockFeatures, Cost, Layout, SavedProgress
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
 from mpdit_core.pictures import tile
@@ -37,11 +37,12 @@ READ_AHEAD = 2  # blocks
 
 @dataclass(frozen=True)
 class ImageBlock:
-    """Block number `number`: images [n, 3, H, W] uint8 on the CPU; `nfe` network evaluations were spent per image."""
+    """Block number `number`: images [n, 3, H, W] uint8 on the CPU, and the evaluations and passes spent per image."""
 
     number: int
     images: Tensor
-    nfe: int = 0
+    nfe: float = 0
+    passes: float = 0
 
 
 class Blocks(Protocol):
@@ -91,7 +92,7 @@ class SampledBlocks:
         for batch in self.generator.batches(numbers):
             if self.keep is not None:
                 _write_images(self.keep, batch.indices, batch.images)
-            yield ImageBlock(batch.block, batch.images, batch.nfe)
+            yield ImageBlock(batch.block, batch.images, batch.nfe, batch.passes)
 
 
 @contextmanager
@@ -105,8 +106,8 @@ def collected(
     report: Reporter,
     task: str,
     needs_logits: bool = True,
-) -> Iterator[float]:
-    """Adds the features of all `blocks` to `accumulator`; yields the network evaluations spent per image.
+) -> Iterator[Cost]:
+    """Adds the features of all `blocks` to `accumulator`; yields what was spent per image.
 
     All processes of `world` call it. Progress is saved in `folder`, until the body has written the result elsewhere.
 
@@ -132,7 +133,7 @@ def collected(
         """This process's blocks of the chunk; fewer where a signal comes."""
         done, todo = progress.images_done, progress.blocks_to_do()
         for block in blocks.read(todo[world.rank :: world.size]):
-            progress.add(block.number, BlockFeatures(features(block.images), block.nfe))
+            progress.add(block.number, BlockFeatures(features(block.images), block.nfe, block.passes))
             done += len(block.images) * world.size
             report(Progress(task=task, done=min(done, layout.count), total=layout.count, unit="images"))
             progress.save_if_due(is_main=world.is_main)
@@ -148,7 +149,7 @@ def collected(
                 raise Interrupted(received)
             progress.close_chunk(world.gather_objects(progress.fresh))
             progress.save_if_due(is_main=world.is_main)
-    yield progress.evaluations / layout.count
+    yield progress.cost
     if world.is_main:
         progress.remove()
 

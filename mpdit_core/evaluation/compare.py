@@ -55,6 +55,7 @@ OTHERS = (
     Rule("preset", lambda r: r.model and r.model.preset, ""),
     Rule("autoencoder", lambda r: r.model and r.model.autoencoder and r.model.autoencoder.id, ""),
     Rule("NFE", lambda r: r.sampling and r.sampling.nfe, ""),
+    Rule("passes", lambda r: r.sampling and r.sampling.passes, ""),
     Rule("dtype", lambda r: r.sampling and r.sampling.dtype, ""),
     Rule("path of the reference", lambda r: r.reference.path, ""),
     Rule("device", lambda r: r.device, ""),

@@ -22,7 +22,7 @@ from mpdit_core.evaluation.collecting import Blocks, FinishedBlocks, SampledBloc
 from mpdit_core.evaluation.figures import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.images import ImageSource
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
-from mpdit_core.evaluation.progress import held
+from mpdit_core.evaluation.progress import Cost, held
 from mpdit_core.evaluation.record import (
     EvaluationRecord,
     ExtractorRecord,
@@ -125,14 +125,16 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
     accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
     partial = planned.path.with_suffix(".partial")
 
-    def write_record(nfe: float) -> EvaluationRecord:
+    def write_record(cost: Cost) -> EvaluationRecord:
         metrics = compute_metrics(options, reference, accumulator, protocol.keys)
         if (key := protocol.keys.get("fid")) and subject.count < FEW:
             warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
             report(warnings[-1])
         sampled = protocol
         if subject.model and protocol.sampling:  # its cost was paid here
-            sampling = protocol.sampling.model_copy(update={"nfe": round(nfe, 2)})
+            sampling = protocol.sampling.model_copy(
+                update={key: round(value, 2) for key, value in cost._asdict().items()}
+            )
             sampled = protocol.model_copy(update={"sampling": sampling})
         return EvaluationRecord(
             **sampled.__dict__,
@@ -145,24 +147,25 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
     with (
         held(partial, world, report=report),
         collected(
-            _blocks(planned),
+            _blocks(planned, world),
             planned.extractor,
             accumulator,
             folder=partial,
             world=world,
             report=report,
             task=TASK,
-        ) as nfe,
+        ) as cost,
     ):
-        return world.on_main(lambda: write_record(nfe))
+        return world.on_main(lambda: write_record(cost))
 
 
-def _blocks(planned: _Planned) -> Blocks:
+def _blocks(planned: _Planned, world: World) -> Blocks:
     options, subject = planned.options, planned.subject
     if subject.images is not None:
         return FinishedBlocks(subject.images, subject.count)
     assert subject.model is not None
     generator = Generator(subject.model, options, device=planned.device, num_samples=subject.count)
+    generator.types = world.broadcast_object(generator.types)
     return SampledBlocks(generator, keep=planned.path.with_suffix("") if options.keep_samples else None)
 
 

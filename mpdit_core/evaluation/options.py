@@ -49,13 +49,17 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         argument=True,
         metavar="WHAT",
     )
+    num_samples: PositiveInt | None = setting(
+        None, "number of images to evaluate", panel="Measuring",
+        chosen="50,000, or all in WHAT",
+    )  # fmt: skip
     reference: str | None = setting(
         None, "real images to compare with: ADM .npz, folder, latents folder or data set",
         panel="Measuring", chosen="the model's training images",
     )  # fmt: skip
-    num_samples: PositiveInt | None = setting(
-        None, "number of images to evaluate", panel="Measuring",
-        chosen="50,000, or all in WHAT",
+    metrics: tuple[MetricName, ...] = setting(
+        ("fid", "sfid", "is", "precision", "recall"), f"metrics to compute, of {','.join(METRICS)}",
+        panel="Measuring", strict=False,
     )  # fmt: skip
     features: str = setting(
         "inception", "feature extractor: inception, or a plugin (then the distance is not called FID)",
@@ -65,10 +69,6 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     weights: Path | None = setting(
         None, "file with the Inception weights", metavar="FILE", panel="Measuring",
         strict=False, chosen="torch's cache, else downloaded",
-    )  # fmt: skip
-    metrics: tuple[MetricName, ...] = setting(
-        ("fid", "sfid", "is", "precision", "recall"), f"metrics to compute, of {','.join(METRICS)}",
-        panel="Measuring", strict=False,
     )  # fmt: skip
     half_distances: bool = setting(
         False, "float16 distances for precision and recall, as ADM's evaluator uses", panel="Measuring"
@@ -83,7 +83,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         None, "folder of the record", metavar="DIR", panel="Output", strict=False, chosen="evals/ of the run"
     )
     trust: bool = setting(
-        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Measuring"
+        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Running"
     )
     keep_samples: bool = setting(False, "write the sampled images too", panel="Output")
     make_reference: Path | None = setting(

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.files import remove_leftovers, user_errors
 from mpdit_core.runtime.locks import locked
 
-FORMAT = 3
+FORMAT = 4
 CHUNK_IMAGES = 4096
 SECONDS_BETWEEN_SAVES = 60.0
 STATE = "state.safetensors"
@@ -90,12 +91,20 @@ class Layout:
         return {"layout": f"{FORMAT} {self.count} {self.size} {self.blocks_per_chunk}"}
 
 
+class Cost(NamedTuple):
+    """What was spent per image: network evaluations that a sampler asked for, and passes through a network."""
+
+    nfe: float
+    passes: float
+
+
 @dataclass(frozen=True)
 class BlockFeatures:
-    """Features of one block on the CPU; `nfe` network evaluations were spent per image."""
+    """Features of one block on the CPU, and the evaluations and passes spent per image."""
 
     features: Features
-    nfe: int
+    nfe: float
+    passes: float
 
     def __len__(self) -> int:
         return len(self.features.pool)
@@ -111,7 +120,7 @@ class SavedProgress:
 
     def __init__(self, folder: Path, accumulator: FeatureAccumulator, layout: Layout, *, name: str):
         self.folder, self.accumulator, self.layout = folder, accumulator, layout
-        self.chunk, self.evaluations = 0, 0  # chunks in the sums; network evaluations spent on their images
+        self.chunk, self.spent = 0, Cost(0, 0)  # chunks in the sums; the sums of what their images cost
         self.earlier: dict[int, BlockFeatures] = {}  # blocks of the chunk that other sessions finished
         self.fresh: dict[int, BlockFeatures] = {}  # and this process in this session
         self._name = f"{name}-{uuid.uuid4().hex[:8]}"
@@ -125,6 +134,11 @@ class SavedProgress:
     @property
     def complete(self) -> bool:
         return self.chunk == self.layout.num_chunks
+
+    @property
+    def cost(self) -> Cost:
+        """What the images in the sums cost, as means."""
+        return Cost(*(total / self.layout.count for total in self.spent))
 
     @property
     def images_done(self) -> int:
@@ -145,7 +159,10 @@ class SavedProgress:
             blocks |= part
         ordered = [blocks[number] for number in self.layout.chunk_blocks(self.chunk)]
         self.accumulator.add(_joined([block.features for block in ordered]))
-        self.evaluations += sum(block.nfe * len(block) for block in ordered)
+        self.spent = Cost(
+            nfe=self.spent.nfe + sum(block.nfe * len(block) for block in ordered),
+            passes=self.spent.passes + sum(block.passes * len(block) for block in ordered),
+        )
         self.chunk += 1
         self.fresh, self._saved_blocks = {}, 0
         self._read_features()
@@ -170,7 +187,7 @@ class SavedProgress:
             remove_leftovers(self.folder)
 
     def _write_state(self) -> None:
-        counts = {"chunk": torch.tensor([self.chunk, self.evaluations])}
+        counts = {"chunk": torch.tensor([self.chunk, *self.spent], dtype=torch.float64)}
         write_checked(self.folder / STATE, counts | self.accumulator.state(), self.layout.about())
         self._saved_chunk = self.chunk
         with suppress(OSError):
@@ -181,7 +198,8 @@ class SavedProgress:
     def _read_state(self) -> None:
         state = self._read(self.folder / STATE)
         if state:
-            self.chunk, self.evaluations = state.pop("chunk").tolist()
+            chunk, *spent = state.pop("chunk").tolist()
+            self.chunk, self.spent = int(chunk), Cost(*spent)
             self.accumulator.load(state)
             self._saved_chunk = self.chunk
 
@@ -205,9 +223,9 @@ class SavedProgress:
         blocks = [self.fresh[number] for number in numbers]
         joined = _joined([block.features for block in blocks])
         tensors = {kind: rows for kind, rows in joined._asdict().items() if rows is not None}
-        counts = torch.tensor([[n, len(block), block.nfe] for n, block in zip(numbers, blocks, strict=True)])
+        counts = [[n, len(block), block.nfe, block.passes] for n, block in zip(numbers, blocks, strict=True)]
         path = self.folder / f"features-{self.chunk:06d}-{self._name}.safetensors"
-        write_checked(path, {"blocks": counts, **tensors}, self.layout.about())
+        write_checked(path, {"blocks": torch.tensor(counts, dtype=torch.float64), **tensors}, self.layout.about())
         self._saved_blocks = len(self.fresh)
 
     def _read_features(self) -> None:
@@ -218,11 +236,11 @@ class SavedProgress:
             if not tensors:
                 continue
             start = 0
-            for number, length, nfe in tensors["blocks"].tolist():
-                rows = slice(start, start + length)
+            for number, length, *cost in tensors["blocks"].tolist():
+                rows = slice(start, start + int(length))
                 kinds = [tensors[kind][rows] if kind in tensors else None for kind in Features._fields]
-                self.earlier[number] = BlockFeatures(Features(*kinds), nfe)  # pyright: ignore[reportArgumentType]
-                start += length
+                self.earlier[int(number)] = BlockFeatures(Features(*kinds), *cost)  # pyright: ignore[reportArgumentType]
+                start = rows.stop
 
 
 def _joined(parts: list[Features]) -> Features:

@@ -55,6 +55,7 @@ class SamplingRecord(Settings):
     guide: str | None = setting(None, "SHA-256 of the weights of the guide")
     dtype: str | None = setting(None, "type that the network computed in")
     nfe: float | None = setting(None, "network evaluations per image that the sampler asked for")
+    passes: float | None = setting(None, "passes of an image through a network")
 
     def values(self) -> dict[str, Any]:
         """The options that shape the images: those that `--sweep` may vary."""

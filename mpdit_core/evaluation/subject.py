@@ -85,6 +85,7 @@ class Subject:
                 guide=samples.guide,
                 dtype=samples.model.dtype,
                 nfe=samples.nfe,
+                passes=round(samples.counts.passes, 2) if samples.counts else None,
             )
         if self.model is None:
             return None
@@ -95,7 +96,7 @@ class Subject:
             options=filled_in,
             sampler=sampler,
             guide=plan.guide.weights_sha256 if plan.guide else None,
-            dtype=dtype_name(choose_dtype(options.precision, device)),
+            dtype=dtype_name(choose_dtype(options.precision, device, self.model.config.model)),
         )
 
     def labels(self, options: EvaluateOptions) -> list[int] | None:

@@ -36,6 +36,7 @@ class SweepRow(Settings):
 
     values: dict[str, str] = setting(..., "key → its value, as text")
     nfe: float | None = setting(None, "network evaluations per image")
+    passes: float | None = setting(None, "passes of an image through a network")
     metrics: dict[str, Value] = setting(..., "its figures")
     record: Path = setting(..., "its record")
 
@@ -142,6 +143,7 @@ def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: 
         SweepRow(
             values={axis.key: text for axis, text in zip(axes, cell, strict=True)},
             nfe=record.sampling.nfe if record.sampling else None,
+            passes=record.sampling.passes if record.sampling else None,
             metrics=record.metrics,
             record=record.path,
         )

@@ -30,8 +30,8 @@ def predicted_latents(x_t: Tensor, velocity: Tensor, t: float) -> Tensor:
     return x_t - t * velocity
 
 
-def draw_times(objective: ObjectiveConfig, *, generator: torch.Generator, count: int = 1) -> Tensor:
-    """`[count]` times in (0, 1), float32: `sigmoid(mean + std·normal)` or uniform."""
+def draw_times(objective: ObjectiveConfig, uniforms: Tensor) -> Tensor:
+    """Times in (0, 1) of uniform numbers in (0, 1), of that shape: themselves, or `sigmoid(mean + std·normal)`."""
     if objective.time_density == "uniform":
-        return torch.rand(count, generator=generator)
-    return torch.sigmoid(objective.time_mean + objective.time_std * torch.randn(count, generator=generator))
+        return uniforms
+    return torch.sigmoid(objective.time_mean + objective.time_std * torch.special.ndtri(uniforms))

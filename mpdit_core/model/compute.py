@@ -247,6 +247,13 @@ def forward_macs(config: ModelConfig, *, convention: Convention = "true") -> int
     return _total(operations(config, convention=convention), "macs")
 
 
+def skip_tokens_macs(config: ModelConfig) -> int:
+    """MACs that guidance `skip-tokens` adds for one image: the last stage and the output, without class tokens."""
+    bare = config.model_copy(update={"class_tokens": 0})
+    last, head = len(config.stages) - 1, ("output modulation", "output linear")
+    return _total((op for op in operations(bare) if op.stage == last or op.name in head), "macs")
+
+
 def training_macs(config: ModelConfig) -> int:
     """MACs of the forward and backward pass of one image: three times the forward pass, less the gradients with
     respect to x_t and t, which nothing needs. Recomputation (activation checkpointing, flash attention) is not counted.

@@ -8,8 +8,12 @@ Source: MPDiT (arXiv 2603.26357), section 3; the dense special case is DiT (arXi
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from mpdit_core.config import ModelConfig
@@ -21,6 +25,8 @@ from mpdit_core.model.memory import require_fit
 from mpdit_core.model.positions import position_tables
 from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
+
+MOST_GRAPHS = 64
 
 
 class MPDiT(nn.Module):
@@ -49,11 +55,25 @@ class MPDiT(nn.Module):
         initialize(self, spectral_scale=config.spectral_init_scale)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.last_stage(x_t, *self.coarse_stages(x_t, t, labels))
+
+    def coarse_stages(
+        self, x_t: Tensor, t: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Modulation | None]:
+        """All but the last stage: class tokens, tokens (None for a single stage), cond and shared modulation."""
         class_tokens, cond = self.embed(t, labels)
         shared = None if self.modulation is None else Modulation(*self.modulation(cond))
         tokens = None
-        for stage in self.stages:
+        *coarse, _ = self.stages
+        for stage in coarse:
             class_tokens, tokens = stage(x_t, class_tokens, tokens, cond, shared, self.activation_checkpointing)
+        return class_tokens, tokens, cond, shared
+
+    def last_stage(
+        self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None, cond: Tensor, shared: Modulation | None
+    ) -> Tensor:
+        """The velocity. `class_tokens` may be [B, 0, D], for guidance that skips them."""
+        _, tokens = self.stages[-1](x_t, class_tokens, tokens, cond, shared, self.activation_checkpointing)
         patches = self.head(tokens, cond, shared)
         return unpatchify(patches, size=self.config.input_size, patch_size=self.config.stages[-1].patch_size)
 
@@ -65,7 +85,15 @@ class MPDiT(nn.Module):
         """
         for stage in self.stages:
             for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
-                block.compile(dynamic=False)
+                _compile(block)
+
+    def compile_whole(self) -> None:
+        """Compiles the network in one piece; on a GPU its kernels become one CUDA graph, which is launched at once.
+
+        It takes minutes for a large model, and pays where launching kernels takes longer than they do. The velocity is
+        overwritten by the next evaluation.
+        """
+        _compile(self, mode="reduce-overhead")
 
     def embed(self, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`class_tokens [B, M, D]` and `cond [B, D]` (or [1, D] when t is one time and classes are tokens)."""
@@ -74,6 +102,41 @@ class MPDiT(nn.Module):
         if self.config.class_tokens:
             return embedded, cond
         return embedded[:, :0], cond + embedded[:, 0]
+
+
+def without_values(config: ModelConfig) -> MPDiT:
+    """The network with its positions, but weights in memory that is not touched: to be given a state.
+
+    Random numbers for them would cost as much as loading; on the device "meta" they cost nothing but imports: seconds.
+    """
+    with _NoInitialisation():
+        return MPDiT(config)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves tensors as they are where starting values would be written."""
+
+    IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.zero_)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self.IN_PLACE or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
+def _compile(module: nn.Module, **options: Any) -> None:
+    """Compiles for static shapes, with room for as many graphs as a job needs: past 8, torch would run eager.
+
+    There is one for each stage, batch size (guided or not, the last block) and time ([1] or [B]), with and without
+    gradients: 48 at most with three stages.
+    """
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # the configuration is each thread's own then
+        options["recompile_limit"] = MOST_GRAPHS
+    else:
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS  # pyright: ignore[reportAttributeAccessIssue]
+    module.compile(dynamic=False, **options)
 
 
 class Stage(nn.Module):
@@ -113,11 +176,12 @@ class Stage(nn.Module):
         class_tokens, tokens = self.enter(x_t, class_tokens, tokens)
         M = class_tokens.shape[1]
         both = torch.cat([class_tokens, tokens], dim=1) if M else tokens  # [B, M+N, D]
+        rotations = None if self.rotations is None else self.rotations[:, -both.shape[1] :]  # M may be 0
         for block in self.blocks:
             if checkpointing and self.training:
-                both = checkpoint(block, both, cond, shared, self.rotations, use_reentrant=False)
+                both = checkpoint(block, both, cond, shared, rotations, use_reentrant=False)
             else:
-                both = block(both, cond, shared, self.rotations)
+                both = block(both, cond, shared, rotations)
         return both[:, :M], both[:, M:]
 
     def enter(self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -27,8 +27,7 @@ from mpdit_core.config import ModelConfig, RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.positions import position_tables
-from mpdit_core.model.transformer import MPDiT
+from mpdit_core.model.transformer import MPDiT, without_values
 from mpdit_core.models.hub import CONFIG, PREFIX, WEIGHTS, download_model
 from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
@@ -107,17 +106,14 @@ class ModelFolder(Settings):
     def load(self, device: torch.device | str = "cpu") -> MPDiT:
         """The network in float32 and eval mode, parameters frozen. Raises `UserError` as `weights`."""
         state = self.weights()
-        with torch.device("meta"):
-            model = MPDiT(self.config.model)
+        model = without_values(self.config.model)
         model.load_state_dict({n: t.float() for n, t in state.items()}, assign=True)
-        rebuild_positions(model)
         return model.to(device).eval().requires_grad_(False)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter of the network, by name."""
-    with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in MPDiT(config).named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in without_values(config).named_parameters()}
 
 
 def require_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], *, where: Path | str) -> None:
@@ -301,11 +297,3 @@ def _read_folder(folder: Path) -> ModelFolder:
     model = validate(ModelFolder, given | {"path": folder}, origin=str(folder / CONFIG))
     _check_header(folder / WEIGHTS)
     return model
-
-
-def rebuild_positions(model: MPDiT) -> None:
-    """Computes the fixed position tables of a model that was made on the meta device."""
-    for stage, shape in zip(model.stages, model.config.stages, strict=True):
-        positions, rotations = position_tables(model.config, shape.patch_size)
-        stage.register_buffer("positions", positions, persistent=False)
-        stage.register_buffer("rotations", rotations, persistent=False)

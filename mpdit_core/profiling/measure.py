@@ -23,8 +23,8 @@ REPEATS = (5, 200)  # least and most
 
 
 def matmul_tflops(device: torch.device) -> float:
-    """The rate of this device's large matrix products in the type that `measure` uses, in TFLOP/s."""
-    return matmul_rate(device, choose_dtype("auto", device)) / 1e12
+    """The rate of this device's large matrix products in its faster type, in TFLOP/s."""
+    return max(matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)) / 1e12
 
 
 def measure(target: Target, batch_size: int, *, device: torch.device, report: Reporter = silent) -> Measured:
@@ -32,7 +32,8 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
 
     Where torch.compile does not work, its figures are missing and a warning (`cannot-compile`) says why.
     """
-    dtype, rate = choose_dtype("auto", device), matmul_tflops(device)
+    dtype = choose_dtype("auto", device, target.model)
+    rate = matmul_rate(device, dtype) / 1e12
     report(
         Note(
             text=f"measuring {target.name} on {describe(device)}, batch {batch_size}, {dtype_name(dtype)}; "

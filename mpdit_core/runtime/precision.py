@@ -1,39 +1,82 @@
-"""The type that networks compute in: what `auto` means on a device, autocast, and the check against float32.
+"""The type that networks compute in: what `auto` means, autocast, and the check against float32.
 
-Used by training, sampling, encoding and decoding alike. Every global flag of torch that is changed here is put back.
+`auto` is measured, once per process and device, and never guessed from a device's name: bfloat16 where it saves more
+than a tenth of float32's time at the sizes in question. Used by training, sampling, encoding and decoding alike. Every
+global flag of torch that is changed here is put back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mpdit_core.config import ComputeType, ModelConfig, NetworkType
 from mpdit_core.errors import UserError
-
-Name = Literal["float32", "tf32", "bfloat16"]
+from mpdit_core.runtime.device import synchronize
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-def is_fast_in_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are worth it: GPUs from Ampere on, never the CPU or MPS."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-
-
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """torch.float32 or torch.bfloat16 for `auto`, `float32` or `bfloat16` on `device`."""
-    if wanted == "auto":
-        return torch.bfloat16 if is_fast_in_bfloat16(device) else torch.float32
-    return DTYPES[wanted]
+LEAST_GAIN = 1.1  # float32's time, as a multiple of the other type's
+LEAST_WIDTH = 128  # of a network; narrower ones gain nothing, and keep float32 unmeasured
+LEAST_PARAMETERS = 1_000_000  # likewise of an autoencoder
+ROUNDS = 5  # of a measurement
+ROWS = {"cuda": 16_384}  # tokens of a measurement, where they are not 1,024
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+class Sizes(NamedTuple):
+    """What the time of a block depends on."""
+
+    width: int
+    tokens: int  # of the longest sequence
+    num_heads: int
+
+
+def choose_dtype(wanted: str, device: torch.device, model: ModelConfig) -> torch.dtype:
+    """The type for `auto`, `float32` or `bfloat16` that a network of this shape computes in on `device`."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if model.width < LEAST_WIDTH:
+        return torch.float32
+    tokens = model.class_tokens + (model.input_size // model.stages[-1].patch_size).area
+    return fastest_dtype(measured_seconds(device, Sizes(model.width, tokens, model.num_heads)))
+
+
+def fastest_dtype(seconds: Mapping[torch.dtype, float]) -> torch.dtype:
+    """bfloat16 where its time is shorter than float32's by `LEAST_GAIN`, else float32."""
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    return torch.bfloat16 if gain > LEAST_GAIN else torch.float32
+
+
+@cache
+def measured_seconds(device: torch.device, sizes: Sizes) -> dict[torch.dtype, float]:
+    """Seconds of a matrix product and an attention in each type, casts included: the shortest of some rounds."""
+    sequences = max(1, ROWS.get(device.type, 1024) // sizes.tokens)
+    heads = torch.full((sequences, sizes.num_heads, sizes.tokens, sizes.width // sizes.num_heads), 0.5, device=device)
+    tokens = torch.full((sequences, sizes.tokens, sizes.width), 0.5, device=device)
+    weight = torch.full((4 * sizes.width, sizes.width), 0.5, device=device)
+    shortest = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    for _ in range(ROUNDS):  # in turn, so that a machine that is busy for a moment slows both
+        for dtype, before in shortest.items():
+            with torch.no_grad(), autocast(device, dtype):
+                synchronize(device)
+                started = time.perf_counter()
+                F.linear(tokens, weight)
+                F.scaled_dot_product_attention(heads, heads, heads)
+                synchronize(device)
+                shortest[dtype] = min(before, time.perf_counter() - started)
+    return shortest
+
+
+def dtype_name(dtype: torch.dtype) -> NetworkType:
     """`float32` of torch.float32: how records and configurations write it."""
-    return str(dtype).removeprefix("torch.")
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def should_compile(setting: str, device: torch.device, *, worth_it: bool = True) -> bool:
@@ -47,7 +90,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 @contextmanager
-def computing_in(name: Name, device: torch.device) -> Iterator[None]:
+def computing_in(name: ComputeType, device: torch.device) -> Iterator[None]:
     """As `autocast`, and on a GPU float32 is exact unless `tf32` is asked for. torch's flags are put back."""
     flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [flag.allow_tf32 for flag in flags]
@@ -62,27 +105,45 @@ def computing_in(name: Name, device: torch.device) -> Iterator[None]:
             flag.allow_tf32 = value
 
 
-def require(wanted: Name, device: torch.device) -> Name:
+def require(wanted: ComputeType, device: torch.device) -> ComputeType:
     """`wanted`. Raises `UserError` (`no-such-precision`) for one that `device` does not have."""
-    if wanted != "float32" and not is_fast_in_bfloat16(device):
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if wanted == "tf32" and not has_tf32:
         raise UserError(
-            f"precision {wanted} on {device}", code="no-such-precision", expected="float32, or a GPU from Ampere on"
+            f"precision {wanted} on {device}",
+            code="no-such-precision",
+            expected="float32 or bfloat16; tf32 on GPUs from Ampere on",
         )
     return wanted
 
 
 def fastest_that_agrees(
-    candidates: Sequence[Name], compute: Callable[[Name], Tensor], *, difference: Callable[[Tensor, Tensor], float],
+    candidates: Sequence[ComputeType],
+    compute: Callable[[ComputeType], Tensor],
+    *,
+    difference: Callable[[Tensor, Tensor], float],
     limit: float,
-) -> Name:  # fmt: skip
-    """The first of `candidates`, fastest first, whose result is within `limit` of float32's; else float32.
+    least_gain: float = LEAST_GAIN,
+) -> ComputeType:
+    """The fastest of `candidates` whose result is within `limit` of float32's; float32 where none is, or is faster.
 
     Args:
-        compute: the result in a precision.
+        compute: the result in a precision; it is timed the second time.
         difference: of two results, a number.
+        least_gain: float32's time, as a multiple of the candidate's; 0 takes it at any speed.
     """
-    exact = compute("float32")
-    for name in candidates:
-        if difference(compute(name), exact) <= limit:
+    exact, exact_seconds = _timed(compute, "float32")
+    tried: list[tuple[ComputeType, Tensor, float]] = [(name, *_timed(compute, name)) for name in candidates]
+    for name, result, seconds in sorted(tried, key=lambda item: item[2]):
+        if exact_seconds / seconds > least_gain and difference(result, exact) <= limit:
             return name
     return "float32"
+
+
+def _timed(compute: Callable[[ComputeType], Tensor], name: ComputeType) -> tuple[Tensor, float]:
+    result = compute(name)
+    synchronize(result.device)
+    started = time.perf_counter()
+    result = compute(name)
+    synchronize(result.device)
+    return result, time.perf_counter() - started

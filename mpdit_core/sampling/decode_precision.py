@@ -5,30 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mpdit_core.config import ComputeType, Precision
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.runtime import seeding
-from mpdit_core.runtime.precision import Name, fastest_that_agrees
+from mpdit_core.runtime.precision import LEAST_GAIN, LEAST_PARAMETERS, fastest_that_agrees
 
 LARGEST_DIFFERENCE = 1.0  # mean absolute difference of pixels from float32's, in 8-bit levels
-TRIED_ON = 4  # images
+TRIED_ON = 2  # images
+TRIED_AT = 128  # pixels: what is decided holds for larger images, and a CPU takes seconds for those
 
 
 @torch.inference_mode()
-def choose_decode_precision(autoencoder: LoadedAutoencoder, spec: LatentSpec) -> Name:
+def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, spec: LatentSpec) -> ComputeType:
     """bfloat16 if its pixels are within one 8-bit level of float32's on average, else float32; nothing is set.
+
+    Args:
+        wanted: of the network; `auto` takes bfloat16 only where it is faster, `float32` never.
 
     It is tried on normal noise, which has more detail than latents of images and is the same for every process.
     """
     factor, channels = autoencoder.spec.factor, autoencoder.spec.channels
-    if factor == 1:  # nothing is computed
+    too_small = wanted == "auto" and autoencoder.parameters < LEAST_PARAMETERS
+    if factor == 1 or wanted == "float32" or too_small:  # with a factor of 1, nothing is computed
         return "float32"
-    shape = (TRIED_ON, channels, *spec.latent_size)
-    latents = unstandardise(torch.randn(shape, generator=seeding.generator(0, "decode")), spec.normalisation)
+    size = [max(1, min(side, TRIED_AT) // factor) for side in spec.resolution]
+    noise = torch.randn((TRIED_ON, channels, *size), generator=seeding.generator(0, "decode"))
+    latents = unstandardise(noise, spec.normalisation)
     before = autoencoder.decode_precision
 
-    def decoded(precision: Name) -> Tensor:
+    def decoded(precision: ComputeType) -> Tensor:
         autoencoder.decode_precision = precision
         return autoencoder.decode(latents).float()
 
@@ -36,6 +43,12 @@ def choose_decode_precision(autoencoder: LoadedAutoencoder, spec: LatentSpec) ->
         return (a - b).abs().mean().item()
 
     try:
-        return fastest_that_agrees(["bfloat16"], decoded, difference=difference, limit=LARGEST_DIFFERENCE)
+        return fastest_that_agrees(
+            ["bfloat16"],
+            decoded,
+            difference=difference,
+            limit=LARGEST_DIFFERENCE,
+            least_gain=LEAST_GAIN if wanted == "auto" else 0.0,
+        )
     finally:
         autoencoder.decode_precision = before

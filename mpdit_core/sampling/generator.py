@@ -34,18 +34,18 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.flow.guidance import Guidance, GuidedVelocity
+from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.integrate import integrate, starting_noise
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.precision import choose_dtype, should_compile
+from mpdit_core.runtime.precision import DTYPES, choose_dtype, dtype_name, should_compile
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
 from mpdit_core.sampling.labels import read_classes
-from mpdit_core.sampling.options import PluginRecord, SamplingOptions
+from mpdit_core.sampling.options import ComputeTypes, PluginRecord, SamplingOptions
 from mpdit_core.settings import validate
 
 WORTH_COMPILING = 2000  # images
@@ -61,15 +61,15 @@ class SampleBatch:
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
     images: Tensor  # [n, 3, H, W] uint8 on the CPU; no images where they are not decoded
     nfe: int  # evaluations that the sampler asked for, per image
-    passes: int  # passes of an image through a network
-    saved: int  # passes that the guidance interval spared
+    passes: float  # full passes of an image through a network
+    saved: float  # passes that a guidance interval and zero velocities spared
 
 
 class SamplingPlan:
     """A model and sampling options, with everything they name found and checked, but no weights loaded.
 
     Raises:
-        UserError: an option that cannot be, or a guide of another shape.
+        UserError: an option that cannot be, a rule of guidance or a guide that does not fit the model.
     """
 
     def __init__(self, folder: ModelFolder, options: SamplingOptions):
@@ -77,16 +77,21 @@ class SamplingPlan:
         self.class_names = _class_names(folder)
         self.sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
         self.guidance = Guidance(
-            scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
+            scale=options.guidance_scale,
+            interval=options.guidance_interval,
+            schedule=options.guidance_schedule,
+            rule=load_rule(options.guidance, options.guidance_options),
         )
+        self.guidance.rule.require_fit(folder.config.model, guided_by_model=options.guide is not None)
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
         self.guide = _open_guide(options.guide, folder)
 
     def recorded(self) -> tuple[SamplingOptions, PluginRecord]:
-        """What records hold: the options with the sampler's defaults filled in, and the sampler itself."""
+        """What records hold: the options, those of sampler and guidance with their defaults, and the sampler itself."""
         record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
         filled = dict(record.options)
         settled = {"num_steps": filled.pop("num_steps"), "sampler_options": filled}
+        settled |= {"guidance_options": self.guidance.rule.model_dump()}
         return SamplingOptions(**sampling_values(self.options) | settled), record
 
 
@@ -117,18 +122,28 @@ class Generator(SamplingPlan):
         folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
+        _check_graphs(options, self.device)
         self._guide_networks: dict[Path, MPDiT] = {}
         self._plan(folder, options or SamplingOptions())
         self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
-        self.network: MPDiT = self.folder.load(self.device)
-        if should_compile(self.options.compile, self.device, worth_it=num_samples >= WORTH_COMPILING):
-            self.network.compile_blocks()
+        self.network: MPDiT = self._load_network(self.folder)
 
     def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
         super().__init__(folder, options)
-        self.dtype = choose_dtype(self.options.precision, self.device)
+        self.dtype = choose_dtype(self.options.precision, self.device, folder.config.model)
         if self.guide and self.guide.path not in self._guide_networks:
-            self._guide_networks[self.guide.path] = self.guide.load(self.device)
+            self._guide_networks[self.guide.path] = self._load_network(self.guide)
+
+    @property
+    def types(self) -> ComputeTypes:
+        """What network and decoder compute in. They may be set: to those of another process, or of earlier images."""
+        return ComputeTypes(dtype_name(self.dtype), self.autoencoder.decode_precision if self.autoencoder else None)
+
+    @types.setter
+    def types(self, types: ComputeTypes) -> None:
+        self.dtype = DTYPES[types.network]
+        if self.autoencoder and types.decoder:
+            self.autoencoder.decode_precision = types.decoder
 
     @property
     def spec(self) -> LatentSpec | None:
@@ -200,7 +215,8 @@ class Generator(SamplingPlan):
         on_step: Callable[[Step], None] | None = None,
     ) -> Tensor:
         """Latents [n, C, h, w] on the device. Raises `UserError` as `flow.integrate`."""
-        return integrate(self.sampler, velocity, noise, noise_sources, on_step=on_step)
+        first = noise.clone()  # made in inference mode as all later x_t: torch.compile makes no graph for it alone
+        return integrate(self.sampler, velocity, first, noise_sources, on_step=on_step)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -265,8 +281,17 @@ class Generator(SamplingPlan):
             saved=velocity.saved,
         )
 
+    def _load_network(self, folder: ModelFolder) -> MPDiT:
+        """A network on the device, compiled where that is asked for or worth it."""
+        network = folder.load(self.device)
+        if self.options.compile == "graphs":
+            network.compile_whole()
+        elif should_compile(self.options.compile, self.device, worth_it=self.num_samples >= WORTH_COMPILING):
+            network.compile_blocks()
+        return network
+
     def _load_autoencoder(self) -> LoadedAutoencoder:
-        """In bfloat16, where the network computes in it and the pixels stay the same."""
+        """In bfloat16, where that is faster or asked for and the pixels stay the same."""
         if self.spec is None:
             raise UserError(
                 f"{self.folder.path} does not say which autoencoder its latents belong to",
@@ -275,9 +300,15 @@ class Generator(SamplingPlan):
                 remedy="--format latents, or import it again with --autoencoder",
             )
         autoencoder = load_autoencoder(self.spec.autoencoder, device=self.device)
-        if self.dtype != torch.float32:
-            autoencoder.decode_precision = choose_decode_precision(autoencoder, self.spec)
+        autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, self.spec)
         return autoencoder
+
+
+def _check_graphs(options: SamplingOptions | None, device: torch.device) -> None:
+    if options and options.compile == "graphs" and device.type != "cuda":
+        raise UserError(
+            f"CUDA graphs on {device.type}", code="no-cuda-graphs", expected="a CUDA device", remedy="--compile on"
+        )
 
 
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:

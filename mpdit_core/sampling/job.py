@@ -19,7 +19,6 @@ from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
-from mpdit_core.runtime.precision import dtype_name
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling.generator import Generator, SampleBatch
 from mpdit_core.sampling.naming import model_name, newest_folder
@@ -65,6 +64,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
             decode=WRITERS[options.format].needs_images,
         )
         samples = world.on_main(lambda: _choose_set(generator, options))
+        generator.types = samples.model.types
         job = SetJob(samples, generator, report)
         if samples.complete:
             if world.is_main:
@@ -125,12 +125,13 @@ def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
     wanted = _describe(generator, options, out)
     if options.out is None:
         begun = _readable(out)
-        to_continue = begun and not begun.complete and begun.identity() == wanted.identity()
-        return wanted if to_continue else wanted.model_copy(update={"path": newest_folder(name, after=1)})
+        if begun and not begun.complete and begun.identity() == wanted.identity():
+            return wanted.continuing(begun)
+        return wanted.model_copy(update={"path": newest_folder(name, after=1)})
     begun = SampleSet.find(out)
     if begun is not None:
         begun.require_same(wanted)
-    return wanted.model_copy(update={"counts": begun.counts}) if begun else wanted
+    return wanted.continuing(begun) if begun else wanted
 
 
 def _readable(out: Path) -> SampleSet | None:
@@ -143,7 +144,7 @@ def _readable(out: Path) -> SampleSet | None:
 
 def _describe(generator: Generator, options: SampleOptions, out: Path) -> SampleSet:
     filled_in, sampler = generator.recorded()
-    folder, autoencoder = generator.folder, generator.autoencoder
+    folder, types = generator.folder, generator.types
     return SampleSet(
         path=out,
         format=options.format,
@@ -157,8 +158,8 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
             preset=folder.config.preset,
             step=folder.step,
             weights_sha256=folder.weights_sha256,
-            dtype=dtype_name(generator.dtype),
-            decode_dtype=autoencoder.decode_precision if autoencoder else None,
+            dtype=types.network,
+            decode_dtype=types.decoder,
         ),
         latents=folder.latents,
     )

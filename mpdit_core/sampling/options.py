@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import PositiveInt
 
-from mpdit_core.config import Compile, GuidanceSchedule, Precision
+from mpdit_core.config import ComputeType, GuidanceName, GuidanceSchedule, NetworkType, Precision
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, Settings, setting
@@ -20,6 +20,13 @@ VIEW_OPTIONS = ("sweep", "trajectory", "interpolate", "nearest")
 MODEL = "run, checkpoint folder, exported model or hf:ORG/NAME"
 
 
+class ComputeTypes(NamedTuple):
+    """What images are computed in."""
+
+    network: NetworkType
+    decoder: ComputeType | None  # None: they are not decoded
+
+
 class SamplingOptions(Options):
     """Everything that fixes an image but the model and its number."""
 
@@ -29,17 +36,20 @@ class SamplingOptions(Options):
         "(id:10 or name:10 where a number is the name of another class)",
         panel="Sampling", sweepable=True,
     )  # fmt: skip
+    guidance_scale: float = setting(1.0, "scale of guidance; 1: off", ge=0, panel="Sampling", sweepable=True)
+    num_steps: PositiveInt | None = setting(
+        None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
+    )
     sampler: str = setting(
         "euler", "name of the sampler (`mpdit plugins` lists them)", panel="Sampling", sweepable=True
     )
     sampler_options: dict[str, Any] = setting(
         {}, "other options of the sampler, such as its grid", table="sampler", typed=False, sweepable=True
     )
-    num_steps: PositiveInt | None = setting(
-        None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
-    )
-    guidance_scale: float = setting(
-        1.0, "scale of classifier-free guidance; 1: off", ge=0, panel="Sampling", sweepable=True
+    seed: int = setting(0, "seed of the noise and of random classes", ge=0, panel="Sampling", sweepable=True)
+    guidance: GuidanceName = setting("cfg", "rule of guidance", panel="Sampling", sweepable=True)
+    guidance_options: dict[str, Any] = setting(
+        {}, "options of the rule of guidance, such as eta of apg", table="guidance", typed=False, sweepable=True
     )
     guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0), "times t (1 noise, 0 data) between which guidance acts",
@@ -51,14 +61,15 @@ class SamplingOptions(Options):
     guide: str | None = setting(
         None, "weaker model to guide away from (autoguidance)", metavar="MODEL", panel="Sampling", sweepable=True
     )
-    seed: int = setting(0, "seed of the noise and of random classes", ge=0, panel="Sampling", sweepable=True)
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
     precision: Precision = setting(
-        "auto", "type to compute in; auto: bfloat16 on fast GPUs", panel="Running", sweepable=True
+        "auto", "type to compute in; auto: bfloat16 where it is measured to be faster", panel="Running", sweepable=True
     )
-    compile: Compile = setting(
-        "auto", "whether the network is compiled (torch.compile); auto: on GPUs, for many images", panel="Running"
-    )
+    compile: Literal["auto", "on", "off", "graphs"] = setting(
+        "auto", "whether the network is compiled (torch.compile); graphs: in one piece, as CUDA graphs; "
+        "auto: on GPUs, for many images",
+        panel="Running",
+    )  # fmt: skip
 
 
 class SampleOptions(SamplingOptions, DeviceOptions):
@@ -100,7 +111,9 @@ def options_without_effect(options: SamplingOptions, *, sweep: tuple[str, ...] =
     if options.guidance_scale != 1 or any(text.replace("-", "_").startswith("guidance_scale") for text in sweep):
         return []
     return warn_if_given(
-        options, ("guidance_interval", "guidance_schedule", "guide"), "guidance_scale is 1, which is off"
+        options,
+        ("guidance", "guidance_options", "guidance_interval", "guidance_schedule", "guide"),
+        "guidance_scale is 1, which is off",
     )
 
 
@@ -128,8 +141,8 @@ class SamplingCost(Result):
     """What a set of samples cost, as means over its images."""
 
     nfe: float = setting(..., "network evaluations per image that the sampler asked for")
-    passes: float = setting(..., "passes of an image through a network; a guided evaluation takes two")
-    saved: float = setting(0, "passes that the guidance interval spared")
+    passes: float = setting(..., "passes of an image through a network; a guided evaluation takes two with most rules")
+    saved: float = setting(0, "passes that a guidance interval and zero velocities spared")
     images_per_second: float | None = setting(None, "rate of the last session")
 
 

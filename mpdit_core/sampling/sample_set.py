@@ -19,13 +19,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from mpdit_core import __version__
+from mpdit_core.config import ComputeType, NetworkType
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
-from mpdit_core.sampling.options import Format, PluginRecord, SamplingCost, SamplingOptions
+from mpdit_core.sampling.options import ComputeTypes, Format, PluginRecord, SamplingCost, SamplingOptions
 from mpdit_core.settings import Settings, flatten, setting, settings_error
 
 if TYPE_CHECKING:
@@ -47,8 +48,14 @@ class SampledModel(Settings):
     preset: str = setting(..., "preset of its configuration")
     step: int = setting(..., "training step")
     weights_sha256: str = setting(..., "SHA-256 of its weights")
-    dtype: str = setting(..., "type that the network computed in")
-    decode_dtype: str | None = setting(None, "type that the decoder computed in; none: latents were not decoded")
+    dtype: NetworkType = setting(..., "type that the network computed in")
+    decode_dtype: ComputeType | None = setting(
+        None, "type that the decoder computed in; none: latents were not decoded"
+    )
+
+    @property
+    def types(self) -> ComputeTypes:
+        return ComputeTypes(self.dtype, self.decode_dtype)
 
 
 class SampleSet(Settings):
@@ -118,6 +125,12 @@ class SampleSet(Settings):
         if not (path / PROGRESS).is_dir() or any(p.name not in REMAINS for p in _foreign(path)):
             require_empty(path)
         return None
+
+    def continuing(self, begun: SampleSet) -> SampleSet:
+        """This set, where it continues `begun`: counted as far as that is, and computed in its types."""
+        types = begun.model.types
+        model = self.model.model_copy(update={"dtype": types.network, "decode_dtype": types.decoder})
+        return self.model_copy(update={"counts": begun.counts, "model": model})
 
     def write(self) -> None:
         """Writes samples.json; makes the folder where it is missing."""
@@ -189,8 +202,8 @@ class BlockCounts(Settings):
 
     images: PositiveInt
     nfe: NonNegativeInt
-    passes: NonNegativeInt
-    saved: NonNegativeInt
+    passes: NonNegativeFloat
+    saved: NonNegativeFloat
 
 
 class BlockMarkers:

@@ -1,13 +1,14 @@
 """What the network sees at a step: a function of (seed, step, position in the global batch) and nothing else.
 
-Every sample draws its time, noise, posterior sample, flip and label drop from a generator of its own, so the sequence
-is the same for any number of processes, any accumulation, and after any restart.
+The time, noise, posterior sample, flip and label drop of every sample have their own row of a table of random numbers,
+so the sequence is the same for any number of processes, any accumulation, and after any restart.
 
 Shapes: n samples, C latent channels, h × w latents.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mpdit_core.data.latents import EpochOrder, LatentFolder, draw_latents
 from mpdit_core.flow.path import draw_times
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.seeding import generator
+from mpdit_core.runtime.seeding import RandomTable
 
 BATCHES_AHEAD = 3
 
@@ -66,25 +67,28 @@ class BatchSource:
         share = self.batch_size // world.size
         self.positions = range(world.rank * share, (world.rank + 1) * share)
         self.order = EpochOrder(len(latents), self.seed)
-        self.shape = (config.model.channels, *config.model.input_size)
+        draws = latents.spec.autoencoder.form.copies  # noise; and of the posterior, where it has a standard deviation
+        self.shape = (draws, config.model.channels, *config.model.input_size)
+        self.table = RandomTable(self.seed, "batches", uniforms=3, normals=math.prod(self.shape))
 
     def indices(self, step: int) -> list[int]:
         """Which images this process's share of step `step` (from 0) holds."""
-        start = step * self.batch_size
-        taken = self.order.indices(start + self.positions.start, start + self.positions.stop)
-        return [int(i) for i in taken]
+        return self.order.indices(*self._places(step)).tolist()
 
     def batch(self, step: int) -> Batch:
         """This process's share of step `step`, on the CPU."""
-        generators = [generator(self.seed, "sample", step, position) for position in self.positions]
-        t = torch.cat([draw_times(self.objective, generator=g) for g in generators])
-        coins = torch.stack([torch.rand(2, generator=g) for g in generators])  # flip, label drop
-        flips = (coins[:, 0] < 0.5).tolist() if self.flip else None
-        draws = torch.stack([torch.randn(2, *self.shape, generator=g) for g in generators])  # noise, posterior
-        stored = self.latents.batch(self.indices(step), flip=flips)
-        latents = draw_latents(stored, draws[:, 1], self.latents.spec.normalisation)
-        dropped = coins[:, 1] < self.objective.label_dropout
-        return Batch(latents, draws[:, 0].contiguous(), t, stored.labels.masked_fill(dropped, self.null_label))
+        uniforms, normals = self.table.rows(*self._places(step), threads=torch.get_num_threads())
+        times, flips, drops = torch.from_numpy(uniforms).unbind(1)
+        draws = torch.from_numpy(normals).unflatten(1, self.shape)  # [n, 1 or 2, C, h, w]
+        stored = self.latents.batch(self.indices(step), flip=(flips < 0.5).tolist() if self.flip else None)
+        latents = draw_latents(stored, draws[:, -1], self.latents.spec.normalisation)
+        labels = stored.labels.masked_fill(drops < self.objective.label_dropout, self.null_label)
+        return Batch(latents, draws[:, 0].contiguous(), draw_times(self.objective, times), labels)
+
+    def _places(self, step: int) -> tuple[int, int]:
+        """The first of this process's samples of step `step` and one past the last, counted over all steps."""
+        start = step * self.batch_size
+        return start + self.positions.start, start + self.positions.stop
 
     def stream(self, start: int, stop: int, *, device: torch.device) -> Generator[tuple[int, Batch], None, None]:
         """`(step, batch on device)` from `start` to `stop - 1`, made ahead of time in a thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpdit_core.config import RunConfig
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.memory import Precision, training_memory
+from mpdit_core.model.memory import Memory, Precision, training_memory
 from mpdit_core.training.options import ResourceEstimate
 
 FLOAT32 = 4  # bytes
@@ -18,22 +18,28 @@ def least_memory(config: RunConfig, *, world_size: int) -> int:
     return FLOAT32 * (parameter_count(model) * (2 + len(train.ema_decays)) + latents)
 
 
-def estimate(config: RunConfig, *, total_steps: int, precision: Precision, world_size: int = 1) -> ResourceEstimate:
-    """What `config` needs on each of `world_size` devices, computing in `precision`."""
+def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> ResourceEstimate:
+    """What `config` needs on each of `world_size` devices; where its precision is yet to be measured, at most."""
     train = config.train
     averages = len(train.ema_decays)
     share = train.batch_size // (train.accumulation * world_size)
-    memory, switched = (
-        training_memory(config.model, share, precision=precision, ema_copies=averages, checkpointing=checkpointing)
-        for checkpointing in (train.activation_checkpointing, not train.activation_checkpointing)
-    )
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if train.precision == "auto" else (train.precision,)
+
+    def memory(checkpointing: bool) -> Memory:
+        found = (
+            training_memory(config.model, share, precision=p, ema_copies=averages, checkpointing=checkpointing)
+            for p in precisions
+        )
+        return max(found, key=lambda memory: memory.total)
+
+    needed = memory(train.activation_checkpointing)
     checkpoint = parameter_count(config.model) * FLOAT32 * (3 + averages)  # weights, two moments, averages
     written = max(1, total_steps // train.checkpoint_every)
     kept = min(written, train.keep_last) + (total_steps // train.keep_every if train.keep_every else 0)
     return ResourceEstimate(
-        memory_bytes=memory.total,
-        activation_bytes=memory.activations,
-        switched_memory_bytes=switched.total,
+        memory_bytes=needed.total,
+        activation_bytes=needed.activations,
+        switched_memory_bytes=memory(not train.activation_checkpointing).total,
         checkpoint_bytes=checkpoint,
         disk_bytes=checkpoint * (kept + 1),  # one more while it is written
     )

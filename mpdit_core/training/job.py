@@ -6,6 +6,7 @@ The loop itself is in loop.py, what happens around its steps in hooks/, the stat
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
-from mpdit_core.runtime.precision import choose_dtype
+from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.training.estimate import estimate, least_memory
 from mpdit_core.training.hooks.evaluations import check_evaluation
 from mpdit_core.training.loop import TrainingLoop
@@ -44,8 +45,9 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         check_installed(plan.config.train.trackers)
         check_evaluation(plan, device)
         if options.dry_run:
-            return _describe(plan, device, world, report)
+            return _describe(plan, world, report)
         require_memory(least_memory(plan.config, world_size=world.size), what="the weights and one batch of the run")
+        plan = settle_precision(plan, device, world)
         world.barrier()  # all have chosen the run's folder before rank 0 makes it
         with ExitStack() as held:
             checkpoint = world.on_main(lambda: _claim_folder(plan, held, report))
@@ -53,6 +55,20 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
             _begin(session, checkpoint=checkpoint, init_from=options.init_from)
             return _run(session)
+
+
+def settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
+    """The plan with the type that `auto` comes to, measured by rank 0: written with the run, it holds when resumed."""
+    config = plan.config
+    if config.train.precision != "auto":
+        return plan
+    measured = world.on_main(lambda: dtype_name(choose_dtype("auto", device, config.model)))
+    train = config.train.model_copy(update={"precision": measured})
+    return replace(
+        plan,
+        config=config.model_copy(update={"train": train}),
+        origins=plan.origins | {"train.precision": "measured"},
+    )
 
 
 def _run(session: Session) -> TrainResult:
@@ -139,10 +155,9 @@ def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) 
     session.report(Note(text=text))
 
 
-def _describe(plan: Plan, device: torch.device, world: World, report: Reporter) -> DryRunResult:
+def _describe(plan: Plan, world: World, report: Reporter) -> DryRunResult:
     """What the run would be, and what it would need."""
-    precision = "float32" if choose_dtype(plan.config.train.precision, device) == torch.float32 else "bfloat16"
-    needed = estimate(plan.config, total_steps=plan.total_steps, precision=precision, world_size=world.size)
+    needed = estimate(plan.config, total_steps=plan.total_steps, world_size=world.size)
     free = files.free_bytes(plan.run.path)
     if needed.disk_bytes > free:
         text = f"the run needs {files.size_text(needed.disk_bytes)} of disk, {files.size_text(free)} are free"

@@ -19,12 +19,12 @@ class TrainOptions(DeviceOptions):
         None, "name of the configuration to start from",
         chosen="that of --config or the run, else one that fits the latents",
     )  # fmt: skip
-    config: Path | None = setting(None, "TOML file laid over the preset", metavar="FILE", strict=False, chosen="none")
-    settings: dict[str, Any] = setting({}, "single values of the configuration, by dotted key", table="*", typed=False)
-    steps: PositiveInt | None = setting(None, "number of optimizer steps", chosen="by train.epochs")
     latents: Path | None = setting(
         None, "folder of latents", metavar="DIR", strict=False, chosen="the one that fits under latents/"
     )
+    steps: PositiveInt | None = setting(None, "number of optimizer steps", chosen="by train.epochs")
+    config: Path | None = setting(None, "TOML file laid over the preset", metavar="FILE", strict=False, chosen="none")
+    settings: dict[str, Any] = setting({}, "single values of the configuration, by dotted key", table="*", typed=False)
     init_from: str | None = setting(
         None, "model whose weights a new run begins with", metavar="MODEL", chosen="random weights"
     )

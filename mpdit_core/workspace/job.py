@@ -18,7 +18,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, is_sweep
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Reporter, silent
-from mpdit_core.sampling import SampleSet
+from mpdit_core.sampling import SampleSet, SamplingOptions
 from mpdit_core.workspace.options import Entry, Kind, Listing, ListOptions
 
 DEPTH = 2  # `runs/digits-1` and `latents/digits-16`, seen from the working directory
@@ -113,7 +113,7 @@ def _run(path: Path) -> dict[str, Any]:
         last = line if "images_seen" in line else last
     return {
         "preset": config.preset,
-        "about": f"on {Path(spec.folder).name}",
+        "of": Path(spec.folder).name,
         "step": last.get("step"),
         "images_seen": last.get("images_seen"),
         "loss": last.get("loss"),
@@ -166,17 +166,22 @@ def _size(path: Path) -> int | None:
 
 def _samples(path: Path) -> dict[str, Any]:
     found = SampleSet.open(path)
-    steps, scale = found.options.num_steps, found.options.guidance_scale
     facts: dict[str, Any] = {
         "preset": found.model.preset,
         "step": found.model.step,
         "images": found.num_samples,
-        "about": f"{found.sampler.name}, {steps} steps" + (f", guidance scale {scale:g}" if scale != 1 else ""),
+        "of": Path(found.model.path).name,
+        "about": _in_short(found.sampler.name, found.options),
     }
     if not found.complete:
         remedy = "run the same `mpdit sample` command again; it resumes where it stopped"
         facts |= {"status": "unfinished", "problem": f"the samples in {path} are not complete", "remedy": remedy}
     return facts
+
+
+def _in_short(sampler: str, options: SamplingOptions) -> str:
+    guided = f", guidance scale {options.guidance_scale:g}" if options.guidance_scale != 1 else ""
+    return f"{sampler}, {options.num_steps} steps{guided}"
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
@@ -186,7 +191,8 @@ def _evaluation(path: Path) -> dict[str, Any]:
         "preset": record.model.preset if record.model else None,
         "step": record.model.step if record.model else None,
         "images": record.count,
-        "about": record.what,
+        "of": record.what,
+        "about": _in_short(record.sampling.sampler.name, record.sampling.options) if record.sampling else "",
         "distance": distance if isinstance(distance, float) else None,
         "distance_name": "FID" if record.is_fid else record.extractor.plugin.name,
     }

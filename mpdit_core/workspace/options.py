@@ -28,6 +28,7 @@ class Entry(Result):
     problem: str = setting("", "what is damaged or unfinished")
     remedy: str = setting("", "what to do about it")
     preset: str | None = setting(None, "preset of the model")
+    of: str = setting("", "what it was made from or measured on: latents, or samples")
     about: str = setting("", "what fixes it, in a few words")
     step: int | None = setting(None, "training step")
     images_seen: int | None = setting(None, "images that the network was trained on, repeats included")

@@ -28,7 +28,7 @@ def dry_run(assignments: list[str]) -> RunConfig:
     """What `train --dry-run` makes of `--set`, before it looks at latents."""
     config = presets.layers(preset="tiny", settings=parse_assignments(assignments)).config()
     require_fit(config.model)
-    assert estimate(config, total_steps=10, precision="float32").memory_bytes > 0
+    assert estimate(config, total_steps=10).memory_bytes > 0
     assert to_toml(config)
     return config
 

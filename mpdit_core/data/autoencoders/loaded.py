@@ -12,22 +12,29 @@ import torch
 from torch import Tensor
 
 from mpdit_core.api import Autoencoder
+from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders.pixels import to_range
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
 from mpdit_core.plugins import broken, plugin_errors
-from mpdit_core.runtime.precision import Name, computing_in
+from mpdit_core.runtime.precision import computing_in
 from mpdit_core.size import Size
 
 
 class LoadedAutoencoder:
     """`precision` and `decode_precision` may be set before encoding and decoding."""
 
-    precision: Name = "float32"
-    decode_precision: Name = "float32"
+    precision: ComputeType = "float32"
+    decode_precision: ComputeType = "float32"
 
     def __init__(self, plugin: Autoencoder, *, spec: AutoencoderSpec, device: torch.device):
         self.plugin, self.spec, self.device = plugin, spec, device
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of its networks; 0 where it has none."""
+        networks = [value for value in vars(self.plugin).values() if isinstance(value, torch.nn.Module)]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
     @property
     def encode_device(self) -> torch.device:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mpdit_core.data.sources.class_lists import read_class_names
     from mpdit_core.data.sources.open import open_source, require_trusted, source_given, source_name
     from mpdit_core.data.sources.reading import (
         Decode,

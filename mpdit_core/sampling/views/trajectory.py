@@ -1,7 +1,8 @@
 """`mpdit sample --trajectory`: x_t and the data predicted from it, along t, as a strip and as a GIF.
 
 The predicted data are `x_t - t·velocity` (guided as the samples are): what the model would answer if it had to stop.
-They come from evaluations of their own at the states shown, so that any sampler may be looked at and none is disturbed.
+They come from evaluations of their own at the states shown, so that any sampler may be looked at and none is disturbed;
+each stands alone, so a rule of guidance that remembers earlier evaluations has none to remember.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ def follow(generator: Generator, *, report: Reporter = silent) -> list[State]:
         done = len(passed) - 1
         report(Progress(task="sample", done=done, total=max(generator.sampler.num_steps, done), unit="steps"))
 
-    velocity = generator.velocity([generator.labels(i) for i in indices])
-    generator.integrate(velocity, noise, noise_sources, on_step=keep)
+    labels = [generator.labels(i) for i in indices]
+    generator.integrate(generator.velocity(labels), noise, noise_sources, on_step=keep)
     require_finite(passed[-1][1], indices)
     states = []
     for i in spread_out(len(passed), FRAMES):
         t, x_t = passed[i][0], passed[i][1].to(generator.device)
-        data = x_t if t == 0 else predicted_latents(x_t, velocity(x_t, t), t)
+        data = x_t if t == 0 else predicted_latents(x_t, generator.velocity(labels)(x_t, t), t)
         states.append(State(t, generator.decode(x_t), generator.decode(data)))
     return states
 

@@ -14,8 +14,7 @@ from mpdit_core.data.latents import unstandardise
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.flow.integrate import integrate
-from mpdit_core.model.transformer import MPDiT
-from mpdit_core.models.model_folder import rebuild_positions
+from mpdit_core.model.transformer import without_values
 from mpdit_core.pictures import labelled_grid, save_gif, save_png
 from mpdit_core.reporting import Saved, Warning
 from mpdit_core.runtime.seeding import generator
@@ -77,10 +76,8 @@ class Previews:
     def _draw(self, weights: dict[str, Tensor], path: Path) -> None:
         """Samples from the run's fixed noises [n, C, h, w], classes in turn, and writes them as a grid."""
         spec, config, device = self.session.plan.latents.spec, self.session.config.model, self.session.device
-        with torch.device("meta"):
-            network = MPDiT(config)
+        network = without_values(config)
         network.load_state_dict(weights, assign=True)
-        rebuild_positions(network)
         labels = [i % config.num_classes for i in range(self.preview.num_images)]
         velocity_fn = GuidedVelocity(
             network.to(device).eval(),

@@ -29,7 +29,7 @@ class ParallelModel:
         self.module = module.to(device)
         self.module.activation_checkpointing = train.activation_checkpointing
         self.sharded = train.parallel == "fsdp" and world.size > 1
-        self.dtype = choose_dtype(train.precision, device)
+        self.dtype = choose_dtype(train.precision, device, module.config)
         if should_compile(train.compile, device):
             self.module.compile_blocks()
         self.forward: nn.Module = self.module

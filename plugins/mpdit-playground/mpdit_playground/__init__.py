@@ -2,7 +2,7 @@
 
 command.py       the options, and starting the page
 session.py       images with the pictures on the way, stopping, history; no Gradio
-controls.py      fields of options classes and of samplers → Gradio components
+controls.py      fields of options classes, samplers and rules of guidance → Gradio components
 page.py          the layout, and what happens on a click
 show.py          pictures as HTML, PNGs that hold their settings
 command_line.py  the `mpdit sample` command that makes the same images

@@ -1,4 +1,4 @@
-"""Fields of options classes and of samplers as Gradio components, so that a new option appears by itself.
+"""Fields of options classes, samplers and rules of guidance as Gradio components: a new option appears by itself.
 
 To show a type in another way: a line in `_component`.
 """
@@ -10,13 +10,13 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
 from mpdit_core import plugins
 from mpdit_core.api import UserError
-from mpdit_core.sampling import SamplingOptions, sampling_values
+from mpdit_core.sampling import GUIDANCE_RULES, SamplingOptions, sampling_values
 from mpdit_core.settings import parse_field, parse_value, spelling_of, validate
 from mpdit_playground.session import Playground, Request
 
@@ -101,66 +101,114 @@ def _as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+class Declared(NamedTuple):
+    """An option as a sampler or a rule of guidance declares it."""
+
+    name: str
+    kind: Any
+    default: Any
+    description: str
+
+
+class Choice(NamedTuple):
+    """A sampler or a rule of guidance: what it is, and its options."""
+
+    summary: str
+    options: list[Declared]
+
+
+def sampler_choices(samplers: Sequence[str]) -> dict[str, Choice]:
+    """The samplers, with all their options but `num_steps`."""
+    choices = {}
+    for sampler in samplers:
+        try:
+            loaded = plugins.load("samplers", sampler)
+        except UserError:  # a broken plugin; `mpdit plugins` says why
+            continue
+        hints = get_type_hints(loaded)
+        fields = [f for f in dataclasses.fields(loaded) if f.init and f.name != "num_steps"]
+        options = [Declared(f.name, hints[f.name], _default(f), f.metadata.get("description", "")) for f in fields]
+        choices[sampler] = Choice(_summary(loaded), options)
+    return choices
+
+
+def _default(field: dataclasses.Field) -> Any:
+    default = field.default_factory() if callable(field.default_factory) else field.default
+    return None if default is dataclasses.MISSING else default
+
+
+def rule_choices() -> dict[str, Choice]:
+    """The rules of guidance, with their options."""
+    return {
+        name: Choice(
+            _summary(rule),
+            [Declared(key, f.annotation, f.default, f.description or "") for key, f in rule.model_fields.items()],
+        )
+        for name, rule in GUIDANCE_RULES.items()
+    }
+
+
+def _summary(kind: type) -> str:
+    return (kind.__doc__ or "").partition("\n\n")[0]
+
+
 @dataclass(frozen=True, kw_only=True)
-class SamplerOption:
-    """One option of a sampler. Samplers that declare it alike share the control, and so its value."""
+class SharedOption:
+    """One option. Choices that declare it alike share the control, and so its value."""
 
     control: Control
     default: Any
 
 
-class SamplerControls:
-    """The options of all samplers but `num_steps`; those of the chosen sampler are visible."""
+class ChoiceControls:
+    """The options of all samplers, or of all rules of guidance; those of the chosen one are visible.
 
-    def __init__(self, playground: Playground):
-        self.options: dict[str, dict[str, SamplerOption]] = {}  # sampler → name → option
-        self.summaries: dict[str, str] = {}
-        self._alike: dict[str, SamplerOption] = {}
-        for sampler in playground.samplers:
-            try:
-                loaded = plugins.load("samplers", sampler)
-            except UserError:  # a broken plugin; `mpdit plugins` says why
-                continue
-            hints = get_type_hints(loaded)
-            fields = [f for f in dataclasses.fields(loaded) if f.init and f.name != "num_steps"]
-            self.options[sampler] = {f.name: self._option(f, hints[f.name], playground.start) for f in fields}
-            self.summaries[sampler] = (loaded.__doc__ or "").partition("\n\n")[0]
-        visible = self._of(playground.start.sampler)
+    Args:
+        table: where `--set` finds the options, as `sampler`.
+        chosen, given: the choice that the page begins with, and its options.
+    """
+
+    def __init__(self, table: str, choices: Mapping[str, Choice], *, chosen: str, given: Mapping[str, Any]):
+        self.table, self.choices, self.given = table, choices, given
+        self._alike: dict[str, SharedOption] = {}
+        self.options = {
+            name: {declared.name: self._option(declared) for declared in choice.options}
+            for name, choice in choices.items()
+        }
+        visible = self._of(chosen)
         for component in self.components:
             component.visible = component._id in visible
 
-    def _option(self, field: dataclasses.Field, kind: Any, start: SamplingOptions) -> SamplerOption:
-        key = repr((field.name, kind, field.default, field.metadata))
+    def _option(self, declared: Declared) -> SharedOption:
+        key = repr(declared)
         if key not in self._alike:
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            default = None if default is dataclasses.MISSING else default
-            value = start.sampler_options.get(field.name, default)
-            made = control(f"sampler.{field.name}", kind, value, field.metadata.get("description", ""))
-            self._alike[key] = SamplerOption(control=made, default=default)
+            name, kind, default, description = declared
+            made = control(f"{self.table}.{name}", kind, self.given.get(name, default), description)
+            self._alike[key] = SharedOption(control=made, default=default)
         return self._alike[key]
 
     @property
     def components(self) -> list[Any]:
         return [option.control.component for option in self._alike.values()]
 
-    def _of(self, sampler: str) -> dict[int, str]:
-        """Id of the component → name, for the options of one sampler."""
-        return {option.control.component._id: name for name, option in self.options.get(sampler, {}).items()}
+    def _of(self, chosen: str) -> dict[int, str]:
+        """Id of the component → name, for the options of one choice."""
+        return {option.control.component._id: name for name, option in self.options.get(chosen, {}).items()}
 
-    def read(self, sampler: str, values: Mapping[int, Any]) -> dict[str, Any]:
-        """The options that differ from the sampler's defaults. `values`: by id of the component."""
-        options = self.options.get(sampler, {})
+    def read(self, chosen: str, values: Mapping[int, Any]) -> dict[str, Any]:
+        """The options that differ from their defaults. `values`: by id of the component."""
+        options = self.options.get(chosen, {})
         read = {name: o.control.read(values[o.control.component._id]) for name, o in options.items()}
         return {name: value for name, value in read.items() if value != options[name].default}
 
-    def visibility(self, sampler: str) -> list[Any]:
-        """Updates of `components` that show the options of this sampler, whatever their values."""
-        visible = self._of(sampler)
+    def visibility(self, chosen: str) -> list[Any]:
+        """Updates of `components` that show the options of this choice, whatever their values."""
+        visible = self._of(chosen)
         return [gr.update(visible=component._id in visible) for component in self.components]
 
-    def updates(self, sampler: str, given: Mapping[str, Any]) -> list[Any]:
-        """Updates of `components` that show the options of this sampler with the values given, else their defaults."""
-        visible, found = self._of(sampler), []
+    def updates(self, chosen: str, given: Mapping[str, Any]) -> list[Any]:
+        """Updates of `components` that show the options of this choice with the values given, else their defaults."""
+        visible, found = self._of(chosen), []
         for option in self._alike.values():
             name = visible.get(option.control.component._id)
             value = {"value": option.control.show(given.get(name, option.default))} if name else {}
@@ -185,7 +233,10 @@ class RequestControls:
                 self._add("num_steps")
                 self._add("guidance_scale")
         with gr.Accordion("More options of sampling", open=False):
-            self.samplers = SamplerControls(playground)
+            self.samplers = ChoiceControls(
+                "sampler", sampler_choices(playground.samplers),
+                chosen=self.start.sampler, given=self.start.sampler_options,
+            )  # fmt: skip
             self._lay_out_rest()
         with gr.Accordion("Compare settings", open=False):
             self._lay_out_comparison()
@@ -220,6 +271,9 @@ class RequestControls:
         for name, field in SamplingOptions.model_fields.items():
             if spelling_of(field).panel == "Sampling" and name not in own:
                 self._add(name)
+        self.rules = ChoiceControls(
+            "guidance", rule_choices(), chosen=self.start.guidance, given=self.start.guidance_options
+        )
         guides = list(dict.fromkeys(guide for guide in (self.start.guide, *self.playground.generators) if guide))
         info = sentence(SamplingOptions.model_fields["guide"].description or "")
         made = gr.Dropdown(
@@ -228,9 +282,10 @@ class RequestControls:
         self.fields["guide"] = Control(component=made, read=_none_if_empty, show=lambda guide: guide or "")
 
     def _lay_out_comparison(self) -> None:
-        hidden = {"guide", "sampler_options"} | (set() if self.names else {"classes"})
+        hidden = {"guide", "sampler_options", "guidance_options"} | (set() if self.names else {"classes"})
         sweepable = [name for name, field in SamplingOptions.model_fields.items() if spelling_of(field).sweepable]
-        inner = dict.fromkeys(f"sampler.{name}" for options in self.samplers.options.values() for name in options)
+        tables = (self.samplers, self.rules)
+        inner = dict.fromkeys(f"{t.table}.{name}" for t in tables for options in t.options.values() for name in options)
         self.compare = gr.Dropdown(
             [(NONE, ""), *(name for name in sweepable if name not in hidden), *inner], value="",
             label="Option to vary", info="One column for each value, from the same noise", elem_id="compare",
@@ -255,7 +310,8 @@ class RequestControls:
     def components(self) -> list[Any]:
         """The inputs of `read` and the outputs of `updates`."""
         own = [self.models, self.which, self.classes, self.num_samples, self.sampler, self.compare, self.values]
-        return [*own, *(field.component for field in self.fields.values()), *self.samplers.components]
+        fields = [field.component for field in self.fields.values()]
+        return [*own, *fields, *self.samplers.components, *self.rules.components]
 
     def read(self, values: Sequence[Any]) -> Request:
         """Raises `UserError` for what cannot be."""
@@ -271,6 +327,7 @@ class RequestControls:
             "classes": tuple(classes) if which == CHOSEN else which,
             "sampler": sampler,
             "sampler_options": self.samplers.read(sampler, by_id),
+            "guidance_options": self.rules.read(given["guidance"], by_id),
         }
         options = validate(SamplingOptions, sampling_values(self.start) | given, origin="options")
         compare = f"{key}={texts or ''}" if key else ""
@@ -283,4 +340,5 @@ class RequestControls:
         classes = gr.update(value=list(options.classes) if which == CHOSEN else [], visible=which == CHOSEN)
         own = [list(request.models), which, classes, request.num_samples, options.sampler, key, texts]
         fields = [field.show(getattr(options, name)) for name, field in self.fields.items()]
-        return [*own, *fields, *self.samplers.updates(options.sampler, options.sampler_options)]
+        samplers = self.samplers.updates(options.sampler, options.sampler_options)
+        return [*own, *fields, *samplers, *self.rules.updates(options.guidance, options.guidance_options)]

@@ -92,8 +92,11 @@ class Page:
         controls.which.change(lambda w: gr.update(visible=w == "chosen"), controls.which, controls.classes, **AT_ONCE)
         controls.sampler.change(samplers.visibility, controls.sampler, samplers.components, **AT_ONCE)
         controls.sampler.change(
-            lambda name: gr.update(info=samplers.summaries[name]), controls.sampler, controls.sampler, **AT_ONCE
+            lambda name: gr.update(info=samplers.choices[name].summary), controls.sampler, controls.sampler, **AT_ONCE
         )
+        rule, rules = controls.fields["guidance"].component, controls.rules
+        rule.change(rules.visibility, rule, rules.components, **AT_ONCE)
+        rule.change(lambda name: gr.update(info=rules.choices[name].summary), rule, rule, **AT_ONCE)
         begun = self.sample.click(self._begin, None, [self.status, *buttons], js=TO_PICTURES, **AT_ONCE)
         done = begun.then(self._sample, controls.components, [self.status, *shown], show_progress_on=self.status, **JOB)
         done.then(self._end, None, buttons, **AT_ONCE)

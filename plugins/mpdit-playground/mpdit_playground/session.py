@@ -44,7 +44,7 @@ class Run:
     def summary(self) -> str:
         options = self.request.options
         steps = f", {options.num_steps} steps" if options.num_steps else ""
-        guidance = f", guidance {options.guidance_scale:g}" if options.guidance_scale != 1 else ""
+        guidance = f", guidance {options.guidance} {options.guidance_scale:g}" if options.guidance_scale != 1 else ""
         compare = f", {self.request.compare}" if self.request.compare else ""
         return f"{options.sampler}{steps}{guidance}, seed {options.seed}{compare}"
 

@@ -24,7 +24,8 @@ from mpdit_core.settings import spelling_of  # noqa: E402
 
 START: dict[str, Any] = {
     "classes": "goldfish,two", "sampler": "euler-maruyama", "sampler_options": {"grid": "karras", "rho": 5.0},
-    "guidance_interval": (0.1, 0.8), "num_steps": 12, "seed": 4, "batch_size": 3,
+    "guidance": "apg", "guidance_options": {"eta": 0.5}, "guidance_interval": (0.1, 0.8), "num_steps": 12,
+    "seed": 4, "batch_size": 3,
 }  # fmt: skip
 
 
@@ -59,9 +60,15 @@ def test_every_option_of_sampling_has_a_control(playground):
 def test_a_request_is_shown_again_as_it_was(playground):
     controls = laid_out(playground)
     changed = {"sampler": "heun", "num_samples": 3, "which": "random", "compare": "seed", "values": "1,2"}
-    changed |= {"option-num_steps": "9", "option-seed": 2}
+    changed |= {
+        "option-num_steps": "9",
+        "option-seed": 2,
+        "option-guidance": "cfg-zero",
+        "option-guidance.zero_init": 0.1,
+    }
     asked = controls.read(values(controls, **changed))
     assert (asked.options.sampler, asked.options.num_steps, asked.compare) == ("heun", 9, "seed=1,2")
+    assert (asked.options.guidance, asked.options.guidance_options) == ("cfg-zero", {"zero_init": 0.1})
     pairs = zip(controls.updates(asked), controls.components, strict=True)
     shown = [u.get("value", c.value) if isinstance(u, dict) else u for u, c in pairs]
     assert controls.read(shown) == asked
@@ -85,10 +92,11 @@ def test_options_of_a_new_sampler_appear(playground, monkeypatch):
     assert samplers.read("mine", {c._id: c.value for c in samplers.components})["grid"] == "karras"
 
 
-def test_visibility_follows_the_sampler(playground):
-    samplers = laid_out(playground).samplers
-    for name, options in samplers.options.items():
-        assert sum(update["visible"] for update in samplers.visibility(name)) == len(options)
+def test_visibility_follows_the_choice(playground):
+    controls = laid_out(playground)
+    for table in (controls.samplers, controls.rules):
+        for name, options in table.options.items():
+            assert sum(update["visible"] for update in table.visibility(name)) == len(options)
 
 
 @pytest.mark.parametrize(

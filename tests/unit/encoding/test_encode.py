@@ -21,8 +21,10 @@ from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import PUBLISHED_MEAN
 from mpdit_core.data.shards import channel_sums, same_sums
+from mpdit_core.encoding import precision as encoding_precision
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Event, Progress, Saved, Skipped, Warning
+from mpdit_core.runtime import precision
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.signals import NAMES
 from mpdit_core.size import Size
@@ -159,7 +161,7 @@ def test_refusals(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with refused("output-in-source"):
         encode(images, images / "latents")
     with refused("no-such-precision"):
-        encode(images, out, precision="bfloat16")
+        encode(images, out, precision="tf32")
     with refused("option-does-not-apply", "dataset"):
         encode(images, out, dataset_options={"side": 3})
     with monkeypatch.context() as patch:
@@ -176,6 +178,26 @@ def test_refusals(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with locked(tmp_path / "busy"), refused("folder-in-use"):
         encode(images, tmp_path / "busy")
     assert encode(images, tmp_path / "busy").count == 15
+
+
+def test_the_encoders_precision_is_measured_and_kept(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of an autoencoder that counts as large: bfloat16 where it is faster, and its means are close enough."""
+    given = {"autoencoder": str(save_autoencoder(tmp_path / "kl")), "resolution": 16}
+    assert encode(images, tmp_path / "small", **given).precision == "float32"  # not measured
+    gain = {"least": 0.0}
+    agreeing = precision.fastest_that_agrees
+    monkeypatch.setattr(encoding_precision, "LEAST_PARAMETERS", 1)
+    monkeypatch.setattr(
+        encoding_precision, "fastest_that_agrees", lambda *a, **k: agreeing(*a, **k, least_gain=gain["least"])
+    )
+    monkeypatch.setattr(encoding_precision, "LARGEST_DIFFERENCE", 1.0)
+    assert encode(images, tmp_path / "fast", **given).precision == "bfloat16"
+    gain["least"] = float("inf")
+    assert encode(images, tmp_path / "fast", **given).precision == "bfloat16"  # as it was begun
+    assert encode(images, tmp_path / "slow", **given).precision == "float32"
+    gain["least"] = 0.0
+    monkeypatch.setattr(encoding_precision, "LARGEST_DIFFERENCE", 0.0)
+    assert encode(images, tmp_path / "other", **given).precision == "float32"
 
 
 def test_a_plugin_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
+from precision_helpers import make_auto_mean
 from safetensors.torch import load_file, save_file
 from sample_helpers import write_model
 
@@ -99,7 +100,7 @@ def test_a_model_is_sampled_exactly_and_not_twice(here):
     first = sampled()
     assert len(list(first.path.with_suffix("").glob("*.png"))) == 9
     assert first.sampling is not None
-    assert first.sampling.nfe == 2
+    assert (first.sampling.nfe, first.sampling.passes) == (2, 2)
     assert sampled() == first
     again = sampled(force=True)
     assert again.metrics == first.metrics
@@ -111,19 +112,30 @@ def test_guide_schedule_precision_and_compile_are_those_of_sampling(here):
     guide = write_model(here / "weak", seed=1)
     more = {"num_samples": 6, "num_steps": 2, "guidance_scale": 2.0, "metrics": ("fid",)}
     plain = measured("m", "digits", **more)
-    guided = measured("m", "digits", **more, guide="weak", guidance_schedule="cosine", precision="bfloat16",
-                      compile="off")  # fmt: skip
+    guided = measured("m", "digits", **more, guide="weak", guidance="apg", guidance_schedule="cosine",
+                      precision="bfloat16", compile="off")  # fmt: skip
     assert guided.metrics != plain.metrics
     assert guided.sampling is not None
     assert guided.sampling.guide == guide.weights_sha256
     assert guided.sampling.dtype == "bfloat16"
     assert guided.sampling.options.guidance_schedule == "cosine"
+    assert guided.sampling.options.guidance_options["momentum"] == -0.5
+    assert (guided.sampling.nfe, guided.sampling.passes) == (2, 3)  # at t = 1 the cosine schedule has scale 1
     arguments = ["eval-fid", "m", "--reference", "digits", "--features", "digits", "-n", "6", "--num-steps", "2",
                  "--guidance-scale", "2", "--metrics", "fid", "--guide", "weak", "--guidance-schedule", "cosine",
-                 "--precision", "bfloat16", "--compile", "off", "--device", "cpu", "--quiet"]  # fmt: skip
+                 "--guidance", "apg", "--precision", "bfloat16", "--compile", "off", "--device", "cpu",
+                 "--quiet"]  # fmt: skip
     before = guided.path.stat().st_mtime_ns
     assert main(arguments) == 0
     assert guided.path.stat().st_mtime_ns == before  # the same evaluation, so it was read
+
+
+def test_the_type_that_auto_came_to_is_recorded(here, monkeypatch):
+    write_model(here / "m")
+    make_auto_mean(monkeypatch, "bfloat16")
+    record = measured("m", "digits", num_samples=6, num_steps=1, metrics=("fid",))
+    assert record.sampling is not None
+    assert record.sampling.dtype == "bfloat16"
 
 
 def test_progress_and_files_are_reported(here):

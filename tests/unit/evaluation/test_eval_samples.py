@@ -15,7 +15,7 @@ from sample_helpers import write_model
 from mpdit_core.evaluation import evaluate
 from mpdit_core.sampling import SampleOptions, sample
 
-SAMPLING = {"num_steps": 2, "guidance_scale": 1.5, "seed": 3, "batch_size": 4}
+SAMPLING = {"num_steps": 2, "guidance": "skip-tokens", "guidance_scale": 1.5, "seed": 3, "batch_size": 4}
 QUICK = {"num_samples": 6, "num_steps": 2, "batch_size": 4, "metrics": ("fid",)}
 
 
@@ -42,6 +42,8 @@ def test_a_set_of_samples_gives_the_figures_of_its_model(here):
         assert found.sampling == direct.sampling, name
         assert found.sampling is not None
         assert found.sampling.nfe == 2
+        assert found.sampling.passes is not None
+        assert 2 < found.sampling.passes < 4
         assert found.model == direct.model, name
     assert (here / "png" / "grid.png").is_file()  # it is there, and was not measured
 

@@ -12,6 +12,7 @@ from sample_helpers import NAMES, code_of, images_of, latents_of, make_generator
 from mpdit_core import Generator
 from mpdit_core.data.manifest import AutoencoderSpec, Normalisation
 from mpdit_core.model.blocks import ModulationLayer
+from mpdit_core.model.compute import forward_macs, skip_tokens_macs
 from mpdit_core.runtime.distributed import World
 from mpdit_core.sampling.decode_precision import choose_decode_precision
 from mpdit_core.sampling.labels import class_order, read_classes
@@ -45,6 +46,7 @@ def test_a_generator_with_other_options_shares_what_is_loaded(model):
         ({"num_step": 3}, "unknown-key"),
         ({"num_steps": 0}, "invalid-value"),
         ({"guidance_interval": (0.8, 0.1)}, "invalid-value"),
+        ({"guidance": "apg", "guidance_options": {"theta": 1}}, "unknown-key"),
     ],
 )
 def test_options_that_cannot_be(model, changes, code):
@@ -105,6 +107,21 @@ def test_a_guide_must_fit(model, tmp_path):
     assert code_of(make_generator, model, guide=str(other.path)) == "guide-does-not-fit"
 
 
+def test_skipped_tokens_must_be_there_and_leave_no_room_for_a_guide(model, tmp_path):
+    as_dit = write_model(tmp_path / "dit", class_tokens=0)
+    assert code_of(make_generator, as_dit, guidance="skip-tokens") == "no-class-tokens"
+    assert code_of(make_generator, model, guidance="skip-tokens", guide=str(model.path)) == "conflicting-options"
+
+
+@pytest.mark.parametrize("rule", ["cfg-zero", "apg", "skip-tokens"])
+def test_rules_of_guidance_matter_and_do_not_depend_on_the_batch(model, rule):
+    alone = latents_of(model, guidance=rule)
+    assert not torch.allclose(alone[0], latents_of(model)[0], atol=1e-3)
+    for other in (latents_of(model, guidance=rule, batch_size=7), latents_of(model, guidance=rule, num_samples=5)):
+        for i, x in other.items():
+            assert torch.allclose(x, alone[i], atol=1e-4)
+
+
 # What is computed
 
 
@@ -117,6 +134,11 @@ def test_evaluations_are_counted(model):
     assert counts(guidance_scale=1.0) == (4, 4, 0)
     assert counts(guidance_interval=(0.4, 0.8)) == (4, 6, 2)  # of t = 1, 0.75, 0.5, 0.25 two lie within
     assert counts(sampler="heun") == (8, 16, 0)
+    assert counts(guidance="apg") == (4, 8, 0)
+    assert counts(guidance="cfg-zero", guidance_options={"zero_init": 0.5}) == (4, 4, 4)
+    nfe, passes, saved = counts(guidance="skip-tokens", guidance_interval=(0.4, 0.8))
+    share = skip_tokens_macs(model.config.model) / forward_macs(model.config.model)
+    assert (nfe, passes, saved) == (4, pytest.approx(4 + 2 * share), pytest.approx(2 * share))
 
 
 @pytest.mark.parametrize("as_dit", [False, True])
@@ -207,8 +229,12 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     assert wide.std() > 20
     assert 0 < (wide - narrow).abs().mean() <= 1
     monkeypatch.setattr("mpdit_core.sampling.decode_precision.LARGEST_DIFFERENCE", 0.1)
-    assert choose_decode_precision(bfloat16.autoencoder, latents) == "float32"
+    assert choose_decode_precision("bfloat16", bfloat16.autoencoder, latents) == "float32"
     assert bfloat16.autoencoder.decode_precision == "bfloat16"  # it was only tried
+
+
+def test_cuda_graphs_are_refused_elsewhere(model):
+    assert code_of(make_generator, model, compile="graphs") == "no-cuda-graphs"
 
 
 def test_a_model_without_an_autoencoder_gives_latents_alone(tmp_path):

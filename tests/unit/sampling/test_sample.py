@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from precision_helpers import make_auto_mean
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sample_helpers import code_of, images_of, latents_of, run_sample, sample_options, write_model
@@ -60,14 +61,19 @@ def test_by_class(model, tmp_path):
     assert (tmp_path / "o" / "images" / "0005-goldfish_Carassius_auratus" / "000005.png").is_file()
 
 
+APG = {"norm_threshold": 5.0, "momentum": -0.5}  # the defaults
+
+
 def test_the_record_of_a_set(model, tmp_path):
     weak = write_model(tmp_path / "weak", seed=5)
-    run_sample(model, out=tmp_path / "o", sampler="heun", sampler_options={"grid": "cosine"}, guide=str(weak.path))
+    rules = {"sampler": "heun", "sampler_options": {"grid": "cosine"}, "guidance": "apg"}
+    run_sample(model, out=tmp_path / "o", **rules, guidance_options={"eta": 0.5}, guide=str(weak.path))
     made = SampleSet.open(tmp_path / "o")
     assert made.complete
     assert (made.path, made.format, made.num_samples, made.nfe) == (tmp_path / "o", "png", 10, 8)
     assert (made.options.sampler, made.options.num_steps, made.options.guidance_scale) == ("heun", 4, 2.0)
     assert made.options.sampler_options == {"grid": "cosine", "shift": None, "rho": 7.0}
+    assert (made.options.guidance, made.options.guidance_options) == ("apg", {"eta": 0.5, **APG})
     assert (made.sampler.name, made.sampler.package) == ("heun", "mpdit")
     assert (made.model.step, made.model.weights_sha256, made.model.dtype) == (7, model.weights_sha256, "float32")
     assert made.guide == weak.weights_sha256
@@ -119,6 +125,23 @@ def test_continues_where_it_stopped(model, tmp_path, monkeypatch, stop):
     for file in whole.iterdir():
         assert file.read_bytes() == (part / "images" / file.name).read_bytes()
     assert sorted(path.name for path in part.iterdir()) == ["grid.png", "images", "samples.json"]
+
+
+def test_a_continued_set_keeps_the_types_it_began_with(model, tmp_path, monkeypatch):
+    def interrupt(event):
+        if isinstance(event, Progress) and event.done >= 8:
+            raise Interrupted(15)
+
+    make_auto_mean(monkeypatch, "bfloat16")
+    with pytest.raises(Interrupted):
+        sample(sample_options(model, out=tmp_path / "part"), report=interrupt)
+    whole = run_sample(model, out=tmp_path / "whole")
+    make_auto_mean(monkeypatch, "float32")
+    part = run_sample(model, out=tmp_path / "part")
+    assert part.precision == whole.precision == "bfloat16"
+    for file in whole.samples.iterdir():
+        assert file.read_bytes() == (part.samples / file.name).read_bytes()
+    assert run_sample(model, out=tmp_path / "new").precision == "float32"
 
 
 def test_a_failing_write_ends_the_job_and_keeps_what_was_written(model, tmp_path, monkeypatch):
@@ -282,6 +305,8 @@ def last_line(capsys):
         ["--set", "sampler.gird=cosine"],
         ["--set", "gird=cosine"],
         ["--guidance-interval", "half"],
+        ["--guidance", "apgg"],
+        ["--guidance", "apg", "--set", "guidance.theta=1"],
         ["--guide", "nowhere"],
         ["--nproc", "none"],
         ["--trajectory", "--nproc", "2"],
@@ -300,12 +325,14 @@ def test_mistakes_on_the_command_line(model, tmp_path, monkeypatch, capsys, argu
 def test_the_command_line_and_set_reach_the_options(model, tmp_path, capsys):
     arguments = ["sample", str(model.path), "--device", "cpu", "-n", "2", "--json", "--out", str(tmp_path / "o")]
     arguments += ["--guidance-interval", "0.1,0.8", "--set", "sampler.grid=cosine", "--set", "classes=3"]
+    arguments += ["--guidance", "apg", "--set", "guidance.eta=1"]
     assert main([*arguments, "--set", "num_steps=5", "--num-steps", "2"]) == 0
     last = last_line(capsys)
     assert (last["event"], last["images"], last["nfe"], last["out"]) == ("result", 2, 2, str(tmp_path / "o"))
     options = SampleSet.open(tmp_path / "o").options
     assert (options.guidance_interval, options.classes, options.num_steps) == ((0.1, 0.8), "3", 2)
     assert options.sampler_options["grid"] == "cosine"
+    assert (options.guidance, options.guidance_options) == ("apg", {"eta": 1.0, **APG})
 
 
 def test_a_person_sees_a_summary(model, tmp_path, capsys):

@@ -71,6 +71,8 @@ def test_sweeps_are_read_as_the_fields_are(model):
     assert swept(model, "guidance_scale=.5").guidance_scale == 0.5
     assert swept(model, "sampler.grid=cosine").sampler_options == {"grid": "cosine"}
     assert swept(model, "sampler=heun").sampler == "heun"
+    assert swept(model, "guidance=apg,cfg").guidance == "apg"
+    assert swept(model, "guidance.eta=0.5,1").guidance_options == {"eta": 0.5}
     begun = sample_options(model, sampler_options={"t_min": 0.1})
     assert with_value(begun, "sampler.norm", "2").sampler_options == {"t_min": 0.1, "norm": 2}
 
@@ -115,6 +117,14 @@ def test_a_trajectory_ends_in_the_samples_and_predicts_data(model, tmp_path):
     with Image.open(tmp_path / "o" / "trajectory.gif") as moving:
         assert moving.n_frames == 4
     assert Image.open(tmp_path / "o" / "trajectory.png").height > 4 * 80
+
+
+def test_predictions_of_a_trajectory_remember_no_guidance(model):
+    made = make_generator(model, decode=True, **SMALL | {"guidance": "apg", "guidance_scale": 3.0})
+    noise, _ = made.noise([0, 1])
+    with torch.no_grad():
+        predicted = noise - made.velocity([0, 1])(noise, 1.0)
+    assert torch.equal(follow(made)[0].data, made.decode(predicted))
 
 
 def test_spread_out():

@@ -1,0 +1,79 @@
+"""Speed of drawing batches: images/s of the random numbers of training, against a generator for each sample.
+
+    python benchmarks/batches.py
+    python benchmarks/batches.py --threads 1
+
+What is compared: `RandomTable` as training uses it; and what it replaced, a torch generator for each sample that draws
+time, flip, label drop, noise and a posterior sample. A deterministic autoencoder, pixels among them, needs no posterior
+sample, so the table does not draw one. The two take turns, and the best turn of each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from report import write_result
+
+from mpdit_core.runtime.seeding import RandomTable, generator
+
+LATENTS = (
+    ("pixels", (3, 32, 32), 1),
+    ("mean", (16, 64, 64), 1),
+    ("mean+std", (4, 32, 32), 2),
+    ("mean+std", (16, 64, 64), 2),
+)
+TURNS = 5
+NUMBERS_PER_BATCH = 1 << 23
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    threads = parser.parse_args().threads
+    torch.set_num_threads(threads)
+    rows = [compare(stores, shape, draws, threads) for stores, shape, draws in LATENTS]
+    print(write_result("batches", {"threads": threads, "rows": rows}))
+
+
+def compare(stores: str, shape: tuple[int, int, int], draws: int, threads: int) -> dict[str, object]:
+    size = min(1024, NUMBERS_PER_BATCH // math.prod(shape))
+    table = RandomTable(0, "batches", uniforms=3, normals=draws * math.prod(shape))
+    before, now = fastest(lambda: generators(size, shape), lambda: table.rows(size, 2 * size, threads=threads))
+    row = {
+        "stores": stores,
+        "latents": list(shape),
+        "batch_size": size,
+        "images_per_second": size / now,
+        "generators_images_per_second": size / before,
+        "ratio": before / now,
+    }
+    print(f"{stores:>8} {'×'.join(map(str, shape)):>8}: {size / now:9.0f} images/s, {before / now:.1f} × generators")
+    return row
+
+
+def generators(size: int, shape: tuple[int, int, int]) -> None:
+    """Every sample from a generator of its own: three numbers, noise and a posterior sample."""
+    own = [generator(0, "sample", 1, position) for position in range(size)]
+    torch.cat([torch.randn(1, generator=g) for g in own])
+    torch.stack([torch.rand(2, generator=g) for g in own])
+    draws = torch.stack([torch.randn(2, *shape, generator=g) for g in own])
+    draws[:, 0].contiguous()
+
+
+def fastest(*works: Callable[[], object]) -> list[float]:
+    """The best time of each work in seconds, after a turn that warms up."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(TURNS + 1):
+        for work, taken in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    return [min(taken[1:]) for taken in times]
+
+
+if __name__ == "__main__":
+    main()

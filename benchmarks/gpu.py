@@ -1,0 +1,335 @@
+"""All that is worth knowing of a GPU, in one command and a few minutes: `python benchmarks/gpu.py --minutes 9`.
+
+In order of worth: whether numbers are right (bfloat16, compiled, CUDA graphs, NCCL, resume), speed and memory of
+training against the dense DiTs, of guided sampling, of a Stable Diffusion autoencoder and the Inception network, and a
+profile of the training that uses the device least. A piece that does not fit into what is left of the time is skipped,
+and so is one that lacks a package. The file of results is written after every piece: a run that is stopped loses one.
+
+`--device cpu --tiny` runs every piece on the smallest sizes, which takes a minute and says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import train_step
+from report import write_result
+from sample import random_model
+from torch import Tensor
+
+from mpdit_core.config import RunConfig
+from mpdit_core.flow.guidance import Guidance, GuidedVelocity
+from mpdit_core.model.transformer import MPDiT
+from mpdit_core.presets import load_preset
+from mpdit_core.runtime.device import select_device, synchronize
+from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.precision import Name
+from mpdit_core.sampling import Generator, SamplingOptions
+from mpdit_core.settings import merge, validate
+from mpdit_core.training.batches import Batch
+from mpdit_core.training.state.trainer import Trainer
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One measurement. `seconds`: what it may take, start included; it is skipped when less is left."""
+
+    name: str
+    seconds: float
+    run: Callable[[], Values]
+
+
+@dataclass
+class Session:
+    """Device and sizes of all pieces, and what they found."""
+
+    device: torch.device
+    tiny: bool
+    folder: Path
+    results: dict[str, Values] = field(default_factory=dict)
+
+    @property
+    def presets(self) -> dict[str, int]:
+        """Presets to train, and the batch sizes that they are trained with."""
+        return {"tiny": 2} if self.tiny else {"xl-256": 128, "xl-512": 32, "v2-xl-512": 32, "b-256": 256}
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("off", "on", "graphs") if self.device.type == "cuda" else ("off", "on")
+
+    def config(self, preset: str, **train: object) -> RunConfig:
+        return validate(RunConfig, merge(load_preset(preset).model_dump(), {"train": train}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a test of this file")
+    parser.add_argument("--only", help="pieces whose names begin with this")
+    arguments = parser.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(select_device(arguments.device), arguments.tiny, Path(folder))
+        for piece in pieces(session):
+            if arguments.only and not piece.name.startswith(arguments.only):
+                continue
+            found = attempt(piece, left=end - time.monotonic(), tiny=arguments.tiny)
+            session.results[piece.name] = found
+            shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items() if k != "runs"}
+            print(f"{piece.name}: {shown}", flush=True)
+            path = write_result("gpu", {"command": sys.argv[1:], "pieces": session.results})
+    print(path)
+
+
+def attempt(piece: Piece, *, left: float, tiny: bool) -> Values:
+    """What the piece found; or why there is nothing."""
+    if left < (0 if tiny else piece.seconds):
+        return {"skipped": f"it may take {piece.seconds:.0f} s, {left:.0f} s are left"}
+    started = time.monotonic()
+    try:
+        return {**piece.run(), "took": round(time.monotonic() - started, 1)}
+    except ImportError as error:
+        return {"skipped": f"the package {error.name} is not installed"}
+    except Exception as error:  # whatever one piece meets, the others are worth their time
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def pieces(session: Session) -> Iterator[Piece]:
+    """In order of worth."""
+    first, *others = session.presets
+    yield Piece("right: types and compiling", 60, partial(compare_modes, session))
+    yield Piece("right: resume", 30, partial(resume, session))
+    yield Piece("right: one process of a group", 20, partial(group_of_one, session))
+    yield Piece(f"train {first} eager", 20, partial(train, session, first))
+    yield Piece(f"train {first} compiled", 50, partial(train, session, first, compiled=True))
+    yield Piece(f"train dense of {first} compiled", 40, partial(train, session, first, dense=True, compiled=True))
+    for mode in session.modes:
+        yield Piece(f"sample {first} compile {mode}", 40, partial(sample_guided, session, first, mode))
+    for preset in others:
+        yield Piece(f"train {preset} compiled", 40, partial(train, session, preset, compiled=True))
+        yield Piece(f"train dense of {preset} compiled", 40, partial(train, session, preset, dense=True, compiled=True))
+    yield Piece("autoencoder", 40, partial(autoencoder_rates, session))
+    yield Piece("inception", 30, partial(inception_rate, session))
+    yield Piece("profile of the slowest", 30, partial(profile_slowest, session))
+    for preset in others:
+        yield Piece(f"train {preset} eager", 20, partial(train, session, preset))
+        yield Piece(f"train dense of {preset} eager", 20, partial(train, session, preset, dense=True))
+
+
+# Are the numbers right?
+
+
+def compare_modes(session: Session) -> Values:
+    """Velocities of a guided evaluation, relative to those of float32, eager."""
+    config = session.config("tiny" if session.tiny else "b-256").model
+    torch.manual_seed(0)
+    network = MPDiT(config).to(session.device).eval()
+    torch.nn.init.normal_(network.head.linear.weight, std=0.02)  # it begins at zero
+    labels = torch.arange(4, device=session.device) % config.num_classes
+    x_t = torch.randn(4, config.channels, *config.input_size, device=session.device)
+
+    @torch.inference_mode()
+    def velocities(dtype: torch.dtype) -> Tensor:
+        velocity = GuidedVelocity(
+            network, labels, null_label=config.null_label, guidance=Guidance(scale=2.0), dtype=dtype
+        )
+        return torch.stack([velocity(x_t, t) for t in (0.9, 0.6, 0.3, 0.1)])
+
+    found: Values = {}
+    exact = velocities(torch.float32)
+    for mode in session.modes:
+        if mode == "on":
+            network.compile_blocks()
+        elif mode == "graphs":
+            network.compile_whole()
+        for dtype in (torch.float32, torch.bfloat16):
+            difference = (velocities(dtype) - exact).norm() / exact.norm()
+            found[f"{dtype} compile {mode}".removeprefix("torch.")] = difference.item()
+    return found
+
+
+def trainer_of(session: Session) -> tuple[Trainer, list[Batch]]:
+    config = session.config("tiny" if session.tiny else "b-256", batch_size=4, precision="bfloat16", compile="off")
+    model = config.model
+    torch.manual_seed(0)
+    shape = (4, model.channels, *model.input_size)
+    batches = [
+        Batch(torch.randn(shape), torch.randn(shape), torch.rand(4), torch.arange(4)).to(session.device)
+        for _ in range(4)
+    ]
+    return Trainer(config, total_steps=4, device=session.device, world=World()), batches
+
+
+def resume(session: Session) -> Values:
+    """Four steps at once, and two and two with all state put away and taken back between."""
+    straight, batches = trainer_of(session)
+    broken, _ = trainer_of(session)
+    again, _ = trainer_of(session)
+    for batch in batches:
+        straight.step(batch)
+    for batch in batches[:2]:
+        broken.step(batch)
+    again.restore(broken.snapshot())
+    for batch in batches[2:]:
+        again.step(batch)
+    first, second = straight.model.weights(), again.model.weights()
+    return {"bit-equal": all(torch.equal(first[name], second[name]) for name in first)}
+
+
+def group_of_one(session: Session) -> Values:
+    """Joins a group of one process, and sums a number over it."""
+    import torch.distributed as dist
+
+    backend = "nccl" if session.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{session.folder}/group", rank=0, world_size=1)
+    try:
+        number = torch.full((1,), 3.0, device=session.device)
+        dist.all_reduce(number)
+        return {"backend": backend, "right": number.item() == 3.0}
+    finally:
+        dist.destroy_process_group()
+
+
+# How fast is it?
+
+
+def step_arguments(session: Session, preset: str) -> argparse.Namespace:
+    return argparse.Namespace(
+        batch_size=session.presets[preset], steps=2 if session.tiny else 10, device=session.device.type,
+        precision="bfloat16", activation_checkpointing=False,
+    )  # fmt: skip
+
+
+def train(session: Session, preset: str, *, dense: bool = False, compiled: bool = False) -> Values:
+    """Whole training steps in bfloat16."""
+    run = train_step.measure(preset, step_arguments(session, preset), dense=dense, compiled=compiled)
+    seconds = sorted(run["seconds"])[len(run["seconds"]) // 2]
+    rate = run["batch_size"] / seconds
+    return {
+        "images_per_second": rate,
+        "batch_size": run["batch_size"],
+        "utilisation": rate * run["training_flops_per_image"] / max(run["matmul_flops"]["bfloat16"]),
+        "matmul_tflops": max(run["matmul_flops"]["bfloat16"]) / 1e12,
+        "peak_memory_bytes": run["peak_memory_bytes"],
+    }
+
+
+def sample_guided(session: Session, preset: str, mode: str) -> Values:
+    """Latents of two blocks, after one that compiles: guided, and without the autoencoder."""
+    batch_size, num_steps = (2, 2) if session.tiny else (64, 20)
+    folder = session.folder / preset
+    if not folder.exists():
+        random_model(folder, load_preset(preset), argparse.Namespace(autoencoder=None))
+    options = SamplingOptions(
+        num_steps=num_steps, batch_size=batch_size, guidance_scale=1.5, precision="bfloat16",
+        compile=mode,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    made = Generator(str(folder), options, device=session.device, num_samples=3 * batch_size, decode=False)
+    list(made.batches([0]))
+    synchronize(session.device)
+    started = time.perf_counter()
+    batches = list(made.batches([1, 2]))
+    seconds = time.perf_counter() - started
+    images = 2 * batch_size
+    return {
+        "images_per_second": images / seconds,
+        "evaluations_per_second": images * batches[0].passes / seconds,
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+    }
+
+
+def rate_of(work: Callable[[], object], images: int, device: torch.device, *, seconds: float = 2.0) -> float:
+    """Images/s, after one call that warms up."""
+    work()
+    synchronize(device)
+    started, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - started < seconds:
+        work()
+        synchronize(device)
+        calls += 1
+    return calls * images / (time.perf_counter() - started)
+
+
+def autoencoder_rates(session: Session) -> Values:
+    """Encoding and decoding by an autoencoder of Stable Diffusion's form, with random weights, in each type."""
+    from encode import save_kl
+
+    from mpdit_core.data.autoencoders import load_autoencoder
+
+    if session.tiny:
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+        from data_helpers import save_autoencoder as save_kl  # pyright: ignore[reportMissingImports]
+    found: Values = {}
+    loaded = load_autoencoder(str(save_kl(session.folder / "kl")), device=session.device)
+    count, side = (1, 32) if session.tiny else (16, 256)
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+    latents = torch.randn(count, 4, side // 8, side // 8)
+    types: tuple[Name, ...] = ("float32", "bfloat16", "tf32")
+    for name in types if session.device.type == "cuda" else types[:2]:
+        loaded.precision = loaded.decode_precision = name
+        works = {"encode": lambda: loaded.encode(images), "decode": lambda: loaded.decode(latents)}
+        for work, call in works.items():
+            found[f"{work} {name} images/s"] = rate_of(call, count, session.device, seconds=0 if session.tiny else 2)
+    return found
+
+
+def inception_rate(session: Session) -> Values:
+    """Features of images of 256 pixels by the Inception graph, with random weights."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+    from inception_helpers import write_random_weights  # pyright: ignore[reportMissingImports]
+
+    from mpdit_core.metrics.features import extract, load_extractor
+
+    weights = write_random_weights(session.folder / "weights-inception.pth")
+    extractor = load_extractor("inception", device=session.device, weights=str(weights))
+    count = 2 if session.tiny else 64
+    images = torch.randint(0, 256, (count, 3, 256, 256), dtype=torch.uint8, device=session.device)
+    rate = rate_of(lambda: extract(extractor, images), count, session.device, seconds=0 if session.tiny else 3)
+    return {"images_per_second": rate}
+
+
+def profile_slowest(session: Session) -> Values:
+    """The operations that take longest in the training step that uses the device least."""
+    used = {name: found["utilisation"] for name, found in session.results.items() if "utilisation" in found}
+    if not used:
+        return {"skipped": "no training was measured"}
+    name = min(used, key=used.__getitem__)
+    preset = next(preset for preset in session.presets if preset in name.split())
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if session.device.type == "cuda" else []
+    trainer, batch = train_step.make_step(
+        preset, step_arguments(session, preset), dense="dense" in name, compiled="compiled" in name
+    )
+    for _ in range(2):
+        trainer.step(batch)
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(3):
+            trainer.step(batch)
+        synchronize(session.device)
+    key = "self_device_time_total" if session.device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profile.key_averages(), key=lambda event: getattr(event, key), reverse=True)
+    total = sum(getattr(event, key) for event in events)
+    return {"of": name, "operations": {event.key[:80]: getattr(event, key) / total for event in events[:15]}}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Latents that other programs made, taken over without encoding again: `--from-latents DIR`.
+
+Three layouts are known:
+
+    NAME_features/0.npy, NAME_labels/0.npy    one pair of files per image, of one stem (DiT, fast-DiT, SiT)
+    dataset.json and *.npy                    {"labels": [["00000/img-mean-std-0.npy", 3], …]} (EDM2, REPA)
+    *.safetensors or *.npz                    shards with `latents`, `labels`, perhaps `latents_flip` (LightningDiT)
+
+A file holds draws from the posterior, [C, h, w] each, or [2C, h, w]: the mean, then its standard deviation or, where
+some values are negative, the logarithm of its variance. Shapes: n images, C channels of the autoencoder.
+
+To add a layout: a function in `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan
+from mpdit_core.data.shards import ShardContent
+from mpdit_core.encoding.pipeline import Encoded
+from mpdit_core.errors import UserError
+from mpdit_core.runtime.checked_tensors import opened
+from mpdit_core.runtime.files import read_json
+from mpdit_core.size import Size
+
+LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
+LOOKED_AT = 64  # latents whose values say what the files hold
+
+
+@dataclass(frozen=True)
+class ForeignLatents:
+    """Latents in `files`, of which file i holds `counts[i]`, and their labels int64 [n]."""
+
+    folder: Path
+    files: list[Path]
+    counts: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, start: int, stop: int) -> list[Tensor]:
+        """Latents `start` to `stop` as they are stored, float32 [n, K, h, w]; then those of mirror images, if any.
+
+        Raises:
+            UserError: a file is damaged, or of another shape than those before it (`damaged-file`).
+        """
+        ends = np.cumsum(self.counts)
+        parts = []
+        for number in range(int(np.searchsorted(ends, start, side="right")), len(self.files)):
+            first = int(ends[number] - self.counts[number])
+            if first >= stop:
+                break
+            rows = slice(max(start - first, 0), min(stop - first, int(self.counts[number])))
+            parts.append(_read(self.files[number], rows))
+        try:
+            return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        except (RuntimeError, ValueError) as error:
+            raise _damaged(self.folder, f"latents of several shapes among {start} to {stop}") from error
+
+    def fingerprint(self) -> str:
+        """Hash of names, sizes and times of change, as of a folder of images."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            about = path.stat()
+            digest.update(f"{path.relative_to(self.folder)} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the files hold: the spec of their autoencoder with what is stored, and how it is said to a person."""
+
+    autoencoder: AutoencoderSpec
+    size: Size  # h × w
+    has_flips: bool
+    is_log_variance: bool
+    text: str
+
+
+def find_foreign_latents(folder: Path) -> ForeignLatents:
+    """The latents in `folder`, in one of the known layouts.
+
+    Raises:
+        UserError: there are none (`no-latents`), labels are missing (`no-labels`), or a file is damaged.
+    """
+    folder = folder.expanduser().absolute()
+    for layout in LAYOUTS:
+        found = layout(folder) if folder.is_dir() else None
+        if found is not None:
+            return found
+    raise UserError(
+        f"{folder} holds no latents in a layout that is known" if folder.is_dir() else f"{folder} does not exist",
+        code="no-latents",
+        expected="NAME_features/ beside NAME_labels/, .npy files with dataset.json, or .npz or .safetensors shards "
+        "with latents and labels",
+    )
+
+
+def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None) -> Holding:
+    """What the files hold, from the first of them.
+
+    Args:
+        scale: what raw latents were multiplied with; None: not said.
+
+    Raises:
+        UserError: they are not of this autoencoder (`other-shape`), or nobody says how they are scaled
+            (`scale-not-known`).
+    """
+    first, *flips = found.read(0, min(LOOKED_AT, len(found)))
+    channels, height, width = first.shape[1:]
+    if channels not in (spec.channels, 2 * spec.channels):
+        raise UserError(
+            f"{found.folder} holds latents {channels} × {height} × {width}",
+            code="other-shape",
+            expected=f"{spec.channels} channels, or {2 * spec.channels} with standard deviations, of {spec.id}",
+            remedy="--autoencoder ID, the one that they were made with",
+        )
+    spread = first[:, : spec.channels].std().item()
+    if scale is None:
+        raise UserError(
+            f"{found.folder} does not say how its latents are scaled; their standard deviation is {spread:.3g}",
+            code="scale-not-known",
+            expected="what the raw latents were multiplied with: near 1 / standard deviation of raw latents where the "
+            "values above are near 1",
+            remedy="--latents-scale 0.18215 for DiT's and SiT's files of Stable Diffusion's autoencoder; "
+            "--latents-scale 1 for raw latents, such as EDM2's, REPA's and LightningDiT's",
+        )
+    has_std = channels == 2 * spec.channels
+    is_log_variance = has_std and bool((first[:, spec.channels :] < 0).any())
+    second = "logarithms of variances" if is_log_variance else "standard deviations"
+    what = f"means and {second}" if has_std else "one draw per image"
+    return Holding(
+        autoencoder=spec.model_copy(update={"stores": "mean+std" if has_std else "mean"}),
+        size=Size(height, width),
+        has_flips=bool(flips),
+        is_log_variance=is_log_variance,
+        text=f"{len(found):,} latents {spec.channels} × {height} × {width}: {what}, divided by {scale:g} "
+        f"(standard deviation {spread:.3g}, then {spread / scale:.3g})",
+    )
+
+
+def take_over(
+    found: ForeignLatents, holding: Holding, plan: EncodingPlan, shards: Sequence[int], *, scale: float
+) -> Iterator[Encoded]:
+    """The content of `shards`, one after the other, as raw latents."""
+    for number in shards:
+        start, stop = plan.shard_range(number)
+        tensors = {
+            name: _raw(stored, holding, scale).to(torch.float16).numpy()
+            for name, stored in zip(plan.tensor_names, found.read(start, stop), strict=True)
+        }
+        yield Encoded(stop - start, [], ShardContent(number, tensors, found.labels[start:stop], []))
+
+
+def _raw(stored: Tensor, holding: Holding, scale: float) -> Tensor:
+    if holding.is_log_variance:  # of raw latents: programs that store it scale the draw later
+        mean, log_variance = stored.chunk(2, dim=1)
+        stored = torch.cat([mean, (log_variance / 2).exp() * scale], dim=1)
+    return stored / scale
+
+
+def _pairs(folder: Path) -> ForeignLatents | None:
+    """`NAME_features/0.npy` beside `NAME_labels/0.npy`, paired by name."""
+    folders = sorted(folder.glob("*_features"))
+    if not folders:
+        return None
+    features = folders[0]
+    labels = features.with_name(features.name.removesuffix("_features") + "_labels")
+    files = sorted(features.glob("*.npy"), key=_natural)
+    counts, values = [], []
+    for path in files:
+        given = labels / path.name
+        if not given.is_file():
+            raise _no_labels(given)
+        values.append(_array(given).reshape(-1))
+        counts.append(len(values[-1]))
+    return _checked(folder, files, counts, np.concatenate(values) if values else np.empty(0))
+
+
+def _listed(folder: Path) -> ForeignLatents | None:
+    """`dataset.json` with the label of each `.npy`."""
+    table = folder / "dataset.json"
+    if not table.is_file():
+        return None
+    values = read_json(table)
+    rows = values.get("labels") if isinstance(values, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and type(row[1]) is int for row in rows
+    ):
+        raise _no_labels(table)
+    files = [folder / name for name, _ in rows]
+    outside = [path for path in files if not path.resolve().is_relative_to(folder.resolve())]
+    if outside:
+        raise _damaged(table, f"it names {outside[0]}, which is outside the folder")
+    return _checked(folder, files, [1] * len(files), np.array([label for _, label in rows]))
+
+
+def _shards(folder: Path) -> ForeignLatents | None:
+    """`.safetensors` and `.npz` files with `latents` and `labels`."""
+    files = sorted((path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz")), key=_natural)
+    labels = [_read_named(path, LABELS) for path in files]
+    files = [path for path, given in zip(files, labels, strict=True) if given is not None]
+    if not files:
+        return None
+    values = [given.numpy().reshape(-1) for given in labels if given is not None]
+    return _checked(folder, files, [len(part) for part in values], np.concatenate(values))
+
+
+LAYOUTS: tuple[Callable[[Path], ForeignLatents | None], ...] = (_pairs, _listed, _shards)
+
+
+def _checked(folder: Path, files: list[Path], counts: list[int], labels: np.ndarray) -> ForeignLatents | None:
+    """Raises `UserError` (`damaged-file`) for labels that are no whole numbers from 0 on. None: no files."""
+    if not files:
+        return None
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise _damaged(folder, "labels that are not whole numbers from 0 on")
+    return ForeignLatents(folder, files, np.array(counts, np.int64), labels.astype("<i8"))
+
+
+def _read(path: Path, rows: slice) -> list[Tensor]:
+    """`rows` of the latents in a file, float32 [n, K, h, w]; then of its `latents_flip`, where it has them."""
+    if path.suffix == ".npy":
+        array = _array(path)
+        found = [torch.from_numpy(np.array(array[None] if array.ndim == 3 else array, np.float32))]
+    else:
+        named = (_read_named(path, LATENTS), _read_named(path, FLIPPED))
+        found = [tensor.float() for tensor in named if tensor is not None]
+    if not found or any(tensor.ndim != 4 or len(tensor) < rows.stop for tensor in found):
+        raise _damaged(path, f"{[list(tensor.shape) for tensor in found]}, where {rows.stop} latents should be")
+    return [tensor[rows] for tensor in found]
+
+
+def _read_named(path: Path, name: str) -> Tensor | None:
+    """One tensor of a shard; None where it has none of this name."""
+    if path.suffix == ".safetensors":
+        with opened(path) as file:
+            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 - not a dictionary
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return torch.from_numpy(file[name]) if name in file else None
+    except Exception as error:  # zipfile and numpy raise many kinds
+        raise _damaged(path, str(error)) from error
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _natural(path: Path) -> tuple[str, int, str]:
+    """Sorts 2.npy before 10.npy."""
+    return str(path.parent), int(path.stem) if path.stem.isdecimal() else -1, path.name
+
+
+def _no_labels(path: Path) -> UserError:
+    return UserError(
+        f"{path} gives no labels, or does not exist", code="no-labels", expected="the label of each file of latents"
+    )
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} is damaged: {what}", code="damaged-file", expected="latents and labels as their program wrote them"
+    )

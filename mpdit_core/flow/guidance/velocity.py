@@ -1,0 +1,72 @@
+"""The velocity function that a sampler integrates: a network, labels and guidance bound, and its cost counted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mpdit_core.flow.guidance.rule import Network, pair_with_guide, velocity_of
+from mpdit_core.flow.guidance.strength import Guidance
+from mpdit_core.runtime.precision import autocast
+
+
+class GuidedVelocity:
+    """The velocity function of one batch on its way from t = 1 to 0. Where w(t) = 1, the weak half is not computed.
+
+    Args:
+        network: the model.
+        labels: [B] int64 on the network's device.
+        null_label: what the network takes for "no class".
+        guidance: off by default.
+        guide: a second, weaker network for autoguidance; then the null label is not used.
+        dtype: the type to compute in, by autocast. The result has the type of x_t either way.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        labels: Tensor,
+        *,
+        null_label: int,
+        guidance: Guidance | None = None,
+        guide: Network | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.network, self.labels, self.dtype = network, labels, dtype
+        self.guidance = guidance or Guidance()
+        rule = self.guidance.rule
+        self.pair = pair_with_guide(network, guide, labels) if guide else rule.pair(network, labels, null_label)
+        self.combine = rule.combine()
+        self.nfe = 0
+        """Evaluations the sampler asked for."""
+        self.plain = 0
+        """Those of the network alone, unguided."""
+        self.zero = 0
+        """Those that were 0 without asking a network."""
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        """The guided velocity [B, C, h, w] at `x_t [B, C, h, w]` and time `t`, in the type of `x_t`."""
+        self.nfe += 1
+        if self.guidance.acts_at(t) and self.guidance.rule.is_zero_at(t):
+            self.zero += 1
+            return torch.zeros_like(x_t)
+        w = self.guidance.scale_at(t)
+        time = x_t.new_full((1,), t)  # filled on the device: nothing waits for it
+        with autocast(x_t.device, self.dtype):
+            if w == 1:
+                self.plain += 1
+                return velocity_of(self.network, x_t, time, self.labels).to(x_t.dtype)
+            strong, weak = self.pair.evaluate(x_t, time)
+        return self.combine(strong, weak, w=w, x_t=x_t, t=t).to(x_t.dtype)
+
+    @property
+    def passes(self) -> float:
+        """Passes of one image through a network; a part of one counts by its multiply-accumulates."""
+        return self.plain + self.pair.passes * (self.nfe - self.plain - self.zero)
+
+    @property
+    def saved(self) -> float:
+        """Passes that interval and zero velocities spared, against guidance at every evaluation."""
+        if self.guidance.is_off:
+            return 0
+        return (self.pair.passes - 1) * self.plain + self.pair.passes * self.zero
