@@ -26,6 +26,7 @@ from mpdit_core.encoding import EncodeOptions, encode_latents
 from mpdit_core.encoding.pipeline import encode_pictures
 from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.device import select_device
+from mpdit_core.size import Size
 
 
 def make_photos(root: Path, count: int) -> None:
@@ -50,7 +51,7 @@ def save_kl(folder: Path) -> Path:
     return folder
 
 
-def bare_decoding(root: Path, resolution: int) -> float:
+def bare_decoding(root: Path, resolution: Size) -> float:
     """Images/s of one thread that decodes and crops, and does nothing else."""
     paths = sorted(root.rglob("*.jpg"))[:300]
     started = time.perf_counter()
@@ -59,10 +60,10 @@ def bare_decoding(root: Path, resolution: int) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: int) -> dict[str, float]:
+def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: Size) -> dict[str, float]:
     """Images/s of the encoder alone, with the same batch: as one call, and an image per thread as on CPUs."""
     autoencoder = load_autoencoder(name, device=device)
-    images = np.random.default_rng(0).integers(0, 256, (batch_size, resolution, resolution, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, *resolution, 3), dtype=np.uint8)
     repeats = 20 if device.type == "cuda" else 2
 
     def rate(encode_once: Callable[[], Tensor]) -> float:
@@ -82,7 +83,7 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
     return rates
 
 
-def whole(root: Path, out: Path, *, name: str, device: str, batch_size: int, resolution: int) -> float:
+def whole(root: Path, out: Path, *, name: str, device: str, batch_size: int, resolution: Size) -> float:
     options = EncodeOptions(
         source=str(root), autoencoder=name, out=out, batch_size=batch_size, resolution=resolution, flip=False,
         precision="float32", device=device,
@@ -101,7 +102,7 @@ def main() -> None:
         help="number of photos (default: 2000; with kl 96: an encoder takes a second for each on a CPU)",
     )
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--resolution", type=Size.parse, default="256")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     device, root = select_device(arguments.device), Path(tempfile.mkdtemp())

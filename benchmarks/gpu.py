@@ -144,7 +144,7 @@ def compare_modes(session: Session) -> Values:
     network = MPDiT(config).to(session.device).eval()
     torch.nn.init.normal_(network.head.linear.weight, std=0.02)  # it begins at zero
     labels = torch.arange(4, device=session.device) % config.num_classes
-    x_t = torch.randn(4, config.channels, config.input_size, config.input_size, device=session.device)
+    x_t = torch.randn(4, config.channels, *config.input_size, device=session.device)
 
     @torch.inference_mode()
     def velocities(dtype: torch.dtype) -> Tensor:
@@ -170,7 +170,7 @@ def trainer_of(session: Session) -> tuple[Trainer, list[Batch]]:
     config = session.config("tiny" if session.tiny else "b-256", batch_size=4, precision="bfloat16", compile="off")
     model = config.model
     torch.manual_seed(0)
-    shape = (4, model.channels, model.input_size, model.input_size)
+    shape = (4, model.channels, *model.input_size)
     batches = [
         Batch(torch.randn(shape), torch.randn(shape), torch.rand(4), torch.arange(4)).to(session.device)
         for _ in range(4)

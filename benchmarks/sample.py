@@ -38,6 +38,7 @@ from mpdit_core.runtime.precision import DTYPES, autocast, choose_dtype
 from mpdit_core.sampling import SampleOptions, sample
 from mpdit_core.sampling.options import Format, SampleResult
 from mpdit_core.sampling.writers import WRITERS
+from mpdit_core.size import Size
 
 
 def main() -> None:
@@ -87,13 +88,13 @@ def main() -> None:
 
 def random_model(folder: Path, config: RunConfig, arguments: argparse.Namespace) -> str:
     """A model of `config` whose latents are the pixels themselves, or those of --autoencoder."""
-    channels, side = config.model.channels, config.model.input_size
+    channels = config.model.channels
     if arguments.autoencoder:
         autoencoder = AutoencoderSpec(id=arguments.autoencoder, factor=8, channels=channels)
     else:
         autoencoder = AutoencoderSpec(id="pixels-gray" if channels == 1 else "pixels", factor=1, channels=channels)
     spec = LatentSpec(
-        resolution=side * autoencoder.factor,
+        resolution=config.model.input_size * autoencoder.factor,
         autoencoder=autoencoder,
         normalisation=Normalisation(name="measured", mean=(0.0,) * channels, std=(0.5,) * channels),
         class_names=tuple(str(i) for i in range(config.model.num_classes)),
@@ -114,7 +115,7 @@ def compare_memory(arguments: argparse.Namespace, folder: Path) -> None:
     By a small network on colour images of 64 pixels, 12 KiB each: held in memory, 50,000 would show.
     """
     config = load_preset("tiny")
-    shape = {"channels": 3, "input_size": 64, "stages": (Stage(16, 1), Stage(8, 1))}
+    shape = {"channels": 3, "input_size": Size.square(64), "stages": (Stage(16, 1), Stage(8, 1))}
     config = config.model_copy(update={"model": config.model.model_copy(update=shape)})
     where = arguments.model or random_model(folder / "model", config, arguments)
     rows = []
@@ -207,7 +208,7 @@ def network_alone(where: str, options: SampleOptions, device: torch.device, *, e
     total = 0.0
     for start in range(0, images, options.batch_size):
         count = twice * min(options.batch_size, images - start)
-        x_t = torch.randn(count, config.channels, config.input_size, config.input_size, device=device)
+        x_t = torch.randn(count, config.channels, *config.input_size, device=device)
         t, labels = torch.full((1,), 0.5, device=device), torch.zeros(count, dtype=torch.int64, device=device)
         with autocast(device, dtype):
             network(x_t, t, labels)

@@ -112,7 +112,7 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, compil
     device = select_device(arguments.device)
     trainer = Trainer(config, total_steps=1000, device=device, world=World())
     torch.manual_seed(0)
-    shape = (size, model.channels, model.input_size, model.input_size)
+    shape = (size, model.channels, *model.input_size)
     batch = Batch(torch.randn(shape), torch.randn(shape), torch.rand(size), torch.arange(size) % model.num_classes)
     return trainer, batch.to(device)
 

@@ -30,6 +30,7 @@ from mpdit_core.settings import (
     spelling_of,
     validate,
 )
+from mpdit_core.size import Size
 
 T = TypeVar("T", bound=Options)
 
@@ -165,7 +166,7 @@ def flags_of(name: str, info: FieldInfo) -> list[str]:
 
 def metavar_of(info: FieldInfo) -> str:
     """What stands behind a flag in --help and docs/cli.md; nothing behind a switch."""
-    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", bool: ""}
+    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", Size: "SIDE|HxW", bool: ""}
     if spelling_of(info).metavar:
         return spelling_of(info).metavar
     return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else words.get(kind, "TEXT")

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from mpdit_core.settings import Settings, dotted_fields, flatten, merge, setting, spelling_of, validate
+from mpdit_core.size import Size
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
@@ -52,7 +53,7 @@ class ModelConfig(Settings):
         ..., "(patch size, depth) of each stage, coarse to fine; the last sets the output patch",
         strict=False, min_length=1,
     )  # fmt: skip
-    input_size: PositiveInt = setting(..., "h = w, side of the latents")
+    input_size: Size = setting(..., "h × w of the latents, or one number for a square")
     channels: PositiveInt = setting(4, "C, number of channels of the latents")
     num_classes: PositiveInt = setting(1000, "number of classes; this number itself is the null label")
     class_tokens: int = setting(
@@ -96,7 +97,7 @@ class ModelConfig(Settings):
         for stage in self.stages:
             if stage.patch_size < 1 or stage.depth < 0:
                 raise ValueError(f"stage {tuple(stage)}: patch size must be at least 1, depth at least 0")
-            if self.input_size % stage.patch_size:
+            if not self.input_size.is_multiple(stage.patch_size):
                 raise ValueError(f"input_size {self.input_size} is not divisible by patch size {stage.patch_size}")
         for coarse, fine in zip(self.stages, self.stages[1:], strict=False):
             if coarse.patch_size <= fine.patch_size or coarse.patch_size % fine.patch_size:
@@ -207,7 +208,7 @@ class RunConfig(Settings):
     """Everything that fixes a training run but its data."""
 
     preset: str = setting("custom", "where this configuration started from")
-    resolution: PositiveInt = setting(..., "side of the images in pixels")
+    resolution: Size = setting(..., "height × width of the images in pixels, or one number for a square")
     model: ModelConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()

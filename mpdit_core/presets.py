@@ -14,6 +14,7 @@ from typing import Any
 from mpdit_core.config import Layers, ModelConfig, PreviewConfig, RunConfig, Stage, TrainConfig
 from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import read_toml
+from mpdit_core.size import Size
 
 # The paper's four switches, as the rows of the paper's ablation flip them one after the other.
 DENSE = dict(modulation="per-block", class_tokens=0, time_embedding="sinusoid")
@@ -108,7 +109,7 @@ def load_preset(name: str) -> RunConfig:
     resolution, width, heads, stages, switches, recipe = MODELS[name]
     return RunConfig(
         preset=name,
-        resolution=resolution,
+        resolution=Size.square(resolution),
         model=ModelConfig(
             width=width,
             num_heads=heads,
@@ -125,20 +126,31 @@ NOT_PROPOSED = ("dit-", "ablation-", "plus-", "tiny")
 IMAGES_FOR_THE_LARGEST = 1_000_000  # ImageNet, on which the paper trains its largest (the number is our choice)
 
 
-def propose_preset(*, resolution: int, latent_shape: tuple[int, int, int], images: int) -> str | None:
+def propose_preset(*, resolution: Size, latent_shape: tuple[int, int, int], images: int) -> str | None:
     """The preset to train on latents [C, h, w] with: the smallest that fits, from a million images on the largest.
 
-    A preset fits that has this resolution, C and h. Where none does, one of this resolution whose patches divide h: a
-    run takes C, h and the number of classes from its latents. None where there is no such preset either.
+    A preset fits that has this resolution, C and pixels per latent pixel, and whose patches divide h and w. Where none
+    does, one of this resolution whose patches do: a run takes C, h, w and the number of classes from its latents. None
+    where there is no such preset either. For a rectangle, presets of the square of nearest area are taken.
     """
-    channels, side, _ = latent_shape
+    channels, latent_size = latent_shape[0], Size(*latent_shape[1:])
+    factor = resolution.height // latent_size.height
     presets = [load_preset(name) for name in preset_names() if not name.startswith(NOT_PROPOSED)]
-    presets = [preset for preset in presets if preset.resolution == resolution]
-    exact = [preset for preset in presets if (preset.model.channels, preset.model.input_size) == (channels, side)]
-    fitting = exact or [
-        preset for preset in presets if all(side % stage.patch_size == 0 for stage in preset.model.stages)
+    if not resolution.is_square:
+        wanted = resolution.area
+        resolution = min((preset.resolution for preset in presets), key=lambda size: abs(size.area - wanted))
+    fitting = [
+        preset
+        for preset in presets
+        if preset.resolution == resolution
+        and all(latent_size.is_multiple(stage.patch_size) for stage in preset.model.stages)
     ]
-    by_size = sorted(fitting, key=lambda preset: preset.model.width**2 * sum(s.depth for s in preset.model.stages))
+    exact = [
+        preset
+        for preset in fitting
+        if (preset.model.channels, preset.model.input_size) == (channels, preset.resolution // factor)
+    ]
+    by_size = sorted(exact or fitting, key=lambda p: p.model.width**2 * sum(s.depth for s in p.model.stages))
     if not by_size:
         return None
     return by_size[-1 if images >= IMAGES_FOR_THE_LARGEST else 0].preset

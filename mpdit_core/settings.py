@@ -300,6 +300,7 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
     tables: list[str] = []
 
     def write(table: Settings, prefix: str, lines: list[str]) -> None:
+        plain_values = table.model_dump(mode="json")
         for name, info in type(table).model_fields.items():
             value, comment = getattr(table, name), info.description
             if comments is not None:
@@ -311,7 +312,7 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
             elif value is None:
                 lines.append(f"# {name} =  # {comment}")
             else:
-                lines.append(f"{name} = {json.dumps(value)}  # {comment}")
+                lines.append(f"{name} = {json.dumps(plain_values[name])}  # {comment}")
 
     write(settings, "", plain)
     return "\n".join([*plain, *tables]) + "\n"

@@ -31,7 +31,7 @@ def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
 def summary(result: EncodeResult) -> console.Summary:
     """Counts, rate, size, statistics, skipped files, and what to type next."""
     channels, height, width = result.latent_shape
-    pixels = f"{result.resolution} × {result.resolution} pixels"
+    pixels = f"{result.resolution.height} × {result.resolution.width} pixels"
     rows = {
         "images": f"{result.count:,} of {pixels} in {result.classes:,} classes, mirror images: {FLIPS[result.flips]}",
         "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
@@ -61,9 +61,9 @@ def next_command(result: EncodeResult) -> str:
 
 
 def _is_only_one(result: EncodeResult) -> bool:
-    """Whether `mpdit train` finds these latents by itself."""
-    folder = result.latents.parent
-    return folder == Path("latents") and len(list(folder.glob(f"*-{result.resolution}/manifest.json"))) == 1
+    """Whether `mpdit train` finds these latents by the preset's resolution, which is always a square."""
+    size, folder = result.resolution, result.latents.parent
+    return size.is_square and folder == Path("latents") and len(list(folder.glob(f"*-{size}/manifest.json"))) == 1
 
 
 def _normalisation(result: EncodeResult) -> str:

@@ -1,7 +1,8 @@
-"""From the bytes of a file to the square uint8 array that an autoencoder encodes: decoding, orientation, colour, crop.
+"""From the bytes of a file to the uint8 array that an autoencoder encodes: decoding, orientation, colour, crop.
 
 The crop is that of the guided-diffusion (ADM) data loader, which DiT, SiT and MPDiT share: halve with a box filter
-while the short side is at least twice the target, resize bicubically until it is the target, cut out the centre.
+while both sides are at least twice the target's, resize bicubically until it just covers the target, cut out the
+centre.
 
 To read one more format: its Pillow name in `FORMATS`.
 """
@@ -17,6 +18,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from mpdit_core.data import deep_pixels
 from mpdit_core.errors import UserError
+from mpdit_core.size import Size
 
 FORMATS = (
     "PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "ICO", "QOI",
@@ -82,8 +84,8 @@ def _decode(data: bytes) -> Image.Image:
     return image
 
 
-def prepare(image: Image.Image, resolution: int) -> np.ndarray:
-    """The centre of `image` as `resolution` × `resolution` RGB pixels, upright: uint8 [H, W, 3].
+def prepare(image: Image.Image, resolution: Size) -> np.ndarray:
+    """The centre of `image` in RGB pixels, upright: uint8 [H, W, 3] with H × W = `resolution`.
 
     Raises:
         FaultyImageError: the picture cannot be converted, or is so long and thin that scaling it would be huge.
@@ -91,16 +93,16 @@ def prepare(image: Image.Image, resolution: int) -> np.ndarray:
     return centre_crop(_or_faulty(lambda: upright(to_rgb(image), image)), resolution)
 
 
-def centre_crop(image: Image.Image, resolution: int) -> np.ndarray:
-    """ADM's crop of an RGB image: uint8 [H, W, 3] with H = W = `resolution`."""
-    while min(image.size) >= 2 * resolution:
+def centre_crop(image: Image.Image, resolution: Size) -> np.ndarray:
+    """ADM's crop of an RGB image: uint8 [H, W, 3] with H × W = `resolution`. ADM has squares alone."""
+    while image.height >= 2 * resolution.height and image.width >= 2 * resolution.width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = resolution / min(image.size)
+    scale = max(resolution.height / image.height, resolution.width / image.width)
     size = (round(image.width * scale), round(image.height * scale))
     _check_size(*size)
     image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    left, top = (image.width - resolution.width) // 2, (image.height - resolution.height) // 2
+    return np.asarray(image.crop((left, top, left + resolution.width, top + resolution.height)))
 
 
 def upright(picture: Image.Image, original: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """Reading a folder of latents while training: memory-mapped shards, random access, an order that can be sought in.
 
-Shapes: n images, C latent channels, h = w latent side. `raw_latents` are what the autoencoder decodes; `latents`
+Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are what the autoencoder decodes; `latents`
 [n, C, h, w] are a standardised draw from the posterior.
 """
 
@@ -23,6 +23,7 @@ from mpdit_core.data.shards import map_shard
 from mpdit_core.data.tensor_file import prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
+from mpdit_core.size import Size
 
 OPENED_AT_ONCE = 8  # shards
 
@@ -209,7 +210,7 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
 
-def find_latents(root: Path | str = "latents", *, resolution: int | None = None) -> Path:
+def find_latents(root: Path | str = "latents", *, resolution: Size | None = None) -> Path:
     """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
 
     Raises:

@@ -17,8 +17,8 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_vali
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import read_json
 from mpdit_core.settings import Settings, validate
+from mpdit_core.size import MAX_RESOLUTION, Size
 
-MAX_RESOLUTION = 2**14
 MAX_CHANNELS = 2**12
 
 S = TypeVar("S", bound=Settings)
@@ -74,7 +74,7 @@ class Normalisation(Settings):
 class LatentSpec(Settings):
     """What sampling and evaluation need to know of the training data; stored with every checkpoint."""
 
-    resolution: PositiveInt = Field(le=MAX_RESOLUTION, description="side of the images in pixels")
+    resolution: Size = Field(description="height and width of the images in pixels")
     autoencoder: AutoencoderSpec
     normalisation: Normalisation
     class_names: tuple[str, ...] = Field(strict=False, description="in label order")
@@ -85,13 +85,13 @@ class LatentSpec(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _require(self.latent_side >= 1, f"a resolution of {self.resolution} is less than one latent pixel")
+        _require(min(self.latent_size) >= 1, f"a resolution of {self.resolution} is less than one latent pixel")
         lengths = {len(self.normalisation.mean), len(self.normalisation.std)}
         _require(lengths == {self.autoencoder.channels}, "normalisation: not one mean and std for each channel")
         return self
 
     @property
-    def latent_side(self) -> int:
+    def latent_size(self) -> Size:
         return self.resolution // self.autoencoder.factor
 
 
@@ -117,7 +117,7 @@ class EncodingPlan(Settings):
 
     format: int = FORMAT
     source: SourceSpec
-    resolution: PositiveInt = Field(le=MAX_RESOLUTION, description="side of the images in pixels")
+    resolution: Size = Field(description="height and width of the images in pixels")
     autoencoder: AutoencoderSpec
     precision: Literal["float32", "tf32", "bfloat16"] = Field(default="float32", description="of the encoder")
     flip: bool = Field(description="the latents of mirror images are stored too")
@@ -128,7 +128,7 @@ class EncodingPlan(Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         factor = self.autoencoder.factor
-        _require(self.resolution % factor == 0, f"a resolution of {self.resolution} for a factor of {factor}")
+        _require(self.resolution.is_multiple(factor), f"a resolution of {self.resolution} for a factor of {factor}")
         return self
 
     @property
@@ -142,8 +142,8 @@ class EncodingPlan(Settings):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """[C, h, w]."""
-        side = self.resolution // self.autoencoder.factor
-        return self.autoencoder.channels, side, side
+        height, width = self.resolution // self.autoencoder.factor
+        return self.autoencoder.channels, height, width
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:

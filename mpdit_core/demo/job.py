@@ -22,6 +22,7 @@ from mpdit_core.profiling import ProfileOptions, profile_flops
 from mpdit_core.reporting import Note, Reporter, Saved, silent
 from mpdit_core.runtime.seeding import generator
 from mpdit_core.sampling import Generator, SamplingOptions
+from mpdit_core.size import Size
 from mpdit_core.training import TrainOptions, train
 
 GUIDANCE = 1.5
@@ -113,5 +114,5 @@ def real_digits(count: int, *, seed: int) -> Tensor:
     """`count` different real digits in random order, [n, 3, 16, 16] uint8, preprocessed as in encoding."""
     digits = plugins.build("datasets", "digits")
     order = torch.randperm(len(digits.items()), generator=generator(seed, "real"))[:count]
-    images = np.stack([prepare(digits.image(int(i)), 16) for i in order])
+    images = np.stack([prepare(digits.image(int(i)), Size.square(16)) for i in order])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

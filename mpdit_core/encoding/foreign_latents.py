@@ -29,6 +29,7 @@ from mpdit_core.encoding.pipeline import Encoded
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import read_json
+from mpdit_core.size import Size
 
 LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
 LOOKED_AT = 64  # latents whose values say what the files hold
@@ -80,7 +81,7 @@ class Holding:
     """What the files hold: the spec of their autoencoder with what is stored, and how it is said to a person."""
 
     autoencoder: AutoencoderSpec
-    side: int  # h = w
+    size: Size  # h × w
     has_flips: bool
     is_log_variance: bool
     text: str
@@ -117,11 +118,11 @@ def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None
     """
     first, *flips = found.read(0, min(LOOKED_AT, len(found)))
     channels, height, width = first.shape[1:]
-    if channels not in (spec.channels, 2 * spec.channels) or height != width:
+    if channels not in (spec.channels, 2 * spec.channels):
         raise UserError(
             f"{found.folder} holds latents {channels} × {height} × {width}",
             code="other-shape",
-            expected=f"{spec.channels} channels, or {2 * spec.channels} with standard deviations, of {spec.id}; square",
+            expected=f"{spec.channels} channels, or {2 * spec.channels} with standard deviations, of {spec.id}",
             remedy="--autoencoder ID, the one that they were made with",
         )
     spread = first[:, : spec.channels].std().item()
@@ -140,7 +141,7 @@ def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None
     what = f"means and {second}" if has_std else "one draw per image"
     return Holding(
         autoencoder=spec.model_copy(update={"stores": "mean+std" if has_std else "mean"}),
-        side=height,
+        size=Size(height, width),
         has_flips=bool(flips),
         is_log_variance=is_log_variance,
         text=f"{len(found):,} latents {spec.channels} × {height} × {width}: {what}, divided by {scale:g} "

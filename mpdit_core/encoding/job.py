@@ -48,6 +48,7 @@ from mpdit_core.runtime.concurrency import WriteBehind, usable_cores
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.signals import StopRequest
+from mpdit_core.size import Size
 
 RFID_IMAGES = 50_000
 SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
@@ -119,7 +120,8 @@ def _open(options: EncodeOptions, *, device: torch.device, world: World, report:
         return _open_foreign(options, options.from_latents, device=device, world=world, report=report)
     source = open_source(given, split=options.split, **source_arguments(options))
     autoencoder = _load_autoencoder(options, source, device=device, world=world)
-    resolution = options.resolution or getattr(source, "resolution", None) or DEFAULT_RESOLUTION
+    own = getattr(source, "resolution", None)
+    resolution = options.resolution or (Size.parse(own) if own else DEFAULT_RESOLUTION)
     autoencoder.check_resolution(resolution)
     folder = EncodingFolder(output_folder(options, resolution))
     report(Note(text=f"finding the images of {given}"))

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from mpdit_core.data.manifest import SkippedItem
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
+from mpdit_core.size import Size
 
 
 class EncodeOptions(DeviceOptions):
@@ -26,7 +27,7 @@ class EncodeOptions(DeviceOptions):
     latents_scale: float | None = setting(
         None, "factor that the latents in DIR were multiplied with; 1: raw", gt=0, chosen="must be given with DIR"
     )
-    resolution: PositiveInt | None = setting(None, "side in pixels that images are cropped and scaled to", chosen="256")
+    resolution: Size | None = setting(None, "size in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
         None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
@@ -92,7 +93,7 @@ class EncodeResult(Result):
     latents: Path = setting(..., "the folder")
     count: int = setting(..., "number of images")
     classes: int = setting(..., "number of classes")
-    resolution: int = setting(..., "side of the images in pixels")
+    resolution: Size = setting(..., "height and width of the images in pixels")
     latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
     autoencoder: str = setting(..., "Hub id, folder, or name of a plugin")
     precision: str = setting(..., "type that the encoder computed in")

@@ -155,7 +155,7 @@ def _submitted(
 ) -> Iterator[Batch]:
     """The batches of `shards` in order; the decoding of a batch has been handed to `pool` when it is yielded."""
     whole_batches = autoencoder.encode_device.type != "cpu"
-    picture_shape = (plan.resolution, plan.resolution, 3)
+    picture_shape = (*plan.resolution, 3)
     for number in shards:
         shard = ShardBuilder(plan, number)
         reading = read_items(source, shard.start, shard.stop)

@@ -13,8 +13,9 @@ from mpdit_core.encoding.foreign_latents import ForeignLatents, Holding
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.precision import choose_precision
 from mpdit_core.errors import UserError
+from mpdit_core.size import Size
 
-DEFAULT_RESOLUTION = 256
+DEFAULT_RESOLUTION = Size.square(256)
 SHARD_BYTES = 128 * 2**20
 SHARD_ITEMS = 4096
 SHARDS_AT_LEAST = 16  # of a small data set, so that several processes have something to share
@@ -29,7 +30,7 @@ def make_plan(
     source: Dataset,
     autoencoder: LoadedAutoencoder,
     *,
-    resolution: int,
+    resolution: Size,
     begun: EncodingPlan | None,
 ) -> EncodingPlan:
     """Settles every option that fixes bytes; no default depends on the number of processes.
@@ -59,7 +60,7 @@ def make_plan(
         if begun and options.precision == "auto"
         else choose_precision(options.precision, autoencoder, source, resolution=resolution),
         flip=options.flip if options.flip is not None else not autoencoder.spec.flip_equivariant,
-        batch_size=options.batch_size or max(1, min(256, 32 * 256**2 // resolution**2)),
+        batch_size=options.batch_size or max(1, min(256, 32 * 256**2 // resolution.area)),
         shard_size=options.shard_size or 1,
         class_names=class_names,
     )
@@ -88,7 +89,7 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
             fingerprint=found.fingerprint(),
             items=len(found),
         ),
-        resolution=holding.side * holding.autoencoder.factor,
+        resolution=holding.size * holding.autoencoder.factor,
         autoencoder=holding.autoencoder,
         flip=holding.has_flips,
         batch_size=1,
@@ -141,7 +142,7 @@ def source_arguments(options: EncodeOptions) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value}
 
 
-def output_folder(options: EncodeOptions, resolution: int) -> Path:
+def output_folder(options: EncodeOptions, resolution: Size) -> Path:
     """Where the latents go. Raises `UserError` (`output-in-source`) for a place within the source."""
     given = what_is_encoded(options)
     name = source_name(given) + (f"-{options.split}" if options.split else "")

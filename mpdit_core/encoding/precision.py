@@ -14,6 +14,7 @@ from mpdit_core.data.images import prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.precision import LEAST_PARAMETERS, fastest_that_agrees, require
+from mpdit_core.size import Size
 
 LARGEST_DIFFERENCE = 1e-2  # between the posterior mean and float32's, in raw units
 TRIED_ON = 2  # images
@@ -25,7 +26,7 @@ def choose_precision(
     autoencoder: LoadedAutoencoder,
     source: Dataset,
     *,
-    resolution: int,
+    resolution: Size,
 ) -> ComputeType:
     """`wanted`, or for `auto` the fastest whose means are within 1e-2 of float32's on the first images.
 
@@ -37,7 +38,7 @@ def choose_precision(
         return require(wanted, device)
     if autoencoder.parameters < LEAST_PARAMETERS:
         return "float32"
-    images = _first_images(source, min(resolution, TRIED_AT))
+    images = _first_images(source, Size(*(min(side, TRIED_AT) for side in resolution)))
     if images is None:
         return "float32"
 
@@ -53,7 +54,7 @@ def choose_precision(
     )
 
 
-def _first_images(source: Dataset, resolution: int) -> torch.Tensor | None:
+def _first_images(source: Dataset, resolution: Size) -> torch.Tensor | None:
     """The first images that can be read, uint8 [n, 3, H, W]."""
     images = []
     for _, decode in read_items(source, 0, min(TRIED_ON, count_items(source))):

@@ -31,6 +31,7 @@ from mpdit_core.reporting import Note, Warning
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.runtime.npz import map_member, member_names
+from mpdit_core.size import Size
 
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")  # compression that changes the pixels
 CROP_RULE = "halved by a box filter while twice too large, bicubic, centre crop (ADM)"
@@ -42,11 +43,11 @@ Batch = Callable[[Sequence[int]], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """Images 0 … count-1, all `resolution` × `resolution`, read when `batch` asks for them."""
+    """Images 0 … count-1, all of size `resolution`, read when `batch` asks for them."""
 
     about: ImagesRecord  # for the record of an evaluation; `describe` adds the fingerprint
     count: int
-    resolution: int
+    resolution: Size
     batch: Batch
     hash_content: Callable[[], str]  # changes with the pixels
     picture: Callable[[int], Image.Image] | None = None  # in its own size, where `batch` crops and resizes it
@@ -83,14 +84,14 @@ def open_images(path: Path) -> ImageSource:
     raise UserError(f"{path} is no collection of images", code="not-images", expected=expected)
 
 
-def folder_images(path: Path, resolution: int | None = None) -> ImageSource:
+def folder_images(path: Path, resolution: Size | None = None) -> ImageSource:
     """All images under `path`, a folder or .tar, in natural order of their names (2.png before 10.png).
 
     What counts as an image is the same as in `encode-latents`.
 
     Args:
-        resolution: side that they are cropped and resized to by ADM's rule; None: they stay as they are, and must have
-            one square size.
+        resolution: size that they are cropped and resized to by ADM's rule; None: they stay as they are, and must have
+            one size.
     """
     found = find_images(path)
     files = sorted(found.images, key=lambda entry: _natural(entry.key))
@@ -99,7 +100,7 @@ def folder_images(path: Path, resolution: int | None = None) -> ImageSource:
     return replace(image_files(path, files, resolution), notes=found.notes())
 
 
-def image_files(path: Path, files: list[Entry], resolution: int | None = None) -> ImageSource:
+def image_files(path: Path, files: list[Entry], resolution: Size | None = None) -> ImageSource:
     """These files under `path` as images, in this order; otherwise as `folder_images`."""
 
     def name(index: int) -> str:
@@ -143,8 +144,8 @@ def image_files(path: Path, files: list[Entry], resolution: int | None = None) -
     )
 
 
-def _one_size(path: Path, files: list[Entry]) -> int:
-    """The side that all have, read from their headers."""
+def _one_size(path: Path, files: list[Entry]) -> Size:
+    """The size that all have, read from their headers."""
     sizes: dict[tuple[int, int], str] = {}
     for entry in files:
         with (
@@ -161,7 +162,7 @@ def _one_size(path: Path, files: list[Entry]) -> int:
             remedy="keep grids and other pictures out of the folder",
         )
     ((width, height),) = sizes
-    return _square(path, height, width)
+    return Size(height, width)
 
 
 def npz_images(path: Path) -> ImageSource:
@@ -183,7 +184,7 @@ def npz_images(path: Path) -> ImageSource:
     return ImageSource(
         about=ImagesRecord(kind="npz", path=str(path), order="as in the file"),
         count=len(images),
-        resolution=_square(path, *images.shape[1:3]),
+        resolution=Size(*map(int, images.shape[1:3])),
         batch=lambda indices: _stack(images[i] for i in indices),
         hash_content=lambda: sha256(path),
         labels=labels,
@@ -216,7 +217,7 @@ def _safetensors_images(path: Path) -> ImageSource:
     return ImageSource(
         about=ImagesRecord(kind="safetensors", path=str(path), order="as in the file"),
         count=shape[0],
-        resolution=_square(path, *(shape[1:3] if channels_last else shape[2:4])),
+        resolution=Size(*(shape[1:3] if channels_last else shape[2:4])),
         batch=batch,
         hash_content=lambda: sha256(path),
         labels=labels,
@@ -225,7 +226,7 @@ def _safetensors_images(path: Path) -> ImageSource:
 
 
 def dataset_images(
-    dataset: Dataset, resolution: int, name: str, *, skipped: frozenset[str] = frozenset()
+    dataset: Dataset, resolution: Size, name: str, *, skipped: frozenset[str] = frozenset()
 ) -> ImageSource:
     """The images of a data set (plugin, class folders, Hub), cropped and resized by ADM's rule.
 
@@ -275,7 +276,7 @@ def spread(source: ImageSource, count: int) -> ImageSource:
     )
 
 
-def _resized(picture: Callable[[int], Image.Image], name: Callable[[int], str], resolution: int) -> Batch:
+def _resized(picture: Callable[[int], Image.Image], name: Callable[[int], str], resolution: Size) -> Batch:
     def pixels(index: int) -> np.ndarray:
         with _naming(name(index)):
             return prepare(picture(index), resolution)
@@ -317,12 +318,6 @@ def _labels(found: np.ndarray, count: int) -> list[int] | None:
 
 def _are_sorted(labels: list[int] | None) -> bool:
     return labels is not None and len(set(labels)) > 1 and labels == sorted(labels)
-
-
-def _square(path: Path, height: int, width: int) -> int:
-    if height != width or height < 1:
-        raise UserError(f"{path}: images are {width} × {height}", code="not-square", expected="square images")
-    return int(height)
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.sampling.options import MODEL, SamplingOptions
 from mpdit_core.settings import Result, setting
+from mpdit_core.size import Size
 
 
 class Metric(NamedTuple):
@@ -89,8 +90,8 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         None, "write an ADM-style reference of WHAT instead", metavar="OUT.npz",
         panel="Other work", strict=False, chosen="evaluate",
     )  # fmt: skip
-    resolution: PositiveInt | None = setting(
-        None, "side in pixels of a reference made from a folder or data set",
+    resolution: Size | None = setting(
+        None, "size in pixels of a reference made from a folder or data set",
         panel="Other work", chosen="that of the latents",
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.api import FeatureExtractor
+from mpdit_core.data.images import upright
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
 from mpdit_core.errors import UserError
@@ -35,6 +36,7 @@ from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.files import sha256, writing
 from mpdit_core.runtime.npz import map_member, member_names
+from mpdit_core.size import Size
 
 FORMAT = "3"
 """Version of the stored reference; one of another version is measured again."""
@@ -73,13 +75,13 @@ class Plan:
 
 
 def plan_reference(
-    given: str, *, resolution: int | None, extractor: FeatureExtractor, typed: bool = True, trust: bool = False
+    given: str, *, resolution: Size | None, extractor: FeatureExtractor, typed: bool = True, trust: bool = False
 ) -> Plan:
     """Finds the reference and checks everything that can be known without measuring it.
 
     Args:
         given: an `.npz`, a `.safetensors`, a folder (of images, of class folders, or of latents), or a data set.
-        resolution: side of the samples in pixels; folders and data sets are cropped and resized to it.
+        resolution: size of the samples in pixels; folders and data sets are cropped and resized to it.
         extractor: loaded.
         typed: whether the user typed `given`; else it was read from a file.
         trust: whether a name that was read from a file may be code.
@@ -97,8 +99,8 @@ def plan_reference(
         raise UserError(
             f"{given} has no resolution of its own",
             code="no-resolution",
-            expected="the side in pixels to crop and resize it to",
-            remedy="--resolution N",
+            expected="the size in pixels to crop and resize it to",
+            remedy="--resolution N, or HxW",
         )
     if is_folder:
         images = folder_images(path, resolution)
@@ -111,12 +113,14 @@ def plan_reference(
 def _refuse_enlarging(images: ImageSource, given: str) -> None:
     """Raises `UserError` where the first images are all smaller than the samples: enlarged they are blurred."""
     assert images.picture is not None
-    side = max(min(images.picture(index).size) for index in range(min(LOOKED_AT, images.count)))
-    if side < images.resolution:
-        raise _other_resolution(given, side, images.resolution)
+    pictures = [images.picture(index) for index in range(min(LOOKED_AT, images.count))]
+    sizes = [Size(shown.height, shown.width) for shown in (upright(picture, picture) for picture in pictures)]
+    height, width = images.resolution
+    if not any(size.height >= height and size.width >= width for size in sizes):
+        raise _other_resolution(given, max(sizes, key=min), images.resolution)
 
 
-def _other_resolution(name: str | Path, there: int, wanted: int) -> UserError:
+def _other_resolution(name: str | Path, there: Size, wanted: Size) -> UserError:
     return UserError(
         f"the reference {name} has {there} px, the samples have {wanted} px",
         code="other-resolution",
@@ -125,7 +129,7 @@ def _other_resolution(name: str | Path, there: int, wanted: int) -> UserError:
     )
 
 
-def _plan_latents(path: Path, resolution: int | None, *, trust: bool) -> Plan:
+def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
     manifest = read_manifest(path)
     source = manifest.plan.source
     if resolution not in (None, manifest.plan.resolution):
@@ -147,7 +151,7 @@ def _plan_latents(path: Path, resolution: int | None, *, trust: bool) -> Plan:
     return Plan(images, None, source.given, beside=path)
 
 
-def _plan_file(path: Path, resolution: int | None, extractor: FeatureExtractor) -> Plan:
+def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor) -> Plan:
     if not path.exists():
         raise UserError(
             f"the reference {path} does not exist",

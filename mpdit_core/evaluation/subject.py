@@ -17,6 +17,7 @@ from mpdit_core.evaluation.samples import images_of, is_sample_set, reconstructe
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.sampling import SampleSet, SamplingPlan
+from mpdit_core.size import Size
 
 DEFAULT_SAMPLES = 50_000
 
@@ -38,8 +39,8 @@ class Subject:
         return source.latents if source else self.decoded
 
     @property
-    def resolution(self) -> int | None:
-        """Side of the images in pixels."""
+    def resolution(self) -> Size | None:
+        """Height and width of the images in pixels."""
         source = self.images or self.latents
         return source.resolution if source else None
 

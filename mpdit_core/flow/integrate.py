@@ -22,7 +22,7 @@ def starting_noise(
     Image i depends on `key` (a seed and a purpose) and i alone. A stochastic sampler draws on from its source.
     """
     sources = [seeding.generator(*key, i) for i in indices]
-    shape = (config.channels, config.input_size, config.input_size)
+    shape = (config.channels, *config.input_size)
     return torch.stack([torch.randn(shape, generator=source) for source in sources]), sources
 
 

@@ -35,6 +35,7 @@ from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.runtime.precision import autocast
+from mpdit_core.size import Size
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIPELINE_FILE = "pipeline.py"
@@ -65,7 +66,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         width: int,
         num_heads: int,
         stages: Sequence[Sequence[int]],
-        input_size: int,
+        input_size: int | str,
         channels: int = 4,
         num_classes: int = 1000,
         class_tokens: int = 16,
@@ -219,7 +220,7 @@ class MPDiTPipeline(DiffusionPipeline):
         config, device = self.transformer.config, self._execution_device
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        shape = (len(class_labels), config["channels"], config["input_size"], config["input_size"])
+        shape = (len(class_labels), config["channels"], *Size.parse(config["input_size"]))
         _require(
             set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs),
             f"callback_on_step_end_tensor_inputs {list(callback_on_step_end_tensor_inputs)}",

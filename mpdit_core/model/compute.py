@@ -128,7 +128,7 @@ def operations(config: ModelConfig, *, convention: Convention = "true") -> Itera
 
 def image_tokens(config: ModelConfig) -> list[int]:
     """Number of tokens per image at each stage."""
-    return [(config.input_size // stage.patch_size) ** 2 for stage in config.stages]
+    return [(config.input_size // stage.patch_size).area for stage in config.stages]
 
 
 def tokens(config: ModelConfig) -> list[int]:

@@ -162,7 +162,7 @@ def _around(config: ModelConfig, precision: Precision) -> int:
         total += (patches + images * width) * size if config.skip else 0
     last = fine[-1]
     total += last * (width * (8 + size) + _norm_bytes(config))  # the head's norm
-    total += 4 * config.channels * config.input_size**2  # the loss
+    total += 4 * config.channels * config.input_size.area  # the loss
     if config.time_embedding == "fno":
         total += FNO_LAYERS * (2 * 4 * FNO_GRID * FNO_WIDTH + 8 * (FNO_MODES + 1) * FNO_WIDTH)
     elif config.time_embedding != "sinusoid":  # whose vectors are too few to count

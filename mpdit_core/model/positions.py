@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.config import ModelConfig
+from mpdit_core.size import Size
 
 ROTATION_BASE = 100
 """Ratio of the shortest and the longest wavelength. RoPE-ViT (arXiv 2403.13298), section 3.2: an image has few tokens
@@ -18,19 +19,19 @@ along a side, so 100 and not the 10,000 of language models."""
 
 def position_tables(config: ModelConfig, patch_size: int) -> tuple[Tensor, Tensor | None]:
     """The fixed tables of a stage: positions `[N, D]` or, where there are none, `[1, D]` zeros; and its rotations."""
-    grid_side = config.input_size // patch_size
-    table = torch.zeros(1, config.width) if config.positions == "rope" else position_table(config.width, grid_side)
+    grid = config.input_size // patch_size
+    table = torch.zeros(1, config.width) if config.positions == "rope" else position_table(config.width, grid)
     if config.positions == "sincos":
         return table, None
     return table, rotation_table(config, patch_size)
 
 
-def position_table(width: int, grid_side: int) -> Tensor:
+def position_table(width: int, grid: Size) -> Tensor:
     """Fixed 2-D sine-cosine positions `[N, D]` (ViT; MAE's table): half of D for the column, half for the row."""
     frequencies = 10_000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid_side, dtype=torch.float64)[:, None] * frequencies  # [n, D/4]
+    angles = torch.arange(max(grid), dtype=torch.float64)[:, None] * frequencies  # [n, D/4]
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [n, D/2]
-    return _on_grid(line).float()
+    return _on_grid(line, grid).float()
 
 
 def rotation_table(config: ModelConfig, patch_size: int) -> Tensor:
@@ -40,8 +41,9 @@ def rotation_table(config: ModelConfig, patch_size: int) -> Tensor:
     """
     features = config.width // config.num_heads // 4
     frequencies = ROTATION_BASE ** (-torch.arange(features, dtype=torch.float64) / features)
-    centres = (torch.arange(config.input_size // patch_size, dtype=torch.float64) + 0.5) * patch_size
-    angles = _on_grid(centres[:, None] * frequencies)  # [N, d/2]
+    grid = config.input_size // patch_size
+    centres = (torch.arange(max(grid), dtype=torch.float64) + 0.5) * patch_size
+    angles = _on_grid(centres[:, None] * frequencies, grid)  # [N, d/2]
     angles = torch.cat([angles.new_zeros(config.class_tokens, 2 * features), angles])
     return torch.stack([angles.cos(), angles.sin()])[:, :, None].float()
 
@@ -53,9 +55,10 @@ def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).type_as(heads)
 
 
-def _on_grid(line: Tensor) -> Tensor:
-    """Features `[n, F]` of the places on a side, for all places on the grid: `[n², 2F]`, column then row."""
-    side = len(line)
-    columns = line[None, :, :].expand(side, -1, -1)
-    rows = line[:, None, :].expand(-1, side, -1)
+def _on_grid(line: Tensor, grid: Size) -> Tensor:
+    """Features `[n, F]` of the places on the longer side, for all places on the grid, row-major: `[N, 2F]`, column then
+    row.
+    """
+    columns = line[None, : grid.width].expand(grid.height, -1, -1)
+    rows = line[: grid.height, None].expand(-1, grid.width, -1)
     return torch.cat([columns, rows], dim=2).flatten(0, 1)

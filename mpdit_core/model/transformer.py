@@ -1,6 +1,6 @@
 """The network: a list of stages from coarse to fine. One class for DiT, SiT, MPDiT and MPDiT v2.
 
-    x_t [B, C, H, H] · t [B] or [1], 1 noise, 0 data · labels [B], num_classes = null -> velocity [B, C, H, H]
+    x_t [B, C, h, w] · t [B] or [1], 1 noise, 0 data · labels [B], num_classes = null -> velocity [B, C, h, w]
     tokens [B, N, D] · class_tokens [B, M, D] (M may be 0) · cond [B, D]
 
 Source: MPDiT (arXiv 2603.26357), section 3; the dense special case is DiT (arXiv 2212.09748).
@@ -75,7 +75,7 @@ class MPDiT(nn.Module):
         """The velocity. `class_tokens` may be [B, 0, D], for guidance that skips them."""
         _, tokens = self.stages[-1](x_t, class_tokens, tokens, cond, shared, self.activation_checkpointing)
         patches = self.head(tokens, cond, shared)
-        return unpatchify(patches, patch_size=self.config.stages[-1].patch_size, channels=self.config.channels)
+        return unpatchify(patches, size=self.config.input_size, patch_size=self.config.stages[-1].patch_size)
 
     def compile_blocks(self) -> None:
         """Compiles block by block: one small graph a stage, which all its blocks share.
@@ -151,7 +151,9 @@ class Stage(nn.Module):
     def __init__(self, config: ModelConfig, stage: StageConfig, *, coarser: StageConfig | None):
         super().__init__()
         width, first = config.width, coarser is None
-        self.upsample = None if coarser is None else Upsample(config, ratio=coarser.patch_size // stage.patch_size)
+        self.upsample = (
+            None if coarser is None else Upsample(config, coarse_patch=coarser.patch_size, fine_patch=stage.patch_size)
+        )
         reads_x_t = first or config.skip
         self.patch_embedding = (
             PatchEmbedding(patch_size=stage.patch_size, channels=config.channels, width=width) if reads_x_t else None

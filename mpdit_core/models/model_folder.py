@@ -90,7 +90,7 @@ class ModelFolder(Settings):
         if found != wanted:
             raise _misfit(path, f"it holds {found:,} numbers", f"{wanted:,} numbers")
         model = self.config.model
-        tokens = sum((model.input_size // stage.patch_size) ** 2 for stage in model.stages)
+        tokens = sum((model.input_size // stage.patch_size).area for stage in model.stages)
         require_memory(4 * model.width * tokens, what=f"the position tables of {path.parent}")
 
     def require_flow(self) -> None:

@@ -10,6 +10,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.compute import Convention, forward_macs
 from mpdit_core.profiling.targets import Target, at_resolution
 from mpdit_core.runtime.files import writing
+from mpdit_core.size import Size
 
 RESOLUTIONS = range(256, 2048 + 1, 256)
 FORMATS = (".png", ".svg", ".pdf")
@@ -58,7 +59,7 @@ def _points(target: Target, convention: Convention) -> dict[int, float]:
     points = {}
     for resolution in RESOLUTIONS:
         try:
-            model = at_resolution(target.run, resolution).model
+            model = at_resolution(target.run, Size.square(resolution)).model
         except UserError:
             continue
         points[resolution] = forward_macs(model, convention=convention) / 1e9

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from mpdit_core.model.compute import Convention
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Settings, parse_assignments, setting, validate
+from mpdit_core.size import Size
 
 S = TypeVar("S", bound=Settings)
 
@@ -28,8 +29,8 @@ class ProfileOptions(DeviceOptions):
     settings: dict[str, Any] = setting(
         {}, "values that change every configuration, by dotted key", table="*", typed=False
     )
-    resolution: PositiveInt | None = setting(
-        None, "side of the images in pixels, any that the patches divide",
+    resolution: Size | None = setting(
+        None, "size of the images in pixels, any that the patches divide",
         chosen="that of the preset",
     )  # fmt: skip
     batch_size: PositiveInt = setting(1, "number of images for training step, memory and --measure")

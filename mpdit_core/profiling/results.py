@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mpdit_core.settings import Result, setting
+from mpdit_core.size import Size
 
 
 class ModelCost(Result):
@@ -10,7 +11,7 @@ class ModelCost(Result):
 
     name: str = setting(..., "the model as it was asked for")
     preset: str = setting(..., "the preset it started from")
-    resolution: int = setting(..., "side of the images in pixels")
+    resolution: Size = setting(..., "height and width of the images in pixels")
     width: int = setting(..., "features per token")
     num_heads: int = setting(..., "attention heads")
     stages: tuple[tuple[int, int], ...] = setting(..., "patch size and depth of each stage", strict=False)
@@ -81,7 +82,7 @@ class Found(Result):
     """The models of a search."""
 
     base: str = setting(..., "the model whose resolution and switches they share")
-    resolution: int = setting(..., "side of the images in pixels")
+    resolution: Size = setting(..., "height and width of the images in pixels")
     target_macs: float = setting(..., "the budget")
     shapes: tuple[Shape, ...] = setting(..., "the models, most parameters first", strict=False)
 

@@ -76,7 +76,7 @@ def _shapes(base: ModelConfig, options: SearchOptions) -> Iterator[ModelConfig]:
             if not options.shortest <= width / depth <= options.widest:
                 continue
             for stages in _stagings(depth, finest, options):
-                if base.input_size % stages[0].patch_size:
+                if not base.input_size.is_multiple(stages[0].patch_size):
                     continue
                 yield base.model_copy(update={"width": width, "num_heads": width // HEAD_WIDTH, "stages": stages})
 

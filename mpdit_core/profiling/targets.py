@@ -15,6 +15,7 @@ from mpdit_core.config import ModelConfig, RunConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.settings import merge, validate
+from mpdit_core.size import Size
 
 SIZES = ("S", "B", "L", "XL")
 
@@ -33,7 +34,7 @@ class Target:
         return self.run.model
 
     @property
-    def resolution(self) -> int:
+    def resolution(self) -> Size:
         return self.run.resolution
 
     @property
@@ -42,7 +43,7 @@ class Target:
 
 
 def find_targets(
-    *, presets: Sequence[str], model: str | None, settings: Mapping[str, Any], resolution: int | None
+    *, presets: Sequence[str], model: str | None, settings: Mapping[str, Any], resolution: Size | None
 ) -> tuple[list[Target], list[tuple[str, str]]]:
     """The models asked for, or all presets; and those that cannot have `resolution`, each with the reason.
 
@@ -50,7 +51,7 @@ def find_targets(
         presets: names of presets, or aliases.
         model: a model on disk or on the Hub.
         settings: tree of values that replace those of every model.
-        resolution: side of the images in pixels.
+        resolution: height and width of the images in pixels.
 
     Raises:
         UserError: an unknown name or key, or a resolution that the patch sizes do not divide
@@ -87,23 +88,23 @@ def find_targets(
     return (targets if named else _without_twins(targets)), left_out
 
 
-def at_resolution(run: RunConfig, resolution: int) -> RunConfig:
-    """The same network for images of `resolution` pixels: another latent side and position tables, nothing else.
+def at_resolution(run: RunConfig, resolution: Size) -> RunConfig:
+    """The same network for images of `resolution` pixels: another latent size and position tables, nothing else.
 
     Raises:
-        UserError: the side of the latents would not be whole, or not divisible by every patch size
+        UserError: the sides of the latents would not be whole, or not divisible by every patch size
             (`resolution-does-not-fit`).
     """
-    factor = run.resolution // run.model.input_size
+    factor = _factor(run)
     unit = factor * lcm(*(stage.patch_size for stage in run.model.stages))
-    if resolution % unit:
-        below = max(resolution // unit, 1) * unit
+    if not resolution.is_multiple(unit):
+        near = Size(*(max(round(side / unit), 1) * unit for side in resolution))
         patches = ", ".join(str(stage.patch_size) for stage in run.model.stages)
         raise UserError(
             f"resolution {resolution} does not fit {run.preset}",
             code="resolution-does-not-fit",
             expected=f"a multiple of {unit} pixels (latents of 1/{factor} the side, patches of {patches})",
-            remedy=f"--resolution {below}, or --resolution {below + unit}",
+            remedy=f"--resolution {near}",
         )
     model = run.model.model_copy(update={"input_size": resolution // factor})
     return run.model_copy(update={"resolution": resolution, "model": model})
@@ -138,7 +139,7 @@ def _alias(name: str) -> RunConfig | None:
     if levels:
         size = levels[1].lower()
         run = load_preset(f"v2-{size}-512" if levels[2] == "8" else f"{size}-256")
-        return at_resolution(run, 256).model_copy(update={"preset": name})
+        return at_resolution(run, Size.square(256)).model_copy(update={"preset": name})
     return None
 
 
@@ -146,8 +147,12 @@ def _changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     if not settings:
         return run
     changed = validate(RunConfig, merge(run.model_dump(), settings), origin=run.preset)
-    factor = run.resolution // run.model.input_size
-    return changed.model_copy(update={"resolution": changed.model.input_size * factor})
+    return changed.model_copy(update={"resolution": changed.model.input_size * _factor(run)})
+
+
+def _factor(run: RunConfig) -> int:
+    """Pixels per latent pixel along a side."""
+    return run.resolution.height // run.model.input_size.height
 
 
 def _without_twins(targets: list[Target]) -> list[Target]:

@@ -44,7 +44,7 @@ def choose_dtype(wanted: str, device: torch.device, model: ModelConfig) -> torch
         return DTYPES[wanted]
     if model.width < LEAST_WIDTH:
         return torch.float32
-    tokens = model.class_tokens + (model.input_size // model.stages[-1].patch_size) ** 2
+    tokens = model.class_tokens + (model.input_size // model.stages[-1].patch_size).area
     return fastest_dtype(measured_seconds(device, Sizes(model.width, tokens, model.num_heads)))
 
 

@@ -30,8 +30,8 @@ def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, s
     too_small = wanted == "auto" and autoencoder.parameters < LEAST_PARAMETERS
     if factor == 1 or wanted == "float32" or too_small:  # with a factor of 1, nothing is computed
         return "float32"
-    side = max(1, min(spec.resolution, TRIED_AT) // factor)
-    noise = torch.randn((TRIED_ON, channels, side, side), generator=seeding.generator(0, "decode"))
+    size = [max(1, min(side, TRIED_AT) // factor) for side in spec.resolution]
+    noise = torch.randn((TRIED_ON, channels, *size), generator=seeding.generator(0, "decode"))
     latents = unstandardise(noise, spec.normalisation)
     before = autoencoder.decode_precision
 

@@ -68,7 +68,7 @@ class BatchSource:
         self.positions = range(world.rank * share, (world.rank + 1) * share)
         self.order = EpochOrder(len(latents), self.seed)
         draws = latents.spec.autoencoder.form.copies  # noise; and of the posterior, where it has a standard deviation
-        self.shape = (draws, config.model.channels, config.model.input_size, config.model.input_size)
+        self.shape = (draws, config.model.channels, *config.model.input_size)
         self.table = RandomTable(self.seed, "batches", uniforms=3, normals=math.prod(self.shape))
 
     def indices(self, step: int) -> list[int]:

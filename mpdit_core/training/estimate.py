@@ -14,7 +14,7 @@ def least_memory(config: RunConfig, *, world_size: int) -> int:
     """Bytes that a process cannot do without: the weights, their gradients and averages, and its share of a batch."""
     model, train = config.model, config.train
     images = train.batch_size // world_size
-    latents = 2 * images * model.channels * model.input_size**2  # and their noise
+    latents = 2 * images * model.channels * model.input_size.area  # and their noise
     return FLOAT32 * (parameter_count(model) * (2 + len(train.ema_decays)) + latents)
 
 

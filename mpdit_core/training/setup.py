@@ -49,7 +49,8 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     if saved and "train.precision" not in layers.fixed:  # a preset's `auto` was settled when the run began
         layers = layers.over({"train": {"precision": saved.config().train.precision}}, f"the run {saved}")
     folder = options.latents or (Path(saved.latents().folder) if saved else None)
-    latents = LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
+    resolution = None if nothing_named else layers.config().resolution
+    latents = LatentFolder(folder or find_latents(options.latents_root, resolution=resolution))
     layers = fit_to_latents(layers, latents.spec, report=report)
     config = layers.config()
     _check_division(config, world_size)
@@ -89,13 +90,19 @@ def total_steps(config: RunConfig, images: int) -> int:
 
 
 def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Layers:
-    """The layers with the latents' size, channels and number of classes on top.
+    """The layers with the latents' size, channels and number of classes on top; of a rectangle, its resolution too, as
+    presets are for squares.
 
     Raises:
         UserError: another resolution than the configuration's (`wrong-resolution`), or a value that the user gave and
             the latents do not have (`latents-do-not-fit`).
     """
     config = layers.config()
+    if not spec.resolution.is_square and config.resolution.is_square and "resolution" not in layers.fixed:
+        text = f"resolution = {spec.resolution}, as the latents have it ({config.preset}: {config.resolution})"
+        report(Note(text=text))
+        layers = layers.over({"resolution": spec.resolution.plain()}, "latents")
+        config = layers.config()
     if spec.resolution != config.resolution:
         raise UserError(
             f"{spec.folder} holds latents of {spec.resolution} px, {config.preset} is for {config.resolution} px",
@@ -104,7 +111,7 @@ def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Lay
             remedy=f"mpdit encode-latents {spec.source} --resolution {config.resolution}",
         )
     found = {
-        "input_size": spec.latent_side,
+        "input_size": spec.latent_size,
         "channels": spec.autoencoder.channels,
         "num_classes": len(spec.class_names),
     }

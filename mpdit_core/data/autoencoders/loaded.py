@@ -18,6 +18,7 @@ from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
 from mpdit_core.plugins import broken, plugin_errors
 from mpdit_core.runtime.precision import computing_in
+from mpdit_core.size import Size
 
 
 class LoadedAutoencoder:
@@ -62,11 +63,11 @@ class LoadedAutoencoder:
         self._require(images, [len(raw_latents), 3, *sides], torch.uint8, "in decode")
         return images
 
-    def check_resolution(self, resolution: int) -> None:
-        """Raises `UserError` (`resolution-does-not-fit`) for a side that the autoencoder does not take, in pixels."""
+    def check_resolution(self, resolution: Size) -> None:
+        """Raises `UserError` (`resolution-does-not-fit`) for a size in pixels that the autoencoder does not take."""
         factor, only = self.spec.factor, getattr(self.plugin, "resolution", None)
-        if resolution % factor or only not in (None, resolution):
-            near = only or max(factor, round(resolution / factor) * factor)
+        if not resolution.is_multiple(factor) or (only and resolution != Size.square(only)):
+            near = only or Size(*(max(factor, round(side / factor) * factor) for side in resolution))
             raise UserError(
                 f"resolution {resolution} does not fit the autoencoder {self.spec.id}",
                 code="resolution-does-not-fit",

@@ -64,7 +64,7 @@ def _model(model: ModelFolder) -> dict[str, str]:
     return {
         "stages": ", ".join(f"{depth} blocks at patch {patch}" for patch, depth in config.stages),
         "width, heads": f"{config.width}, {config.num_heads}",
-        "latents": f"{config.channels} × {config.input_size} × {config.input_size}",
+        "latents": " × ".join(map(str, (config.channels, *config.input_size))),
         "classes": f"{config.num_classes} (label {config.null_label} is the null label)",
         "switches": f"{config.modulation} modulation, {config.time_embedding} time embedding, "
         f"{config.class_tokens} class tokens, skip {'on' if config.skip else 'off'}, {config.mlp} MLP, "

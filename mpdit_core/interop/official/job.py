@@ -27,6 +27,7 @@ from mpdit_core.presets import LATENT_FACTOR, MODELS, load_preset
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime import files
 from mpdit_core.settings import validate
+from mpdit_core.size import Size
 
 SD_SCALE = 0.18215  # DiT and SiT multiply the raw latents by it (Stable Diffusion's scaling factor)
 CLASS_TABLE = "y_embedder.embedding_table.weight"
@@ -156,8 +157,8 @@ def convert(file: OfficialFile, options: ImportOptions) -> Conversion:
         config, state = convert_state_dict(official, num_heads=options.num_heads)
         _check_complete(config, state, file.path)
         _check_positions(config, official)
-        resolution = config.input_size * LATENT_FACTOR
-        if arguments.get("image_size", resolution) != resolution:
+        side = config.input_size.height * LATENT_FACTOR
+        if arguments.get("image_size", side) != side:
             notes.append("other-image-size")
         return Conversion(kind, config, {name: tensor.float() for name, tensor in state.items()}, notes)
 
@@ -225,7 +226,7 @@ def _check_positions(config: ModelConfig, official: Mapping[str, Tensor]) -> Non
     for name, table in official.items():
         if not name.startswith("pos_embed"):
             continue
-        ours = position_table(config.width, round(table.shape[-2] ** 0.5))
+        ours = position_table(config.width, Size.square(round(table.shape[-2] ** 0.5)))
         tolerance = 1e-3 if table.dtype == torch.float32 else 2e-2
         same_shape = ours.shape == table.shape[-2:]
         if not same_shape or not torch.allclose(ours, table.float().view_as(ours), atol=tolerance):

@@ -101,12 +101,12 @@ def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder
         )
     folder = LatentFolder(where)
     autoencoder, config = folder.spec.autoencoder, model.config.model
-    shape = [autoencoder.channels, folder.spec.resolution // autoencoder.factor]
-    if shape != [config.channels, config.input_size]:
+    channels, size = autoencoder.channels, folder.spec.latent_size
+    if (channels, size) != (config.channels, config.input_size):
         raise UserError(
-            f"{folder.path} holds latents of {shape[0]} channels and side {shape[1]}",
+            f"{folder.path} holds latents of {channels} channels and size {size}",
             code="other-latents",
-            expected=f"{config.channels} channels and side {config.input_size}, as the model's",
+            expected=f"{config.channels} channels and size {config.input_size}, as the model's",
         )
     return folder
 

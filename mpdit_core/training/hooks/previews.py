@@ -86,7 +86,7 @@ class Previews:
             guidance=Guidance(scale=self.preview.guidance_scale),
             dtype=self.session.trainer.model.dtype,
         )
-        seed, shape = self.session.config.train.seed, (config.channels, config.input_size, config.input_size)
+        seed, shape = self.session.config.train.seed, (config.channels, *config.input_size)
         noise = torch.stack([torch.randn(shape, generator=generator(seed, "preview", i)) for i in range(len(labels))])
         latents = integrate(load_sampler("euler", num_steps=self.preview.num_steps), velocity_fn, noise.to(device))
         autoencoder = load_autoencoder(spec.autoencoder, device=device, trust=self.session.plan.trust)

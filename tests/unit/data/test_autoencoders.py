@@ -18,6 +18,7 @@ from mpdit_core.data.autoencoders.diffusers import DiffusersAutoencoder
 from mpdit_core.data.autoencoders.pixels import Pixels, PixelsGray
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
 from mpdit_core.data.shards import channel_sums
+from mpdit_core.size import Size
 from mpdit_core.testing import ConformanceError, check_autoencoder
 
 PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8))
@@ -171,7 +172,7 @@ def test_refused_autoencoders(tmp_path: Path):
     with refused("another-autoencoder"):
         load_autoencoder(spec.model_copy(update={"sha256": "0" * 64}))
     with refused("resolution-does-not-fit"):
-        load_autoencoder(str(vae)).check_resolution(100)
+        load_autoencoder(str(vae)).check_resolution(Size(96, 100))
     with refused("option-does-not-apply", "factor"):
         load_autoencoder(str(vae), options={"factor": 2})
     config = json.loads((vae / "config.json").read_text())

@@ -19,6 +19,7 @@ from mpdit_core.data.autoencoders import load_autoencoder
 from mpdit_core.data.autoencoders.diffusers import WEIGHTS, DiffusersAutoencoder
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.errors import UserError
+from mpdit_core.size import Size
 from mpdit_core.testing import check_autoencoder
 
 THIN = (8, 8, 8, 8)
@@ -175,6 +176,6 @@ def test_a_subfolder_and_a_revision_of_the_hub(tmp_path: Path, monkeypatch: pyte
 
 def test_an_autoencoder_of_one_resolution(tmp_path: Path):
     loaded = load_autoencoder(str(save(FAMILIES["RAE"], tmp_path)))
-    loaded.check_resolution(64)
+    loaded.check_resolution(Size.square(64))
     with refused("resolution-does-not-fit"):
-        loaded.check_resolution(128)
+        loaded.check_resolution(Size.square(128))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from data_helpers import photo
 from PIL import Image
 
 from mpdit_core.data.images import MAX_PIXELS, FaultyImageError, centre_crop, open_image, prepare
+from mpdit_core.size import Size
 
 
 def adm_rule(image: Image.Image, side: int) -> np.ndarray:
@@ -31,14 +33,30 @@ def adm_rule(image: Image.Image, side: int) -> np.ndarray:
 )
 def test_crop_is_adms(size: tuple[int, int]):
     image = photo(1, size)
-    assert np.array_equal(centre_crop(image, 64), adm_rule(image, 64))
+    assert np.array_equal(centre_crop(image, Size.square(64)), adm_rule(image, 64))
+
+
+@pytest.mark.parametrize(
+    "size", [(500, 375), (375, 500), (72, 48), (48, 72), (144, 96), (144, 95), (143, 96), (31, 200), (200, 31), (1, 1)]
+)
+@pytest.mark.parametrize("target", [Size(48, 72), Size(72, 48), Size(20, 70)])
+def test_crop_to_a_rectangle(size: tuple[int, int], target: Size):
+    """The rule with factors of enlargement in place of lengths: both sides must be covered."""
+    image, (height, width) = photo(1, size), target
+    while min(image.height / height, image.width / width) >= 2:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    needed = max(Fraction(height, image.height), Fraction(width, image.width))
+    image = image.resize((round(image.width * needed), round(image.height * needed)), Image.Resampling.BICUBIC)
+    assert image.height == height or image.width == width
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    assert np.array_equal(centre_crop(photo(1, size), target), np.array(image)[top : top + height, left : left + width])
 
 
 def test_golden_array():
     """Fixed numbers, so that a changed resampler of Pillow is noticed."""
     y, x = np.mgrid[0:75, 0:100]
     ramp = np.stack([2 * x, 3 * y, x + y], axis=-1).astype(np.uint8)
-    got = prepare(Image.fromarray(ramp), 4)
+    got = prepare(Image.fromarray(ramp), Size.square(4))
     assert got.shape == (4, 4, 3)
     assert got[:, :, 0].tolist() == GOLDEN_RED
     assert got[:, :, 1].tolist() == GOLDEN_GREEN
@@ -54,7 +72,7 @@ def test_exif_rotation():
     data = io.BytesIO()
     image.save(data, "PNG", exif=exif)
     upright = np.rot90(np.asarray(image), k=-1)
-    assert np.array_equal(prepare(open_image(data.getvalue()), 24), adm_rule(Image.fromarray(upright), 24))
+    assert np.array_equal(prepare(open_image(data.getvalue()), Size.square(24)), adm_rule(Image.fromarray(upright), 24))
 
 
 def saved(image: Image.Image, kind: str) -> Image.Image:
@@ -66,34 +84,34 @@ def saved(image: Image.Image, kind: str) -> Image.Image:
 def test_modes():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     as_rgb = np.repeat(grey[..., None], 3, axis=2)
-    assert np.array_equal(prepare(saved(Image.fromarray(grey), "PNG"), 16), as_rgb)
+    assert np.array_equal(prepare(saved(Image.fromarray(grey), "PNG"), Size.square(16)), as_rgb)
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
-    assert np.array_equal(prepare(saved(deep, "PNG"), 16), as_rgb), "16 bits are scaled, not clipped"
+    assert np.array_equal(prepare(saved(deep, "PNG"), Size.square(16)), as_rgb), "16 bits are scaled, not clipped"
     floats = Image.fromarray(grey.astype(np.float32) / 255)
-    assert np.array_equal(prepare(saved(floats, "TIFF"), 16), as_rgb)
+    assert np.array_equal(prepare(saved(floats, "TIFF"), Size.square(16)), as_rgb)
     palette = photo(3, (16, 16)).quantize(16)
-    assert np.array_equal(prepare(saved(palette, "GIF"), 16), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(prepare(saved(palette, "GIF"), Size.square(16)), np.asarray(palette.convert("RGB")))
     bits = Image.fromarray(grey > 99)
-    assert set(np.unique(prepare(saved(bits, "PNG"), 16))) == {0, 255}
+    assert set(np.unique(prepare(saved(bits, "PNG"), Size.square(16)))) == {0, 255}
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, all magenta and yellow: red
-    red = prepare(saved(cmyk, "JPEG"), 16)[8, 8]
+    red = prepare(saved(cmyk, "JPEG"), Size.square(16))[8, 8]
     assert red[0] > 240
     assert red[1:].max() < 20
-    assert prepare(Image.new("LAB", (16, 16), (128, 128, 128)), 16).shape == (16, 16, 3)
+    assert prepare(Image.new("LAB", (16, 16), (128, 128, 128)), Size.square(16)).shape == (16, 16, 3)
 
 
 def test_transparency_lies_on_white():
     image = Image.new("RGBA", (8, 8), (200, 0, 0, 0))  # hidden red
     image.paste((0, 0, 255, 255), (0, 0, 4, 8))
-    got = prepare(saved(image, "PNG"), 8)
+    got = prepare(saved(image, "PNG"), Size.square(8))
     assert got[0, 0].tolist() == [0, 0, 255]
     assert got[0, 7].tolist() == [255, 255, 255]
     gif = Image.new("P", (8, 8), 0)
     gif.putpalette([9, 9, 9, 50, 60, 70])
     gif.info["transparency"] = 0
-    assert prepare(gif, 8)[0, 0].tolist() == [255, 255, 255]
+    assert prepare(gif, Size.square(8))[0, 0].tolist() == [255, 255, 255]
     half = Image.new("LA", (8, 8), (0, 128))
-    assert abs(int(prepare(half, 8)[0, 0, 0]) - 127) <= 1
+    assert abs(int(prepare(half, Size.square(8))[0, 0, 0]) - 127) <= 1
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -117,6 +135,6 @@ def test_faulty_images():
         with pytest.raises(FaultyImageError, match=word):
             open_image(data)
     with pytest.raises(FaultyImageError, match="bomb"):  # thin enough to explode when its short side is scaled up
-        prepare(Image.new("RGB", (MAX_PIXELS // 256 // 256 + 9, 1)), 256 * 16)
+        prepare(Image.new("RGB", (MAX_PIXELS // 256 // 256 + 9, 1)), Size.square(256 * 16))
     with pytest.raises(FaultyImageError, match="floating-point"):
-        prepare(Image.fromarray(np.full((4, 4), -3.0, dtype=np.float32)), 4)
+        prepare(Image.fromarray(np.full((4, 4), -3.0, dtype=np.float32)), Size.square(4))

@@ -12,6 +12,7 @@ from data_helpers import encode, image_folder, refused, save_autoencoder
 from mpdit_core.data.latents import EpochOrder, LatentBatch, LatentFolder, draw_latents, find_latents, unstandardise
 from mpdit_core.data.manifest import Normalisation
 from mpdit_core.runtime.files import read_json, write_json
+from mpdit_core.size import Size
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +96,12 @@ def test_what_is_no_folder_of_latents(images: Path, pixels: LatentFolder, tmp_pa
     with refused("no-latents"):
         LatentFolder(tmp_path / "nowhere")
     with refused("no-latents", "8 px"):
-        find_latents(tmp_path, resolution=8)
+        find_latents(tmp_path, resolution=Size.square(8))
     out = encode(images, tmp_path / "a").latents
-    assert find_latents(tmp_path, resolution=8) == out
+    assert find_latents(tmp_path, resolution=Size.square(8)) == out
     encode(images, tmp_path / "b")
     with refused("ambiguous-latents"):
-        find_latents(tmp_path, resolution=8)
+        find_latents(tmp_path, resolution=Size.square(8))
     (out / "shard-00002.safetensors").unlink()
     with refused("no-such-file", "shard-00002"):
         LatentFolder(out)

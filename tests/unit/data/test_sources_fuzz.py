@@ -17,6 +17,7 @@ from mpdit_core.data.sources import open_source, source_notes
 from mpdit_core.data.sources.archives import read_archive
 from mpdit_core.data.sources.label_files import read_image_classes
 from mpdit_core.errors import UserError
+from mpdit_core.size import Size
 
 QUICK = settings(
     max_examples=150, deadline=2000, database=None, derandomize=True,
@@ -112,7 +113,7 @@ def test_archives(tmp_path: Path, data: bytes, right: bool):
 @QUICK
 @given(data=mutated(PICTURES))
 def test_pictures(data: bytes):
-    assert refusal(lambda: prepare(open_image(data), 8)) in ("", "faulty-image")
+    assert refusal(lambda: prepare(open_image(data), Size.square(8))) in ("", "faulty-image")
 
 
 @seed(0)

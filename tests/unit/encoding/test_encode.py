@@ -27,6 +27,7 @@ from mpdit_core.reporting import Event, Progress, Saved, Skipped, Warning
 from mpdit_core.runtime import precision
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.signals import NAMES
+from mpdit_core.size import Size
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_folder_of_latents(images: Path, tmp_path: Path):
     with safe_open(result.latents / "shard-00001.safetensors", "np") as shard:  # the library reads what we write
         pixels, labels = shard.get_tensor("pixels"), shard.get_tensor("labels")
     assert labels.tolist() == [0, 1, 1, 1]
-    assert np.array_equal(pixels[2], prepare(Image.open(images / "bee/1.png"), 8).transpose(2, 0, 1))
+    assert np.array_equal(pixels[2], prepare(Image.open(images / "bee/1.png"), Size.square(8)).transpose(2, 0, 1))
     everything = folder.batch(range(15)).mean.double()
     assert np.allclose(result.measured_mean, everything.mean(dim=(0, 2, 3)), atol=1e-7)
     assert np.allclose(result.measured_std, everything.std(dim=(0, 2, 3), correction=0), atol=1e-7)
@@ -224,12 +225,12 @@ def test_default_autoencoder_from_the_cache(images: Path, tmp_path: Path, monkey
     (model / "refs").mkdir()
     (model / "refs/main").write_text("0" * 40)
     assert main(["encode-latents", "images/", "--no-flip", "--device", "cpu"]) == 0
-    folder = LatentFolder(find_latents(resolution=256))
+    folder = LatentFolder(find_latents(resolution=Size.square(256)))
     assert folder.path == Path("latents/images-256")
     assert folder.spec.autoencoder.revision == "0" * 40
     assert (len(folder), folder.batch([0]).mean.shape) == (15, (1, 4, 32, 32))
     assert (folder.path / "contact-sheet.png").stat().st_size > 1000
-    proposed = presets.propose_preset(resolution=256, latent_shape=(4, 32, 32), images=15)
+    proposed = presets.propose_preset(resolution=Size.square(256), latent_shape=(4, 32, 32), images=15)
     assert f"mpdit train --preset {proposed}\n" in capsys.readouterr().out
 
 
@@ -240,7 +241,7 @@ def test_summary_names_what_was_skipped_and_what_comes_next(images: Path, tmp_pa
     assert "bee/3.png" in rows["skipped"]
     assert rows["images"].startswith("14 of 8 × 8")
     assert next_command(result) == f"mpdit train --config FILE.toml --latents {tmp_path / 'out'}"
-    gray = result.model_copy(update={"resolution": 16, "latent_shape": (1, 16, 16)})
+    gray = result.model_copy(update={"resolution": Size.square(16), "latent_shape": (1, 16, 16)})
     assert next_command(gray) == f"mpdit train --preset digits --latents {tmp_path / 'out'}"
 
 

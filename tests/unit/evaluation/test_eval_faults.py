@@ -30,6 +30,7 @@ from mpdit_core.metrics.features import features_name, load_extractor
 from mpdit_core.reporting import Event, Note, Warning
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.npz import map_member
+from mpdit_core.size import Size
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_damaged_tables_and_records_of_a_sweep_are_replaced(here):
 def test_a_reference_beside_read_only_latents_goes_to_the_cache(here, monkeypatch):
     from mpdit_core.evaluation import reference
 
-    plan = reference.plan_reference("b.npz", resolution=16, extractor=None)
+    plan = reference.plan_reference("b.npz", resolution=Size.square(16), extractor=None)
     Path("latents").mkdir()
     own = dataclasses.replace(plan, beside=Path("latents").absolute())
     monkeypatch.setattr("mpdit_core.evaluation.job.plan_reference", lambda *_given, **_more: own)

@@ -216,7 +216,7 @@ def test_skip_tokens_costs_what_torch_counts():
         velocity = GuidedVelocity(
             MPDiT(config), torch.zeros(1, dtype=torch.long), null_label=NULL, guidance=by("skip-tokens")
         )
-        x = torch.empty(1, config.channels, config.input_size, config.input_size)
+        x = torch.empty(1, config.channels, *config.input_size)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
             velocity(x, 0.5)
     assert 1 < velocity.passes < 2

@@ -30,6 +30,7 @@ from mpdit_core.interop import ImportOptions, ImportResult, import_checkpoint
 from mpdit_core.interop.official import file_signatures
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.reporting import Event, Saved, Warning
+from mpdit_core.size import Size
 
 golden = pytest.mark.parametrize("golden_file", FILES, ids=lambda path: path.stem)
 
@@ -69,7 +70,7 @@ def test_shape_and_switches_are_read_from_the_tensors(golden_file, tmp_path):
     assert config.width == arguments["hidden_size"]
     assert config.num_heads == arguments["num_heads"]
     assert config.num_classes == arguments["num_classes"]
-    assert config.input_size == arguments["input_size"]
+    assert config.input_size == Size.square(arguments["input_size"])
     assert config.class_tokens == arguments.get("num_condition_tokens", 0)
     assert config.time_embedding == {"fno": "fno", "mlp": "sinusoid", None: "sinusoid"}[arguments.get("time_emb")]
     depths = arguments.get("depth_list") or [
@@ -97,7 +98,7 @@ def test_published_normalisation_is_recorded(tmp_path):
     assert mpdit.latents.normalisation.mean == (5.81, 3.25, 0.12, -2.15)
     assert mpdit.latents.normalisation.std == (4.17, 4.62, 3.71, 3.28)
     assert mpdit.latents.autoencoder.id == "stabilityai/sd-vae-ft-ema"
-    assert mpdit.latents.resolution == 128
+    assert mpdit.latents.resolution == Size.square(128)
     sit_file = tmp_path / "SiT-tiny.pt"
     torch.save(with_variance(dense_weights()), sit_file)
     sit = import_official(sit_file, out=tmp_path / "s", num_heads=4)

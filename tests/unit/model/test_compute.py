@@ -16,6 +16,7 @@ from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.model.compute import KINDS, Kind, count, forward_macs, operations, parameter_count, training_macs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.size import Size
 
 # module name in the model -> kind of work; `expand` and `refine` live in `upsample`
 PLACES: dict[str, Kind] = {
@@ -33,7 +34,7 @@ def counted(config: ModelConfig, *, batch_size: int = 1, backward: bool = False)
     """
     with FakeTensorMode():
         model = MPDiT(config)
-        x_t = torch.empty(batch_size, config.channels, config.input_size, config.input_size)
+        x_t = torch.empty(batch_size, config.channels, *config.input_size)
         t, labels = torch.empty(batch_size), torch.zeros(batch_size, dtype=torch.long)
         counter = FlopCounterMode(display=False)
         with sdpa_kernel(SDPBackend.MATH), counter, torch.set_grad_enabled(backward):
@@ -63,7 +64,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         width=heads * 4 * draw(st.integers(1, 4)),
         num_heads=heads,
         stages=tuple(Stage(p, draw(st.integers(0, 2))) for p in patches),
-        input_size=patches[0] * draw(st.integers(1, 3)),
+        input_size=[patches[0] * draw(st.integers(1, 3)) for _ in "hw"],
         channels=draw(st.integers(1, 5)),
         num_classes=draw(st.integers(1, 7)),
         class_tokens=draw(st.integers(0, 3)),
@@ -128,13 +129,13 @@ PARAMETERS = {
 @pytest.mark.parametrize(("name", "pixels"), PARAMETERS)
 def test_published_parameter_counts_are_exact(name: str, pixels: int):
     config = load_preset(name).model
-    assert config.input_size == pixels // 8
+    assert config.input_size == Size.square(pixels // 8)
     assert (parameter_count(config, with_positions=True), parameter_count(config)) == PARAMETERS[name, pixels]
 
 
 def xl(stages: list[tuple[int, int]], side: int = 32) -> ModelConfig:
     return load_preset("xl-256").model.model_copy(
-        update={"stages": tuple(Stage(*stage) for stage in stages), "input_size": side}
+        update={"stages": tuple(Stage(*stage) for stage in stages), "input_size": Size.square(side)}
     )
 
 

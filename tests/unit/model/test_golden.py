@@ -9,6 +9,7 @@ from golden_files import FILES, assert_close, load_model, official_weights
 from mpdit_core.flow.objectives import flow_matching_loss
 from mpdit_core.interop.official import convert_state_dict
 from mpdit_core.model.positions import position_table
+from mpdit_core.size import Size
 
 golden = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -70,7 +71,7 @@ def test_position_tables(path):
     assert len(golden_tables) == len(tables)
     for table in golden_tables:
         assert_close(tables[len(table)], table)
-    assert position_table(48, 4).shape == (16, 48)
+    assert position_table(48, Size(4, 3)).shape == (12, 48)
 
 
 @golden

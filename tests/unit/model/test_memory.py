@@ -28,7 +28,7 @@ def kept_by_autograd(config: ModelConfig, batch_size: int, precision: Precision)
 
     with FakeTensorMode():
         model = MPDiT(config).train()
-        x_t = torch.empty(batch_size, config.channels, config.input_size, config.input_size)
+        x_t = torch.empty(batch_size, config.channels, *config.input_size)
         t, labels = torch.empty(batch_size), torch.zeros(batch_size, dtype=torch.long)
         low = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16")
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), low:

@@ -28,9 +28,7 @@ def model_with(switches: dict[str, Any]) -> MPDiT:
 
 
 def inputs(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    x_t = torch.randn(
-        2, config.channels, config.input_size, config.input_size, generator=torch.Generator().manual_seed(1)
-    )
+    x_t = torch.randn(2, config.channels, *config.input_size, generator=torch.Generator().manual_seed(1))
     return x_t, torch.tensor([0.2, 0.7]), torch.tensor([3, config.null_label])
 
 
@@ -45,7 +43,7 @@ def test_every_switch_makes_another_network():
 def angles(patch_size: int) -> torch.Tensor:
     """The rotations of the image tokens as complex numbers `[side, side, d/2]`."""
     cos, sin = rotation_table(TINY.model, patch_size)[:, TINY.model.class_tokens :, 0].double()
-    side = TINY.model.input_size // patch_size
+    side = TINY.model.input_size.width // patch_size
     return torch.complex(cos, sin).view(side, side, -1)
 
 
@@ -69,7 +67,7 @@ def test_what_two_tokens_see_of_each_other_depends_on_their_distance_alone():
     q, k = torch.randn(2, 1, 1, 1, 16)
 
     def score(patch_size: int, one: tuple[int, int], other: tuple[int, int]) -> float:
-        M, side = TINY.model.class_tokens, TINY.model.input_size // patch_size
+        M, side = TINY.model.class_tokens, TINY.model.input_size.width // patch_size
         table = rotation_table(TINY.model, patch_size)
         places = [M + row * side + column for row, column in (one, other)]
         turned = [rotate(each, table[:, place : place + 1]) for each, place in zip((q, k), places, strict=True)]

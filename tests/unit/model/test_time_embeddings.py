@@ -13,6 +13,7 @@ from mpdit_core.model.memory import saved_activations
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.model.unlisted_cost import measure
 from mpdit_core.settings import validate
+from mpdit_core.size import Size
 
 OURS = """
 from torch import nn
@@ -62,7 +63,7 @@ def test_measuring_agrees_with_the_closed_formulas(name: str):
 
 
 def test_a_model_beyond_memory_is_refused_at_once():
-    huge = {"width": 2**40}, {"num_classes": 2**40}, {"stages": (Stage(2, 2**40),)}, {"input_size": 2**40}
+    huge = {"width": 2**40}, {"num_classes": 2**40}, {"stages": (Stage(2, 2**40),)}, {"input_size": Size.square(2**40)}
     for values in huge:
         with pytest.raises(UserError) as error:
             MPDiT(config("fno").model_copy(update=values))

@@ -20,7 +20,7 @@ def test_with_a_state_it_is_the_network(name):
         (n, p.shape, p.dtype) for n, p in empty.named_parameters()
     ]
     empty.load_state_dict(model.state_dict(), assign=True)
-    given = torch.randn(2, config.channels, config.input_size, config.input_size), torch.rand(2), torch.tensor([0, 1])
+    given = torch.randn(2, config.channels, *config.input_size), torch.rand(2), torch.tensor([0, 1])
     torch.nn.init.normal_(model.head.linear.weight)
     empty.load_state_dict(model.state_dict())
     assert torch.equal(model(*given), empty(*given))

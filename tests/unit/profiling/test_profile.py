@@ -32,6 +32,7 @@ from mpdit_core.profiling.tables import bar, breakdown_table, facts, overview, p
 from mpdit_core.profiling.targets import Target, at_resolution, find_targets
 from mpdit_core.reporting import Event, Saved, Skipped, Warning
 from mpdit_core.settings import parse_assignments, validate
+from mpdit_core.size import Size
 from mpdit_core.table import Table
 
 DOCS = Path(__file__).parents[3] / "docs" / "compute.md"
@@ -58,7 +59,7 @@ def test_without_arguments_every_preset_is_counted():
 
 def test_the_mission_s_command_and_a_large_resolution():
     models = {model.name: model for model in profile(resolution=512).models}
-    assert {model.resolution for model in models.values()} == {512}
+    assert {model.resolution for model in models.values()} == {Size.square(512)}
     assert "xl-512" in models
     assert "xl-256 @512" not in models  # the same network
     assert "b-256 @512" in models
@@ -71,7 +72,7 @@ def test_the_mission_s_command_and_a_large_resolution():
      ("MPDiT-XL/8x", "v2-xl-512", 512), ("DiT-XL/2", "dit-xl-512", 512)],
 )  # fmt: skip
 def test_names_of_the_field_are_aliases(alias: str, preset: str, resolution: int):
-    targets, _ = find_targets(presets=[alias], model=None, settings={}, resolution=resolution)
+    targets, _ = find_targets(presets=[alias], model=None, settings={}, resolution=Size.square(resolution))
     assert targets[0].model == load_preset(preset).model
 
 
@@ -197,7 +198,7 @@ def test_a_compiler_that_fails_costs_its_figures_only(monkeypatch: pytest.Monkey
 
 def counted_by_torch(model: torch.nn.Module, config: ModelConfig) -> tuple[int, int]:
     """MACs of one image, and parameters, of a model that runs."""
-    x_t = torch.zeros(1, config.channels, config.input_size, config.input_size)
+    x_t = torch.zeros(1, config.channels, *config.input_size)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x_t, torch.zeros(1), torch.zeros(1, dtype=torch.long))
     return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters())
@@ -229,7 +230,7 @@ def test_settings_change_a_model_on_disk_for_the_count_alone(tmp_path: Path):
 def test_the_tables_of_a_model_fit_a_terminal_of_80_columns(preset: str):
     target = Target(preset, load_preset(preset))
     fits(plan_table([plan(target, parse_plan("watts=700"))]))
-    for each in (target, Target(f"{preset} @2048", at_resolution(target.run, 2048))):
+    for each in (target, Target(f"{preset} @2048", at_resolution(target.run, Size.square(2048)))):
         model = model_cost(each, convention="true", batch_size=256)
         fits(breakdown_table(model))
         fits(overview([model]))

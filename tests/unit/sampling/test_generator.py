@@ -16,6 +16,7 @@ from mpdit_core.model.compute import forward_macs, skip_tokens_macs
 from mpdit_core.runtime.distributed import World
 from mpdit_core.sampling.decode_precision import choose_decode_precision
 from mpdit_core.sampling.labels import class_order, read_classes
+from mpdit_core.size import Size
 
 # Python
 
@@ -217,7 +218,9 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     """By an autoencoder of Stable Diffusion's form, thin and random, whose pixels vary as those of images do."""
     at = AutoencoderSpec(id=str(save_autoencoder(tmp_path / "kl")), factor=8, channels=4)
     normalisation = Normalisation(name="measured", mean=(0.0,) * 4, std=(1 / 0.18215,) * 4)
-    latents = spec().model_copy(update={"resolution": 128, "autoencoder": at, "normalisation": normalisation})
+    latents = spec().model_copy(
+        update={"resolution": Size.square(128), "autoencoder": at, "normalisation": normalisation}
+    )
     model = write_model(tmp_path / "m", latents=latents, channels=4)
     float32, bfloat16 = (make_generator(model, decode=True, precision=p) for p in ("float32", "bfloat16"))
     assert [g.autoencoder.decode_precision for g in (float32, bfloat16)] == ["float32", "bfloat16"]

@@ -12,6 +12,7 @@ from mpdit_core.config import RESUMABLE, Layers
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, silent
 from mpdit_core.settings import parse_assignments
+from mpdit_core.size import Size
 from mpdit_core.training import DryRunResult, TrainOptions, train
 from mpdit_core.training.setup import prepare, total_steps
 
@@ -169,7 +170,10 @@ def test_without_a_preset_the_one_that_fits_the_latents_is_taken(latents, tmp_pa
         (1024, (4, 128, 128), 10, {"xl-1024"}),
         (256, (16, 32, 32), 10, {"b-256", "s-256"}),  # none has 16 channels
         (7, (3, 7, 7), 10, {None}),
+        ("256x384", (4, 32, 48), 10, {"s-256"}),
+        ("200x300", (4, 25, 37), 10, {None}),
+        ("40x24", (3, 40, 24), 10, {"s-32"}),
     ],
 )
-def test_the_proposed_preset(resolution: int, shape: tuple[int, int, int], images: int, wanted: set[str | None]):
-    assert presets.propose_preset(resolution=resolution, latent_shape=shape, images=images) in wanted
+def test_the_proposed_preset(resolution: int | str, shape: tuple[int, int, int], images: int, wanted: set[str | None]):
+    assert presets.propose_preset(resolution=Size.parse(resolution), latent_shape=shape, images=images) in wanted

@@ -16,6 +16,7 @@ from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.distributed import World
 from mpdit_core.settings import merge, validate
+from mpdit_core.size import Size
 from mpdit_core.training.state.trainer import Trainer
 from mpdit_core.training.warm_start import ClassMatch, initialise_from, match_classes, shorten
 
@@ -87,14 +88,15 @@ def test_without_names_equal_counts_match_by_position(tmp_path):
     assert match_classes("aba", "aba", new_count=3, old_count=3) == [(0, 0), (1, 1), (2, 2), (3, 3)]
 
 
-def test_another_resolution_loads_all_and_equals_the_same_weights_at_that_size(tmp_path):
+@pytest.mark.parametrize("size", [Size(32, 32), Size(16, 24)])
+def test_another_resolution_loads_all_and_equals_the_same_weights_at_that_size(tmp_path, size):
     saved = save_random(tmp_path / "m", configuration())
-    larger = configuration(input_size=32)
+    larger = configuration(input_size=size)
     weights, _, summary, trainer = start(tmp_path / "m", larger)
     assert all(torch.equal(weights[n], saved[n]) for n in saved)
     expected = MPDiT(larger.model)
     expected.load_state_dict(saved)
-    x_t, t, labels = torch.randn(2, 1, 32, 32), torch.tensor([0.2, 0.9]), torch.tensor([0, 3])
+    x_t, t, labels = torch.randn(2, 1, *size), torch.tensor([0.2, 0.9]), torch.tensor([0, 3])
     with torch.no_grad():
         torch.testing.assert_close(trainer.model.module.eval()(x_t, t, labels), expected.eval()(x_t, t, labels))
     assert summary.new == ()
