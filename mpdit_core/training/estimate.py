@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpdit_core.config import RunConfig
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.memory import Precision, training_memory
+from mpdit_core.model.memory import Precision, optimizer_values, training_memory
 from mpdit_core.training.options import ResourceEstimate
 
 FLOAT32 = 4  # bytes
@@ -24,10 +24,14 @@ def estimate(config: RunConfig, *, total_steps: int, precision: Precision, world
     averages = len(train.ema_decays)
     share = train.batch_size // (train.accumulation * world_size)
     memory, switched = (
-        training_memory(config.model, share, precision=precision, ema_copies=averages, checkpointing=checkpointing)
+        training_memory(
+            config.model, share, precision=precision, ema_copies=averages, optimizer=train.optimizer.name,
+            checkpointing=checkpointing,
+        )
         for checkpointing in (train.activation_checkpointing, not train.activation_checkpointing)
-    )
-    checkpoint = parameter_count(config.model) * FLOAT32 * (3 + averages)  # weights, two moments, averages
+    )  # fmt: skip
+    values = parameter_count(config.model) * (1 + averages) + optimizer_values(config.model, train.optimizer.name)
+    checkpoint = FLOAT32 * values
     written = max(1, total_steps // train.checkpoint_every)
     kept = min(written, train.keep_last) + (total_steps // train.keep_every if train.keep_every else 0)
     return ResourceEstimate(
