@@ -85,12 +85,8 @@ def test_a_resumed_sharded_run_ends_with_the_same_parts(latents, tmp_path):
     """With Muon, whose state is sharded as AdamW's is, which moves the rest."""
     for run, sessions in (("resumed", (2, 4)), ("straight", (4,))):
         for steps in sessions:
-            words = [
-                *arguments(latents, tmp_path / run, "train.optimizer.name=muon", "train.parallel=fsdp"),
-                "--steps",
-                steps,
-            ]
-            assert [outcome.code for outcome in serve_command(*words)] == [0, 0]
+            words = arguments(latents, tmp_path / run, "train.optimizer.name=muon", "train.parallel=fsdp")
+            assert [outcome.code for outcome in serve_command(*words, "--steps", steps)] == [0, 0]
     resumed, straight = ({p.name: p for p in (tmp_path / run).glob("checkpoints/step-0000004/training/*")}
                          for run in ("resumed", "straight"))  # fmt: skip
     assert resumed.keys() == straight.keys()
