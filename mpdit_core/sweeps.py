@@ -62,7 +62,7 @@ def with_value(options: O, key: str, text: str) -> O:
     elif key in plain:
         name, value = key, parse_field(kind, key, text)
     else:
-        known = [*plain, *(f"{table}.KEY" for table in tables)]
+        known = [*plain, *(f"{'TABLE' if table == '*' else table}.KEY" for table in tables)]
         raise UserError(f"sweep {key}: no such option to vary", code="unknown-key", expected=", ".join(known))
     values = {name: getattr(options, name) for name in kind.model_fields}
     return validate(kind, values | {name: value}, origin="sweep")

@@ -21,12 +21,13 @@ def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
 
     Example: mpdit train --preset xl-256
 
-    Without a preset, the one that fits the latents is taken. With --sweep, every combination of values is trained.
+    Without a preset, the one that fits the latents is taken. With --sweep, every combination of values
+    is trained.
     """
     from mpdit_core.training import is_sweep_folder, train, train_sweep
 
     nproc = "1" if options.dry_run else nproc
-    if options.sweep or is_sweep_folder(options.run):
+    if options.sweep or options.seeds > 1 or is_sweep_folder(options.run):
         sweep = console.run(train_sweep, options, nproc=nproc, device=options.device)
         console.show(sweep, *sweep_parts(sweep))
         return

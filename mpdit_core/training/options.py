@@ -44,7 +44,7 @@ class TrainOptions(DeviceOptions):
         (), "train every combination of these values, as train.learning_rate=1e-4,2e-4; `;` between lists",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Other work",
     )  # fmt: skip
-    seeds: PositiveInt = setting(1, "number of seeds that a sweep trains each combination with", panel="Other work")
+    seeds: PositiveInt = setting(1, "number of seeds to train with, each a run of its own", panel="Other work")
     trust: bool = setting(
         False, "run code that the run, its configuration or its latents name, such as file.py:Class", panel="Running"
     )

@@ -97,6 +97,16 @@ def test_a_resumed_sharded_run_ends_with_the_same_parts(latents, tmp_path):
             assert all(torch.equal(found.get_tensor(key), expected.get_tensor(key)) for key in expected.keys())  # noqa: SIM118
 
 
+def test_a_sweep_in_two_processes_trains_every_run_in_both(latents, tmp_path):
+    words = [*arguments(latents, tmp_path / "s"), "--steps", 2, "--sweep", "train.schedule=wsd,cosine"]
+    outcomes = serve_command(*words)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    for schedule in ("wsd", "cosine"):
+        run_to_end(options(latents, tmp_path / schedule, f"train.schedule={schedule}", steps=2))
+        run = tmp_path / "s" / f"train.schedule={schedule}-seed0"
+        assert relative_difference(state_of(run), state_of(tmp_path / schedule)) < 1e-5
+
+
 def test_two_nodes_of_one_process_equal_one(latents, tmp_path):
     """Two torchrun agents that find each other over loopback, as two machines would."""
     run = tmp_path / "run"

@@ -78,6 +78,8 @@ def is_sweep_folder(path: Path | None) -> bool:
 def train_sweep(options: TrainOptions, *, report: Reporter = silent) -> TrainSweepResult:
     """Trains every combination of `options.sweep` with `options.seeds` seeds, one run after the other.
 
+    Without a sweep, that is one combination.
+
     A run that diverges is a warning; its combination cannot be the best. With `dry_run` everything is checked, and the
     result is what there is.
 
@@ -145,8 +147,9 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
     members = []
     for values, cell in cells:
         name = ",".join(f"{key}={quote(text, safe=',[]=+.')}" for key, text in values.items())
+        prefix = f"{name}-" if name else ""
         for seed in range(first, first + options.seeds):
-            of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": folder / f"{name}-seed{seed}"})
+            of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": folder / f"{prefix}seed{seed}"})
             plan = prepare(of_run, report=silent, world_size=world_size)
             members.append(
                 Member(

@@ -27,7 +27,6 @@ def draw(result: TrainSweepResult, path: Path) -> None:
         panel.errorbar(flops, means, yerr=deviations, fmt="o-", markersize=4, capsize=3, label=name)
     panel.set_xlabel("floating-point operations of training")
     panel.set_ylabel(result.distance or "")
-    panel.set_yscale("log")
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=9)
