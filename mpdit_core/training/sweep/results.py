@@ -80,7 +80,8 @@ def outcome_of(path: Path, *, seed: int, config: RunConfig, total_steps: int) ->
     )
     every = config.preview.evaluate_every
     due = {total_steps - total_steps % every} - {0} if every else set()
-    finished = step == total_steps and due <= {each.step for each in evaluations}
+    measured = {each.step for each in evaluations}
+    finished = step == total_steps and run.checkpoint(step).is_dir() and due <= measured
     stops = config.train.on_nonfinite == "stop"
     return RunOutcome(
         run=path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -67,6 +68,8 @@ def test_what_has_finished_is_skipped_and_what_is_asked_for_now_is_added(latents
     assert is_sweep_folder(tmp_path / "s")
     again = TrainOptions(run=tmp_path / "s", device="cpu")
     assert trained_and_watched(again)[:2] == (first, 0)
+    shutil.rmtree(RunFolder(first.cells[0].runs[0].run).checkpoint(2))  # as if it was killed before it was written
+    assert trained_and_watched(again)[:2] == (first, 2)
     more, steps, _ = trained_and_watched(again.model_copy(update={"seeds": 2}, deep=True))
     assert steps == 4  # of the second seed
     assert [len(cell.runs) for cell in more.cells] == [2, 2]
