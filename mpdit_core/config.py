@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from mpdit_core.settings import Settings, dotted_fields, flatten, merge, setting, spelling_of, validate
 from mpdit_core.size import Size
@@ -146,6 +146,46 @@ class ObjectiveConfig(Settings):
     label_dropout: float = setting(0.1, "share of labels replaced by the null label", ge=0, le=1)
 
 
+class AdamWSettings(Settings):
+    """What AdamW is told beside its learning rate (arXiv 1711.05101)."""
+
+    betas: tuple[Decay, Decay] = setting((0.9, 0.999), "betas of AdamW", strict=False)
+    weight_decay: float = setting(0.01, "decoupled weight decay, of every weight", ge=0)
+    eps: float = setting(1e-8, "added to the denominator of AdamW", gt=0)
+
+
+class AdamWConfig(AdamWSettings):
+    """AdamW for every parameter."""
+
+    name: Literal["adamw"] = setting("adamw", "the optimizer: adamw, or muon")
+
+
+class MuonConfig(AdamWSettings):
+    """Muon for the weight matrices of the blocks (attention and MLP), AdamW for all other parameters.
+
+    A matrix moves by 0.2 · √(its longer side) times the orthogonalised momentum, whose root mean square is then that
+    of AdamW's steps, so that AdamW's learning rate and weight decay suit it too (Moonlight, arXiv 2502.16982, section
+    2.2). Muon is Keller Jordan's (kellerjordan.github.io/posts/muon).
+    """
+
+    name: Literal["muon"] = setting("muon", "the optimizer: muon, or adamw")
+    momentum: float = setting(0.95, "Nesterov momentum of the matrices", ge=0, lt=1)
+    matrix_learning_rate: float | None = setting(
+        None, "peak learning rate of the matrices; none: train.learning_rate", gt=0
+    )
+
+
+def _optimizer_tag(given: Any) -> str:
+    name = given.get("name", "adamw") if isinstance(given, Mapping) else getattr(given, "name", None)
+    return f"<{name}>"
+
+
+OptimizerConfig = Annotated[
+    Annotated[AdamWConfig, Tag("<adamw>")] | Annotated[MuonConfig, Tag("<muon>")], Discriminator(_optimizer_tag)
+]
+"""To add one: a class of settings above, its tag here, and a function in training/state/optimizers.py."""
+
+
 class TrainConfig(Settings):
     """Optimisation, and how it runs."""
 
@@ -155,11 +195,13 @@ class TrainConfig(Settings):
     )
     epochs: PositiveInt = setting(80, "passes over the data, where steps is not given", resumable=True)
     steps: PositiveInt | None = setting(None, "optimizer steps, in place of epochs", resumable=True)
-    learning_rate: float = setting(2e-4, "peak learning rate of AdamW", gt=0)
-    schedule: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
+    optimizer: OptimizerConfig = AdamWConfig()
+    learning_rate: float = setting(2e-4, "peak learning rate", gt=0)
+    schedule: Literal["constant", "cosine", "wsd"] = setting(
+        "constant", "learning rate after the warm-up; wsd: constant, then falling to 0 over decay_steps"
+    )
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
-    betas: tuple[Decay, Decay] = setting((0.9, 0.999), "betas of AdamW", strict=False)
-    weight_decay: float = setting(0.01, "weight decay of AdamW", ge=0)
+    decay_steps: PositiveInt | None = setting(None, "last steps, in which wsd falls; none: a tenth of all")
     grad_clip: float | None = setting(None, "largest gradient norm; none: no clipping", gt=0)
     ema_decays: tuple[Decay, ...] = setting(
         (0.9999,), "decays of the weight averages; the first is sampled", strict=False, min_length=1
@@ -233,28 +275,33 @@ class Layers:
     fixed: frozenset[str] = frozenset()
 
     def over(self, values: Mapping[str, Any], origin: str, *, fixed: bool = False) -> Layers:
-        """These layers with `values`, a tree, on top. Epochs in it win over the steps of a lower layer.
+        """These layers with `values`, a tree, on top.
+
+        Epochs in it win over the steps of a lower layer, and another optimizer over all settings of the lower one.
 
         Args:
             fixed: whether these are values that the user gave.
         """
-        keys = flatten(values)
-        lower = self
+        keys, lower = flatten(values), self
         if "train.epochs" in keys and "train.steps" not in keys:
-            lower = self._without_steps()
+            lower = lower._without("steps")
+        optimizer = "train.optimizer.name"
+        if optimizer in keys and keys[optimizer] != flatten(lower.tree).get(optimizer):
+            lower = lower._without("optimizer")
         return Layers(
             merge(lower.tree, values),
             lower.origins | dict.fromkeys(keys, origin),
             lower.fixed | keys.keys() if fixed else lower.fixed - keys.keys(),
         )
 
-    def _without_steps(self) -> Layers:
+    def _without(self, name: str) -> Layers:
+        """These layers without the value or the table `train.NAME`."""
         train = self.tree.get("train")
         if not isinstance(train, Mapping):
             return self
-        tree = self.tree | {"train": {key: value for key, value in train.items() if key != "steps"}}
-        origins = {key: origin for key, origin in self.origins.items() if key != "train.steps"}
-        return Layers(tree, origins, self.fixed - {"train.steps"})
+        tree = self.tree | {"train": {key: value for key, value in train.items() if key != name}}
+        gone = {key for key in self.origins if f"{key}.".startswith(f"train.{name}.")}
+        return Layers(tree, {key: self.origins[key] for key in self.origins.keys() - gone}, self.fixed - gone)
 
     def origin(self, key: str) -> str:
         """Which layer gave the dotted `key`; `default` where none did."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -41,6 +42,7 @@ class Result(Settings):
 
 S = TypeVar("S", bound=Settings)
 
+UNIONS = (typing.Union, types.UnionType)
 DEEPEST = 16  # tables and lists inside each other, or parts of a dotted key
 LARGEST_INTEGER = 2**63 - 1  # that of TOML, and of torch
 
@@ -195,7 +197,7 @@ def _parse_plain(annotation: Any, text: str) -> Any:
 def plain_type(info: FieldInfo) -> Any:
     """The type of a field without `None` and without pydantic's annotations; text, where text is one of several."""
     annotation = info.annotation
-    if get_origin(annotation) in (typing.Union, types.UnionType):
+    if get_origin(annotation) in UNIONS:
         kinds = [k for k in get_args(annotation) if k is not type(None)]
         annotation = str if str in kinds else kinds[0]
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -245,13 +247,17 @@ def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[
     """A pydantic error in words for people: key, given, possible. Its code is `unknown-key` or `invalid-value`."""
     lines, known, code = [], list(known), "invalid-value"
     for problem in error.errors():
-        key = shortened(".".join(str(part) for part in problem["loc"]))
+        key = shortened(".".join(str(part) for part in problem["loc"] if str(part)[:1] != "<"))  # the tag of a union
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             code = "unknown-key"
             hint = did_you_mean(key, known, otherwise=f"known here: {', '.join(_siblings(key, known))}")
+            if key in known:
+                hint = f"only with another {key.rpartition('.')[0]}.name"
             lines.append(f"unknown key {key} ({hint})")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
+        elif problem["type"] == "union_tag_invalid":
+            lines.append(f"{key}.name: expected one of {re.sub('[<>]', '', problem.get('ctx', {})['expected_tags'])}")
         else:
             text = problem["msg"].removeprefix("Value error, ")
             given = problem["input"]
@@ -276,12 +282,19 @@ def dotted_fields(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Fi
     """`dotted_keys` with the field of each."""
     found: list[tuple[str, FieldInfo]] = []
     for name, info in kind.model_fields.items():
-        annotation = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found += dotted_fields(annotation, f"{prefix}{name}.")
-        else:
+        tables = tables_of(info)
+        for table in tables:
+            found += dotted_fields(table, f"{prefix}{name}.")
+        if not tables:
             found.append((prefix + name, info))
-    return found
+    return list(dict(found).items())  # classes of a union may share keys
+
+
+def tables_of(info: FieldInfo) -> list[type[BaseModel]]:
+    """The classes that a field's table may be: one, several of a union, or none where it is a plain value."""
+    kinds = get_args(info.annotation) if get_origin(info.annotation) in UNIONS else (info.annotation,)
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _siblings(key: str, known: list[str]) -> list[str]:
@@ -296,26 +309,24 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
         comments: by dotted key, what is said of each value in place of its description.
         otherwise: what is said of a key that is not in `comments`.
     """
-    plain: list[str] = []
-    tables: list[str] = []
 
-    def write(table: Settings, prefix: str, lines: list[str]) -> None:
+    def lines_of(table: Settings, prefix: str) -> list[str]:
+        plain: list[str] = []
+        tables: list[str] = []
         plain_values = table.model_dump(mode="json")
         for name, info in type(table).model_fields.items():
             value, comment = getattr(table, name), info.description
             if comments is not None:
                 comment = comments.get(prefix + name, otherwise)
             if isinstance(value, Settings):
-                inner: list[str] = ["", f"[{prefix}{name}]"]
-                write(value, f"{prefix}{name}.", inner)
-                tables.extend(inner)
+                tables += ["", f"[{prefix}{name}]", *lines_of(value, f"{prefix}{name}.")]
             elif value is None:
-                lines.append(f"# {name} =  # {comment}")
+                plain.append(f"# {name} =  # {comment}")
             else:
-                lines.append(f"{name} = {json.dumps(plain_values[name])}  # {comment}")
+                plain.append(f"{name} = {json.dumps(plain_values[name])}  # {comment}")
+        return plain + tables
 
-    write(settings, "", plain)
-    return "\n".join([*plain, *tables]) + "\n"
+    return "\n".join(lines_of(settings, "")) + "\n"
 
 
 def changes(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.runtime.files import size_text
 from mpdit_core.settings import to_toml
+from mpdit_core.table import Table
 from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
+
+if TYPE_CHECKING:
+    from mpdit_core.training import Cell, Statistics, TrainSweepResult
 
 
 @options_command(TrainOptions)
@@ -15,11 +21,17 @@ def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
 
     Example: mpdit train --preset xl-256
 
-    Without a preset, the one that fits the latents is taken.
+    Without a preset, the one that fits the latents is taken. With --sweep, every combination of values
+    is trained.
     """
-    from mpdit_core.training import train
+    from mpdit_core.training import is_sweep_folder, train, train_sweep
 
-    result = console.run(train, options, nproc="1" if options.dry_run else nproc, device=options.device)
+    nproc = "1" if options.dry_run else nproc
+    if options.sweep or options.seeds > 1 or is_sweep_folder(options.run):
+        sweep = console.run(train_sweep, options, nproc=nproc, device=options.device)
+        console.show(sweep, *sweep_parts(sweep))
+        return
+    result = console.run(train, options, nproc=nproc, device=options.device)
     if isinstance(result, DryRunResult):
         origins = {key: f"from {origin}" for key, origin in result.origins.items()}
         console.say(to_toml(result.config, comments=origins, otherwise="default"))
@@ -49,3 +61,37 @@ def _dry_run(result: DryRunResult) -> console.Summary:
     }
     title = f"{result.run} (nothing was written)"
     return console.Summary(title=title, rows=rows, next_command="the same without --dry-run")
+
+
+def sweep_parts(sweep: TrainSweepResult) -> list[Table | console.Summary]:
+    """One line per combination, and the best with its command line."""
+    measured = [sweep.distance] if sweep.distance else []
+    rows = [
+        [*cell.values.values(), _finished(cell), f"{cell.flops:.3g}", _figure(cell.loss)]
+        + [_figure(cell.distance) for _ in measured]
+        for cell in sweep.cells
+    ]
+    table = Table(
+        title=f"Sweep {sweep.path}",
+        columns=[*sweep.axes, "finished", "FLOPs", "loss", *measured],
+        rows=rows,
+        note="mean ± standard deviation over the seeds that finished; loss: mean of the last tenth of each run",
+    )
+    best = sweep.best
+    if best is None:
+        return [table, console.Summary(title="no combination has finished", rows={})]
+    label, figure = (sweep.distance, best.distance) if sweep.distance and best.distance else ("loss", best.loss)
+    title = f"lowest {label}: {_figure(figure)}"
+    return [table, console.Summary(title=title, rows=dict(best.values), next_command=best.command)]
+
+
+def _finished(cell: Cell) -> str:
+    """Number of runs that finished, of all; and of those that diverged."""
+    finished, diverged = sum(run.finished for run in cell.runs), sum(run.diverged for run in cell.runs)
+    return f"{finished} of {len(cell.runs)}" + (f", {diverged} diverged" if diverged else "")
+
+
+def _figure(figure: Statistics | None) -> str:
+    if figure is None:
+        return "–"
+    return f"{figure.mean:.4f}" + (f" ± {figure.std:.4f}" if figure.std is not None else "")

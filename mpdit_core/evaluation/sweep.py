@@ -22,8 +22,9 @@ from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
 from mpdit_core.runtime.files import write_json, writing
-from mpdit_core.sampling import Axis, SamplingPlan, read_sweeps, with_value
+from mpdit_core.sampling import SamplingPlan
 from mpdit_core.settings import Result, Settings, setting
+from mpdit_core.sweeps import Axis, read_sweeps, with_value
 
 FORMAT = 2
 """Version of the table's file."""

@@ -26,6 +26,8 @@ from mpdit_core.runtime import files
 
 BLOCK_OVERHEAD = 2**15  # bytes of Python objects per block, whatever its width
 
+MLP_MATRICES = {"gelu": 2, "swiglu": 3}  # of width × hidden features, in one block
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -50,12 +52,14 @@ def training_memory(
     *,
     precision: Precision = "bfloat16",
     ema_copies: int = 1,
+    optimizer: str = "adamw",
     checkpointing: bool = False,
 ) -> Memory:
-    """Memory of one training step of `batch_size` images on one device (AdamW, one process).
+    """Memory of one training step of `batch_size` images on one device (one process).
 
     Args:
         batch_size: number of images computed together: those of one device and one accumulation part.
+        optimizer: name of the optimizer.
         checkpointing: whether blocks are recomputed in the backward pass; then only their inputs are kept, and all
             activations of one block at a time.
     """
@@ -63,10 +67,16 @@ def training_memory(
     return Memory(
         weights=4 * parameters + _low_precision_copies(parameters, precision),
         gradients=4 * parameters,
-        optimizer=8 * parameters,
+        optimizer=4 * optimizer_values(config, optimizer),
         ema=4 * parameters * ema_copies,
         activations=batch_size * saved_activations(config, precision=precision, checkpointing=checkpointing),
     )
+
+
+def optimizer_values(config: ModelConfig, optimizer: str) -> int:
+    """Numbers that the optimizer keeps: two per parameter, one where Muon moves it, the matrices of the blocks."""
+    matrices = config.depth * (4 * config.width**2 + MLP_MATRICES[config.mlp] * config.width * config.mlp_hidden)
+    return 2 * parameter_count(config) - (matrices if optimizer == "muon" else 0)
 
 
 def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precision = "bfloat16") -> Memory:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         warn_if_given,
     )
     from mpdit_core.sampling.sample_set import SampleSet
-    from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value
     from mpdit_core.sampling.views.nearest import TrainingPoints, find_training_images, search
 
 __all__, __getattr__ = lazy_names(__name__, __file__)

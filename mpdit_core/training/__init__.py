@@ -9,5 +9,7 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.training.job import train
     from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
+    from mpdit_core.training.sweep.job import is_sweep_folder, train_sweep
+    from mpdit_core.training.sweep.results import Cell, Statistics, TrainSweepResult
 
 __all__, __getattr__ = lazy_names(__name__, __file__)

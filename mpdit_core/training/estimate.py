@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpdit_core.config import RunConfig
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.memory import Memory, Precision, training_memory
+from mpdit_core.model.memory import Memory, Precision, optimizer_values, training_memory
 from mpdit_core.training.options import ResourceEstimate
 
 FLOAT32 = 4  # bytes
@@ -27,13 +27,17 @@ def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> Res
 
     def memory(checkpointing: bool) -> Memory:
         found = (
-            training_memory(config.model, share, precision=p, ema_copies=averages, checkpointing=checkpointing)
-            for p in precisions
-        )
+            training_memory(
+                config.model, share, precision=precision, ema_copies=averages, optimizer=train.optimizer.name,
+                checkpointing=checkpointing,
+            )
+            for precision in precisions
+        )  # fmt: skip
         return max(found, key=lambda memory: memory.total)
 
     needed = memory(train.activation_checkpointing)
-    checkpoint = parameter_count(config.model) * FLOAT32 * (3 + averages)  # weights, two moments, averages
+    values = parameter_count(config.model) * (1 + averages) + optimizer_values(config.model, train.optimizer.name)
+    checkpoint = FLOAT32 * values
     written = max(1, total_steps // train.checkpoint_every)
     kept = min(written, train.keep_last) + (total_steps // train.keep_every if train.keep_every else 0)
     return ResourceEstimate(

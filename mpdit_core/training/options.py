@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from pydantic import PositiveInt
 
 from mpdit_core.config import RunConfig
 from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import Result, flatten, setting
 
 
 class TrainOptions(DeviceOptions):
@@ -17,30 +19,47 @@ class TrainOptions(DeviceOptions):
 
     preset: str | None = setting(
         None, "name of the configuration to start from",
-        chosen="that of --config or the run, else one that fits the latents",
+        chosen="that of --config or the run, else one that fits the latents", sweepable=True,
     )  # fmt: skip
     latents: Path | None = setting(
         None, "folder of latents", metavar="DIR", strict=False, chosen="the one that fits under latents/"
     )
     steps: PositiveInt | None = setting(None, "number of optimizer steps", chosen="by train.epochs")
     config: Path | None = setting(None, "TOML file laid over the preset", metavar="FILE", strict=False, chosen="none")
-    settings: dict[str, Any] = setting({}, "single values of the configuration, by dotted key", table="*", typed=False)
+    settings: dict[str, Any] = setting(
+        {}, "single values of the configuration, by dotted key", table="*", typed=False, sweepable=True
+    )
     init_from: str | None = setting(
         None, "model whose weights a new run begins with", metavar="MODEL", chosen="random weights"
     )
     run: Path | None = setting(
-        None, "run folder; an existing run is resumed", metavar="DIR",
+        None, "folder of the run or the sweep; an existing one is resumed", metavar="DIR",
         panel="Output", strict=False, chosen="a new one under runs/",
     )  # fmt: skip
-    resume: bool = setting(True, "resume the run in --run, if it is there", panel="Output")
+    resume: bool = setting(True, "resume the run or sweep in --run, if it is there", panel="Output")
     dry_run: bool = setting(
         False, "check everything and show configuration, memory and disk; write nothing", panel="Output"
     )
+    sweep: tuple[str, ...] = setting(
+        (), "train every combination of these values, as train.learning_rate=1e-4,2e-4; `;` between lists",
+        strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Other work",
+    )  # fmt: skip
+    seeds: PositiveInt = setting(1, "number of seeds to train with, each a run of its own", panel="Other work")
     trust: bool = setting(
         False, "run code that the run, its configuration or its latents name, such as file.py:Class", panel="Running"
     )
     runs_root: Path = setting(Path("runs"), "folder in which new runs are made", typed=False)
     latents_root: Path = setting(Path("latents"), "folder in which latents are looked for", typed=False)
+
+    def command_line(self) -> str:
+        """The command line that trains this in a new run."""
+        words = ["mpdit", "train"]
+        for name in ("preset", "config", "latents", "init_from", "steps"):
+            value = getattr(self, name)
+            words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        for key, value in flatten(self.settings).items():
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        return shlex.join(words)
 
 
 class TrainResult(Result):

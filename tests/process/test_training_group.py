@@ -25,6 +25,10 @@ from mpdit_core.runtime.distributed import launch
 from mpdit_core.training.state.checkpoints import read
 
 TRIALS = 12
+OPTIMIZERS = pytest.mark.parametrize(
+    ("optimizer", "tolerance"),
+    [("train.optimizer.name=adamw", 1e-5), ("train.optimizer.name=muon", 1e-3)],  # whose products are in bfloat16
+)
 
 
 def test_killed_again_and_again_and_resumed_is_bit_equal(latents, tmp_path):
@@ -42,44 +46,47 @@ def test_killed_again_and_again_and_resumed_is_bit_equal(latents, tmp_path):
     assert_same_run(run, tmp_path / "straight")
 
 
-def test_two_processes_equal_one_and_either_resumes_the_other(latents, tmp_path):
+@OPTIMIZERS
+def test_two_processes_equal_one_and_either_resumes_the_other(latents, tmp_path, optimizer, tolerance):
     two, one = tmp_path / "two", tmp_path / "one"
-    outcomes = serve_command(*arguments(latents, two), "--steps", 12)
+    outcomes = serve_command(*arguments(latents, two, optimizer), "--steps", 12)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    run_to_end(options(latents, one, steps=12))
-    assert relative_difference(state_of(two), state_of(one)) < 1e-5
+    run_to_end(options(latents, one, optimizer, steps=12))
+    assert relative_difference(state_of(two), state_of(one)) < tolerance
     losses = [[m["loss"] for m in metrics_of(run)] for run in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # the mean over the ranks, not rank 0's
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)  # the mean over the ranks, not rank 0's
     for run in (one, two):
-        run_to_end(options(latents, run, steps=16))
-    assert relative_difference(state_of(two), state_of(one)) < 1e-5
+        run_to_end(options(latents, run, optimizer, steps=16))
+    assert relative_difference(state_of(two), state_of(one)) < tolerance
 
 
-def test_sharded_training_equals_one_process(latents, tmp_path):
+@OPTIMIZERS
+def test_sharded_training_equals_one_process(latents, tmp_path, optimizer, tolerance):
     """With previews and two averages, stopped and resumed, then resumed by one process."""
     two, one = tmp_path / "sharded", tmp_path / "one"
-    clip = ("train.grad_clip=0.5", "train.ema_decays=[0.99, 0.5]", "preview.every=2")
+    clip = (optimizer, "train.grad_clip=0.5", "train.ema_decays=[0.99, 0.5]", "preview.every=2")
     sharded = arguments(latents, two, *clip, "train.parallel=fsdp")
     for steps in (4, 8):
         outcomes = serve_command(*sharded, "--steps", steps)
         assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     run_to_end(options(latents, one, *clip, steps=8))
-    assert relative_difference(state_of(two), state_of(one)) < 1e-5
+    assert relative_difference(state_of(two), state_of(one)) < tolerance
     newest = find_checkpoints(two)[0][-1]
     assert len(list(newest.glob("training/*.safetensors"))) == 2  # one part per process
     assert not (newest / "training.safetensors").exists()
     assert [p.name for p in RunFolder(two).previews()] == [f"step-000000{n}.png" for n in (2, 4, 6, 8)]
     for run in (two, one):
         run_to_end(options(latents, run, *clip, steps=10))
-    assert relative_difference(state_of(two), state_of(one)) < 1e-5
+    assert relative_difference(state_of(two), state_of(one)) < tolerance
     assert sorted(p.name for p in (two / "checkpoints").iterdir())[-2:] == ["step-0000008", "step-0000010"]
 
 
 def test_a_resumed_sharded_run_ends_with_the_same_parts(latents, tmp_path):
+    """With Muon, whose state is sharded as AdamW's is, which moves the rest."""
     for run, sessions in (("resumed", (2, 4)), ("straight", (4,))):
         for steps in sessions:
-            words = [*arguments(latents, tmp_path / run, "train.parallel=fsdp"), "--steps", steps]
-            assert [outcome.code for outcome in serve_command(*words)] == [0, 0]
+            words = arguments(latents, tmp_path / run, "train.optimizer.name=muon", "train.parallel=fsdp")
+            assert [outcome.code for outcome in serve_command(*words, "--steps", steps)] == [0, 0]
     resumed, straight = ({p.name: p for p in (tmp_path / run).glob("checkpoints/step-0000004/training/*")}
                          for run in ("resumed", "straight"))  # fmt: skip
     assert resumed.keys() == straight.keys()
@@ -88,6 +95,16 @@ def test_a_resumed_sharded_run_ends_with_the_same_parts(latents, tmp_path):
             assert found.metadata() == expected.metadata()
             assert set(found.keys()) == set(expected.keys())
             assert all(torch.equal(found.get_tensor(key), expected.get_tensor(key)) for key in expected.keys())  # noqa: SIM118
+
+
+def test_a_sweep_in_two_processes_trains_every_run_in_both(latents, tmp_path):
+    words = [*arguments(latents, tmp_path / "s"), "--steps", 2, "--sweep", "train.schedule=wsd,cosine"]
+    outcomes = serve_command(*words)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    for schedule in ("wsd", "cosine"):
+        run_to_end(options(latents, tmp_path / schedule, f"train.schedule={schedule}", steps=2))
+        run = tmp_path / "s" / f"train.schedule={schedule}-seed0"
+        assert relative_difference(state_of(run), state_of(tmp_path / schedule)) < 1e-5
 
 
 def test_two_nodes_of_one_process_equal_one(latents, tmp_path):

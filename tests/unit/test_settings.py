@@ -65,10 +65,10 @@ def test_anything_typed_is_taken_or_refused(assignments: list[str]):
 @pytest.mark.parametrize(
     ("assignment", "code"),
     [
-        ("train.betas=[0.9, 1.0]", "invalid-value"),
+        ("train.optimizer.betas=[0.9, 1.0]", "invalid-value"),
         ("train.ema_decays=[1.0]", "invalid-value"),
         ("train.learning_rate=inf", "invalid-value"),
-        ("train.weight_decay=nan", "invalid-value"),
+        ("train.optimizer.weight_decay=nan", "invalid-value"),
         ("train.seed=" + "9" * 5000, "invalid-value"),
         ("train.seed=\x1b[31m\udcff", "invalid-value"),
         ("model.width=1000000000000", "too-large"),

@@ -12,7 +12,7 @@ import pytest
 from mpdit_cli.app import build_app
 from mpdit_cli.fields import flags_of
 from mpdit_core.config import RunConfig
-from mpdit_core.settings import Options, Result, Settings
+from mpdit_core.settings import Options, Result, Settings, tables_of
 
 CLI = Path(__file__).parents[2] / "mpdit_cli"
 
@@ -34,8 +34,9 @@ def parts_of(kind: type[Settings]) -> Iterator[type[Settings]]:
     """A class of values and the classes within it."""
     yield kind
     for info in kind.model_fields.values():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
-            yield from parts_of(info.annotation)
+        for table in tables_of(info):
+            assert issubclass(table, Settings)
+            yield from parts_of(table)
 
 
 def own_fields(kind: type[Settings]) -> list[str]:
@@ -87,6 +88,6 @@ def test_every_option_and_every_result_is_described():
         (kind.__qualname__, name)
         for kind in {*classes(Options), *classes(Result), *parts_of(RunConfig)}
         for name, info in kind.model_fields.items()
-        if not info.description and not (isinstance(info.annotation, type) and issubclass(info.annotation, Settings))
+        if not info.description and not tables_of(info)
     ]
     assert found == []

@@ -15,8 +15,8 @@ from mpdit_core.pictures import contact_sheet
 from mpdit_core.reporting import Progress, Reporter, silent
 from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.sweeps import Axis, read_sweeps, with_value
 from mpdit_core.sampling.views.common import open_view
+from mpdit_core.sweeps import Axis, read_sweeps, with_value
 
 DEFAULT_SAMPLES = 9
 SHEET = 1024  # images at most

@@ -64,31 +64,6 @@ class ParallelModel:
         for name, parameter in self.module.named_parameters():
             parameter.copy_(shard_like(parameter, state[name]))
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`: the state itself, by name.
-
-        In the same order after a restore, which the files of a sharded checkpoint follow.
-        """
-        return {
-            f"{slot}.{name}": value
-            for name, parameter in self.module.named_parameters()
-            for slot, value in sorted(optimizer.state.get(parameter, {}).items())
-        }
-
-    @torch.no_grad()
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-        """The inverse of `optimizer_state`, from whole tensors; an empty state resets the optimizer."""
-        optimizer.state.clear()
-        parameters = dict(self.module.named_parameters())
-        for key, value in flat.items():
-            slot, _, name = key.partition(".")
-            parameter = parameters[name]
-            if value.shape == parameter.shape:
-                value = shard_like(parameter, value.to(parameter.dtype))
-            if slot != "step" or parameter.is_cuda:  # AdamW keeps its count of steps on the CPU, fused on the GPU
-                value = value.to(local(parameter).device)
-            optimizer.state[parameter][slot] = value.clone()
-
 
 def _shard(module: MPDiT) -> None:
     from torch.distributed.fsdp import fully_shard

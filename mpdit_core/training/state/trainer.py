@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -16,8 +15,10 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.training.batches import Batch
+from mpdit_core.training.schedules import learning_rate_factor
 from mpdit_core.training.state.checkpoints import Position, Snapshot
 from mpdit_core.training.state.ema import EMA
+from mpdit_core.training.state.optimizers import Optimizer
 from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
 from mpdit_core.training.state.sharded import copy_to_cpu
 
@@ -33,10 +34,7 @@ class Trainer:
             module = MPDiT(config.model)
         self.model = ParallelModel(module.train(), config.train, device=device, world=world)
         train = config.train
-        self.optimizer = torch.optim.AdamW(
-            self.model.module.parameters(),
-            lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, fused=True,
-        )  # fmt: skip
+        self.optimizer = Optimizer(self.model.module, train)
         self.ema = EMA(self.model.module, decays=train.ema_decays, warmup=train.ema_warmup)
 
     def step(self, batch: Batch) -> Tensor:
@@ -51,10 +49,7 @@ class Trainer:
         norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         if train.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, norm, foreach=True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(self._factor)
         self.ema.update(self.position.step)
         self.position = replace(
             self.position,
@@ -79,14 +74,12 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step: linear warm-up, then constant or half a cosine down to 0."""
-        train, step = self.config.train, self.position.step
-        if step < train.warmup_steps:
-            return train.learning_rate * (step + 1) / train.warmup_steps
-        if train.schedule == "constant":
-            return train.learning_rate
-        progress = (step - train.warmup_steps) / max(1, self.total_steps - train.warmup_steps)
-        return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        """Learning rate of the next step; Muon's matrices may have another peak."""
+        return self.config.train.learning_rate * self._factor
+
+    @property
+    def _factor(self) -> float:
+        return learning_rate_factor(self.config.train, self.position.step, total_steps=self.total_steps)
 
     def snapshot(self, *, whole: bool = True) -> Snapshot:
         """A copy of everything, on the CPU. All processes must call it.
@@ -97,7 +90,7 @@ class Trainer:
         averages = {d: self.model.whole(self.ema.state(i)) for i, d in enumerate(self.ema.decays)}
         in_parts = self.model.sharded and not whole
         copy = copy_to_cpu if in_parts else self.model.whole
-        weights, optimizer = copy(self.model.weights()), copy(self.model.optimizer_state(self.optimizer))
+        weights, optimizer = copy(self.model.weights()), copy(self.optimizer.state())
         return Snapshot(self.position, weights, optimizer, averages, sharded=in_parts)
 
     @torch.no_grad()
@@ -110,7 +103,7 @@ class Trainer:
         self._require_fit(snapshot)
         self.position = snapshot.position
         self.model.load_weights(snapshot.weights)
-        self.model.load_optimizer_state(self.optimizer, snapshot.optimizer)
+        self.optimizer.load(snapshot.optimizer)
         parameters = self.model.weights()
         for i, decay in enumerate(self.ema.decays):
             averages = snapshot.averages[decay]
@@ -121,10 +114,5 @@ class Trainer:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.weights().items()}
         for state in (snapshot.weights, *(snapshot.averages.get(decay, {}) for decay in self.ema.decays)):
             require_shapes(shapes, state, where=where)
-        slots = {
-            f"{slot}.{name}": () if slot == "step" else shape
-            for name, shape in shapes.items()
-            for slot in ("exp_avg", "exp_avg_sq", "step")
-        }
         if snapshot.optimizer:  # none before the first step, and after the weights of another model were taken
-            require_shapes(slots, snapshot.optimizer, where=where)
+            require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from mpdit_core import plugins
 from mpdit_core.api import UserError
-from mpdit_core.sampling import Generator, SamplingOptions, read_sweeps, sampling_values, with_value
+from mpdit_core.sampling import Generator, SamplingOptions, sampling_values
+from mpdit_core.sweeps import read_sweeps, with_value
 from mpdit_playground.columns import Column, compute
 from mpdit_playground.options import PlaygroundOptions
 

@@ -183,12 +183,13 @@ def test_escaped_text_is_not_escaped_again():
 
 def test_changes_to_the_preset_are_in_the_command(run):
     model = open_model(run)
-    train = model.config.train.model_copy(update={"batch_size": 512, "betas": (0.9, 0.95)})
+    optimizer = model.config.train.optimizer.model_copy(update={"betas": (0.9, 0.95)})
+    train = model.config.train.model_copy(update={"batch_size": 512, "optimizer": optimizer})
     changed = model.model_copy(update={"config": model.config.model_copy(update={"train": train})})
     words = shlex.split(card.train_command(changed).replace("\\\n", " "))
     assert words[:4] == ["mpdit", "train", "--preset", "tiny"]
     settings = parse_assignments(words[5::2])
-    assert settings == {"train": {"batch_size": 512, "betas": [0.9, 0.95]}}
+    assert settings == {"train": {"batch_size": 512, "optimizer": {"betas": [0.9, 0.95]}}}
 
 
 @pytest.mark.parametrize("form", ["mpdit", "torch-export"])

@@ -101,7 +101,8 @@ def test_metrics_that_the_disk_takes_in_part_are_taken_back(run):
 DEEP = "a = " + "[" * 5000
 HOSTILE = {
     "config.toml": ["", "x = 1", DEEP, "resolution = " + "9" * 5000, "resolution = 0x" + "f" * 40, "model = 3",
-                    "[model]\nwidth = nan", "preset = []", "\x00", "[train]\nbetas = [[1], 2]"],
+                    "[model]\nwidth = nan", "preset = []", "\x00",
+                    "[train.optimizer]\nbetas = [[1], 2]", "[train]\noptimizer = [[1]]"],
     "run.json": ["", "[]", "3", '{"format": 2}', '{"format": 2, "latents": []}', "[" * 100_000,
                  '{"format": 2, "latents": {"count": ' + "9" * 30 + "}}", '{"format": ' + "9" * 5000 + "}"],
 }  # fmt: skip

@@ -15,10 +15,11 @@ from mpdit_cli.app import main
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.reporting import Progress, Warning
-from mpdit_core.sampling import read_sweeps, sample, with_value
+from mpdit_core.sampling import sample
 from mpdit_core.sampling.views.interpolation import slerp
 from mpdit_core.sampling.views.nearest import TrainingPoints, search
 from mpdit_core.sampling.views.trajectory import follow, spread_out
+from mpdit_core.sweeps import read_sweeps, with_value
 
 SMALL = {"num_samples": 2, "num_steps": 3, "guidance_scale": 1.0}
 

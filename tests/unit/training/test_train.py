@@ -196,7 +196,7 @@ def test_a_run_that_is_removed_ends_with_one_message(latents, tmp_path, settings
 @pytest.mark.parametrize(
     "assignment",
     ["model.width=10000000", "model.stages=[[4, 1000000000]]", "train.batch_size=1000000000000",
-     "train.batch_size=1000000000001", "model.width=0xffffffffffffffffffffffff", "train.betas=[nan, 0.9]"],
+     "train.batch_size=1000000000001", "model.width=0xffffffffffffffffffffffff", "train.optimizer.betas=[nan, 0.9]"],
 )  # fmt: skip
 def test_what_no_machine_can_hold_is_refused_at_once(latents, tmp_path, assignment):
     with pytest.raises(UserError) as refused:

@@ -62,7 +62,7 @@ def test_the_same_configuration_loads_whole_and_the_averages_start_there(tmp_pat
     assert all(torch.equal(weights[n], saved[n]) for n in saved)
     assert all(torch.equal(trainer.ema.state()[n], saved[n]) for n in saved)
     assert trainer.position.step == 0
-    assert not trainer.optimizer.state
+    assert not trainer.optimizer.state()
     assert (summary.source, summary.step) == (tmp_path / "m", 7)
     assert summary.loaded == summary.total == sum(t.numel() for n, t in saved.items() if "class_embedding" not in n)
     assert summary.classes == ClassMatch(by="name", known=3)

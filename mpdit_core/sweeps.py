@@ -1,6 +1,7 @@
-"""Options that are varied: `--sweep KEY=V1,V2,…` of `sample` and `eval-fid`.
+"""Options that are varied: `--sweep KEY=V1,V2,…` of `sample`, `eval-fid` and `train`.
 
-Which keys may vary stands at the fields of the options (`sweepable`); `sampler.KEY` reaches an option of the sampler.
+Which keys may vary stands at the fields of the options (`sweepable`). `TABLE.KEY` reaches a value within a field that
+has a `table`, such as an option of the sampler; a table `*` takes every dotted key, such as `train.learning_rate`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mpdit_core.errors import UserError
-from mpdit_core.sampling.options import SamplingOptions
-from mpdit_core.settings import parse_field, parse_value, spelling_of, validate
+from mpdit_core.settings import Options, merge, parse_assignments, parse_field, spelling_of, validate
 
-O = TypeVar("O", bound=SamplingOptions)  # noqa: E741
+O = TypeVar("O", bound=Options)  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ def with_value(options: O, key: str, text: str) -> O:
     tables = {spelling.table: name for name, spelling in spellings.items() if spelling.sweepable and spelling.table}
     plain = [name for name, spelling in spellings.items() if spelling.sweepable and not spelling.table]
     table, dot, inner = key.partition(".")
-    if dot and table in tables:
-        name = tables[table]
-        value = getattr(options, name) | {inner: parse_value(text)}
+    if dot and (table in tables or "*" in tables):
+        name = tables.get(table) or tables["*"]
+        given = parse_assignments([f"{inner if table in tables else key}={text}"])
+        value = merge(getattr(options, name), given)
     elif key in plain:
         name, value = key, parse_field(kind, key, text)
     else:
-        known = [*plain, *(f"{table}.KEY" for table in tables)]
+        known = [*plain, *(f"{'TABLE' if table == '*' else table}.KEY" for table in tables)]
         raise UserError(f"sweep {key}: no such option to vary", code="unknown-key", expected=", ".join(known))
     values = {name: getattr(options, name) for name in kind.model_fields}
     return validate(kind, values | {name: value}, origin="sweep")

@@ -1,0 +1,238 @@
+"""`mpdit train --sweep KEY=V1,V2,… --seeds N`: every combination of settings trained, with every seed, in one folder.
+
+    runs/sweep-1/sweep.json                             what was asked for
+    runs/sweep-1/train.learning_rate=1e-4-seed0/        a run like any other
+    runs/sweep-1/table.json, distance.png               what came of it
+
+The state of a sweep is that of its runs: started again, it passes over those that have finished and resumes the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import groupby, product
+from pathlib import Path
+from urllib.parse import quote
+
+from mpdit_core import __version__
+from mpdit_core.config import RunConfig
+from mpdit_core.errors import Interrupted, UserError
+from mpdit_core.model.compute import training_macs
+from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent
+from mpdit_core.runtime import files
+from mpdit_core.runtime.device import select_device
+from mpdit_core.runtime.distributed import World, process_group
+from mpdit_core.settings import merge, validate
+from mpdit_core.sweeps import Axis, read_sweeps, with_value
+from mpdit_core.training.job import train
+from mpdit_core.training.options import TrainOptions
+from mpdit_core.training.setup import prepare
+from mpdit_core.training.sweep import results
+from mpdit_core.training.sweep.plot import draw
+from mpdit_core.training.sweep.results import RunOutcome, TrainSweepResult
+
+FORMAT = 1
+"""Version of sweep.json; any other is refused."""
+
+ABOUT, TABLE, PLOT = "sweep.json", "table.json", "distance.png"
+KEPT = {"preset", "config", "settings", "steps", "latents", "init_from", "sweep", "seeds"}
+"""Options that sweep.json holds: what is trained, not where."""
+
+SEED = "train.seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One run of a sweep."""
+
+    options: TrainOptions  # of this run alone
+    cell: TrainOptions  # of its combination, without folder and seed
+    values: dict[str, str]
+    seed: int
+    config: RunConfig
+    total_steps: int
+
+    @property
+    def path(self) -> Path:
+        assert self.options.run is not None
+        return self.options.run
+
+    def outcome(self) -> RunOutcome:
+        """How far the run has come, by what its folder holds."""
+        return results.outcome_of(self.path, seed=self.seed, config=self.config, total_steps=self.total_steps)
+
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train."""
+        outcome = self.outcome()
+        return outcome.finished or outcome.diverged
+
+
+def is_sweep_folder(path: Path | None) -> bool:
+    """Whether a sweep was begun in the folder."""
+    return path is not None and (path / ABOUT).is_file()
+
+
+def train_sweep(options: TrainOptions, *, report: Reporter = silent) -> TrainSweepResult:
+    """Trains every combination of `options.sweep` with `options.seeds` seeds, one run after the other.
+
+    Without a sweep, that is one combination.
+
+    A run that diverges is a warning; its combination cannot be the best. With `dry_run` everything is checked, and the
+    result is what there is.
+
+    Raises:
+        UserError: as `read_sweeps` and `train`, for whichever combination, before the first is trained; the seed as a
+            key (`swept-twice`); a folder that holds something else (`not-a-sweep-folder`).
+        Interrupted: after a signal, with a checkpoint written.
+    """
+    device = select_device(options.device)
+    with process_group(device) as world:
+        folder = world.on_main(lambda: _folder(options))
+        options = _with_saved(folder, options)
+        members = _members(options, folder, world_size=world.size)
+        if not options.dry_run:
+            world.on_main(lambda: _write_about(folder, options))
+            _train_all(members, _without_repeats(report), folder=folder, world=world)
+        result = _result(folder, members)
+        if world.is_main and not options.dry_run:
+            result = _write(result, report)
+        return result
+
+
+def _folder(options: TrainOptions) -> Path:
+    """The sweep's folder, there or not."""
+    path = options.run or RunFolder.next(options.runs_root, "sweep").path
+    if is_sweep_folder(path) and not options.resume:
+        raise UserError(f"{path} holds a sweep already", code="run-exists", remedy="choose another --run")
+    if path.exists() and not is_sweep_folder(path) and any(path.iterdir()):
+        raise UserError(
+            f"{path} is not empty and not a sweep",
+            code="not-a-sweep-folder",
+            expected="a folder made by `mpdit train --sweep`, or a new one",
+        )
+    return path
+
+
+def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
+    """The options that the sweep was begun with, and on top of them those that are given now."""
+    if not is_sweep_folder(folder):
+        return options
+    about = files.read_json(folder / ABOUT)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / ABOUT} is not of format {FORMAT}",
+            code="unknown-format",
+            expected=f"what mpdit {__version__} writes",
+            remedy="begin another sweep",
+        )
+    saved = validate(TrainOptions, about.get("options"), origin=str(folder / ABOUT))
+    given = {name: getattr(options, name) for name in options.model_fields_set}
+    given["settings"] = merge(saved.settings, options.settings)
+    return saved.model_copy(update=given)
+
+
+def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Member]:
+    """All runs, the seeds of a combination one after the other. Raises `UserError` as `prepare`."""
+    axes = read_sweeps(options.sweep)
+    if any(axis.key == SEED for axis in axes):
+        raise UserError(
+            f"sweep {SEED}", code="swept-twice", expected="other keys", remedy="--seeds N trains with N seeds"
+        )
+    alone = options.model_copy(update={"run": None, "sweep": (), "seeds": 1, "dry_run": False})
+    cells = [_cell(alone, axes, texts) for texts in product(*(axis.texts for axis in axes))]
+    first = prepare(cells[0][1], report=silent, world_size=world_size).config.train.seed
+    members = []
+    for values, cell in cells:
+        name = ",".join(f"{key}={quote(text, safe=',[]=+.')}" for key, text in values.items())
+        prefix = f"{name}-" if name else ""
+        for seed in range(first, first + options.seeds):
+            of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": folder / f"{prefix}seed{seed}"})
+            plan = prepare(of_run, report=silent, world_size=world_size)
+            members.append(
+                Member(
+                    options=of_run,
+                    cell=cell,
+                    values=values,
+                    seed=seed,
+                    config=plan.config,
+                    total_steps=plan.total_steps,
+                )
+            )
+    return members
+
+
+def _cell(options: TrainOptions, axes: Sequence[Axis], texts: Sequence[str]) -> tuple[dict[str, str], TrainOptions]:
+    """One combination: its values, and the options with them."""
+    values = {axis.key: text for axis, text in zip(axes, texts, strict=True)}
+    for key, text in values.items():
+        options = with_value(options, key, text)
+    return values, options
+
+
+def _write_about(folder: Path, options: TrainOptions) -> None:
+    about = {"format": FORMAT, "mpdit": __version__, "options": options.model_dump(mode="json", include=KEPT)}
+    files.write_json(folder / ABOUT, about)
+
+
+def _train_all(members: Sequence[Member], report: Reporter, *, folder: Path, world: World) -> None:
+    """Trains those that have neither finished nor diverged."""
+    for number, member in enumerate(members):
+        report(Progress(task="sweep", done=number, total=len(members), unit="runs"))
+        if world.on_main(member.is_over):
+            continue
+        try:
+            train(member.options, report=report)
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signum, remedy=f"mpdit train --run {folder}") from None
+        except UserError as error:
+            if error.code != "diverged":
+                raise
+            report(Warning(code="diverged", text=f"{member.path}: {error.what}"))
+    report(Progress(task="sweep", done=len(members), total=len(members), unit="runs"))
+
+
+def _without_repeats(report: Reporter) -> Reporter:
+    """Passes a note on once: what many runs say of the same latents."""
+    said: set[str] = set()
+
+    def passing(event: Event) -> None:
+        if isinstance(event, Note):
+            if event.text in said:
+                return
+            said.add(event.text)
+        report(event)
+
+    return passing
+
+
+def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
+    cells = []
+    for _, group in groupby(members, key=lambda member: member.values):
+        runs = list(group)
+        flops = 2 * training_macs(runs[0].config.model) * runs[0].config.train.batch_size * runs[0].total_steps
+        outcomes = [member.outcome() for member in runs]
+        cells.append(results.cell_of(runs[0].values, outcomes, flops=flops, command=runs[0].cell.command_line()))
+    return TrainSweepResult(
+        path=folder,
+        axes=tuple(members[0].values),
+        cells=tuple(cells),
+        distance=results.name_of_distance([member.path for member in members]),
+        best=results.best_of(cells),
+    )
+
+
+def _write(result: TrainSweepResult, report: Reporter) -> TrainSweepResult:
+    """Writes the table, and the plot where there is something to draw and matplotlib; the result names them."""
+    if result.distance and find_spec("matplotlib") is None:
+        text = "there is no plot without matplotlib: pip install 'mpdit[plot]'"
+        report(Warning(code="no-matplotlib", text=text))
+    elif result.distance:
+        result = result.model_copy(update={"plot": result.path / PLOT})
+        draw(result, result.path / PLOT)
+        report(Saved(what="plot", path=result.path / PLOT))
+    files.write_json(result.path / TABLE, result.model_dump(mode="json", exclude={"path"}))
+    report(Saved(what="table", path=result.path / TABLE))
+    return result

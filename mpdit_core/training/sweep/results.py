@@ -1,0 +1,131 @@
+"""What the runs of a sweep have come to: read from their folders, averaged over seeds, the best combination first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from mpdit_core.config import RunConfig
+from mpdit_core.evaluation.options import METRICS
+from mpdit_core.model.compute import training_macs
+from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.settings import Result, Settings, setting
+
+DISTANCES = {"eval/fid": METRICS["fid"].label, f"eval/{METRICS['fid'].other_key}": METRICS["fid"].other_label}
+"""Keys of metrics.jsonl that hold the distance of an evaluation → names for people."""
+
+
+class Measured(Settings):
+    """One evaluation of a run."""
+
+    step: int = setting(..., "optimizer steps done")
+    flops: float = setting(..., "floating-point operations spent on training until then")
+    distance: float = setting(..., "Fréchet distance of its samples")
+
+
+class RunOutcome(Settings):
+    """One run of a sweep, as far as it has come."""
+
+    run: Path = setting(..., "its folder")
+    seed: int = setting(..., "its seed")
+    step: int = setting(..., "optimizer steps logged")
+    finished: bool = setting(..., "whether it did all its steps, and the evaluation that is due at the last")
+    diverged: bool = setting(..., "whether it stopped at a bad step")
+    loss: float | None = setting(..., "mean of the last tenth of its logged losses")
+    evaluations: tuple[Measured, ...] = setting(..., "its evaluations, in order of step")
+
+
+class Statistics(Settings):
+    """A figure over several seeds."""
+
+    mean: float = setting(..., "mean over the runs")
+    std: float | None = setting(..., "standard deviation over the runs (of a sample: n - 1); none: one run")
+    count: int = setting(..., "number of runs")
+
+
+class Cell(Settings):
+    """One combination of the values of a sweep."""
+
+    values: dict[str, str] = setting(..., "key → its value, as text")
+    runs: tuple[RunOutcome, ...] = setting(..., "one per seed")
+    loss: Statistics | None = setting(..., "loss of the finished runs")
+    distance: Statistics | None = setting(..., "distance in their last evaluation")
+    flops: float = setting(..., "floating-point operations of one whole run")
+    command: str = setting(..., "command line that trains this combination, in a run of its own")
+
+
+class TrainSweepResult(Result):
+    """The runs of a sweep, or those that there are."""
+
+    path: Path = setting(..., "folder of the sweep")
+    axes: tuple[str, ...] = setting(..., "the keys that were varied, in order")
+    cells: tuple[Cell, ...] = setting(..., "one per combination")
+    distance: str | None = setting(..., "name of the distance; none: no run was evaluated")
+    best: Cell | None = setting(..., "the one of the lowest distance (or loss) among those whose runs all finished")
+    plot: Path | None = setting(None, "distance against compute; none: no evaluations, or no matplotlib")
+
+
+def outcome_of(path: Path, *, seed: int, config: RunConfig, total_steps: int) -> RunOutcome:
+    """How far the run at `path` has come."""
+    run = RunFolder(path)
+    lines = list(run.metrics())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    step = max((line["step"] for line in lines if "loss" in line), default=0)
+    flops = 2 * training_macs(config.model) * config.train.batch_size
+    evaluations = tuple(
+        Measured(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]))
+        for line in lines
+        for key in DISTANCES.keys() & line.keys()
+    )
+    every = config.preview.evaluate_every
+    due = {total_steps - total_steps % every} - {0} if every else set()
+    measured = {each.step for each in evaluations}
+    finished = step == total_steps and run.checkpoint(step).is_dir() and due <= measured
+    stops = config.train.on_nonfinite == "stop"
+    return RunOutcome(
+        run=path,
+        seed=seed,
+        step=step,
+        finished=finished,
+        diverged=stops and not finished and any(path.glob("bad-step-*.json")),
+        loss=fmean(losses[-max(1, len(losses) // 10) :]) if losses else None,
+        evaluations=evaluations,
+    )
+
+
+def statistics(values: Sequence[float]) -> Statistics | None:
+    """Mean and standard deviation of the values; None where there are none."""
+    if not values:
+        return None
+    return Statistics(mean=fmean(values), std=stdev(values) if len(values) > 1 else None, count=len(values))
+
+
+def cell_of(values: dict[str, str], runs: Sequence[RunOutcome], *, flops: float, command: str) -> Cell:
+    """What the runs of one combination have come to."""
+    finished = [run for run in runs if run.finished]
+    return Cell(
+        values=values,
+        runs=tuple(runs),
+        loss=statistics([run.loss for run in finished if run.loss is not None]),
+        distance=statistics([run.evaluations[-1].distance for run in finished if run.evaluations]),
+        flops=flops,
+        command=command,
+    )
+
+
+def best_of(cells: Sequence[Cell]) -> Cell | None:
+    """The combination of the lowest distance, or of the lowest loss where none was evaluated.
+
+    One with a run that has not finished is left out; None where that leaves none.
+    """
+    whole = [cell for cell in cells if all(run.finished for run in cell.runs)]
+    by_distance = [(cell.distance.mean, cell) for cell in whole if cell.distance]
+    by_loss = [(cell.loss.mean, cell) for cell in whole if cell.loss]
+    return min(by_distance or by_loss, key=lambda pair: pair[0], default=(None, None))[1]
+
+
+def name_of_distance(runs: Sequence[Path]) -> str | None:
+    """What the distance of the runs is called; None where none was evaluated."""
+    keys = {key for run in runs for line in RunFolder(run).metrics() for key in DISTANCES.keys() & line.keys()}
+    return DISTANCES[min(keys)] if keys else None
