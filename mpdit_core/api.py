@@ -89,7 +89,7 @@ class Dataset(Protocol):
     """Labelled images in a fixed order. A dataclass; heavy work is done in the methods, not in `__init__`."""
 
     def class_names(self) -> list[str]:
-        """Names in label order; labels are 0..len-1."""
+        """Names in label order; labels are 0..len-1. An empty list: images without classes, whose labels are all 0."""
         ...
 
     def items(self) -> Sequence[Item]:

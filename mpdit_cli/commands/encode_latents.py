@@ -30,8 +30,9 @@ def summary(result: EncodeResult) -> console.Summary:
     """Counts, rate, size, statistics, skipped files, and what to type next."""
     channels, height, width = result.latent_shape
     pixels = f"{result.resolution} × {result.resolution} pixels"
+    classes = f"in {result.classes:,} classes" if result.classes else "without classes"
     rows = {
-        "images": f"{result.count:,} of {pixels} in {result.classes:,} classes, mirror images: {FLIPS[result.flips]}",
+        "images": f"{result.count:,} of {pixels} {classes}, mirror images: {FLIPS[result.flips]}",
         "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
         "mean": _numbers(result.measured_mean),
         "std": _numbers(result.measured_std),

@@ -16,8 +16,9 @@ class EncodeOptions(DeviceOptions):
     """None: chosen by the source, the resolution or the autoencoder."""
 
     source: str = setting(
-        ..., "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set", argument=True, metavar="SOURCE"
-    )
+        ..., "folder of images or class folders, .tar of one, hf:ORG/NAME, or name of a data set",
+        argument=True, metavar="SOURCE",
+    )  # fmt: skip
     resolution: PositiveInt | None = setting(None, "side in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
         None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
@@ -34,7 +35,7 @@ class EncodeOptions(DeviceOptions):
     )
     labels: Path | None = setting(
         None, "file that gives each image its class, for images without class folders",
-        metavar="FILE", chosen="class folders", strict=False,
+        metavar="FILE", chosen="class folders; none: images without classes", strict=False,
     )  # fmt: skip
     allow_empty_classes: bool = setting(False, "keep class folders without images as classes, instead of refusing them")
     streaming: bool = setting(False, "read from the Hub without storing the data set first")
@@ -81,7 +82,7 @@ class EncodeResult(Result):
 
     latents: Path = setting(..., "the folder")
     count: int = setting(..., "number of images")
-    classes: int = setting(..., "number of classes")
+    classes: int = setting(..., "number of classes; 0: images without classes")
     resolution: int = setting(..., "side of the images in pixels")
     latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
     autoencoder: str = setting(..., "Hub id, folder, or name of a plugin")

@@ -208,9 +208,9 @@ def _faulty(item: SkippedItem) -> UserError:
 
 def _check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
     for item in items:
-        if not 0 <= item.label < len(plan.class_names):
+        if not 0 <= item.label <= plan.last_label:
             raise UserError(
                 f"{item.key} has label {item.label}, but there are {len(plan.class_names)} classes",
                 code="no-such-class",
-                expected=f"0 to {len(plan.class_names) - 1}",
+                expected=f"0 to {plan.last_label}",
             )

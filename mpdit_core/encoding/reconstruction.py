@@ -64,7 +64,7 @@ def inspect_reconstruction(
         ssims.append(ssim(reference, decoded).item())
         if place in shown:
             cells += [image, decoded]
-            captions += [folder.spec.class_names[int(batch.labels)], "decoded"]
+            captions += [folder.spec.class_name(int(batch.labels)), "decoded"]
         report(Progress(task="decode", done=place + 1, total=len(picks), unit="images"))
     save_png(labelled_grid(torch.cat(cells).numpy(), captions, columns=4), folder.path / SHEET)
     report(Saved(what="contact sheet, sources beside their decoded latents", path=folder.path / SHEET))

@@ -286,9 +286,11 @@ def sampling_values(options: SamplingOptions) -> dict[str, Any]:
 
 
 def _class_names(folder: ModelFolder) -> list[str]:
-    """A name for each of the model's classes; its number where the data gave none."""
-    known = list(folder.latents.class_names) if folder.latents else []
-    return [known[i] if i < len(known) else str(i) for i in range(folder.config.model.num_classes)]
+    """A name for each label: the class's number where the data gave none; an empty one for the null label."""
+    known, config = list(folder.latents.class_names) if folder.latents else [], folder.config.model
+    if not config.num_classes:
+        return ["" for _ in config.labels]
+    return [known[i] if i < len(known) else str(i) for i in config.labels]
 
 
 def require_finite(latents: Tensor, indices: Sequence[int]) -> None:

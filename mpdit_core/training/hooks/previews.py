@@ -81,7 +81,7 @@ class Previews:
             network = MPDiT(config)
         network.load_state_dict(weights, assign=True)
         rebuild_positions(network)
-        labels = [i % config.num_classes for i in range(self.preview.num_images)]
+        labels = [i % len(config.labels) for i in range(self.preview.num_images)]
         velocity_fn = GuidedVelocity(
             network.to(device).eval(),
             torch.tensor(labels, device=device),
@@ -95,4 +95,4 @@ class Previews:
         autoencoder = load_autoencoder(spec.autoencoder, device=device, trust=self.session.plan.trust)
         images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
         columns = math.ceil(math.sqrt(len(images)) * WIDER)
-        save_png(labelled_grid(images, [spec.class_names[label] for label in labels], columns), path)
+        save_png(labelled_grid(images, [spec.class_name(label) for label in labels], columns), path)

@@ -1,0 +1,121 @@
+"""Images without classes, from an unlabelled source to samples; and data of one class only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from archive_bytes import archive, picture
+from data_helpers import encode, photo, refused
+from ecosystem_helpers import dense_weights
+from sample_helpers import spec, write_model
+from train_helpers import options, train_and_watch
+
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.sources import open_source, read_items, source_notes
+from mpdit_core.interop import ExportOptions, export_model
+from mpdit_core.interop.official.names import infer_config
+from mpdit_core.model.compute import count
+from mpdit_core.models.model_folder import ModelFolder, open_model
+from mpdit_core.testing import check_dataset
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Ten images in one folder."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(10):
+        photo(n).save(folder / f"{n}.png")
+    return folder
+
+
+def test_images_of_one_folder_have_no_classes(pictures: Path, tmp_path: Path):
+    data = open_source(str(pictures))
+    check_dataset(data)
+    assert (data.class_names(), {item.label for item in data.items()}) == ([], {0})
+    assert len(source_notes(data)) == 1
+    path = tmp_path / "flat.tar"
+    path.write_bytes(archive(("0.png", picture(1)), ("1.png", picture(2))))
+    assert open_source(str(path)).class_names() == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_data_without_a_column_of_labels(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = {"image": [str(path) for path in sorted(pictures.glob("*.png"))]}
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    rows = datasets.Dataset.from_dict(table, features=datasets.Features({"image": datasets.Image()}))
+    rows.to_parquet(hub / "train-00000-of-00001.parquet")
+    data = open_source(f"hf:{hub}", streaming=streaming)
+    assert data.class_names() == []
+    assert len(source_notes(data)) == 1
+    if streaming:
+        monkeypatch.setattr(type(data), "count", lambda _: 10)
+    read = [(item.label, decode().size) for item, decode in read_items(data, 0, 10)]
+    assert read == [(0, (20, 14))] * 10
+
+
+def test_a_list_of_classes_needs_classes(pictures: Path, tmp_path: Path):
+    listed = tmp_path / "classes.txt"
+    listed.write_text("ant\nbee\n")
+    with refused("no-labels", "classes.txt"):
+        open_source(str(pictures), classes=listed).items()
+
+
+def test_latents_without_classes(pictures: Path, tmp_path: Path):
+    result = encode(pictures, tmp_path / "latents")
+    assert result.classes == 0
+    latents = LatentFolder(result.latents)
+    assert (latents.spec.class_names, latents.spec.class_name(0)) == ((), "")
+    assert latents.labels.tolist() == [0] * 10
+    encode(pictures, tmp_path / "latents", verify=True)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelFolder:
+    """An unconditional model of grey images."""
+    return write_model(tmp_path / "model", latents=spec().model_copy(update={"class_names": ()}), num_classes=0)
+
+
+@pytest.mark.parametrize("class_tokens", [0, 2])
+def test_a_model_without_classes_has_the_null_label_alone(tmp_path: Path, class_tokens: int):
+    network = write_model(tmp_path / "m", num_classes=0, class_tokens=class_tokens).load()
+    assert len(network.class_embedding.table.weight) == 1
+    assert sum(p.numel() for p in network.parameters()) == count(network.config).parameters
+
+
+def test_training_needs_no_classes(pictures: Path, tmp_path: Path):
+    latents = encode(pictures, tmp_path / "latents", resolution=16, autoencoder="pixels-gray").latents
+    wanted = options(latents, tmp_path / "run", "preview.every=4", "train.batch_size=4", steps=4)
+    train_and_watch(wanted)
+    config = open_model(tmp_path / "run").config
+    assert config.model.num_classes == 0
+    assert (tmp_path / "run" / "samples" / "step-0000004.png").is_file()
+    train_and_watch(options(latents, tmp_path / "next", "train.batch_size=4", steps=1, init_from=str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("form", ["mpdit", "torch-export", "diffusers"])
+def test_exports_of_a_model_without_classes(model: ModelFolder, tmp_path: Path, form: Any):
+    export_model(ExportOptions(model=str(model.path), out=tmp_path / "out", format=form))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "An unconditional" in card
+    assert "classes=[0, 1]" not in card
+
+
+def test_a_data_set_without_labels(pictures: Path, tmp_path: Path):
+    latents = encode(pictures, tmp_path / "latents").latents
+    export_model(ExportOptions(model=str(latents), out=tmp_path / "out", format="datasets"))
+    data = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.column_names == ["pixels"]
+
+
+def test_an_official_model_without_classes():
+    weights = dense_weights()
+    weights["y_embedder.embedding_table.weight"] = weights["y_embedder.embedding_table.weight"][-1:]
+    assert infer_config(weights, num_heads=2).num_classes == 0
