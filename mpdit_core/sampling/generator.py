@@ -44,7 +44,7 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
-from mpdit_core.sampling.labels import read_classes
+from mpdit_core.sampling.labels import read_classes, require_classes
 from mpdit_core.sampling.options import PluginRecord, SamplingOptions
 from mpdit_core.settings import validate
 
@@ -79,6 +79,12 @@ class SamplingPlan:
         self.guidance = Guidance(
             scale=options.guidance_scale, interval=options.guidance_interval, schedule=options.guidance_schedule
         )
+        num_classes = folder.config.model.num_classes
+        if options.classes != "all":
+            require_classes(num_classes, f"classes {options.classes}")
+        if not self.guidance.is_off and options.guide is None:
+            what = f"classifier-free guidance (scale {options.guidance_scale:g})"
+            require_classes(num_classes, what, remedy="leave it out, or --guide MODEL, for autoguidance")
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
         self.guide = _open_guide(options.guide, folder)
 

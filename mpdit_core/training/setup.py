@@ -90,8 +90,8 @@ def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Lay
     """The layers with the latents' size, channels and number of classes on top.
 
     Raises:
-        UserError: another resolution than the configuration's (`wrong-resolution`), or a value that the user gave and
-            the latents do not have (`latents-do-not-fit`).
+        UserError: another resolution than the configuration's (`wrong-resolution`), a value that the user gave and
+            the latents do not have (`latents-do-not-fit`), or guidance without classes (`no-classes`).
     """
     config = layers.config()
     if spec.resolution != config.resolution:
@@ -116,7 +116,24 @@ def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Lay
                 remedy=f"leave model.{key} out",
             )
         report(Note(text=f"model.{key} = {value}, as the latents have it ({layers.origin(f'model.{key}')}: {given})"))
-    return layers.over({"model": adapted}, "latents")
+    layers = layers.over({"model": adapted}, "latents")
+    return layers if spec.class_names else _without_guidance(layers, report)
+
+
+def _without_guidance(layers: Layers, report: Reporter) -> Layers:
+    """The layers with unguided previews. Raises `UserError` (`no-classes`) for a guidance scale that the user gave."""
+    scale = layers.config().preview.guidance_scale
+    if scale == 1:
+        return layers
+    if "preview.guidance_scale" in layers.fixed:
+        raise UserError(
+            f"preview.guidance_scale = {scale:g}, but the latents have no classes",
+            code="no-classes",
+            expected="1, which is off: classifier-free guidance needs classes",
+            remedy="leave preview.guidance_scale out",
+        )
+    report(Note(text="preview.guidance_scale = 1: classifier-free guidance needs classes, and the latents have none"))
+    return layers.over({"preview": {"guidance_scale": 1.0}}, "latents")
 
 
 def _saved_run(options: TrainOptions) -> RunFolder | None:

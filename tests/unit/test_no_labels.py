@@ -8,18 +8,21 @@ from typing import Any
 import datasets
 import pytest
 from archive_bytes import archive, picture
-from data_helpers import encode, photo, refused
+from data_helpers import encode, image_folder, photo, refused
 from ecosystem_helpers import dense_weights
-from sample_helpers import spec, write_model
+from sample_helpers import run_sample, run_view, spec, write_model
 from train_helpers import options, train_and_watch
 
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.sources import open_source, read_items, source_notes
+from mpdit_core.evaluation import EvaluateOptions, evaluate
 from mpdit_core.interop import ExportOptions, export_model
+from mpdit_core.interop.export.diffusers_folder import make_pipeline
 from mpdit_core.interop.official.names import infer_config
 from mpdit_core.model.compute import count
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.testing import check_dataset
+from mpdit_core.training import DryRunResult, train
 
 
 @pytest.fixture
@@ -119,3 +122,73 @@ def test_an_official_model_without_classes():
     weights = dense_weights()
     weights["y_embedder.embedding_table.weight"] = weights["y_embedder.embedding_table.weight"][-1:]
     assert infer_config(weights, num_heads=2).num_classes == 0
+
+
+def test_samples_and_views_without_classes(model: ModelFolder, tmp_path: Path):
+    off = {"guidance_scale": 1.0}
+    samples = run_sample(model, out=tmp_path / "samples", **off)
+    assert len(list(samples.samples.glob("*.png"))) == 10
+    assert run_view(model, out=tmp_path / "between", interpolate=(0, 1)).data["classes"] == [0]
+    for name, asked in (("sweep", {"sweep": ("seed=0,1",)}), ("trajectory", {"trajectory": True})):
+        assert run_view(model, out=tmp_path / name, **asked).image.is_file()
+
+
+def test_nearest_without_classes(pictures: Path, tmp_path: Path):
+    latents = encode(pictures, tmp_path / "latents", resolution=16, autoencoder="pixels-gray").latents
+    model = write_model(tmp_path / "m", latents=LatentFolder(latents).spec, num_classes=0)
+    assert run_view(model, out=tmp_path / "nearest", nearest="latents").image.is_file()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"guidance_scale": 2.0},
+        {"guidance_scale": 1.0, "classes": "0"},
+        {"guidance_scale": 1.0, "classes": "random"},
+        {"guidance_scale": 1.0, "by_class": True},
+        {"guidance_scale": 1.0, "sweep": ("guidance_scale=1,2",)},
+    ],
+)
+def test_what_needs_classes_is_refused(model: ModelFolder, tmp_path: Path, asked: dict[str, Any]):
+    with refused("no-classes"):
+        run_sample(model, out=tmp_path / "samples", **asked)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_autoguidance_needs_no_classes(model: ModelFolder, tmp_path: Path):
+    guide = write_model(tmp_path / "guide", seed=1, latents=model.latents or False, num_classes=0)
+    assert run_sample(model, out=tmp_path / "s", guidance_scale=2.0, guide=str(guide.path)).passes == 8
+
+
+def test_previews_without_classes_are_unguided(pictures: Path, tmp_path: Path):
+    latents = encode(pictures, tmp_path / "latents", resolution=16, autoencoder="pixels-gray").latents
+    plan = train(options(latents, tmp_path / "run", dry_run=True))
+    assert isinstance(plan, DryRunResult)
+    assert plan.config.preview.guidance_scale == 1
+    with refused("no-classes"):
+        train(options(latents, tmp_path / "run", "preview.guidance_scale=2.0", dry_run=True))
+
+
+def test_evaluation_without_classes(pictures: Path, tmp_path: Path):
+    latents = encode(pictures, tmp_path / "latents", resolution=16, autoencoder="pixels-gray").latents
+    model = write_model(tmp_path / "m", latents=LatentFolder(latents).spec, num_classes=0)
+    wanted = {"what": str(model.path), "num_samples": 8, "num_steps": 2, "features": "digits", "metrics": ("fid", "is")}
+    record = evaluate(EvaluateOptions(**wanted, device="cpu", out=tmp_path / "evals"))
+    assert record.value("is") is not None
+    with refused("no-classes"):
+        evaluate(EvaluateOptions(**wanted, device="cpu", guidance_scale=1.5))
+
+
+def test_the_pipeline_without_classes(model: ModelFolder):
+    pipe: Any = make_pipeline(model)
+    assert len(pipe([0, 0], num_inference_steps=2).images) == 2
+    with refused("no-classes"):
+        pipe([0], guidance_scale=2.0, num_inference_steps=1)
+
+
+def test_one_class_only(tmp_path: Path):
+    latents = encode(image_folder(tmp_path / "x", ("cat",)), tmp_path / "latents", resolution=16).latents
+    train_and_watch(options(latents, tmp_path / "run", "preview.every=2", "train.batch_size=4", steps=2))
+    model = open_model(tmp_path / "run")
+    assert model.config.model.num_classes == 1
+    assert run_sample(model, out=tmp_path / "samples", num_samples=4, guidance_scale=2.0, by_class=True).images == 4

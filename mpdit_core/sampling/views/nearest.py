@@ -69,8 +69,9 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     own = search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts, report=report)
     pairs = zip(found.distance[:, 0].tolist(), own.distance[:, 0].tolist(), strict=True)
     ratios = [distance / of_its_own if of_its_own > 0 else math.inf for distance, of_its_own in pairs]
-    captions = [short_name(generator.class_names[label]) for batch in batches for label in batch.labels]
-    grid = _grid(points, made, [f"ratio {r:.2f}, {c}" for r, c in zip(ratios, captions, strict=True)], found)
+    names = [short_name(generator.class_names[label]) for batch in batches for label in batch.labels]
+    captions = [f", {name}" if name else "" for name in names]
+    grid = _grid(points, made, [f"ratio {r:.2f}{c}" for r, c in zip(ratios, captions, strict=True)], found)
     unit = "8-bit levels" if options.nearest == "pixels" else "standard deviations"
     facts = {
         "training images": f"{len(training)} in {training.path}" + (", and mirrored" if points.mirror else ""),
