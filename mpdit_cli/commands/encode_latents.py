@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mpdit_cli import console
@@ -40,7 +41,8 @@ def summary(result: EncodeResult) -> console.Summary:
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
     if result.psnr is not None:
-        exact, rfid = result.ssim == 1, f", rFID {result.rfid:.2f}" if result.rfid is not None else ""
+        exact = math.isclose(result.ssim or 0, 1, abs_tol=1e-12)
+        rfid = f", rFID {result.rfid:.2f}" if result.rfid is not None else ""
         rows["reconstruction"] = f"exact{rfid}" if exact else f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}{rfid}"
     if result.images_per_second is not None:
         duration = f"{result.seconds:.1f} s" if result.seconds < 90 else f"{result.seconds / 60:.1f} min"

@@ -62,6 +62,11 @@ class AutoencoderSpec(Settings):
     def form(self) -> StoredForm:
         return FORMS[self.stores]
 
+    @property
+    def mode(self) -> Literal["L", "RGB", "RGBA"]:
+        """What its images are, as Pillow names it: RGB for an autoencoder that has no option `mode`."""
+        return "L" if self.id == "pixels-gray" else self.options.get("mode", "RGB")
+
 
 class Normalisation(Settings):
     """`latents = (raw_latents - mean) / std`, per channel."""

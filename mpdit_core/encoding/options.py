@@ -24,6 +24,9 @@ class EncodeOptions(DeviceOptions):
         None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
+    mode: Literal["L", "RGB", "RGBA"] | None = setting(
+        None, "grey, colours, or colours with transparency; for pixels, and others with this option", chosen="RGB"
+    )
     autoencoder_options: dict[str, Any] = setting(
         {}, "options of an autoencoder plugin", table="autoencoder", typed=False
     )

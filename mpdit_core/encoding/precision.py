@@ -9,7 +9,7 @@ import torch
 
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
-from mpdit_core.data.images import prepare
+from mpdit_core.data.images import Mode, prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.precision import Name, fastest_that_agrees, is_fast_in_bfloat16, require
@@ -32,7 +32,8 @@ def choose_precision(
     """
     if wanted != "auto":
         return require(wanted, autoencoder.encode_device)
-    images = _first_images(source, resolution) if is_fast_in_bfloat16(autoencoder.encode_device) else None
+    is_fast = is_fast_in_bfloat16(autoencoder.encode_device)
+    images = _first_images(source, resolution, autoencoder.mode) if is_fast else None
     if images is None:
         return "float32"
 
@@ -48,12 +49,12 @@ def choose_precision(
     )
 
 
-def _first_images(source: Dataset, resolution: int) -> torch.Tensor | None:
-    """The first images that can be read, uint8 [n, 3, H, W]."""
+def _first_images(source: Dataset, resolution: int, mode: Mode) -> torch.Tensor | None:
+    """The first images that can be read, uint8 [n, K, H, W]."""
     images = []
     for _, decode in read_items(source, 0, min(TRIED_ON, count_items(source))):
         try:
-            images.append(prepare(decode(), resolution))
+            images.append(prepare(decode(), resolution, mode))
         except UserError:  # reported when its turn comes
             continue
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else None

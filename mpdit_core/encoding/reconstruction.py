@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import LUMINANCE, LoadedAutoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import Manifest, read_record
@@ -57,11 +57,11 @@ def inspect_reconstruction(
     psnrs, ssims, cells, captions = [], [], [], []
     for place, (index, decode) in enumerate(picks):
         batch = folder.batch([index])
-        image = torch.from_numpy(prepare(decode(), folder.spec.resolution).copy()).permute(2, 0, 1)[None]
+        picture = prepare(decode(), folder.spec.resolution, autoencoder.mode)
+        image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
         decoded = autoencoder.decode(batch.mean).cpu()
-        reference = _gray(image) if autoencoder.spec.channels == 1 else image
-        psnrs.append(psnr(reference, decoded).item())
-        ssims.append(ssim(reference, decoded).item())
+        psnrs.append(psnr(image, decoded).item())
+        ssims.append(ssim(image, decoded).item())
         if place in shown:
             cells += [image, decoded]
             captions += [folder.spec.class_name(int(batch.labels)), "decoded"]
@@ -80,24 +80,24 @@ def inspect_reconstruction(
 
 
 def psnr(images: Tensor, decoded: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, 3, H, W]; at most `LARGEST_PSNR`."""
+    """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, K, H, W]; at most `LARGEST_PSNR`."""
     error = (images.double() - decoded.double()).square().mean(dim=(1, 2, 3))
     return (10 * torch.log10(255**2 / error)).clamp(max=LARGEST_PSNR)
 
 
 def ssim(images: Tensor, decoded: Tensor) -> Tensor:
-    """Structural similarity, [B], of uint8 images [B, 3, H, W] (Wang et al. 2004, eq. 13).
+    """Structural similarity, [B], of uint8 images [B, K, H, W] (Wang et al. 2004, eq. 13).
 
     The mean over pixels and colours, with the paper's window, a Gaussian of 11 pixels and standard deviation 1.5 where
     it fits whole, and its constants 0.01 and 0.03. Images of less than 11 pixels have a window of their own size.
     """
-    side = min(11, *images.shape[-2:])
+    channels, side = images.shape[1], min(11, *images.shape[-2:])
     offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
-    kernel = torch.outer(window, window).div(window.sum() ** 2).expand(3, 1, side, side)
+    kernel = torch.outer(window, window).div(window.sum() ** 2).expand(channels, 1, side, side)
 
     def local_mean(values: Tensor) -> Tensor:
-        return F.conv2d(values, kernel, groups=3)
+        return F.conv2d(values, kernel, groups=channels)
 
     x, y = images.double(), decoded.double()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -106,12 +106,6 @@ def ssim(images: Tensor, decoded: Tensor) -> Tensor:
     covariance = local_mean(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
-
-
-def _gray(images: Tensor) -> Tensor:
-    """The luminance of `images`: what an autoencoder of one channel keeps."""
-    weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
-    return (images.float() * weights).sum(dim=1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 def _pick(manifest: Manifest, source: Dataset, count: int) -> list[tuple[int, Decode]]:

@@ -112,7 +112,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
 
 
 class PixelVAE(ModelMixin, ConfigMixin):
-    """The identity in place of a VAE, for models of pixels; a grey channel is repeated to three."""
+    """The identity in place of a VAE, for models of pixels; a grey channel is repeated to three, RGBA stays RGBA."""
 
     @register_to_config
     def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
@@ -121,7 +121,7 @@ class PixelVAE(ModelMixin, ConfigMixin):
 
     @apply_forward_hook  # under enable_model_cpu_offload it offloads the transformer, as AutoencoderKL does
     def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
-        images = latents.expand(-1, 3, -1, -1)
+        images = latents.expand(-1, max(3, latents.shape[1]), -1, -1)
         return VelocityOutput(sample=images) if return_dict else (images,)
 
 

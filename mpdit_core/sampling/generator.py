@@ -59,7 +59,7 @@ class SampleBatch:
     indices: list[int]
     labels: list[int]
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
-    images: Tensor  # [n, 3, H, W] uint8 on the CPU; no images where they are not decoded
+    images: Tensor  # [n, K, H, W] uint8 on the CPU, mostly K = 3 (RGB); no images where they are not decoded
     nfe: int  # evaluations that the sampler asked for, per image
     passes: int  # passes of an image through a network
     saved: int  # passes that the guidance interval spared
@@ -210,7 +210,7 @@ class Generator(SamplingPlan):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [n, 3, H, W] uint8 on the CPU of standardised latents [n, C, h, w]."""
+        """Images [n, K, H, W] uint8 on the CPU of standardised latents [n, C, h, w]."""
         assert self.spec is not None
         assert self.autoencoder is not None, "made with decode=False"
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
