@@ -89,7 +89,7 @@ class Dataset(Protocol):
     """Labelled images in a fixed order. A dataclass; heavy work is done in the methods, not in `__init__`."""
 
     def class_names(self) -> list[str]:
-        """Names in label order; labels are 0..len-1."""
+        """Names in label order; labels are 0..len-1. An empty list: images without classes, whose labels are all 0."""
         ...
 
     def items(self) -> Sequence[Item]:
@@ -140,7 +140,8 @@ class Autoencoder(Protocol):
     """Takes images to latents and back. A dataclass; the three attributes may be fields, properties or constants.
 
     A class may carry `flip_equivariant = True`: the latents of a mirror image are the mirrored latents, and are not
-    stored twice. `resolution`, where it is no None, is the only resolution in pixels that it takes.
+    stored twice. `resolution`, where it is no None, is the only resolution in pixels that it takes. An autoencoder of
+    other images than RGB has an option `mode`, L, RGB or RGBA as Pillow names them: K = 1, 3 or 4 channels; else K = 3.
     """
 
     channels: int  # C
@@ -152,7 +153,7 @@ class Autoencoder(Protocol):
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """What is stored for `images [B, 3, H, W]` uint8: the raw latents of an image do not depend on its batch.
+        """What is stored for `images [B, K, H, W]` uint8: the raw latents of an image do not depend on its batch.
 
         `mean+std`: `[B, 2C, h, w]` float32, a posterior's mean, then its standard deviation; `mean`: `[B, C, h, w]`
         float32, the raw latents; `uint8`: `[B, C, h, w]` pixel values, read as raw latents x / 127.5 - 1,
@@ -162,7 +163,7 @@ class Autoencoder(Protocol):
         ...
 
     def decode(self, raw_latents: Tensor) -> Tensor:
-        """Images uint8 `[B, 3, H, W]` from `raw_latents [B, C, h, w]` float32."""
+        """Images uint8 `[B, K, H, W]` from `raw_latents [B, C, h, w]` float32."""
         ...
 
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
 from mpdit_core.settings import Settings, dotted_fields, flatten, merge, setting, spelling_of, validate
 from mpdit_core.size import Size
@@ -55,7 +55,9 @@ class ModelConfig(Settings):
     )  # fmt: skip
     input_size: Size = setting(..., "h × w of the latents, or one number for a square")
     channels: PositiveInt = setting(4, "C, number of channels of the latents")
-    num_classes: PositiveInt = setting(1000, "number of classes; this number itself is the null label")
+    num_classes: NonNegativeInt = setting(
+        1000, "number of classes; this number itself is the null label; 0: an unconditional model"
+    )
     class_tokens: int = setting(
         16, "M, number of tokens per class label; 0: one vector added to the time embedding", ge=0
     )
@@ -110,6 +112,11 @@ class ModelConfig(Settings):
     @property
     def null_label(self) -> int:
         return self.num_classes
+
+    @property
+    def labels(self) -> range:
+        """The labels that are sampled: of the classes; of an unconditional model the null label."""
+        return range(max(self.num_classes, 1))
 
     @property
     def depth(self) -> int:

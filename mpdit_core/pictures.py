@@ -1,6 +1,7 @@
 """Pictures for people: labelled grids, contact sheets with axes, strips, GIFs, and text for a terminal.
 
-Torch-free: images are uint8 arrays `[n, 3, H, W]` (a CPU tensor of that shape will do). Small images are enlarged by
+Torch-free: images are uint8 arrays `[n, 3, H, W]` (a CPU tensor of that shape will do); with 1 channel they are grey,
+with 4 their transparency is laid on white, except by `tile`. Small images are enlarged by
 whole factors without smoothing, so that what is seen is what the model made.
 
 To add one: a function below that returns a `PIL.Image.Image`; `save_png` and `save_gif` write it whole or not at all.
@@ -34,13 +35,11 @@ def enlargement(side: int) -> int:
 
 
 def tile(image: Any, factor: int = 1) -> Image.Image:
-    """`image [3, H, W]` or `[1, H, W]` uint8 as a PIL image, each pixel `factor` × `factor` large."""
+    """`image [1, 3 or 4, H, W]` uint8 as a PIL image of mode L, RGB or RGBA, each pixel `factor` × `factor` large."""
     array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in (1, 3):
-        raise ValueError(f"expected uint8 [3, H, W] or [1, H, W], got {array.dtype} {array.shape}")
-    if array.shape[0] == 1:
-        array = array.repeat(3, axis=0)
-    small = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in (1, 3, 4):
+        raise ValueError(f"expected uint8 [1, 3 or 4, H, W], got {array.dtype} {array.shape}")
+    small = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
     return ImageOps.scale(small, factor, Image.Resampling.NEAREST)
 
 
@@ -72,7 +71,7 @@ def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Se
     for index, image in enumerate(images):
         left = GAP + index % columns * (width + GAP)
         top = head + GAP + index // columns * (height + line + GAP)
-        paper.paste(tile(image, factor), (left, top))
+        _paste(paper, tile(image, factor), (left, top))
         if line:
             text = shorten(labels[index], font, width)
             draw.text((left + (width - font.getlength(text)) / 2, top + height), text, INK, font)
@@ -130,8 +129,12 @@ def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
     height, width = images.shape[-2] * factor, images.shape[-1] * factor
     paper = Image.new("RGB", (columns * (width + LINE) - LINE, rows * (height + LINE) - LINE), PAPER)
     for index, image in enumerate(images):
-        paper.paste(tile(image, factor), (index % columns * (width + LINE), index // columns * (height + LINE)))
+        _paste(paper, tile(image, factor), (index % columns * (width + LINE), index // columns * (height + LINE)))
     return paper
+
+
+def _paste(paper: Image.Image, picture: Image.Image, place: tuple[int, int]) -> None:
+    paper.paste(picture, place, picture if picture.mode == "RGBA" else None)
 
 
 def square_columns(count: int, *, classes: int = 0) -> int:

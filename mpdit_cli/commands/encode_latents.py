@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 from pathlib import Path
 
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
+from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 from mpdit_core.presets import propose_preset
+from mpdit_core.settings import flatten
 
 LISTED = 5  # skipped images
 FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
@@ -32,8 +37,9 @@ def summary(result: EncodeResult) -> console.Summary:
     """Counts, rate, size, statistics, skipped files, and what to type next."""
     channels, height, width = result.latent_shape
     pixels = f"{result.resolution.height} × {result.resolution.width} pixels"
+    classes = f"in {result.classes:,} classes" if result.classes else "without classes"
     rows = {
-        "images": f"{result.count:,} of {pixels} in {result.classes:,} classes, mirror images: {FLIPS[result.flips]}",
+        "images": f"{result.count:,} of {pixels} {classes}, mirror images: {FLIPS[result.flips]}",
         "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
         "mean": _numbers(result.measured_mean),
         "std": _numbers(result.measured_std),
@@ -41,7 +47,8 @@ def summary(result: EncodeResult) -> console.Summary:
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
     if result.psnr is not None:
-        exact, rfid = result.ssim == 1, f", rFID {result.rfid:.2f}" if result.rfid is not None else ""
+        exact = math.isclose(result.ssim or 0, 1, abs_tol=1e-12)
+        rfid = f", rFID {result.rfid:.2f}" if result.rfid is not None else ""
         rows["reconstruction"] = f"exact{rfid}" if exact else f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}{rfid}"
     if result.images_per_second is not None:
         duration = f"{result.seconds:.1f} s" if result.seconds < 90 else f"{result.seconds / 60:.1f} min"
@@ -56,14 +63,19 @@ def summary(result: EncodeResult) -> console.Summary:
 def next_command(result: EncodeResult) -> str:
     """The `mpdit train` command for these latents, with the preset that it would propose itself."""
     best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
-    given = f"--preset {best}" if best else "--config FILE.toml"
-    return f"mpdit train {given}{'' if best and _is_only_one(result) else f' --latents {result.latents}'}"
+    words = ["mpdit", "train", "--preset", best.preset]
+    for key, value in flatten(best.fit).items():
+        words += ["--set", f"{key}={json.dumps(value, separators=(',', ':'))}"]
+    return shlex.join(words if _is_only_one(result) else [*words, "--latents", str(result.latents)])
 
 
 def _is_only_one(result: EncodeResult) -> bool:
-    """Whether `mpdit train` finds these latents by the preset's resolution, which is always a square."""
-    size, folder = result.resolution, result.latents.parent
-    return size.is_square and folder == Path("latents") and len(list(folder.glob(f"*-{size}/manifest.json"))) == 1
+    """Whether `mpdit train` finds these latents by itself: no others of this resolution under latents/."""
+    folder = result.latents.parent
+    plans = (
+        [read_manifest(path.parent).plan for path in folder.glob(f"*/{MANIFEST}")] if folder == Path("latents") else []
+    )
+    return [plan.resolution for plan in plans].count(result.resolution) == 1
 
 
 def _normalisation(result: EncodeResult) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cache
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
@@ -29,6 +30,11 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Larger images are refused, before decoding and after scaling: files of a few bytes can claim to be huge."""
 
 MAX_TEXT_BYTES = 64 * 2**20  # of text in a PNG, which is not used; Pillow refuses the picture from 1 MiB on
+
+Mode: TypeAlias = Literal["L", "RGB", "RGBA"]
+"""What a picture is made, as Pillow names it: grey, colours, or colours with transparency. One channel per letter."""
+
+LUMINANCE = np.array((0.299, 0.587, 0.114), dtype=np.float32)  # ITU-R BT.601, as in Pillow's conversion to grey
 
 ORIENTATION = 0x0112  # tag of EXIF
 UPRIGHT: dict[int, Image.Transpose] = {
@@ -84,17 +90,21 @@ def _decode(data: bytes) -> Image.Image:
     return image
 
 
-def prepare(image: Image.Image, resolution: Size) -> np.ndarray:
-    """The centre of `image` in RGB pixels, upright: uint8 [H, W, 3] with H × W = `resolution`.
+def prepare(image: Image.Image, resolution: Size, mode: Mode = "RGB") -> np.ndarray:
+    """The centre of `image` in H × W = `resolution` pixels, upright: uint8 [H, W, channels of `mode`].
+
+    Only mode RGBA keeps transparency; otherwise it is laid on white. Grey is the luminance of the colours.
 
     Raises:
         FaultyImageError: the picture cannot be converted, or is so long and thin that scaling it would be huge.
     """
-    return centre_crop(_or_faulty(lambda: upright(to_rgb(image), image)), resolution)
+    convert = to_rgba if mode == "RGBA" else to_rgb
+    pixels = centre_crop(_or_faulty(lambda: upright(convert(image), image)), resolution)
+    return pixels if mode != "L" else np.rint((pixels * LUMINANCE).sum(axis=-1, keepdims=True)).astype(np.uint8)
 
 
 def centre_crop(image: Image.Image, resolution: Size) -> np.ndarray:
-    """ADM's crop of an RGB image: uint8 [H, W, 3] with H × W = `resolution`. ADM has squares alone."""
+    """ADM's crop of an RGB or RGBA image: uint8 [H, W, 3 or 4] with H × W = `resolution`. ADM has squares alone."""
     while image.height >= 2 * resolution.height and image.width >= 2 * resolution.width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(resolution.height / image.height, resolution.width / image.width)
@@ -137,6 +147,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return image.convert("RGB")
+
+
+def to_rgba(image: Image.Image) -> Image.Image:
+    """`image` in mode RGBA, opaque where it says nothing else. Raises `ValueError` as `to_rgb`."""
+    if image.has_transparency_data and not deep_pixels.is_deep_grey(image):
+        return image.convert("RGBA")
+    return to_rgb(image).convert("RGBA")
 
 
 def _or_faulty(work: Callable[[], Image.Image]) -> Image.Image:

@@ -62,6 +62,11 @@ class AutoencoderSpec(Settings):
     def form(self) -> StoredForm:
         return FORMS[self.stores]
 
+    @property
+    def mode(self) -> Literal["L", "RGB", "RGBA"]:
+        """What its images are, as Pillow names it: RGB for an autoencoder that has no option `mode`."""
+        return "L" if self.id == "pixels-gray" else self.options.get("mode", "RGB")
+
 
 class Normalisation(Settings):
     """`latents = (raw_latents - mean) / std`, per channel."""
@@ -77,11 +82,15 @@ class LatentSpec(Settings):
     resolution: Size = Field(description="height and width of the images in pixels")
     autoencoder: AutoencoderSpec
     normalisation: Normalisation
-    class_names: tuple[str, ...] = Field(strict=False, description="in label order")
+    class_names: tuple[str, ...] = Field(strict=False, description="in label order; none: images without classes")
     source: str = Field(description="what encode-latents was given")
     count: NonNegativeInt = Field(description="images")
     folder: str = Field(default="", description="where the latents were, as an absolute path")
     fingerprint: str = Field(default="", description="of source, options and autoencoder")
+
+    def class_name(self, label: int) -> str:
+        """The name of a class; of the null label an empty one."""
+        return self.class_names[label] if label < len(self.class_names) else ""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -123,13 +132,18 @@ class EncodingPlan(Settings):
     flip: bool = Field(description="the latents of mirror images are stored too")
     batch_size: PositiveInt = Field(description="images the encoder sees at once; batches never cross a shard")
     shard_size: PositiveInt = Field(description="items a shard covers")
-    class_names: tuple[str, ...] = Field(strict=False, min_length=1, description="in label order")
+    class_names: tuple[str, ...] = Field(strict=False, description="in label order; none: images without classes")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         factor = self.autoencoder.factor
         _require(self.resolution.is_multiple(factor), f"a resolution of {self.resolution} for a factor of {factor}")
         return self
+
+    @property
+    def last_label(self) -> int:
+        """The largest label. Images without classes have label 0, the null label of an unconditional model."""
+        return max(len(self.class_names) - 1, 0)
 
     @property
     def num_shards(self) -> int:

@@ -138,9 +138,9 @@ def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndar
     expected = {"labels": ((shard.count,), np.dtype("<i8"))} | dict.fromkeys(plan.tensor_names, stored)
     if found != expected:
         raise _damaged(path, f"it holds {_listed(found)}", _listed(expected))
-    labels, classes = tensors["labels"], len(plan.class_names)
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise _damaged(path, f"labels {labels.min()} to {labels.max()}", f"0 to {classes - 1}")
+    labels = tensors["labels"]
+    if len(labels) and not (labels.min() >= 0 and labels.max() <= plan.last_label):
+        raise _damaged(path, f"labels {labels.min()} to {labels.max()}", f"0 to {plan.last_label}")
     return tensors
 
 

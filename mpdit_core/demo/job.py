@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core import plugins
+from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.data.images import prepare
 from mpdit_core.demo.options import DemoOptions, DemoResult
 from mpdit_core.encoding import EncodeOptions, encode_latents
@@ -88,7 +89,8 @@ def sample(engine: Generator, count: int, *, guidance_scale: float, seed: int) -
     """`count` images [n, 3, 16, 16] uint8, classes in turn, and their labels."""
     chosen = engine.changed(num_samples=count, guidance_scale=guidance_scale, seed=seed)
     batches = list(chosen.batches())
-    return torch.cat([batch.images for batch in batches]), [label for batch in batches for label in batch.labels]
+    images = torch.cat([as_rgb(batch.images) for batch in batches])
+    return images, [label for batch in batches for label in batch.labels]
 
 
 def measure(engine: Generator, *, samples: int) -> tuple[float, float, float]:

@@ -198,7 +198,8 @@ def _load_autoencoder(
     name = options.autoencoder or getattr(source, "autoencoder", None) or DEFAULT_AUTOENCODER
     if not world.is_main:
         world.barrier()
-    loaded = load_autoencoder(name, device=device, options=options.autoencoder_options)
+    mode = {"mode": options.mode} if options.mode else {}
+    loaded = load_autoencoder(name, device=device, options=options.autoencoder_options | mode)
     if world.is_main:
         world.barrier()
     return loaded

@@ -17,7 +17,7 @@ class EncodeOptions(DeviceOptions):
     """None: chosen by the source, the resolution or the autoencoder."""
 
     source: str | None = setting(
-        None, "folder of class folders, .tar of one, hf:ORG/NAME, or name of a data set",
+        None, "folder of images or class folders, .tar of one, hf:ORG/NAME, or name of a data set",
         argument=True, metavar="SOURCE",
     )  # fmt: skip
     from_latents: Path | None = setting(
@@ -32,6 +32,9 @@ class EncodeOptions(DeviceOptions):
         None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
+    mode: Literal["L", "RGB", "RGBA"] | None = setting(
+        None, "grey, colours, or colours with transparency; for pixels, and others with this option", chosen="RGB"
+    )
     autoencoder_options: dict[str, Any] = setting(
         {}, "options of an autoencoder plugin", table="autoencoder", typed=False
     )
@@ -43,7 +46,7 @@ class EncodeOptions(DeviceOptions):
     )
     labels: Path | None = setting(
         None, "file that gives each image its class, for images without class folders",
-        metavar="FILE", chosen="class folders", strict=False,
+        metavar="FILE", chosen="class folders; none: images without classes", strict=False,
     )  # fmt: skip
     allow_empty_classes: bool = setting(False, "keep class folders without images as classes, instead of refusing them")
     streaming: bool = setting(False, "read from the Hub without storing the data set first")
@@ -92,7 +95,7 @@ class EncodeResult(Result):
 
     latents: Path = setting(..., "the folder")
     count: int = setting(..., "number of images")
-    classes: int = setting(..., "number of classes")
+    classes: int = setting(..., "number of classes; 0: images without classes")
     resolution: Size = setting(..., "height and width of the images in pixels")
     latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
     autoencoder: str = setting(..., "Hub id, folder, or name of a plugin")

@@ -74,7 +74,7 @@ class Batch:
     shard: ShardBuilder
     row: int
     items: list[Item]
-    pictures: np.ndarray | None  # [n, H, W, 3] uint8, where the whole batch is encoded at once
+    pictures: np.ndarray | None  # [n, H, W, K] uint8, where the whole batch is encoded at once
     reasons: list[Future[str | None]] = field(default_factory=list)  # why an item cannot be used
 
     @property
@@ -137,7 +137,7 @@ def encode_shards(
 
 
 def encode_pictures(autoencoder: LoadedAutoencoder, pictures: np.ndarray, *, flip: bool) -> list[Tensor]:
-    """What is stored for `pictures` uint8 [n, H, W, 3] and, with `flip`, for their mirror images: [n, copies·C, h, w]
+    """What is stored for `pictures` uint8 [n, H, W, K] and, with `flip`, for their mirror images: [n, copies·C, h, w]
     each, on the device that encodes."""
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     if autoencoder.encode_device.type == "cuda":
@@ -155,7 +155,7 @@ def _submitted(
 ) -> Iterator[Batch]:
     """The batches of `shards` in order; the decoding of a batch has been handed to `pool` when it is yielded."""
     whole_batches = autoencoder.encode_device.type != "cpu"
-    picture_shape = (*plan.resolution, 3)
+    picture_shape = (*plan.resolution, len(autoencoder.mode))
     for number in shards:
         shard = ShardBuilder(plan, number)
         reading = read_items(source, shard.start, shard.stop)
@@ -175,7 +175,7 @@ def _submitted(
 def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, autoencoder: LoadedAutoencoder) -> str | None:
     """Decodes one item, and encodes it too unless whole batches are encoded; the reason if it cannot be used."""
     try:
-        picture = prepare(decode(), plan.resolution)
+        picture = prepare(decode(), plan.resolution, autoencoder.mode)
     except UserError as error:  # a plugin that fails may raise this too
         return error.what
     if batch.pictures is not None:
@@ -208,9 +208,9 @@ def _faulty(item: SkippedItem) -> UserError:
 
 def _check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
     for item in items:
-        if not 0 <= item.label < len(plan.class_names):
+        if not 0 <= item.label <= plan.last_label:
             raise UserError(
                 f"{item.key} has label {item.label}, but there are {len(plan.class_names)} classes",
                 code="no-such-class",
-                expected=f"0 to {len(plan.class_names) - 1}",
+                expected=f"0 to {plan.last_label}",
             )

@@ -10,7 +10,7 @@ import torch
 from mpdit_core.api import Dataset
 from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
-from mpdit_core.data.images import prepare
+from mpdit_core.data.images import Mode, prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.precision import LEAST_PARAMETERS, fastest_that_agrees, require
@@ -38,7 +38,7 @@ def choose_precision(
         return require(wanted, device)
     if autoencoder.parameters < LEAST_PARAMETERS:
         return "float32"
-    images = _first_images(source, Size(*(min(side, TRIED_AT) for side in resolution)))
+    images = _first_images(source, Size(*(min(side, TRIED_AT) for side in resolution)), autoencoder.mode)
     if images is None:
         return "float32"
 
@@ -54,12 +54,12 @@ def choose_precision(
     )
 
 
-def _first_images(source: Dataset, resolution: Size) -> torch.Tensor | None:
-    """The first images that can be read, uint8 [n, 3, H, W]."""
+def _first_images(source: Dataset, resolution: Size, mode: Mode) -> torch.Tensor | None:
+    """The first images that can be read, uint8 [n, K, H, W]."""
     images = []
     for _, decode in read_items(source, 0, min(TRIED_ON, count_items(source))):
         try:
-            images.append(prepare(decode(), resolution))
+            images.append(prepare(decode(), resolution, mode))
         except UserError:  # reported when its turn comes
             continue
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else None

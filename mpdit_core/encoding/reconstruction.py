@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import LUMINANCE, LoadedAutoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import Manifest, read_record
@@ -56,14 +56,14 @@ def inspect_reconstruction(
     psnrs, ssims, cells, captions = [], [], [], []
     for place, (index, decode) in enumerate(picks):
         batch = folder.batch([index])
-        image = torch.from_numpy(prepare(decode(), folder.spec.resolution).copy()).permute(2, 0, 1)[None]
+        picture = prepare(decode(), folder.spec.resolution, autoencoder.mode)
+        image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
         decoded = autoencoder.decode(batch.mean).cpu()
-        reference = _gray(image) if autoencoder.spec.channels == 1 else image
-        psnrs.append(psnr(reference, decoded).item())
-        ssims.append(ssim(reference, decoded).item())
+        psnrs.append(psnr(image, decoded).item())
+        ssims.append(ssim(image, decoded).item())
         if place in shown:
             cells += [image, decoded]
-            captions += [folder.spec.class_names[int(batch.labels)], "decoded"]
+            captions += [folder.spec.class_name(int(batch.labels)), "decoded"]
         report(Progress(task="decode", done=place + 1, total=len(picks), unit="images"))
     save_png(labelled_grid(torch.cat(cells).numpy(), captions, columns=4), folder.path / SHEET)
     report(Saved(what="contact sheet, sources beside their decoded latents", path=folder.path / SHEET))
@@ -88,13 +88,13 @@ def draw_decoded(folder: LatentFolder, autoencoder: LoadedAutoencoder, *, report
 
 
 def psnr(images: Tensor, decoded: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, 3, H, W]; at most `LARGEST_PSNR`."""
+    """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, K, H, W]; at most `LARGEST_PSNR`."""
     error = (images.double() - decoded.double()).square().mean(dim=(1, 2, 3))
     return (10 * torch.log10(255**2 / error)).clamp(max=LARGEST_PSNR)
 
 
 def ssim(images: Tensor, decoded: Tensor) -> Tensor:
-    """Structural similarity, [B], of uint8 images [B, 3, H, W] (Wang et al. 2004, eq. 13).
+    """Structural similarity, [B], of uint8 images [B, K, H, W] (Wang et al. 2004, eq. 13).
 
     The mean over pixels and colours, with the paper's window, a Gaussian of 11 pixels and standard deviation 1.5 where
     it fits whole, and its constants 0.01 and 0.03. Images of less than 11 pixels have a window of their own size.
@@ -123,12 +123,6 @@ def _sliding(window: Tensor, length: int) -> Tensor:
     for place in range(places):
         matrix[place, place : place + len(window)] = window
     return matrix
-
-
-def _gray(images: Tensor) -> Tensor:
-    """The luminance of `images`: what an autoencoder of one channel keeps."""
-    weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
-    return (images.float() * weights).sum(dim=1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 def _pick(manifest: Manifest, source: Dataset, count: int) -> list[tuple[int, Decode]]:

@@ -90,7 +90,8 @@ def _encode_again(
         shard = manifest.shards[number]
         tensors = map_shard(folder.path / shard.file, plan, shard)
         _, decode = next(read_items(source, index, index + 1))
-        encoded = encode_pictures(autoencoder, prepare(decode(), plan.resolution)[None].copy(), flip=plan.flip)
+        picture = prepare(decode(), plan.resolution, autoencoder.mode)
+        encoded = encode_pictures(autoencoder, picture[None].copy(), flip=plan.flip)
         stored = [torch.from_numpy(tensors[name][kept.index(index)][None].copy()) for name in plan.tensor_names]
         gap = max(_difference(a, b.cpu(), manifest) for a, b in zip(stored, encoded, strict=True))
         if not gap <= TOLERANCE:

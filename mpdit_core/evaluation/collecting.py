@@ -18,6 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from mpdit_core.api import FeatureExtractor, Features
+from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.errors import Interrupted
 from mpdit_core.evaluation.images import ImageSource
 from mpdit_core.evaluation.progress import BlockFeatures, Cost, Layout, SavedProgress
@@ -92,7 +93,7 @@ class SampledBlocks:
         for batch in self.generator.batches(numbers):
             if self.keep is not None:
                 _write_images(self.keep, batch.indices, batch.images)
-            yield ImageBlock(batch.block, batch.images, batch.nfe, batch.passes)
+            yield ImageBlock(batch.block, as_rgb(batch.images), batch.nfe, batch.passes)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.images import FORMATS, FaultyImageError, open_image, prepare
+from mpdit_core.data.autoencoders import as_rgb
+from mpdit_core.data.images import FORMATS, FaultyImageError, Mode, open_image, prepare
 from mpdit_core.data.sources import Entry, evenly_spread, find_images, read_entry, source_notes
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.record import ImagesRecord
@@ -112,14 +113,14 @@ def image_files(path: Path, files: list[Entry], resolution: Size | None = None) 
 
     def pixels(index: int) -> np.ndarray:
         image = picture(index)
-        if image.mode not in ("RGB", "L") or image.has_transparency_data:
-            transparent = " with transparency" if image.has_transparency_data else ""
+        transparent = " with transparency" if "transparency" in image.info else ""
+        if image.mode not in ("RGB", "L", "RGBA") or transparent:
             raise UserError(
                 f"{name(index)} is a {image.mode} image{transparent}",
                 code="not-rgb",
-                expected="8-bit RGB or grey samples, without transparency",
+                expected="8-bit RGB, RGBA or grey samples, without a transparent colour",
             )
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGBA" else image.convert("RGB"))
 
     def hash_content() -> str:
         digest = hashlib.sha256(f"{'as is' if resolution is None else resolution}".encode())
@@ -226,13 +227,19 @@ def _safetensors_images(path: Path) -> ImageSource:
 
 
 def dataset_images(
-    dataset: Dataset, resolution: Size, name: str, *, skipped: frozenset[str] = frozenset()
+    dataset: Dataset,
+    resolution: Size,
+    name: str,
+    *,
+    skipped: frozenset[str] = frozenset(),
+    mode: Mode = "RGB",
 ) -> ImageSource:
     """The images of a data set (plugin, class folders, Hub), cropped and resized by ADM's rule.
 
     Args:
         name: what a person calls it.
         skipped: keys of faulty images, which are left out.
+        mode: what they are made before they are laid on white or made RGB, as Pillow names it.
     """
     with plugin_errors(dataset, "in items"):
         items = dataset.items()
@@ -247,6 +254,8 @@ def dataset_images(
     def hash_content() -> str:
         with plugin_errors(dataset, "in fingerprint"):
             text = f"{dataset.fingerprint()} {resolution} {CROP_RULE}"
+        if mode != "RGB":
+            text += f" in mode {mode}"
         if skipped:
             text += f" without {sorted(skipped)}"
         return hashlib.sha256(text.encode()).hexdigest()
@@ -255,7 +264,7 @@ def dataset_images(
         about=ImagesRecord(kind="data set", path=name, resize=CROP_RULE, order="of the data set"),
         count=len(kept),
         resolution=resolution,
-        batch=_resized(picture, lambda index: items[kept[index]].key, resolution),
+        batch=_resized(picture, lambda index: items[kept[index]].key, resolution, mode),
         hash_content=hash_content,
         picture=picture,
         notes=source_notes(dataset),
@@ -276,10 +285,12 @@ def spread(source: ImageSource, count: int) -> ImageSource:
     )
 
 
-def _resized(picture: Callable[[int], Image.Image], name: Callable[[int], str], resolution: Size) -> Batch:
+def _resized(
+    picture: Callable[[int], Image.Image], name: Callable[[int], str], resolution: Size, mode: Mode = "RGB"
+) -> Batch:
     def pixels(index: int) -> np.ndarray:
         with _naming(name(index)):
-            return prepare(picture(index), resolution)
+            return prepare(picture(index), resolution, mode)
 
     return _in_threads(pixels)
 
@@ -293,8 +304,8 @@ def _in_threads(pixels: Callable[[int], np.ndarray]) -> Batch:
 
 
 def _stack(images: Iterable[np.ndarray]) -> Tensor:
-    stacked = np.stack(list(images))  # [n, H, W, 3]
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    rgb = [as_rgb(torch.from_numpy(image.copy()).permute(2, 0, 1)[None]) for image in images]  # of [H, W, K]
+    return torch.cat(rgb).contiguous()
 
 
 @contextmanager

@@ -88,6 +88,7 @@ class RulesRecord(Settings):
     neighbours: int = setting(..., "k of precision and recall")
     is_chunk: int = setting(..., "images per chunk of the Inception Score")
     bootstrap: int = setting(0, "replicates for the error bar of the distance")
+    colours: str = setting("RGB; grey in all three, transparency laid on white", "what images are made before")
     order: str = setting("by index of the images; Inception Score in contiguous chunks", "order of the images")
 
 

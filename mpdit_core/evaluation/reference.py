@@ -147,7 +147,8 @@ def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
             remedy="restore them, or choose another --reference",
         ) from error
     skipped = frozenset(item.key for item in manifest.skipped)
-    images = dataset_images(dataset, manifest.plan.resolution, source.given, skipped=skipped)
+    mode = manifest.plan.autoencoder.mode
+    images = dataset_images(dataset, manifest.plan.resolution, source.given, skipped=skipped, mode=mode)
     return Plan(images, None, source.given, beside=path)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb, load_autoencoder
 from mpdit_core.data.latents import LatentFolder, unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.data.sources import find_images
@@ -112,7 +112,7 @@ def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> Imag
             autoencoder().decode(unstandardise(part.to(device), spec.normalisation)).cpu()
             for part in latents.split(DECODED_AT_ONCE)
         ]
-        return torch.cat(parts)
+        return as_rgb(torch.cat(parts))
 
     def hash_content() -> str:
         digest = hashlib.sha256(spec.autoencoder.model_dump_json().encode())
@@ -149,7 +149,7 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
 
     def batch(indices: Sequence[int]) -> Tensor:
         parts = folder.batch(indices).mean.split(DECODED_AT_ONCE)
-        return torch.cat([autoencoder().decode(part).cpu() for part in parts])
+        return as_rgb(torch.cat([autoencoder().decode(part).cpu() for part in parts]))
 
     def hash_content() -> str:
         shards = " ".join(shard.sha256 for shard in folder.manifest.shards)

@@ -113,7 +113,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
 
 
 class PixelVAE(ModelMixin, ConfigMixin):
-    """The identity in place of a VAE, for models of pixels; a grey channel is repeated to three."""
+    """The identity in place of a VAE, for models of pixels; a grey channel is repeated to three, RGBA stays RGBA."""
 
     @register_to_config
     def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
@@ -122,7 +122,7 @@ class PixelVAE(ModelMixin, ConfigMixin):
 
     @apply_forward_hook  # under enable_model_cpu_offload it offloads the transformer, as AutoencoderKL does
     def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
-        images = latents.expand(-1, 3, -1, -1)
+        images = latents.expand(-1, max(3, latents.shape[1]), -1, -1)
         return VelocityOutput(sample=images) if return_dict else (images,)
 
 
@@ -194,7 +194,7 @@ class MPDiTPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: list[int],
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 50,
         output_type: str | None = "pil",
@@ -207,7 +207,8 @@ class MPDiTPipeline(DiffusionPipeline):
         """One image for each of `class_labels`; arguments and result as those of `DiTPipeline`.
 
         Args:
-            guidance_scale: 1 or less is off.
+            class_labels: of an unconditional model, a 0 for each image.
+            guidance_scale: 1 or less is off. None: 4, or off for an unconditional model.
             output_type: `pil`, `np`, `pt`, or `latent` for the standardised latents.
             latents: noise to start from, [B, C, h, w], in place of drawn noise.
             callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; it may return changed
@@ -215,7 +216,8 @@ class MPDiTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: names of the tensors in its last argument; only `latents` is possible.
 
         Raises:
-            UserError: an argument is not possible (`invalid-value`).
+            UserError: an argument is not possible (`invalid-value`), or guidance of an unconditional model
+                (`no-classes`).
         """
         config, device = self.transformer.config, self._execution_device
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
@@ -239,6 +241,7 @@ class MPDiTPipeline(DiffusionPipeline):
         _require(tuple(latents.shape) == shape, f"latents of shape {tuple(latents.shape)}", str(shape))
         x_t = latents.to(device, torch.float32)  # the network may be in half precision, the integration is not
         labels = torch.tensor(list(class_labels), device=device)
+        guidance_scale = _guidance_scale(guidance_scale, config["num_classes"])
         guided = guidance_scale > 1
         both = torch.cat([labels, torch.full_like(labels, config["num_classes"])]) if guided else labels
 
@@ -288,6 +291,14 @@ class MPDiTPipeline(DiffusionPipeline):
             return images
         images = images.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def _guidance_scale(given: float | None, num_classes: int) -> float:
+    if given is None:
+        return 4.0 if num_classes else 1.0
+    if given > 1 and not num_classes:
+        raise UserError(f"guidance_scale {given:g}", code="no-classes", expected="1: the model has no classes")
+    return given
 
 
 def _require(condition: bool, what: str, expected: str) -> None:

@@ -91,7 +91,7 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
 
 def _inputs(model: ModelConfig, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
     x_t = torch.randn(batch_size, model.channels, *model.input_size)
-    return x_t, torch.rand(batch_size), torch.randint(model.num_classes, (batch_size,))
+    return x_t, torch.rand(batch_size), torch.randint(len(model.labels), (batch_size,))
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import DTYPES, choose_dtype, dtype_name, should_compile
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
-from mpdit_core.sampling.labels import read_classes
+from mpdit_core.sampling.labels import read_classes, require_classes
 from mpdit_core.sampling.options import ComputeTypes, PluginRecord, SamplingOptions
 from mpdit_core.settings import validate
 
@@ -59,7 +59,7 @@ class SampleBatch:
     indices: list[int]
     labels: list[int]
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
-    images: Tensor  # [n, 3, H, W] uint8 on the CPU; no images where they are not decoded
+    images: Tensor  # [n, K, H, W] uint8 on the CPU, mostly K = 3 (RGB); no images where they are not decoded
     nfe: int  # evaluations that the sampler asked for, per image
     passes: float  # full passes of an image through a network
     saved: float  # passes that a guidance interval and zero velocities spared
@@ -83,6 +83,12 @@ class SamplingPlan:
             rule=load_rule(options.guidance, options.guidance_options),
         )
         self.guidance.rule.require_fit(folder.config.model, guided_by_model=options.guide is not None)
+        num_classes = folder.config.model.num_classes
+        if options.classes != "all":
+            require_classes(num_classes, f"classes {options.classes}")
+        if not self.guidance.is_off and options.guide is None:
+            what = f"guidance {options.guidance} (scale {options.guidance_scale:g})"
+            require_classes(num_classes, what, remedy="leave it out, or --guide MODEL, for autoguidance")
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
         self.guide = _open_guide(options.guide, folder)
 
@@ -220,7 +226,7 @@ class Generator(SamplingPlan):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [n, 3, H, W] uint8 on the CPU of standardised latents [n, C, h, w]."""
+        """Images [n, K, H, W] uint8 on the CPU of standardised latents [n, C, h, w]."""
         assert self.spec is not None
         assert self.autoencoder is not None, "made with decode=False"
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
@@ -317,9 +323,11 @@ def sampling_values(options: SamplingOptions) -> dict[str, Any]:
 
 
 def _class_names(folder: ModelFolder) -> list[str]:
-    """A name for each of the model's classes; its number where the data gave none."""
-    known = list(folder.latents.class_names) if folder.latents else []
-    return [known[i] if i < len(known) else str(i) for i in range(folder.config.model.num_classes)]
+    """A name for each label: the class's number where the data gave none; an empty one for the null label."""
+    known, config = list(folder.latents.class_names) if folder.latents else [], folder.config.model
+    if not config.num_classes:
+        return ["" for _ in config.labels]
+    return [known[i] if i < len(known) else str(i) for i in config.labels]
 
 
 def require_finite(latents: Tensor, indices: Sequence[int]) -> None:

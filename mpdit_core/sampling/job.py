@@ -21,6 +21,7 @@ from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling.generator import Generator, SampleBatch
+from mpdit_core.sampling.labels import require_classes
 from mpdit_core.sampling.naming import model_name, newest_folder
 from mpdit_core.sampling.options import (
     SampleOptions,
@@ -56,6 +57,8 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     with process_group(device) as world, ExitStack() as held:
         folder = open_model(options.model)
         _require_sampler_package(options, folder)
+        if options.by_class:
+            require_classes(folder.config.model.num_classes, "by_class")
         generator = Generator(
             folder,
             options,

@@ -59,6 +59,17 @@ def read_classes(classes: str | Sequence[str | int], *, class_names: Sequence[st
     return Labels(tuple(found), count, seed)
 
 
+def require_classes(num_classes: int, what: str, remedy: str = "leave it out") -> None:
+    """Raises `UserError` (`no-classes`) for `what` an unconditional model does not have."""
+    if num_classes == 0:
+        raise UserError(
+            f"{what} with a model that was trained without classes",
+            code="no-classes",
+            expected="a model of classes, for this option",
+            remedy=remedy,
+        )
+
+
 def class_order(num_classes: int) -> tuple[int, ...]:
     """All classes once. Many are visited in golden-ratio strides, so that the first few are of all kinds."""
     if num_classes <= FEW:

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.errors import UserError
 from mpdit_core.pictures import tile
 from mpdit_core.runtime import files
@@ -53,7 +54,7 @@ class Writer:
         """Called once, by rank 0, when all blocks are there."""
 
     def image(self, index: int, label: int) -> np.ndarray:
-        """Image `index`, uint8 [3, H, W], read back; for formats that hold images."""
+        """Image `index`, uint8 [3 or 4, H, W], read back; for formats that hold images."""
         raise NotImplementedError
 
 
@@ -83,7 +84,7 @@ class PngWriter(Writer):
         path = self.path(index, label)
         try:
             with Image.open(path) as opened:
-                return np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
+                return np.asarray(opened.convert("RGBA")).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read: {error}",
@@ -118,7 +119,7 @@ class NpzWriter(Writer):
         return self.samples.path / PROGRESS / f"{block:06d}.npz"
 
     def write(self, batch: SampleBatch) -> None:
-        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
+        pixels = as_rgb(batch.images).permute(0, 2, 3, 1).contiguous().numpy()
         with files.writing(self.block_path(batch.block)) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=pixels, arr_1=np.asarray(batch.labels, dtype=np.int64))
 

@@ -34,7 +34,10 @@ def check_autoencoder(
     require(isinstance(channels, int) and channels >= 1, "channels, a whole number", channels)
     require(isinstance(factor, int) and factor >= 1, "factor, a whole number", factor)
     require(stores in ("mean+std", "mean", "uint8"), 'stores, "mean+std", "mean" or "uint8"', stores)
-    images = _pictures(side or getattr(autoencoder, "resolution", None) or max(16, 4 * factor)).to(device)
+    mode = getattr(autoencoder, "mode", "RGB")
+    require(mode in ("L", "RGB", "RGBA"), 'mode, "L", "RGB" or "RGBA"', mode)
+    pictures = _pictures(side or getattr(autoencoder, "resolution", None) or max(16, 4 * factor))
+    images = pictures.repeat(1, len(mode), 1, 1).to(device)
     before = images.clone()
     stored = autoencoder.encode(images)
     require(torch.equal(images, before), "the images to be left as they are")
@@ -70,12 +73,12 @@ def check_autoencoder(
 
 
 def _pictures(side: int):
-    """Four smooth grey pictures uint8 [4, 3, side, side], no two alike, none its own mirror image."""
+    """Four smooth grey pictures uint8 [4, 1, side, side], no two alike, none its own mirror image."""
     import torch
 
     y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
     planes = [x, 0.7 * x + 0.3 * y, 0.5 + 0.4 * torch.sin(2 * x + 3 * y), x * y]
-    return (torch.stack(planes)[:, None] * 255).round().to(torch.uint8).repeat(1, 3, 1, 1)
+    return (torch.stack(planes)[:, None] * 255).round().to(torch.uint8)
 
 
 def _require_close(a, b, what: str) -> None:

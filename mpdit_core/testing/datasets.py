@@ -25,13 +25,13 @@ def check_dataset(dataset: Dataset, *, pictures: int = 8) -> None:
     problem = contract_problem("datasets", type(dataset))
     require(problem is None, "a data set class", problem)
     names = dataset.class_names()
-    require(names and all(isinstance(n, str) and n for n in names), "class names, not empty", names)
+    require(all(isinstance(n, str) and n for n in names), "class names, not empty", names)
     require(len(set(names)) == len(names), "no class name twice", names)
-    items = list(dataset.items())
+    items, last = list(dataset.items()), max(len(names) - 1, 0)  # without classes all labels are 0
     require(items, "at least one item")
     for item in items:
-        fits = isinstance(item.label, int) and 0 <= item.label < len(names)
-        require(fits, f"labels as int, 0 to {len(names) - 1}", f"{item.label!r} ({item.key})")
+        fits = isinstance(item.label, int) and 0 <= item.label <= last
+        require(fits, f"labels as int, 0 to {last}", f"{item.label!r} ({item.key})")
     require(len({item.key for item in items}) == len(items), "no key twice", f"{len(items)} items")
     require(list(dataset.items()) == items, "the same items in the same order every time")
     copy = pickle.loads(pickle.dumps(dataset))

@@ -174,7 +174,9 @@ def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterato
         f"initialised from {start.source} (step {start.step}): {start.loaded:,} of {start.total:,} weights loaded, "
         "without the table of classes"
     )
-    if start.classes.by is None:
+    if not target.num_classes:
+        yield "no classes: of the model's class table only the row of the null label is kept"
+    elif start.classes.by is None:
         yield (
             f"class table new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
             f"{old.class_tokens or 'none'} of {old.width} there"

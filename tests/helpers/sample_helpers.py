@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
@@ -66,8 +67,8 @@ def latents_of(model: ModelFolder, *, world: World | None = None, **changes: Any
 
 
 def images_of(model: ModelFolder, **changes: Any) -> Tensor:
-    """All images, [n, 3, H, W] uint8."""
-    return torch.cat([batch.images for batch in make_generator(model, decode=True, **changes).batches()])
+    """All images as RGB, [n, 3, H, W] uint8."""
+    return torch.cat([as_rgb(batch.images) for batch in make_generator(model, decode=True, **changes).batches()])
 
 
 def code_of(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:

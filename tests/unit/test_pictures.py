@@ -21,7 +21,10 @@ def test_tiles_are_enlarged_without_smoothing():
     picture = pictures.tile(image, 3)
     assert picture.size == (48, 48)
     assert [picture.getpixel((x, 0)) for x in (2, 3, 5, 6)] == [RED, BLUE, BLUE, RED]
-    assert pictures.tile(image[:1]).getpixel((0, 0)) == (255, 255, 255)
+    assert pictures.tile(image[:1]).getpixel((0, 0)) == image[0, 0, 0]
+    glass = np.concatenate([image, image[:1] * 0])
+    assert pictures.tile(glass).getpixel((0, 0)) == (*RED, 0)
+    assert pictures.labelled_grid(glass[None], [], 1).getpixel((10, 10)) == pictures.PAPER
     with pytest.raises(ValueError, match="uint8"):
         pictures.tile(image.astype(np.float32))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,16 @@ def _load_plugin(name: str, options: Mapping[str, Any], device: torch.device, *,
         "id": name,
         "sha256": None if entry.is_ours else fingerprint,  # ours are what their names say
         "package": None if entry.is_ours else entry.package or None,
-        "options": plugins.record("autoencoders", name, plugin)["options"],
+        "options": _options(plugin, name, changed_only=entry.is_ours),
     }
     return LoadedAutoencoder(plugin, spec=_spec(plugin, facts), device=device)
+
+
+def _options(plugin: Autoencoder, name: str, *, changed_only: bool) -> dict[str, Any]:
+    """The options of a plugin; of ours without defaults, so that a new option changes no fingerprint."""
+    options = plugins.record("autoencoders", name, plugin)["options"]
+    defaults = {field.name: field.default for field in dataclasses.fields(plugin)} if changed_only else {}  # pyright: ignore[reportArgumentType]
+    return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
 
 
 def _load_diffusers(name: str, spec: AutoencoderSpec | None, device: torch.device) -> LoadedAutoencoder:

@@ -1,7 +1,8 @@
 """An autoencoder that is ready: the plugin on its device, in a precision, with what latents and models record of it.
 
-Shapes: images uint8 [B, 3, H, W]; raw_latents float32 [B, C, h, w] with h = H / factor; stored [B, copies·C, h, w] is
-what a shard keeps for each image (`manifest.FORMS`): float32 moments, float32 latents, or uint8 pixel values.
+Shapes: images uint8 [B, K, H, W] with K channels, mostly 3 (RGB); raw_latents float32 [B, C, h, w] with h = H / factor;
+stored [B, copies·C, h, w] is what a shard keeps for each image (`manifest.FORMS`): float32 moments, float32 latents, or
+uint8 pixel values.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from mpdit_core.api import Autoencoder
 from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders.pixels import to_range
+from mpdit_core.data.images import Mode
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
 from mpdit_core.plugins import broken, plugin_errors
@@ -37,13 +39,18 @@ class LoadedAutoencoder:
         return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
     @property
+    def mode(self) -> Mode:
+        """What images are, as Pillow names it."""
+        return getattr(self.plugin, "mode", "RGB")
+
+    @property
     def encode_device(self) -> torch.device:
         """The CPU for pixel values: nothing is computed that would be worth the way to a GPU."""
         return torch.device("cpu") if self.spec.stores == "uint8" else self.device
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """What is stored for each of `images` uint8 [B, 3, H, W] on any device: [B, copies·C, h, w] on
+        """What is stored for each of `images` uint8 [B, K, H, W] on any device: [B, copies·C, h, w] on
         `encode_device`."""
         images = images.to(self.encode_device, non_blocking=True)
         with computing_in(self.precision, self.encode_device), plugin_errors(self.plugin, "in encode"):
@@ -55,12 +62,12 @@ class LoadedAutoencoder:
 
     @torch.inference_mode()
     def decode(self, raw_latents: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W] on `device` from `raw_latents [B, C, h, w]`."""
+        """Images uint8 [B, K, H, W] on `device` from `raw_latents [B, C, h, w]`."""
         raw_latents = raw_latents.to(self.device, torch.float32)
         with computing_in(self.decode_precision, self.device), plugin_errors(self.plugin, "in decode"):
             images = self.plugin.decode(raw_latents)
         sides = [side * self.spec.factor for side in raw_latents.shape[-2:]]
-        self._require(images, [len(raw_latents), 3, *sides], torch.uint8, "in decode")
+        self._require(images, [len(raw_latents), len(self.mode), *sides], torch.uint8, "in decode")
         return images
 
     def check_resolution(self, resolution: Size) -> None:

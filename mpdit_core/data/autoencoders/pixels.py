@@ -1,6 +1,6 @@
 """`pixels` and `pixels-gray`: no network; the latents are the pixels on [-1, 1], and are stored as they are.
 
-And the one place that knows how pixels become numbers on [-1, 1], and numbers pixels.
+And the one place that knows how pixels become numbers on [-1, 1], numbers pixels, and images of any mode RGB.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to grey
+from mpdit_core.api import option
 
 
 @dataclass
 class Pixels:
-    """The pixels themselves, in colour."""
+    """The pixels themselves: colours unless `mode` says otherwise."""
 
-    channels: ClassVar[int] = 3
+    mode: Literal["L", "RGB", "RGBA"] = option("RGB", "L: grey, RGB: colours, RGBA: colours with transparency")
+
     factor: ClassVar[int] = 1
     stores: ClassVar[Literal["uint8"]] = "uint8"
     flip_equivariant: ClassVar[bool] = True
+
+    @property
+    def channels(self) -> int:
+        return len(self.mode)
 
     def load(self, device: torch.device) -> None:
         pass
@@ -30,7 +35,7 @@ class Pixels:
         return images
 
     def decode(self, raw_latents: Tensor) -> Tensor:
-        return to_pixels(raw_latents).expand(-1, 3, -1, -1)
+        return to_pixels(raw_latents)
 
     def fingerprint(self) -> str:
         return f"{self.channels} channels of pixels"
@@ -38,13 +43,9 @@ class Pixels:
 
 @dataclass
 class PixelsGray(Pixels):
-    """The luminance of the pixels, one channel."""
+    """`pixels` of mode L, under a name of its own."""
 
-    channels: ClassVar[int] = 1
-
-    def encode(self, images: Tensor) -> Tensor:
-        weights = torch.tensor(LUMINANCE, device=images.device).view(1, 3, 1, 1)
-        return (images.contiguous().float() * weights).sum(dim=1, keepdim=True).round().to(torch.uint8)
+    mode: Literal["L"] = option("L", "L: grey")
 
 
 def to_range(images: Tensor) -> Tensor:
@@ -55,3 +56,11 @@ def to_range(images: Tensor) -> Tensor:
 def to_pixels(values: Tensor) -> Tensor:
     """The nearest uint8 pixels to `values` on [-1, 1], as ADM's evaluation rounds: clamp(127.5·x + 128), truncated."""
     return (values.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """uint8 images [n, 1, 3 or 4, H, W] as RGB [n, 3, H, W]: grey in all three, transparency laid on white."""
+    if images.shape[1] != 4:
+        return images.expand(-1, 3, -1, -1)
+    colours, alpha = images[:, :3].int(), images[:, 3:].int()
+    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)

@@ -55,6 +55,17 @@ def match_classes(listed: Sequence[str], present: set[str], path: Path) -> list[
     return names
 
 
+def refuse_list(listed: Path | None, where: str) -> None:
+    """Raises `UserError` (`no-labels`) for a list of classes where no image has a class."""
+    if listed is not None:
+        raise UserError(
+            f"{shown(listed)} lists classes, and {where} gives its images none",
+            code="no-labels",
+            expected="a folder for each class, or labels for the images",
+            remedy="leave --classes out, for images without classes",
+        )
+
+
 def label_numbers(classes: Sequence[str], listed: Sequence[str] | None, path: Path) -> tuple[list[str], list[int]]:
     """(class names in label order, label of each image) from the text that stands for the class of each.
 

@@ -1,4 +1,4 @@
-"""A folder or `.tar` of class folders as a data set; or images in one folder with a file that gives their classes.
+"""A folder or `.tar` of class folders as a data set; or images in one folder, with or without a file of their classes.
 
 The class of an image is its first folder below the root, however deep it lies; a `.tar` counts as a folder of its name
 (so that ImageNet's archive of class archives can be read as it is). Labels follow the sorted class names; names that
@@ -21,6 +21,7 @@ from mpdit_core.data.sources.class_lists import (
     label_numbers,
     match_classes,
     read_class_names,
+    refuse_list,
     sort_classes,
     sorted_differently,
 )  # fmt: skip
@@ -70,6 +71,9 @@ class ImageFolder:
         if entered:
             notes.append(Note(text=f"reading {'/'.join((shown(self.root), *entered))}"))
         notes += found.notes()
+        if not names:
+            text = f"{len(self._entries):,} images without classes: no class folders, and no file that gives classes"
+            notes.append(Note(text=text))
         if len(names) == 1:
             notes.append(Warning(code="one-class", text=f"there is only one class, {names[0]!r}"))
         notes += empty_classes(names, (item.label for item in self.items()))
@@ -112,6 +116,9 @@ class ImageFolder:
         keys = [entry.key for entry in self._entries]
         if self._is_flat:
             path = self.labels or self._label_file()
+            if path is None:
+                refuse_list(self.classes, shown(self.root))
+                return [], [Item(key, 0) for key in keys]
             names, labels = label_numbers(read_image_classes(path, keys), listed, path)
             return names, [Item(key, label) for key, label in zip(keys, labels, strict=True)]
         flat = [entry for entry in self._entries if len(entry.parts) == 1]
@@ -144,19 +151,19 @@ class ImageFolder:
             remedy="convert its images, or move it away; --allow-empty-classes keeps it as a class without images",
         )
 
-    def _label_file(self) -> Path:
+    def _label_file(self) -> Path | None:
+        """The label file beside the images; None where there is none, and images have no classes."""
         folder = self.root.joinpath(*self._entered)
         beside = [folder / name for name in LABEL_FILES] if folder.is_dir() else []
         found = [path for path in beside if path.is_file()]
-        if len(found) != 1:
+        if len(found) > 1:
             raise UserError(
-                f"{shown(folder)} has images but no class folders"
-                + (f", and {len(found)} label files" if found else ""),
+                f"{shown(folder)} has {len(found)} label files",
                 code="no-labels",
-                expected="a folder for each class, or a file that gives each image its class",
-                remedy="--labels FILE, with lines `FILE,CLASS`",
+                expected="one file that gives each image its class",
+                remedy=f"--labels {shown(found[0])}",
             )
-        return found[0]
+        return found[0] if found else None
 
 
 def _descend(found: Found, root: Path, split: str | None) -> tuple[tuple[str, ...], Found]:

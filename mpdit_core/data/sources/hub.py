@@ -3,6 +3,7 @@
 The column of images and the column of labels are found by their types and, where there are several, by their names
 (`IMAGE_COLUMNS`, `LABEL_COLUMNS`: the first that is there). `ORG/NAME@revision` pins a revision, and a path in place of
 ORG/NAME reads a local data set. Labels are the data set's own: class names, whole numbers from 0 on, or texts, sorted.
+Images of a data set without a column of labels have no classes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mpdit_core.data.sources.class_lists import (
     label_names,
     match_classes,
     read_class_names,
+    refuse_list,
     sort_classes,
 )  # fmt: skip
 from mpdit_core.data.sources.files import read_regular
@@ -70,6 +72,8 @@ class HubDataset:
             if others:
                 text = f"the column of {what}s is {chosen}; others are {', '.join(others)} (dataset.{what} chooses)"
                 notes.append(Note(text=text))
+        if self._columns[1] is None:
+            notes.append(Note(text=f"images without classes: hf:{self.name} has no column of labels"))
         if sorted(names) == names and names != sort_classes(names):
             text = f"the data set numbers its classes in the order {', '.join(names[:4])}, …: a label is not its name"
             notes.append(Warning(code="numbers-as-names", text=text))
@@ -86,26 +90,33 @@ class HubDataset:
         return self._built[1]
 
     @cached_property
-    def _columns(self) -> tuple[str, str]:
+    def _columns(self) -> tuple[str, str | None]:
         return find_columns(self._built[0].features or {}, self.name, image=self.image_column, label=self.label_column)
 
     @cached_property
     def _data(self) -> Any:
         from datasets import Image as ImageFeature
 
-        image, label = self._columns
-        return self._built[0].select_columns([image, label]).cast_column(image, ImageFeature(decode=False))
+        columns = [column for column in self._columns if column]
+        return self._built[0].select_columns(columns).cast_column(columns[0], ImageFeature(decode=False))
 
     @cached_property
     def _labels(self) -> list[Any]:
+        label = self._columns[1]
         with hub_errors(self.name):
-            return list(self._data[self._columns[1]])
+            return list(self._data[label]) if label else [None] * len(self._data)
 
     @cached_property
     def _classes(self) -> tuple[list[str], dict[Any, int]]:
         """(names in label order, label of each value of the column)."""
+        if self._columns[1] is None:
+            return self._without_classes()
         values, feature = set(self._labels), self._data.features[self._columns[1]]
         return class_table(feature, values, self.classes, f"hf:{self.name}")
+
+    def _without_classes(self) -> tuple[list[str], dict[Any, int]]:
+        refuse_list(self.classes, f"hf:{self.name}")
+        return [], {None: 0}
 
     @cached_property
     def _items(self) -> list[Item]:
@@ -156,9 +167,10 @@ class HubStream(HubDataset):
                 raise UserError(
                     f"hf:{self.name} ended after {self._position} of {self.count()} images", code="damaged-file"
                 )
-            if row[label] not in place:
-                raise unlabelled(self.name, row[label])
-            item = Item(f"{self._split}[{self._position}]", place[row[label]])
+            value = row[label] if label else None
+            if value not in place:
+                raise unlabelled(self.name, value)
+            item = Item(f"{self._split}[{self._position}]", place[value])
             self._position += 1
             yield item, partial(_decode, row[image])
 
@@ -170,6 +182,8 @@ class HubStream(HubDataset):
 
     @cached_property
     def _classes(self) -> tuple[list[str], dict[Any, int]]:
+        if self._columns[1] is None:
+            return self._without_classes()
         feature = self._data.features[self._columns[1]]
         values: set[Any] = set() if getattr(feature, "names", None) else set(self._labels)
         return class_table(feature, values, self.classes, f"hf:{self.name}")
@@ -206,13 +220,15 @@ def hub_errors(name: str) -> Iterator[None]:
         raise UserError(
             f"hf:{name} cannot be loaded: {': '.join(reasons)}",
             code="not-on-hub",
-            expected="a data set of images with labels on the Hub, reachable or in the local cache",
+            expected="a data set of images on the Hub, reachable or in the local cache",
             remedy="check the name; for gated data sets `hf auth login`",
         ) from error
 
 
-def find_columns(features: Any, name: str, *, image: str | None = None, label: str | None = None) -> tuple[str, str]:
-    """Names of the column of images and of the column of labels.
+def find_columns(
+    features: Any, name: str, *, image: str | None = None, label: str | None = None
+) -> tuple[str, str | None]:
+    """Names of the column of images and of the column of labels; None where no column is named like one.
 
     Args:
         features: of the data set, by column.
@@ -221,12 +237,14 @@ def find_columns(features: Any, name: str, *, image: str | None = None, label: s
         label: the same for labels and `LABEL_COLUMNS`.
 
     Raises:
-        UserError: there is none (`no-images`, `no-labels`), or several without a name that tells (`ambiguous-columns`).
+        UserError: there is none of images (`no-images`), the one of labels holds no numbers or texts or is not the one
+            that was asked for (`no-labels`), or there are several without a name that tells (`ambiguous-columns`).
     """
     images, labels = _candidates(features)
+    has_labels = label or labels or any(map(_is_of_labels, features))
     return (
         _choose(image, images, IMAGE_COLUMNS, what="image", name=name, features=features),
-        _choose(label, labels, LABEL_COLUMNS, what="label", name=name, features=features),
+        _choose(label, labels, LABEL_COLUMNS, what="label", name=name, features=features) if has_labels else None,
     )
 
 
@@ -239,9 +257,13 @@ def _candidates(features: Any) -> tuple[list[str], list[str]]:
     labels = [
         column
         for column, feature in features.items()
-        if isinstance(feature, ClassLabel) or (_is_plain(feature) and (column in LABEL_COLUMNS or "label" in column))
+        if isinstance(feature, ClassLabel) or (_is_plain(feature) and _is_of_labels(column))
     ]
     return images, labels
+
+
+def _is_of_labels(column: str) -> bool:
+    return column in LABEL_COLUMNS or "label" in column
 
 
 def _is_plain(feature: Any) -> bool:

@@ -45,6 +45,8 @@ def model_card(model: ModelFolder, *, name: str, where: str, form: str, licence:
         kind="multi-patch transformer (MPDiT)" if levels > 1 else "dense transformer (DiT)",
         resolution=config.resolution,
         preset=config.preset,
+        num_classes=config.model.num_classes,
+        labels=[0, min(1, config.model.labels[-1])],
         step=model.step,
         origin=model.extra.get("origin"),
         grid=PREVIEW if grid else None,
@@ -65,7 +67,7 @@ def _model(model: ModelFolder) -> dict[str, str]:
         "stages": ", ".join(f"{depth} blocks at patch {patch}" for patch, depth in config.stages),
         "width, heads": f"{config.width}, {config.num_heads}",
         "latents": " × ".join(map(str, (config.channels, *config.input_size))),
-        "classes": f"{config.num_classes} (label {config.null_label} is the null label)",
+        "classes": f"{config.num_classes or 'none'} (label {config.null_label} is the null label)",
         "switches": f"{config.modulation} modulation, {config.time_embedding} time embedding, "
         f"{config.class_tokens} class tokens, skip {'on' if config.skip else 'off'}, {config.mlp} MLP, "
         f"{config.norm} norm, QK norm {'on' if config.qk_norm else 'off'}, {config.positions} positions",

@@ -74,7 +74,7 @@ def example(config: ModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs x_t, t, labels of the right shapes, the null label among them; the same every time."""
     random = torch.Generator().manual_seed(batch)
     x_t = torch.randn(batch, config.channels, *config.input_size, generator=random)
-    labels = torch.arange(batch) % config.num_classes
+    labels = torch.arange(batch) % len(config.labels)
     labels[-1] = config.null_label
     return x_t, torch.linspace(0, 1, batch), labels
 

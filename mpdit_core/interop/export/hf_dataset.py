@@ -1,8 +1,8 @@
 """Encoded latents as a Hugging Face data set: Parquet files that `datasets.load_dataset(FOLDER)` reads.
 
-Columns: the tensors of the shards under their own names, and `label` with the class names. They are `moments` float16
-[2C, h, w] (posterior mean, then standard deviation), `mean` float16 [C, h, w], or `pixels` uint8 [C, H, W], depending
-on the autoencoder; and the same with `_flipped` for mirror images, where the folder stores them.
+Columns: the tensors of the shards under their own names, and `label` where images have classes. The tensors are
+`moments` float16 [2C, h, w] (posterior mean, then standard deviation), `mean` float16 [C, h, w], or `pixels` uint8
+[C, H, W], depending on the autoencoder; and the same with `_flipped` for mirror images, where the folder stores them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
     for number in range(shards):
         tensors = folder.shard(number)
         columns = {name: list(np.asarray(tensor)) for name, tensor in tensors.items() if name != LABELS}
-        columns["label"] = tensors[LABELS].tolist()
+        if "label" in features:
+            columns["label"] = tensors[LABELS].tolist()
         part = Dataset.from_dict(columns, features=features)
         part.to_parquet(str(out / "data" / f"train-{number:05d}-of-{shards:05d}.parquet"))
         done += len(part)
@@ -55,4 +56,5 @@ def _features(tensors: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -
 
     arrays = {name: tensor for name, tensor in tensors.items() if name != LABELS}
     columns = {name: Array3D(shape=tensor.shape[1:], dtype=tensor.dtype.name) for name, tensor in arrays.items()}
-    return Features({**columns, "label": ClassLabel(names=list(class_names))})
+    label = {"label": ClassLabel(names=list(class_names))} if class_names else {}
+    return Features({**columns, **label})

@@ -65,7 +65,7 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
         cells,
         row_labels=[short_name(generator.class_names[label]) for label in rows],
         column_labels=[f"image {first}", *between, f"image {last}"],
-        row_axis="class",
+        row_axis="class" if generator.network.config.num_classes else "",
     )
     facts = {"from, to": f"noise of image {first}, noise of image {last}", "steps": f"{count} images per row"}
     data = {"from": first, "to": last, "classes": rows}

@@ -5,7 +5,7 @@ other. So each distance is given with that ratio; well below 1 is suspicious.
 
 Training images come from the folder of latents, streamed; their mirror images are looked at too where the folder can
 give them. In latents the distance is the root mean square of the difference of standardised latents (posterior means);
-in pixels that of decoded images, in 8-bit levels. There are two passes, one for the samples and one for what was
+in pixels that of decoded images in RGB, in 8-bit levels. There are two passes, one for the samples and one for what was
 found; of decoded images as many as fit into `KEPT` are kept for the second.
 """
 
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import LoadedAutoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import ModelFolder
@@ -61,7 +61,7 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         report(Warning(code="other-latents", text=text))
     generator = view.generator()
     batches = list(generator.batches())
-    made = torch.cat([batch.images for batch in batches])
+    made = torch.cat([as_rgb(batch.images) for batch in batches])
     queries = made if options.nearest == "pixels" else torch.cat([batch.latents for batch in batches])
     points = TrainingPoints(training, generator, options.nearest)
     found = search(points, _flat(queries), k=min(NEIGHBOURS, len(training)), task="nearest", report=report)
@@ -69,8 +69,9 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     own = search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts, report=report)
     pairs = zip(found.distance[:, 0].tolist(), own.distance[:, 0].tolist(), strict=True)
     ratios = [distance / of_its_own if of_its_own > 0 else math.inf for distance, of_its_own in pairs]
-    captions = [short_name(generator.class_names[label]) for batch in batches for label in batch.labels]
-    grid = _grid(points, made, [f"ratio {r:.2f}, {c}" for r, c in zip(ratios, captions, strict=True)], found)
+    names = [short_name(generator.class_names[label]) for batch in batches for label in batch.labels]
+    captions = [f", {name}" if name else "" for name in names]
+    grid = _grid(points, made, [f"ratio {r:.2f}{c}" for r, c in zip(ratios, captions, strict=True)], found)
     unit = "8-bit levels" if options.nearest == "pixels" else "standard deviations"
     facts = {
         "training images": f"{len(training)} in {training.path}" + (", and mirrored" if points.mirror else ""),
@@ -147,7 +148,7 @@ class TrainingPoints:
         """[m, 3, H, W] uint8."""
         means = self.folder.batch(indices, flip=flips).mean
         parts = [self.autoencoder.decode(part.to(self.device)).cpu() for part in means.split(DECODED_AT_ONCE)]
-        return torch.cat(parts).contiguous()
+        return as_rgb(torch.cat(parts)).contiguous()
 
 
 @torch.inference_mode()

@@ -45,7 +45,8 @@ def trajectory(options: SampleOptions, *, report: Reporter = silent) -> ViewResu
     view = open_view(options, "trajectory", default_samples=DEFAULT_SAMPLES)
     generator = view.generator()
     states = follow(generator, report=report)
-    names = [short_name(generator.class_names[generator.labels(i)]) for i in range(view.num_samples)]
+    labels = map(generator.labels, range(view.num_samples))
+    names = [short_name(generator.class_names[label]) or f"image {i}" for i, label in enumerate(labels)]
     gif = view.out / "trajectory.gif"
     save_gif([_frame(state, square_columns(len(names))) for state in states], gif)
     report(Saved(what="GIF", path=gif))

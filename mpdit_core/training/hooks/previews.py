@@ -78,7 +78,7 @@ class Previews:
         spec, config, device = self.session.plan.latents.spec, self.session.config.model, self.session.device
         network = without_values(config)
         network.load_state_dict(weights, assign=True)
-        labels = [i % config.num_classes for i in range(self.preview.num_images)]
+        labels = [i % len(config.labels) for i in range(self.preview.num_images)]
         velocity_fn = GuidedVelocity(
             network.to(device).eval(),
             torch.tensor(labels, device=device),
@@ -92,4 +92,4 @@ class Previews:
         autoencoder = load_autoencoder(spec.autoencoder, device=device, trust=self.session.plan.trust)
         images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
         columns = math.ceil(math.sqrt(len(images)) * WIDER)
-        save_png(labelled_grid(images, [spec.class_names[label] for label in labels], columns), path)
+        save_png(labelled_grid(images, [spec.class_name(label) for label in labels], columns), path)

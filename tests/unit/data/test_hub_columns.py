@@ -25,6 +25,7 @@ CLASS = datasets.ClassLabel(names=["b", "a"])
         ({"photograph": IMAGE, "kind": CLASS}, ("photograph", "kind")),
         ({"img": IMAGE, "coarse_label": CLASS, "fine_label": CLASS}, ("img", "fine_label")),
         ({"image": IMAGE, "caption": TEXT, "label_text": TEXT}, ("image", "label_text")),
+        ({"image": IMAGE, "caption": TEXT}, ("image", None)),
     ],
 )
 def test_columns(features: dict[str, Any], chosen: tuple[str, str]):
@@ -36,7 +37,6 @@ def test_columns(features: dict[str, Any], chosen: tuple[str, str]):
     [
         ({"left": IMAGE, "right": IMAGE, "label": CLASS}, {}, "ambiguous-columns"),
         ({"image": IMAGE, "kind": CLASS, "sort": CLASS}, {}, "ambiguous-columns"),
-        ({"image": IMAGE, "caption": TEXT}, {}, "no-labels"),
         ({"image": IMAGE, "label": datasets.List(NUMBER)}, {}, "no-labels"),
         ({"picture": TEXT, "label": CLASS}, {}, "no-images"),
         ({"image": IMAGE, "label": CLASS}, {"image": "label"}, "no-images"),
