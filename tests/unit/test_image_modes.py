@@ -100,12 +100,12 @@ def test_transparency_is_laid_on_white():
 
 def test_every_picture_has_every_mode():
     colours = image("RGB")
-    grey = prepare(colours, 16, "L")
+    grey = prepare(colours, Size.square(16), "L")
     assert np.array_equal(grey[..., 0], np.rint((np.asarray(colours) * LUMINANCE).sum(axis=-1)))
-    assert (prepare(colours, 16, "RGBA")[..., 3] == 255).all()
+    assert (prepare(colours, Size.square(16), "RGBA")[..., 3] == 255).all()
     assert np.array_equal(prepare(image("RGBA"), 16, "RGBA"), np.asarray(image("RGBA")))
     deep = Image.fromarray(np.full((16, 16), 65535, dtype=np.uint16))
-    assert prepare(deep, 16, "RGBA")[0, 0].tolist() == [255] * 4
+    assert prepare(deep, Size.square(16), "RGBA")[0, 0].tolist() == [255] * 4
 
 
 def test_modes_of_autoencoders(tmp_path: Path):

@@ -76,7 +76,7 @@ def test_training_takes_the_size_from_its_latents(encoded, run):
 def test_a_preset_is_proposed_for_the_only_latents(encoded, tmp_path):
     unnamed = TrainOptions(latents_root=encoded.latents.parent, runs_root=tmp_path, device="cpu")
     config = prepare(unnamed, report=silent).config
-    assert (config.preset, config.model.input_size) == ("digits", WIDE)
+    assert (config.preset, config.model.input_size) == ("s-32", WIDE)
 
 
 def test_a_resolution_that_the_user_gave_is_not_changed(encoded, tmp_path):
