@@ -7,9 +7,10 @@ comment says otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpdit_core.config import Layers, ModelConfig, PreviewConfig, RunConfig, Stage, TrainConfig
 from mpdit_core.errors import UserError, did_you_mean
@@ -40,7 +41,7 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     "plus-xl-256":       (256,  1152, 16, [(4, 22), (2, 6)],           PLUS,   "256-long"),
     "plus-xl-512":       (512,  1152, 16, [(4, 22), (2, 6)],           PLUS,   "512"),
     # For one's own pictures, with the width of DiT-S. The first two are for pixels, with the blocks and tokens of
-    # MPDiT-B at 256 px. For a DCT autoencoder of factor 4 at 64 px: `--set 'model.stages=[[2,6],[1,6]]'`.
+    # MPDiT-B at 256 px. `propose_preset` fits them to latents of any size.
     "s-32":              (32,    384,  6, [(4, 6), (2, 6)],  MPDIT | dict(input_size=32, channels=3), "small"),
     "s-64":              (64,    384,  6, [(8, 6), (4, 6)],  MPDIT | dict(input_size=64, channels=3), "small"),
     # The three levels of v2-B: an eighth of b-256's compute.
@@ -122,26 +123,65 @@ def load_preset(name: str) -> RunConfig:
 NOT_PROPOSED = ("dit-", "ablation-", "plus-", "tiny")
 """How the names of presets begin that are there for comparisons, experiments and tests."""
 
+FOR_OWN_PICTURES = "s-"  # how those begin that are fitted to other latents than their own
+
 IMAGES_FOR_THE_LARGEST = 1_000_000  # ImageNet, on which the paper trains its largest (the number is our choice)
 
 
-def propose_preset(*, resolution: int, latent_shape: tuple[int, int, int], images: int) -> str | None:
+class Proposal(NamedTuple):
+    """A preset to train with, and the values, a tree, that fit it to the latents: empty where it fits as it is."""
+
+    preset: str
+    fit: dict[str, Any]
+
+
+def propose_preset(*, resolution: int, latent_shape: tuple[int, int, int], images: int) -> Proposal:
     """The preset to train on latents [C, h, w] with: the smallest that fits, from a million images on the largest.
 
-    A preset fits that has this resolution, C and h. Where none does, one of this resolution whose patches divide h: a
-    run takes C, h and the number of classes from its latents. None where there is no such preset either.
+    A preset fits that has this resolution, C and h. Where none does, the one of the nearest resolution is fitted: its
+    patches become those that cut the latents into about as many tokens as its own. A run takes C, h and the number of
+    classes from its latents.
     """
     channels, side, _ = latent_shape
     presets = [load_preset(name) for name in preset_names() if not name.startswith(NOT_PROPOSED)]
-    presets = [preset for preset in presets if preset.resolution == resolution]
-    exact = [preset for preset in presets if (preset.model.channels, preset.model.input_size) == (channels, side)]
-    fitting = exact or [
-        preset for preset in presets if all(side % stage.patch_size == 0 for stage in preset.model.stages)
-    ]
-    by_size = sorted(fitting, key=lambda preset: preset.model.width**2 * sum(s.depth for s in preset.model.stages))
-    if not by_size:
-        return None
-    return by_size[-1 if images >= IMAGES_FOR_THE_LARGEST else 0].preset
+    many = images >= IMAGES_FOR_THE_LARGEST
+
+    def size(preset: RunConfig) -> int:
+        return preset.model.width**2 * preset.model.depth * (-1 if many else 1)
+
+    own = (resolution, channels, side)
+    exact = [p for p in presets if (p.resolution, p.model.channels, p.model.input_size) == own]
+    if exact:
+        return Proposal(min(exact, key=size).preset, {})
+    others = [p for p in presets if many or p.preset.startswith(FOR_OWN_PICTURES)]
+    nearest = min(others, key=lambda p: (abs(math.log(p.resolution / resolution)), size(p)))
+    return Proposal(nearest.preset, _fit(nearest, resolution=resolution, side=side))
+
+
+def _fit(preset: RunConfig, *, resolution: int, side: int) -> dict[str, Any]:
+    """What to set in `preset` for latents of `side` pixels along a side."""
+    stages = fit_stages(preset.model.stages, scale=side / preset.model.input_size, side=side)
+    fit: dict[str, Any] = {} if resolution == preset.resolution else {"resolution": resolution}
+    if stages != preset.model.stages:
+        fit["model"] = {"input_size": side, "stages": [list(stage) for stage in stages]}
+    return fit
+
+
+def fit_stages(stages: tuple[Stage, ...], *, scale: float, side: int) -> tuple[Stage, ...]:
+    """`stages` with patch sizes `scale` times as large, or the nearest that divide `side` and each other.
+
+    Where there is no coarser patch size, a stage's blocks join the next finer one.
+    """
+    found: list[Stage] = []
+    for stage in reversed(stages):  # from fine to coarse
+        finer = found[0].patch_size if found else 0
+        possible = [p for p in range(finer + 1, side + 1) if side % p == 0 and (not finer or p % finer == 0)]
+        if possible:
+            nearest = min(possible, key=lambda p: abs(math.log(p / (stage.patch_size * scale))))
+            found.insert(0, Stage(nearest, stage.depth))
+        else:
+            found[0] = Stage(finer, found[0].depth + stage.depth)
+    return tuple(found)
 
 
 def layers(
@@ -151,10 +191,12 @@ def layers(
     settings: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
     base: Layers | None = None,
+    fit: Mapping[str, Any] | None = None,
 ) -> Layers:
-    """The layers of a run's configuration: base < preset < file < settings < flags.
+    """The layers of a run's configuration: base < preset < fit < file < settings < flags.
 
     Args:
+        fit: a tree of values that fit the preset to the latents.
         base: what the run that is resumed has; then neither preset nor file is needed.
         file: a TOML file; it may itself name its `preset`.
         settings: a tree of values, what `--set` gave.
@@ -175,7 +217,7 @@ def layers(
         )
     found = base or Layers()
     if preset and preset != "custom":
-        found = found.over(load_preset(preset).model_dump(), f"preset {preset}")
+        found = found.over(load_preset(preset).model_dump(), f"preset {preset}").over(fit or {}, "latents")
     if file:
         found = found.over(from_file, str(file), fixed=True)
     found = found.over(settings or {}, "--set", fixed=True)

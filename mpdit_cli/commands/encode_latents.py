@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from pathlib import Path
 
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
+from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 from mpdit_core.presets import propose_preset
+from mpdit_core.settings import flatten
 
 LISTED = 5  # skipped images
 FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
@@ -57,14 +61,19 @@ def summary(result: EncodeResult) -> console.Summary:
 def next_command(result: EncodeResult) -> str:
     """The `mpdit train` command for these latents, with the preset that it would propose itself."""
     best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
-    given = f"--preset {best}" if best else "--config FILE.toml"
-    return f"mpdit train {given}{'' if best and _is_only_one(result) else f' --latents {result.latents}'}"
+    words = ["mpdit", "train", "--preset", best.preset]
+    for key, value in flatten(best.fit).items():
+        words += ["--set", f"{key}={json.dumps(value, separators=(',', ':'))}"]
+    return shlex.join(words if _is_only_one(result) else [*words, "--latents", str(result.latents)])
 
 
 def _is_only_one(result: EncodeResult) -> bool:
-    """Whether `mpdit train` finds these latents by itself."""
+    """Whether `mpdit train` finds these latents by itself: no others of this resolution under latents/."""
     folder = result.latents.parent
-    return folder == Path("latents") and len(list(folder.glob(f"*-{result.resolution}/manifest.json"))) == 1
+    plans = (
+        [read_manifest(path.parent).plan for path in folder.glob(f"*/{MANIFEST}")] if folder == Path("latents") else []
+    )
+    return [plan.resolution for plan in plans].count(result.resolution) == 1
 
 
 def _normalisation(result: EncodeResult) -> str:

@@ -17,7 +17,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Reporter
 from mpdit_core.runtime.locks import LOCK
-from mpdit_core.settings import changes
+from mpdit_core.settings import changes, flatten
 from mpdit_core.training.options import TrainOptions
 
 
@@ -39,8 +39,10 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     """The plan of the run that `options` ask for. Raises `UserError` for anything that could not work."""
     saved = _saved_run(options)
     nothing_named = saved is None and options.preset is None and options.config is None
+    proposed = _proposed_preset(options, report) if nothing_named else None
     layers = presets.layers(
-        preset=_proposed_preset(options, report) if nothing_named else options.preset,
+        preset=proposed.preset if proposed else options.preset,
+        fit=proposed.fit if proposed else None,
         file=options.config,
         settings=options.settings,
         flags={"train.steps": options.steps},
@@ -67,16 +69,16 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     )
 
 
-def _proposed_preset(options: TrainOptions, report: Reporter) -> str | None:
-    """The preset that fits the latents given, or the only ones there are; said in one line. None where none fits."""
+def _proposed_preset(options: TrainOptions, report: Reporter) -> presets.Proposal:
+    """The preset that fits the latents given, or the only ones there are; said in one line."""
     folder = options.latents or find_latents(options.latents_root)
     manifest = read_manifest(folder)
     shape, resolution = manifest.plan.latent_shape, manifest.plan.resolution
-    name = presets.propose_preset(resolution=resolution, latent_shape=shape, images=manifest.count)
-    if name is not None:
-        what = f"{manifest.count:,} latents {' × '.join(map(str, shape))} of {resolution} px in {folder}"
-        report(Note(text=f"preset {name}, which fits {what}; --preset names another"))
-    return name
+    proposed = presets.propose_preset(resolution=resolution, latent_shape=shape, images=manifest.count)
+    changed = "".join(f", {key} = {value}" for key, value in flatten(proposed.fit).items())
+    what = f"{manifest.count:,} latents {' × '.join(map(str, shape))} of {resolution} px in {folder}"
+    report(Note(text=f"preset {proposed.preset}{changed}, for {what}; --preset names another"))
+    return proposed
 
 
 def total_steps(config: RunConfig, images: int) -> int:

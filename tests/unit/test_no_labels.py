@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ecosystem_helpers import dense_weights
 from sample_helpers import run_sample, run_view, spec, write_model
 from train_helpers import options, train_and_watch
 
+from mpdit_cli.app import main
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.sources import open_source, read_items, source_notes
 from mpdit_core.evaluation import EvaluateOptions, evaluate
@@ -192,3 +194,22 @@ def test_one_class_only(tmp_path: Path):
     model = open_model(tmp_path / "run")
     assert model.config.model.num_classes == 1
     assert run_sample(model, out=tmp_path / "samples", num_samples=4, guidance_scale=2.0, by_class=True).images == 4
+
+
+def test_three_commands_from_a_folder_of_pictures_to_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for n in range(40):
+        photo(n, (30, 24)).save(f"pictures/{n}.png")
+    pixels = ["--autoencoder", "pixels", "--resolution", "24", "--device", "cpu"]
+    assert main(["encode-latents", "pictures/", *pixels]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "mpdit train" in line)
+    tiny = ("model.width=16", "model.num_heads=2", "train.batch_size=4")
+    small = ["--steps", "1", "--device", "cpu", *(word for value in tiny for word in ("--set", value))]
+    assert main([*shlex.split(line.partition("mpdit ")[2]), *small, "--run", "runs/typed"]) == 0
+    assert main(["train", *small]) == 0
+    assert open_model(Path("runs/s-32-1")).config == open_model(Path("runs/typed")).config
+    assert main(["sample", "runs/s-32-1", "--num-steps", "1", "--device", "cpu"]) == 0
+    assert len(list(Path("samples/s-32-1-1/images").glob("*.png"))) == 16

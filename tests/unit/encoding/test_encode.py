@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 from mpdit_cli.app import main
 from mpdit_cli.commands.encode_latents import next_command, summary
-from mpdit_core import presets
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import PUBLISHED_MEAN
@@ -207,8 +206,7 @@ def test_default_autoencoder_from_the_cache(images: Path, tmp_path: Path, monkey
     assert folder.spec.autoencoder.revision == "0" * 40
     assert (len(folder), folder.batch([0]).mean.shape) == (15, (1, 4, 32, 32))
     assert (folder.path / "contact-sheet.png").stat().st_size > 1000
-    proposed = presets.propose_preset(resolution=256, latent_shape=(4, 32, 32), images=15)
-    assert f"mpdit train --preset {proposed}\n" in capsys.readouterr().out
+    assert "mpdit train --preset s-256\n" in capsys.readouterr().out
 
 
 def test_summary_names_what_was_skipped_and_what_comes_next(images: Path, tmp_path: Path):
@@ -217,7 +215,8 @@ def test_summary_names_what_was_skipped_and_what_comes_next(images: Path, tmp_pa
     rows = summary(result).rows
     assert "bee/3.png" in rows["skipped"]
     assert rows["images"].startswith("14 of 8 × 8")
-    assert next_command(result) == f"mpdit train --config FILE.toml --latents {tmp_path / 'out'}"
+    fitted = "--set resolution=8 --set model.input_size=8 --set 'model.stages=[[2,6],[1,6]]'"
+    assert next_command(result) == f"mpdit train --preset s-32 {fitted} --latents {tmp_path / 'out'}"
     gray = result.model_copy(update={"resolution": 16, "latent_shape": (1, 16, 16)})
     assert next_command(gray) == f"mpdit train --preset digits --latents {tmp_path / 'out'}"
 

@@ -153,7 +153,7 @@ def test_without_a_preset_the_one_that_fits_the_latents_is_taken(latents, tmp_pa
     (tmp_path / "latents" / "squares").symlink_to(latents)
     shown = succeed("train", "--dry-run", "--json")
     assert shown.result["config"]["preset"] == "digits"
-    assert "preset digits, which fits 32 latents 1 × 16 × 16 of 16 px in latents/squares" in shown.err
+    assert "preset digits, for 32 latents 1 × 16 × 16 of 16 px in latents/squares" in shown.err
     assert succeed("train", "--latents", latents, "--dry-run", "--json").result["config"]["preset"] == "digits"
     (tmp_path / "latents" / "more").symlink_to(latents)
     outcome = run("train", "--json", "--dry-run")
@@ -163,13 +163,34 @@ def test_without_a_preset_the_one_that_fits_the_latents_is_taken(latents, tmp_pa
 @pytest.mark.parametrize(
     ("resolution", "shape", "images", "wanted"),
     [
-        (16, (1, 16, 16), 100, {"digits"}),
-        (256, (4, 32, 32), 50_000, {"b-256", "s-256"}),  # the smallest
-        (256, (4, 32, 32), 1_281_167, {"xl-256"}),
-        (1024, (4, 128, 128), 10, {"xl-1024"}),
-        (256, (16, 32, 32), 10, {"b-256", "s-256"}),  # none has 16 channels
-        (7, (3, 7, 7), 10, {None}),
+        (16, (1, 16, 16), 100, "digits"),
+        (256, (4, 32, 32), 50_000, "s-256"),  # the smallest
+        (256, (4, 32, 32), 1_281_167, "xl-256"),
+        (1024, (4, 128, 128), 10, "xl-1024"),
+        (256, (16, 32, 32), 10, "s-256"),  # none has 16 channels
+        (32, (3, 32, 32), 10, "s-32"),
+        (32, (4, 32, 32), 10, "s-32"),
     ],
 )
-def test_the_proposed_preset(resolution: int, shape: tuple[int, int, int], images: int, wanted: set[str | None]):
-    assert presets.propose_preset(resolution=resolution, latent_shape=shape, images=images) in wanted
+def test_the_proposed_preset(resolution: int, shape: tuple[int, int, int], images: int, wanted: str):
+    assert presets.propose_preset(resolution=resolution, latent_shape=shape, images=images) == (wanted, {})
+
+
+@pytest.mark.parametrize(
+    ("resolution", "side", "preset", "stages"),
+    [
+        (72, 72, "s-64", [(8, 6), (4, 6)]),  # as they are
+        (48, 48, "s-64", [(6, 6), (3, 6)]),
+        (64, 16, "s-64", [(2, 6), (1, 6)]),  # of an autoencoder of factor 4
+        (256, 64, "s-256", [(16, 6), (8, 4), (4, 2)]),
+        (384, 48, "s-256", [(12, 6), (6, 4), (3, 2)]),
+        (37, 37, "s-32", [(37, 6), (1, 6)]),  # a prime
+        (8, 1, "s-32", [(1, 12)]),
+    ],
+)
+def test_a_preset_is_fitted_to_other_latents(resolution: int, side: int, preset: str, stages: list[tuple[int, int]]):
+    proposed = presets.propose_preset(resolution=resolution, latent_shape=(3, side, side), images=10)
+    assert proposed.preset == preset
+    config = presets.layers(preset=preset, fit=proposed.fit, settings={"model": {"input_size": side}}).config()
+    assert config.resolution == resolution
+    assert config.model.stages == tuple(stages)
