@@ -16,6 +16,7 @@ from mpdit_core.data.autoencoders import as_rgb, load_autoencoder
 from mpdit_core.data.images import LUMINANCE, Mode, prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.evaluation import EvaluateOptions, evaluate
+from mpdit_core.size import Size
 from mpdit_core.testing import check_autoencoder
 
 MODES: list[Mode] = ["L", "RGB", "RGBA"]
@@ -103,7 +104,7 @@ def test_every_picture_has_every_mode():
     grey = prepare(colours, Size.square(16), "L")
     assert np.array_equal(grey[..., 0], np.rint((np.asarray(colours) * LUMINANCE).sum(axis=-1)))
     assert (prepare(colours, Size.square(16), "RGBA")[..., 3] == 255).all()
-    assert np.array_equal(prepare(image("RGBA"), 16, "RGBA"), np.asarray(image("RGBA")))
+    assert np.array_equal(prepare(image("RGBA"), Size.square(16), "RGBA"), np.asarray(image("RGBA")))
     deep = Image.fromarray(np.full((16, 16), 65535, dtype=np.uint16))
     assert prepare(deep, Size.square(16), "RGBA")[0, 0].tolist() == [255] * 4
 
