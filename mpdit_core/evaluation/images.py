@@ -147,23 +147,22 @@ def image_files(path: Path, files: list[Entry], resolution: Size | None = None) 
 
 def _one_size(path: Path, files: list[Entry]) -> Size:
     """The size that all have, read from their headers."""
-    sizes: dict[tuple[int, int], str] = {}
+    sizes: dict[Size, str] = {}
     for entry in files:
         with (
             _naming(f"{path}/{entry.key}"),
             Image.open(io.BytesIO(read_entry(entry)), formats=FORMATS) as image,
         ):
-            sizes.setdefault(image.size, entry.key)
+            sizes.setdefault(Size(image.height, image.width), entry.key)
     if len(sizes) > 1:
         (a, file_a), (b, file_b) = list(sizes.items())[:2]
         raise UserError(
-            f"{path} holds images of {len(sizes)} sizes: {file_a} is {a[0]} × {a[1]}, {file_b} {b[0]} × {b[1]}",
+            f"{path} holds images of {len(sizes)} sizes: {file_a} is {a} px, {file_b} {b} px",
             code="several-sizes",
             expected="samples of one size",
             remedy="keep grids and other pictures out of the folder",
         )
-    ((width, height),) = sizes
-    return Size(height, width)
+    return next(iter(sizes))
 
 
 def npz_images(path: Path) -> ImageSource:

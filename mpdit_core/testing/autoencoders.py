@@ -18,7 +18,8 @@ def check_autoencoder(
 
     Args:
         autoencoder: an instance, not loaded.
-        side: side in pixels of the made-up pictures; four latent pixels by default.
+        side: height in pixels of the made-up pictures, four latent pixels by default; they are one latent pixel wider.
+            Both are the autoencoder's own `resolution`, where it has one.
         device: device to compute on.
         psnr: what the round trip of a smooth picture must reach, in dB; `-math.inf` for weights that are not trained.
 
@@ -36,13 +37,14 @@ def check_autoencoder(
     require(stores in ("mean+std", "mean", "uint8"), 'stores, "mean+std", "mean" or "uint8"', stores)
     mode = getattr(autoencoder, "mode", "RGB")
     require(mode in ("L", "RGB", "RGBA"), 'mode, "L", "RGB" or "RGBA"', mode)
-    pictures = _pictures(side or getattr(autoencoder, "resolution", None) or max(16, 4 * factor))
+    only, height = getattr(autoencoder, "resolution", None), side or max(16, 4 * factor)
+    pictures = _pictures(only, only) if only else _pictures(height, height + factor)
     images = pictures.repeat(1, len(mode), 1, 1).to(device)
     before = images.clone()
     stored = autoencoder.encode(images)
     require(torch.equal(images, before), "the images to be left as they are")
-    latent_side = images.shape[-1] // factor
-    shape = (len(images), channels * (2 if stores == "mean+std" else 1), latent_side, latent_side)
+    latent_size = [length // factor for length in images.shape[-2:]]
+    shape = (len(images), channels * (2 if stores == "mean+std" else 1), *latent_size)
     require(tuple(stored.shape) == shape, f"what is stored of shape {list(shape)}", list(stored.shape))
     dtype = torch.uint8 if stores == "uint8" else torch.float32
     require(stored.dtype == dtype, f"what is stored in {dtype}", stored.dtype)
@@ -72,11 +74,11 @@ def check_autoencoder(
     require(autoencoder.fingerprint() == autoencoder.fingerprint(), "the same fingerprint every time")
 
 
-def _pictures(side: int):
-    """Four smooth grey pictures uint8 [4, 1, side, side], no two alike, none its own mirror image."""
+def _pictures(height: int, width: int):
+    """Four smooth grey pictures uint8 [4, 1, height, width], no two alike, none its own mirror image."""
     import torch
 
-    y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     planes = [x, 0.7 * x + 0.3 * y, 0.5 + 0.4 * torch.sin(2 * x + 3 * y), x * y]
     return (torch.stack(planes)[:, None] * 255).round().to(torch.uint8)
 
