@@ -1,9 +1,9 @@
 """A model as a Hugging Face Space: the page of the package mpdit-playground in a folder that the Hub runs.
 
-    README.md          front matter that the Hub reads, then how to run the page elsewhere
-    app.py             opens the page
-    requirements.txt   the packages that the page needs
-    model/             the model, as an export with format mpdit
+README.md          front matter that the Hub reads, then how to run the page elsewhere
+app.py             opens the page
+requirements.txt   the packages that the page needs
+model/             the model, as an export with format mpdit
 """
 
 from __future__ import annotations

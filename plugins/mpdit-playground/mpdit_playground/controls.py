@@ -179,13 +179,14 @@ class RequestControls:
             self._lay_out_subject()
         with gr.Group():
             self.sampler = gr.Dropdown(
-                playground.samplers, value=self.start.sampler, label="Sampler", elem_id="sampler", info=" "
+                playground.samplers, value=self.start.sampler, label="Sampler", elem_id="sampler"
             )
             with gr.Row():
                 self._add("num_steps")
                 self._add("guidance_scale")
         with gr.Accordion("More options of sampling", open=False):
             self.samplers = SamplerControls(playground)
+            self.sampler.info = self.samplers.summaries.get(self.start.sampler)
             self._lay_out_rest()
         with gr.Accordion("Compare settings", open=False):
             self._lay_out_comparison()
