@@ -117,11 +117,12 @@ def details_html(run: Run, chosen: tuple[int, int]) -> str:
 def nearest_html(found: Sequence[tuple[Image.Image, str]]) -> str:
     """Training images with their captions, side by side."""
     cells = [
-        f'<figure><img alt="" src="{_uri("png", _encoded(image, format="PNG"))}"><figcaption>{escape(text)}</figcaption>'
+        f'<figure><img alt="" src="{_uri("png", _encoded(image, format="PNG"))}">'
+        f"<figcaption>{escape(text)}</figcaption></figure>"
         for image, text in found
     ]
     kind = "pictures small" if found[0][0].width < BLURRED_BELOW else "pictures"
-    return f'<div class="{kind}">{"</figure>".join(cells)}</figure></div>'
+    return f'<div class="{kind}">{"".join(cells)}</div>'
 
 
 def history_html(visitor: Visitor) -> str:
