@@ -210,8 +210,8 @@ class RequestControls:
         )  # fmt: skip
         self.classes = gr.Dropdown(
             [(f"{name} ({i})", i) for i, name in enumerate(self.names)], value=list(ids or ()), multiselect=True,
-            label="Chosen classes", info="Type to search; they are taken in turn", num_choices_shown=len(self.names) or None,
-            visible=bool(self.names) and which == CHOSEN, elem_id="classes",
+            label="Chosen classes", info="Type to search; they are taken in turn",
+            num_choices_shown=len(self.names) or None, visible=bool(self.names) and which == CHOSEN, elem_id="classes",
         )  # fmt: skip
         with gr.Row():
             self.num_samples = gr.Number(
