@@ -29,8 +29,9 @@ def summary(options: ExportOptions, result: ExportResult) -> console.Summary:
     if result.url:
         rows["on the Hub"] = result.url
     where = f"hf:{options.push}" if options.push else result.path
+    following = {"mpdit": f"mpdit sample {where}", "space": f"python {result.path}/app.py"}
     return console.Summary(
         title=f"exported {options.model} as {result.format}",
         rows=rows,
-        next_command=f"mpdit sample {where}" if result.format == "mpdit" else "",
+        next_command=following.get(result.format, ""),
     )

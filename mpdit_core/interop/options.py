@@ -57,7 +57,9 @@ class ExportOptions(DeviceOptions):
         argument=True, metavar="MODEL",
     )  # fmt: skip
     out: Path = setting(..., "folder of the export", argument=True, metavar="OUT", strict=False)
-    format: Literal["mpdit", "diffusers", "onnx", "torch-export", "datasets"] = setting("mpdit", "form of the export")
+    format: Literal["mpdit", "diffusers", "onnx", "torch-export", "space", "datasets"] = setting(
+        "mpdit", "form of the export"
+    )
     half: bool = setting(False, "store the weights as float16")
     licence: str | None = setting(
         None, "licence of the weights, for the model card: its identifier on the Hub, such as cc-by-4.0",

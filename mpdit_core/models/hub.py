@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
@@ -70,8 +71,8 @@ def _fetch(name: str, file: str, revision: str | None) -> Path:
         ) from error
 
 
-def upload_folder(folder: Path, name: str, *, private: bool = False) -> str:
-    """Uploads all of `folder` to the model repository `ORG/NAME`, made where it is missing; returns its address.
+def upload_folder(folder: Path, name: str, *, kind: Literal["model", "space"] = "model", private: bool = False) -> str:
+    """Uploads all of `folder` to the repository `ORG/NAME`, made where it is missing; returns its address.
 
     Raises:
         UserError: no token, no right to write there, or no network.
@@ -80,6 +81,9 @@ def upload_folder(folder: Path, name: str, *, private: bool = False) -> str:
 
     with hub_errors(name):
         api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"mpdit export of {folder.name}")
-    return f"{constants.ENDPOINT}/{name}/tree/{commit.oid}"
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(name, repo_type=kind, space_sdk=sdk, private=private, exist_ok=True)
+        message = f"mpdit export of {folder.name}"
+        commit = api.upload_folder(repo_id=name, repo_type=kind, folder_path=folder, commit_message=message)
+    place = f"spaces/{name}" if kind == "space" else name
+    return f"{constants.ENDPOINT}/{place}/tree/{commit.oid}"

@@ -202,10 +202,10 @@ NAME = r"([\w.-]+/[\w.-]+)"
 ROUTES: list[tuple[str, str, Any]] = [
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.fine),
-    ("POST", rf"/api/models/{NAME}/preupload/(\w+)", _Handler.preupload),
-    ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("POST", rf"/api/(?:models|spaces)/{NAME}/preupload/(\w+)", _Handler.preupload),
+    ("POST", rf"(?:/spaces)?/{NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(\w+)", _Handler.lfs_put),
-    ("POST", rf"/api/models/{NAME}/commit/(\w+)", _Handler.commit),
+    ("POST", rf"/api/(?:models|spaces)/{NAME}/commit/(\w+)", _Handler.commit),
     ("HEAD GET", rf"/{NAME}/resolve/([\w.-]+)/(.+)", _Handler.resolve),
     ("GET", rf"/api/models/{NAME}", _Handler.info),
     ("GET", rf"/api/models/{NAME}/revision/([\w.-]+)", _Handler.revision),

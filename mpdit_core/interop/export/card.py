@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpdit_core.evaluation import read_records
+from mpdit_core.interop.export.latents import public_source
 from mpdit_core.interop.export.markdown import as_shell, render
 from mpdit_core.model.compute import count
 from mpdit_core.models.hub import PREFIX, PREVIEW
@@ -131,8 +132,3 @@ def train_command(model: ModelFolder) -> str:
     words = [f"mpdit train --preset {config.preset}"]
     words += [f"--set {as_shell(f'{key}={json.dumps(new)}')}" for key, (_, new) in changed.items() if new is not None]
     return " \\\n  ".join(words)
-
-
-def public_source(source: str) -> str:
-    """The source without the folders above it, which stay private."""
-    return Path(source).name if Path(source).is_absolute() else source

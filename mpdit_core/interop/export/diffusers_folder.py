@@ -8,6 +8,7 @@ import torch
 
 from mpdit_core.data.autoencoders import DiffusersAutoencoder, load_autoencoder
 from mpdit_core.errors import UserError
+from mpdit_core.interop.export.latents import require_latents
 from mpdit_core.interop.pipeline import MPDiTPipeline, MPDiTTransformer, PixelVAE
 from mpdit_core.models.model_folder import ModelFolder
 
@@ -21,14 +22,7 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
     """
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-    latents = model.latents
-    if latents is None:
-        raise UserError(
-            f"{model.path} does not say which autoencoder its latents belong to",
-            code="no-autoencoder",
-            expected="a model that was trained or imported with a description of its latents",
-            remedy="--format mpdit, which needs none",
-        )
+    latents = require_latents(model)
     autoencoder = load_autoencoder(latents.autoencoder)
     vae: Any = PixelVAE(channels=latents.autoencoder.channels)
     if isinstance(autoencoder.plugin, DiffusersAutoencoder):

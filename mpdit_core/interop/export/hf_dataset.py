@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpdit_core.data.latents import LatentFolder
-from mpdit_core.interop.export.card import public_source
+from mpdit_core.interop.export.latents import public_source
 from mpdit_core.interop.export.markdown import render
 
 TEMPLATE = Path(__file__).with_name("dataset.md.j2")

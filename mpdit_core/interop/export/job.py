@@ -1,6 +1,7 @@
 """`mpdit export`: a model for others, as a folder or on the Hub; or latents as a Hugging Face data set.
 
 To add a form: its name in `ExportOptions.format`, a branch in `_write_form`, a part "Use" in card.md.j2.
+A Space is a page around the form `mpdit`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mpdit_core.data.latents import LatentFolder
-from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.interop.export.card import model_card, public_source
+from mpdit_core.interop.export import space
+from mpdit_core.interop.export.card import model_card
+from mpdit_core.interop.export.latents import publishable, require_latents
 from mpdit_core.interop.options import ExportOptions, ExportResult
 from mpdit_core.models import hub
 from mpdit_core.models.model_folder import CONFIG, WEIGHTS, ModelFolder, open_model, read_weights, save_model
@@ -22,7 +24,7 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silent
 from mpdit_core.runtime import files
 
-HALVED = ("mpdit", "diffusers")
+HALVED = ("mpdit", "diffusers", "space")
 """Forms that can hold float16 weights."""
 
 
@@ -38,7 +40,7 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         raise UserError(
             f"half precision with format {options.format}",
             code="invalid-value",
-            expected=f"a format of {' or '.join(HALVED)}",
+            expected=f"a format of {', '.join(HALVED)}",
         )
     if options.format == "datasets":
         return _export_dataset(options, report)
@@ -49,8 +51,9 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         text = f"its autoencoder is the local folder {model.latents.autoencoder.id}: others will not have it"
         report(Warning(code="local-autoencoder", text=text))
     with files.writing_folder(options.out) as folder:
-        difference = _write_form(model, folder, options, report)
-        _write_card(model, folder, options)
+        place = _write_page(model, folder, options) if options.format == "space" else folder
+        difference = _write_form(model, place, options, report)
+        _write_card(model, place, options)
     report(Saved(what="export", path=options.out))
     return ExportResult(
         path=options.out,
@@ -59,13 +62,20 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         step=model.step,
         weights_sha256=model.weights_sha256,
         relative_difference=difference,
-        url=_upload(options.out, options.push, private=options.private, report=report) if options.push else None,
+        url=_upload(options.push, options, report) if options.push else None,
     )
+
+
+def _write_page(model: ModelFolder, folder: Path, options: ExportOptions) -> Path:
+    """Writes a Space without its model; returns the folder for it."""
+    package = require_latents(model).autoencoder.package
+    space.write_page(folder, name=options.out.name, licence=options.licence, packages=[package] if package else [])
+    return folder / space.MODEL
 
 
 def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report: Reporter) -> float | None:
     """Writes the model; returns a graph's difference from the network."""
-    if options.format == "mpdit":
+    if options.format in ("mpdit", "space"):
         _write_model(model, folder, half=options.half)
         return None
     if options.format == "diffusers":
@@ -108,23 +118,20 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
     return halved
 
 
-def publishable(latents: LatentSpec | None) -> LatentSpec | None:
-    """The description of the latents without the paths of this machine."""
-    if latents is None:
-        return None
-    return latents.model_copy(update={"folder": "", "source": public_source(latents.source)})
-
-
 def _write_card(model: ModelFolder, folder: Path, options: ExportOptions) -> None:
     """Writes README.md, and beside it the newest picture of samples."""
     grid = newest_grid(model)
     if grid is not None:
         shutil.copyfile(grid, folder / hub.PREVIEW)
+    if options.format == "space":
+        form, where = "mpdit", space.MODEL
+    else:
+        form, where = options.format, f"{hub.PREFIX}{options.push}" if options.push else options.out.name
     card = model_card(
         model,
         name=options.out.name,
-        where=f"{hub.PREFIX}{options.push}" if options.push else options.out.name,
-        form=options.format,
+        where=where,
+        form=form,
         licence=options.licence,
         grid=grid is not None,
     )
@@ -159,12 +166,14 @@ def _export_dataset(options: ExportOptions, report: Reporter) -> ExportResult:
     return ExportResult(path=options.out, format="datasets", bytes=_size(options.out), images=len(latents))
 
 
-def _upload(folder: Path, name: str, *, private: bool, report: Reporter) -> str:
+def _upload(name: str, options: ExportOptions, report: Reporter) -> str:
     report(Note(text=f"uploading to {name}"))
+    kind = "space" if options.format == "space" else "model"
     try:
-        return hub.upload_folder(folder, name, private=private)
+        return hub.upload_folder(options.out, name, kind=kind, private=options.private)
     except UserError as error:
-        remedy = f"{error.remedy or 'try again'}; the export is complete: hf upload {name} {folder}"
+        again = f"hf upload {name} {options.out} --repo-type {kind}"
+        remedy = f"{error.remedy or 'try again'}; the export is complete: {again}"
         raise UserError(error.what, code=error.code, expected=error.expected, remedy=remedy) from error
 
 

@@ -8,3 +8,8 @@ show.py          pictures as HTML, PNGs that hold their settings
 command_line.py  the `mpdit sample` command that makes the same images
 nearest.py       the training images closest to a sample
 """
+
+from mpdit_playground.command import playground
+from mpdit_playground.options import PlaygroundOptions
+
+__all__ = ["PlaygroundOptions", "playground"]

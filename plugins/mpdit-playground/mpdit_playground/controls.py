@@ -16,7 +16,7 @@ import gradio as gr
 
 from mpdit_core import plugins
 from mpdit_core.api import UserError
-from mpdit_core.sampling import GUIDANCE_RULES, SamplingOptions, sampling_values
+from mpdit_core.sampling import GUIDANCE_RULES, Generator, SamplingOptions, sampling_values
 from mpdit_core.settings import parse_field, parse_value, spelling_of, validate
 from mpdit_playground.session import Playground, Request
 
@@ -216,18 +216,23 @@ class ChoiceControls:
         return found
 
 
+def class_names(generator: Generator) -> list[str]:
+    """Names of the classes to choose from; none for a model without classes, whose null label has no name."""
+    return generator.class_names[: generator.folder.config.model.num_classes]
+
+
 class RequestControls:
     """All that a visitor can set: laid out where it is made, read into a `Request`, and set to one again."""
 
     def __init__(self, playground: Playground):
         self.playground, self.start = playground, playground.start
-        self.names = next(iter(playground.generators.values())).class_names
+        self.names = max(map(class_names, playground.generators.values()), key=len)
         self.fields: dict[str, Control] = {}  # of SamplingOptions that have a control of their own
         with gr.Group():
             self._lay_out_subject()
         with gr.Group():
             self.sampler = gr.Dropdown(
-                playground.samplers, value=self.start.sampler, label="Sampler", elem_id="sampler", info=" "
+                playground.samplers, value=self.start.sampler, label="Sampler", elem_id="sampler"
             )
             with gr.Row():
                 self._add("num_steps")
@@ -237,6 +242,7 @@ class RequestControls:
                 "sampler", sampler_choices(playground.samplers),
                 chosen=self.start.sampler, given=self.start.sampler_options,
             )  # fmt: skip
+            self.sampler.info = self.samplers.choices[self.start.sampler].summary
             self._lay_out_rest()
         with gr.Accordion("Compare settings", open=False):
             self._lay_out_comparison()
@@ -255,8 +261,8 @@ class RequestControls:
         )  # fmt: skip
         self.classes = gr.Dropdown(
             [(f"{name} ({i})", i) for i, name in enumerate(self.names)], value=list(ids or ()), multiselect=True,
-            label="Chosen classes", info="Type to search; they are taken in turn", num_choices_shown=len(self.names),
-            visible=bool(self.names) and which == CHOSEN, elem_id="classes",
+            label="Chosen classes", info="Type to search; they are taken in turn",
+            num_choices_shown=len(self.names) or None, visible=bool(self.names) and which == CHOSEN, elem_id="classes",
         )  # fmt: skip
         with gr.Row():
             self.num_samples = gr.Number(

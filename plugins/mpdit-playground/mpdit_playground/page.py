@@ -20,17 +20,15 @@ THEME = Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["u
 )
 """Fonts of the system: nothing is fetched. The faint text is dark enough to read."""
 
-JOB: dict[str, Any] = {
-    "concurrency_id": "model",
-    "concurrency_limit": 1,
-    "show_progress": "minimal",
-    "api_visibility": "private",
-}
+JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 TO_PICTURES = """() => {
     if (innerWidth < 800) setTimeout(() => document.querySelector('#status').scrollIntoView({behavior: 'smooth'}), 700);
 }"""
 """On a phone the pictures stand below the options."""
+
+TO_DETAILS = "() => document.querySelector('#details').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+"""Below many pictures the details are out of sight."""
 
 
 class Page:
@@ -74,9 +72,7 @@ class Page:
                 )  # fmt: skip
                 with gr.Row():
                     self.find = gr.Button("Nearest training images", size="sm", scale=0, min_width=220, visible=False)
-                self.near = gr.Gallery(
-                    label="Nearest training images", columns=4, height="auto", visible=False, elem_id="near"
-                )
+                self.near = gr.HTML(elem_id="near")
                 self.history = gr.HTML(elem_id="history", js_on_load=show.ON_LOAD)
 
     def _models(self) -> str:
@@ -98,12 +94,15 @@ class Page:
         rule.change(rules.visibility, rule, rules.components, **AT_ONCE)
         rule.change(lambda name: gr.update(info=rules.choices[name].summary), rule, rule, **AT_ONCE)
         begun = self.sample.click(self._begin, None, [self.status, *buttons], js=TO_PICTURES, **AT_ONCE)
-        done = begun.then(self._sample, controls.components, [self.status, *shown], show_progress_on=self.status, **JOB)
+        outputs = [self.status, *shown]  # the status says more than Gradio's progress, which would dim it
+        done = begun.then(self._sample, controls.components, outputs, show_progress="hidden", **JOB)
         done.then(self._end, None, buttons, **AT_ONCE)
         self.stop.click(self._stop, None, self.status, **AT_ONCE)
-        self.pictures.select(self._choose, None, shown, **AT_ONCE)
+        self.pictures.select(self._choose, None, shown, **AT_ONCE).then(None, js=TO_DETAILS)
         self.history.select(self._return_to, None, [self.status, *shown, *controls.components], **AT_ONCE)
-        self.find.click(self._find, None, [self.status, self.near], show_progress_on=self.near, **JOB)
+        self.find.click(
+            self._find, None, [self.status, self.near], show_progress_on=self.near, show_progress="minimal", **JOB
+        )
         self.blocks.unload(self._leave)
 
     def _visitor(self, request: gr.Request) -> Visitor:
@@ -148,17 +147,18 @@ class Page:
             yield show.status_html(text, kind="error"), *nothing
 
     def _shown(self, visitor: Visitor) -> list[Any]:
-        """Pictures, details, command, the button and gallery of nearest images, history."""
+        """Pictures, details, command, the button for the nearest images and these, history."""
         run = visitor.shown
         if run is None:
             return [gr.skip()] * 6
         details = show.details_html(run, visitor.chosen)
+        column = run.columns[visitor.chosen[0]]
         return [
             show.run_html(run, visitor.chosen),
             details,
-            gr.update(value=run.columns[visitor.chosen[0]].command, visible=bool(details)),
-            gr.update(visible=bool(details)),
-            gr.update(value=[], visible=False),
+            gr.update(value=column.command, visible=bool(details)),
+            gr.update(visible=bool(details) and self.playground.names_latents(column.model)),
+            "",
             show.history_html(visitor),
         ]
 
@@ -191,7 +191,7 @@ class Page:
             found = nearest(chosen.columns[column].generator, latent, latents=self.playground.options.latents)
         except UserError as error:
             return [show.status_html(_message(error), kind="error"), gr.skip()]
-        return [gr.skip(), gr.update(value=found, visible=True)]
+        return [gr.skip(), show.nearest_html(found)]
 
 
 def _message(error: UserError) -> str:

@@ -147,6 +147,11 @@ class Playground:
                 expected="one of the models that the page was opened with",
             )
 
+    def names_latents(self, model: str) -> bool:
+        """Whether it is known where the training images are; a model from elsewhere does not say it."""
+        spec = self.generators[model].spec
+        return self.options.latents is not None or bool(spec and spec.folder)
+
     def run(self, request: Request, visitor: Visitor) -> Iterator[Run]:
         """The run, again and again while its pictures resolve, and at last finished or stopped; then in the history.
 

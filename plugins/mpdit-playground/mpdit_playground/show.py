@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -39,8 +40,16 @@ def png(column: Column, picture: Picture) -> bytes:
 
 
 def run_html(run: Run, chosen: tuple[int, int] | None = None) -> str:
-    """The columns side by side; `chosen` is the column and image to mark."""
-    return f'<div class="columns">{"".join(_column(run, number, chosen) for number in range(len(run.columns)))}</div>'
+    """The columns side by side, those of several models and settings in one row per model.
+
+    Args:
+        chosen: the column and image to mark.
+    """
+    columns = [_column(run, number, chosen) for number in range(len(run.columns))]
+    settings = len(columns) // len(run.request.models)
+    across = settings if settings > 1 else len(columns)
+    rows = ["".join(columns[i : i + across]) for i in range(0, len(columns), across)]
+    return "".join(f'<div class="columns">{row}</div>' for row in rows)
 
 
 def _title(run: Run, column: Column) -> str:
@@ -56,7 +65,8 @@ def _column(run: Run, number: int, chosen: tuple[int, int] | None) -> str:
     column = run.columns[number]
     head = _title(run, column)
     t = max(picture.t for picture in column.pictures)
-    bar = "" if t == 0 else f'<progress value="{1 - t:.3f}" aria-label="progress"></progress>'
+    done = ' class="done"' * (t == 0)  # keeps its place, so that columns stay level
+    bar = f'<progress value="{1 - t:.3f}" aria-label="progress"{done}></progress>'
     cells = "".join(_cell(column, p, f"{number},{p.index}", chosen == (number, p.index)) for p in column.pictures)
     side = next((p.image.shape[-1] for p in column.pictures if p.image is not None), 0)
     kind = "pictures small" if side < BLURRED_BELOW else "pictures"
@@ -102,6 +112,17 @@ def details_html(run: Run, chosen: tuple[int, int]) -> str:
     name = f"{Path(column.model).name}-seed-{column.generator.options.seed}-{picture.index:06d}.png"
     link = f'<a class="save" download="{escape(name)}" href="{_uri("png", png(column, picture))}">Save PNG</a>'
     return f'<div class="details {kind}">{_image(column, picture)}<div><dl>{rows}</dl>{link}</div></div>'
+
+
+def nearest_html(found: Sequence[tuple[Image.Image, str]]) -> str:
+    """Training images with their captions, side by side."""
+    cells = [
+        f'<figure><img alt="" src="{_uri("png", _encoded(image, format="PNG"))}">'
+        f"<figcaption>{escape(text)}</figcaption></figure>"
+        for image, text in found
+    ]
+    kind = "pictures small" if found[0][0].width < BLURRED_BELOW else "pictures"
+    return f'<div class="{kind}">{"".join(cells)}</div>'
 
 
 def history_html(visitor: Visitor) -> str:

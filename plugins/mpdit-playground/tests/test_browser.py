@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from subprocess import PIPE
 
 import pytest
 
@@ -16,7 +22,9 @@ if CHROMIUM is None:
 from mpdit_playground.command import PlaygroundOptions  # noqa: E402
 from mpdit_playground.page import Page  # noqa: E402
 from mpdit_playground.session import Playground  # noqa: E402
-from sample_helpers import write_model  # noqa: E402
+from sample_helpers import spec, write_model  # noqa: E402
+
+from mpdit_core.interop import ExportOptions, export_model  # noqa: E402
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -24,12 +32,14 @@ FLAGS = [
 ]  # fmt: skip
 PATIENCE = 60_000  # milliseconds
 FOREVER = "100000"  # steps
+OPACITY = "e => { let o = 1; for (; e; e = e.parentElement) o *= getComputedStyle(e).opacity; return o; }"
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("models")
-    models = tuple(str(write_model(folder / name, seed=i).path) for i, name in enumerate("ab"))
+    latents = spec().model_copy(update={"folder": "gone"})
+    models = tuple(str(write_model(folder / name, seed=i, latents=latents).path) for i, name in enumerate("ab"))
     page = Page(Playground(PlaygroundOptions(models=models, device="cpu", num_steps=3, num_samples=2)))
     yield page.open(host="127.0.0.1", port=None, browser=False)
     page.close()
@@ -44,11 +54,12 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
-def visit(browser, url) -> Iterator:
+def visit(browser, request) -> Iterator:
     """Opens a page as a new visitor; fails where it asks another host for anything."""
     contexts, strangers = [], []
 
-    def open_page():
+    def open_page(url: str | None = None):
+        url = url or request.getfixturevalue("url")
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         contexts.append(context)
         page = context.new_page()
@@ -129,6 +140,7 @@ def test_a_second_visitor_waits_and_is_told(visit):
     status(first, "Sampling")
     second.click("#sample")
     assert "another visitor" in status(second, "Waiting")
+    assert second.locator("#status .status").evaluate(OPACITY) == 1  # Gradio dims what waits
     first.click("#stop")
     status(second, "Finished")
     assert "Stopped" in status(first, "Stopped")
@@ -154,9 +166,42 @@ def test_an_error_is_one_message(visit):
     sample(page)
 
 
+def test_the_chosen_image_comes_into_sight(visit):
+    page = visit()
+    page.fill("#num_samples input", "64")
+    sample(page)
+    page.click("#pictures button[data-pick='1,1']")
+    page.wait_for_function("document.querySelector('#details a').getBoundingClientRect().bottom <= innerHeight")
+
+
 def test_nearest_without_latents_says_so(visit):
     page = visit()
     sample(page)
     page.get_by_role("button", name="Nearest training images").click()
     page.wait_for_selector("#status .error")
     assert "latents" in page.inner_text("#status")
+
+
+@pytest.fixture
+def space(tmp_path) -> Iterator[str]:
+    """The address of an exported Space, run as the Hub runs it: by its app.py, a port in the environment."""
+    folder = tmp_path / "space"
+    export_model(ExportOptions(model=str(write_model(tmp_path / "m").path), out=folder, format="space"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"GRADIO_SERVER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "app.py"]
+    with subprocess.Popen(command, cwd=folder, env=os.environ | settings, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield next(found[0] for line in process.stdout if (found := re.search(rf"http://\S+:{port}/", line)))
+        process.terminate()
+
+
+def test_an_exported_space_starts_and_samples(visit, space):
+    page = visit(space)
+    page.fill("#num_samples input", "2")
+    sample(page)
+    assert page.locator("#pictures img").count() == 2
+    assert "mpdit sample model" in page.inner_text("#command")
+    assert page.get_by_role("button", name="Nearest training images").count() == 0  # it does not know them

@@ -99,6 +99,19 @@ def test_visibility_follows_the_choice(playground):
             assert sum(update["visible"] for update in table.visibility(name)) == len(options)
 
 
+def test_a_model_without_classes_has_no_control_for_them(playground, monkeypatch):
+    (generator,) = playground.generators.values()
+    config = generator.folder.config
+    bare = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": 0})})
+    monkeypatch.setattr(generator, "folder", generator.folder.model_copy(update={"config": bare}))
+    monkeypatch.setattr(playground, "start", playground.start.model_copy(update={"classes": "all"}))
+    controls = laid_out(playground)
+    assert not controls.which.visible
+    assert not controls.classes.visible
+    assert "classes" not in [name for name, _ in controls.compare.choices]
+    assert controls.read(values(controls)).options.classes == "all"
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

@@ -37,6 +37,9 @@ def download(address):
 def push(folder, name):
     return upload_folder(Path(folder), name)
 
+def push_space(folder, name):
+    return upload_folder(Path(folder), name, kind="space")
+
 def download_files(repository, patterns, revision, subfolder, cached_first):
     return str(hub.download(
         repository, patterns=patterns, revision=revision, subfolder=subfolder, cached_first=cached_first))
@@ -79,9 +82,10 @@ def test_upload_and_download(tmp_path):
         hub.repositories["someone/empty"] = {}
         hub.commit("someone/empty", {"README.md": b"hello"})
         hub.gated.add("meta/gated")
-        pushed, refused, down, bert, empty, missing, gated, bad_revision = session(
+        pushed, space, refused, down, bert, empty, missing, gated, bad_revision = session(
             [
                 ["push", [str(original.path), "me/tiny"]],
+                ["push_space", [str(original.path), "me/page"]],
                 ["push", [str(original.path), "forbidden/tiny"]],
                 ["download", ["hf:me/tiny"]],
                 ["download", ["hf:someone/else"]],
@@ -96,6 +100,8 @@ def test_upload_and_download(tmp_path):
         )
         assert [path for path in hub.unknown if "/api/agent" not in path] == []  # the library looks itself up there
         assert pushed.startswith(f"{hub.url}/me/tiny/tree/")
+        assert space.startswith(f"{hub.url}/spaces/me/page/tree/")
+        assert hub.repositories["me/page"]["main"] == hub.repositories["me/tiny"]["main"]
         files = hub.repositories["me/tiny"]["main"]
         assert files["model.safetensors"] == (original.path / "model.safetensors").read_bytes()
         assert sorted(p.name for p in Path(down).iterdir()) == ["config.json", "model.safetensors"]
