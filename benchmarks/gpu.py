@@ -27,13 +27,12 @@ from report import write_result
 from sample import random_model
 from torch import Tensor
 
-from mpdit_core.config import RunConfig
+from mpdit_core.config import ComputeType, RunConfig
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset
 from mpdit_core.runtime.device import select_device, synchronize
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.precision import Name
 from mpdit_core.sampling import Generator, SamplingOptions
 from mpdit_core.settings import merge, validate
 from mpdit_core.training.batches import Batch
@@ -283,7 +282,7 @@ def autoencoder_rates(session: Session) -> Values:
     count, side = (1, 32) if session.tiny else (16, 256)
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
     latents = torch.randn(count, 4, side // 8, side // 8)
-    types: tuple[Name, ...] = ("float32", "bfloat16", "tf32")
+    types: tuple[ComputeType, ...] = ("float32", "bfloat16", "tf32")
     for name in types if session.device.type == "cuda" else types[:2]:
         loaded.precision = loaded.decode_precision = name
         works = {"encode": lambda: loaded.encode(images), "decode": lambda: loaded.decode(latents)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from sample_helpers import generator, write_model
+from sample_helpers import make_generator, write_model
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -88,7 +88,7 @@ def test_no_block_of_a_job_falls_back_to_eager():
 def test_one_graph_for_all_times(tmp_path, precision, bound):
     """The time reaches the compiled network as a tensor: steps, at other times each, make no new graph."""
     options = {"precision": precision, "sampler": "heun", "num_steps": 7, "guidance_interval": (0.2, 0.7)}
-    made = generator(write_model(tmp_path / "model"), **options)
+    made = make_generator(write_model(tmp_path / "model"), **options)
 
     def sampled() -> torch.Tensor:
         return made.integrate(made.velocity([0, 1]), *made.noise([0, 1]))
