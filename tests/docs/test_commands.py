@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
-from launch import run
+from launch import run, succeed
 from pages import PAGES, ROOT, commands, steps
+from PIL import Image
 
 from mpdit_cli import console, fields
 from mpdit_cli.app import COMMANDS
@@ -38,6 +41,25 @@ def test_the_readme_shows_every_step():
         "encode-latents", "train", "sample", "eval-fid", "profile-flops",
     }  # fmt: skip
     assert {words[0] for page in PAGES for words in commands(page)} <= set(COMMANDS)
+
+
+SMALL_NETWORK = ("--steps", "1", "--set", "train.batch_size=1", "--set", "model.width=32", "--set", "model.num_heads=2")
+SMALLER = {"train": (*SMALL_NETWORK, "--set", "preview.every=0"), "sample": ("-n", "1", "--num-steps", "1")}
+
+
+def test_the_readme_s_path_of_one_s_own_pictures_makes_the_folders_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for n in range(2):
+        Image.fromarray(np.full((70, 90, 3), 100 * n, dtype=np.uint8)).save(f"photos/{n}.png")
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("pictures\n\n")[2].partition("\n\n")[0]
+    for line in section.splitlines():
+        command, _, comment = line.partition("#")
+        name, *words = command.split()[1:]
+        succeed(name, *words, *SMALLER.get(name, ()), "--device", "cpu", "--quiet")
+        assert Path(comment.split(",")[0].strip()).is_dir(), line
 
 
 def test_targets_of_make_exist():
