@@ -50,7 +50,7 @@ def build_app(called: str = "") -> typer.Typer:
     """All commands; where `called` is one of ours, that one alone. Of other packages', only `called` is imported."""
     app = typer.Typer(
         name="mpdit",
-        help="MPDiT: encode images, train, sample, evaluate and count compute.",
+        help="MPDiT: encode images, train, sample, evaluate and count the compute.",
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
@@ -111,8 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the interpreter ends
         return 0
     except MemoryError:
-        what = "this machine's memory is full"
-        console.user_error(UserError(what, code="out-of-memory", remedy="a smaller batch, model or number of images"))
+        what = "the memory of this machine is full"
+        console.user_error(
+            UserError(what, code="out-of-memory", remedy="use a smaller batch, a smaller model or fewer images")
+        )
         return EXIT_USER_ERROR
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "show"):  # click's, for a command line it cannot read

@@ -169,7 +169,7 @@ def show_picture(path: str) -> None:
     """The picture as coloured half blocks, as wide as the terminal; a line that says why not where there is none."""
     console = _people()
     if _settings.quiet or not console.is_terminal:
-        say(f"{path} is not shown: this is no terminal")
+        say(f"{path} is not shown: the output is not a terminal")
         return
     from PIL import Image
     from rich.text import Text

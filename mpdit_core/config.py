@@ -50,33 +50,35 @@ class ModelConfig(Settings):
     width: PositiveInt = setting(..., "D, number of features per token")
     num_heads: PositiveInt = setting(..., "number of attention heads; must divide the width")
     stages: tuple[Stage, ...] = setting(
-        ..., "(patch size, depth) of each stage, coarse to fine; the last sets the output patch",
+        ..., "(patch size, depth) of each stage, coarse to fine; the last patch size is that of the output",
         strict=False, min_length=1,
     )  # fmt: skip
     input_size: Size = setting(..., "h × w of the latents, or one number for a square")
     channels: PositiveInt = setting(4, "C, number of channels of the latents")
     num_classes: NonNegativeInt = setting(
-        1000, "number of classes; this number itself is the null label; 0: an unconditional model"
+        1000, "number of classes, which is also the null label; 0: an unconditional model"
     )
     class_tokens: int = setting(
-        16, "M, number of tokens per class label; 0: one vector added to the time embedding", ge=0
+        16, "M, number of tokens per class label; 0: one class vector, added to the time embedding", ge=0
     )
     modulation: Literal["shared", "per-block"] = setting(
-        "shared", "one modulation layer for the whole network, or one in each block"
+        "shared", "one modulation layer for the whole network, or one per block"
     )
-    time_embedding: str = setting("fno", "how t becomes a vector: fno, sinusoid, or a file in model/time_embeddings/")
-    skip: bool = setting(True, "whether every later stage sees x_t again, in finer patches")
+    time_embedding: str = setting("fno", "time embedding: fno, sinusoid, or a file in model/time_embeddings/")
+    skip: bool = setting(True, "whether every later stage reads x_t again, in finer patches")
     mlp_ratio: PositiveInt = setting(
         4, "hidden features of a block's MLP, as a multiple of the width; with swiglu, two thirds of that"
     )
     mlp: Literal["gelu", "swiglu"] = setting("gelu", "MLP of a block; swiglu has as many parameters as gelu")
-    norm: Literal["layer", "rms"] = setting("layer", "norm of the tokens: LayerNorm or RMSNorm, without parameters")
+    norm: Literal["layer", "rms"] = setting(
+        "layer", "normalisation of the tokens: LayerNorm or RMSNorm, without parameters"
+    )
     qk_norm: bool = setting(False, "whether queries and keys have an RMSNorm per head")
     positions: Literal["sincos", "rope", "both"] = setting(
-        "sincos", "how a token knows its place: a table added to it, rotated queries and keys, or both"
+        "sincos", "position encoding: a table added to the tokens, rotary queries and keys, or both"
     )
     spectral_init_scale: float = setting(
-        1.0, "factor on the standard normal initialisation of the spectral weights (1: as published)", gt=0
+        1.0, "standard deviation of the normal initialisation of the spectral weights (1: as published)", gt=0
     )
 
     @field_validator("time_embedding")
@@ -104,7 +106,7 @@ class ModelConfig(Settings):
         for coarse, fine in zip(self.stages, self.stages[1:], strict=False):
             if coarse.patch_size <= fine.patch_size or coarse.patch_size % fine.patch_size:
                 raise ValueError(
-                    f"patch sizes must fall from stage to stage by whole factors, {coarse.patch_size} is followed by "
+                    f"patch sizes must decrease by integer factors; {coarse.patch_size} is followed by "
                     f"{fine.patch_size}"
                 )
         return self
@@ -147,18 +149,18 @@ class ModelConfig(Settings):
 class ObjectiveConfig(Settings):
     """The flow-matching objective."""
 
-    time_density: Literal["logit-normal", "uniform"] = setting("logit-normal", "density that t is drawn from")
+    time_density: Literal["logit-normal", "uniform"] = setting("logit-normal", "distribution that t is drawn from")
     time_mean: float = setting(0.0, "mean before the sigmoid, for logit-normal")
     time_std: float = setting(1.0, "standard deviation before the sigmoid, for logit-normal", gt=0)
-    label_dropout: float = setting(0.1, "share of labels replaced by the null label", ge=0, le=1)
+    label_dropout: float = setting(0.1, "fraction of labels replaced by the null label", ge=0, le=1)
 
 
 class AdamWSettings(Settings):
     """What AdamW is told beside its learning rate (arXiv 1711.05101)."""
 
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "betas of AdamW", strict=False)
-    weight_decay: float = setting(0.01, "decoupled weight decay, of every weight", ge=0)
-    eps: float = setting(1e-8, "added to the denominator of AdamW", gt=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay, applied to every weight", ge=0)
+    eps: float = setting(1e-8, "epsilon, added to the denominator of AdamW", gt=0)
 
 
 class AdamWConfig(AdamWSettings):
@@ -196,48 +198,52 @@ OptimizerConfig = Annotated[
 class TrainConfig(Settings):
     """Optimisation, and how it runs."""
 
-    batch_size: PositiveInt = setting(1024, "images per step, over all devices and accumulations", le=LARGEST_BATCH)
-    accumulation: PositiveInt = setting(
-        1, "number of parts that a device computes its share of the batch in", resumable=True
+    batch_size: PositiveInt = setting(
+        1024, "images per step, over all devices and gradient accumulation", le=LARGEST_BATCH
     )
-    epochs: PositiveInt = setting(80, "passes over the data, where steps is not given", resumable=True)
-    steps: PositiveInt | None = setting(None, "optimizer steps, in place of epochs", resumable=True)
+    accumulation: PositiveInt = setting(
+        1, "gradient accumulation: number of micro-batches per device and step", resumable=True
+    )
+    epochs: PositiveInt = setting(80, "passes over the data, used if steps is not given", resumable=True)
+    steps: PositiveInt | None = setting(None, "optimizer steps; replaces epochs", resumable=True)
     optimizer: OptimizerConfig = AdamWConfig()
     learning_rate: float = setting(2e-4, "peak learning rate", gt=0)
     schedule: Literal["constant", "cosine", "wsd"] = setting(
-        "constant", "learning rate after the warm-up; wsd: constant, then falling to 0 over decay_steps"
+        "constant", "learning rate after the warm-up; wsd: constant, then decreasing to 0 over decay_steps"
     )
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
-    decay_steps: PositiveInt | None = setting(None, "last steps, in which wsd falls; none: a tenth of all")
-    grad_clip: float | None = setting(None, "largest gradient norm; none: no clipping", gt=0)
-    ema_decays: tuple[Decay, ...] = setting(
-        (0.9999,), "decays of the weight averages; the first is sampled", strict=False, min_length=1
+    decay_steps: PositiveInt | None = setting(
+        None, "number of last steps, in which wsd decreases; none: a tenth of all steps"
     )
-    ema_warmup: bool = setting(True, "whether the decay of the average grows with the step n: (1+n)/(10+n)")
+    grad_clip: float | None = setting(None, "gradient norm to clip to; none: no clipping", gt=0)
+    ema_decays: tuple[Decay, ...] = setting(
+        (0.9999,), "decays of the EMAs of the weights; samples are made with the first", strict=False, min_length=1
+    )
+    ema_warmup: bool = setting(True, "whether the EMA decay is at most (1+n)/(10+n) after n steps (warm-up)")
     precision: Precision = setting(
-        "auto", "type of the computations; auto: as measured when the run begins", resumable=True
+        "auto", "data type of the computations; auto: measured when the run begins", resumable=True
     )
     compile: Compile = setting("auto", "torch.compile of the blocks; auto: on GPUs", resumable=True)
     activation_checkpointing: bool = setting(
-        False, "whether blocks are computed again in the backward pass, to save memory", resumable=True
+        False, "whether blocks are recomputed in the backward pass, to save memory", resumable=True
     )
-    parallel: Literal["ddp", "fsdp"] = setting("ddp", "how several devices share the work", resumable=True)
+    parallel: Literal["ddp", "fsdp"] = setting("ddp", "parallelism over several devices", resumable=True)
     seed: int = setting(0, "seed of data order, times, noises, label dropout and initial weights", ge=0)
     log_every: PositiveInt = setting(10, "steps between lines of metrics.jsonl", resumable=True)
     checkpoint_every: PositiveInt = setting(10_000, "steps between checkpoints", resumable=True)
     keep_last: PositiveInt = setting(2, "number of newest checkpoints to keep", resumable=True)
     keep_every: PositiveInt | None = setting(
-        None, "steps whose multiples keep their checkpoints for good; none: no such checkpoint", resumable=True
+        None, "steps between checkpoints that are never deleted; none: no such checkpoint", resumable=True
     )
     on_nonfinite: Literal["stop", "rollback"] = setting(
-        "stop", "what follows a loss or gradient that is not finite, or a spike", resumable=True
+        "stop", "what to do when the loss or the gradient is not finite, or the loss spikes", resumable=True
     )
     spike_factor: float | None = setting(
         None, "multiple of its running mean above which a loss counts as a spike; none: never", gt=1, resumable=True
     )
-    flip: bool = setting(True, "whether half of the images are mirrored, where the latents hold mirror images")
+    flip: bool = setting(True, "whether half of the images are mirrored, if the latents hold mirror images")
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting(
-        (), "other places that the metrics are sent to", strict=False, resumable=True
+        (), "experiment trackers that also receive the metrics", strict=False, resumable=True
     )
 
 
@@ -256,7 +262,7 @@ class PreviewConfig(Settings):
 class RunConfig(Settings):
     """Everything that fixes a training run but its data."""
 
-    preset: str = setting("custom", "where this configuration started from")
+    preset: str = setting("custom", "preset that this configuration started from")
     resolution: Size = setting(..., "height × width of the images in pixels, or one number for a square")
     model: ModelConfig
     objective: ObjectiveConfig = ObjectiveConfig()

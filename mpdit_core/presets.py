@@ -105,7 +105,7 @@ def load_preset(name: str) -> RunConfig:
             f"there is no preset {name!r}",
             code="no-such-preset",
             expected=", ".join(preset_names()),
-            remedy=did_you_mean(name, preset_names(), otherwise="`mpdit profile-flops` shows them all"),
+            remedy=did_you_mean(name, preset_names(), otherwise="`mpdit profile-flops` lists all presets"),
         )
     resolution, width, heads, stages, switches, recipe = MODELS[name]
     return RunConfig(

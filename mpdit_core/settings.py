@@ -98,20 +98,20 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not all(key.split(".")):
             raise UserError(
-                f"{shortened(assignment)} sets nothing",
+                f"{shortened(assignment)} is not an assignment",
                 code="not-an-assignment",
                 expected="KEY=VALUE",
                 remedy="e.g. --set train.batch_size=256",
             )
         *tables, leaf = key.split(".")
         if len(tables) >= DEEPEST:
-            raise _too_large(f"{shortened(key)} has too many parts")
+            raise _too_large(f"{shortened(key)} has too many dots")
         node = tree
         for table in tables:
             node = node.setdefault(table, {})
             if not isinstance(node, dict):
                 raise UserError(
-                    f"{key}: {table} was given a value before and cannot hold {leaf}", code="not-an-assignment"
+                    f"{key}: {table} already has a value and cannot contain {leaf}", code="not-an-assignment"
                 )
         node[leaf] = parse_value(text)
     return tree
@@ -128,7 +128,7 @@ def parse_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text.strip()
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
-        raise _too_large(f"{shortened(text)}: thousands of digits, or of brackets") from None
+        raise _too_large(f"{shortened(text)} has thousands of digits or brackets") from None
     _require_moderate(tree, origin=shortened(text))
     return tree["value"] if tree.keys() == {"value"} else text.strip()
 
@@ -137,9 +137,9 @@ def _require_moderate(value: Any, *, origin: str, key: str = "", depth: int = 0)
     """Raises `UserError` for what no field means, wherever it stands: NaN, huge integers, deep nesting."""
     where = f"{origin or 'configuration refused'}: {shortened(key)}"
     if depth > DEEPEST:
-        raise _too_large(f"{where} has too many tables or lists inside each other")
+        raise _too_large(f"{where} has too many nested tables or lists")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise _too_large(f"{where} is a number of more than 64 bits")
+        raise _too_large(f"{where} is an integer of more than 64 bits")
     if isinstance(value, float) and math.isnan(value):
         raise _too_large(f"{where} is NaN")
     named = value.items() if isinstance(value, Mapping) else ()

@@ -31,7 +31,7 @@ class Size(NamedTuple):
             text = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", given)
             sides = [int(side) for side in text.groups() if side] if text else []
         if len(sides) not in (1, 2) or not all(type(side) is int and 1 <= side <= MAX_RESOLUTION for side in sides):
-            raise ValueError(f"expected one side or HEIGHTxWIDTH, each from 1 to {MAX_RESOLUTION}")
+            raise ValueError(f"expected one number or HEIGHTxWIDTH, each from 1 to {MAX_RESOLUTION}")
         return cls(sides[0], sides[-1])
 
     @property

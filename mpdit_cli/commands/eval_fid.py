@@ -26,7 +26,7 @@ def command(
         typer.Option(
             "--compare",
             metavar="A.json B.json",
-            help="Show two records side by side, and whether their figures may be compared.",
+            help="Show two records side by side, and whether their metrics may be compared.",
             rich_help_panel="Other work",
         ),
     ] = None,
@@ -87,7 +87,7 @@ def sweep_parts(sweep: SweepResult) -> list[Table | console.Summary]:
     label, at = sweep.labels[sweep.plotted], ", ".join(f"{key} {text}" for key, text in sweep.lowest.values.items())
     found = {f"lowest {label}": f"{_text(sweep.lowest.metrics[sweep.plotted])} at {at}"}
     if sweep.at_an_end:
-        found["note"] = f"the lowest is at the end of {sweep.axes[0]}: it may be lower beyond"
+        found["note"] = f"the lowest is at the end of {sweep.axes[0]}: a value outside may be lower"
     return [
         Table(title=f"Sweep of {sweep.what}", columns=columns, rows=rows, note=sweep.note),
         console.Summary(title=f"{len(sweep.rows)} evaluations", rows=found),

@@ -30,7 +30,9 @@ def command(options: ListOptions) -> None:
 def parts_of(found: Listing) -> list[Table | console.Summary]:
     """A table per kind; where there is nothing, what to type first."""
     if not found.entries:
-        return [console.Summary(title=f"nothing of mpdit in {found.folder}", rows={}, next_command="mpdit demo")]
+        return [
+            console.Summary(title=f"{found.folder} holds nothing made by mpdit", rows={}, next_command="mpdit demo")
+        ]
     tables = []
     for kind, (title, columns) in COLUMNS.items():
         entries = [entry for entry in found.entries if entry.kind == kind]

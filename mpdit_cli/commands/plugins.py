@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mpdit_core.plugins.job import PluginList, PluginReport
     from mpdit_core.plugins.scaffold import NewPlugin
 
-app = typer.Typer(help="List plugins, broken ones with reason and remedy; describe one; write a new one.")
+app = typer.Typer(help="List plugins, with reason and remedy for broken ones; describe one; write a new one.")
 
 
 @app.callback(invoke_without_command=True)

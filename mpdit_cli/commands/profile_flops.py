@@ -104,7 +104,7 @@ def parts_table(name: str, work: str, times: tuple[PartTime, ...]) -> Table:
         title=f"{name}: where the time of an eager {work} pass goes",
         columns=["part", "median ms", "10–90 %", "share", "GFLOP/s"],
         rows=rows,
-        note="rest: norms, modulation of the tokens, residuals, moving of memory"
+        note="rest: norms, modulation of the tokens, residuals, memory transfers"
         + (", loss and sums of gradients. " if work == "training" else ". ")
-        + "By torch.profiler, which slows small models.",
+        + "Measured by torch.profiler, which slows down small models.",
     )

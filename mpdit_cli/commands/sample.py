@@ -53,7 +53,7 @@ def summary(result: SampleResult, options: SampleOptions) -> console.Summary:
     name = " ".join([options.sampler, *(f"{key}={value}" for key, value in options.sampler_options.items())])
     cost = f"{result.passes:.4g} passes of each image through the network"
     if result.saved:
-        cost += f"; {result.saved:.4g} fewer than guided from start to end"
+        cost += f"; {result.saved:.4g} fewer than with guidance at all times"
     rows = {
         "where": str(result.samples),
         "sampler": f"{name}, {result.sampler['options']['num_steps']} steps, {result.nfe:.4g} evaluations (NFE)",

@@ -101,7 +101,7 @@ def _on_unit_scale(image: Image.Image, values: np.ndarray) -> np.ndarray:
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 255):  # also refuses NaN
             raise ValueError(
-                f"floating-point pixels between {low:g} and {high:g}; 0 to 1 or 0 to 255 are understood: convert them"
+                f"floating-point pixels between {low:g} and {high:g}; 0 to 1 or 0 to 255 are supported: convert them"
             )
         values = values if high <= 1 and (values % 1).any() else values / 255
     elif image.mode == "I" and image.format == "TIFF":

@@ -56,6 +56,6 @@ class HashCheck:
                     code="damaged-file",
                     expected=f"{recorded[:16]}…, as its manifest says",
                     remedy="run the `mpdit encode-latents` command that made it with --verify, then without; "
-                    "MPDIT_VERIFY=off reads it as it is",
+                    "MPDIT_VERIFY=off reads it without the check",
                 )
             self._waiting.task_done()

@@ -88,7 +88,7 @@ class LatentFolder:
         mirrored = np.zeros(len(wanted), dtype=bool) if flip is None else np.asarray(flip, dtype=bool)
         if mirrored.any() and not self.has_flips:
             raise UserError(
-                f"mirror images are asked for, but {self.path} holds none",
+                f"mirror images are requested, but {self.path} holds none",
                 code="no-flips",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )

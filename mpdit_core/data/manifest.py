@@ -83,7 +83,7 @@ class LatentSpec(Settings):
     autoencoder: AutoencoderSpec
     normalisation: Normalisation
     class_names: tuple[str, ...] = Field(strict=False, description="in label order; none: images without classes")
-    source: str = Field(description="what encode-latents was given")
+    source: str = Field(description="source that encode-latents was given")
     count: NonNegativeInt = Field(description="images")
     folder: str = Field(default="", description="where the latents were, as an absolute path")
     fingerprint: str = Field(default="", description="of source, options and autoencoder")
@@ -114,8 +114,8 @@ class SourceSpec(Settings):
     """Where the images came from."""
 
     given: str = Field(description="folder or archive (absolute), hf:ORG/NAME, or a data set's name")
-    name: str = Field(description="short name, for folders and titles")
-    split: str | None = Field(default=None, description="part of the data set, where it was asked for")
+    name: str = Field(description="short name, used for folders and titles")
+    split: str | None = Field(default=None, description="part of the data set, if one was requested")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of `open_source`")
     fingerprint: str = Field(description="hash of names, sizes and times of the files, or the data set's own")
     items: PositiveInt = Field(description="images before any was skipped")
@@ -130,7 +130,7 @@ class EncodingPlan(Settings):
     autoencoder: AutoencoderSpec
     precision: Literal["float32", "tf32", "bfloat16"] = Field(default="float32", description="of the encoder")
     flip: bool = Field(description="the latents of mirror images are stored too")
-    batch_size: PositiveInt = Field(description="images the encoder sees at once; batches never cross a shard")
+    batch_size: PositiveInt = Field(description="images that are encoded at once; batches never cross a shard")
     shard_size: PositiveInt = Field(description="items a shard covers")
     class_names: tuple[str, ...] = Field(strict=False, description="in label order; none: images without classes")
 
@@ -289,7 +289,7 @@ def normalisation_of(
     if name == "published":
         if len(mean) != len(PUBLISHED_MEAN):
             raise UserError(
-                f"the published normalisation does not fit latents of {len(mean)} channels",
+                f"the published normalisation does not apply to latents of {len(mean)} channels",
                 code="normalisation-does-not-fit",
                 expected="the 4 channels of the Stable Diffusion autoencoder, whose constants are published",
                 remedy="--normalisation measured",
@@ -309,7 +309,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not (folder / MANIFEST).is_file():
         if (folder / "encoding").is_dir():
             raise UserError(
-                f"the latents in {folder} are not finished",
+                f"the latents in {folder} are not complete",
                 code="unfinished-latents",
                 remedy="run the same `mpdit encode-latents` command again; it resumes where it stopped",
             )
@@ -335,7 +335,7 @@ def read_versioned(kind: type[S], path: Path) -> S:
             f"{path} has format {version}",
             code="unknown-format",
             expected=f"format {FORMAT}",
-            remedy="use the mpdit that made it, or encode the source again into another folder",
+            remedy="use the version of mpdit that made it, or encode the source again into another folder",
         )
     return _checked(kind, values, path)
 

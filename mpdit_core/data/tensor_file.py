@@ -60,7 +60,7 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         if not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         size = path.stat().st_size
         with open(path, "rb", buffering=FIRST_READ) as file:
             length = int.from_bytes(file.read(8), "little")
@@ -94,7 +94,7 @@ def _arrays(header: Mapping[str, Any], mapped: mmap.mmap, *, begin: int, size: i
         arrays[name] = np.frombuffer(mapped, dtype, math.prod(shape), begin + start).reshape(shape)
         end = stop
     if begin + end != size:
-        raise ValueError(f"{size - begin - end} bytes too many")
+        raise ValueError(f"{size - begin - end} surplus bytes")
     return arrays
 
 

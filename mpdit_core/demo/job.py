@@ -41,7 +41,7 @@ def demo(options: DemoOptions, *, report: Reporter = silent) -> DemoResult:
         raise UserError(
             "the demo's data set is not installed",
             code="missing-package",
-            expected="the package mpdit-digits beside mpdit",
+            expected="the package mpdit-digits, installed next to mpdit",
             remedy="uv pip install -e plugins/mpdit-digits",
         )
     latents, run, device = options.out / "latents" / "digits-16", options.out / "digits", options.device

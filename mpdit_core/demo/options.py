@@ -15,8 +15,8 @@ class DemoOptions(DeviceOptions):
     """Where the demo writes, and how long it trains."""
 
     out: Path = setting(Path("demo"), "folder of the demo", metavar="DIR", panel="Output", strict=False)
-    steps: PositiveInt | None = setting(None, "number of training steps; fewer for a quick look", chosen="1200")
-    samples: PositiveInt = setting(500, "number of samples behind each figure", typed=False)
+    steps: PositiveInt | None = setting(None, "number of training steps; fewer for a faster demo", chosen="1200")
+    samples: PositiveInt = setting(500, "number of samples per metric", typed=False)
 
 
 class DemoResult(Result):
@@ -24,9 +24,9 @@ class DemoResult(Result):
 
     run: Path = setting(..., "the run")
     picture: Path = setting(..., "grid of samples")
-    recognised: float = setting(..., "share of guided samples in which a classifier sees the digit asked for")
+    recognised: float = setting(..., "fraction of guided samples that a classifier recognises as the requested digit")
     distance: float = setting(..., "Fréchet distance of unguided samples to real digits, on pixels")
-    distance_of_real: float = setting(..., "the same of other real digits to real digits")
-    samples: int = setting(..., "number of samples behind each figure")
-    guidance_scale: float = setting(..., "guidance scale of the recognised samples")
-    cost: ModelCost = setting(..., "compute of the model")
+    distance_of_real: float = setting(..., "the same between other real digits and real digits")
+    samples: int = setting(..., "number of samples per metric")
+    guidance_scale: float = setting(..., "guidance scale of the classified samples")
+    cost: ModelCost = setting(..., "MACs of the model")

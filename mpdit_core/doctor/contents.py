@@ -18,7 +18,7 @@ def here(_: DoctorOptions) -> Iterator[Check]:
 
     entries = list_workspace(ListOptions(folder=Path())).entries
     counts = Counter(entry.kind for entry in entries)
-    text = ", ".join(f"{kind}: {count}" for kind, count in counts.items()) or "nothing of mpdit"
+    text = ", ".join(f"{kind}: {count}" for kind, count in counts.items()) or "nothing that belongs to mpdit"
     yield Check(area="here", name="found", what=text, data=dict(counts))
     for entry in entries:
         if entry.status != "ok":
@@ -38,7 +38,7 @@ def plugins(_: DoctorOptions) -> Iterator[Check]:
     registered = {(report.kind, report.name) for report in listed}
     for kind, own in OWN.items():
         if (kind, own) not in registered:
-            what = "it belongs to mpdit, but is not registered: the metadata are older than the code"
+            what = "it belongs to mpdit, but is not registered: the package metadata is older than the code"
             remedy = "install mpdit again; in a checkout `pip install -e .`"
             yield Check(area="plugins", name=f"{kind} {own}", status="fault", what=what, remedy=remedy)
     for report in listed:

@@ -44,7 +44,7 @@ def _examined(area: Area, options: DoctorOptions) -> list[Check]:
         return list(AREAS[area](options))
     except Exception as error:  # a broken installation fails in any way, and the other areas may tell why
         what = f"cannot be examined: {type(error).__name__}: {error}"
-        remedy = "pip install --force-reinstall mpdit, into an environment of its own"
+        remedy = "pip install --force-reinstall mpdit, in a separate environment"
         return [Check(area=area, name=area, status="fault", what=what, remedy=remedy)]
 
 

@@ -50,7 +50,7 @@ def versions(_: DoctorOptions) -> Iterator[Check]:
     for each in needed:
         version = found[each.name]
         if version is None or not each.specifier.contains(version, prereleases=True):
-            what = f"{version or 'not installed'}, where mpdit asks for {each.specifier}"
+            what = f"{version or 'not installed'}, but mpdit requires {each.specifier}"
             yield Check(area="versions", name=each.name, status="fault", what=what, remedy=f"pip install '{each}'")
 
 
@@ -76,8 +76,8 @@ def devices(options: DoctorOptions) -> Iterator[Check]:
     for device in present:
         yield _device(device)
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        what = f"an NVIDIA driver is here, but torch {torch.__version__} cannot use it"
-        remedy = "install the torch that is built for this driver's CUDA"
+        what = f"an NVIDIA driver is installed, but torch {torch.__version__} cannot use it"
+        remedy = "install a build of torch for this driver's CUDA version"
         yield Check(area="devices", name="cuda", status="note", what=what, remedy=remedy)
 
 
@@ -134,7 +134,9 @@ def compiler(options: DoctorOptions) -> Iterator[Check]:
     command = [sys.executable, "-c", COMPILED, device.type]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
-        problem = "" if done.returncode == 0 else _last_line(done.stderr) or f"it ended with {done.returncode}"
+        problem = (
+            "" if done.returncode == 0 else _last_line(done.stderr) or f"it ended with exit code {done.returncode}"
+        )
     except subprocess.TimeoutExpired:
         problem = f"it took more than {SECONDS_TO_COMPILE:.0f} s"
     if not problem:
@@ -144,7 +146,7 @@ def compiler(options: DoctorOptions) -> Iterator[Check]:
         area="compile", name="torch.compile",
         status="fault" if should_compile("auto", device) else "note",
         what=f"does not work on {device.type}: {problem}",
-        remedy="install a C++ compiler (g++) and Python's headers; until then --compile off",
+        remedy="install a C++ compiler (g++) and Python's headers; until then use --compile off",
     )  # fmt: skip
 
 
@@ -163,5 +165,5 @@ def disk(_: DoctorOptions) -> Iterator[Check]:
         status = "ok" if free >= LITTLE_FREE else "note" if free >= LEAST_FREE else "fault"
         yield Check(
             area="disk", name=name, status=status, what=f"{size_text(free)} free in {path}", data={"free_bytes": free},
-            remedy="" if status == "ok" else "free some space; `mpdit train --dry-run` says what a run needs",
+            remedy="" if status == "ok" else "free some space; `mpdit train --dry-run` shows how much a run needs",
         )  # fmt: skip

@@ -23,9 +23,11 @@ class DoctorOptions(DeviceOptions):
 class Check(Result):
     """One thing that was examined."""
 
-    area: Area = setting(..., "what it belongs to")
-    name: str = setting(..., "what was examined")
-    status: Literal["ok", "note", "fault"] = setting("ok", "note: worth knowing; fault: a command would fail by it")
+    area: Area = setting(..., "area of the check")
+    name: str = setting(..., "what was checked")
+    status: Literal["ok", "note", "fault"] = setting(
+        "ok", "note: useful to know; fault: a command would fail because of it"
+    )
     what: str = setting(..., "what was found")
     remedy: str = setting("", "what to do about it")
     data: dict[str, Any] = setting({}, "what was found, in numbers: bytes, FLOP/s, versions")

@@ -38,7 +38,10 @@ def _autoencoder() -> Check:
 
     folder = cached(DEFAULT_AUTOENCODER, ["config.json", WEIGHTS])
     url = "" if constants.HF_HUB_OFFLINE else hf_hub_url(DEFAULT_AUTOENCODER, "config.json")
-    remedy = f"on a machine with a network `hf download {DEFAULT_AUTOENCODER}`, then set HF_HOME to that cache here"
+    remedy = (
+        f"on a machine with internet access run `hf download {DEFAULT_AUTOENCODER}`, "
+        "copy its cache here and set HF_HOME to it"
+    )
     return _found(f"autoencoder {DEFAULT_AUTOENCODER}", folder, url, remedy)
 
 
@@ -48,7 +51,7 @@ def _found(name: str, place: Path | None, url: str, remedy: str) -> Check:
         return Check(area="weights", name=name, what=f"cached at {place}")
     if url and answers(url):
         return Check(area="weights", name=name, status="note", what="not cached; downloaded when first needed")
-    why = "no answer from where they come from" if url else "HF_HUB_OFFLINE is set"
+    why = "the server that has them does not answer" if url else "HF_HUB_OFFLINE is set"
     return Check(area="weights", name=name, status="fault", what=f"not cached, and {why}", remedy=remedy)
 
 

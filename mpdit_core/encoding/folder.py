@@ -53,14 +53,16 @@ class EncodingFolder:
         """Raises `UserError` when the folder holds something else than latents made under `plan`."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
-                f"the output folder {self.path} is a file", code="cannot-write", expected="a folder, or a new place"
+                f"the output folder {self.path} is a file",
+                code="cannot-write",
+                expected="a folder, or a path that does not exist",
             )
         foreign = self._foreign()
         if foreign:
             raise UserError(
-                f"the output folder {self.path} holds other things, such as {foreign[0]}",
+                f"the output folder {self.path} holds files that are not its own, such as {foreign[0]}",
                 code="foreign-files",
-                expected="an empty or new folder, or one that this command began",
+                expected="an empty or new folder, or one that this command started to fill",
                 remedy="choose another --out",
             )
         old = self.plan()
@@ -123,7 +125,7 @@ class EncodingFolder:
             raise UserError(
                 f"{len(gone)} of {plan.num_shards} shards in {self.path} have been removed since they were written",
                 code="no-such-file",
-                expected="a folder that nothing else changes",
+                expected="a folder that no other program changes",
                 remedy="run the same command again; it writes what is missing",
             )
         shards = tuple(recorded[number] for number in range(plan.num_shards))
@@ -182,8 +184,8 @@ def _compare(old: EncodingPlan, new: EncodingPlan, path: Path) -> None:
     lines = [f"{key}: {before} → {after}" for key, (before, after) in changed.items()]
     shown = [line if len(line) < 160 else line[:157] + "…" for line in lines]
     raise UserError(
-        f"{path} was begun with other settings than these{hint}:\n    " + "\n    ".join(shown),
+        f"{path} was started with settings different from these{hint}:\n    " + "\n    ".join(shown),
         code="settings-changed",
         expected="the same source, autoencoder and options as before",
-        remedy=f"repeat the old ones, choose another --out, or delete {path}",
+        remedy=f"use the old settings, choose another --out, or delete {path}",
     )

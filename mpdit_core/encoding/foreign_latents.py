@@ -99,7 +99,7 @@ def find_foreign_latents(folder: Path) -> ForeignLatents:
         if found is not None:
             return found
     raise UserError(
-        f"{folder} holds no latents in a layout that is known" if folder.is_dir() else f"{folder} does not exist",
+        f"{folder} holds no latents in a known layout" if folder.is_dir() else f"{folder} does not exist",
         code="no-latents",
         expected="NAME_features/ beside NAME_labels/, .npy files with dataset.json, or .npz or .safetensors shards "
         "with latents and labels",
@@ -123,14 +123,14 @@ def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None
             f"{found.folder} holds latents {channels} × {height} × {width}",
             code="other-shape",
             expected=f"{spec.channels} channels, or {2 * spec.channels} with standard deviations, of {spec.id}",
-            remedy="--autoencoder ID, the one that they were made with",
+            remedy="--autoencoder ID, with the autoencoder that they were made with",
         )
     spread = first[:, : spec.channels].std().item()
     if scale is None:
         raise UserError(
-            f"{found.folder} does not say how its latents are scaled; their standard deviation is {spread:.3g}",
+            f"{found.folder} does not state how its latents are scaled; their standard deviation is {spread:.3g}",
             code="scale-not-known",
-            expected="what the raw latents were multiplied with: near 1 / standard deviation of raw latents where the "
+            expected="the factor that the raw latents were multiplied by: about 1 / their standard deviation if the "
             "values above are near 1",
             remedy="--latents-scale 0.18215 for DiT's and SiT's files of Stable Diffusion's autoencoder; "
             "--latents-scale 1 for raw latents, such as EDM2's, REPA's and LightningDiT's",
@@ -224,7 +224,7 @@ def _checked(folder: Path, files: list[Path], counts: list[int], labels: np.ndar
     if not files:
         return None
     if labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise _damaged(folder, "labels that are not whole numbers from 0 on")
+        raise _damaged(folder, "labels that are not integers of at least 0")
     return ForeignLatents(folder, files, np.array(counts, np.int64), labels.astype("<i8"))
 
 
@@ -272,6 +272,4 @@ def _no_labels(path: Path) -> UserError:
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path} is damaged: {what}", code="damaged-file", expected="latents and labels as their program wrote them"
-    )
+    return UserError(f"{path} is damaged: {what}", code="damaged-file", expected="unchanged latents and labels")

@@ -131,7 +131,9 @@ def _open(options: EncodeOptions, *, device: torch.device, world: World, report:
     for note in source_notes(source):
         report(note)
     if ":" in plan.autoencoder.id and is_plugin(plan.autoencoder.id):
-        text = f"{plan.autoencoder.id} is not installed: only `mpdit train --trust` will decode what it encodes"
+        text = (
+            f"{plan.autoencoder.id} is not an installed plugin: `mpdit train` decodes these latents only with --trust"
+        )
         report(Warning(code="autoencoder-not-installed", text=text))
     if (options.reference_stats or options.reconstruction_fid) and world.is_main:
         from mpdit_core.evaluation import check_features
@@ -210,9 +212,9 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
     job.world.on_main(lambda: job.folder.prepare(job.plan))
     if unfinished:
         finished = job.plan.num_shards - len(unfinished)
-        kept = f"; {finished} of {job.plan.num_shards} shards are there already" if finished else ""
+        kept = f"; {finished} of {job.plan.num_shards} shards are already there" if finished else ""
         count = job.count_items(unfinished)
-        what = f"encoding {count:,} images" if job.source else f"taking over the latents of {count:,} images"
+        what = f"encoding {count:,} images" if job.source else f"importing the latents of {count:,} images"
         text = (
             f"{what} at {job.plan.resolution} px with {job.plan.autoencoder.id} on {job.autoencoder.encode_device} "
             f"into {job.folder.path}{kept}"
@@ -237,8 +239,9 @@ def _check_disk(job: EncodeJob, unfinished: list[int]) -> None:
         raise UserError(
             f"the latents need {files.size_text(need)}, and {files.size_text(free)} are free for {job.folder.path}",
             code="disk-full",
-            expected="enough room for all shards",
-            remedy="free some space, choose another --out" + (", or --no-flip for half of it" if job.plan.flip else ""),
+            expected="enough space for all shards",
+            remedy="free some space, choose another --out"
+            + (", or --no-flip, which needs half of the space" if job.plan.flip else ""),
         )
 
 
@@ -297,7 +300,7 @@ def _revisit(job: EncodeJob) -> None:
     if wanted and wanted != old.normalisation.name:
         norm = normalisation_of(wanted, old.measured_mean, old.measured_std)
         files.write_json(path / MANIFEST, old.model_copy(update={"normalisation": norm}).model_dump(mode="json"))
-        text = f"normalisation changed from {old.normalisation.name} to {norm.name}; the shards stay"
+        text = f"normalisation changed from {old.normalisation.name} to {norm.name}; the shards are unchanged"
         job.report(Warning(code="normalisation-changed", text=text))
 
 

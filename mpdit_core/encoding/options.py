@@ -21,11 +21,11 @@ class EncodeOptions(DeviceOptions):
         argument=True, metavar="SOURCE",
     )  # fmt: skip
     from_latents: Path | None = setting(
-        None, "folder of latents that another program made, to take over in place of SOURCE",
+        None, "folder of latents made by another program, to import instead of SOURCE",
         metavar="DIR", chosen="encode SOURCE", strict=False,
     )  # fmt: skip
     latents_scale: float | None = setting(
-        None, "factor that the latents in DIR were multiplied with; 1: raw", gt=0, chosen="must be given with DIR"
+        None, "factor that the latents in DIR were multiplied by; 1: raw", gt=0, chosen="required with DIR"
     )
     resolution: Size | None = setting(None, "size in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
@@ -33,14 +33,12 @@ class EncodeOptions(DeviceOptions):
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
     mode: Literal["L", "RGB", "RGBA"] | None = setting(
-        None, "grey, colours, or colours with transparency; for pixels, and others with this option", chosen="RGB"
+        None, "grey, RGB, or RGB with transparency; for pixels, and other autoencoders with this option", chosen="RGB"
     )
     autoencoder_options: dict[str, Any] = setting(
         {}, "options of an autoencoder plugin", table="autoencoder", typed=False
     )
-    split: str | None = setting(
-        None, "part of the data set; of a folder, a subfolder", chosen="train where there is one"
-    )
+    split: str | None = setting(None, "part of the data set; of a folder, a subfolder", chosen="train, if there is one")
     classes: Path | None = setting(
         None, "file of class names in label order, one per line", metavar="FILE", chosen="as found", strict=False
     )
@@ -48,17 +46,22 @@ class EncodeOptions(DeviceOptions):
         None, "file that gives each image its class, for images without class folders",
         metavar="FILE", chosen="class folders; none: images without classes", strict=False,
     )  # fmt: skip
-    allow_empty_classes: bool = setting(False, "keep class folders without images as classes, instead of refusing them")
+    allow_empty_classes: bool = setting(
+        False, "keep class folders without images as classes, instead of stopping with an error"
+    )
     streaming: bool = setting(False, "read from the Hub without storing the data set first")
     dataset_options: dict[str, Any] = setting(
-        {}, "options of a data set plugin; for the Hub, the columns image and label", table="dataset", typed=False
+        {},
+        "options of a data set plugin; for the Hub, the names of the columns image and label",
+        table="dataset",
+        typed=False,
     )
     flip: bool | None = setting(
         None, "store the latents of mirror images too", panel="Output",
-        chosen="on, unless the mirrored latents are exactly these",
+        chosen="on, unless the autoencoder is flip-equivariant",
     )  # fmt: skip
     normalisation: Literal["measured", "published"] | None = setting(
-        None, "statistics that training standardises with", panel="Output", chosen="measured"
+        None, "statistics that training standardises the latents with", panel="Output", chosen="measured"
     )
     out: Path | None = setting(
         None, "folder of the latents", metavar="DIR", panel="Output", chosen="latents/SOURCE-RESOLUTION", strict=False
@@ -67,25 +70,27 @@ class EncodeOptions(DeviceOptions):
         None, "number of images per file", panel="Output", chosen="as many as fit in 128 MiB, at most 4096"
     )
     on_error: Literal["fail", "skip"] = setting(
-        "fail", "what to do at an image that cannot be read: stop, or leave it out and list it"
+        "fail", "what to do with an image that cannot be read: stop, or skip and list it"
     )
-    verify: bool = setting(False, "check finished shards; the next run writes damaged ones again", panel="Output")
+    verify: bool = setting(
+        False, "check finished shards; the next run without this option rewrites damaged ones", panel="Output"
+    )
     reference_stats: bool = setting(False, "measure the statistics that eval-fid compares samples with", panel="Output")
     reconstruction_images: int = setting(
-        64, "number of random images whose decoded latents are compared with them; 0: none", ge=0, panel="Output"
+        64, "number of random images to compare with their decoded latents; 0: none", ge=0, panel="Output"
     )
     reconstruction_fid: bool = setting(
         False, "measure the FID of decoded latents (rFID) of up to 50,000 images, as eval-fid does", panel="Output"
     )
     batch_size: PositiveInt | None = setting(
-        None, "number of images encoded at once", panel="Running", chosen="by resolution; 32 at 256 pixels"
+        None, "number of images encoded at once", panel="Running", chosen="depends on the resolution; 32 at 256 pixels"
     )
     workers: PositiveInt | None = setting(
         None, "number of threads per process that decode images", panel="Running", chosen="number of cores"
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = setting(
         "auto",
-        "type that the encoder computes in; auto: the fastest, measured, that is within 1e-2 of float32",
+        "data type that the encoder computes in; auto: the fastest in a measurement that is within 1e-2 of float32",
         panel="Running",
     )
 
@@ -99,14 +104,14 @@ class EncodeResult(Result):
     resolution: Size = setting(..., "height and width of the images in pixels")
     latent_shape: tuple[int, int, int] = setting(..., "C, h, w of the latents of an image", strict=False)
     autoencoder: str = setting(..., "Hub id, folder, or name of a plugin")
-    precision: str = setting(..., "type that the encoder computed in")
+    precision: str = setting(..., "data type that the encoder computed in")
     stores: Literal["mean+std", "mean", "uint8"] = setting(..., "what is stored for each image")
     flips: Literal["stored", "mirrored", "none"] = setting(
-        ..., "mirror images: stored, given by mirroring the latents, or none"
+        ..., "mirror images: stored, obtained by mirroring the latents, or none"
     )
     shards: int = setting(..., "number of files")
     bytes: int = setting(..., "size of all files in bytes")
-    skipped: tuple[SkippedItem, ...] = setting((), "images left out, with reasons", strict=False)
+    skipped: tuple[SkippedItem, ...] = setting((), "skipped images, with reasons", strict=False)
     encoded_now: int = setting(..., "number of images encoded by this call")
     seconds: float = setting(..., "time that this call took to encode them, in seconds")
     images_per_second: float | None = setting(None, "rate of this call in images per second")

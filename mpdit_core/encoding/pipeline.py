@@ -202,7 +202,7 @@ def _faulty(item: SkippedItem) -> UserError:
         f"{item.key} cannot be used: {item.reason}",
         code="faulty-image",
         expected="images that Pillow can decode",
-        remedy="correct or remove it, or --on-error skip to continue without such images; finished shards are kept",
+        remedy="repair or remove it, or use --on-error skip to continue without such images; finished shards are kept",
     )
 
 

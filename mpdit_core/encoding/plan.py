@@ -112,7 +112,7 @@ def _refuse_options_of_images(options: EncodeOptions) -> None:
         raise UserError(
             f"the option {sorted(given)[0]} does not apply to --from-latents",
             code="option-does-not-apply",
-            expected="latents as they are; no image is read",
+            expected="options of latents only; no image is read",
             remedy="leave it out",
         )
 
@@ -124,7 +124,7 @@ def what_is_encoded(options: EncodeOptions) -> str:
         raise UserError(
             "both SOURCE and --from-latents are given" if both else "nothing is given to encode",
             code="no-source",
-            expected="images to encode, or latents of another program to take over",
+            expected="images to encode, or latents of another program to import",
             remedy="mpdit encode-latents SOURCE",
         )
     return options.source or str(options.from_latents)
@@ -150,9 +150,9 @@ def output_folder(options: EncodeOptions, resolution: Size) -> Path:
     root = Path(given).expanduser()
     if root.is_dir() and out.absolute().is_relative_to(root.absolute()):
         raise UserError(
-            f"the latents would lie in {out.absolute()}, within the source {root.absolute()}",
+            f"the latents would be written to {out.absolute()}, inside the source {root.absolute()}",
             code="output-in-source",
-            expected="a place outside the images",
+            expected="a folder outside the source",
             remedy="--out DIR, or run the command from another folder",
         )
     return out

@@ -66,14 +66,14 @@ def inspect_reconstruction(
             captions += [folder.spec.class_name(int(batch.labels)), "decoded"]
         report(Progress(task="decode", done=place + 1, total=len(picks), unit="images"))
     save_png(labelled_grid(torch.cat(cells).numpy(), captions, columns=4), folder.path / SHEET)
-    report(Saved(what="contact sheet, sources beside their decoded latents", path=folder.path / SHEET))
+    report(Saved(what="contact sheet, sources next to their decoded latents", path=folder.path / SHEET))
     found = Reconstruction(images=len(picks), psnr=fmean(psnrs), ssim=fmean(ssims))
     if images:
         write_json(folder.path / FIGURES, found.model_dump(mode="json"))
     if found.psnr < POOR_PSNR:
         text = (
-            f"the decoded latents are far from their sources (PSNR {found.psnr:.1f} dB): look at "
-            f"{folder.path / SHEET}. Is this the right autoencoder, with trained weights?"
+            f"the decoded latents differ strongly from their sources (PSNR {found.psnr:.1f} dB): look at "
+            f"{folder.path / SHEET}, and check that this is the right autoencoder, with trained weights"
         )
         report(Warning(code="poor-reconstruction", text=text))
 

@@ -59,9 +59,9 @@ def _damaged(folder: EncodingFolder, manifest: Manifest, bad: dict[int, list[str
     lines = [f"{manifest.shards[number].file}: {'; '.join(faults[:3])}" for number, faults in bad.items()]
     shown = [*lines[:20], *([f"and {len(lines) - 20} more"] if len(lines) > 20 else [])]
     return UserError(
-        f"{len(bad)} of {len(manifest.shards)} shards in {folder.path} are bad:\n    " + "\n    ".join(shown),
+        f"{len(bad)} of {len(manifest.shards)} shards in {folder.path} are damaged:\n    " + "\n    ".join(shown),
         code="damaged-shards",
-        expected="what the manifest, the source and the autoencoder say",
+        expected="shards that agree with the manifest, the source and the autoencoder",
         remedy="run the same command without --verify: it writes these shards again and keeps the others",
     )
 

@@ -27,13 +27,13 @@ class Rule:
 
 
 MUST_AGREE = (
-    Rule("number of samples", lambda r: r.count, "the Fréchet distance falls with the number of samples"),
-    Rule("features", lambda r: r.extractor.fingerprint, "distances in other features have another scale"),
-    Rule("package of the features", lambda r: r.extractor.plugin.package, "it offers other features"),
-    Rule("reference", lambda r: r.reference.sha256, "the distance is to other images"),
-    Rule("distances", lambda r: r.rules.distances, "float16 moves precision and recall by about 0.004"),
+    Rule("number of samples", lambda r: r.count, "the Fréchet distance decreases with the number of samples"),
+    Rule("features", lambda r: r.extractor.fingerprint, "distances in different features have different scales"),
+    Rule("package of the features", lambda r: r.extractor.plugin.package, "its features are different"),
+    Rule("reference", lambda r: r.reference.sha256, "the distances are to different images"),
+    Rule("distances", lambda r: r.rules.distances, "float16 changes precision and recall by about 0.004"),
     Rule("chunk", lambda r: r.rules.is_chunk, "the Inception Score depends on the number of images per chunk"),
-    Rule("neighbours", lambda r: r.rules.neighbours, "precision and recall grow with the number of neighbours"),
+    Rule("neighbours", lambda r: r.rules.neighbours, "precision and recall increase with the number of neighbours"),
 )
 
 
@@ -42,10 +42,14 @@ def _sampler(value: Callable[[PluginRecord], Any]) -> Callable[[EvaluationRecord
 
 
 CAUTIONS = (
-    Rule("version of the features", lambda r: r.extractor.plugin.version, "their package has another version"),
-    Rule("options of the features", lambda r: r.extractor.plugin.options, "they were computed under other options"),
-    Rule("package of the sampler", _sampler(lambda s: s.package), "the samplers of one name are of different packages"),
-    Rule("version of the sampler", _sampler(lambda s: s.version), "its package has another version"),
+    Rule("version of the features", lambda r: r.extractor.plugin.version, "their package has a different version"),
+    Rule("options of the features", lambda r: r.extractor.plugin.options, "they were computed with different options"),
+    Rule(
+        "package of the sampler",
+        _sampler(lambda s: s.package),
+        "the samplers have the same name, but come from different packages",
+    ),
+    Rule("version of the sampler", _sampler(lambda s: s.version), "its package has a different version"),
     Rule("source of the sampler", _sampler(lambda s: s.sha256), "its source file has changed"),
 )
 OTHERS = (
@@ -66,8 +70,8 @@ class Difference(Settings):
     """A value that two records do not share."""
 
     name: str
-    values: tuple[Any, Any] = setting(..., "of the first and of the second", strict=False)
-    why: str = setting("", "what it does to the figures")
+    values: tuple[Any, Any] = setting(..., "values in the first and in the second record", strict=False)
+    why: str = setting("", "its effect on the metrics")
 
 
 class Comparison(Result):
@@ -75,8 +79,8 @@ class Comparison(Result):
 
     a: EvaluationRecord
     b: EvaluationRecord
-    reasons: tuple[Difference, ...] = setting(..., "why the figures are not comparable; none: they are")
-    cautions: tuple[Difference, ...] = setting(..., "what else than the model may cause a difference")
+    reasons: tuple[Difference, ...] = setting(..., "why the metrics are not comparable; empty: they are")
+    cautions: tuple[Difference, ...] = setting(..., "what may cause a difference apart from the model")
     changed: tuple[Difference, ...] = setting(..., "options of sampling that differ")
     others: tuple[Difference, ...] = setting(..., "what else differs")
 
@@ -125,7 +129,7 @@ def _cautions(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...
     if not (a.sampling and b.sampling and a.sampling.sampler.name == b.sampling.sampler.name):
         found = [d for d in found if not d.name.endswith("of the sampler")]
     if a.extractor.published is False and b.extractor.published is False:
-        why = "neither was made with the published ones: compare them with each other alone"
+        why = "neither was made with the published weights: compare them only with each other"
         found.append(Difference(name="published weights", values=(False, False), why=why))
     return tuple(found)
 

@@ -82,7 +82,7 @@ def open_images(path: Path) -> ImageSource:
         return npz_images(path)
     if path.suffix == ".safetensors":
         return _safetensors_images(path)
-    raise UserError(f"{path} is no collection of images", code="not-images", expected=expected)
+    raise UserError(f"{path} is not a collection of images", code="not-images", expected=expected)
 
 
 def folder_images(path: Path, resolution: Size | None = None) -> ImageSource:
@@ -160,7 +160,7 @@ def _one_size(path: Path, files: list[Entry]) -> Size:
             f"{path} holds images of {len(sizes)} sizes: {file_a} is {a} px, {file_b} {b} px",
             code="several-sizes",
             expected="samples of one size",
-            remedy="keep grids and other pictures out of the folder",
+            remedy="remove grids and other pictures from the folder",
         )
     return next(iter(sizes))
 

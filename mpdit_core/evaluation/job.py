@@ -58,7 +58,7 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
         planned = _plan(options, device)
         record = None if options.force else world.on_main(lambda: _measured_before(planned.path, report))
         if record is not None:
-            report(Note(text=f"measured before: {planned.path}"))
+            report(Note(text=f"already measured: {planned.path}"))
             for warning in record.warnings:
                 report(Warning(code=warning.code, text=warning.text))
         else:
@@ -294,24 +294,26 @@ def _warnings_of_images(planned: _Planned, report: Reporter) -> Iterator[Warning
 def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
     """Of options without effect, and of what spoils figures."""
     options, subject, extractor = planned.options, planned.subject, planned.extractor
-    yield from warn_if_given(options, ["resolution"], "it belongs to make_reference")
+    yield from warn_if_given(options, ["resolution"], "it applies to make_reference only")
     if subject.model:
         yield from options_without_effect(options, sweep=options.sweep)
     else:
-        yield from warn_if_given(options, [*_SHAPING, "keep_samples"], "the images are finished; nothing is sampled")
+        yield from warn_if_given(
+            options, [*_SHAPING, "keep_samples"], "the samples are finished images; nothing is sampled"
+        )
     if not {"precision", "recall"} & set(options.metrics):
         yield from warn_if_given(options, ["half_distances"], "precision and recall are not measured")
     if "fid" not in options.metrics:
         yield from warn_if_given(options, ["bootstrap"], "the Fréchet distance is not measured")
     if isinstance(extractor, Inception) and not extractor.is_published:
-        text = f"{extractor.weights_path} are not the published weights: the figures compare with no others"
+        text = f"{extractor.weights_path} are not the published weights: the metrics are not comparable with any others"
         yield Warning(code="unpublished-weights", text=text)
     if subject.images and subject.images.lossy:
-        text = "some samples are JPEG files: compression changed their pixels and the figures; use PNG or npz"
+        text = "some samples are JPEG files: compression changed their pixels and so the metrics; use PNG or npz"
         yield Warning(code="lossy-samples", text=text)
     labels = subject.labels(options)
     if labels and "is" in options.metrics and 1 < len(set(labels)) < len(labels) and labels == sorted(labels):
-        text = "the samples are sorted by class: the Inception Score of contiguous chunks is far too low"
+        text = "the samples are sorted by class: the Inception Score of contiguous chunks is much too low"
         yield Warning(code="sorted-samples", text=text)
 
 
@@ -321,15 +323,15 @@ _SHAPING = [name for name, info in SamplingOptions.model_fields.items() if spell
 
 def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
     names = [*_SHAPING, "reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
-    return warn_if_given(options, names, "a reference is made of all images of WHAT")
+    return warn_if_given(options, names, "a reference is made from all images of WHAT")
 
 
 def _few_samples(count: int, distance: Any, bias: Any) -> Warning:
     if bias is None or bias <= 0:
         expected = "biased upwards"
     elif bias < distance:
-        expected = f"about {bias:.3g} too high, judged by the distance of random halves"
+        expected = f"about {bias:.3g} too high, estimated from the distance of random halves"
     else:
-        expected = f"mostly bias: that of random halves is {bias:.3g} larger"
-    text = f"{count} samples are few: the Fréchet distance is {expected}; compare equal numbers only"
+        expected = f"mostly bias, estimated as {bias:.3g} from the distance of random halves"
+    text = f"with only {count} samples the Fréchet distance is {expected}; compare equal numbers of samples only"
     return Warning(code="few-samples", text=text)

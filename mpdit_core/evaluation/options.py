@@ -71,21 +71,21 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         strict=False, chosen="torch's cache, else downloaded",
     )  # fmt: skip
     half_distances: bool = setting(
-        False, "float16 distances for precision and recall, as ADM's evaluator uses", panel="Measuring"
+        False, "use float16 distances for precision and recall, as ADM's evaluator does", panel="Measuring"
     )
     bootstrap: int = setting(0, "bootstrap replicates for the error bar of the distance", ge=0, panel="Measuring")
     sweep: tuple[str, ...] = setting(
-        (), "evaluate every combination of these values, as guidance_scale=1,1.5,2",
+        (), "evaluate every combination of these values, such as guidance_scale=1,1.5,2",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Measuring",
     )  # fmt: skip
-    force: bool = setting(False, "measure again what was measured before", panel="Measuring")
+    force: bool = setting(False, "measure again, even if there is a record", panel="Measuring")
     out: Path | None = setting(
         None, "folder of the record", metavar="DIR", panel="Output", strict=False, chosen="evals/ of the run"
     )
     trust: bool = setting(
-        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Running"
+        False, "run code that a model or latents refer to, such as file.py:Class as their data set", panel="Running"
     )
-    keep_samples: bool = setting(False, "write the sampled images too", panel="Output")
+    keep_samples: bool = setting(False, "keep the sampled images too", panel="Output")
     make_reference: Path | None = setting(
         None, "write an ADM-style reference of WHAT instead", metavar="OUT.npz",
         panel="Other work", strict=False, chosen="evaluate",

@@ -56,7 +56,7 @@ def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> It
         except UserError as error:
             if error.code != "folder-in-use" or not wait:
                 raise
-            report(Note(text="another command measures the same: waiting for it"))
+            report(Note(text="another command is measuring the same: waiting for it"))
             stack.enter_context(locked(folder, seconds=wait))
         yield
     with suppress(OSError):

@@ -30,11 +30,11 @@ class ExtractorRecord(Settings):
     """The features that everything was measured in."""
 
     plugin: PluginRecord = setting(..., "the extractor")
-    published: bool | None = setting(None, "whether Inception had the published weights; None: another network")
+    published: bool | None = setting(None, "whether Inception had the published weights; none: another network")
     fingerprint: str = setting(..., "hash of weights and preprocessing")
     weights: str = setting("", "file of the weights")
     weights_sha256: str = setting("", "hash of that file")
-    resize: str = setting("", "rule that images are resized by")
+    resize: str = setting("", "rule by which images are resized")
 
 
 class ModelRecord(Settings):
@@ -53,7 +53,7 @@ class SamplingRecord(Settings):
     options: SamplingOptions = setting(..., "the options, the sampler's defaults filled in")
     sampler: PluginRecord = setting(..., "the sampler with all its options")
     guide: str | None = setting(None, "SHA-256 of the weights of the guide")
-    dtype: str | None = setting(None, "type that the network computed in")
+    dtype: str | None = setting(None, "data type that the network computed in")
     nfe: float | None = setting(None, "network evaluations per image that the sampler asked for")
     passes: float | None = setting(None, "passes of an image through a network")
 
@@ -66,11 +66,11 @@ class SamplingRecord(Settings):
 class ImagesRecord(Settings):
     """Images that were measured as they were found."""
 
-    kind: str = setting(..., "form they are kept in")
+    kind: str = setting(..., "form in which they are stored")
     path: str = setting(..., "where they are")
     sha256: str = setting("", "fingerprint of their content")
-    resize: str = setting("none", "rule that they were resized by")
-    order: str = setting("", "what their order is")
+    resize: str = setting("none", "rule by which they were resized")
+    order: str = setting("", "their order")
 
 
 class ReferenceRecord(ImagesRecord):
@@ -84,11 +84,14 @@ class ReferenceRecord(ImagesRecord):
 class RulesRecord(Settings):
     """The rules that figures depend on."""
 
-    distances: str = setting(..., "type that distances for precision and recall are computed in")
+    distances: str = setting(..., "data type of the distances for precision and recall")
     neighbours: int = setting(..., "k of precision and recall")
     is_chunk: int = setting(..., "images per chunk of the Inception Score")
     bootstrap: int = setting(0, "replicates for the error bar of the distance")
-    colours: str = setting("RGB; grey in all three, transparency laid on white", "what images are made before")
+    colours: str = setting(
+        "RGB; grey in all three, transparency laid on white",
+        "mode that images are converted to",
+    )
     order: str = setting("by index of the images; Inception Score in contiguous chunks", "order of the images")
 
 
@@ -103,17 +106,17 @@ class Protocol(Settings):
     """Everything that is fixed before anything is measured."""
 
     format: Literal[3] = setting(FORMAT, "version of the record")
-    what: str = setting(..., "what was evaluated, as it was named")
+    what: str = setting(..., "what was evaluated, as it was given")
     count: int = setting(..., "number of images")
-    is_fid: bool = setting(..., "whether the figures may be put beside published ones")
-    keys: dict[str, str] = setting(..., "metrics asked for → their keys in `metrics`")
+    is_fid: bool = setting(..., "whether the metrics may be compared with published ones")
+    keys: dict[str, str] = setting(..., "requested metrics → their keys in `metrics`")
     labels: dict[str, str] = setting(..., "keys in `metrics` → names for people")
     extractor: ExtractorRecord
     rules: RulesRecord
-    samples: ImagesRecord | None = setting(None, "the finished images; None: sampled on the way")
-    model: ModelRecord | None = setting(None, "the model, where it is known")
-    sampling: SamplingRecord | None = setting(None, "how it was sampled, where that is known")
-    device: str = setting(..., "kind of device that computed")
+    samples: ImagesRecord | None = setting(None, "the finished images; none: sampled during the evaluation")
+    model: ModelRecord | None = setting(None, "the model, if it is known")
+    sampling: SamplingRecord | None = setting(None, "how it was sampled, if that is known")
+    device: str = setting(..., "type of the device")
     versions: dict[str, str | None] = setting(..., "versions of the packages involved")
 
     def file_name(self, *more: Any) -> str:
@@ -126,10 +129,10 @@ class Protocol(Settings):
 class EvaluationRecord(Protocol, Result):
     """The figures of one evaluation, and how they were made."""
 
-    metrics: dict[str, Value] = setting(..., "the figures; `KEY_std`, `KEY_bias` and `KEY_interval` belong to KEY")
+    metrics: dict[str, Value] = setting(..., "the values; `KEY_std`, `KEY_bias` and `KEY_interval` belong to KEY")
     reference: ReferenceRecord
-    warnings: tuple[RecordedWarning, ...] = setting((), "what to beware of", strict=False)
-    seconds: float = setting(..., "time that measuring took")
+    warnings: tuple[RecordedWarning, ...] = setting((), "warnings about the metrics", strict=False)
+    seconds: float = setting(..., "duration of the measurement")
     path: Path = Field(default=Path(), description="file of the record; not stored in it")
 
     @model_validator(mode="after")
@@ -161,7 +164,9 @@ class EvaluationRecord(Protocol, Result):
         values = read_json(path)
         if not isinstance(values, dict) or not {"metrics", "format"} <= values.keys():
             raise UserError(
-                f"{path} is no record of an evaluation", code="damaged-file", expected="a file of a run's evals folder"
+                f"{path} is not a record of an evaluation",
+                code="damaged-file",
+                expected="a file in the evals folder of a run",
             )
         if values["format"] != FORMAT:
             raise UserError(

@@ -97,7 +97,7 @@ def plan_reference(
         return _plan_file(path, resolution, extractor)
     if resolution is None:
         raise UserError(
-            f"{given} has no resolution of its own",
+            f"{given} has no fixed resolution",
             code="no-resolution",
             expected="the size in pixels to crop and resize it to",
             remedy="--resolution N, or HxW",
@@ -182,7 +182,7 @@ def _plan_npz(path: Path, extractor: FeatureExtractor) -> Plan:
         raise UserError(
             f"{path} holds statistics of {features} features; these features are {extractor.name}",
             code="other-features",
-            expected=f"a reference with images, or statistics of {features_name(extractor)}",
+            expected=f"a reference that holds images, or statistics of {features_name(extractor)}",
             remedy=f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz",
         )
     return Plan(images, None, str(path))

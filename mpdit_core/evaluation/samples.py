@@ -61,9 +61,9 @@ def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
         images = _decoded_latents(path / "latents", samples.latents, device)
     else:
         raise UserError(
-            f"{path} holds latents, and its record does not say of which autoencoder",
+            f"{path} holds latents, and its record does not state their autoencoder",
             code="no-autoencoder",
-            expected="images, or latents of a model that knows its autoencoder",
+            expected="images, or latents of a model that states its autoencoder",
             remedy="mpdit sample --format png or npz, or mpdit eval-fid MODEL",
         )
     if images.count != samples.num_samples:
@@ -170,5 +170,5 @@ def _incomplete(path: Path, there: str, expected: str) -> UserError:
         f"{path} holds {there}",
         code="not-complete",
         expected=expected,
-        remedy="sample them again, or evaluate the folder images/ by itself",
+        remedy="sample them again, or evaluate only its folder images/",
     )

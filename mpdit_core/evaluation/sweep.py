@@ -45,16 +45,16 @@ class SweepRow(Settings):
 class SweepResult(Result):
     """Every combination of the values of a sweep."""
 
-    format: int = setting(FORMAT, "version of this form of tables")
+    format: int = setting(FORMAT, "format version of the table")
     what: str = setting(..., "the model that was evaluated")
     axes: tuple[str, ...] = setting(..., "the keys, in order")
     labels: dict[str, str] = setting(..., "keys of metrics → names for people")
     plotted: str = setting(..., "key of the metric in the plot")
     rows: tuple[SweepRow, ...] = setting(..., "one per combination")
     lowest: SweepRow = setting(..., "the row with the lowest value of `plotted`")
-    at_an_end: bool = setting(..., "whether the lowest lies at the end of the first axis: it may be lower beyond")
+    at_an_end: bool = setting(..., "whether the lowest is at an end of the first axis: a value outside may be lower")
     note: str = setting(..., "number of samples and reference")
-    path: Path = setting(..., "file of this table")
+    path: Path = setting(..., "file of the table")
     plot: Path | None = setting(None, "the plot; None: matplotlib is not installed")
 
 
@@ -76,7 +76,7 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     for chosen in planned:
         SamplingPlan(open_model(require_what(chosen)), chosen)
     if find_spec("matplotlib") is None:
-        text = "there will be no plot without matplotlib: pip install 'mpdit[plot]'"
+        text = "the plot needs matplotlib: pip install 'mpdit[plot]'"
         report(Warning(code="no-matplotlib", text=text))
     records, said = [], set()
     with process_group(select_device(options.device)) as world:

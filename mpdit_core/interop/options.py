@@ -24,11 +24,15 @@ class ImportOptions(DeviceOptions):
     out: Path | None = setting(
         None, "model folder to write", metavar="DIR", panel="Output", strict=False, chosen="models/<name of the file>"
     )
-    kind: Literal["auto", "mpdit", "dit", "sit"] = setting("auto", "which code wrote it; auto: by its tensors")
-    num_heads: PositiveInt | None = setting(
-        None, "number of attention heads, where the width is not that of a published model", chosen="by the width"
+    kind: Literal["auto", "mpdit", "dit", "sit"] = setting(
+        "auto", "code that wrote it; auto: recognised from its tensors"
     )
-    weights: Literal["ema", "model"] | None = setting(None, "which weights to take", chosen="ema, where there are any")
+    num_heads: PositiveInt | None = setting(
+        None, "number of attention heads, required if the width is not that of a published model", chosen="by the width"
+    )
+    weights: Literal["ema", "model"] | None = setting(
+        None, "name of the weights to import", chosen="ema, if there are any"
+    )
     autoencoder: str = setting(
         PUBLISHED_AUTOENCODER, "autoencoder that decodes its latents: Hub id or folder", metavar="ID|DIR"
     )
@@ -40,13 +44,13 @@ class ImportResult(Result):
     model: Path = setting(..., "the model folder")
     file: str = setting(..., "the file it came from")
     kind: str = setting(..., "the code that wrote it: mpdit, dit or sit")
-    weights: str = setting(..., "the weights taken: ema, model, state_dict, or the only ones")
+    weights: str = setting(..., "the imported weights: ema, model, state_dict, or the only ones")
     prediction: str = setting(..., "velocity, or epsilon (which cannot be sampled here)")
     preset: str = setting(..., "the preset of its shape")
     config: dict[str, Any] = setting(..., "the model's configuration")
     autoencoder: str | None = setting(None, "autoencoder that decodes its latents")
     normalisation: str | None = setting(None, "normalisation of its latents")
-    notes: dict[str, str] = setting({}, "what to know about the conversion, by code")
+    notes: dict[str, str] = setting({}, "notes about the conversion, by code")
 
 
 class ExportOptions(DeviceOptions):
@@ -58,7 +62,7 @@ class ExportOptions(DeviceOptions):
     )  # fmt: skip
     out: Path = setting(..., "folder of the export", argument=True, metavar="OUT", strict=False)
     format: Literal["mpdit", "diffusers", "onnx", "torch-export", "space", "datasets"] = setting(
-        "mpdit", "form of the export"
+        "mpdit", "format of the export"
     )
     half: bool = setting(False, "store the weights as float16")
     licence: str | None = setting(
@@ -72,7 +76,7 @@ class ExportOptions(DeviceOptions):
     @classmethod
     def _repository(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
-            raise ValueError("expected ORG/NAME, the repository to make or to add to")
+            raise ValueError("expected ORG/NAME, the repository to create or to add to")
         return value
 
 
@@ -88,4 +92,4 @@ class ExportResult(Result):
     relative_difference: float | None = setting(
         None, "largest difference of a graph from the network, relative to the largest velocity"
     )
-    url: str | None = setting(None, "its address on the Hub")
+    url: str | None = setting(None, "its URL on the Hub")

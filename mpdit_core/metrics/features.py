@@ -154,7 +154,7 @@ def find_weights(url: str) -> Path:
 
 def _where_to_put(url: str) -> str:
     return (
-        f"on a machine with a connection download {url} and put it at {_cached_weights(url)}, or give it with "
+        f"on a machine with internet access download {url} and put it at {_cached_weights(url)}, or give it with "
         "--weights FILE; or --features PLUGIN for a distance in other features (`mpdit plugins` lists them)"
     )
 
@@ -170,14 +170,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{path} is not readable as weights: {_first_lines(error)}",
+            f"{path} cannot be read as weights: {_first_lines(error)}",
             code="damaged-file",
             expected="a state dict saved by torch, or a .safetensors file",
             remedy="it may be truncated: delete it and download it again",
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(
-            f"{path} holds {type(state).__name__}", code="wrong-weights", expected="a state dict: names and tensors"
+            f"{path} holds {type(state).__name__}", code="wrong-weights", expected="a state dict: tensors by name"
         )
     broken = [name for name, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
@@ -262,7 +262,7 @@ def _join(name: str, kind: str, parts: list[Tensor | None], count: int) -> Tenso
         raise UserError(
             f"features {name!r}: {kind} is {' and '.join(map(str, shapes))} for {count} images",
             code="broken-plugin",
-            expected="a tensor of floats [B, F]",
+            expected="a floating-point tensor [B, F]",
         )
     rows = torch.cat(tensors)
     if not torch.isfinite(rows).all():

@@ -30,7 +30,7 @@ Amount = Literal["macs", "backward_macs", "parameters"]
 
 Kind = Literal["attention", "projections", "mlp", "upsampling", "patches", "conditioning", "time", "output"]
 KINDS: dict[Kind, str] = {
-    "attention": "the two products of tokens with tokens (QKᵀ and weights × V); the scales of a QK norm",
+    "attention": "the two products of the attention (QKᵀ and weights × V); the scales of a QK norm",
     "projections": "qkv and output projections of the attention",
     "mlp": "the two linear layers of a block's MLP",
     "upsampling": "linear layers between two stages",

@@ -26,7 +26,7 @@ def parse_address(address: str) -> tuple[str, str | None]:
     match = re.fullmatch(r"(?:hf:)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
     if match is None:
         raise UserError(
-            f"{address} is not the address of a model on the Hub",
+            f"{address} is not a valid name of a model on the Hub",
             code="invalid-value",
             expected="hf:ORG/NAME or hf:ORG/NAME@revision (a branch, a tag or a commit)",
         )

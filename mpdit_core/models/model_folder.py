@@ -50,7 +50,7 @@ class ModelFolder(Settings):
     latents: LatentSpec | None = None
     step: NonNegativeInt = 0
     images_seen: NonNegativeInt = 0
-    extra: dict[str, Any] = setting({}, "what else its writer recorded: origin, notes, position of a run")
+    extra: dict[str, Any] = setting({}, "further facts that its writer recorded: origin, notes, position of a run")
     sha256: dict[str, str] = setting({}, "hashes of its files, recorded when they were written")
 
     @property
@@ -97,7 +97,7 @@ class ModelFolder(Settings):
         """Raises `UserError` (`not-a-flow`) for an imported epsilon model (DiT): no sampler here applies to it."""
         if self.extra.get("prediction", "velocity") != "velocity":
             raise UserError(
-                f"{self.path} predicts noise (epsilon), as DiT does: it is no flow and cannot be sampled here",
+                f"{self.path} predicts noise (epsilon), as DiT does: it is not a flow and mpdit cannot sample it",
                 code="not-a-flow",
                 expected="a model that predicts velocity: one of mpdit's own, MPDiT's or SiT's",
                 remedy="sample it with diffusers' DiTPipeline, or train a flow from it: mpdit train --init-from MODEL",
@@ -141,7 +141,7 @@ def require_memory(count: int, *, what: str) -> None:
         raise UserError(
             f"{what} would take {files.size_text(count)}",
             code="too-large",
-            expected=f"at most the {files.size_text(there)} of memory that this machine has",
+            expected=f"at most {files.size_text(there)}, the memory of this machine",
         )
 
 
@@ -185,7 +185,7 @@ def _remedy_for_no_folder(where: str) -> str:
     if where in preset_names():
         return f"{where} is a preset: `mpdit train --preset {where}`, `mpdit profile-flops --preset {where}`"
     near = sorted(str(p) for p in Path("runs").glob("*")) if Path("runs").is_dir() else []
-    return f"here are {', '.join(near[:5])}" if near else "`mpdit train` makes one, `mpdit import` another"
+    return f"existing runs: {', '.join(near[:5])}" if near else "make a model with `mpdit train` or `mpdit import`"
 
 
 def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -271,9 +271,9 @@ def _check_header(path: Path) -> None:
         ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is torn or not a safetensors file: {error}",
+            f"{path} is incomplete or not a safetensors file: {error}",
             code="damaged-file",
-            remedy="restore it, or remove this folder to fall back on the checkpoint before it",
+            remedy="restore it, or remove this folder to continue from the checkpoint before it",
         ) from None
 
 
@@ -284,7 +284,7 @@ def _read_folder(folder: Path) -> ModelFolder:
             f"{folder / CONFIG} is not a model of mpdit",
             code="not-a-model",
             expected="a folder written by `mpdit train`, `import` or `export`",
-            remedy="`mpdit import FILE` reads official checkpoints",
+            remedy="`mpdit import FILE` converts official checkpoints",
         )
     if description.get("format") != FORMAT:
         raise UserError(

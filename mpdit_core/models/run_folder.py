@@ -80,7 +80,7 @@ class RunFolder:
             )
         about = files.read_json(self.path / ABOUT) if (self.path / ABOUT).is_file() else {}
         if not isinstance(about, dict):
-            raise UserError(f"{self.path / ABOUT} is not what a run writes", code="damaged-file")
+            raise UserError(f"{self.path / ABOUT} is not a valid record of a run", code="damaged-file")
         if about.get("format") != FORMAT:
             raise UserError(
                 f"the run {self.path} has format {about.get('format', 1)}",
@@ -96,7 +96,7 @@ class RunFolder:
             raise UserError(
                 f"the run {self.path} was removed or moved while it was written to",
                 code="no-such-folder",
-                expected="its folder, to the end",
+                expected="a folder that is not moved while the run is written",
                 remedy="put it back and resume it, or begin another run",
             )
 

@@ -78,7 +78,7 @@ def contract_problem(kind: Kind, found: Any) -> str | None:
     if KINDS[kind].parts:
         return _part_problem(KINDS[kind], found)
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
-        return f"it is {_shown(found)}, where the contract asks for a dataclass"
+        return f"it is {_shown(found)}, but the contract requires a dataclass"
     version = getattr(found, "plugin_api", PLUGIN_API)
     if version != PLUGIN_API:
         return f"it was written for version {version} of the plugin contract; this mpdit has version {PLUGIN_API}"

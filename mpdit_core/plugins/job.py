@@ -23,16 +23,16 @@ class PluginReport(Result):
     """One plugin, as it was found."""
 
     kind: str = setting(..., "samplers, datasets, features, autoencoders or commands")
-    name: str = setting(..., "its name; ? where the metadata of its package cannot be read")
-    package: str = setting(..., "the package that offers it; empty: it was named by module or file")
+    name: str = setting(..., "its name; ?: the metadata of its package cannot be read")
+    package: str = setting(..., "the package that offers it; empty: it was given by module or file")
     version: str = setting(..., "version of the package")
     value: str = setting(..., "where its class is: module:Class")
-    status: Literal["ok", "noisy", "broken"] = setting("ok", "noisy: it works, but prints when it is imported")
+    status: Literal["ok", "noisy", "broken"] = setting("ok", "noisy: it works, but prints text when it is imported")
     reason: str = setting("", "what is wrong")
     remedy: str = setting("", "what to do about it")
-    summary: str = setting("", "what it is, in its author's words")
+    summary: str = setting("", "its description by its author")
     options: tuple[Option, ...] = setting((), "its options")
-    facts: dict[str, Any] = setting({}, "what its class claims, such as its order")
+    facts: dict[str, Any] = setting({}, "what its class states about it, such as its order")
 
 
 class PluginList(Result):
@@ -88,8 +88,8 @@ def _examine(entry: Entry) -> PluginReport:
     lines = printed.strip().splitlines()
     if not lines:
         return _report(entry, **described)
-    reason = f"prints when it is imported: {lines[0][:80]!r}"
-    return _report(entry, status="noisy", reason=reason, remedy="none needed: what it prints is dropped", **described)
+    reason = f"prints text when it is imported: {lines[0][:80]!r}"
+    return _report(entry, status="noisy", reason=reason, remedy="none needed: mpdit discards that text", **described)
 
 
 def _report(entry: Entry, **found: Any) -> PluginReport:
@@ -120,7 +120,7 @@ def _clash(entry: Entry, declared: Sequence[Entry]) -> PluginReport | None:
 def _remedy(entry: Entry, error: PluginError) -> str:
     cause, package = error.__cause__, entry.package
     if isinstance(cause, ModuleNotFoundError) and cause.name and not entry.value.startswith(cause.name.split(".")[0]):
-        return f"pip install {cause.name.split('.')[0]} (or reinstall {package}, which should ask for it)"
+        return f"pip install {cause.name.split('.')[0]} (or reinstall {package}, which should require it)"
     if isinstance(cause, ImportError | AttributeError):
         return _reinstall(package)
     return f"pip install --upgrade {package}, or report it to its author, or pip uninstall {package}"

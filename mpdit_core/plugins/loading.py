@@ -73,10 +73,10 @@ def resolve(kind: Kind, name: str, *, trusted: bool = True) -> Entry:
         )
     if not trusted:
         raise UserError(
-            f"a file that was read names the code {name}, which may do anything on this machine",
+            f"a file that was read refers to the code {name}, which may do anything on this machine",
             code="untrusted-code",
-            expected=f"a {KINDS[kind].word} that is installed, or code that you name yourself",
-            remedy="name it on the command line, or give --trust if you know who wrote it",
+            expected=f"a {KINDS[kind].word} that is installed, or code that you give on the command line",
+            remedy="give its name on the command line, or use --trust if you know who wrote it",
         )
     return Entry(kind, name, name)
 

@@ -19,8 +19,8 @@ class Option(Result):
 
     name: str = setting(..., "its key")
     type: str = setting(..., "its type, as the plugin writes it")
-    default: str | None = setting(..., "its default as text; none: a value must be given")
-    description: str = setting("", "what it is, and its bounds")
+    default: str | None = setting(..., "its default as text; none: the option is required")
+    description: str = setting("", "its description and bounds")
 
 
 def option_types(loaded: type) -> dict[str, TypeAdapter]:

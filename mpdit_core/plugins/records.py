@@ -55,7 +55,7 @@ def require_package(made: Mapping[str, Any]) -> None:
     raise UserError(
         f"{came}, but is now offered by {now}" if now else f"{came}, which is not installed",
         code="other-package",
-        expected="the packages that the result was made with",
+        expected="the package that the result was made with",
         remedy=f"uninstall {now}, then pip install '{wanted}'" if now else f"pip install '{wanted}'",
     )
 

@@ -41,7 +41,7 @@ def new_plugin(kind: str, name: str, out: Path | None = None, *, report: Reporte
         raise UserError(
             f"{name!r} cannot be the name of a plugin",
             code="invalid-value",
-            expected="like my-sampler: a-z, 0-9 and hyphens",
+            expected="a name such as my-sampler: a-z, 0-9 and hyphens",
         )
     if name in names(GROUPS[kind]):
         raise UserError(

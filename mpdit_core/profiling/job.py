@@ -30,7 +30,7 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
     named = bool(options.preset or options.model)
     if options.measure and not named:
         raise UserError(
-            "measuring runs a model, and none is named", code="no-model", remedy="add --preset NAME or a MODEL"
+            "--measure runs a model, but none is given", code="no-model", remedy="add --preset NAME or a MODEL"
         )
     targets, left_out = find_targets(
         presets=options.preset, model=options.model, settings=options.settings, resolution=options.resolution

@@ -30,11 +30,11 @@ class ProfileOptions(DeviceOptions):
         {}, "values that change every configuration, by dotted key", table="*", typed=False
     )
     resolution: Size | None = setting(
-        None, "size of the images in pixels, any that the patches divide",
+        None, "size of the images in pixels, divisible into patches",
         chosen="that of the preset",
     )  # fmt: skip
-    batch_size: PositiveInt = setting(1, "number of images for training step, memory and --measure")
-    convention: Convention = setting("true", "how to count: true, or as the papers publish it")
+    batch_size: PositiveInt = setting(1, "number of images per training step, for the memory and for --measure")
+    convention: Convention = setting("true", "convention of counting: true, or paper (as the paper publishes it)")
     plan: str | None = setting(
         None, "cost of training, e.g. 'epochs=240, dense_epochs=1400, hardware=h100, devices=8, utilisation=0.4, "
         "watts=700, images=1281167'; 'default': the preset's epochs; hardware=measured times this machine",
@@ -44,7 +44,7 @@ class ProfileOptions(DeviceOptions):
         None, "shapes within a budget, e.g. 'target_macs=30e9'; also levels=[2,3], show=20",
         metavar="KEYS", panel="Other work", chosen="none",
     )  # fmt: skip
-    measure: bool = setting(False, "run and time the named models on this machine", panel="Other work")
+    measure: bool = setting(False, "run and time the given models on this machine", panel="Other work")
     plot: Path | None = setting(
         None, "figure to draw: MACs against resolution", metavar="FILE", panel="Output", strict=False, chosen="none"
     )

@@ -37,14 +37,14 @@ PEAK_TFLOPS = {
 class PlanOptions(Settings):
     """What `--plan "KEY=VALUE, …"` may hold."""
 
-    epochs: PositiveInt | None = setting(None, "passes over the data; none: as in the preset")
-    dense_epochs: PositiveInt | None = setting(None, "passes for the dense model; none: the same")
+    epochs: PositiveInt | None = setting(None, "epochs; none: as in the preset")
+    dense_epochs: PositiveInt | None = setting(None, "epochs of the dense model; none: the same")
     images: PositiveInt = setting(1_281_167, "images in the data set (those of ImageNet if not given)")
-    hardware: str = setting("h100", "a name in PEAK_TFLOPS, or measured")
-    peak_tflops: PositiveFloat | None = setting(None, "peak rate of one device, in place of the table's")
-    devices: PositiveInt = setting(8, "devices working together")
-    utilisation: float = setting(0.4, "share of the peak that training reaches", gt=0, le=1)
-    watts: PositiveFloat | None = setting(None, "power that one device draws, for the energy")
+    hardware: str = setting("h100", "name of a device with a known peak rate, or measured")
+    peak_tflops: PositiveFloat | None = setting(None, "peak rate of one device, replaces that of the hardware")
+    devices: PositiveInt = setting(8, "number of devices")
+    utilisation: float = setting(0.4, "fraction of the peak rate that training reaches", gt=0, le=1)
+    watts: PositiveFloat | None = setting(None, "power of one device in watts, for the energy")
 
 
 def parse_plan(text: str) -> PlanOptions:
@@ -56,10 +56,10 @@ def parse_plan(text: str) -> PlanOptions:
     options = parse_keys(PlanOptions, text, origin="plan")
     if options.peak_tflops is None and options.hardware not in (*PEAK_TFLOPS, "measured"):
         raise UserError(
-            f"hardware {options.hardware} of a plan is not in the table",
+            f"hardware {options.hardware} is not in the table of peak rates",
             code="no-such-hardware",
             expected=", ".join([*PEAK_TFLOPS, "measured"]),
-            remedy="or give the figure in its data sheet: peak_tflops=…",
+            remedy="or give the number in its data sheet: peak_tflops=…",
         )
     return options
 

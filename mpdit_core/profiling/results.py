@@ -17,7 +17,7 @@ class ModelCost(Result):
     stages: tuple[tuple[int, int], ...] = setting(..., "patch size and depth of each stage", strict=False)
     tokens: tuple[int, ...] = setting(..., "tokens that the attention sees, per stage", strict=False)
     parameters: int = setting(..., "trainable parameters")
-    parameters_with_positions: int = setting(..., "the same with position tables, as the paper counts")
+    parameters_with_positions: int = setting(..., "number of parameters with position tables, as the paper counts")
     convention: str = setting(..., "how `macs` and all that is compared with dense models are counted")
     macs: int = setting(..., "MACs in the chosen convention")
     flops: int = setting(..., "twice that")
@@ -31,7 +31,7 @@ class ModelCost(Result):
     is_dense: bool = setting(..., "whether the model is its own dense counterpart")
     dense_macs: int = setting(..., "MACs of the DiT of the same width, depth and finest patch")
     ratio_to_dense: float = setting(..., "macs / dense_macs")
-    linear_ratio_to_dense: float = setting(..., "the same for the linear layers")
+    linear_ratio_to_dense: float = setting(..., "macs / dense_macs of the linear layers alone")
     macs_by_kind: dict[str, int] = setting(..., "MACs by kind of work")
     parameters_by_kind: dict[str, int] = setting(..., "parameters by kind of work")
     macs_by_stage: tuple[dict[str, int], ...] = setting(
@@ -59,8 +59,8 @@ class Plan(Result):
     hardware: str = setting(..., "the device")
     source: str = setting(..., "where its peak comes from: data sheet, given or measured")
     peak_tflops: float = setting(..., "peak rate of one device, TFLOP/s")
-    utilisation: float = setting(..., "share of the peak that training reaches")
-    devices: int = setting(..., "devices working together")
+    utilisation: float = setting(..., "fraction of the peak rate that training reaches")
+    devices: int = setting(..., "number of devices")
     model: TrainingCost = setting(..., "cost for the model")
     dense: TrainingCost = setting(..., "cost for its dense counterpart")
     ratio_to_dense: float = setting(..., "device hours of the model / of the dense counterpart")
@@ -75,7 +75,7 @@ class Shape(Result):
     parameters: int = setting(..., "trainable parameters")
     parameters_kept: float = setting(..., "parameters / those of the base")
     macs: int = setting(..., "MACs, true convention")
-    set: str = setting(..., "the flags that make the base this model")
+    set: str = setting(..., "the flags that turn the base into this model")
 
 
 class Found(Result):
@@ -102,7 +102,7 @@ class PassTime(Timing):
     work: str = setting(..., "forward, or training: forward, loss and backward")
     repeats: int = setting(..., "passes timed")
     images_per_second: float = setting(..., "at the median")
-    flops_per_second: float = setting(..., "at the median, by the true count")
+    flops_per_second: float = setting(..., "at the median latency, by the true count")
     share_of_matmul: float = setting(..., "flops_per_second / rate of large matrix products")
     peak_bytes: int | None = setting(None, "peak memory on the device, on a GPU")
 
@@ -120,9 +120,9 @@ class Measured(Result):
 
     name: str = setting(..., "the model as it was asked for")
     device: str = setting(..., "the device")
-    precision: str = setting(..., "type of the matrix products")
+    precision: str = setting(..., "data type of the matrix products")
     batch_size: int = setting(..., "images per pass")
-    matmul_tflops: float = setting(..., "rate of this device's large matrix products, TFLOP/s")
+    matmul_tflops: float = setting(..., "rate of large matrix products on this device, TFLOP/s")
     passes: tuple[PassTime, ...] = setting(..., "whole passes", strict=False)
     parts: dict[str, tuple[PartTime, ...]] = setting(..., "where the time of an eager pass goes, by kind of pass")
 

@@ -19,14 +19,14 @@ HEAD_WIDTH = 64
 class SearchOptions(Settings):
     """What `--search "KEY=VALUE, …"` may hold. The shapes stay within what has been published and trained."""
 
-    target_macs: PositiveFloat = setting(..., "most MACs of one forward pass of one image")
-    levels: tuple[int, ...] = setting((1, 2, 3), "numbers of stages a model may have", strict=False)
-    min_fine_blocks: PositiveInt = setting(4, "least blocks at the finest patch; the paper's k, 4 to 8")
-    min_depth: PositiveInt = setting(12, "least blocks in all stages together")
-    max_depth: PositiveInt = setting(32, "most blocks in all stages together")
-    shortest: PositiveFloat = setting(32.0, "least width / depth (DiT-S: 32)")
-    widest: PositiveFloat = setting(72.0, "most width / depth (DiT-B: 64)")
-    show: PositiveInt = setting(10, "most models to show")
+    target_macs: PositiveFloat = setting(..., "maximum MACs of one forward pass of one image")
+    levels: tuple[int, ...] = setting((1, 2, 3), "allowed numbers of stages", strict=False)
+    min_fine_blocks: PositiveInt = setting(4, "minimum number of blocks at the finest patch; the paper's k, 4 to 8")
+    min_depth: PositiveInt = setting(12, "minimum number of blocks in all stages together")
+    max_depth: PositiveInt = setting(32, "maximum number of blocks in all stages together")
+    shortest: PositiveFloat = setting(32.0, "minimum width / depth (DiT-S: 32)")
+    widest: PositiveFloat = setting(72.0, "maximum width / depth (DiT-B: 64)")
+    show: PositiveInt = setting(10, "maximum number of models to show")
 
 
 def search(base: Target, options: SearchOptions) -> Found:
@@ -59,7 +59,9 @@ def search(base: Target, options: SearchOptions) -> Found:
             )
     if smallest is None:
         raise UserError(
-            "the search has no shapes to try", code="nothing-to-search", expected="other levels, depths or widths"
+            "no shapes are within the bounds of the search",
+            code="nothing-to-search",
+            expected="wider bounds for levels, depths or widths",
         )
     if not best:
         raise UserError(

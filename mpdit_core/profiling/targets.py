@@ -63,7 +63,7 @@ def find_targets(
         everything = [(name, run) for name, run in everything if run.model.input_size < run.resolution]
     if resolution is not None and "input_size" in settings.get("model", {}):
         raise UserError(
-            "resolution and model.input_size fix the same thing", code="conflict", remedy="leave one of them out"
+            "resolution and model.input_size determine each other", code="conflict", remedy="give only one of them"
         )
     targets: list[Target] = []
     left_out: list[tuple[str, str]] = []
@@ -81,7 +81,7 @@ def find_targets(
         targets.append(Target(f"{name}{changed}{elsewhere}", run))
     if not targets:
         raise UserError(
-            f"no preset can have the resolution {resolution}",
+            f"no preset fits the resolution {resolution}",
             code="resolution-does-not-fit",
             expected="a multiple of 16 pixels (two-level models: 32, three-level models: 64)",
         )
@@ -124,7 +124,7 @@ def _named(name: str) -> RunConfig:
         return load_preset(name)
     except UserError as error:
         raise UserError(
-            error.what, code=error.code, expected=f"{error.expected}; or a name as {ALIASES}", remedy=error.remedy
+            error.what, code=error.code, expected=f"{error.expected}; or a name such as {ALIASES}", remedy=error.remedy
         ) from None
 
 

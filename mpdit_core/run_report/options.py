@@ -19,7 +19,7 @@ class ReportOptions(DeviceOptions):
         (), "further runs, drawn over the first", argument=True, repeated=True, metavar="RUN", strict=False
     )
     out: Path | None = setting(
-        None, "page to write", metavar="FILE", panel="Output", strict=False, chosen="RUN/report.html"
+        None, "HTML page to write", metavar="FILE", panel="Output", strict=False, chosen="RUN/report.html"
     )
 
 
@@ -27,5 +27,5 @@ class ReportResult(Result):
     """A written page."""
 
     report: Path = setting(..., "the page")
-    facts: dict[str, str] = setting({}, "the first run in words")
-    evaluations: int = setting(0, "number of evaluations on it")
+    facts: dict[str, str] = setting({}, "the facts of the first run, as text")
+    evaluations: int = setting(0, "number of evaluations on the page")

@@ -90,7 +90,7 @@ def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
 def _frame(path: Path) -> dict[str, Any]:
     """Step and PNG in base64. Raises `FaultyImageError`, or `UserError` for what is no regular file."""
     if not path.is_file():
-        raise UserError("it is no regular file", code="cannot-read")
+        raise UserError("it is not a regular file", code="cannot-read")
     picture = to_rgb(open_image(path.read_bytes()))
     if picture.width > FRAME_WIDTH:
         height = max(1, round(picture.height * FRAME_WIDTH / picture.width))

@@ -30,7 +30,7 @@ def opened(path: Path) -> Iterator[Any]:
         UserError: there is no such file (`no-such-file`), or it is torn, changed or of another kind (`damaged-file`).
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist, or is no file", code="no-such-file", expected="a .safetensors file")
+        raise UserError(f"{path} does not exist, or is not a file", code="no-such-file", expected="a .safetensors file")
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -38,9 +38,9 @@ def opened(path: Path) -> Iterator[Any]:
         raise
     except Exception as error:  # the reader raises many kinds for damaged files
         raise UserError(
-            f"{path} is not a readable .safetensors file: {error or type(error).__name__}",
+            f"{path} cannot be read as a .safetensors file: {error or type(error).__name__}",
             code="damaged-file",
-            expected="a whole file, as it was written",
+            expected="a complete file, as it was written",
             remedy="remove it and make it again",
         ) from error
 

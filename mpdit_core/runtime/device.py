@@ -20,7 +20,7 @@ def select_device(name: str = "auto") -> torch.device:
     have = [kind for kind, is_there in available.items() if is_there]
     if name not in ("auto", *have):
         raise UserError(
-            f"--device {name}: torch finds none here",
+            f"--device {name}: torch finds no such device on this machine",
             code="no-such-device",
             expected=" or ".join(have),
             remedy="--device auto",
@@ -31,7 +31,8 @@ def select_device(name: str = "auto") -> torch.device:
         index = int(os.environ.get("LOCAL_RANK", 0))
         if index >= torch.cuda.device_count():
             raise UserError(
-                f"this process wants GPU {index}, but {torch.cuda.device_count()} are here", remedy="lower --nproc"
+                f"this process needs GPU {index}, but this machine has {torch.cuda.device_count()}",
+                remedy="lower --nproc",
             )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)

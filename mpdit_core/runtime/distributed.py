@@ -145,8 +145,8 @@ def _group_errors() -> Iterator[None]:
         raise UserError(
             "another process of the group cannot be reached or has ended",
             code="process-ended",
-            expected="all processes, to the end of the job",
-            remedy="see what that process says, then run the same command again",
+            expected="all processes running until the end of the job",
+            remedy="read the error of that process, then run the same command again",
         ) from error
 
 
@@ -209,7 +209,7 @@ def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
         return (code if code > 0 else 128 - code), None
     name = signal.Signals(-code).name
     hint = " (is the memory full?)" if name == "SIGKILL" else ""
-    text = f"process {failed} of {nproc} (pid {group[failed].pid}) was ended by {name}{hint}; the others were stopped"
+    text = f"process {failed} of {nproc} (pid {group[failed].pid}) was stopped by {name}{hint}; the others were stopped"
     return 128 - code, text
 
 

@@ -38,7 +38,7 @@ def user_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"no space left on the disk while writing {path}",
                 code="disk-full",
-                expected=f"room on the file system of {path.parent} ({size_text(free_bytes(path))} are free)",
+                expected=f"space on the file system of {path.parent} ({size_text(free_bytes(path))} are free)",
                 remedy="free some space or choose another place, then run the same command again; "
                 "everything finished before is kept",
             ) from error
@@ -46,8 +46,8 @@ def user_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"cannot write {path}: {os.strerror(number)}",
                 code="cannot-write",
-                expected="a place that this user may write to, on a disk that takes it",
-                remedy="choose another place or correct the rights",
+                expected="a path that this user may write to, on a disk that supports it",
+                remedy="choose another place or correct the permissions",
             ) from error
         raise
 
@@ -139,11 +139,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist", code="no-such-file")
     try:
         if not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not readable JSON: {error}",
+            f"{path} is not valid JSON: {error}",
             code="damaged-file",
             expected="a file as mpdit wrote it",
             remedy="restore it from a backup, or make it again",
@@ -180,7 +180,7 @@ def verify(path: Path, recorded: str) -> None:
             f"{path} has changed since it was written: its SHA-256 is {found[:12]}…",
             code="damaged-file",
             expected=f"{recorded[:12]}…, as recorded when it was written",
-            remedy="restore the file from a copy, or make it again; MPDIT_VERIFY=off reads it as it is",
+            remedy="restore the file from a copy, or make it again; MPDIT_VERIFY=off reads it without the check",
         )
 
 

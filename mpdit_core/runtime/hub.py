@@ -104,10 +104,10 @@ def _require_names(names: Sequence[str | None], *, at: str) -> None:
     for name in names:
         if re.fullmatch(r"\w[\w.-]*", name or "") is None:
             raise UserError(
-                f"the Hub's answer for {at} names a commit or checksum {name!r}",
+                f"the Hub's answer for {at} has the commit or checksum {name!r}",
                 code="hub-damaged-download",
                 expected="a hexadecimal number",
-                remedy="check HF_ENDPOINT, and what stands between here and the Hub",
+                remedy="check HF_ENDPOINT and any proxy between this machine and the Hub",
             )
 
 
@@ -136,32 +136,32 @@ def _is_resolvable(endpoint: str) -> bool:
 # What huggingface_hub raises: code, what, expected, remedy.
 UNREACHABLE = ("hub-unreachable", "{hub} cannot be reached for {name}: {error}", "a network", "{connect}")
 DAMAGED = (
-    "hub-damaged-download", "what {hub} sent for {at} is not complete, or makes no sense: {error}", "a complete answer",
-    "try again; if it stays so, check HF_ENDPOINT, and what stands between here and the Hub",
+    "hub-damaged-download", "what {hub} sent for {at} is incomplete or invalid: {error}", "a complete answer",
+    "try again; if that does not help, check HF_ENDPOINT and any proxy between this machine and the Hub",
 )  # fmt: skip
 ERRORS = {
     "GatedRepoError": (
-        "no-access", "{at} is gated: its authors grant access one by one", "a token for an account that has access",
+        "no-access", "{at} is gated: its authors grant access on request", "a token for an account that has access",
         "ask for access at {endpoint}/{name}, then `hf auth login`",
     ),
     "RepositoryNotFoundError": (
-        "no-such-repository", "{hub} has no repository {at}, or not for this account",
+        "no-such-repository", "{hub} has no repository {at}, or this account may not read it",
         "a public repository, or a private one and a token that may read it",
-        "check the spelling; for a private one `hf auth login` or HF_TOKEN",
+        "check the spelling; for a private repository run `hf auth login` or set HF_TOKEN",
     ),
     "RevisionNotFoundError": (
         "no-such-revision", "there is no revision {at}", "a branch, a tag or a full commit hash",
         "see {endpoint}/{name}/commits/main, or leave the revision out",
     ),
     "LocalEntryNotFoundError": (
-        "hub-unreachable", "{at} is not in the local cache ({cache}), and {why}", "a network, or a copy in the cache",
+        "hub-unreachable", "{at} is not in the local cache ({cache}), and {why}", "internet, or a copy in the cache",
         "{connect}",
     ),
     "HFValidationError": ("invalid-value", "{name} is not a name that the Hub allows: {error}", "ORG/NAME", ""),
     "HfHubHTTPError": ("hub-refused", "the Hub refused a request for {name}: {error}", "", "{permit}"),
 }  # fmt: skip
 PERMITS = {
-    401: "`hf auth login`, or set HF_TOKEN",
+    401: "run `hf auth login`, or set HF_TOKEN",
     403: "use a token with the right to write there, or another name",
     429: "too many requests: wait a few minutes",
 }
@@ -182,7 +182,10 @@ def hub_errors(repository: str, *, revision: str | None = None) -> Iterator[None
             raise
         row = row or DAMAGED
         hub, offline = f"the Hub at {constants.ENDPOINT}", constants.HF_HUB_OFFLINE
-        elsewhere = f"on a machine with a network `hf download {repository}`, then set HF_HOME to that cache here"
+        elsewhere = (
+            f"on a machine with internet access run `hf download {repository}`, "
+            "copy its cache here and set HF_HOME to it"
+        )
         facts = {
             "at": f"{PREFIX}{repository}" + (f"@{revision}" if revision else ""),
             "name": repository,

@@ -51,7 +51,7 @@ def map_member(path: Path, name: str) -> np.ndarray:
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Whatever the body raises is a fault of the file: readers of damaged archives raise many kinds of errors."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist, or is no file", code="no-such-file", expected="an .npz archive")
+        raise UserError(f"{path} does not exist, or is not a file", code="no-such-file", expected="an .npz archive")
     try:
         yield
     except UserError:
@@ -63,7 +63,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise UserError(
             f"{path}: {what} cannot be read: {reason}",
             code="damaged-file",
-            expected="an .npz archive as numpy writes it, of numbers",
+            expected="an .npz archive of numbers, as numpy writes it",
             remedy="the file may be cut short: restore it, or make it again",
         ) from error
 
@@ -72,7 +72,7 @@ def _require_room(path: Path, name: str, size: int) -> None:
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if size > free:
         raise UserError(
-            f"{path}: {name} is compressed and has {size_text(size)} unpacked",
+            f"{path}: {name} is compressed and needs {size_text(size)} when unpacked",
             code="disk-full",
             expected=f"at most the {size_text(free)} that are free in {tempfile.gettempdir()}",
             remedy="write it with np.savez, which does not compress, or set TMPDIR to a larger disk",

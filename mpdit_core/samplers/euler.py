@@ -33,7 +33,7 @@ class EulerOfficial(Euler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_steps < 2:
-            raise ValueError(f"num_steps {self.num_steps}: euler-official counts points, and needs 2")
+            raise ValueError(f"num_steps {self.num_steps}: euler-official counts time points, and needs at least 2")
 
     def times(self, noise: Tensor) -> list[float]:
         return Euler(num_steps=self.num_steps - 1, grid=self.grid, shift=self.shift, rho=self.rho).times(noise)

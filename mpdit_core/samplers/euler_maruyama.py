@@ -37,7 +37,7 @@ class WithDiffusion(FixedGridSampler):
     """The options that SDE samplers share. Steps that are not wholly within [t_min, t_max] are taken without noise."""
 
     diffusion: DiffusionName = option("sigma", "w_t: SBDM, sigma, constant, decreasing or increasing-decreasing")
-    norm: float = option(1.0, "factor on the diffusion", minimum=0)
+    norm: float = option(1.0, "factor of the diffusion", minimum=0)
     t_max: float = option(0.96, "above this time steps are deterministic; below 1 for SBDM", minimum=0, maximum=1)
     t_min: float = option(0.04, "below this time steps are deterministic", minimum=0, maximum=1)
 

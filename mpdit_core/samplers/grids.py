@@ -25,9 +25,9 @@ class FixedGridSampler:
     """The options that all samplers on a fixed grid share. One that the grid does not use is refused."""
 
     num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
-    grid: GridName = option("uniform", "how the times are placed: uniform, shifted, cosine or karras")
+    grid: GridName = option("uniform", "grid of times: uniform, shifted, cosine or karras")
     shift: float | None = option(None, "for grid=shifted; none: sqrt(C·h·w / 4096), 1 for 256-pixel latents", minimum=0)
-    rho: float = option(DEFAULT_RHO, "for grid=karras; larger: more of the steps close to the data", minimum=0)
+    rho: float = option(DEFAULT_RHO, "for grid=karras; larger: more steps close to the data", minimum=0)
 
     def __post_init__(self) -> None:
         if self.shift is not None and self.shift <= 0:
@@ -35,9 +35,9 @@ class FixedGridSampler:
         if self.rho <= 0:
             raise ValueError(f"rho must be above 0, not {self.rho}")
         if self.shift is not None and self.grid != "shifted":
-            raise ValueError(f"shift belongs to grid=shifted, and the grid is {self.grid}")
+            raise ValueError(f"shift applies to grid=shifted only, but the grid is {self.grid}")
         if self.rho != DEFAULT_RHO and self.grid != "karras":
-            raise ValueError(f"rho belongs to grid=karras, and the grid is {self.grid}")
+            raise ValueError(f"rho applies to grid=karras only, but the grid is {self.grid}")
 
     def times(self, noise: Tensor) -> list[float]:
         """`num_steps + 1` falling times; the first is 1, the last 0. Only the size of an image of `noise` matters."""

@@ -88,7 +88,7 @@ class SamplingPlan:
             require_classes(num_classes, f"classes {options.classes}")
         if not self.guidance.is_off and options.guide is None:
             what = f"guidance {options.guidance} (scale {options.guidance_scale:g})"
-            require_classes(num_classes, what, remedy="leave it out, or --guide MODEL, for autoguidance")
+            require_classes(num_classes, what, remedy="leave it out, or give --guide MODEL for autoguidance")
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
         self.guide = _open_guide(options.guide, folder)
 
@@ -300,7 +300,7 @@ class Generator(SamplingPlan):
         """In bfloat16, where that is faster or asked for and the pixels stay the same."""
         if self.spec is None:
             raise UserError(
-                f"{self.folder.path} does not say which autoencoder its latents belong to",
+                f"{self.folder.path} does not state which autoencoder its latents belong to",
                 code="no-autoencoder",
                 expected="a model that was trained or imported with a description of its latents",
                 remedy="--format latents, or import it again with --autoencoder",
@@ -335,10 +335,10 @@ def require_finite(latents: Tensor, indices: Sequence[int]) -> None:
     if not bool(torch.isfinite(latents).all()):
         bad = indices[int((~torch.isfinite(latents)).flatten(1).any(1).nonzero()[0])]
         raise UserError(
-            f"image {bad} came out as NaN or infinite",
+            f"image {bad} has NaN or infinite values",
             code="not-finite",
             expected="finite latents",
-            remedy="a model that trained without diverging; --precision float32; a smaller guidance scale",
+            remedy="use a model whose training did not diverge, --precision float32, or a smaller guidance scale",
         )
 
 
@@ -352,7 +352,7 @@ def _open_guide(where: str | None, model: ModelFolder) -> ModelFolder | None:
             raise UserError(
                 f"the guide {where} has {what} {found}",
                 code="guide-does-not-fit",
-                expected=f"{what} {wanted}, as the model that is sampled",
+                expected=f"{what} {wanted}, as in the model that is sampled",
             )
     return guide
 

@@ -88,9 +88,9 @@ def _without_effect(options: SampleOptions) -> list[Warning]:
     """Warnings of options that change nothing."""
     found = options_without_effect(options, sweep=options.sweep)
     if options.nearest is None:
-        found += warn_if_given(options, ["latents"], "it is the folder that nearest looks in")
+        found += warn_if_given(options, ["latents"], "it is the folder that --nearest searches")
     if options.format != "png" and not options.views:
-        found += warn_if_given(options, ["by_class"], f"format {options.format} has no folders of classes")
+        found += warn_if_given(options, ["by_class"], f"the format {options.format} has no class folders")
     return found
 
 
@@ -99,12 +99,14 @@ def _view(options: SampleOptions, report: Reporter) -> ViewResult:
     name, *others = options.views
     if others:
         raise UserError(
-            f"{name} and {others[0]} are views of their own", code="conflicting-options", expected="one at a time"
+            f"{name} and {others[0]} are separate views", code="conflicting-options", expected="one view per command"
         )
     if options.format != "png" or options.by_class:
         extra = "by_class" if options.by_class else f"format {options.format}"
         raise UserError(
-            f"{extra} with {name}", code="conflicting-options", expected="a set of samples, for this option"
+            f"{extra} with {name}",
+            code="conflicting-options",
+            expected="a set of samples: views do not have this option",
         )
     return VIEWS[name](options, report=report)
 
@@ -233,7 +235,7 @@ class SetJob:
             raise UserError(
                 f"{self.samples.path} was deleted or moved while samples were written to it",
                 code="folder-gone",
-                expected="a folder that stays until all samples are there",
+                expected="a folder that is not moved until all samples are written",
                 remedy="run the same command again",
             )
 
@@ -247,10 +249,10 @@ class SetJob:
         missing = sorted(set(range(self.generator.num_blocks)) - self.finished_blocks())
         if missing:
             raise UserError(
-                f"{self.samples.path}: {len(missing)} blocks that were written are gone or damaged, first {missing[0]}",
+                f"{self.samples.path}: {len(missing)} finished blocks are missing or damaged, first {missing[0]}",
                 code="damaged-file",
-                expected="files that nobody changes while samples are written",
-                remedy="run the same command again: it makes them again",
+                expected="files that no other program changes while samples are written",
+                remedy="run the same command again: it writes these blocks again",
             )
         self.writer.finish(self.generator.num_blocks)
         self.report(Saved(what="samples", path=self.writer.result))

@@ -54,7 +54,7 @@ def read_classes(classes: str | Sequence[str | int], *, class_names: Sequence[st
     found = [label for text in texts for label in _read(text, class_names)]
     if not found:
         raise UserError(
-            f"classes {classes!r} name no class", code="no-such-class", expected="`all`, `random`, ids or names"
+            f"classes {classes!r} contains no class", code="no-such-class", expected="`all`, `random`, ids or names"
         )
     return Labels(tuple(found), count, seed)
 
@@ -65,7 +65,7 @@ def require_classes(num_classes: int, what: str, remedy: str = "leave it out") -
         raise UserError(
             f"{what} with a model that was trained without classes",
             code="no-classes",
-            expected="a model of classes, for this option",
+            expected="a model with classes",
             remedy=remedy,
         )
 
@@ -101,8 +101,8 @@ def _class(part: str, class_names: Sequence[str]) -> int:
         raise UserError(
             f"class {part}: the class of this name has the id {_join(named)}",
             code="ambiguous-class",
-            expected="an id or a name, where numbers are the names of other classes",
-            remedy=f"id:{part} for the class of this id, name:{part} for the one of this name",
+            expected="id:N or name:N, because some classes have numbers as names",
+            remedy=f"id:{part} for the class with this id, name:{part} for the class with this name",
         )
     return _by_id(part, len(class_names))
 
@@ -110,7 +110,7 @@ def _class(part: str, class_names: Sequence[str]) -> int:
 def _by_id(digits: str, num_classes: int) -> int:
     if len(digits) > MOST_DIGITS or int(digits) >= num_classes:
         raise UserError(
-            f"class {digits[:MOST_DIGITS]}: the model has no class of this number",
+            f"class {digits[:MOST_DIGITS]}: the model has no class with this id",
             code="no-such-class",
             expected=f"0 to {num_classes - 1}",
         )

@@ -36,7 +36,7 @@ class SamplingOptions(Options):
         "(id:10 or name:10 where a number is the name of another class)",
         panel="Sampling", sweepable=True,
     )  # fmt: skip
-    guidance_scale: float = setting(1.0, "scale of guidance; 1: off", ge=0, panel="Sampling", sweepable=True)
+    guidance_scale: float = setting(1.0, "guidance scale; 1: off", ge=0, panel="Sampling", sweepable=True)
     num_steps: PositiveInt | None = setting(
         None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
     )
@@ -52,18 +52,25 @@ class SamplingOptions(Options):
         {}, "options of the rule of guidance, such as eta of apg", table="guidance", typed=False, sweepable=True
     )
     guidance_interval: tuple[float, float] = setting(
-        (0.0, 1.0), "times t (1 noise, 0 data) between which guidance acts",
+        (0.0, 1.0), "times t (1: noise, 0: data) between which guidance is on",
         strict=False, metavar="LO,HI", panel="Sampling", sweepable=True,
     )  # fmt: skip
     guidance_schedule: GuidanceSchedule = setting(
-        "constant", "how the guidance scale changes with t", panel="Sampling", sweepable=True
+        "constant", "change of the guidance scale with t", panel="Sampling", sweepable=True
     )
     guide: str | None = setting(
-        None, "weaker model to guide away from (autoguidance)", metavar="MODEL", panel="Sampling", sweepable=True
+        None,
+        "weaker model that gives the weak velocity (autoguidance)",
+        metavar="MODEL",
+        panel="Sampling",
+        sweepable=True,
     )
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
     precision: Precision = setting(
-        "auto", "type to compute in; auto: bfloat16 where it is measured to be faster", panel="Running", sweepable=True
+        "auto",
+        "data type to compute in; auto: bfloat16 if it is faster in a measurement",
+        panel="Running",
+        sweepable=True,
     )
     compile: Literal["auto", "on", "off", "graphs"] = setting(
         "auto", "whether the network is compiled (torch.compile); graphs: in one piece, as CUDA graphs; "
@@ -76,28 +83,28 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     """What `mpdit sample` is asked for: a set of samples, or one of the views below."""
 
     model: str = setting(..., MODEL, argument=True, metavar="MODEL")
-    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; fewer in a view")
+    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; in a view fewer")
     out: Path | None = setting(
         None, "folder of the samples", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
     )
-    format: Format = setting("png", "form of the files to write", panel="Output")
+    format: Format = setting("png", "format of the files to write", panel="Output")
     by_class: bool = setting(False, "write PNGs into one folder per class", panel="Output")
     sweep: tuple[str, ...] = setting(
-        (), "view of the same noise under several values of an option, or of two (twice); `;` between pairs LO,HI",
+        (), "view of one noise with several values of an option, or of two (given twice); `;` separates pairs LO,HI",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Views",
     )  # fmt: skip
-    trajectory: bool = setting(False, "view and GIF of x_t and of the data predicted from it, along t", panel="Views")
+    trajectory: bool = setting(False, "view and GIF of x_t and of the data predicted from it, over t", panel="Views")
     interpolate: tuple[int, int] | None = setting(
-        None, "view of the way from the noise of image A to that of image B",
+        None, "view of the interpolation from the noise of image A to that of image B",
         strict=False, metavar="A,B", panel="Views", chosen="no such view",
     )  # fmt: skip
     nearest: Literal["latents", "pixels"] | None = setting(
-        None, "view of each sample beside its closest training images, by distance in this space",
+        None, "view of each sample next to its nearest training images, by distance in this space",
         panel="Views", chosen="no such view",
     )  # fmt: skip
     latents: Path | None = setting(
         None, "folder of training latents for --nearest",
-        metavar="DIR", panel="Views", chosen="those of the training", strict=False,
+        metavar="DIR", panel="Views", chosen="those that the model was trained on", strict=False,
     )  # fmt: skip
 
     @property
@@ -128,8 +135,8 @@ def warn_if_given(options: Options, names: Iterable[str], why: str) -> list[Warn
 class PluginRecord(Settings):
     """The plugin that computed something, with all its options, as `plugins.record` says."""
 
-    kind: str = setting(..., "group of the plugin")
-    name: str = setting(..., "name that it was asked for by")
+    kind: str = setting(..., "kind of the plugin")
+    name: str = setting(..., "name by which it was requested")
     package: str | None = setting(None, "package that offers it")
     version: str | None = setting(None, "version of the package")
     options: dict[str, Any] = setting({}, "all its options, defaults too")
@@ -142,7 +149,7 @@ class SamplingCost(Result):
 
     nfe: float = setting(..., "network evaluations per image that the sampler asked for")
     passes: float = setting(..., "passes of an image through a network; a guided evaluation takes two with most rules")
-    saved: float = setting(0, "passes that a guidance interval and zero velocities spared")
+    saved: float = setting(0, "passes saved by a guidance interval and zero velocities")
     images_per_second: float | None = setting(None, "rate of the last session")
 
 
@@ -151,12 +158,12 @@ class SampleResult(SamplingCost):
 
     out: Path = setting(..., "folder of the set")
     samples: Path = setting(..., "the images, the npz or the latents in it")
-    grid: Path | None = setting(None, "image of the first samples, labelled")
+    grid: Path | None = setting(None, "grid of the first samples, with their labels")
     images: int = setting(..., "number of images")
     step: int = setting(..., "training step of the model")
     sampler: dict[str, Any] = setting(..., "the sampler, its package and all its options")
-    precision: str = setting(..., "type that the network computed in")
-    decode_precision: str | None = setting(None, "type that the decoder computed in")
+    precision: str = setting(..., "data type that the network computed in")
+    decode_precision: str | None = setting(None, "data type that the decoder computed in")
 
 
 class ViewResult(Result):
@@ -165,5 +172,5 @@ class ViewResult(Result):
     view: str = setting(..., "which view: sweep, trajectory, interpolation or nearest")
     out: Path = setting(..., "folder of the view")
     image: Path = setting(..., "the image")
-    facts: dict[str, str] = setting({}, "what is seen, in words")
-    data: dict[str, Any] = setting({}, "what is seen, in numbers")
+    facts: dict[str, str] = setting({}, "facts of the view, as text")
+    data: dict[str, Any] = setting({}, "facts of the view, as numbers")

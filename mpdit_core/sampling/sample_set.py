@@ -44,13 +44,13 @@ REMAINS = {"images", "latents"}
 class SampledModel(Settings):
     """The model that was sampled, and the types it computed in."""
 
-    path: str = setting(..., "model folder, where it was then")
+    path: str = setting(..., "model folder, at the time of sampling")
     preset: str = setting(..., "preset of its configuration")
     step: int = setting(..., "training step")
     weights_sha256: str = setting(..., "SHA-256 of its weights")
-    dtype: NetworkType = setting(..., "type that the network computed in")
+    dtype: NetworkType = setting(..., "data type that the network computed in")
     decode_dtype: ComputeType | None = setting(
-        None, "type that the decoder computed in; none: latents were not decoded"
+        None, "data type that the decoder computed in; none: latents were not decoded"
     )
 
     @property
@@ -63,15 +63,15 @@ class SampleSet(Settings):
 
     path: Path = Field(exclude=True)
     mpdit: str = setting(__version__, "version that wrote it")
-    format: Format = setting(..., "form of its files")
+    format: Format = setting(..., "format of its files")
     by_class: bool = setting(..., "whether its PNGs are in one folder per class")
     num_samples: PositiveInt = setting(..., "number of images")
     options: SamplingOptions = setting(..., "how it was sampled, the sampler's defaults filled in")
     sampler: PluginRecord = setting(..., "the sampler with all its options")
     guide: str | None = setting(None, "SHA-256 of the weights of the guide")
     model: SampledModel = setting(..., "the model that was sampled")
-    latents: LatentSpec | None = setting(None, "the latents of the model, where it describes them")
-    counts: SamplingCost | None = setting(None, "what it cost; none: the set is not complete")
+    latents: LatentSpec | None = setting(None, "the latents of the model, if it describes them")
+    counts: SamplingCost | None = setting(None, "its cost; none: the set is not complete")
 
     @property
     def complete(self) -> bool:

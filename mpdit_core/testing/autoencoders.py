@@ -32,8 +32,8 @@ def check_autoencoder(
     require(problem is None, "an autoencoder class", problem)
     autoencoder.load(torch.device(device))
     channels, factor, stores = autoencoder.channels, autoencoder.factor, autoencoder.stores
-    require(isinstance(channels, int) and channels >= 1, "channels, a whole number", channels)
-    require(isinstance(factor, int) and factor >= 1, "factor, a whole number", factor)
+    require(isinstance(channels, int) and channels >= 1, "channels, an integer", channels)
+    require(isinstance(factor, int) and factor >= 1, "factor, an integer", factor)
     require(stores in ("mean+std", "mean", "uint8"), 'stores, "mean+std", "mean" or "uint8"', stores)
     mode = getattr(autoencoder, "mode", "RGB")
     require(mode in ("L", "RGB", "RGBA"), 'mode, "L", "RGB" or "RGBA"', mode)

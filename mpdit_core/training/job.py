@@ -102,7 +102,7 @@ def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
     held.enter_context(locked(run.path))
     if run.exists(run.path) and not plan.resumes:
         raise UserError(
-            f"another process has begun the run {run} in the meantime",
+            f"another process has just started the run {run}",
             code="folder-in-use",
             remedy="run the same command again",
         )
@@ -123,17 +123,17 @@ def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
         except UserError as error:
             torn.append((complete.pop(), error.what))
     for folder, reason in torn:
-        report(Warning(code="damaged-checkpoint", text=f"{folder} is passed over: {reason}"))
+        report(Warning(code="damaged-checkpoint", text=f"{folder} is ignored: {reason}"))
     if not complete:
-        text = f"{plan.run} has no complete checkpoint: it starts again from step 0"
+        text = f"{plan.run} has no complete checkpoint: it starts from step 0"
         report(Warning(code="no-checkpoint", text=text))
         return None
     step = open_model(complete[-1]).step
     if step > plan.total_steps:
         raise UserError(
-            f"{plan.run} is at step {step} already, past the {plan.total_steps} that are asked for",
+            f"{plan.run} is at step {step} already, more than the requested {plan.total_steps}",
             code="nothing-to-train",
-            expected=f"more than {step} steps, to train on",
+            expected=f"more than {step} steps, to continue the training",
             remedy=f"mpdit train --run {plan.run} --steps {2 * step}",
         )
     report(Note(text=f"resuming from {complete[-1]}"))
@@ -145,7 +145,7 @@ def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) 
     if checkpoint is not None:
         session.trainer.restore(read(checkpoint))
         if init_from:
-            session.report(Note(text=f"the run is resumed with its own weights, not with those of {init_from}"))
+            session.report(Note(text=f"the resumed run keeps its own weights; --init-from {init_from} is ignored"))
     elif init_from:
         initialise_from(session.trainer, init_from, session.plan.latents.spec, report=session.report)
     text = (
@@ -160,7 +160,7 @@ def _describe(plan: Plan, world: World, report: Reporter) -> DryRunResult:
     needed = estimate(plan.config, total_steps=plan.total_steps, world_size=world.size)
     free = files.free_bytes(plan.run.path)
     if needed.disk_bytes > free:
-        text = f"the run needs {files.size_text(needed.disk_bytes)} of disk, {files.size_text(free)} are free"
+        text = f"the run needs {files.size_text(needed.disk_bytes)} of disk, but only {files.size_text(free)} are free"
         report(Warning(code="disk-too-small", text=text))
     return DryRunResult(
         run=plan.run.path,

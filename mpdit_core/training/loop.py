@@ -47,7 +47,7 @@ class TrainingLoop:
         with StopRequest() as stop, self.checkpoints.writer:
             self.evaluation.make_up()
             if self.session.is_finished:
-                text = f"{self.session.run} has done all of its {self.session.step} steps; train.steps gives more"
+                text = f"{self.session.run} has done all of its {self.session.step} steps; raise train.steps for more"
                 self.session.report(Warning(code="nothing-to-train", text=text))
             while not (self.session.is_finished or self.metrics.stop_requested):
                 try:

@@ -18,38 +18,42 @@ class TrainOptions(DeviceOptions):
     """A run to begin or to resume."""
 
     preset: str | None = setting(
-        None, "name of the configuration to start from",
-        chosen="that of --config or the run, else one that fits the latents", sweepable=True,
+        None, "name of the preset to start from",
+        chosen="that of --config or of the run, otherwise one that fits the latents", sweepable=True,
     )  # fmt: skip
     latents: Path | None = setting(
         None, "folder of latents", metavar="DIR", strict=False, chosen="the one that fits under latents/"
     )
     steps: PositiveInt | None = setting(None, "number of optimizer steps", chosen="by train.epochs")
-    config: Path | None = setting(None, "TOML file laid over the preset", metavar="FILE", strict=False, chosen="none")
+    config: Path | None = setting(
+        None, "TOML file whose values replace those of the preset", metavar="FILE", strict=False, chosen="none"
+    )
     settings: dict[str, Any] = setting(
         {}, "single values of the configuration, by dotted key", table="*", typed=False, sweepable=True
     )
     init_from: str | None = setting(
-        None, "model whose weights a new run begins with", metavar="MODEL", chosen="random weights"
+        None, "model whose weights a new run starts with", metavar="MODEL", chosen="random weights"
     )
     run: Path | None = setting(
         None, "folder of the run or the sweep; an existing one is resumed", metavar="DIR",
         panel="Output", strict=False, chosen="a new one under runs/",
     )  # fmt: skip
-    resume: bool = setting(True, "resume the run or sweep in --run, if it is there", panel="Output")
+    resume: bool = setting(True, "resume the run or sweep in --run, if it exists", panel="Output")
     dry_run: bool = setting(
         False, "check everything and show configuration, memory and disk; write nothing", panel="Output"
     )
     sweep: tuple[str, ...] = setting(
-        (), "train every combination of these values, as train.learning_rate=1e-4,2e-4; `;` between lists",
+        (), "train every combination of these values, such as train.learning_rate=1e-4,2e-4; `;` separates lists",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Other work",
     )  # fmt: skip
-    seeds: PositiveInt = setting(1, "number of seeds to train with, each a run of its own", panel="Other work")
+    seeds: PositiveInt = setting(1, "number of seeds to train with, one run per seed", panel="Other work")
     trust: bool = setting(
-        False, "run code that the run, its configuration or its latents name, such as file.py:Class", panel="Running"
+        False,
+        "run code that the run, its configuration or its latents refer to, such as file.py:Class",
+        panel="Running",
     )
     runs_root: Path = setting(Path("runs"), "folder in which new runs are made", typed=False)
-    latents_root: Path = setting(Path("latents"), "folder in which latents are looked for", typed=False)
+    latents_root: Path = setting(Path("latents"), "folder that is searched for latents", typed=False)
 
     def command_line(self) -> str:
         """The command line that trains this in a new run."""
@@ -76,10 +80,10 @@ class ResourceEstimate(Result):
     """What a run will need."""
 
     memory_bytes: int = setting(..., "memory needed on each device")
-    activation_bytes: int = setting(..., "part of it that activations take")
-    switched_memory_bytes: int = setting(..., "memory needed with activation checkpointing switched the other way")
+    activation_bytes: int = setting(..., "memory needed for activations, included in memory_bytes")
+    switched_memory_bytes: int = setting(..., "memory needed with the opposite setting of activation checkpointing")
     checkpoint_bytes: int = setting(..., "size of one checkpoint")
-    disk_bytes: int = setting(..., "disk needed for checkpoints")
+    disk_bytes: int = setting(..., "disk space needed for checkpoints")
 
 
 class DryRunResult(ResourceEstimate):
@@ -90,5 +94,5 @@ class DryRunResult(ResourceEstimate):
     images: int = setting(..., "number of images in them")
     total_steps: int = setting(..., "optimizer steps")
     config: RunConfig = setting(..., "the resolved configuration")
-    origins: dict[str, str] = setting(..., "where each value of it came from, by dotted key; others are defaults")
-    free_bytes: int = setting(..., "disk that is free")
+    origins: dict[str, str] = setting(..., "source of each value, by dotted key; others are defaults")
+    free_bytes: int = setting(..., "free disk space")

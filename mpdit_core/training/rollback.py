@@ -42,7 +42,9 @@ class Rollback:
             raise self._error(bad, evidence=evidence, kept=newest)
         self.last_good = good.position.step
         first, stop = good.position.data_step, bad.data_step + 1
-        text = f"step {bad.step}: {bad.what}; back to step {self.last_good}, without batches {first} to {stop - 1}"
+        text = (
+            f"step {bad.step}: {bad.what}; returning to step {self.last_good}, skipping batches {first} to {stop - 1}"
+        )
         self.session.report(Warning(code="rolled-back", text=text))
         position = replace(good.position, skipped=[*good.position.skipped, [first, stop]])
         self.session.trainer.restore(replace(good, position=position))
@@ -57,7 +59,7 @@ class Rollback:
         try:
             files.write_json(path, record)
         except UserError as error:
-            text = f"the images of the bad batch are not written down: {error.what}"
+            text = f"the list of images of the bad batch could not be written: {error.what}"
             self.session.report(Warning(code="evidence-not-written", text=text))
         else:
             self.session.report(Saved(what="bad batch", path=path))
@@ -66,11 +68,11 @@ class Rollback:
     def _error(self, bad: BadStep, *, evidence: Path, kept: Path | None) -> UserError:
         """What a run that stops at a bad step says: what is kept, and what to try."""
         run = self.session.run
-        remedy = "look at those images; then begin another run with a lower train.learning_rate or train.grad_clip=1.0"
+        remedy = "look at those images; then start another run with a lower train.learning_rate or train.grad_clip=1.0"
         if kept:
-            remedy += f" (--init-from {run} uses the weights)"
+            remedy += f" (--init-from {run} starts from these weights)"
         if self.stops:
-            remedy += f", or leave them out: mpdit train --run {run} --set train.on_nonfinite=rollback"
+            remedy += f", or skip these images: mpdit train --run {run} --set train.on_nonfinite=rollback"
         return UserError(
             f"stopped at step {bad.step}: {bad.what}",
             code="diverged",

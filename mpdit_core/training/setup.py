@@ -80,7 +80,7 @@ def _proposed_preset(options: TrainOptions, report: Reporter) -> presets.Proposa
     proposed = presets.propose_preset(resolution=resolution, latent_shape=shape, images=manifest.count)
     changed = "".join(f", {key} = {value}" for key, value in flatten(proposed.fit).items())
     what = f"{manifest.count:,} latents {' × '.join(map(str, shape))} of {resolution} px in {folder}"
-    report(Note(text=f"preset {proposed.preset}{changed}, for {what}; --preset names another"))
+    report(Note(text=f"preset {proposed.preset}{changed}, for {what}; --preset selects another"))
     return proposed
 
 
@@ -101,7 +101,7 @@ def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Lay
     """
     config = layers.config()
     if not spec.resolution.is_square and config.resolution.is_square and "resolution" not in layers.fixed:
-        text = f"resolution = {spec.resolution}, as the latents have it ({config.preset}: {config.resolution})"
+        text = f"resolution = {spec.resolution}, taken from the latents ({config.preset}: {config.resolution})"
         report(Note(text=text))
         layers = layers.over({"resolution": spec.resolution.plain()}, "latents")
         config = layers.config()
@@ -126,7 +126,7 @@ def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Lay
                 code="latents-do-not-fit",
                 remedy=f"leave model.{key} out",
             )
-        report(Note(text=f"model.{key} = {value}, as the latents have it ({layers.origin(f'model.{key}')}: {given})"))
+        report(Note(text=f"model.{key} = {value}, taken from the latents ({layers.origin(f'model.{key}')}: {given})"))
     layers = layers.over({"model": adapted}, "latents")
     return layers if spec.class_names else _without_guidance(layers, report)
 
@@ -158,9 +158,9 @@ def _saved_run(options: TrainOptions) -> RunFolder | None:
         )
     if not options.resume:
         raise UserError(
-            f"{path} holds a run already, and it is not to be resumed",
+            f"{path} already holds a run, and --no-resume is given",
             code="run-exists",
-            remedy="choose another --run, or leave --no-resume out to resume it",
+            remedy="choose another --run, or resume it: leave --no-resume out",
         )
     return RunFolder(path)
 
@@ -174,7 +174,7 @@ def _check_division(config: RunConfig, world_size: int) -> None:
         possible = (n for n in range(1, 10_001) if train.batch_size % (n * world_size) == 0)
         accumulations = ", ".join(str(n) for n in islice(possible, 6))
         raise UserError(
-            f"train.batch_size {train.batch_size} cannot be shared by {world_size} processes × accumulation "
+            f"train.batch_size {train.batch_size} cannot be divided among {world_size} processes × accumulation "
             f"{train.accumulation}",
             code="batch-not-divisible",
             expected=f"a multiple of {parts}, e.g. {near}",
@@ -189,11 +189,11 @@ def _check_same_run(run: RunFolder, config: RunConfig) -> None:
     fixed = [f"{key}: {old} → {new}" for key, (old, new) in changed.items() if key not in RESUMABLE]
     if fixed:
         raise UserError(
-            f"{run} was begun with another configuration: {'; '.join(fixed)}",
+            f"{run} was started with a different configuration: {'; '.join(fixed)}",
             code="different-configuration",
             expected="the same values, to resume it",
-            remedy=f"mpdit train --run {run}   resumes it unchanged; leave --run out to begin another run, with "
-            f"--init-from {run} from these weights",
+            remedy=f"mpdit train --run {run}   resumes it unchanged; for another run from its weights omit --run, add "
+            f"--init-from {run}",
         )
 
 
@@ -202,6 +202,6 @@ def _check_same_data(saved: LatentSpec, given: LatentSpec) -> None:
         raise UserError(
             f"the latents in {given.folder} are not those that this run was trained on",
             code="different-latents",
-            expected=f"fingerprint {saved.fingerprint[:12]}, not {given.fingerprint[:12]}",
-            remedy="give the old folder with --latents, or begin another run (--init-from uses the weights)",
+            expected=f"latents with the fingerprint {saved.fingerprint[:12]}, not {given.fingerprint[:12]}",
+            remedy="give the old folder with --latents, or start another run (--init-from uses these weights)",
         )

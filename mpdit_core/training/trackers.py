@@ -91,7 +91,7 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(
-                f"train.trackers asks for {name}, whose package is not installed",
+                f"train.trackers contains {name}, whose package is not installed",
                 code="missing-package",
                 expected=f"the package {name}",
                 remedy=f"pip install {name}, or leave it out of train.trackers",
@@ -110,9 +110,9 @@ class Trackers:
                 self._open[name] = TRACKERS[name](run, config, step=step)
             except Exception as error:
                 raise UserError(
-                    f"{name} does not start: {type(error).__name__}: {error}",
+                    f"{name} cannot be started: {type(error).__name__}: {error}",
                     code="tracker-failed",
-                    remedy="correct that, or leave it out: --set train.trackers=[]",
+                    remedy="correct that, or train without it: --set train.trackers=[]",
                 ) from error
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
@@ -127,5 +127,5 @@ class Trackers:
                 action(tracker)
             except Exception as error:
                 del self._open[name]
-                text = f"{name} failed and is left out from here on: {type(error).__name__}: {error}"
+                text = f"{name} failed and gets no further metrics: {type(error).__name__}: {error}"
                 self.report(Warning(code="tracker-failed", text=text))

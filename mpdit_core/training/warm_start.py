@@ -172,17 +172,17 @@ def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterato
     """What was loaded and what was not, in lines for people."""
     yield (
         f"initialised from {start.source} (step {start.step}): {start.loaded:,} of {start.total:,} weights loaded, "
-        "without the table of classes"
+        "not counting the class embedding table"
     )
     if not target.num_classes:
-        yield "no classes: of the model's class table only the row of the null label is kept"
+        yield "no classes: only the row of the null label of the model's class embedding table is used"
     elif start.classes.by is None:
         yield (
-            f"class table new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
+            f"the class embedding table is new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
             f"{old.class_tokens or 'none'} of {old.width} there"
         )
     else:
-        how = ", by position: the model does not say their names" if start.classes.by == "position" else ""
+        how = ", by position: the model does not state their names" if start.classes.by == "position" else ""
         rows = f"; new rows for {shorten(start.classes.new)}" if start.classes.new else ""
         yield f"classes: {start.classes.known} of {target.num_classes} known to the model{how}{rows}"
     if start.new:
@@ -194,25 +194,25 @@ def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterato
             if getattr(old, name) != getattr(target, name)
         ]
         why = f" ({'; '.join(differing)})" if differing else ""
-        yield f"left behind in the model: {shorten(start.left_behind)}{why}"
+        yield f"weights of the model that are not used: {shorten(start.left_behind)}{why}"
 
 
 def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Iterator[str]:
     """Differences with which everything loads, but the weights mean something else."""
     prediction = source.extra.get("prediction", "velocity")
     if prediction != "velocity":
-        yield f"the model predicted {prediction}: its output layer has to learn anew"
+        yield f"the model predicted {prediction}: its output layer must be trained again"
     if source.latents and source.latents.autoencoder.id != spec.autoencoder.id:
-        yield f"the model's latents are of {source.latents.autoencoder.id}, these of {spec.autoencoder.id}"
+        yield f"the model's latents were made by {source.latents.autoencoder.id}, these by {spec.autoencoder.id}"
     elif source.latents and source.latents.normalisation != spec.normalisation:
-        yield "the model's latents were standardised with other numbers than these"
+        yield "the model's latents were standardised with a different mean and standard deviation"
     for key in ("norm", "positions"):
         there, here = getattr(source.config.model, key), getattr(target, key)
         if there != here:
-            yield f"{key} {there} there, {here} here: the weights fit, but mean something else"
+            yield f"{key} is {there} in the model, {here} here: the weights fit, but the network differs"
     heads = source.config.model.num_heads
     if heads != target.num_heads:
-        yield f"{heads} attention heads there, {target.num_heads} here: the weights fit, but mix differently"
+        yield f"{heads} attention heads there, {target.num_heads} here: the weights fit, but the attention differs"
 
 
 def shorten(names: Iterable[str], shown: int = 6) -> str:

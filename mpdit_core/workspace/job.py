@@ -129,8 +129,8 @@ def _fault_of_checkpoint(newest: Path | None) -> dict[str, Any]:
     if not torn and (newest / "config.json").is_file():
         return {}
     file = min(torn, default=newest / "config.json")
-    remedy = f"restore it, or remove {newest} to fall back on the checkpoint before it"
-    return {"status": "damaged", "problem": f"{file} is missing or torn", "remedy": remedy}
+    remedy = f"restore it, or remove {newest} to continue from the checkpoint before it"
+    return {"status": "damaged", "problem": f"{file} is missing or incomplete", "remedy": remedy}
 
 
 def _is_whole(file: Path) -> bool:
@@ -155,7 +155,7 @@ def _latents(path: Path) -> dict[str, Any]:
     if not bad:
         return facts
     remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
-    problem = f"{path / bad[0]} is missing or torn" + (f", and {len(bad) - 1} more" if bad[1:] else "")
+    problem = f"{path / bad[0]} is missing or incomplete" + (f", and {len(bad) - 1} more" if bad[1:] else "")
     return facts | {"status": "damaged", "problem": problem, "remedy": remedy}
 
 

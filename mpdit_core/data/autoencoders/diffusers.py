@@ -81,7 +81,7 @@ class DiffusersAutoencoder:
             _, colours, side, _ = decoded.shape
         except Exception as error:  # of video, of audio, of other channels: each class raises its own
             reason = str(error).partition("\n")[0]
-            raise _unknown(f"{self.folder} holds {kind}, which does not take an RGB image: {reason}") from error
+            raise _unknown(f"{self.folder} holds {kind}, which does not accept an RGB image: {reason}") from error
         if colours != 3 or height != width or side % height:
             raise _unknown(f"{self.folder} holds {kind}, which decodes {list(mean.shape)} to {list(decoded.shape)}")
         self.factor = side // height
@@ -103,7 +103,7 @@ def _unknown(what: str) -> UserError:
     return UserError(
         what,
         code="unknown-autoencoder",
-        expected="config.json and weights of an autoencoder of RGB images that this diffusers has, such as "
+        expected="config.json and weights of an autoencoder of RGB images that the installed diffusers has, such as "
         "AutoencoderKL, AutoencoderDC, AutoencoderTiny or VQModel",
     )
 
@@ -139,7 +139,7 @@ def _load_network(kind: str, folder: Path) -> Any:
         raise UserError(
             f"the autoencoder in {folder} does not load: {lines[0] if lines else type(error).__name__}",
             code="damaged-file",
-            expected="config.json and weights that belong together, complete",
+            expected="config.json and complete weights of the same model",
             remedy="download it again",
         ) from error
     return network

@@ -113,11 +113,11 @@ def _require_same(spec: AutoencoderSpec, found: AutoencoderSpec) -> None:
     expected = (spec.sha256 or found.sha256, spec.channels, spec.factor)
     if (found.sha256, found.channels, found.factor) != expected:
         raise UserError(
-            f"the autoencoder {spec.id} is another one than the latents were made with "
+            f"the autoencoder {spec.id} is not the one that the latents were made with "
             f"(its hash is {found.sha256}, expected {spec.sha256})",
             code="another-autoencoder",
             expected="the same weights" + (f", revision {spec.revision}" if spec.revision else ""),
-            remedy="put the old weights back, or encode the images again",
+            remedy="restore the old weights, or encode the images again",
         )
 
 

@@ -65,7 +65,7 @@ def read_archive(path: Path | str, *, start: int = 0, size: int | None = None) -
                 f"the archive {shown(path)}{f' (the one at byte {start} in it)' if start else ''} is damaged: {error}",
                 code="damaged-archive",
                 expected="an uncompressed .tar, complete to its last block",
-                remedy="check the download, or unpack it and use the folder",
+                remedy="download it again, or unpack it and use the folder",
             ) from error
 
 
@@ -91,7 +91,7 @@ def _headers(file: BinaryIO, start: int, end: int) -> Iterator[_Header]:
             yield header
         at = data + -(-size // BLOCK) * BLOCK
     if any(_read_up_to(file, at, min(end, at + 2**24))):
-        raise ValueError(f"more follows behind its end at byte {at} (archives are joined with tar -A, not with cat)")
+        raise ValueError(f"more data follows its end at byte {at} (archives are joined with tar -A, not with cat)")
 
 
 def _kind_and_size(block: bytes, at: int) -> tuple[bytes, int]:
@@ -104,13 +104,13 @@ def _kind_and_size(block: bytes, at: int) -> tuple[bytes, int]:
         raise ValueError(f"the header at byte {at} is wrong")
     kind = block[156:157]
     if kind == b"S":
-        raise ValueError("it has sparse files, whose bytes do not lie together")
+        raise ValueError("it has sparse files, whose bytes are not contiguous")
     return kind, 0 if kind in WITHOUT_DATA else _number(block[124:136])
 
 
 def _header(block: bytes, *, kind: bytes, size: int, data: int, values: dict[str, bytes]) -> _Header:
     if any(key.startswith("GNU.sparse") for key in values):
-        raise ValueError("it has sparse files, whose bytes do not lie together")
+        raise ValueError("it has sparse files, whose bytes are not contiguous")
     name = _text(block[:100])
     if block[257:263] == b"ustar\0" and block[345]:
         name = _text(block[345:500]) + b"/" + name

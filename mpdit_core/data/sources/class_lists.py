@@ -59,7 +59,7 @@ def refuse_list(listed: Path | None, where: str) -> None:
     """Raises `UserError` (`no-labels`) for a list of classes where no image has a class."""
     if listed is not None:
         raise UserError(
-            f"{shown(listed)} lists classes, and {where} gives its images none",
+            f"{shown(listed)} lists classes, but {where} gives its images none",
             code="no-labels",
             expected="a folder for each class, or labels for the images",
             remedy="leave --classes out, for images without classes",
@@ -95,7 +95,7 @@ def label_names(numbers: Collection[int], listed: Sequence[str] | None, where: s
             f"{where} has labels {low} to {high}"
             + (f" for the {len(listed)} names in the list of classes" if listed else ""),
             code="bad-label-file",
-            expected="labels that begin at 0 (the ILSVRC development kit counts from 1, in an order of its own)",
+            expected="labels that begin at 0 (the ILSVRC development kit counts from 1, in a different order)",
             remedy="write class names in place of the numbers, or list a name for each label from 0 on: --classes FILE",
         )
     return list(listed) if listed else [str(n) for n in range(high + 1)]

@@ -124,7 +124,7 @@ class ImageFolder:
         flat = [entry for entry in self._entries if len(entry.parts) == 1]
         if flat:
             raise UserError(
-                f"{shown(self.root)} has images beside its class folders, such as {flat[0].key}",
+                f"{shown(self.root)} has images outside its class folders, such as {flat[0].key}",
                 code="mixed-layout",
                 expected="all images in class folders, or all in one folder with a file that gives their classes",
                 remedy="move them into the folder of their class, or --labels FILE",
@@ -148,7 +148,7 @@ class ImageFolder:
             + (f" ({count} class folders are like this)" if count > 1 else ""),
             code="empty-class",
             expected=f"images in every class folder ({', '.join(FORMATS)})",
-            remedy="convert its images, or move it away; --allow-empty-classes keeps it as a class without images",
+            remedy="convert its images, or remove the folder; --allow-empty-classes keeps it as a class without images",
         )
 
     def _label_file(self) -> Path | None:
@@ -200,7 +200,7 @@ def _refuse_empty_beside(found: Found, chosen: str, folder: Path) -> None:
                 f"of the folders in {shown(folder)} only {chosen} holds images; {name} holds {counted(counts)}",
                 code="empty-class",
                 expected=f"images in every class folder ({', '.join(FORMATS)})",
-                remedy=f"if these are classes, convert the images of {name}; if not, use {shown(folder / chosen)}",
+                remedy=f"if both are classes, convert the images of {name}; if not, use {shown(folder / chosen)}",
             )
 
 

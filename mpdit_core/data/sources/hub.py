@@ -75,7 +75,7 @@ class HubDataset:
         if self._columns[1] is None:
             notes.append(Note(text=f"images without classes: hf:{self.name} has no column of labels"))
         if sorted(names) == names and names != sort_classes(names):
-            text = f"the data set numbers its classes in the order {', '.join(names[:4])}, …: a label is not its name"
+            text = f"the data set orders its classes as {', '.join(names[:4])}, …: a label is a position, not the name"
             notes.append(Warning(code="numbers-as-names", text=text))
         if not self.streaming:
             notes += empty_classes(names, (item.label for item in self.items()))
@@ -143,7 +143,7 @@ class HubStream(HubDataset):
         count = splits[self._split].num_examples if self._split in splits else None
         if not count:
             raise UserError(
-                f"hf:{self.name} does not say how many images its split {self._split} has",
+                f"hf:{self.name} does not state how many images its split {self._split} has",
                 code="unknown-count",
                 remedy="leave --streaming out: the data set is then stored first, and counted",
             )
@@ -202,7 +202,7 @@ def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, st
         chosen = split or ("train" if "train" in splits else splits[0])
         if chosen not in splits:
             raise UserError(
-                f"split {split}: hf:{name} has none of this name", code="no-such-split", expected=", ".join(splits)
+                f"split {split}: hf:{name} has no split of this name", code="no-such-split", expected=", ".join(splits)
             )
         data = datasets.load_dataset(path, revision=revision or None, split=chosen, streaming=streaming)
     return data, chosen, str(builder.hash)
@@ -311,7 +311,7 @@ def class_table(feature: Any, values: set[Any], listed: Path | None, where: str)
     if all(isinstance(value, int | float) for value in values):
         odd = next((value for value in values if value != value // 1), None)
         if odd is not None:
-            raise UserError(f"{where} has the label {odd}", code="bad-label-file", expected="whole numbers, or texts")
+            raise UserError(f"{where} has the label {odd}", code="bad-label-file", expected="integers, or strings")
         names = label_names([int(value) for value in values], read_class_names(listed) if listed else None, where)
         return names, {value: int(value) for value in values}
     present = {str(value) for value in values}
@@ -325,7 +325,7 @@ def unlabelled(name: str, value: Any) -> UserError:
         f"hf:{name} has an image whose label is {value!r}",
         code="no-labels",
         expected="a class for every image (the test splits of many data sets have none)",
-        remedy="--split with one that is labelled",
+        remedy="--split NAME with a split that has labels",
     )
 
 

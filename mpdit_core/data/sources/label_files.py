@@ -71,10 +71,12 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
     try:
         for with_extension in (True, False):
             names = _ImageNames(images, with_extension=with_extension)
-            for ways in (_column_ways(lines, names), [("a name, a blank and a class", partial(_blanks, lines, names))]):
+            for ways in (_column_ways(lines, names), [("a name, a space and a class", partial(_blanks, lines, names))]):
                 fitting = _fitting(ways, names, problems)
                 if len({tuple(classes) for classes in fitting.values()}) > 1:
-                    raise _AmbiguousError(f"gives other classes when it is read as {' or as '.join(fitting)}")
+                    raise _AmbiguousError(
+                        f"is ambiguous: the classes differ when it is read as {' or as '.join(fitting)}"
+                    )
                 if fitting:
                     return next(iter(fitting.values()))
         return _one_per_line([line.strip() for _, line in lines], images)
@@ -142,7 +144,9 @@ def _cells(lines: Lines, delimiter: str) -> list[tuple[int, list[str]]]:
     width = len(rows[0][1])
     odd = next((line for line, row in rows if len(row) != width), None)
     if odd is not None:
-        raise _MisfitError(f"line {odd} has not as many columns as the first, {width} (a name with a comma is quoted)")
+        raise _MisfitError(
+            f"line {odd} does not have as many columns as the first, {width} (a name with a comma is quoted)"
+        )
     return rows
 
 
@@ -166,7 +170,7 @@ def _assign(rows: Rows, names: _ImageNames) -> list[str]:
         if place is None:
             continue
         if place == SEVERAL:
-            raise _AmbiguousError(f"names {name} in line {line}, which fits several images")
+            raise _AmbiguousError(f"names {name} in line {line}, which matches several images")
         if not value:
             raise _MisfitError(f"line {line} has no class for {name}")
         if classes.setdefault(place, value) != value:
@@ -189,10 +193,12 @@ def _one_per_line(lines: list[str], images: Sequence[str]) -> list[str]:
         raise _MisfitError("a class is empty")
     if list(images) != sorted(images, key=_natural):
         raise _AmbiguousError(
-            "has one class per line, but the images have two orders: 10.png before 2.png, or after it"
+            "has one class per line, but the order of the images is ambiguous: 10.png before 2.png, or after it"
         )
     if len(values) > 1 and len(set(values)) == len(values) and any(re.search(r"[\s,;]", line) for line in lines):
-        raise _AmbiguousError("has another text in every line, which may be a class, or another image and its class")
+        raise _AmbiguousError(
+            "has a different text in every line, which may be a class, or another image and its class"
+        )
     return values
 
 
@@ -262,6 +268,6 @@ def _ambiguous(path: Path, what: str) -> UserError:
     return UserError(
         f"the label file {shown(path)} {what}",
         code="ambiguous-labels",
-        expected="a file that can be read in one way: lines `NAME,CLASS` with the whole path of each image",
-        remedy="name the columns in a first line `file,class`, quote names that have commas",
+        expected="a file that is not ambiguous: lines `NAME,CLASS` with the whole path of each image",
+        remedy="add a first line `file,class` that names the columns, and quote names that contain commas",
     )

@@ -47,10 +47,10 @@ def open_source(
     """
     if source != printable(os.fsencode(source)):
         raise UserError(
-            f"the name {printable(os.fsencode(source))} has bytes that are no text",
+            f"the name {printable(os.fsencode(source))} has bytes that are not UTF-8 text",
             code="cannot-read",
             expected="a name in UTF-8",
-            remedy="rename it, or make a link to it",
+            remedy="rename it, or make a link to it with such a name",
         )
     classes, labels = _file(classes, "class names"), _file(labels, "labels")
     if source.startswith(HUB):
@@ -68,10 +68,10 @@ def open_source(
     there = exists(path)
     if there and named and source == path.name:
         raise UserError(
-            f"{source} is both a folder here and a data set that is installed",
+            f"{source} is both a folder here and an installed data set",
             code="ambiguous-source",
             expected="one of the two",
-            remedy=f"./{source} for the folder; for the data set, run this elsewhere or rename the folder",
+            remedy=f"./{source} for the folder; for the data set, run the command in another folder or rename this one",
         )
     if there:
         _refuse(source, dataset=options)
@@ -137,7 +137,7 @@ def _file(path: Path | str | None, what: str) -> Path | None:
         return None
     path = user_path(path)
     if not exists(path) or not path.is_file():
-        raise UserError(f"the file of {what}, {shown(path)}, does not exist or is no file", code="no-such-file")
+        raise UserError(f"the file of {what}, {shown(path)}, does not exist or is not a file", code="no-such-file")
     return path
 
 

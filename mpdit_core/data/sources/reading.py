@@ -60,7 +60,7 @@ def read_items(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[Item, 
     for index in range(start, stop):
         item = items[index]
         if not (isinstance(item, Item) and isinstance(item.key, str) and isinstance(item.label, int)):
-            raise broken(dataset, "in items", f"item {index} is {item!r:.80}, not Item(key: text, label: whole number)")
+            raise broken(dataset, "in items", f"item {index} is {item!r:.80}, not Item(key: text, label: integer)")
         yield item, partial(read_image, dataset, index)
 
 
@@ -69,7 +69,7 @@ def read_image(dataset: Dataset, index: int) -> Image.Image:
     with plugin_errors(dataset, "in image"):
         image = dataset.image(index)
     if not isinstance(image, Image.Image):
-        raise broken(dataset, "in image", f"it returns {type(image).__name__}, not a picture of Pillow")
+        raise broken(dataset, "in image", f"it returns {type(image).__name__}, not a Pillow image")
     return image
 
 

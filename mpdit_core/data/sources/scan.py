@@ -70,7 +70,7 @@ class Found:
             other = self.origins.setdefault(folder, archive)
             if other != archive:
                 places = " and ".join(f"in {name or 'a folder'}" for name in (other, archive))
-                raise counted_twice(f"{'/'.join(folder)} has images {places}", "move one of the two away")
+                raise counted_twice(f"{'/'.join(folder)} has images {places}", "move one of the two elsewhere")
 
     def left_out_in(self, *folder: str) -> Counter[str]:
         """Number of files that are no images, by extension, in `folder` and below."""
@@ -101,7 +101,7 @@ class Found:
         counts = self.left_out_in()
         if not counts:
             return []
-        text = f"left out, because they are of no format that is read: {counted(counts)}"
+        text = f"skipped, because their format is not supported: {counted(counts)}"
         return [Warning(code="files-left-out", text=text)]
 
 
@@ -128,7 +128,7 @@ def find_images(root: Path) -> Found:
         compressed = root.name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
         raise UserError(
             f"{shown(root)} is "
-            + ("a compressed archive, in which nothing can be read at random" if compressed else "a file"),
+            + ("a compressed archive, which does not allow random access" if compressed else "a file"),
             code="no-images",
             expected="a folder of class folders, or an uncompressed .tar of one",
             remedy="unpack it",
@@ -141,7 +141,7 @@ def find_images(root: Path) -> Found:
 def read_entry(entry: Entry) -> bytes:
     """The bytes of an image file. Raises `FaultyImageError` where there is no such file, or it is no regular one."""
     if entry.size == NOWHERE:
-        raise FaultyImageError(f"{entry.key} in {shown(entry.file)} is a link that leads nowhere, or no regular file")
+        raise FaultyImageError(f"{entry.key} in {shown(entry.file)} is a broken link, or not a regular file")
     try:
         if entry.offset == WHOLE:
             return read_regular(entry.file)
@@ -206,7 +206,7 @@ def _scan_archive(
     """`at`: (first byte in `file`, number of bytes or None for all)."""
     if depth > MAX_DEPTH_OF_ARCHIVES:
         raise UserError(
-            f"{shown(file)} holds archives in archives, {depth} deep",
+            f"{shown(file)} holds nested archives, {depth} deep",
             code="damaged-archive",
             expected=f"at most {MAX_DEPTH_OF_ARCHIVES}",
         )
@@ -214,7 +214,9 @@ def _scan_archive(
     name = shown(file) if depth == 1 else f"{shown(file)} ({'/'.join(parts)})"
     if parts:
         if parts in found.archives:
-            raise counted_twice(f"{found.archives[parts]} and {name} count as one folder", "move one of them away")
+            raise counted_twice(
+                f"{found.archives[parts]} and {name} are read as the same folder", "move one of them elsewhere"
+            )
         found.archives[parts] = name
         found.folders.add(parts)
     for folder in archive.folders:
@@ -256,7 +258,7 @@ def _refuse_archive_of_all(found: Found) -> None:
         if names <= tops - {top}:
             raise counted_twice(
                 f"{found.archives[top,]} holds folders of the same names as those beside it, such as {min(names)}",
-                "move the archive away",
+                "move the archive elsewhere",
             )
 
 

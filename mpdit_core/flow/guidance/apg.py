@@ -23,12 +23,12 @@ from mpdit_core.settings import setting
 class AdaptiveProjected(GuidanceRule):
     """APG: the update of the predicted data is bounded, and mostly orthogonal to them. Two passes per evaluation."""
 
-    eta: float = setting(0.0, "share of the update that is parallel to the predicted data and kept; 1: all of it")
+    eta: float = setting(0.0, "factor on the component of the update parallel to the predicted data; 1: unchanged")
     norm_threshold: float = setting(
         5.0, "largest norm of the update, over all values of an image's latents; 0: no bound", ge=0
     )
     momentum: float = setting(
-        -0.5, "weight of the updates before, made for one evaluation per step; 0: none", gt=-1, lt=1
+        -0.5, "weight of the previous updates (momentum), for samplers of one evaluation per step; 0: none", gt=-1, lt=1
     )
 
     def combine(self) -> Combine:

@@ -18,8 +18,10 @@ from mpdit_core.settings import setting
 class CFGZero(GuidanceRule):
     """CFG-Zero*: the weak velocity optimally scaled, and no motion in the first steps. Two passes per evaluation."""
 
-    optimised_scale: bool = setting(True, "whether the weak velocity is scaled to be closest to the strong one")
-    zero_init: float = setting(0.04, "share of the time, from t = 1 on, in which the velocity is 0", ge=0, lt=1)
+    optimised_scale: bool = setting(
+        True, "whether the weak velocity is scaled to fit the strong one best (least squares)"
+    )
+    zero_init: float = setting(0.04, "fraction of the time, from t = 1, in which the velocity is 0", ge=0, lt=1)
 
     def combine(self) -> Combine:
         return extrapolate_from_scaled if self.optimised_scale else extrapolate

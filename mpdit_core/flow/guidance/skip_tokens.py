@@ -40,13 +40,13 @@ class SkipTokens(GuidanceRule):
             raise UserError(
                 "guidance skip-tokens with a model that has no class tokens",
                 code="no-class-tokens",
-                expected="a model whose classes are tokens",
+                expected="a model with class tokens",
                 remedy="--guidance cfg",
             )
         if guided_by_model:
             raise UserError(
                 "guidance skip-tokens and a guide",
                 code="conflicting-options",
-                expected="one weak velocity: the guide's, or that without class tokens",
+                expected="only one weak velocity: that of the guide, or that without class tokens",
                 remedy="leave --guide out, or --guidance cfg",
             )

@@ -29,7 +29,7 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
         vae = autoencoder.plugin.network
     elif autoencoder.spec.stores != "uint8":
         raise UserError(
-            f"the autoencoder {latents.autoencoder.id} is a plugin, which diffusers does not know",
+            f"the autoencoder {latents.autoencoder.id} is a plugin, which diffusers cannot load",
             code="unknown-autoencoder",
             expected="pixels, or an autoencoder of diffusers",
             remedy="--format mpdit",

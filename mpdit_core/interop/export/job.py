@@ -48,7 +48,7 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
     if options.format != "mpdit":
         model.require_flow()
     if model.latents is not None and Path(model.latents.autoencoder.id).is_absolute():
-        text = f"its autoencoder is the local folder {model.latents.autoencoder.id}: others will not have it"
+        text = f"its autoencoder is the local folder {model.latents.autoencoder.id}: other users cannot load it"
         report(Warning(code="local-autoencoder", text=text))
     with files.writing_folder(options.out) as folder:
         place = _write_page(model, folder, options) if options.format == "space" else folder
@@ -85,7 +85,7 @@ def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report
         return None
     from mpdit_core.interop.export import graph
 
-    report(Note(text="tracing the network; a large one takes minutes"))
+    report(Note(text="tracing the network, which takes minutes for a large one"))
     latents = publishable(model.latents)
     described = {"latents": latents.model_dump(mode="json") if latents else None}
     files.write_json(folder / CONFIG, files.read_json(model.path / CONFIG) | described)
@@ -114,7 +114,11 @@ def _write_model(model: ModelFolder, folder: Path, *, half: bool) -> None:
 def _halved(name: str, tensor: Tensor) -> Tensor:
     halved = tensor.half()
     if not bool(torch.isfinite(halved).all()):
-        raise UserError(f"{name} holds values beyond float16", code="beyond-float16", remedy="export in full precision")
+        raise UserError(
+            f"{name} holds values outside the range of float16",
+            code="beyond-float16",
+            remedy="export without half precision",
+        )
     return halved
 
 
@@ -153,7 +157,7 @@ def _export_dataset(options: ExportOptions, report: Reporter) -> ExportResult:
 
     if options.push:
         raise UserError(
-            "an upload with format datasets",
+            "an upload in the format datasets",
             code="invalid-value",
             expected="a model to upload",
             remedy=f"export to a folder, then: hf upload ORG/NAME {options.out} --repo-type dataset",

@@ -13,7 +13,7 @@ def require_latents(model: ModelFolder) -> LatentSpec:
     """The description of the latents. Raises `UserError` (`no-autoencoder`) where there is none."""
     if model.latents is None:
         raise UserError(
-            f"{model.path} does not say which autoencoder its latents belong to",
+            f"{model.path} does not state which autoencoder its latents belong to",
             code="no-autoencoder",
             expected="a model that was trained or imported with a description of its latents",
             remedy="--format mpdit, which needs none",

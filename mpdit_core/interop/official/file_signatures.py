@@ -24,15 +24,21 @@ BYTES: list[tuple[bytes, str]] = [
 
 # a pattern that some tensor's name matches: what holds such tensors
 TENSORS: list[tuple[str, str]] = [
-    (r"lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te", "a LoRA, which changes another model and is not one itself"),
+    (
+        r"lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te",
+        "a LoRA, which modifies another model and is not a complete model",
+    ),
     (r"stages\.0\.(blocks|patch_embedding)\.", "a model of mpdit already: use its folder as it is"),
     (r"(model\.)?diffusion_model\.(input_blocks|middle_block)|^conv_in\.|^input_blocks\.", "a UNet (Stable Diffusion)"),
     (r"^down_blocks\.|^mid_block\.", "a UNet of diffusers"),
     (r"^(encoder|decoder|first_stage_model\.(en|de)coder)\.(down|up|mid|conv_in)", "an image autoencoder (VAE)"),
     (r"(joint|double|single)_(transformer_)?blocks\.", "a text-to-image transformer (SD3 or FLUX)"),
-    (r"^transformer_blocks\..*attn1", "a DiT with the names of diffusers; import the file of the official DiT release"),
+    (
+        r"^transformer_blocks\..*attn1",
+        "a DiT with the tensor names of diffusers; import the file of the official DiT release",
+    ),
     (r"cross_attn|y_proj", "a text-conditioned transformer (PixArt)"),
-    (r"^projectors\.", "a REPA model, whose flow and projectors mpdit does not know"),
+    (r"^projectors\.", "a REPA model, whose flow and projectors mpdit does not support"),
     (r"\.(q_norm|w12|w3)\.", "a LightningDiT, whose blocks differ (SwiGLU, RMSNorm, rotary positions)"),
     (r"self_attn\.q_proj|^lm_head|^transformer\.h\.", "a language or text model"),
     (r"^Mixed_[567]|^Conv2d_1a", "an Inception network"),

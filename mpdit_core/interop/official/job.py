@@ -34,12 +34,12 @@ CLASS_TABLE = "y_embedder.embedding_table.weight"
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
 
 NOTES = {
-    "variance-dropped": "the variance half of the output channels is left out: sampling does not need it",
+    "variance-dropped": "the variance half of the output channels is not imported: sampling does not need it",
     "time-reversed": "SiT's time runs from noise to data; it is reversed in the weights: velocity = −SiT(x, 1 − t)",
-    "epsilon-model": "this is an epsilon model (it predicts noise): it loads, but it is no flow to be sampled",
+    "epsilon-model": "this is an epsilon model (it predicts noise): it is not a flow and cannot be sampled",
     "no-null-label": "it was trained without label dropout: its null label is a row of zeros; do not use guidance",
-    "other-image-size": "its arguments name another image size than its position table is for; the table is followed",
-    "no-autoencoder": "no autoencoder is known for its number of channels: it gives latents, not images",
+    "other-image-size": "its arguments and its position table have different image sizes; that of the table is used",
+    "no-autoencoder": "no autoencoder is known for its number of channels: samples are latents, not images",
 }
 """What a user should know about a conversion, by code; a model folder keeps those that apply as `extra["notes"]`."""
 
@@ -216,9 +216,9 @@ def _has_null_label(official: Mapping[str, Tensor], arguments: Mapping[str, Any]
 def _check_complete(config: ModelConfig, state: Mapping[str, Tensor], path: Path) -> None:
     shapes = parameter_shapes(config)
     try:
-        require_shapes(shapes, state, where=f"{path}, by our names,")
+        require_shapes(shapes, state, where=f"{path}, in the tensor names of mpdit,")
     except UserError as error:
-        remedy = "ask where it comes from: its code may have been changed"
+        remedy = "check its origin: the code that wrote it may have been changed"
         raise UserError(error.what, code="tensors-do-not-fit", expected=error.expected, remedy=remedy) from error
 
 

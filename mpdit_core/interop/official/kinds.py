@@ -57,9 +57,9 @@ def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping
     if named:
         kinds, why = ("dit", "mpdit"), "DiT without variance predicts noise, MPDiT's dense baselines velocity"
     raise UserError(
-        f"{name} may be {' or '.join(kinds)}: {why}, and nothing else in the file tells",
+        f"{name} may be {' or '.join(kinds)}: {why}, and nothing else in the file shows which",
         code="ambiguous-kind",
-        expected="a file name or stored arguments that tell which",
+        expected="a file name or stored arguments that show which",
         remedy=f"--kind {kinds[0]}, or --kind {kinds[1]}",
     )
 

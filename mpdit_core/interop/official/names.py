@@ -63,7 +63,7 @@ def convert_state_dict(
     unknown = [name for name, ours in names.items() if not ours]
     if unknown:
         more = " …" if len(unknown) > 5 else ""
-        raise _unknown(f"tensors of no known part: {', '.join(unknown[:5])}{more}", "an MPDiT, DiT or SiT checkpoint")
+        raise _unknown(f"unknown tensors: {', '.join(unknown[:5])}{more}", "an MPDiT, DiT or SiT checkpoint")
     for name, ours in names.items():
         tensor = official[name]
         if ours.endswith("patch_embedding.linear.weight"):
@@ -118,7 +118,7 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
         skip=len(patch_sizes) == 1 or bool(_numbered(official, "linear_skip")),
         mlp_ratio=hidden // width,
     )
-    return validate(ModelConfig, values, origin="the model these tensors imply")
+    return validate(ModelConfig, values, origin="the model that these tensors imply")
 
 
 def _unknown(what: str, expected: str) -> UserError:

@@ -59,11 +59,13 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
             f"{path} is a folder",
             code="already-a-model" if ours else "wrong-file",
             expected=EXPECTED,
-            remedy="use the folder as it is: it holds a model of mpdit" if ours else "name the file in it",
+            remedy="no import is needed, use the folder itself: it holds a model of mpdit"
+            if ours
+            else "give the file in it",
         )
     try:
         if not path.is_file():
-            what = "is no regular file" if path.exists() else "does not exist"
+            what = "is not a regular file" if path.exists() else "does not exist"
             raise UserError(f"{path} {what}", code="no-such-file", expected=EXPECTED)
         with open(path, "rb") as file:
             head = file.read(512)
@@ -96,7 +98,7 @@ def _stripped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"{path} holds two tensors {short}: {first[short]} and {name}",
                 code="ambiguous-weights",
                 expected="one set of weights",
-                remedy="save the set you want alone: torch.save(weights, 'weights.pt')",
+                remedy="save only the set that you want: torch.save(weights, 'weights.pt')",
             )
         first[short] = name
     return {short: tensors[name] for short, name in first.items()}
@@ -119,7 +121,7 @@ def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 remedy="take an earlier checkpoint: the training that wrote this one had diverged",
             )
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > 2 * size:
-        raise _damaged(path, "its tensors have more bytes than the file")
+        raise _damaged(path, "its header describes more bytes than the file has")
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -154,7 +156,7 @@ def _read_pickle(path: Path, *, zipped: bool) -> Any:
 def _check_archive(path: Path) -> None:
     """Raises `UserError` for a zip archive that is cut, no torch file, or larger inside than outside."""
     if not zipfile.is_zipfile(path):
-        raise _damaged(path, "a torch file (zip) without its end")
+        raise _damaged(path, "a torch file (zip) whose end is missing")
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("data.pkl") for name in archive.namelist()):
             inside = ", ".join(archive.namelist()[:3])
@@ -179,11 +181,11 @@ def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> UserError:
             f"{path} is a damaged pickle, or one that torch did not write", code="wrong-file", expected=EXPECTED
         )
     else:
-        return _damaged(path, "a torch file, but its pickle makes no sense")
+        return _damaged(path, "a torch file, but its pickle is invalid")
     return UserError(
         what,
         code="foreign-object" if harmless else "unsafe-file",
-        expected="only tensors, numbers, texts and argparse.Namespace",
+        expected="only tensors, numbers, strings and argparse.Namespace",
         remedy="if you trust its origin, load it with its own code and save only the weights: "
         "torch.save(checkpoint['ema'], 'weights.pt')",
     )

@@ -46,7 +46,7 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
         raise UserError(
             f"interpolation from image {first} to image {last}",
             code="invalid-value",
-            expected="two different numbers of images, such as 0,1",
+            expected="the numbers of two different images, such as 0,1",
         )
     view = open_view(options, "interpolation", default_samples=DEFAULT_SAMPLES)
     count = view.num_samples

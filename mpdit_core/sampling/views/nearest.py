@@ -57,7 +57,7 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     view = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, images_per_sample=NEIGHBOURS + 1)
     training = find_training_images(view.folder, options.latents)
     if view.folder.latents and training.spec.fingerprint != view.folder.latents.fingerprint:
-        text = f"{training.path} holds other latents than those the model was trained on"
+        text = f"{training.path} holds latents that differ from those that the model was trained on"
         report(Warning(code="other-latents", text=text))
     generator = view.generator()
     batches = list(generator.batches())
@@ -96,7 +96,7 @@ def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder
     where = given or (Path(spec.folder) if spec and spec.folder else None)
     if where is None or not (given or where.is_dir()):
         raise UserError(
-            f"the latents the model was trained on were in {where or 'a place it does not name'}, and are not there",
+            f"the model's training latents were in {where or 'a folder that is not recorded'}, and are not there",
             code="no-training-latents",
             remedy="--latents DIR",
         )

@@ -57,7 +57,7 @@ class Checkpoints:
         try:
             self._report(self.writer.wait())
         except UserError as error:
-            text = f"checkpoint not written, training continues, older ones are kept: {error.what}"
+            text = f"the checkpoint could not be written, training continues, older checkpoints are kept: {error.what}"
             self.session.report(Warning(code="checkpoint-not-written", text=text))
 
     def newest(self) -> Path | None:

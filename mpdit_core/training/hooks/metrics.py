@@ -95,7 +95,7 @@ class StepMetrics:
             self.write_the_rest()
         except UserError as error:
             if not had_failed:
-                text = f"the metrics from step {step} on are not written yet, training continues: {error.what}"
+                text = f"the metrics from step {step} could not be written yet, training continues: {error.what}"
                 self.session.report(Warning(code="metrics-not-written", text=text))
 
     def write_the_rest(self) -> None:

@@ -65,7 +65,7 @@ class Previews:
                     picture.load()
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 if path not in self._damaged:
-                    text = f"{path} is left out of the animation: {error}"
+                    text = f"{path} is not in the animation: {error}"
                     self.session.report(Warning(code="damaged-preview", text=text))
                 self._damaged.add(path)
             else:

@@ -55,8 +55,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor], *, group: dist.ProcessGro
         raise UserError(
             f"process {rank} could not write its part of {folder.parent}: {cause}",
             code="cannot-write",
-            expected=f"room for a checkpoint, and the same folder {folder.parent} on every machine",
-            remedy="free some space or correct the rights, then run the same command again; older checkpoints are kept",
+            expected=f"room for a checkpoint, and a folder {folder.parent} that all machines share",
+            remedy="free some space or correct the permissions, then repeat the command; older checkpoints are kept",
         ) from error
     finally:
         dist.barrier(group)  # gloo aborts a process that leaves while another still reads its last message

@@ -125,8 +125,8 @@ def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
         raise UserError(
             f"{folder / ABOUT} is not of format {FORMAT}",
             code="unknown-format",
-            expected=f"what mpdit {__version__} writes",
-            remedy="begin another sweep",
+            expected=f"the format that mpdit {__version__} writes",
+            remedy="start another sweep",
         )
     saved = validate(TrainOptions, about.get("options"), origin=str(folder / ABOUT))
     given = {name: getattr(options, name) for name in options.model_fields_set}
@@ -139,7 +139,7 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
     axes = read_sweeps(options.sweep)
     if any(axis.key == SEED for axis in axes):
         raise UserError(
-            f"sweep {SEED}", code="swept-twice", expected="other keys", remedy="--seeds N trains with N seeds"
+            f"sweep {SEED}", code="swept-twice", expected="other keys", remedy="give --seeds N to train with N seeds"
         )
     alone = options.model_copy(update={"run": None, "sweep": (), "seeds": 1, "dry_run": False})
     cells = [_cell(alone, axes, texts) for texts in product(*(axis.texts for axis in axes))]
@@ -227,7 +227,7 @@ def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
 def _write(result: TrainSweepResult, report: Reporter) -> TrainSweepResult:
     """Writes the table, and the plot where there is something to draw and matplotlib; the result names them."""
     if result.distance and find_spec("matplotlib") is None:
-        text = "there is no plot without matplotlib: pip install 'mpdit[plot]'"
+        text = "the plot needs matplotlib: pip install 'mpdit[plot]'"
         report(Warning(code="no-matplotlib", text=text))
     elif result.distance:
         result = result.model_copy(update={"plot": result.path / PLOT})

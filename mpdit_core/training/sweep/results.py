@@ -20,7 +20,7 @@ class Measured(Settings):
     """One evaluation of a run."""
 
     step: int = setting(..., "optimizer steps done")
-    flops: float = setting(..., "floating-point operations spent on training until then")
+    flops: float = setting(..., "floating-point operations of the training up to that step")
     distance: float = setting(..., "Fréchet distance of its samples")
 
 
@@ -30,8 +30,8 @@ class RunOutcome(Settings):
     run: Path = setting(..., "its folder")
     seed: int = setting(..., "its seed")
     step: int = setting(..., "optimizer steps logged")
-    finished: bool = setting(..., "whether it did all its steps, and the evaluation that is due at the last")
-    diverged: bool = setting(..., "whether it stopped at a bad step")
+    finished: bool = setting(..., "whether it did all its steps and the evaluation after the last")
+    diverged: bool = setting(..., "whether it stopped because it diverged")
     loss: float | None = setting(..., "mean of the last tenth of its logged losses")
     evaluations: tuple[Measured, ...] = setting(..., "its evaluations, in order of step")
 
@@ -50,9 +50,9 @@ class Cell(Settings):
     values: dict[str, str] = setting(..., "key → its value, as text")
     runs: tuple[RunOutcome, ...] = setting(..., "one per seed")
     loss: Statistics | None = setting(..., "loss of the finished runs")
-    distance: Statistics | None = setting(..., "distance in their last evaluation")
+    distance: Statistics | None = setting(..., "Fréchet distance in their last evaluation")
     flops: float = setting(..., "floating-point operations of one whole run")
-    command: str = setting(..., "command line that trains this combination, in a run of its own")
+    command: str = setting(..., "command line that trains this combination in a separate run")
 
 
 class TrainSweepResult(Result):
@@ -62,8 +62,10 @@ class TrainSweepResult(Result):
     axes: tuple[str, ...] = setting(..., "the keys that were varied, in order")
     cells: tuple[Cell, ...] = setting(..., "one per combination")
     distance: str | None = setting(..., "name of the distance; none: no run was evaluated")
-    best: Cell | None = setting(..., "the one of the lowest distance (or loss) among those whose runs all finished")
-    plot: Path | None = setting(None, "distance against compute; none: no evaluations, or no matplotlib")
+    best: Cell | None = setting(
+        ..., "the combination with the lowest distance (or loss) among those whose runs all finished"
+    )
+    plot: Path | None = setting(None, "plot of distance against compute; none: no evaluations, or no matplotlib")
 
 
 def outcome_of(path: Path, *, seed: int, config: RunConfig, total_steps: int) -> RunOutcome:

@@ -33,11 +33,11 @@ class DCT:
     stores: ClassVar[Literal["mean"]] = "mean"
 
     factor: Literal[4, 8] = option(4, "side of a block in pixels: 4 or 8")
-    channels: int = option(16, "number of coefficients kept of each block, at most 3 · factor²", minimum=3, maximum=192)
+    channels: int = option(16, "number of coefficients kept per block, at most 3 · factor²", minimum=3, maximum=192)
 
     def __post_init__(self) -> None:
         if self.channels > 3 * self.factor**2:
-            raise ValueError(f"channels = {self.channels}: a block of colours has {3 * self.factor**2} coefficients")
+            raise ValueError(f"channels = {self.channels}: an RGB block has {3 * self.factor**2} coefficients")
 
     def load(self, device: torch.device) -> None:
         beyond = math.ceil((self.channels - self.factor**2) / 2)  # what luminance has no coefficients for

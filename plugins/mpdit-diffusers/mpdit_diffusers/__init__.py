@@ -39,7 +39,7 @@ class Euler:
     plugin_api: ClassVar[int] = 2
 
     num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
-    shift: float = option(1.0, "above 1: more of the steps close to the noise, as larger images need", minimum=0.01)
+    shift: float = option(1.0, "above 1: more steps close to the noise, which larger images need", minimum=0.01)
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
         scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift)
@@ -70,8 +70,8 @@ class _Multistep:
     stochastic: ClassVar[bool] = False
     plugin_api: ClassVar[int] = 2
 
-    num_steps: int = option(25, "intervals between t = 1 and t = 0, as many evaluations", minimum=2)
-    shift: float = option(1.0, "above 1: more of the steps close to the noise, as larger images need", minimum=0.01)
+    num_steps: int = option(25, "intervals between t = 1 and t = 0, one evaluation each", minimum=2)
+    shift: float = option(1.0, "above 1: more steps close to the noise, which larger images need", minimum=0.01)
 
     def scheduler(self) -> Any:
         raise NotImplementedError
@@ -94,7 +94,7 @@ class DPM(_Multistep):
     # lower_order_final and euler_at_final make no difference; with final_sigmas_type="sigma_min" it does not converge.
     order: ClassVar[int] = 1
 
-    solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: past evaluations used in a step")
+    solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: number of past evaluations used in a step")
 
     def scheduler(self) -> Any:
         return DPMSolverMultistepScheduler(
@@ -112,7 +112,7 @@ class UniPC(_Multistep):
     # As above: solver_order=1 1.73 to 1.95, =2 2.33 to 2.51, =3 1.38 to 1.79, best at few steps.
     order: ClassVar[int] = 1
 
-    solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: past evaluations used in a step")
+    solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: number of past evaluations used in a step")
 
     def scheduler(self) -> Any:
         return UniPCMultistepScheduler(

@@ -92,7 +92,7 @@ class DINOv2:
                 f"the weights of DINOv2 are not at {cached} and cannot be downloaded: {type(error).__name__}",
                 code="no-weights",
                 expected=f"{self._file}, or model.safetensors of {self._repository}",
-                remedy=f"on a machine with a connection: hf download {self._repository} model.safetensors; "
+                remedy=f"on a machine with internet access: hf download {self._repository} model.safetensors; "
                 "then --set features.weights=FILE",
             ) from error
 
@@ -121,12 +121,12 @@ def _read(path: Path) -> dict[str, Tensor]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: there is no such file", code="no-such-file", expected="a .pth or .safetensors file"
+            f"{path}: the file does not exist", code="no-such-file", expected="a .pth or .safetensors file"
         ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is not readable as weights: {reason}",
+            f"{path} cannot be read as weights: {reason}",
             code="damaged-file",
             expected="a state dict saved by torch, or a .safetensors file",
             remedy="it may be truncated: delete it and download it again",

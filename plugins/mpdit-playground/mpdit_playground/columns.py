@@ -131,10 +131,10 @@ def _compute_block(column: Column, block: int, ended: Callable[[], bool]) -> Non
     column.nfe = velocity.nfe
     if not bool(torch.isfinite(latents).all()):
         raise UserError(
-            "an image came out as NaN or infinite",
+            "an image has NaN or infinite values",
             code="not-finite",
             expected="finite latents",
-            remedy="a smaller guidance scale, or a model that trained without diverging",
+            remedy="use a smaller guidance scale, or a model whose training did not diverge",
         )
     _update(pictures, generator.decode(latents), 0.0, latents.cpu())
 

@@ -43,10 +43,13 @@ def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> Play
     except OSError as error:
         where = f"{options.host}:{options.port or 7860}"
         raise UserError(
-            f"{where} cannot be listened on: {error}", code="port-in-use", expected="a free port", remedy="--port N"
+            f"the page cannot be opened at {where}: {error}",
+            code="port-in-use",
+            expected="a free port",
+            remedy="--port N",
         ) from error
     if options.host not in LOCAL:
-        text = f"everybody who reaches {options.host} can use this page"
+        text = f"everybody who can connect to {options.host} can use this page"
         report(Warning(code="open-to-network", text=text))
     report(Note(text=f"the page is at {url} until Ctrl-C"))
     try:
@@ -59,5 +62,5 @@ def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> Play
 
 
 playground_command = PluginCommand(
-    options=PlaygroundOptions, job=playground, help="Open a local page to play with a model, or several side by side."
+    options=PlaygroundOptions, job=playground, help="Open a local page to try a model, or several side by side."
 )

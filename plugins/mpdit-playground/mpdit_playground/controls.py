@@ -327,7 +327,7 @@ class RequestControls:
             raise UserError("no class is chosen", code="no-such-class", expected="one or more, or all in turn")
         number = number_of(int)(number)
         if not isinstance(number, int) or number < 1:
-            raise UserError(f"{number} images", code="invalid-value", expected="a whole number of at least 1")
+            raise UserError(f"{number} images", code="invalid-value", expected="an integer of at least 1")
         given = {name: field.read(by_id[field.component._id]) for name, field in self.fields.items()}
         given |= {
             "classes": tuple(classes) if which == CHOSEN else which,

@@ -17,14 +17,14 @@ class PlaygroundOptions(SamplingOptions, DeviceOptions):
     models: tuple[str, ...] = setting(
         ..., f"{MODEL}; several to compare", argument=True, repeated=True, strict=False, metavar="MODEL…"
     )
-    num_samples: PositiveInt = setting(8, "number of images that the page begins with")
+    num_samples: PositiveInt = setting(8, "number of images that the page starts with")
     latents: Path | None = setting(
-        None, "folder of latents to search for the nearest training images", metavar="DIR",
-        strict=False, chosen="those of the training",
+        None, "folder of training latents to search for the nearest images", metavar="DIR",
+        strict=False, chosen="those that the model was trained on",
     )  # fmt: skip
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: open to the network", panel="Running")
     port: PositiveInt | None = setting(
-        None, "port to listen on", le=65535, chosen="the first free one from 7860 on", panel="Running"
+        None, "port to listen on", le=65535, chosen="the first free port from 7860", panel="Running"
     )
     browser: bool = setting(True, "open the page in the browser", panel="Running")
 
@@ -32,4 +32,4 @@ class PlaygroundOptions(SamplingOptions, DeviceOptions):
 class PlaygroundResult(Result):
     """A page that was closed."""
 
-    url: str = setting(..., "address that the page had")
+    url: str = setting(..., "address of the page")

@@ -26,7 +26,9 @@ class Dopri5:
     plugin_api: ClassVar[int] = 2
 
     num_steps: int = option(
-        1, "states given on the way, at equal times; the solver chooses its own steps between them", minimum=1
+        1,
+        "number of states returned, at equal intervals of time; the solver chooses its own steps between them",
+        minimum=1,
     )
     rtol: float = option(1e-5, "relative tolerance", minimum=1e-12)
     atol: float = option(1e-5, "absolute tolerance", minimum=1e-12)

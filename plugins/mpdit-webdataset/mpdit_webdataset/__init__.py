@@ -39,7 +39,7 @@ class _Place(NamedTuple):
 class WebDataset:
     """Labelled pictures in .tar shards. Uncompressed, with random access: their bytes are found once."""
 
-    shards: str = option("", "path of the shards; braces count: data/train-{0000..0041}.tar")
+    shards: str = option("", "path of the shards, with a range in braces: data/train-{0000..0041}.tar")
     classes: str = option("", "file with one class name per line, in label order; empty: the labels themselves")
 
     def class_names(self) -> list[str]:
@@ -107,7 +107,7 @@ def _samples(shard: str) -> Iterator[tuple[str, _Place, int | str]]:
         if not stem or not (suffix in PICTURES or suffix in LABELS):
             continue
         if start < 0:
-            raise _bad(shard, f"{path} is a link that leads nowhere, or no regular file")
+            raise _bad(shard, f"{path} is a broken link, or not a regular file")
         if suffix in PICTURES:
             if key in pictures:
                 raise _bad(shard, f"{key} has several pictures, such as {path}", "one picture for each key")
@@ -136,9 +136,9 @@ def _label(shard: str, path: str, data: bytes) -> int | str | None:
                 raise ValueError(f"the label {fields[0]!r}")
             text = str(fields[0]).strip()
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
-        raise _bad(shard, f"{path} holds no label: {error}", "a whole number or a text") from error
+        raise _bad(shard, f"{path} holds no label: {error}", "an integer or a string") from error
     if not text:
-        raise _bad(shard, f"{path} is empty", "a whole number or a text")
+        raise _bad(shard, f"{path} is empty", "an integer or a string")
     return int(text) if text.lstrip("-").isdecimal() and text.isascii() and len(text) < 10 else text
 
 
@@ -162,7 +162,7 @@ def _number(labels: Sequence[int | str], listed: list[str] | None, where: str) -
             + (f" and the text {text!r}" if text is not None else "")
             + (f" for {len(listed)} class names" if listed else ""),
             code="bad-label-file",
-            expected="whole numbers from 0 on (below 0 there are no classes), or texts",
+            expected="integers of at least 0, or strings",
             remedy="name a file with a class name for each label from 0 on: --set dataset.classes=FILE",
         )
     return listed or [str(n) for n in range(max(numbers) + 1)], numbers

@@ -111,7 +111,7 @@ def test_whether_something_answers(server: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert examine("here")["found"].what == "nothing of mpdit"
+    assert examine("here")["found"].what == "nothing that belongs to mpdit"
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/run.json").write_text("{")
     found = examine("here")

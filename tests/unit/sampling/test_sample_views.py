@@ -215,7 +215,7 @@ def test_the_command_makes_each_view(model, latents, tmp_path, monkeypatch, caps
     made = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert made == ["tiny-interpolation-1", "tiny-nearest-1", "tiny-sweep-1", "tiny-trajectory-1"]
     assert main([*base, "--show", "--out", "o"]) == 0
-    assert "no terminal" in capsys.readouterr().out
+    assert "not a terminal" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
