@@ -9,6 +9,7 @@ import torch
 from mpdit_core.data.manifest import read_manifest
 from mpdit_core.reporting import Reporter, Saved
 from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.options import DeviceOptions
 
 RFID_IMAGES = 50_000
 
@@ -29,21 +30,21 @@ def write_reference(folder: Path, *, device: torch.device, trust: bool, report: 
     report(Saved(what="reference statistics", path=folder))
 
 
-def measure_rfid(folder: Path, *, device: str, trust: bool, report: Reporter) -> float | None:
+def measure_rfid(folder: Path, options: DeviceOptions, *, trust: bool, report: Reporter) -> float | None:
     """FID of decoded latents against the images; None with other Inception weights than the published.
 
     Every process takes part. The record is in evals/ of the folder.
     """
     from mpdit_core.evaluation import EvaluateOptions, evaluate
 
-    options = EvaluateOptions(
+    wanted = EvaluateOptions(
         what=str(folder),
         reference=str(folder),
         num_samples=min(RFID_IMAGES, read_manifest(folder).count),
         metrics=("fid",),
         out=folder / "evals",
-        device=device,
+        device=options.device,
         trust=trust,
     )
-    found = evaluate(options, report=report).metrics.get("fid")
+    found = evaluate(wanted, report=report).metrics.get("fid")
     return found if isinstance(found, float) else None

@@ -177,7 +177,7 @@ def _inspect(job: EncodeJob, *, is_new: bool) -> None:
 
 
 def _rfid(job: EncodeJob) -> float | None:
-    return measure_rfid(job.folder.path, device=job.options.device, trust=_is_typed(job), report=job.report)
+    return measure_rfid(job.folder.path, job.options, trust=_is_typed(job), report=job.report)
 
 
 def _is_typed(job: EncodeJob) -> bool:
