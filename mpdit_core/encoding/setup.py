@@ -69,7 +69,6 @@ class EncodeJob:
 
 def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
     """Opens everything, settles the plan, and refuses what cannot be done; every process does."""
-    what_is_encoded(options)  # raises unless there is one
     opened = _open_foreign if options.from_latents else _open_source
     job = opened(options, device=device, world=world, report=report)
     autoencoder = job.autoencoder.spec

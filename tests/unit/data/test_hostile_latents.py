@@ -65,7 +65,6 @@ def change(folder: Path, path: str, value: Any) -> None:
         ("plan.autoencoder.factor", 0),
         ("plan.autoencoder.factor", 3),
         ("plan.autoencoder.channels", 10**9),
-        ("plan.class_names", []),
         ("normalisation.std", [0.0, 1.0, 1.0]),
         ("normalisation.mean", [float("nan"), 0.0, 0.0]),
         ("normalisation.mean", [0.0]),
@@ -76,6 +75,12 @@ def test_numbers_and_names_that_cannot_be(folder: Path, path: str, value: Any):
     change(folder, path, value)
     with refused("damaged-file", "manifest.json"):
         LatentFolder(folder)
+
+
+def test_labels_without_a_class(folder: Path):
+    change(folder, "plan.class_names", [])
+    with refused("damaged-file", "shard-"):
+        _ = LatentFolder(folder).labels
 
 
 def test_verify_touches_nothing_outside(whole: Path, folder: Path, tmp_path: Path):
