@@ -50,7 +50,8 @@ class LatentFolder:
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
         self.spec: LatentSpec = latent_spec(self.manifest, self.path)
-        self._ends = np.cumsum([shard.count for shard in self.manifest.shards])
+        counts = [shard.count for shard in self.manifest.shards]
+        self._firsts = np.cumsum([0, *counts[:-1]])  # number of the first image of each shard
         self.hashes = HashCheck()
         self._maps: dict[int, dict[str, np.ndarray]] = {}
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
@@ -105,24 +106,22 @@ class LatentFolder:
         plan = self.manifest.plan
         stored = np.empty((len(wanted), *plan.stored_shape), dtype=plan.autoencoder.form.dtype)
         labels = np.empty(len(wanted), dtype=np.int64)
-        shards = np.searchsorted(self._ends, wanted, side="right")
+        shards = np.searchsorted(self._firsts, wanted, side="right") - 1
+        rows = wanted - self._firsts[shards]
         touched = np.unique(shards).tolist()
         self._map(touched)
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (tensor of a shard, rows in it, places in batch)
+        parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, places in the batch)
         for number in touched:
-            tensors, first = self.shard(number), self._ends[number] - self.manifest.shards[number].count
             here = shards == number
             for name, chosen in zip(plan.tensor_names, (here & ~mirrored, here & mirrored), strict=False):
-                places = np.flatnonzero(chosen)
-                parts.append((tensors[name], wanted[places] - first, places))
-        for tensor, rows, _ in parts:  # all are asked for before the first is waited for
-            prefetch(tensor, rows)
+                parts.append((self.shard(number)[name], np.flatnonzero(chosen)))
+        for tensor, places in parts:  # all are asked for before the first is waited for
+            prefetch(tensor, rows[places])
         for number in touched:
             places = np.flatnonzero(shards == number)
-            first = self._ends[number] - self.manifest.shards[number].count
-            labels[places] = self.shard(number)["labels"][wanted[places] - first]
-        for tensor, rows, places in parts:
-            stored[places] = tensor[rows]
+            labels[places] = self.shard(number)["labels"][rows[places]]
+        for tensor, places in parts:
+            stored[places] = tensor[rows[places]]
         return stored, labels
 
     def shard(self, number: int) -> dict[str, np.ndarray]:

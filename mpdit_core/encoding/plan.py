@@ -61,10 +61,10 @@ def make_plan(
         else choose_precision(options.precision, autoencoder, source, resolution=resolution),
         flip=options.flip if options.flip is not None else not autoencoder.spec.flip_equivariant,
         batch_size=options.batch_size or max(1, min(256, 32 * 256**2 // resolution.area)),
-        shard_size=options.shard_size or 1,
+        shard_size=1,
         class_names=class_names,
     )
-    return plan if options.shard_size else _in_shards(plan)
+    return _in_shards(plan, options.shard_size)
 
 
 def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holding) -> EncodingPlan:
@@ -93,17 +93,17 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
         autoencoder=holding.autoencoder,
         flip=holding.has_flips,
         batch_size=1,
-        shard_size=options.shard_size or 1,
+        shard_size=1,
         class_names=names,
     )
-    return plan if options.shard_size else _in_shards(plan)
+    return _in_shards(plan, options.shard_size)
 
 
-def _in_shards(plan: EncodingPlan) -> EncodingPlan:
-    """`plan` with a size of shards that holds whole batches."""
+def _in_shards(plan: EncodingPlan, wanted: int | None) -> EncodingPlan:
+    """`plan` with the size of shards that is `wanted`, or else one that holds whole batches."""
     fitting = min(SHARD_ITEMS, SHARD_BYTES // plan.bytes_per_image, -(-plan.source.items // SHARDS_AT_LEAST))
-    size = max(1, round(fitting / plan.batch_size)) * plan.batch_size
-    return plan.model_copy(update={"shard_size": size})
+    whole_batches = max(1, round(fitting / plan.batch_size)) * plan.batch_size
+    return plan.model_copy(update={"shard_size": wanted or whole_batches})
 
 
 def _refuse_options_of_images(options: EncodeOptions) -> None:

@@ -7,9 +7,11 @@ side by side for a person to look at. The figures are kept in `reconstruction.js
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
@@ -24,10 +26,12 @@ from mpdit_core.pictures import labelled_grid, save_png
 from mpdit_core.reporting import Progress, Reporter, Saved, Warning
 from mpdit_core.runtime.files import write_json
 from mpdit_core.settings import Settings, setting
+from mpdit_core.size import Size
 
 SHEET = "contact-sheet.png"
 SHEET_IMAGES = 8
 FIGURES = "reconstruction.json"
+DECODED_AT_ONCE = 16  # images of 128 px; of 256 px 4, for which Stable Diffusion's decoder takes 0.9 GiB
 POOR_PSNR = 15.0  # dB; the Stable Diffusion autoencoder reaches about 26, a wrong pixel range about 10
 LARGEST_PSNR = 100.0  # dB, for an image that comes back exactly
 
@@ -46,27 +50,33 @@ def read_reconstruction(folder: Path) -> Reconstruction | None:
     return read_record(Reconstruction, path) if path.is_file() else None
 
 
+def is_inspected(folder: LatentFolder, *, images: int) -> bool:
+    """Whether the contact sheet and, unless `images` is 0, the figures of as many images are there."""
+    before = read_reconstruction(folder.path)
+    measured = before.images if before else 0
+    return (folder.path / SHEET).exists() and measured >= _count(folder.manifest, images)
+
+
 def inspect_reconstruction(
     folder: LatentFolder, source: Dataset, autoencoder: LoadedAutoencoder, *, images: int, report: Reporter
 ) -> None:
     """Compares `images` images (0: none), writes figures and contact sheet, and warns (`poor-reconstruction`) where
     decoding does not return them."""
-    picks = _pick(folder.manifest, source, images or SHEET_IMAGES)
-    shown = set(evenly_spread(len(picks), min(SHEET_IMAGES, len(picks))))
+    picks = _pick(folder.manifest, source, _count(folder.manifest, images or SHEET_IMAGES))
+    shown = evenly_spread(len(picks), min(SHEET_IMAGES, len(picks)))
     psnrs, ssims, cells, captions = [], [], [], []
-    for place, (index, decode) in enumerate(picks):
-        batch = folder.batch([index])
-        picture = prepare(decode(), folder.spec.resolution, autoencoder.mode)
-        image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+    for part in _batches(len(picks), folder.spec.resolution):
+        batch = folder.batch([index for index, _ in picks[part]])
         decoded = autoencoder.decode(batch.mean).cpu()
-        psnrs.append(psnr(image, decoded).item())
-        ssims.append(ssim(image, decoded).item())
-        if place in shown:
-            cells += [image, decoded]
-            captions += [folder.spec.class_name(int(batch.labels)), "decoded"]
-        report(Progress(task="decode", done=place + 1, total=len(picks), unit="images"))
-    save_png(labelled_grid(torch.cat(cells).numpy(), captions, columns=4), folder.path / SHEET)
-    report(Saved(what="contact sheet, sources next to their decoded latents", path=folder.path / SHEET))
+        pictures = [prepare(decode(), folder.spec.resolution, autoencoder.mode) for _, decode in picks[part]]
+        originals = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        psnrs += psnr(originals, decoded).tolist()
+        ssims += ssim(originals, decoded).tolist()
+        for row in [place - part.start for place in shown if part.start <= place < part.stop]:
+            cells += [originals[row], decoded[row]]
+            captions += [folder.spec.class_name(int(batch.labels[row])), "decoded"]
+        report(Progress(task="decode", done=part.stop, total=len(picks), unit="images"))
+    _save_sheet(folder, cells, captions, what="sources next to their decoded latents", report=report)
     found = Reconstruction(images=len(picks), psnr=fmean(psnrs), ssim=fmean(ssims))
     if images:
         write_json(folder.path / FIGURES, found.model_dump(mode="json"))
@@ -81,10 +91,31 @@ def inspect_reconstruction(
 def draw_decoded(folder: LatentFolder, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
     """Draws what some latents decode to, where there are no images to compare them with: a wrong scale is seen."""
     batch = folder.batch(evenly_spread(len(folder), min(SHEET_IMAGES, len(folder))))
-    decoded = torch.cat([autoencoder.decode(mean[None]).cpu() for mean in batch.mean])
-    captions = [folder.spec.class_names[label] for label in batch.labels.tolist()]
-    save_png(labelled_grid(decoded.numpy(), captions, columns=4), folder.path / SHEET)
-    report(Saved(what="contact sheet, decoded latents", path=folder.path / SHEET))
+    parts = _batches(len(batch.mean), folder.spec.resolution)
+    cells = [image for part in parts for image in autoencoder.decode(batch.mean[part]).cpu()]
+    captions = [folder.spec.class_name(label) for label in batch.labels.tolist()]
+    _save_sheet(folder, cells, captions, what="decoded latents", report=report)
+
+
+def _count(manifest: Manifest, images: int) -> int:
+    """How many images are compared where `images` are asked for: a contact sheet of pixels, which come back exactly."""
+    autoencoder = manifest.plan.autoencoder
+    is_exact = autoencoder.stores == "uint8" and autoencoder.factor == 1
+    return min(images, manifest.count, SHEET_IMAGES if is_exact else images)
+
+
+def _batches(count: int, resolution: Size) -> Iterator[slice]:
+    """Places 0 to `count` in parts that are decoded at once: 16 images, fewer where they are larger than 128 px."""
+    size = max(1, min(DECODED_AT_ONCE, DECODED_AT_ONCE * 128**2 // resolution.area))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _save_sheet(
+    folder: LatentFolder, cells: Sequence[Tensor], captions: Sequence[str], *, what: str, report: Reporter
+) -> None:
+    path = folder.path / SHEET
+    save_png(labelled_grid(torch.stack(list(cells)).numpy(), captions, columns=4), path)
+    report(Saved(what=f"contact sheet, {what}", path=path))
 
 
 def psnr(images: Tensor, decoded: Tensor) -> Tensor:
@@ -127,7 +158,7 @@ def _sliding(window: Tensor, length: int) -> Tensor:
 
 def _pick(manifest: Manifest, source: Dataset, count: int) -> list[tuple[int, Decode]]:
     """(index among the latents, how to decode its picture) of random images; the first ones of a stream."""
-    count, items = min(count, manifest.count), manifest.plan.source.items
+    items = manifest.plan.source.items
     skipped = {item.key for item in manifest.skipped}
     if isinstance(source, Streamed):
         reading = read_items(source, 0, min(count + len(skipped), items))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import torch
 
-from mpdit_core.api import Dataset
+from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.manifest import Manifest, Shard, read_manifest
@@ -33,19 +33,18 @@ def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAu
         UserError: shards are bad (`damaged-shards`), naming them and why.
     """
     manifest = read_manifest(folder.path)
-    whole = None if isinstance(source, Streamed) else source
-    items = None if whole is None else whole.items()
+    items = None if source is None or isinstance(source, Streamed) else source.items()
     bad: dict[int, list[str]] = {}
     for number, shard in enumerate(manifest.shards):
-        labels = None if whole is None or items is None else [items[n].label for n in _kept(shard, whole)]
+        labels = None if items is None else [items[n].label for n in _kept(shard, items)]
         faults = check_shard(folder.path, manifest.plan, shard, labels)
         if faults:
             bad[number] = faults
         report(Progress(task="verify", done=number + 1, total=len(manifest.shards), unit="shards"))
-    if whole is not None and items is not None:
+    if source is not None and items is not None:
         picks = random.SystemRandom().sample(range(len(items)), min(SAMPLED, len(items)))
         report(Note(text=f"encoding {len(picks)} of the images again, chosen at random"))
-        for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, whole, autoencoder, bad)):
+        for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, source, autoencoder, bad)):
             bad.setdefault(number, []).append(f"{items[index].key}: {fault}")
     if bad:
         raise _damaged(folder, manifest, bad)
@@ -66,9 +65,9 @@ def _damaged(folder: EncodingFolder, manifest: Manifest, bad: dict[int, list[str
     )
 
 
-def _kept(shard: Shard, source: Dataset) -> list[int]:
+def _kept(shard: Shard, items: Sequence[Item]) -> list[int]:
     """The items of a shard that were not skipped, in the order of its rows."""
-    skipped, items = {item.key for item in shard.skipped}, source.items()
+    skipped = {item.key for item in shard.skipped}
     return [n for n in range(shard.start, shard.stop) if items[n].key not in skipped]
 
 
@@ -84,7 +83,7 @@ def _encode_again(
     plan = manifest.plan
     for index in picks:
         number = index // plan.shard_size
-        kept = [] if number in bad else _kept(manifest.shards[number], source)
+        kept = [] if number in bad else _kept(manifest.shards[number], source.items())
         if index not in kept:
             continue
         shard = manifest.shards[number]

@@ -38,6 +38,7 @@ def pictures(folder: Path, mode: Mode) -> Path:
 def measured(what: Path, **more: Any) -> Any:
     """The record of eight images in the digits' features."""
     options = {"num_samples": 8, "features": "digits", "metrics": ("fid",), "device": "cpu", "num_steps": 2}
+    options["out"] = Path(what).parent / "evals"
     return evaluate(EvaluateOptions(what=str(what), **options | more))
 
 

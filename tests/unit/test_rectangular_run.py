@@ -99,7 +99,8 @@ def test_samples_and_their_evaluation(run, encoded, tmp_path, form):
     result = sample(SampleOptions(model=str(run), num_samples=6, num_steps=2, format=form, out=out, device="cpu"))
     if form == "npz":
         assert np.load(result.samples)["arr_0"].shape == (6, 16, 24, 3)
-    measured = evaluate(EvaluateOptions(what=str(out), reference=str(encoded.latents), features="digits", device="cpu"))
+    sources = dict(what=str(out), reference=str(encoded.latents), out=tmp_path / "evals")
+    measured = evaluate(EvaluateOptions(**sources, features="digits", device="cpu"))
     assert isinstance(measured, EvaluationRecord)
 
 

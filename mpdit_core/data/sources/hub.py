@@ -109,14 +109,13 @@ class HubDataset:
     @cached_property
     def _classes(self) -> tuple[list[str], dict[Any, int]]:
         """(names in label order, label of each value of the column)."""
-        if self._columns[1] is None:
-            return self._without_classes()
-        values, feature = set(self._labels), self._data.features[self._columns[1]]
-        return class_table(feature, values, self.classes, f"hf:{self.name}")
-
-    def _without_classes(self) -> tuple[list[str], dict[Any, int]]:
-        refuse_list(self.classes, f"hf:{self.name}")
-        return [], {None: 0}
+        where, label = f"hf:{self.name}", self._columns[1]
+        if label is None:
+            refuse_list(self.classes, where)
+            return [], {None: 0}
+        feature = self._data.features[label]
+        values: set[Any] = set() if getattr(feature, "names", None) else set(self._labels)  # a stream is read for them
+        return class_table(feature, values, self.classes, where)
 
     @cached_property
     def _items(self) -> list[Item]:
@@ -179,14 +178,6 @@ class HubStream(HubDataset):
         """The label column alone, read over the network."""
         with hub_errors(self.name):
             return [row[self._columns[1]] for row in self._data.select_columns([self._columns[1]])]
-
-    @cached_property
-    def _classes(self) -> tuple[list[str], dict[Any, int]]:
-        if self._columns[1] is None:
-            return self._without_classes()
-        feature = self._data.features[self._columns[1]]
-        values: set[Any] = set() if getattr(feature, "names", None) else set(self._labels)
-        return class_table(feature, values, self.classes, f"hf:{self.name}")
 
 
 def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, str]:
@@ -304,10 +295,9 @@ def class_table(feature: Any, values: set[Any], listed: Path | None, where: str)
     names = list(getattr(feature, "names", None) or [])
     values = {value for value in values if value is not None and value != -1 and value == value}  # -1, NaN: unlabelled
     if names:
-        if listed:
-            order = match_classes(read_class_names(listed), set(names), listed)
-            return order, {value: order.index(name) for value, name in enumerate(names)}
-        return names, {value: value for value in range(len(names))}
+        order = match_classes(read_class_names(listed), set(names), listed) if listed else names
+        place = {name: label for label, name in enumerate(order)}
+        return order, {value: place[name] for value, name in enumerate(names)}
     if all(isinstance(value, int | float) for value in values):
         odd = next((value for value in values if value != value // 1), None)
         if odd is not None:

@@ -14,6 +14,7 @@ from eval_helpers import measured
 from mpdit_cli.commands.encode_latents import summary
 from mpdit_core.encoding.reconstruction import LARGEST_PSNR, psnr, ssim
 from mpdit_core.metrics.features import Inception
+from mpdit_core.reporting import Event, Progress
 
 
 def as_batch(image: np.ndarray) -> torch.Tensor:
@@ -47,12 +48,22 @@ def test_encoding_ends_with_the_figures_of_decoded_latents(tmp_path: Path):
 
 
 def test_pixels_come_back_exactly(tmp_path: Path):
+    """Only those on the contact sheet are decoded to see it."""
     result = encode(image_folder(tmp_path / "images"), tmp_path / "out")
+    assert json.loads((tmp_path / "out/reconstruction.json").read_text()) == {"images": 8, "psnr": 100, "ssim": 1}
     assert (result.psnr, result.ssim) == (LARGEST_PSNR, 1)
     assert summary(result).rows["reconstruction"] == "exact"
     off = encode(tmp_path / "images", tmp_path / "off", reconstruction_images=0)
     assert (off.psnr, off.ssim) == (None, None)
     assert (tmp_path / "off/contact-sheet.png").exists()
+
+
+def test_images_are_decoded_in_batches(tmp_path: Path):
+    events: list[Event] = []
+    images = image_folder(tmp_path / "images", each=7)
+    options = {"autoencoder": "dct", "resolution": 16, "reconstruction_images": 20}
+    encode(images, tmp_path / "out", report=events.append, **options)
+    assert [event.done for event in events if isinstance(event, Progress) and event.task == "decode"] == [16, 20]
 
 
 def test_a_folder_of_latents_is_evaluated_as_what_it_decodes_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,152 @@
+"""Before the first image: everything is opened, the plan is settled, and what cannot be done is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mpdit_core.api import Dataset
+from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, LoadedAutoencoder, is_plugin, load_autoencoder
+from mpdit_core.data.manifest import EncodingPlan, normalisation_of
+from mpdit_core.data.sources import open_source, source_notes
+from mpdit_core.encoding.folder import EncodingFolder
+from mpdit_core.encoding.foreign_latents import find_foreign_latents, look_at, take_over
+from mpdit_core.encoding.options import EncodeOptions
+from mpdit_core.encoding.pipeline import Encoded, encode_shards
+from mpdit_core.encoding.plan import (
+    DEFAULT_RESOLUTION,
+    make_plan,
+    output_folder,
+    plan_take_over,
+    source_arguments,
+    what_is_encoded,
+)
+from mpdit_core.reporting import Note, Reporter, Warning
+from mpdit_core.runtime.concurrency import usable_cores
+from mpdit_core.runtime.distributed import World
+from mpdit_core.size import Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeJob:
+    """What one call of `encode_latents` works with, once everything is opened and settled.
+
+    Args:
+        source: the images; None where latents of another program are taken over.
+        shards_of: the content of shards, one after the other, for a plan and their numbers.
+    """
+
+    options: EncodeOptions
+    plan: EncodingPlan
+    folder: EncodingFolder
+    source: Dataset | None
+    shards_of: Callable[[EncodingPlan, Sequence[int]], Iterator[Encoded]]
+    autoencoder: LoadedAutoencoder
+    world: World
+    report: Reporter
+
+    def unfinished_shards(self) -> list[int] | None:
+        """Numbers of the shards to encode; None for a complete folder, and for one that is only to be checked."""
+        if self.options.verify and self.folder.has_manifest:  # missing shards are reported then, not made
+            return None
+        done = self.folder.shards(self.plan)
+        todo = [number for number in range(self.plan.num_shards) if number not in done]
+        return None if not todo and self.folder.is_complete else todo
+
+    def count_items(self, shards: Iterable[int]) -> int:
+        """How many items of the source `shards` cover."""
+        return sum(stop - start for start, stop in map(self.plan.shard_range, shards))
+
+    def share(self, shards: Sequence[int]) -> Sequence[int]:
+        """This process's part of `shards`."""
+        rank, size = self.world.rank, self.world.size
+        return shards[len(shards) * rank // size : len(shards) * (rank + 1) // size]
+
+
+def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
+    """Opens everything, settles the plan, and refuses what cannot be done; every process does."""
+    opened = _open_foreign if options.from_latents else _open_source
+    job = opened(options, device=device, world=world, report=report)
+    autoencoder = job.autoencoder.spec
+    if ":" in autoencoder.id and is_plugin(autoencoder.id):
+        text = f"{autoencoder.id} is not an installed plugin: `mpdit train` decodes these latents only with --trust"
+        report(Warning(code="autoencoder-not-installed", text=text))
+    if (options.reference_stats or options.reconstruction_fid) and world.is_main:
+        from mpdit_core.evaluation import check_features
+
+        check_features("inception", device)
+    if options.normalisation == "published":  # raises where it does not fit
+        normalisation_of("published", (0.0,) * autoencoder.channels, ())
+    job.folder.check(job.plan)
+    world.barrier()
+    return job
+
+
+def _open_source(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
+    """Images to encode."""
+    given = what_is_encoded(options)
+    source = open_source(given, split=options.split, **source_arguments(options))
+    autoencoder = _load_autoencoder(options, source, device=device, world=world)
+    own = getattr(source, "resolution", None)
+    resolution = options.resolution or (Size.parse(own) if own else DEFAULT_RESOLUTION)
+    autoencoder.check_resolution(resolution)
+    folder = EncodingFolder(output_folder(options, resolution))
+    report(Note(text=f"finding the images of {given}"))
+    begun = folder.plan()
+    plan = world.broadcast_object(make_plan(options, source, autoencoder, resolution=resolution, begun=begun))
+    autoencoder.precision = plan.precision
+    for note in source_notes(source):
+        report(note)
+    return EncodeJob(
+        options=options,
+        plan=plan,
+        folder=folder,
+        source=source,
+        shards_of=partial(
+            encode_shards,
+            source,
+            autoencoder=autoencoder,
+            workers=options.workers or usable_cores(),
+            skip_faulty=options.on_error == "skip",
+        ),
+        autoencoder=autoencoder,
+        world=world,
+        report=report,
+    )
+
+
+def _open_foreign(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
+    """Latents of another program to take over."""
+    found = find_foreign_latents(Path(what_is_encoded(options)))
+    autoencoder = _load_autoencoder(options, None, device=device, world=world)
+    holding = look_at(found, autoencoder.spec, scale=options.latents_scale)
+    report(Note(text=holding.text))
+    plan = plan_take_over(options, found, holding)
+    return EncodeJob(
+        options=options,
+        plan=plan,
+        folder=EncodingFolder(output_folder(options, plan.resolution)),
+        source=None,
+        shards_of=partial(take_over, found, holding, scale=options.latents_scale or 1.0),
+        autoencoder=autoencoder,
+        world=world,
+        report=report,
+    )
+
+
+def _load_autoencoder(
+    options: EncodeOptions, source: Dataset | None, *, device: torch.device, world: World
+) -> LoadedAutoencoder:
+    """One process at a time may download it: rank 0 goes first."""
+    name = options.autoencoder or getattr(source, "autoencoder", None) or DEFAULT_AUTOENCODER
+    if not world.is_main:
+        world.barrier()
+    mode = {"mode": options.mode} if options.mode else {}
+    loaded = load_autoencoder(name, device=device, options=options.autoencoder_options | mode)
+    if world.is_main:
+        world.barrier()
+    return loaded
