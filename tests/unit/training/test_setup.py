@@ -109,7 +109,7 @@ def test_a_dry_run_shows_where_each_value_came_from(latents, tmp_path, monkeypat
         (["--preset", "tiny", "--set", "model.width=\"wide\""], "invalid-value", "model.width"),
         (["--preset", "tiny", "--set", "model.width=30"], "invalid-value", "divisible"),
         (["--preset", "tiny", "--set", "model.num_classes=7"], "latents-do-not-fit", "the latents have 4"),
-        (["--preset", "tiny", "--set", "train.accumulation=3"], "batch-not-divisible", "cannot be shared"),
+        (["--preset", "tiny", "--set", "train.accumulation=3"], "batch-not-divisible", "a multiple of 3"),
         (["--preset", "xl-256"], "wrong-resolution", "latents of 16 px"),
         (["--config", "missing.toml"], "no-such-file", "missing.toml does not exist"),
         (["--preset", "tiny", "--device", "cuda"], "no-such-device", "cuda"),
