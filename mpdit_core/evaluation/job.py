@@ -55,7 +55,7 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
     """
     device = select_device(options.device)
     with process_group(device) as world:
-        planned = _plan(options, device)
+        planned = _plan(options, device, world)
         record = None if options.force else world.on_main(lambda: _measured_before(planned.path, report))
         if record is not None:
             report(Note(text=f"already measured: {planned.path}"))
@@ -80,8 +80,11 @@ class _Planned:
     path: Path
 
 
-def _plan(options: EvaluateOptions, device: torch.device) -> _Planned:
-    """Opens and checks everything that `evaluate` needs. Raises `UserError`."""
+def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Planned:
+    """Opens and checks everything that `evaluate` needs. Raises `UserError`.
+
+    The protocol is rank 0's: it names the file of the record, and its precision is measured.
+    """
     subject = open_model_or_samples(
         require_what(options), wanted=options.num_samples, device=device, trust=options.trust
     )
@@ -95,7 +98,7 @@ def _plan(options: EvaluateOptions, device: torch.device) -> _Planned:
     )
     check_stored(reference, extractor, device)
     _require_enough(options, reference, subject.count)
-    protocol = _protocol(options, subject, extractor, device)
+    protocol = world.broadcast_object(_protocol(options, subject, extractor, device))
     name = protocol.file_name(reference.fingerprint(), options.keep_samples)
     path = (options.out or subject.evals_folder()) / name
     return _Planned(options, device, subject, extractor, reference, protocol, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,25 @@ def test_an_evaluation_by_two_processes_is_that_of_one(here, monkeypatch):
 
 MODEL = ("eval-fid", "m", "--reference", "digits", "--features", "digits", "--num-samples", "120", "--num-steps", "1",
          "--batch-size", "5", "--metrics", "fid,is,precision,recall", "--device", "cpu", "--quiet")  # fmt: skip
+SAMPLED = ("eval-fid", "m", "--reference", "b.npz", "--features", "digits", "--num-samples", "60", "--num-steps", "1",
+       "--batch-size", "3", "--metrics", "fid", "--device", "cpu", "--quiet")  # fmt: skip
+
+
+def test_processes_that_measure_different_types_share_the_first_ones(here):
+    """`auto` is measured, so ranks may find different types; they work on one record in one type."""
+    write_model(here / "m")
+
+    def work(rank: int) -> None:
+        found = (torch.float32, torch.bfloat16)[rank]
+        for module in ("evaluation.subject", "sampling.generator"):
+            sys.modules[f"mpdit_core.{module}"].choose_dtype = lambda *_: found  # pyright: ignore
+        assert main([*SAMPLED, "--out", "evals"]) == 0
+
+    fork_group(work)
+    sampling = record("evals").sampling
+    assert sampling is not None
+    assert sampling.dtype == "float32"
+    assert [path.suffix for path in Path("evals").iterdir()] == [".json"]  # nobody worked elsewhere
 
 
 def test_killed_while_it_samples_a_model_it_resumes(here, monkeypatch):
