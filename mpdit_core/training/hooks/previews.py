@@ -13,11 +13,10 @@ from mpdit_core.data.autoencoders import load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
-from mpdit_core.flow.integrate import integrate
+from mpdit_core.flow.integrate import integrate, starting_noise
 from mpdit_core.model.transformer import without_values
 from mpdit_core.pictures import labelled_grid, save_gif, save_png
 from mpdit_core.reporting import Saved, Warning
-from mpdit_core.runtime.seeding import generator
 from mpdit_core.samplers import load_sampler
 from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.session import Session
@@ -86,8 +85,7 @@ class Previews:
             guidance=Guidance(scale=self.preview.guidance_scale),
             dtype=self.session.trainer.model.dtype,
         )
-        seed, shape = self.session.config.train.seed, (config.channels, *config.input_size)
-        noise = torch.stack([torch.randn(shape, generator=generator(seed, "preview", i)) for i in range(len(labels))])
+        noise, _ = starting_noise(config, self.session.config.train.seed, "preview", indices=range(len(labels)))
         latents = integrate(load_sampler("euler", num_steps=self.preview.num_steps), velocity_fn, noise.to(device))
         autoencoder = load_autoencoder(spec.autoencoder, device=device, trust=self.session.plan.trust)
         images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
