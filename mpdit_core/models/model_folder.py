@@ -103,6 +103,17 @@ class ModelFolder(Settings):
                 remedy="sample it with diffusers' DiTPipeline, or train a flow from it: mpdit train --init-from MODEL",
             )
 
+    def require_latents(self, *, remedy: str) -> LatentSpec:
+        """The description of its latents. Raises `UserError` (`no-autoencoder`) where there is none."""
+        if self.latents is None:
+            raise UserError(
+                f"{self.path} does not state which autoencoder its latents belong to",
+                code="no-autoencoder",
+                expected="a model that was trained or imported with a description of its latents",
+                remedy=remedy,
+            )
+        return self.latents
+
     def load(self, device: torch.device | str = "cpu") -> MPDiT:
         """The network in float32 and eval mode, parameters frozen. Raises `UserError` as `weights`."""
         state = self.weights()

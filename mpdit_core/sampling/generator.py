@@ -298,15 +298,9 @@ class Generator(SamplingPlan):
 
     def _load_autoencoder(self) -> LoadedAutoencoder:
         """In bfloat16, where that is faster or asked for and the pixels stay the same."""
-        if self.spec is None:
-            raise UserError(
-                f"{self.folder.path} does not state which autoencoder its latents belong to",
-                code="no-autoencoder",
-                expected="a model that was trained or imported with a description of its latents",
-                remedy="--format latents, or import it again with --autoencoder",
-            )
-        autoencoder = load_autoencoder(self.spec.autoencoder, device=self.device)
-        autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, self.spec)
+        spec = self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
+        autoencoder = load_autoencoder(spec.autoencoder, device=self.device)
+        autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, spec)
         return autoencoder
 
 

@@ -16,7 +16,7 @@ from mpdit_core.data.latents import LatentFolder
 from mpdit_core.errors import UserError
 from mpdit_core.interop.export import space
 from mpdit_core.interop.export.card import model_card
-from mpdit_core.interop.export.latents import publishable, require_latents
+from mpdit_core.interop.export.latents import NEEDS_NO_LATENTS, publishable
 from mpdit_core.interop.options import ExportOptions, ExportResult
 from mpdit_core.models import hub
 from mpdit_core.models.model_folder import CONFIG, WEIGHTS, ModelFolder, open_model, read_weights, save_model
@@ -68,7 +68,7 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
 
 def _write_page(model: ModelFolder, folder: Path, options: ExportOptions) -> Path:
     """Writes a Space without its model; returns the folder for it."""
-    package = require_latents(model).autoencoder.package
+    package = model.require_latents(remedy=NEEDS_NO_LATENTS).autoencoder.package
     space.write_page(folder, name=options.out.name, licence=options.licence, packages=[package] if package else [])
     return folder / space.MODEL
 

@@ -5,20 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpdit_core.data.manifest import LatentSpec
-from mpdit_core.errors import UserError
-from mpdit_core.models.model_folder import ModelFolder
 
-
-def require_latents(model: ModelFolder) -> LatentSpec:
-    """The description of the latents. Raises `UserError` (`no-autoencoder`) where there is none."""
-    if model.latents is None:
-        raise UserError(
-            f"{model.path} does not state which autoencoder its latents belong to",
-            code="no-autoencoder",
-            expected="a model that was trained or imported with a description of its latents",
-            remedy="--format mpdit, which needs none",
-        )
-    return model.latents
+NEEDS_NO_LATENTS = "--format mpdit, which needs none"
+"""What to do about a model that does not describe its latents."""
 
 
 def publishable(latents: LatentSpec | None) -> LatentSpec | None:
