@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -39,6 +39,8 @@ PANELS = ("What", "Measuring", "Sampling", "Views", "Output", "Other work", "Run
 
 OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}
 """A second way to type a field's flag, the same in every command."""
+
+LONGEST_CHOICES = 26  # characters
 
 RUNNING: dict[str, Any] = {"rich_help_panel": "Running"}
 Nproc = Annotated[
@@ -153,7 +155,9 @@ def default_text(info: FieldInfo) -> str:
 def help_text(info: FieldInfo) -> str:
     """The field's description as a sentence, and its default: "Number of images to sample (default: 16)."."""
     text, default = info.description or "", default_text(info)
-    return text[:1].upper() + text[1:] + (f" (default: {default})." if default else ".")
+    *others, last = choices_of(info) or [""]
+    listed = "" if fits(choices_of(info)) else f": {', '.join(others)} or {last}"
+    return text[:1].upper() + text[1:] + listed + (f" (default: {default})." if default else ".")
 
 
 def flags_of(name: str, info: FieldInfo) -> list[str]:
@@ -166,10 +170,23 @@ def flags_of(name: str, info: FieldInfo) -> list[str]:
 
 def metavar_of(info: FieldInfo) -> str:
     """What stands behind a flag in --help and docs/cli.md; nothing behind a switch."""
-    kind, words = plain_type(info), {int: "INTEGER", float: "NUMBER", Path: "PATH", Size: "SIDE|HxW", bool: ""}
+    words = {int: "INTEGER", float: "NUMBER", Path: "PATH", Size: "SIDE|HxW", bool: ""}
     if spelling_of(info).metavar:
         return spelling_of(info).metavar
-    return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else words.get(kind, "TEXT")
+    if choices := choices_of(info):
+        return "|".join(choices) if fits(choices) else "NAME"
+    return words.get(plain_type(info), "TEXT")
+
+
+def choices_of(info: FieldInfo) -> list[str]:
+    """The values that a field is restricted to; none for a field of any other type."""
+    kind = plain_type(info)
+    return list(map(str, get_args(kind))) if get_origin(kind) is Literal else []
+
+
+def fits(choices: Sequence[str]) -> bool:
+    """Whether these stand behind a flag in --help; longer lists would be broken within words at 80 columns."""
+    return len("|".join(choices)) <= LONGEST_CHOICES
 
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:

@@ -24,8 +24,8 @@ def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
 
     Example: mpdit encode-latents images/ --resolution 256
 
-    Killed at any point, the same command resumes. `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE` set
-    options of plugins.
+    Killed at any point, the same command resumes. Options of plugins:
+    `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE`.
     """
     from mpdit_core.encoding import encode_latents
 

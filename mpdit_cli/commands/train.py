@@ -21,8 +21,8 @@ def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
 
     Example: mpdit train --preset xl-256
 
-    Without a preset, the one that fits the latents is taken. With --sweep, every combination of values
-    is trained.
+    Without a preset, the one that fits the latents is taken. With --sweep,
+    every combination of values is trained.
     """
     from mpdit_core.training import is_sweep_folder, train, train_sweep
 

@@ -73,14 +73,16 @@ class EncodeOptions(DeviceOptions):
         "fail", "what to do with an image that cannot be read: stop, or skip and list it"
     )
     verify: bool = setting(
-        False, "check finished shards; the next run without this option rewrites damaged ones", panel="Output"
+        False, "check finished shards; the next run without this option rewrites damaged ones", panel="Other work"
     )
-    reference_stats: bool = setting(False, "measure the statistics that eval-fid compares samples with", panel="Output")
+    reference_stats: bool = setting(
+        False, "measure the statistics that eval-fid compares samples with", panel="Other work"
+    )
     reconstruction_images: int = setting(
-        64, "number of random images to compare with their decoded latents; 0: none", ge=0, panel="Output"
+        64, "number of random images to compare with their decoded latents; 0: none", ge=0, panel="Other work"
     )
     reconstruction_fid: bool = setting(
-        False, "measure the FID of decoded latents (rFID) of up to 50,000 images, as eval-fid does", panel="Output"
+        False, "measure the FID of decoded latents (rFID) of up to 50,000 images, as eval-fid does", panel="Other work"
     )
     batch_size: PositiveInt | None = setting(
         None, "number of images encoded at once", panel="Running", chosen="depends on the resolution; 32 at 256 pixels"
