@@ -1,4 +1,4 @@
-"""Samplers, data sets, feature extractors and commands by name: ours and other packages' alike.
+"""Samplers, data sets, feature extractors, autoencoders and commands by name: ours and other packages' alike.
 
 All are entry points; ours are declared in pyproject.toml. Nothing is imported until it is named. `module:attribute`
 and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves only our own.

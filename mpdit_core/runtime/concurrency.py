@@ -1,5 +1,4 @@
-"""The two threads that jobs use, one that produces ahead of its consumer and one that writes behind its producer; and
-how many cores there are for more."""
+"""Two threads that jobs use, one producing ahead, one writing behind; and how many cores there are for more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The option that every command has. Torch-free."""
+"""The option of commands that compute: the device. Torch-free."""
 
 from __future__ import annotations
 
