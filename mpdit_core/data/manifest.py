@@ -57,6 +57,16 @@ class AutoencoderSpec(Settings):
     channels: PositiveInt = Field(le=MAX_CHANNELS, description="C of the latents")
     stores: Literal["mean+std", "mean", "uint8"] = Field(default="mean+std", description="what is kept for each image")
     flip_equivariant: bool = Field(default=False, description="latents of a mirror image are the mirrored latents")
+    resolution: PositiveInt | None = Field(
+        default=None, le=MAX_RESOLUTION, description="the only side that it takes, in pixels; none: any that fits"
+    )
+
+    def trial_size(self, resolution: Size, at_most: int) -> Size:
+        """The size of images to try it on in place of `resolution`: whole latent pixels, sides of `at_most` pixels."""
+        if self.resolution:
+            return resolution
+        side = max(self.factor, at_most // self.factor * self.factor)
+        return Size(*(min(side, own) for own in resolution))
 
     @property
     def form(self) -> StoredForm:
@@ -182,7 +192,11 @@ class EncodingPlan(Settings):
         values["source"].pop("given")
         for path in ("classes", "labels"):  # what these files say is in the class names and the source's fingerprint
             values["source"]["options"].pop(path, None)
-        for key in ("package", "options"):  # latents from before there were plugins keep their fingerprint
+        for key in (
+            "package",
+            "options",
+            "resolution",
+        ):  # latents from before these were recorded keep their fingerprint
             if not values["autoencoder"][key]:
                 del values["autoencoder"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -13,12 +13,10 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import Mode, prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.precision import LEAST_PARAMETERS, fastest_that_agrees, require
+from mpdit_core.runtime.precision import LEAST_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees, require
 from mpdit_core.size import Size
 
 LARGEST_DIFFERENCE = 1e-2  # between the posterior mean and float32's, in raw units
-TRIED_ON = 2  # images
-TRIED_AT = 128  # pixels: what is decided holds for larger images, and a CPU takes seconds for those
 
 
 def choose_precision(
@@ -38,7 +36,7 @@ def choose_precision(
         return require(wanted, device)
     if autoencoder.parameters < LEAST_PARAMETERS:
         return "float32"
-    images = _first_images(source, Size(*(min(side, TRIED_AT) for side in resolution)), autoencoder.mode)
+    images = _first_images(source, autoencoder.spec.trial_size(resolution, TRIED_AT), autoencoder.mode)
     if images is None:
         return "float32"
 

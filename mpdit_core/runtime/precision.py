@@ -26,6 +26,8 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "tf32": torch.float3
 LEAST_GAIN = 1.1  # float32's time, as a multiple of the other type's
 LEAST_WIDTH = 128  # of a network; narrower ones gain nothing, and keep float32 unmeasured
 LEAST_PARAMETERS = 1_000_000  # likewise of an autoencoder
+TRIED_ON = 2  # images, where an autoencoder is tried in each type
+TRIED_AT = 128  # pixels: what is decided holds for larger images, and a CPU takes seconds for those
 ROUNDS = 5  # of a measurement
 ROWS = {"cuda": 16_384}  # tokens of a measurement, where they are not 1,024
 

@@ -10,11 +10,9 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.runtime import seeding
-from mpdit_core.runtime.precision import LEAST_GAIN, LEAST_PARAMETERS, fastest_that_agrees
+from mpdit_core.runtime.precision import LEAST_GAIN, LEAST_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees
 
 LARGEST_DIFFERENCE = 1.0  # mean absolute difference of pixels from float32's, in 8-bit levels
-TRIED_ON = 2  # images
-TRIED_AT = 128  # pixels: what is decided holds for larger images, and a CPU takes seconds for those
 
 
 @torch.inference_mode()
@@ -30,7 +28,7 @@ def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, s
     too_small = wanted == "auto" and autoencoder.parameters < LEAST_PARAMETERS
     if factor == 1 or wanted == "float32" or too_small:  # with a factor of 1, nothing is computed
         return "float32"
-    size = [max(1, min(side, TRIED_AT) // factor) for side in spec.resolution]
+    size = autoencoder.spec.trial_size(spec.resolution, TRIED_AT) // factor
     noise = torch.randn((TRIED_ON, channels, *size), generator=seeding.generator(0, "decode"))
     latents = unstandardise(noise, spec.normalisation)
     before = autoencoder.decode_precision

@@ -94,7 +94,7 @@ def _options(plugin: Autoencoder, name: str, *, changed_only: bool) -> dict[str,
 
 def _load_diffusers(name: str, spec: AutoencoderSpec | None, device: torch.device) -> LoadedAutoencoder:
     folder, place, commit = _locate(name, revision=spec.revision if spec else None)
-    known: Any = spec.model_dump(include={"channels", "factor", "stores"}) if spec else {}
+    known: Any = spec.model_dump(include={"channels", "factor", "stores", "resolution"}) if spec else {}
     plugin = DiffusersAutoencoder(folder, **known)
     plugin.load(device)
     facts = {"id": place, "revision": commit, "sha256": plugin.fingerprint()}
@@ -104,8 +104,9 @@ def _load_diffusers(name: str, spec: AutoencoderSpec | None, device: torch.devic
 def _spec(plugin: Autoencoder, facts: Mapping[str, Any]) -> AutoencoderSpec:
     """The spec of an autoencoder that is loaded. Raises `UserError` where it claims what cannot be."""
     measured = {key: getattr(plugin, key) for key in ("channels", "factor", "stores")}
-    flips = {"flip_equivariant": getattr(plugin, "flip_equivariant", False)}
-    return validate(AutoencoderSpec, {**facts, **measured, **flips}, origin=f"autoencoder {facts['id']}")
+    measured |= {"flip_equivariant": getattr(plugin, "flip_equivariant", False)}
+    measured |= {"resolution": getattr(plugin, "resolution", None)}
+    return validate(AutoencoderSpec, {**facts, **measured}, origin=f"autoencoder {facts['id']}")
 
 
 def _require_same(spec: AutoencoderSpec, found: AutoencoderSpec) -> None:

@@ -72,7 +72,7 @@ class LoadedAutoencoder:
 
     def check_resolution(self, resolution: Size) -> None:
         """Raises `UserError` (`resolution-does-not-fit`) for a size in pixels that the autoencoder does not take."""
-        factor, only = self.spec.factor, getattr(self.plugin, "resolution", None)
+        factor, only = self.spec.factor, self.spec.resolution
         if not resolution.is_multiple(factor) or (only and resolution != Size.square(only)):
             near = only or Size(*(max(factor, round(side / factor) * factor) for side in resolution))
             raise UserError(
