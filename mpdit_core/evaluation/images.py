@@ -85,7 +85,7 @@ def open_images(path: Path) -> ImageSource:
     raise UserError(f"{path} is not a collection of images", code="not-images", expected=expected)
 
 
-def folder_images(path: Path, resolution: Size | None = None) -> ImageSource:
+def folder_images(path: Path, resolution: Size | None = None, *, mode: Mode = "RGB") -> ImageSource:
     """All images under `path`, a folder or .tar, in natural order of their names (2.png before 10.png).
 
     What counts as an image is the same as in `encode-latents`.
@@ -93,15 +93,16 @@ def folder_images(path: Path, resolution: Size | None = None) -> ImageSource:
     Args:
         resolution: size that they are cropped and resized to by ADM's rule; None: they stay as they are, and must have
             one size.
+        mode: what they are made then, before they are laid on white or made RGB, as Pillow names it.
     """
     found = find_images(path)
     files = sorted(found.images, key=lambda entry: _natural(entry.key))
     if not files:
         raise UserError(f"{path} holds no images", code="no-images", expected="files such as .png, .jpg, .tif")
-    return replace(image_files(path, files, resolution), notes=found.notes())
+    return replace(image_files(path, files, resolution, mode=mode), notes=found.notes())
 
 
-def image_files(path: Path, files: list[Entry], resolution: Size | None = None) -> ImageSource:
+def image_files(path: Path, files: list[Entry], resolution: Size | None = None, *, mode: Mode = "RGB") -> ImageSource:
     """These files under `path` as images, in this order; otherwise as `folder_images`."""
 
     def name(index: int) -> str:
@@ -123,7 +124,7 @@ def image_files(path: Path, files: list[Entry], resolution: Size | None = None) 
         return np.asarray(image if image.mode == "RGBA" else image.convert("RGB"))
 
     def hash_content() -> str:
-        digest = hashlib.sha256(f"{'as is' if resolution is None else resolution}".encode())
+        digest = hashlib.sha256(f"{'as is' if resolution is None else resolution}{_in_mode(mode)}".encode())
         for entry in files:
             digest.update(f"{entry.key}\0{entry.size}\0{entry.modified}\n".encode())
         return digest.hexdigest()
@@ -137,7 +138,7 @@ def image_files(path: Path, files: list[Entry], resolution: Size | None = None) 
         ),
         count=len(files),
         resolution=_one_size(path, files) if resolution is None else resolution,
-        batch=_in_threads(pixels) if resolution is None else _resized(picture, name, resolution),
+        batch=_in_threads(pixels) if resolution is None else _resized(picture, name, resolution, mode),
         hash_content=hash_content,
         picture=picture,
         lossy=any(entry.key.lower().endswith(LOSSY) for entry in files),
@@ -252,9 +253,7 @@ def dataset_images(
 
     def hash_content() -> str:
         with plugin_errors(dataset, "in fingerprint"):
-            text = f"{dataset.fingerprint()} {resolution} {CROP_RULE}"
-        if mode != "RGB":
-            text += f" in mode {mode}"
+            text = f"{dataset.fingerprint()} {resolution} {CROP_RULE}{_in_mode(mode)}"
         if skipped:
             text += f" without {sorted(skipped)}"
         return hashlib.sha256(text.encode()).hexdigest()
@@ -284,9 +283,11 @@ def spread(source: ImageSource, count: int) -> ImageSource:
     )
 
 
-def _resized(
-    picture: Callable[[int], Image.Image], name: Callable[[int], str], resolution: Size, mode: Mode = "RGB"
-) -> Batch:
+def _in_mode(mode: Mode) -> str:
+    return "" if mode == "RGB" else f" in mode {mode}"
+
+
+def _resized(picture: Callable[[int], Image.Image], name: Callable[[int], str], resolution: Size, mode: Mode) -> Batch:
     def pixels(index: int) -> np.ndarray:
         with _naming(name(index)):
             return prepare(picture(index), resolution, mode)

@@ -93,6 +93,7 @@ def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Plan
         subject.reference(options.reference),
         resolution=subject.resolution,
         extractor=extractor,
+        mode="RGB" if options.reference or subject.latents is None else subject.latents.autoencoder.mode,
         typed=options.reference is not None,
         trust=options.trust,
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.api import FeatureExtractor
-from mpdit_core.data.images import upright
+from mpdit_core.data.images import Mode, upright
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
 from mpdit_core.errors import UserError
@@ -75,7 +75,13 @@ class Plan:
 
 
 def plan_reference(
-    given: str, *, resolution: Size | None, extractor: FeatureExtractor, typed: bool = True, trust: bool = False
+    given: str,
+    *,
+    resolution: Size | None,
+    extractor: FeatureExtractor,
+    mode: Mode = "RGB",
+    typed: bool = True,
+    trust: bool = False,
 ) -> Plan:
     """Finds the reference and checks everything that can be known without measuring it.
 
@@ -83,6 +89,7 @@ def plan_reference(
         given: an `.npz`, a `.safetensors`, a folder (of images, of class folders, or of latents), or a data set.
         resolution: size of the samples in pixels; folders and data sets are cropped and resized to it.
         extractor: loaded.
+        mode: what the images of a folder or data set are made, as Pillow names it; latents know their own.
         typed: whether the user typed `given`; else it was read from a file.
         trust: whether a name that was read from a file may be code.
 
@@ -103,9 +110,9 @@ def plan_reference(
             remedy="--resolution N, or HxW",
         )
     if is_folder:
-        images = folder_images(path, resolution)
+        images = folder_images(path, resolution, mode=mode)
     else:
-        images = dataset_images(open_source(given, trusted=typed or trust), resolution, given)
+        images = dataset_images(open_source(given, trusted=typed or trust), resolution, given, mode=mode)
     _refuse_enlarging(images, given)
     return Plan(images, None, given)
 

@@ -81,6 +81,17 @@ def test_decoded_pixels_are_the_reference(mode: Mode, tmp_path: Path):
     assert "white" in record.rules.colours
 
 
+def test_the_source_is_the_reference_in_the_same_mode_as_its_latents(tmp_path: Path):
+    """The latents may be gone: then the images that they were made from are the reference."""
+    folder = encode(pictures(tmp_path / "x", "RGB"), tmp_path / "latents", mode="L", resolution=16).latents
+    model = write_model(tmp_path / "m", latents=LatentFolder(folder).spec, num_classes=0, channels=1)
+    beside = measured(model.path, batch_size=4)
+    folder.rename(tmp_path / "elsewhere")
+    alone = measured(model.path, batch_size=4)
+    assert (beside.reference.kind, alone.reference.kind) == ("data set", "folder")
+    assert alone.metrics == beside.metrics
+
+
 def test_grey_is_measured_as_rgb(tmp_path: Path):
     grey = pictures(tmp_path / "grey", "L")
     (tmp_path / "rgb").mkdir()
