@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mpdit_core import plugins
 from mpdit_core.api import Step, VelocityFn
+from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
@@ -179,6 +180,9 @@ class Generator(SamplingPlan):
         other = copy.copy(self)
         other.num_samples = num_samples or self.num_samples
         other._plan(self.folder, options)
+        if self.autoencoder and options.precision != self.options.precision:
+            other.autoencoder = copy.copy(self.autoencoder)
+            other.autoencoder.decode_precision = other._decode_precision(other.autoencoder)
         return other
 
     @property
@@ -298,16 +302,30 @@ class Generator(SamplingPlan):
 
     def _load_autoencoder(self) -> LoadedAutoencoder:
         """In bfloat16, where that is faster or asked for and the pixels stay the same."""
-        spec = self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
-        autoencoder = load_autoencoder(spec.autoencoder, device=self.device)
-        autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, spec)
+        autoencoder = load_autoencoder(self._require_latents().autoencoder, device=self.device)
+        autoencoder.decode_precision = self._decode_precision(autoencoder)
         return autoencoder
+
+    def _decode_precision(self, autoencoder: LoadedAutoencoder) -> ComputeType:
+        return choose_decode_precision(self.options.precision, autoencoder, self._require_latents())
+
+    def _require_latents(self) -> LatentSpec:
+        return self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
 
 
 def _check_graphs(options: SamplingOptions | None, device: torch.device) -> None:
-    if options and options.compile == "graphs" and device.type != "cuda":
+    if options is None or options.compile != "graphs":
+        return
+    if device.type != "cuda":
         raise UserError(
             f"CUDA graphs on {device.type}", code="no-cuda-graphs", expected="a CUDA device", remedy="--compile on"
+        )
+    if options.guidance == "skip-tokens":
+        raise UserError(
+            "CUDA graphs and guidance skip-tokens",
+            code="conflicting-options",
+            expected="a rule that evaluates the whole network, which is one graph",
+            remedy="--compile on",
         )
 
 

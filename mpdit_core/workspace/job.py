@@ -149,8 +149,8 @@ def _is_whole(file: Path) -> bool:
 def _latents(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     shape = " × ".join(map(str, manifest.plan.latent_shape))
-    classes = len(manifest.class_names)
-    facts = {"images": manifest.count, "about": f"{manifest.plan.resolution} px, {shape}, {classes:,} classes"}
+    classes = f"{len(manifest.class_names):,} classes" if manifest.class_names else "without classes"
+    facts = {"images": manifest.count, "about": f"{manifest.plan.resolution} px, {shape}, {classes}"}
     bad = [shard.file for shard in manifest.shards if _size(path / shard.file) != shard.bytes]
     if not bad:
         return facts

@@ -14,6 +14,7 @@ from mpdit_core.data.manifest import AutoencoderSpec, Normalisation
 from mpdit_core.model.blocks import ModulationLayer
 from mpdit_core.model.compute import forward_macs, skip_tokens_macs
 from mpdit_core.runtime.distributed import World
+from mpdit_core.sampling import SamplingOptions
 from mpdit_core.sampling.decode_precision import choose_decode_precision
 from mpdit_core.sampling.labels import class_order, read_classes
 from mpdit_core.size import Size
@@ -224,6 +225,8 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     model = write_model(tmp_path / "m", latents=latents, channels=4)
     float32, bfloat16 = (make_generator(model, decode=True, precision=p) for p in ("float32", "bfloat16"))
     assert [g.autoencoder.decode_precision for g in (float32, bfloat16)] == ["float32", "bfloat16"]
+    asked = bfloat16.changed(precision="float32")
+    assert [g.autoencoder.decode_precision for g in (asked, bfloat16)] == ["float32", "bfloat16"]
     x, _ = float32.noise([0, 1])
     wide, narrow = float32.decode(x).float(), bfloat16.decode(x).float()
     assert wide.std() > 20
@@ -235,6 +238,8 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
 
 def test_cuda_graphs_are_refused_elsewhere(model):
     assert code_of(make_generator, model, compile="graphs") == "no-cuda-graphs"
+    apart = SamplingOptions(compile="graphs", guidance="skip-tokens")  # its stages are called one by one
+    assert code_of(Generator, model, apart, device=torch.device("cuda")) == "conflicting-options"
 
 
 def test_a_model_without_an_autoencoder_gives_latents_alone(tmp_path):
