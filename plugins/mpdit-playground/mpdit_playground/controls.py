@@ -191,6 +191,10 @@ class ChoiceControls:
     def components(self) -> list[Any]:
         return [option.control.component for option in self._alike.values()]
 
+    def summary(self, name: str) -> str:
+        """What this choice is; nothing for a broken plugin."""
+        return self.choices[name].summary if name in self.choices else ""
+
     def _of(self, chosen: str) -> dict[int, str]:
         """Id of the component → name, for the options of one choice."""
         return {option.control.component._id: name for name, option in self.options.get(chosen, {}).items()}
@@ -242,7 +246,7 @@ class RequestControls:
                 "sampler", sampler_choices(playground.samplers),
                 chosen=self.start.sampler, given=self.start.sampler_options,
             )  # fmt: skip
-            self.sampler.info = self.samplers.choices[self.start.sampler].summary
+            self.sampler.info = self.samplers.summary(self.start.sampler)
             self._lay_out_rest()
         with gr.Accordion("Compare settings", open=False):
             self._lay_out_comparison()

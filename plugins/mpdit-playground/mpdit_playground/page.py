@@ -88,11 +88,11 @@ class Page:
         controls.which.change(lambda w: gr.update(visible=w == "chosen"), controls.which, controls.classes, **AT_ONCE)
         controls.sampler.change(samplers.visibility, controls.sampler, samplers.components, **AT_ONCE)
         controls.sampler.change(
-            lambda name: gr.update(info=samplers.choices[name].summary), controls.sampler, controls.sampler, **AT_ONCE
+            lambda name: gr.update(info=samplers.summary(name)), controls.sampler, controls.sampler, **AT_ONCE
         )
         rule, rules = controls.fields["guidance"].component, controls.rules
         rule.change(rules.visibility, rule, rules.components, **AT_ONCE)
-        rule.change(lambda name: gr.update(info=rules.choices[name].summary), rule, rule, **AT_ONCE)
+        rule.change(lambda name: gr.update(info=rules.summary(name)), rule, rule, **AT_ONCE)
         begun = self.sample.click(self._begin, None, [self.status, *buttons], js=TO_PICTURES, **AT_ONCE)
         outputs = [self.status, *shown]  # the status says more than Gradio's progress, which would dim it
         done = begun.then(self._sample, controls.components, outputs, show_progress="hidden", **JOB)
