@@ -48,7 +48,8 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
         flags={"train.steps": options.steps},
         base=Layers().over(saved.config().model_dump(), f"the run {saved}") if saved else None,
     )
-    if saved and "train.precision" not in layers.fixed:  # a preset's `auto` was settled when the run began
+    is_auto, typed = layers.config().train.precision == "auto", layers.origin("train.precision") == "--set"
+    if saved and is_auto and not typed:  # the `auto` of a preset or file was settled when the run began
         layers = layers.over({"train": {"precision": saved.config().train.precision}}, f"the run {saved}")
     folder = options.latents or (Path(saved.latents().folder) if saved else None)
     resolution = None if nothing_named else layers.config().resolution

@@ -95,6 +95,11 @@ def test_a_resumed_run_keeps_the_precision_it_began_with(latents, tmp_path, monk
     run_to_end(options(latents, tmp_path / "run", steps=8))
     assert RunFolder(tmp_path / "run").config().train.precision == name
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+    file = tmp_path / "as-it-began.toml"
+    file.write_text('train.precision = "auto"\n')
+    again = options(latents, tmp_path / "run", steps=10).model_copy(update={"config": file})
+    run_to_end(again)
+    assert RunFolder(tmp_path / "run").config().train.precision == name
     run_to_end(options(latents, tmp_path / "run", "train.precision=auto", steps=12))  # told otherwise
     assert RunFolder(tmp_path / "run").config().train.precision == other
 
