@@ -6,7 +6,7 @@ has a `table`, such as an option of the sampler; a table `*` takes every dotted 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -66,3 +66,10 @@ def with_value(options: O, key: str, text: str) -> O:
         raise UserError(f"sweep {key}: no such option to vary", code="unknown-key", expected=", ".join(known))
     values = {name: getattr(options, name) for name in kind.model_fields}
     return validate(kind, values | {name: value}, origin="sweep")
+
+
+def with_values(options: O, values: Mapping[str, str]) -> O:
+    """`options` with each of these keys set, one after the other. Raises `UserError` as `with_value`."""
+    for key, text in values.items():
+        options = with_value(options, key, text)
+    return options

@@ -21,10 +21,9 @@ def write_reference(folder: Path, *, device: torch.device, trust: bool, report: 
         trust: whether the source in the manifest may be code.
     """
     from mpdit_core.evaluation import measure_reference, plan_reference
-    from mpdit_core.metrics.features import build_extractor
+    from mpdit_core.metrics.features import load_extractor
 
-    extractor = build_extractor("inception")
-    extractor.load(device)
+    extractor = load_extractor("inception", device=device)
     plan = plan_reference(str(folder), resolution=None, extractor=extractor, trust=trust)
     measure_reference(plan, extractor, device=device, world=World(), report=report)
     report(Saved(what="reference statistics", path=folder))

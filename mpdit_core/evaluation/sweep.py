@@ -24,7 +24,7 @@ from mpdit_core.runtime.distributed import process_group
 from mpdit_core.runtime.files import write_json, writing
 from mpdit_core.sampling import SamplingPlan
 from mpdit_core.settings import Result, Settings, setting
-from mpdit_core.sweeps import Axis, read_sweeps, with_value
+from mpdit_core.sweeps import Axis, read_sweeps, with_values
 
 FORMAT = 2
 """Version of the table's file."""
@@ -114,13 +114,11 @@ def _reporter_of_one(report: Reporter, task: str, said: set[str]) -> Reporter:
 
 def _options_of(options: EvaluateOptions, axes: list[Axis], cell: tuple[str, ...]) -> EvaluateOptions:
     """The options of one combination."""
-    for axis, text in zip(axes, cell, strict=True):
-        if axis.key == CHECKPOINT:
-            checkpoint = _checkpoint(Path(require_what(options)), text)
-            options = options.model_copy(update={"what": str(checkpoint)})
-        else:
-            options = with_value(options, axis.key, text)
-    return options
+    values = {axis.key: text for axis, text in zip(axes, cell, strict=True)}
+    if step := values.pop(CHECKPOINT, None):
+        checkpoint = _checkpoint(Path(require_what(options)), step)
+        options = options.model_copy(update={"what": str(checkpoint)})
+    return with_values(options, values)
 
 
 def _checkpoint(run: Path, text: str) -> Path:

@@ -26,7 +26,7 @@ from mpdit_core import __version__
 from mpdit_core.config import ModelConfig, RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.model.compute import parameter_count
+from mpdit_core.model.compute import image_tokens, parameter_count
 from mpdit_core.model.transformer import MPDiT, without_values
 from mpdit_core.models.hub import CONFIG, PREFIX, WEIGHTS, download_model
 from mpdit_core.presets import preset_names
@@ -90,8 +90,7 @@ class ModelFolder(Settings):
         if found != wanted:
             raise _misfit(path, f"it holds {found:,} numbers", f"{wanted:,} numbers")
         model = self.config.model
-        tokens = sum((model.input_size // stage.patch_size).area for stage in model.stages)
-        require_memory(4 * model.width * tokens, what=f"the position tables of {path.parent}")
+        require_memory(4 * model.width * sum(image_tokens(model)), what=f"the position tables of {path.parent}")
 
     def require_flow(self) -> None:
         """Raises `UserError` (`not-a-flow`) for an imported epsilon model (DiT): no sampler here applies to it."""

@@ -9,12 +9,14 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, WIDTH - 16, 8, HEIGHT - 22  # edges of the plot
+T = TypeVar("T")
+
 MOST_POINTS = 500  # of a line
 LEAST_LOG = 1e-200  # a logarithmic axis holds values above it
 COLOURS = 6  # in page.css; further runs have the same ones, dashed
@@ -119,7 +121,7 @@ def _horizontal_axis(steps: Axis) -> list[Markup]:
 
 
 def _drawn(line: Line, steps: Axis, values: Axis) -> list[Markup]:
-    points = line.points if line.look == "dots" else thinned(line.points)
+    points = line.points if line.look == "dots" else thinned(line.points, MOST_POINTS)
     places = [(_x(steps, step), _y(values, value)) for step, value in points]
     numbers = [[step, value, *line.intervals.get(step, ())] for step, value in points]
     colour = f"r{line.run % COLOURS}" + (" dashed" if line.run >= COLOURS else "")
@@ -144,10 +146,10 @@ def _drawn(line: Line, steps: Axis, values: Axis) -> list[Markup]:
     return parts
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST_POINTS` of the points, evenly spaced, the first and the last among them."""
-    number = min(len(points), MOST_POINTS)
-    return [points[round(i * (len(points) - 1) / max(1, number - 1))] for i in range(number)]
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, evenly spaced, the first and the last among them."""
+    number = min(len(items), most)
+    return [items[round(i * (len(items) - 1) / max(1, number - 1))] for i in range(number)]
 
 
 def short(value: float) -> str:

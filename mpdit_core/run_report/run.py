@@ -16,6 +16,7 @@ from mpdit_core.evaluation import EvaluationRecord, read_records
 from mpdit_core.model.compute import count
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Reporter, Warning
+from mpdit_core.run_report.charts import thinned
 from mpdit_core.run_report.history import MEAN_STEPS, History, read_history
 
 MOST_FRAMES, FRAME_WIDTH = 12, 480
@@ -70,16 +71,10 @@ def facts_of(config: RunConfig, history: History) -> dict[str, str]:
     }
 
 
-def chosen_frames(frames: list[Path]) -> list[Path]:
-    """At most `MOST_FRAMES` of the previews, evenly spaced, the first and the last among them."""
-    number = min(len(frames), MOST_FRAMES)
-    return [frames[round(i * (len(frames) - 1) / max(1, number - 1))] for i in range(number)]
-
-
 def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
     """The chosen previews; damaged ones are left out, and reported."""
     frames = []
-    for path in chosen_frames([path for path in run.previews() if STEP.fullmatch(path.name)]):
+    for path in thinned([path for path in run.previews() if STEP.fullmatch(path.name)], MOST_FRAMES):
         try:
             frames.append(_frame(path))
         except UserError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from mpdit_core import presets
 from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
-from mpdit_core.data.manifest import LatentSpec, read_manifest
+from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Reporter
@@ -39,7 +39,8 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     """The plan of the run that `options` ask for. Raises `UserError` for anything that could not work."""
     saved = _saved_run(options)
     nothing_named = saved is None and options.preset is None and options.config is None
-    proposed = _proposed_preset(options, report) if nothing_named else None
+    latents = LatentFolder(options.latents or find_latents(options.latents_root)) if nothing_named else None
+    proposed = None if latents is None else _proposed_preset(latents, report)
     layers = presets.layers(
         preset=proposed.preset if proposed else options.preset,
         fit=proposed.fit if proposed else None,
@@ -51,9 +52,9 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     is_auto, typed = layers.config().train.precision == "auto", layers.origin("train.precision") == "--set"
     if saved and is_auto and not typed:  # the `auto` of a preset or file was settled when the run began
         layers = layers.over({"train": {"precision": saved.config().train.precision}}, f"the run {saved}")
-    folder = options.latents or (Path(saved.latents().folder) if saved else None)
-    resolution = None if nothing_named else layers.config().resolution
-    latents = LatentFolder(folder or find_latents(options.latents_root, resolution=resolution))
+    if latents is None:
+        folder = options.latents or (Path(saved.latents().folder) if saved else None)
+        latents = LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
     layers = fit_to_latents(layers, latents.spec, report=report)
     config = layers.config()
     _check_division(config, world_size)
@@ -73,14 +74,13 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     )
 
 
-def _proposed_preset(options: TrainOptions, report: Reporter) -> presets.Proposal:
-    """The preset that fits the latents given, or the only ones there are; said in one line."""
-    folder = options.latents or find_latents(options.latents_root)
-    manifest = read_manifest(folder)
+def _proposed_preset(latents: LatentFolder, report: Reporter) -> presets.Proposal:
+    """The preset that fits the latents; said in one line."""
+    manifest = latents.manifest
     shape, resolution = manifest.plan.latent_shape, manifest.plan.resolution
     proposed = presets.propose_preset(resolution=resolution, latent_shape=shape, images=manifest.count)
     changed = "".join(f", {key} = {value}" for key, value in flatten(proposed.fit).items())
-    what = f"{manifest.count:,} latents {' × '.join(map(str, shape))} of {resolution} px in {folder}"
+    what = f"{manifest.count:,} latents {' × '.join(map(str, shape))} of {resolution} px in {latents.path}"
     report(Note(text=f"preset {proposed.preset}{changed}, for {what}; --preset selects another"))
     return proposed
 

@@ -16,7 +16,7 @@ from mpdit_core.reporting import Progress, Reporter, silent
 from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
 from mpdit_core.sampling.options import SampleOptions, ViewResult
 from mpdit_core.sampling.views.common import open_view
-from mpdit_core.sweeps import Axis, read_sweeps, with_value
+from mpdit_core.sweeps import Axis, read_sweeps, with_values
 
 DEFAULT_SAMPLES = 9
 SHEET = 1024  # images at most
@@ -29,20 +29,23 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         UserError: as `read_sweeps` and `Generator`, for whichever cell, or more than two keys; nothing is written then.
     """
     down, across = _two_axes(read_sweeps(options.sweep))
-    values = list(product(down.texts, across.texts))
+    values = [
+        {axis.key: text for axis, text in zip((down, across), texts, strict=True) if axis.key}
+        for texts in product(down.texts, across.texts)
+    ]
     view = open_view(options, "sweep", default_samples=DEFAULT_SAMPLES, images_per_sample=len(values), most=SHEET)
-    cells = [_cell(options, {down.key: row, across.key: column}) for row, column in values]
+    cells = [with_values(options, changes) for changes in values]
     for cell in cells:
         SamplingPlan(view.folder, cell)
 
     first = view.generator(cells[0])
     images: list[Tensor] = []
     measured = []
-    for cell, (row, column) in zip(cells, values, strict=True):
+    for cell, changes in zip(cells, values, strict=True):
         report(Progress(task="sweep", done=len(images), total=len(cells), unit="cells"))
         made, cost = _measure(first.changed(**sampling_values(cell)))
         images.append(made)
-        measured.append(({down.key: row} if down.key else {}) | {across.key: column} | cost)
+        measured.append(changes | cost)
     report(Progress(task="sweep", done=len(cells), total=len(cells), unit="cells"))
     columns = len(across.texts)
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
@@ -61,12 +64,6 @@ def _two_axes(axes: list[Axis]) -> tuple[Axis, Axis]:
             f"{len(axes)} keys on one sheet", code="too-many-keys", expected="one key, or two as the axes of a sheet"
         )
     return (axes[0] if len(axes) == 2 else Axis("", ("",))), axes[-1]
-
-
-def _cell(options: SampleOptions, changes: dict[str, str]) -> SampleOptions:
-    for key, text in changes.items():
-        options = with_value(options, key, text) if key else options
-    return options
 
 
 def _measure(generator: Generator) -> tuple[Tensor, dict[str, Any]]:

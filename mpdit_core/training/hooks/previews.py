@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import load_autoencoder
+from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
@@ -45,9 +45,10 @@ class Previews:
             if not self.session.world.is_main:
                 return
             try:
-                self._draw(average, run.preview(step))
+                autoencoder = self._load_autoencoder()
+                self._draw(average, autoencoder, run.preview(step))
                 self.session.report(Saved(what="preview", path=run.preview(step)))
-                self._draw(weights, run.preview(step, raw=True))
+                self._draw(weights, autoencoder, run.preview(step, raw=True))
                 frames = self._frames()
                 if len(frames) > 1:
                     save_gif(frames, run.animation)
@@ -71,8 +72,12 @@ class Previews:
                 frames.append(picture)
         return frames
 
+    def _load_autoencoder(self) -> LoadedAutoencoder:
+        plan = self.session.plan
+        return load_autoencoder(plan.latents.spec.autoencoder, device=self.session.device, trust=plan.trust)
+
     @torch.no_grad()
-    def _draw(self, weights: dict[str, Tensor], path: Path) -> None:
+    def _draw(self, weights: dict[str, Tensor], autoencoder: LoadedAutoencoder, path: Path) -> None:
         """Samples from the run's fixed noises [n, C, h, w], classes in turn, and writes them as a grid."""
         spec, config, device = self.session.plan.latents.spec, self.session.config.model, self.session.device
         network = without_values(config)
@@ -87,7 +92,6 @@ class Previews:
         )
         noise, _ = starting_noise(config, self.session.config.train.seed, "preview", indices=range(len(labels)))
         latents = integrate(load_sampler("euler", num_steps=self.preview.num_steps), velocity_fn, noise.to(device))
-        autoencoder = load_autoencoder(spec.autoencoder, device=device, trust=self.session.plan.trust)
         images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
         columns = math.ceil(math.sqrt(len(images)) * WIDER)
         save_png(labelled_grid(images, [spec.class_name(label) for label in labels], columns), path)

@@ -26,7 +26,7 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.settings import merge, validate
-from mpdit_core.sweeps import Axis, read_sweeps, with_value
+from mpdit_core.sweeps import Axis, read_sweeps, with_value, with_values
 from mpdit_core.training.job import train
 from mpdit_core.training.options import TrainOptions
 from mpdit_core.training.setup import prepare
@@ -167,9 +167,7 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
 def _cell(options: TrainOptions, axes: Sequence[Axis], texts: Sequence[str]) -> tuple[dict[str, str], TrainOptions]:
     """One combination: its values, and the options with them."""
     values = {axis.key: text for axis, text in zip(axes, texts, strict=True)}
-    for key, text in values.items():
-        options = with_value(options, key, text)
-    return values, options
+    return values, with_values(options, values)
 
 
 def _write_about(folder: Path, options: TrainOptions) -> None:

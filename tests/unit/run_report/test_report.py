@@ -18,11 +18,11 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Saved, Warning
 from mpdit_core.run_report import ReportOptions, ReportResult, write_report
-from mpdit_core.run_report.charts import LEAST_LOG, Axis, Line, chart, short
+from mpdit_core.run_report.charts import LEAST_LOG, Axis, Line, chart, short, thinned
 from mpdit_core.run_report.charts import MOST_POINTS as MOST_DRAWN
 from mpdit_core.run_report.curves import running_mean
 from mpdit_core.run_report.history import MOST_POINTS, read_history
-from mpdit_core.run_report.run import MOST_FRAMES, chosen_frames
+from mpdit_core.run_report.run import MOST_FRAMES
 from mpdit_core.sampling import PluginRecord
 
 
@@ -241,7 +241,7 @@ def test_long_lines_are_thinned_and_smoothed():
 
 def test_the_first_and_the_last_preview_are_always_shown():
     frames = [Path(f"step-{n}.png") for n in range(100)]
-    chosen = chosen_frames(frames)
+    chosen = thinned(frames, MOST_FRAMES)
     assert (len(chosen), chosen[0], chosen[-1]) == (MOST_FRAMES, frames[0], frames[-1])
-    assert chosen_frames(frames[:1]) == frames[:1]
-    assert chosen_frames([]) == []
+    assert thinned(frames[:1], MOST_FRAMES) == frames[:1]
+    assert thinned([], MOST_FRAMES) == []
