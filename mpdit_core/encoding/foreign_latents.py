@@ -29,9 +29,11 @@ from mpdit_core.encoding.pipeline import Encoded
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import read_json
+from mpdit_core.runtime.npz import map_member, member_names
 from mpdit_core.size import Size
 
 LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
+ALL = slice(0, None)
 LOOKED_AT = 64  # latents whose values say what the files hold
 
 
@@ -232,25 +234,25 @@ def _read(path: Path, rows: slice) -> list[Tensor]:
     """`rows` of the latents in a file, float32 [n, K, h, w]; then of its `latents_flip`, where it has them."""
     if path.suffix == ".npy":
         array = _array(path)
-        found = [torch.from_numpy(np.array(array[None] if array.ndim == 3 else array, np.float32))]
+        found = [torch.from_numpy(np.array(np.atleast_1d(array[None] if array.ndim == 3 else array)[rows], np.float32))]
     else:
-        named = (_read_named(path, LATENTS), _read_named(path, FLIPPED))
+        named = (_read_named(path, LATENTS, rows), _read_named(path, FLIPPED, rows))
         found = [tensor.float() for tensor in named if tensor is not None]
-    if not found or any(tensor.ndim != 4 or len(tensor) < rows.stop for tensor in found):
-        raise _damaged(path, f"{[list(tensor.shape) for tensor in found]}, where {rows.stop} latents should be")
-    return [tensor[rows] for tensor in found]
+    count = rows.stop - rows.start
+    if not found or any(tensor.ndim != 4 or len(tensor) != count for tensor in found):
+        shapes = [list(tensor.shape) for tensor in found]
+        raise _damaged(path, f"{shapes} from {rows.start} on, where {count} latents should be")
+    return found
 
 
-def _read_named(path: Path, name: str) -> Tensor | None:
-    """One tensor of a shard; None where it has none of this name."""
+def _read_named(path: Path, name: str, rows: slice = ALL) -> Tensor | None:
+    """`rows` of one tensor of a shard, the others are not read; None where it has none of this name."""
     if path.suffix == ".safetensors":
         with opened(path) as file:
-            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 - not a dictionary
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return torch.from_numpy(file[name]) if name in file else None
-    except Exception as error:  # zipfile and numpy raise many kinds
-        raise _damaged(path, str(error)) from error
+            return file.get_slice(name)[rows.start : rows.stop] if name in file.keys() else None  # noqa: SIM118
+    return (
+        torch.from_numpy(np.array(np.atleast_1d(map_member(path, name))[rows])) if name in member_names(path) else None
+    )
 
 
 def _array(path: Path) -> np.ndarray:
