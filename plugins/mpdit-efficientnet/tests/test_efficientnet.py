@@ -26,12 +26,13 @@ def scenes(seed: int) -> list[Image.Image]:
         clouds = Image.fromarray(random.integers(0, 256, (6, 6), np.uint8)).resize(
             (SIDE, SIDE), Image.Resampling.BICUBIC
         )
-        picture = Image.composite(*(Image.new("RGB", (SIDE, SIDE), tuple(c)) for c in colour.tolist()), clouds)
+        sky, cloud = (Image.new("RGB", (SIDE, SIDE), tuple(c)) for c in colour.tolist())
+        picture = Image.composite(sky, cloud, clouds)
         draw = ImageDraw.Draw(picture)
         draw.rectangle((0, int(random.integers(30, 50)), SIDE, SIDE), fill=tuple(random.integers(20, 160, 3).tolist()))
         for _ in range(int(random.integers(3, 8))):
             x, y, r = (int(v) for v in (*random.integers(0, SIDE, 2), random.integers(4, 18)))
-            shape = random.choice([draw.ellipse, draw.rectangle])
+            shape = (draw.ellipse, draw.rectangle)[random.choice(2)]
             shape((x, y, x + r, y + r), fill=tuple(random.integers(0, 256, 3).tolist()), outline="black")
         pictures.append(picture.filter(ImageFilter.GaussianBlur(0.5)))
     return pictures

@@ -3,6 +3,8 @@
 To show a type in another way: a line in `_component`.
 """
 
+# pyright: reportMissingImports=false
+# Gradio is not in .venv (see Makefile).
 from __future__ import annotations
 
 import dataclasses

@@ -28,7 +28,7 @@ def nearest(generator: Generator, latent: Tensor, *, latents: Path | None) -> li
     training = find_training_images(generator.folder, latents)
     points = TrainingPoints(training, generator, "latents")
     found = search(points, latent[None].flatten(1).float(), k=min(NEIGHBOURS, len(training)), task="nearest")
-    numbers, flips = found.index[0].tolist(), found.mirrored[0].tolist()
+    numbers, flips = found.indices[0].tolist(), found.mirrored[0].tolist()
     images = points.images(numbers, flips)
     distances = found.distance[0].tolist()
     return [

@@ -1,5 +1,7 @@
 """The page: its layout, and what happens on a click. One job computes at a time; whoever comes second waits."""
 
+# pyright: reportMissingImports=false
+# Gradio is not in .venv (see Makefile).
 from __future__ import annotations
 
 import logging

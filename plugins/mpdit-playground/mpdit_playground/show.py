@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -163,7 +164,7 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _encoded(image: Image.Image, **how: object) -> bytes:
+def _encoded(image: Image.Image, **how: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, **how)  # pyright: ignore[reportArgumentType]
+    image.save(file, **how)
     return file.getvalue()

@@ -47,7 +47,7 @@ def values(controls: RequestControls, **changes) -> list[Any]:
 def test_the_page_begins_with_the_options_given(playground):
     controls = laid_out(playground)
     read = controls.read(values(controls))
-    assert read.options == SamplingOptions(**START | {"classes": (5, 2)})
+    assert read.options == SamplingOptions(**{**START, "classes": (5, 2)})
     assert read.num_samples == playground.options.num_samples
 
 

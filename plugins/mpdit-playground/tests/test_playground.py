@@ -10,15 +10,17 @@ import shlex
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from mpdit_playground import show
 from mpdit_playground.columns import Column, compute
-from mpdit_playground.command import PlaygroundOptions, playground_command
+from mpdit_playground.command import PlaygroundOptions
 from mpdit_playground.command_line import flags, sample_command
 from mpdit_playground.session import Playground, Request, Run, Visitor
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from sample_helpers import write_model
 
 from mpdit_core.errors import UserError
@@ -38,8 +40,8 @@ def page(models) -> Playground:
     return Playground(PlaygroundOptions(models=models, device="cpu", num_steps=STEPS, batch_size=2))
 
 
-def request(page: Playground, *, models: int = 1, compare: str = "", num_samples: int = 3, **changes) -> Request:
-    options = SamplingOptions(**{"num_steps": STEPS, "batch_size": 2} | changes)
+def request(page: Playground, *, models: int = 1, compare: str = "", num_samples: int = 3, **changes: Any) -> Request:
+    options = SamplingOptions(**{"num_steps": STEPS, "batch_size": 2, **changes})
     return Request(
         models=tuple(page.generators)[:models], options=options, num_samples=num_samples, compare=compare
     )  # fmt: skip
@@ -50,7 +52,7 @@ def finished(page: Playground, asked: Request) -> Run:
 
 
 def pixels(column: Column) -> np.ndarray:
-    return np.stack([picture.image for picture in column.pictures])
+    return np.stack([np.asarray(picture.image) for picture in column.pictures])
 
 
 def test_images_are_those_of_the_command_line_shown(page, tmp_path, monkeypatch):
@@ -166,11 +168,11 @@ def test_unknown_model_is_refused(page):
 def test_png_holds_its_settings(page):
     run = finished(page, request(page, seed=3))
     column = run.columns[0]
-    image = Image.open(io.BytesIO(show.png(column, column.pictures[1])))
+    image = PngImageFile(io.BytesIO(show.png(column, column.pictures[1])))
     settings = json.loads(image.text[show.CHUNK])
     assert (settings["image"], settings["class"], settings["options"]["seed"]) == (1, "one", 3)
     assert settings["command"] == column.command
-    assert np.array_equal(np.asarray(image)[None], column.pictures[1].image)
+    assert np.array_equal(np.asarray(image)[None], np.asarray(column.pictures[1].image))
 
 
 def test_the_link_saves_that_png(page):
@@ -198,7 +200,7 @@ def test_options_of_sampling_are_where_the_page_begins(models):
     from mpdit_cli.fields import read_options
 
     given = {"models": [models[0]], "guidance_scale": 2.0, "classes": "goldfish", "host": None, "browser": None}
-    options = read_options(playground_command.options, given, ["sampler.grid=cosine"])
+    options = read_options(PlaygroundOptions, given, ["sampler.grid=cosine"])
     start = Playground(options).start
     assert (start.guidance_scale, start.classes, start.sampler_options) == (2.0, "goldfish", {"grid": "cosine"})
     assert options.host == "127.0.0.1"

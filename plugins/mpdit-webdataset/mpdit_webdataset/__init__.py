@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from PIL import Image
 
 from mpdit_core.api import Item, UserError, open_image, option, read_archive, read_class_names, read_regular
@@ -61,7 +61,7 @@ class WebDataset:
     def _paths(self) -> list[str]:
         try:
             paths = list(braceexpand(self.shards))
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise UserError(f"the braces in {self.shards!r} are wrong: {error}", code="invalid-value") from error
         missing = [path for path in paths if not _is_file(path)]
         if missing:
