@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,10 +45,11 @@ def save_kl(folder: Path) -> Path:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    AutoencoderKL(
+    form: dict[str, Any] = dict(
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, sample_size=256,
-    ).save_pretrained(folder)  # fmt: skip
+    )  # fmt: skip
+    AutoencoderKL(**form).save_pretrained(folder)
     return folder
 
 
@@ -83,7 +85,15 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
     return rates
 
 
-def whole(root: Path, out: Path, *, name: str, device: str, batch_size: int, resolution: Size) -> float:
+def whole(
+    root: Path,
+    out: Path,
+    *,
+    name: str,
+    device: Literal["auto", "cpu", "cuda", "mps"],
+    batch_size: int,
+    resolution: Size,
+) -> float:
     options = EncodeOptions(
         source=str(root), autoencoder=name, out=out, batch_size=batch_size, resolution=resolution, flip=False,
         precision="float32", device=device,

@@ -40,6 +40,7 @@ def solve() -> dict[str, Any]:
 
     draw = torch.Generator().manual_seed(0)
     a, b = (statistics_of(torch.relu(torch.randn(ROWS, FEATURES, generator=draw) + s)) for s in (0.0, 0.1))
+    mine, root = 0.0, np.empty(0)
     times: dict[str, list[float]] = {"symmetric": [], "sqrtm": []}
     for _ in range(1 + TURNS):  # in turns; the first of each warms up
         started = time.perf_counter()
@@ -162,8 +163,8 @@ def one_pass(images: int) -> dict[str, Any]:
     From both, the time outside sampler and extractor is divided into a part per image and a part per evaluation.
     """
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))  # a tiny model, and weights for Inception
-    from inception_helpers import write_random_weights  # pyright: ignore[reportMissingImports]
-    from sample_helpers import write_model  # pyright: ignore[reportMissingImports]
+    from inception_helpers import write_random_weights
+    from sample_helpers import write_model
 
     from mpdit_core.evaluation import EvaluateOptions, collecting, evaluate, job
     from mpdit_core.sampling import Generator
@@ -178,7 +179,7 @@ def one_pass(images: int) -> dict[str, Any]:
         write_model(folder / "model")
         pictures = np.random.RandomState(0).randint(0, 256, (64, 16, 16, 3)).astype(np.uint8)
         np.savez(folder / "reference.npz", arr_0=pictures)
-        weights = str(write_random_weights(folder / "weights.pth"))
+        weights = write_random_weights(folder / "weights.pth")
         runs = []
         for count in (8, images // 4, images):  # the first measures the reference
             options = EvaluateOptions(

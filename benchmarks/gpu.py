@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import train_step
@@ -65,7 +65,7 @@ class Session:
         return {"tiny": 2} if self.tiny else {"xl-256": 128, "xl-512": 32, "v2-xl-512": 32, "b-256": 256}
 
     @property
-    def modes(self) -> tuple[str, ...]:
+    def modes(self) -> tuple[Literal["off", "on", "graphs"], ...]:
         return ("off", "on", "graphs") if self.device.type == "cuda" else ("off", "on")
 
     def config(self, preset: str, **train: object) -> RunConfig:
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a test of this file")
     parser.add_argument("--only", help="pieces whose names begin with this")
     arguments = parser.parse_args()
-    end = time.monotonic() + 60 * arguments.minutes
+    end, path = time.monotonic() + 60 * arguments.minutes, None
     with tempfile.TemporaryDirectory() as folder:
         session = Session(select_device(arguments.device), arguments.tiny, Path(folder))
         for piece in pieces(session):
@@ -231,7 +231,7 @@ def train(session: Session, preset: str, *, dense: bool = False, compiled: bool 
     }
 
 
-def sample_guided(session: Session, preset: str, mode: str) -> Values:
+def sample_guided(session: Session, preset: str, mode: Literal["off", "on", "graphs"]) -> Values:
     """Latents of two blocks, after one that compiles: guided, and without the autoencoder."""
     batch_size, num_steps = (2, 2) if session.tiny else (64, 20)
     folder = session.folder / preset
@@ -239,7 +239,7 @@ def sample_guided(session: Session, preset: str, mode: str) -> Values:
         random_model(folder, load_preset(preset), argparse.Namespace(autoencoder=None))
     options = SamplingOptions(
         num_steps=num_steps, batch_size=batch_size, guidance_scale=1.5, precision="bfloat16",
-        compile=mode,  # pyright: ignore[reportArgumentType]
+        compile=mode,
     )  # fmt: skip
     made = Generator(str(folder), options, device=session.device, num_samples=3 * batch_size, decode=False)
     list(made.batches([0]))
@@ -276,7 +276,7 @@ def autoencoder_rates(session: Session) -> Values:
 
     if session.tiny:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
-        from data_helpers import save_autoencoder as save_kl  # pyright: ignore[reportMissingImports]
+        from data_helpers import save_autoencoder as save_kl
     found: Values = {}
     loaded = load_autoencoder(str(save_kl(session.folder / "kl")), device=session.device)
     count, side = (1, 32) if session.tiny else (16, 256)
@@ -294,12 +294,12 @@ def autoencoder_rates(session: Session) -> Values:
 def inception_rate(session: Session) -> Values:
     """Features of images of 256 pixels by the Inception graph, with random weights."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
-    from inception_helpers import write_random_weights  # pyright: ignore[reportMissingImports]
+    from inception_helpers import write_random_weights
 
     from mpdit_core.metrics.features import extract, load_extractor
 
     weights = write_random_weights(session.folder / "weights-inception.pth")
-    extractor = load_extractor("inception", device=session.device, weights=str(weights))
+    extractor = load_extractor("inception", device=session.device, weights=weights)
     count = 2 if session.tiny else 64
     images = torch.randint(0, 256, (count, 3, 256, 256), dtype=torch.uint8, device=session.device)
     rate = rate_of(lambda: extract(extractor, images), count, session.device, seconds=0 if session.tiny else 3)

@@ -24,6 +24,7 @@ from mpdit_core.data.latents import EpochOrder, LatentFolder
 from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan, SourceSpec
 from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.encoding.folder import EncodingFolder
+from mpdit_core.size import Size
 
 SETTLE = 1.0  # seconds; the system still frees the 100,000 forgotten files after the call returns
 SHAPE = (8, 32, 32)  # of Stable Diffusion's moments at 256 px
@@ -34,7 +35,7 @@ def make(root: Path, count: int) -> None:
     """Writes the same random moments as shards and as single files."""
     spec = AutoencoderSpec(id="random", factor=8, channels=4)
     plan = EncodingPlan(
-        source=SourceSpec(given="random", name="random", fingerprint="", items=count), resolution=256,
+        source=SourceSpec(given="random", name="random", fingerprint="", items=count), resolution=Size.square(256),
         autoencoder=spec, flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(1000))),
     )  # fmt: skip
     folder = EncodingFolder(root / "shards")

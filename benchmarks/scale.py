@@ -30,6 +30,7 @@ from mpdit_core.models.run_folder import METRICS, RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.run_report import ReportOptions, write_report
 from mpdit_core.settings import merge, validate
+from mpdit_core.size import Size
 from mpdit_core.training.batches import BatchSource
 
 CLASSES, SIDE = 1000, 4
@@ -90,7 +91,7 @@ def list_files(root: Path, count: int) -> dict[str, float]:
 
 def make_latents(root: Path, count: int) -> Path:
     plan = EncodingPlan(
-        source=SourceSpec(given="random", name="random", fingerprint="", items=count), resolution=SIDE,
+        source=SourceSpec(given="random", name="random", fingerprint="", items=count), resolution=Size.square(SIDE),
         autoencoder=AutoencoderSpec(id="pixels-gray", factor=1, channels=1, stores="uint8", flip_equivariant=True),
         flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(CLASSES))),
     )  # fmt: skip
