@@ -56,6 +56,7 @@ def shard_hashes(folder: Path) -> dict[str, str]:
 def hub_data_set(images: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A local data set in the Hub's format, made of a folder of class folders; returns its name as a source."""
     import datasets
+    import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
     paths = sorted(images.glob("*/*.png"))
@@ -73,12 +74,13 @@ def save_autoencoder(folder: Path, seed: int = 0) -> Path:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
-    AutoencoderKL(
+    form: dict[str, Any] = dict(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
-    ).save_pretrained(folder)
+    )
+    AutoencoderKL(**form).save_pretrained(folder)
     return folder

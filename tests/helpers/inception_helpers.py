@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ def write_random_weights(path: Path) -> Path:
     caught: dict[str, torch.Tensor] = {}
 
     class Catch(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, *args, **kwargs):
+        def load_state_dict(self, state_dict, *args, **kwargs) -> Any:
             caught.update(self.state_dict())
 
     box = io.BytesIO()

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mpdit_core.encoding import EncodeOptions, encode_latents
+from mpdit_core.size import Size
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40), "white": (240, 240, 240)}
 
@@ -28,7 +29,7 @@ def make_latents(root: Path, *, per_class: int = 8) -> Path:
     """Encodes such images at 16 pixels in grey; returns the folder of latents."""
     images, out = make_images(root / "images", per_class=per_class), root / "latents" / "squares-16"
     options = EncodeOptions(
-        source=str(images), resolution=16, autoencoder="pixels-gray", flip=False, out=out, device="cpu"
+        source=str(images), resolution=Size.square(16), autoencoder="pixels-gray", flip=False, out=out, device="cpu"
     )
     encode_latents(options)
     return out

@@ -45,7 +45,7 @@ SERVER.set_forkserver_preload(
 class Outcome:
     """How a command ended, and what it printed."""
 
-    code: int
+    code: int | None
     out: str
     err: str
 
@@ -166,7 +166,7 @@ def _enter(rendezvous: Mapping[str, str], rank: int, work: Callable[..., Any], *
     import torch
 
     torch.set_num_threads(1)
-    os.environ.update(rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    os.environ.update({**rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)})
     return work(*arguments)
 
 

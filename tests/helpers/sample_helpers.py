@@ -19,13 +19,14 @@ from mpdit_core.presets import load_preset
 from mpdit_core.runtime.distributed import World
 from mpdit_core.sampling import Generator, SampleOptions, SamplingOptions, sample
 from mpdit_core.sampling.options import SampleResult, ViewResult
+from mpdit_core.size import Size
 
 NAMES = ("zero", "one", "two", "three", "four", "goldfish, Carassius auratus", "crane", "crane", "eight", "nine")
 
 
 def spec() -> LatentSpec:
     return LatentSpec(
-        resolution=16,
+        resolution=Size.square(16),
         autoencoder=AutoencoderSpec(id="pixels-gray", factor=1, channels=1),
         normalisation=Normalisation(name="measured", mean=(-0.5,), std=(0.6,)),
         class_names=NAMES,

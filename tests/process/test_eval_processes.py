@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ class Numbers:
 
 
 class FeaturesOfNumbers:
-    name = "numbers"
+    name: ClassVar[str] = "numbers"
 
     def __call__(self, images: torch.Tensor) -> Features:
         rows = [np.random.RandomState(int(image[0, 0, 0])).randn(21) for image in images]
@@ -234,7 +234,7 @@ def test_processes_that_measure_different_types_share_the_first_ones(here):
     def work(rank: int) -> None:
         found = (torch.float32, torch.bfloat16)[rank]
         for module in ("evaluation.subject", "sampling.generator"):
-            sys.modules[f"mpdit_core.{module}"].choose_dtype = lambda *_: found  # pyright: ignore
+            vars(sys.modules[f"mpdit_core.{module}"])["choose_dtype"] = lambda *_: found
         assert main([*SAMPLED, "--out", "evals"]) == 0
 
     fork_group(work)

@@ -253,6 +253,7 @@ def test_evaluation_in_a_run_of_two_processes_is_that_of_one(latents, tmp_path):
     measured = ["preview.evaluate_every=2", "preview.evaluate_samples=18", "preview.evaluate_features=digits-pixels"]
     outcomes = serve_command(*arguments(latents, run.path, *measured), "--steps", 4)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    values = {}
     for _ in range(2):  # the second time after the finished run was started again, which measures nothing anew
         records = read_records(run.evals)
         values = {record.step: record.metrics["frechet_distance"] for record in records}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 import pytest
 from archive_bytes import archive, picture
 from data_helpers import encode, image_folder, photo, refused

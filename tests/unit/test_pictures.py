@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from mpdit_core import pictures
 
@@ -74,7 +75,7 @@ def test_text_that_is_too_wide_is_cut():
 def test_files(tmp_path):
     frames = [pictures.tile(plain(colour)) for colour in (RED, BLUE)]
     pictures.save_gif(frames, tmp_path / "a.gif")
-    with Image.open(tmp_path / "a.gif") as moving:
+    with GifImageFile(tmp_path / "a.gif") as moving:
         assert moving.n_frames == 2
         assert moving.info["duration"] == 80
     pictures.save_png(frames[1], tmp_path / "a.png")

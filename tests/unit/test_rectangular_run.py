@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.profiling import ProfileOptions, profile_flops
 from mpdit_core.reporting import silent
 from mpdit_core.sampling import Generator, SampleOptions, sample
+from mpdit_core.sampling.options import SampleResult, ViewResult
 from mpdit_core.settings import parse_assignments
 from mpdit_core.size import Size
 from mpdit_core.training import TrainOptions, TrainResult, train
@@ -42,7 +44,7 @@ def images(tmp_path_factory) -> Path:
 def encoded(images) -> EncodeResult:
     out = images.parent / "latents" / "wide"
     result = encode_latents(
-        EncodeOptions(source=str(images), resolution="16x24", autoencoder="pixels-gray", out=out, device="cpu")
+        EncodeOptions(source=str(images), resolution=WIDE, autoencoder="pixels-gray", out=out, device="cpu")
     )
     assert isinstance(result, EncodeResult)
     return result
@@ -98,9 +100,12 @@ def test_samples_and_their_evaluation(run, encoded, tmp_path, form):
     out = tmp_path / "set"
     result = sample(SampleOptions(model=str(run), num_samples=6, num_steps=2, format=form, out=out, device="cpu"))
     if form == "npz":
+        assert isinstance(result, SampleResult)
+        assert result.samples
         assert np.load(result.samples)["arr_0"].shape == (6, 16, 24, 3)
-    sources = dict(what=str(out), reference=str(encoded.latents), out=tmp_path / "evals")
-    measured = evaluate(EvaluateOptions(**sources, features="digits", device="cpu"))
+    measured = evaluate(EvaluateOptions(
+        what=str(out), reference=str(encoded.latents), out=tmp_path / "evals", features="digits", device="cpu",
+    ))  # fmt: skip
     assert isinstance(measured, EvaluationRecord)
 
 
@@ -114,12 +119,14 @@ def test_python_gives_images_of_this_size(run):
 )
 def test_views(run, tmp_path, view):
     asked = SampleOptions(model=str(run), num_samples=2, num_steps=2, out=tmp_path / "view", device="cpu", **view)
-    assert Image.open(sample(asked).image).width > 24
+    result = sample(asked)
+    assert isinstance(result, ViewResult)
+    assert Image.open(result.image).width > 24
 
 
 def test_references(run, images, tmp_path):
     made = EvaluateOptions(
-        what=str(images), make_reference=tmp_path / "r.npz", resolution="16x24", features="digits", device="cpu"
+        what=str(images), make_reference=tmp_path / "r.npz", resolution=WIDE, features="digits", device="cpu"
     )
     make_reference(made)
     assert np.load(tmp_path / "r.npz")["arr_0"].shape[1:] == (16, 24, 3)
@@ -139,7 +146,7 @@ def test_exports(run, tmp_path, form):
     assert isinstance(result, ExportResult)
     assert "16×24" in (tmp_path / "out" / "README.md").read_text()
     if form == "diffusers":
-        pipeline = MPDiTPipeline.from_pretrained(tmp_path / "out")
+        pipeline: Any = MPDiTPipeline.from_pretrained(tmp_path / "out")
         pipeline.set_progress_bar_config(disable=True)
         noise = torch.randn(2, 1, 16, 24)
         made = pipeline(class_labels=[0, 1], num_inference_steps=2, latents=noise, output_type="np").images
@@ -152,16 +159,18 @@ def test_latents_as_a_data_set(encoded, tmp_path):
 
 
 def test_counting(run):
-    wide = profile_flops(ProfileOptions(preset=["tiny"], resolution="16x24")).models[0]
+    wide = profile_flops(ProfileOptions(preset=("tiny",), resolution=WIDE)).models[0]
     assert (wide.name, wide.resolution, wide.tokens) == ("tiny @16x24", WIDE, (4 * 6 + 2, 8 * 12 + 2))
     trained = profile_flops(ProfileOptions(model=str(run))).models[0]
     assert (trained.resolution, trained.tokens) == (WIDE, wide.tokens)
     with refused("resolution-does-not-fit", "16x22"):
-        profile_flops(ProfileOptions(preset=["tiny"], resolution="16x22"))
-    found = profile_flops(ProfileOptions(preset=["b-256"], resolution="256x384", search="target_macs=2e10")).search
+        profile_flops(ProfileOptions(preset=("tiny",), resolution=Size(16, 22)))
+    found = profile_flops(
+        ProfileOptions(preset=("b-256",), resolution=Size(256, 384), search="target_macs=2e10")
+    ).search
     assert found is not None
     assert found.resolution == Size(256, 384)
-    changed = profile_flops(ProfileOptions(preset=["tiny"], settings=parse_assignments(["model.input_size=8x12"])))
+    changed = profile_flops(ProfileOptions(preset=("tiny",), settings=parse_assignments(["model.input_size=8x12"])))
     assert changed.models[0].resolution == Size(8, 12)
 
 

@@ -49,7 +49,7 @@ def typer_declarations() -> Iterator[tuple[list[str], str]]:
     for path in CLI.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and ast.unparse(call.func) in ("typer.Option", "typer.Argument"):
-                flags = [flag.value for flag in call.args if isinstance(flag, ast.Constant)]
+                flags = [str(flag.value) for flag in call.args if isinstance(flag, ast.Constant)]
                 yield flags, "".join(ast.unparse(k.value) for k in call.keywords if k.arg == "help")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ SIDE, FACTOR = 192, 8
 class OneSize:
     """Scales whatever it gets to 192 pixels, as some networks of diffusers do."""
 
-    channels, factor, stores, resolution = 3, FACTOR, "mean", SIDE
+    channels, factor, resolution = 3, FACTOR, SIDE
+    stores: Literal["mean"] = "mean"
 
     def load(self, device: torch.device) -> None:
         self.network = nn.Linear(2, 2).to(device)

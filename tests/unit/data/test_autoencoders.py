@@ -145,17 +145,23 @@ def test_sums_are_those_of_what_is_read(stores):
     spec = load_autoencoder("pixels").spec.model_copy(update={"stores": stores})
     source = SourceSpec(given="", name="", fingerprint="", items=5)
     plan = EncodingPlan(
-        source=source, resolution=16, autoencoder=spec, flip=False, batch_size=1, shard_size=5, class_names=("a",)
+        source=source,
+        resolution=Size.square(16),
+        autoencoder=spec,
+        flip=False,
+        batch_size=1,
+        shard_size=5,
+        class_names=("a",),
     )
     random = np.random.default_rng(0)
     if stores == "uint8":
         stored = PICTURES.numpy()
     else:
         stored = random.standard_normal((5, *plan.stored_shape)).astype(np.float16)
-    mean, std = (None if x is None else x.double() for x in read_stored(torch.from_numpy(stored), stores))
-    square = mean**2 + (0 if std is None else std**2)
+    mean, std = read_stored(torch.from_numpy(stored), stores)
+    square = mean.double() ** 2 + (0 if std is None else std.double() ** 2)
     sums = channel_sums([stored], plan)
-    assert np.allclose(sums[0], mean.sum(dim=(0, 2, 3)), rtol=0, atol=1e-3)  # float32 of what is read
+    assert np.allclose(sums[0], mean.double().sum(dim=(0, 2, 3)), rtol=0, atol=1e-3)  # float32 of what is read
     assert np.allclose(sums[1], square.sum(dim=(0, 2, 3)), rtol=1e-6)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 import pytest
 from archive_bytes import picture
 
@@ -82,10 +83,8 @@ def test_a_local_data_set(tmp_path: Path, monkeypatch):
     masks = open_source(f"hf:{tmp_path}/hub", options={"image": "mask"})
     assert masks.image(0).getpixel((0, 0)) == (30, 30, 30)
     streamed = open_source(f"hf:{tmp_path}/hub", streaming=True)
-    read = [
-        (item.label, decode().getpixel((0, 0))[0]) for item, decode in read_items(streamed, 0, count_items(streamed))
-    ]
-    assert read == [(0, 10), (1, 20), (2, 30)]
+    read = [(item.label, decode().getpixel((0, 0))) for item, decode in read_items(streamed, 0, count_items(streamed))]
+    assert read == [(0, (10, 10, 10)), (1, (20, 20, 20)), (2, (30, 30, 30))]
     with pytest.raises(UserError) as caught:
         open_source(f"hf:{tmp_path}/hub", options={"images": "mask"})
     assert caught.value.code == "option-does-not-apply"

@@ -6,6 +6,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from launch import run, succeed
 
 import mpdit_core.plugins
 from mpdit_core.doctor import Check, DoctorOptions, contents, diagnose, job, machine, weights
+from mpdit_core.doctor.options import Area
 from mpdit_core.metrics.features import published_weights
 from mpdit_core.plugins.job import PluginList, PluginReport
 
 
-def examine(*areas: str, **more) -> dict[str, Check]:
+def examine(*areas: Area, **more) -> dict[str, Check]:
     """The checks by name."""
     found = diagnose(DoctorOptions(areas=areas, device="cpu", **more))
     assert found.faults == sum(check.status == "fault" for check in found.checks)
@@ -92,7 +94,7 @@ def server() -> Iterator[str]:
             self.send_response(200 if self.path == "/here" else 404)
             self.end_headers()
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as serving:
@@ -119,7 +121,7 @@ def test_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_plugins(monkeypatch: pytest.MonkeyPatch):
-    identity = {"kind": "samplers", "package": "a", "version": "1", "value": "a:S"}
+    identity: dict[str, Any] = {"kind": "samplers", "package": "a", "version": "1", "value": "a:S"}
     monkeypatch.setattr(contents, "OWN", {"samplers": "good", "features": "missing"})
     listed = PluginList(plugins=(
         PluginReport(name="good", **identity),

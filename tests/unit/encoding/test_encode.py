@@ -6,6 +6,7 @@ import shutil
 import signal
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,11 +115,12 @@ def test_changes_are_refused(images: Path, tmp_path: Path):
     out = tmp_path / "out"
     encode(images, out)
     before = shard_hashes(out)
-    for changed, words in (
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"resolution": 16}, "resolution: 8 → 16"),
         ({"autoencoder": "pixels-gray"}, "autoencoder.id: pixels → pixels-gray"),
         ({"flip": True}, "flip: False → True"),
-    ):
+    ]
+    for changed, words in changes:
         with refused("settings-changed", words):
             encode(images, out, **changed)
     photo(99).save(images / "ant/0.png")

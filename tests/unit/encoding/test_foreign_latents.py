@@ -36,7 +36,7 @@ def raw(channels: int = 4) -> torch.Tensor:
 def take(folder: Path, out: Path, vae: Path, **more: Any) -> EncodeResult:
     options = {"from_latents": folder, "autoencoder": str(vae), "latents_scale": 1.0, "shard_size": 5, "device": "cpu"}
     report = more.pop("report", lambda event: None)
-    return encode_latents(EncodeOptions(**options | {"out": out} | more), report=report)
+    return encode_latents(EncodeOptions(**{**options, "out": out, **more}), report=report)
 
 
 def dit(folder: Path, latents: torch.Tensor) -> Path:

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,8 @@ def test_damaged_tables_and_records_of_a_sweep_are_replaced(here):
 def test_a_reference_beside_read_only_latents_goes_to_the_cache(here, monkeypatch):
     from mpdit_core.evaluation import reference
 
-    plan = reference.plan_reference("b.npz", resolution=Size.square(16), extractor=None)
+    unused: Any = None
+    plan = reference.plan_reference("b.npz", resolution=Size.square(16), extractor=unused)
     Path("latents").mkdir()
     own = dataclasses.replace(plan, beside=Path("latents").absolute())
     monkeypatch.setattr("mpdit_core.evaluation.job.plan_reference", lambda *_given, **_more: own)
@@ -234,7 +236,9 @@ def test_a_part_of_a_folder_by_class_has_all_classes(here):
     assert "8 of 20 at even distances" in record.samples.order
     assert any(isinstance(event, Note) and "8 of 20" in event.text for event in events)
     np.savez("sorted.npz", arr_0=pictures(20), arr_1=np.arange(20) // 5)
-    assert "8 of 20" in evaluate(options("sorted.npz", num_samples=8)).samples.order
+    by_class = evaluate(options("sorted.npz", num_samples=8)).samples
+    assert by_class
+    assert "8 of 20" in by_class.order
     assert "of" not in (evaluate(options("b.npz", num_samples=8)).samples or record.samples).order
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,11 +204,12 @@ def test_a_sweep_ends_in_a_table_and_a_plot(here):
     alone = EvaluationRecord.read(result.rows[2].record)
     assert alone.sampling is not None
     assert alone.sampling.options.guidance_scale == 2
-    distances = [row.metrics["frechet_distance"] for row in result.rows]
+    distances: list[Any] = [row.metrics["frechet_distance"] for row in result.rows]
     assert distances[2] == alone.value("fid")
     assert distances[1] == pytest.approx(distances[0])  # unguided, whatever the interval
     assert result.lowest.metrics["frechet_distance"] == min(distances)
     assert json.loads(result.path.read_text())["rows"][2]["metrics"] == alone.metrics
+    assert result.plot
     assert Image.open(result.plot).size[0] > 500
     tasks = {event.task for event in events if isinstance(event, Progress)}
     assert {f"evaluate ({n} of 4)" for n in range(1, 5)} <= tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from mpdit_core.evaluation.figures import compute_metrics, key_and_label
 from mpdit_core.evaluation.options import METRICS, EvaluateOptions, Metric
@@ -19,5 +20,7 @@ def test_one_row_is_all_it_takes(monkeypatch):
     options = EvaluateOptions().model_copy(update={"metrics": ("brightness",)})
     key, label = key_and_label("brightness", None, "cells")
     assert (key, label) == ("mean_of_features", "mean of the features (cells)")
-    values = compute_metrics(options, SimpleNamespace(), SimpleNamespace(mean=3.0), {"brightness": key})
+    reference: Any = SimpleNamespace()
+    samples: Any = SimpleNamespace(mean=3.0)
+    values = compute_metrics(options, reference, samples, {"brightness": key})
     assert values == {"mean_of_features": 3.0, "mean_of_features_std": 0.5}

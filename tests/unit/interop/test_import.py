@@ -107,8 +107,8 @@ def test_published_normalisation_is_recorded(tmp_path):
 
 
 def test_published_widths_need_no_heads_and_find_their_preset(tmp_path):
-    config = ModelConfig(width=384, num_heads=6, stages=(Stage(2, 12),), input_size=32, modulation="per-block",
-                         class_tokens=0, time_embedding="sinusoid")  # fmt: skip
+    config = ModelConfig(width=384, num_heads=6, stages=(Stage(2, 12),), input_size=Size.square(32),
+                         modulation="per-block", class_tokens=0, time_embedding="sinusoid")  # fmt: skip
     weights = official_names(MPDiT(config))
     torch.save(weights, tmp_path / "dit-s.pt")
     model = import_official(tmp_path / "dit-s.pt", out=tmp_path / "m", kind="mpdit")
@@ -122,7 +122,7 @@ def official_names(model: MPDiT) -> dict[str, torch.Tensor]:
              "mlp.down": "mlp.fc2", "head.": "final_layer.", "modulation.linear": "adaLN_modulation.1",
              "time_embedding": "t_embedder", "class_embedding.table": "y_embedder.embedding_table",
              "patch_embedding.linear": "x_embedder.proj"}  # fmt: skip
-    weights = {"pos_embed": model.stages[0].positions[None]}  # pyright: ignore
+    weights = {"pos_embed": model.get_buffer("stages.0.positions")[None]}
     for name, tensor in model.state_dict().items():
         for ours, theirs in parts.items():
             name = name.replace(ours, theirs)
@@ -215,7 +215,7 @@ def test_a_class_table_without_null_label_loses_no_class(arguments: dict, classe
     folder = import_official(tmp_path / "a.pt", out=tmp_path / "m", num_heads=4)
     assert folder.config.model.num_classes == classes
     assert ("no-null-label" in folder.extra["notes"]) == note
-    assert len(folder.load().class_embedding.table.weight) == classes + 1  # pyright: ignore
+    assert len(folder.load().class_embedding.table.weight) == classes + 1
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "module.model.", "model._orig_mod."])
@@ -239,7 +239,7 @@ def test_the_job_returns_what_it_made_and_warns_by_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     official_file(dense_weights(), tmp_path / "My Model.pt")
     events: list[Event] = []
-    result = import_checkpoint(ImportOptions(file="My Model.pt", num_heads=4), report=events.append)
+    result = import_checkpoint(ImportOptions(file=Path("My Model.pt"), num_heads=4), report=events.append)
     assert isinstance(result, ImportResult)
     assert (result.model, result.kind, result.weights) == (Path("models/my-model"), "mpdit", "ema")
     assert result.config["stages"] == [[2, 3]]
@@ -248,16 +248,16 @@ def test_the_job_returns_what_it_made_and_warns_by_code(tmp_path, monkeypatch):
     assert [event.path for event in events if isinstance(event, Saved)] == [result.model]
     assert not [event for event in events if isinstance(event, Warning)]
     with refused("folder-not-empty"):
-        import_checkpoint(ImportOptions(file="My Model.pt", num_heads=4))
+        import_checkpoint(ImportOptions(file=Path("My Model.pt"), num_heads=4))
 
     torch.save(with_variance(dense_weights()), "DiT.pt")
-    import_checkpoint(ImportOptions(file="DiT.pt", num_heads=4), report=events.append)
+    import_checkpoint(ImportOptions(file=Path("DiT.pt"), num_heads=4), report=events.append)
     assert [event.code for event in events if isinstance(event, Warning)] == ["epsilon-model"]
 
 
 def test_other_channels_than_the_published_give_latents_only(tmp_path):
-    config = ModelConfig(width=32, num_heads=2, stages=(Stage(2, 1),), input_size=8, channels=3, modulation="per-block",
-                         class_tokens=0, time_embedding="sinusoid")  # fmt: skip
+    config = ModelConfig(width=32, num_heads=2, stages=(Stage(2, 1),), input_size=Size.square(8), channels=3,
+                         modulation="per-block", class_tokens=0, time_embedding="sinusoid")  # fmt: skip
     torch.save(official_names(MPDiT(config)), tmp_path / "three.pt")
     events: list[Event] = []
     options = ImportOptions(file=tmp_path / "three.pt", out=tmp_path / "m", num_heads=2)

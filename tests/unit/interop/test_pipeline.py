@@ -52,7 +52,7 @@ def test_pipeline_gives_the_images_of_mpdit_sample(model, tmp_path, guidance_sca
 
 
 def test_pipeline_keeps_the_conventions(model):
-    pipe = make_pipeline(model)
+    pipe: Any = make_pipeline(model)
     seen = []
 
     def watch(pipeline, step, timestep, tensors):
@@ -90,7 +90,7 @@ def test_pipeline_refuses_what_cannot_be(model, wrong):
 def test_a_name_that_two_classes_have_is_not_guessed(model):
     """ImageNet has two cranes (134 and 517) and two maillots."""
     plain = make_pipeline(model)
-    pipe = MPDiTPipeline(
+    pipe: Any = MPDiTPipeline(
         plain.transformer, plain.vae, plain.scheduler, id2label={3: "ibis", 4: "crane, a bird", 9: "crane"}
     )
     assert pipe.get_label_ids("a bird") == [4]
@@ -103,13 +103,13 @@ def test_a_name_that_two_classes_have_is_not_guessed(model):
 
 
 def test_diffusers_itself_opens_the_folder(model, tmp_path, monkeypatch):
-    from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+    from diffusers import DiffusionPipeline
 
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = str(tmp_path / "pipe")
     export(model, Path(folder))
     pipe: Any = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-    ours = make_pipeline(model)
+    ours: Any = make_pipeline(model)
     assert type(pipe) is type(ours)
     assert type(DiffusionPipeline.from_pretrained(folder)) is type(ours)  # MPDiTPipeline is imported here
     noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
@@ -121,7 +121,8 @@ def test_pipeline_offloads_between_models_and_changes_nothing(model):
     """The CPU stands for the accelerator: the hooks run in the same order, but nothing moves."""
     pytest.importorskip("accelerate")
     noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
-    plain = make_pipeline(model)([1, 2], latents=noise, num_inference_steps=3, output_type="pt").images
+    pipe: Any = make_pipeline(model)
+    plain = pipe([1, 2], latents=noise, num_inference_steps=3, output_type="pt").images
     pipe = make_pipeline(model)
     pipe.enable_model_cpu_offload(device="cpu")
     order = []
@@ -153,16 +154,19 @@ def test_callbacks_of_diffusers_change_the_latents(model):
     from diffusers.callbacks import PipelineCallback
 
     class Halve(PipelineCallback):
-        tensor_inputs = ["latents"]  # noqa: RUF012 - the name and kind diffusers asks for
+        @property
+        def tensor_inputs(self) -> list[str]:
+            return ["latents"]
 
-        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
             return {"latents": callback_kwargs["latents"] / 2}
 
-    pipe = make_pipeline(model)
+    pipe: Any = make_pipeline(model)
     noise = torch.randn(1, 1, 16, 16)
+    at_once: dict[str, Any] = {"cutoff_step_ratio": None, "cutoff_step_index": 0}
     plain, halved = (
         pipe([1], latents=noise, num_inference_steps=1, output_type="latent", callback_on_step_end=callback).images
-        for callback in (None, Halve(cutoff_step_ratio=None, cutoff_step_index=0))
+        for callback in (None, Halve(**at_once))
     )
     assert torch.equal(halved, plain / 2)
 
@@ -185,7 +189,7 @@ def test_pipeline_with_an_autoencoder_and_published_normalisation(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_pipeline_runs_in_half_precision(model, tmp_path, dtype):
     make_pipeline(model).save_pretrained(tmp_path / "pipe")
-    whole, half = (MPDiTPipeline.from_pretrained(tmp_path / "pipe", dtype=d) for d in (torch.float32, dtype))
+    pipes: list[Any] = [MPDiTPipeline.from_pretrained(tmp_path / "pipe", dtype=d) for d in (torch.float32, dtype)]
     noise = torch.randn(2, 1, 16, 16, generator=torch.manual_seed(0))
-    a, b = (p([1, 2], latents=noise, num_inference_steps=5, output_type="latent").images for p in (whole, half))
+    a, b = (p([1, 2], latents=noise, num_inference_steps=5, output_type="latent").images for p in pipes)
     assert (a - b).abs().max() < 0.03 * a.abs().max()

@@ -64,7 +64,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         width=heads * 4 * draw(st.integers(1, 4)),
         num_heads=heads,
         stages=tuple(Stage(p, draw(st.integers(0, 2))) for p in patches),
-        input_size=[patches[0] * draw(st.integers(1, 3)) for _ in "hw"],
+        input_size=Size(*(patches[0] * draw(st.integers(1, 3)) for _ in "hw")),
         channels=draw(st.integers(1, 5)),
         num_classes=draw(st.integers(1, 7)),
         class_tokens=draw(st.integers(0, 3)),

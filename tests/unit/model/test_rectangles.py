@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +19,9 @@ STAGES = (Stage(4, 1), Stage(2, 1), Stage(1, 1))
 
 
 def config(input_size: object, **changed: object) -> ModelConfig:
-    values = dict(width=32, num_heads=2, stages=STAGES, channels=3, num_classes=4, class_tokens=2)
-    return ModelConfig(**values | dict(input_size=input_size) | changed)
+    values: dict[str, Any] = dict(width=32, num_heads=2, stages=STAGES, channels=3, num_classes=4, class_tokens=2)
+    values |= dict(input_size=input_size) | changed
+    return ModelConfig(**values)
 
 
 @pytest.fixture(params=["sincos", "both"])

@@ -15,9 +15,10 @@ from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import open_model, save_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
+from mpdit_core.size import Size
 
 LATENTS = LatentSpec(
-    resolution=16,
+    resolution=Size.square(16),
     autoencoder=AutoencoderSpec(id="pixels-gray", factor=1, channels=1),
     normalisation=Normalisation(name="none", mean=(0.0,), std=(1.0,)),
     class_names=("red", "blue"),

@@ -78,7 +78,7 @@ def test_names_of_the_field_are_aliases(alias: str, preset: str, resolution: int
 
 def test_presets_that_cannot_have_a_resolution_are_left_out_and_named():
     events: list[Event] = []
-    models = profile_flops(ProfileOptions(resolution=272), report=events.append).models
+    models = profile_flops(ProfileOptions(resolution=Size.square(272)), report=events.append).models
     assert {model.preset for model in models} >= {"dit-b-256"}
     skipped = {event.path for event in events if isinstance(event, Skipped)}
     assert "xl-256" in skipped
@@ -107,7 +107,7 @@ def test_every_line_of_a_search_fits_and_is_ready_to_use():
         again = count_one(preset=["xl-256"], settings=parse_assignments(flags[1::2]))
         assert again.macs == shape.macs <= 30e9
         assert again.parameters == shape.parameters
-    assert shape.set in search_table(found).note
+    assert found.shapes[-1].set in search_table(found).note
 
 
 def test_a_plan_by_hand():
@@ -124,7 +124,7 @@ def test_a_plan_by_hand():
 
 
 def test_files_hold_the_numbers(tmp_path: Path):
-    files = {"csv": tmp_path / "a.csv", "markdown": tmp_path / "b.md", "plot": tmp_path / "c.png"}
+    files: dict[str, Any] = {"csv": tmp_path / "a.csv", "markdown": tmp_path / "b.md", "plot": tmp_path / "c.png"}
     events: list[Event] = []
     profile_flops(ProfileOptions(preset=("b-256",), **files), report=events.append)
     assert {event.path for event in events if isinstance(event, Saved)} == set(files.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -166,14 +167,16 @@ def test_noise_of_an_image_does_not_depend_on_its_batch(name):
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 50])
 def test_grids_fall_from_1_to_0(grid, num_steps):
     options = {"shift": 3.0} if grid == "shifted" else {}
-    times = load_sampler("euler", num_steps=num_steps, grid=grid, **options).times(torch.zeros(1, 4, 64, 64))
+    euler: Any = load_sampler("euler", num_steps=num_steps, grid=grid, **options)
+    times = euler.times(torch.zeros(1, 4, 64, 64))
     assert (times[0], times[-1], len(times)) == (1.0, 0.0, num_steps + 1)
     assert all(a > b for a, b in itertools.pairwise(times))
 
 
 def test_shift_follows_the_resolution():
     def middle(side):
-        return load_sampler("euler", num_steps=2, grid="shifted").times(torch.zeros(1, 4, side, side))[1]
+        euler: Any = load_sampler("euler", num_steps=2, grid="shifted")
+        return euler.times(torch.zeros(1, 4, side, side))[1]
 
     assert middle(32) == pytest.approx(0.5)
     assert middle(64) == pytest.approx(2 / 3)

@@ -153,7 +153,7 @@ def test_time_and_modulation_are_computed_once_per_evaluation(model, tmp_path, a
     made = make_generator(folder, sampler=sampler)
     network, steps = made.network, made.sampler.num_steps
     rows: dict[str, list[int]] = {"network": [], "time": [], "modulation": []}
-    blocks = sum(len(stage.blocks) for stage in network.stages)
+    blocks = sum(stage.depth for stage in network.config.stages)
 
     def note(name):
         return lambda _module, inputs, _output: rows[name].append(len(inputs[0]))
@@ -224,14 +224,15 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     )
     model = write_model(tmp_path / "m", latents=latents, channels=4)
     float32, bfloat16 = (make_generator(model, decode=True, precision=p) for p in ("float32", "bfloat16"))
-    assert [g.autoencoder.decode_precision for g in (float32, bfloat16)] == ["float32", "bfloat16"]
+    assert [g.types.decoder for g in (float32, bfloat16)] == ["float32", "bfloat16"]
     asked = bfloat16.changed(precision="float32")
-    assert [g.autoencoder.decode_precision for g in (asked, bfloat16)] == ["float32", "bfloat16"]
+    assert [g.types.decoder for g in (asked, bfloat16)] == ["float32", "bfloat16"]
     x, _ = float32.noise([0, 1])
     wide, narrow = float32.decode(x).float(), bfloat16.decode(x).float()
     assert wide.std() > 20
     assert 0 < (wide - narrow).abs().mean() <= 1
     monkeypatch.setattr("mpdit_core.sampling.decode_precision.LARGEST_DIFFERENCE", 0.1)
+    assert bfloat16.autoencoder
     assert choose_decode_precision("bfloat16", bfloat16.autoencoder, latents) == "float32"
     assert bfloat16.autoencoder.decode_precision == "bfloat16"  # it was only tried
 

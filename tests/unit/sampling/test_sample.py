@@ -34,6 +34,7 @@ def test_png(model, tmp_path):
     files = sorted((tmp_path / "o" / "images").iterdir())
     assert [f.name for f in files] == [f"{i:06d}.png" for i in range(10)]
     assert np.array_equal(np.asarray(Image.open(files[9])), images_of(model)[9, 0])
+    assert result.grid
     assert Image.open(result.grid).width > 10 * 72
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["grid.png", "images", "samples.json"]
     assert (result.images, result.nfe, result.passes, result.saved) == (10, 4, 8, 0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from sample_helpers import code_of, images_of, make_generator, run_view, sample_options, write_model
 
 from mpdit_cli.app import main
@@ -115,7 +116,7 @@ def test_a_trajectory_ends_in_the_samples_and_predicts_data(model, tmp_path):
         predicted = noise - made.velocity([0, 1])(noise, 1.0)
     assert torch.equal(states[0].data, made.decode(predicted))
     run_view(model, out=tmp_path / "o", trajectory=True, sampler="heun-sde")
-    with Image.open(tmp_path / "o" / "trajectory.gif") as moving:
+    with GifImageFile(tmp_path / "o" / "trajectory.gif") as moving:
         assert moving.n_frames == 4
     assert Image.open(tmp_path / "o" / "trajectory.png").height > 4 * 80
 
@@ -171,7 +172,7 @@ def test_nearest_finds_copies_and_mirror_images(model, latents, tmp_path):
     points = TrainingPoints(folder, make_generator(model, decode=True), "latents")
     queries = torch.cat([points.at([5]), points.at([9], flip=True)]) + 1e-3
     found = search(points, queries, k=3, task="t")
-    assert found.index[:, 0].tolist() == [5, 9]
+    assert found.indices[:, 0].tolist() == [5, 9]
     assert found.mirrored[1, 0]
     assert found.distance[:, 0].tolist() == pytest.approx([1e-3, 1e-3], rel=1e-2)
     every = standardise(folder.batch(range(len(folder))).mean, model.latents.normalisation).flatten(1)
@@ -179,7 +180,7 @@ def test_nearest_finds_copies_and_mirror_images(model, latents, tmp_path):
     expected = (both - queries[0]).square().mean(-1).sqrt().amin(0).sort().values[:3]
     assert torch.allclose(found.distance[0].float(), expected, atol=1e-5)
     left = search(points, queries[:1], k=1, task="t", leave_out=[5])
-    assert left.index[0, 0] != 5
+    assert left.indices[0, 0] != 5
 
 
 @pytest.mark.parametrize(("kept", "passes"), [(2**30, 1), (0, 2)])

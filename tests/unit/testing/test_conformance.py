@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -124,12 +124,16 @@ def job(options, *, report):
     pass
 
 
+def command(**parts: Any) -> Any:
+    return SimpleNamespace(**parts)
+
+
 def test_a_bad_command_is_found():
-    good = {"options": Described, "job": job, "help": "Do it."}
-    check_command(SimpleNamespace(**good))
+    good: dict[str, Any] = {"options": Described, "job": job, "help": "Do it."}
+    check_command(command(**good))
     for change, words in (
         ({"options": Undescribed}, "a description of the option side"), ({"job": lambda options: None}, "job"),
         ({"help": " "}, "options, job and help"),
     ):  # fmt: skip
         with pytest.raises(ConformanceError, match=words):
-            check_command(SimpleNamespace(**good | change))
+            check_command(command(**good | change))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,8 @@ class StandardPosteriors:
 
 
 def test_the_draw_of_a_posterior_is_not_the_noise(latents):
-    batch = BatchSource(StandardPosteriors(latents), config(batch_size=64)).batch(0)
+    posteriors: Any = StandardPosteriors(latents)
+    batch = BatchSource(posteriors, config(batch_size=64)).batch(0)
     assert batch.latents.std().item() == pytest.approx(1, abs=4 * (0.5 / batch.latents.numel()) ** 0.5)
     both = torch.stack([batch.latents.flatten(), batch.noise.flatten()])
     assert abs(torch.corrcoef(both)[0, 1].item()) < 4 / both.shape[1] ** 0.5

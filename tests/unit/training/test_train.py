@@ -56,6 +56,7 @@ def test_events_files_and_result(latents, tmp_path):
     }  # fmt: skip
     opened = open_model(run)
     assert opened.config.model.num_classes == 4  # the latents' classes, not the preset's
+    assert opened.latents
     assert opened.latents.class_names == ("blue", "green", "red", "white")
     velocity = load_model(run)(torch.randn(2, 1, 16, 16), torch.tensor([0.5]), torch.tensor([0, 4]))
     assert velocity.shape == (2, 1, 16, 16)

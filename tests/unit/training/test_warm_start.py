@@ -29,7 +29,7 @@ def configuration(**model) -> RunConfig:
 
 def latent_spec(names: tuple[str, ...] = COLOURS) -> LatentSpec:
     return LatentSpec(
-        resolution=16,
+        resolution=Size.square(16),
         autoencoder=AutoencoderSpec(id="pixels-gray", factor=1, channels=1),
         normalisation=Normalisation(name="none", mean=(0.0,), std=(1.0,)),
         class_names=names,
@@ -149,7 +149,7 @@ def test_another_width_is_refused_before_anything_changes(tmp_path):
     with pytest.raises(UserError) as refused:
         initialise_from(trainer, str(tmp_path / "m"), latent_spec())
     assert refused.value.code == "does-not-fit"
-    assert "model.width=32" in refused.value.remedy
+    assert "model.width=32" in str(refused.value.remedy)
     assert all(torch.equal(fresh[n], w) for n, w in trainer.model.weights().items())
 
 
