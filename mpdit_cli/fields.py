@@ -98,7 +98,7 @@ def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Call
             values = {name: value for name, value in given.items() if name in kind.model_fields}
             command(read_options(kind, values, assignments or (), origin=context.command_path), **extra)
 
-        run.__signature__ = inspect.Signature([context, *parameters_of(kind), *own, *common])  # pyright: ignore[reportFunctionMemberAccess]
+        run.__signature__ = inspect.Signature([context, *parameters_of(kind), *own, *common])
         run.__doc__ = command.__doc__
         return run
 

@@ -62,7 +62,9 @@ class Step(NamedTuple):
 class Sampler(Protocol):
     """Integrates `dx/dt = velocity` from t = 1 to 0. A dataclass with at least a field `num_steps`, intervals."""
 
-    num_steps: int
+    @property
+    def num_steps(self) -> int: ...
+
     order: ClassVar[int]  # order of convergence of the final x, which mpdit_core.testing.check_sampler measures
     stochastic: ClassVar[bool]  # draws noise on the way
 
@@ -144,9 +146,14 @@ class Autoencoder(Protocol):
     other images than RGB has an option `mode`, L, RGB or RGBA as Pillow names them: K = 1, 3 or 4 channels; else K = 3.
     """
 
-    channels: int  # C
-    factor: int  # pixels per latent pixel along a side: h = H / factor
-    stores: Literal["mean+std", "mean", "uint8"]  # what `encode` gives
+    @property
+    def channels(self) -> int: ...  # C
+
+    @property
+    def factor(self) -> int: ...  # pixels per latent pixel along a side: h = H / factor
+
+    @property
+    def stores(self) -> Literal["mean+std", "mean", "uint8"]: ...  # what `encode` gives
 
     def load(self, device: torch.device) -> None:
         """Makes it ready; called once, before `encode` and `decode`. Raises `UserError` if it cannot."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -25,7 +26,7 @@ class UserError(ValueError):
             lines.append(f"  remedy:   {remedy}")
         super().__init__("\n".join(lines))
 
-    def __reduce__(self):  # keyword-only arguments would be lost by the default pickling
+    def __reduce__(self) -> tuple[Any, ...]:  # keyword-only arguments would be lost by the default pickling
         return (_rebuild, (self.what, self.code, self.expected, self.remedy))
 
 

@@ -48,7 +48,7 @@ class Size(NamedTuple):
     def __floordiv__(self, factor: int) -> Size:
         return Size(self.height // factor, self.width // factor)
 
-    def __mul__(self, factor: int) -> Size:
+    def __mul__(self, factor: int) -> Size:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Size(self.height * factor, self.width * factor)
 
     def __str__(self) -> str:

@@ -53,7 +53,7 @@ def read_deep_colour(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
 def _read_as(data: bytes, mode: str, raw: str) -> tuple[ImageFile.ImageFile, np.ndarray]:
     """(the picture in `data` decoded as if its pixels were stored as `raw`, its values uint8 [H, W, channels])."""
     image = Image.open(io.BytesIO(data), formats=("PNG", "TIFF"))
-    image._mode = mode  # pyright: ignore[reportAttributeAccessIssue]
+    image._mode = mode
     for number, tile in enumerate(image.tile):
         image.tile[number] = tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
     image.load()

@@ -117,7 +117,7 @@ class InceptionScore:
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """The score that `state` was taken of."""
-        return cls(**{**state, "chunk": int(state["chunk"])})  # pyright: ignore[reportArgumentType]
+        return cls(**{**state, "chunk": int(state["chunk"])})
 
 
 def kernel_distance(reference: Tensor, samples: Tensor, *, seed: int = KID_SEED) -> Score:

@@ -84,7 +84,7 @@ class MPDiT(nn.Module):
         any number, which runs at less than half the speed.
         """
         for stage in self.stages:
-            for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
+            for block in stage.get_submodule("blocks").children():
                 _compile(block)
 
     def compile_whole(self) -> None:
@@ -135,7 +135,7 @@ def _compile(module: nn.Module, **options: Any) -> None:
     if "recompile_limit" in inspect.signature(torch.compile).parameters:  # the configuration is each thread's own then
         options["recompile_limit"] = MOST_GRAPHS
     else:
-        torch._dynamo.config.recompile_limit = MOST_GRAPHS  # pyright: ignore[reportAttributeAccessIssue]
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
     module.compile(dynamic=False, **options)
 
 

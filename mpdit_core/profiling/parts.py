@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from mpdit_core.api import Autoencoder
 from mpdit_core.plugins import contract_problem
 from mpdit_core.testing.conformance import require
 
@@ -12,12 +12,12 @@ ROUND_TRIP_DB = 10.0  # PSNR; white noise against a picture has some 8 dB
 
 
 def check_autoencoder(
-    autoencoder: Autoencoder, *, side: int | None = None, device: str = "cpu", psnr: float = ROUND_TRIP_DB
+    autoencoder: Any, *, side: int | None = None, device: str = "cpu", psnr: float = ROUND_TRIP_DB
 ) -> None:
     """Checks an autoencoder against its contract: shapes, determinism, batches, the round trip, mirror images.
 
     Args:
-        autoencoder: an instance, not loaded.
+        autoencoder: an instance, not loaded, of any class: its attributes may be constants, fields or properties.
         side: height in pixels of the made-up pictures, four latent pixels by default; they are one latent pixel wider.
             Both are the autoencoder's own `resolution`, where it has one.
         device: device to compute on.

@@ -17,7 +17,7 @@ def check_command(command: Command) -> None:
     """
     problem = contract_problem("commands", command)
     require(problem is None, "an object with options, job and help", problem)
-    for name, info in command.options.model_fields.items():  # pyright: ignore[reportAttributeAccessIssue]
+    for name, info in command.options.model_fields.items():
         require(info.description, f"a description of the option {name}")
     try:
         inspect.signature(command.job).bind(None, report=None)

@@ -69,7 +69,7 @@ def check_sampler(sampler: type, *, options: Mapping[str, Any] | None = None) ->
     make = _maker(sampler, options or {})
     nfe = _check_steps(make)
     _check_repeatable(make)
-    order = _weak_order(make) if sampler.stochastic else _order(make)  # pyright: ignore[reportAttributeAccessIssue]
+    order = _weak_order(make) if sampler.stochastic else _order(make)
     return SamplerReport(order, nfe)
 
 

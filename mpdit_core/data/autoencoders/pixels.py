@@ -45,7 +45,7 @@ class Pixels:
 class PixelsGray(Pixels):
     """`pixels` of mode L, under a name of its own."""
 
-    mode: Literal["L"] = option("L", "L: grey")
+    mode: Literal["L"] = option("L", "L: grey")  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def to_range(images: Tensor) -> Tensor:

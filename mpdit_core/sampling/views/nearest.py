@@ -39,10 +39,10 @@ KEPT = 2 * 2**30  # bytes of decoded images
 
 
 class Neighbours(NamedTuple):
-    """The closest of each query's, best first: `distance [n, k]` float64, `index [n, k]`, `mirrored [n, k]` bool."""
+    """The closest of each query's, best first: `distance [n, k]` float64, `indices [n, k]`, `mirrored [n, k]` bool."""
 
     distance: Tensor
-    index: Tensor
+    indices: Tensor
     mirrored: Tensor
 
 
@@ -65,7 +65,7 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     queries = made if options.nearest == "pixels" else torch.cat([batch.latents for batch in batches])
     points = TrainingPoints(training, generator, options.nearest)
     found = search(points, _flat(queries), k=min(NEIGHBOURS, len(training)), task="nearest", report=report)
-    firsts = found.index[:, 0].tolist()
+    firsts = found.indices[:, 0].tolist()
     own = search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts, report=report)
     pairs = zip(found.distance[:, 0].tolist(), own.distance[:, 0].tolist(), strict=True)
     ratios = [distance / of_its_own if of_its_own > 0 else math.inf for distance, of_its_own in pairs]
@@ -82,7 +82,7 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     data = {
         "space": options.nearest,
         "latents": str(training.path),
-        "neighbours": found.index.tolist(),
+        "neighbours": found.indices.tolist(),
         "mirrored": found.mirrored.tolist(),
         "distances": found.distance.tolist(),
         "ratios": ratios,
@@ -205,4 +205,4 @@ def _grid(points: TrainingPoints, made: Tensor, captions: list[str], found: Neig
         labels += [caption]
         labels += [f"#{n}{'m' if f else ''}: {d:.2g}" for n, f, d in zip(numbers, flips, distances, strict=True)]
     heads = ("sample", "nearest training images: number, distance")
-    return labelled_grid(torch.cat(images), labels, found.index.shape[1] + 1, heads=heads)
+    return labelled_grid(torch.cat(images), labels, found.indices.shape[1] + 1, heads=heads)

@@ -29,9 +29,7 @@ class EMA:
         """Moves every average towards the weights. `updates`: how many updates were made before this one."""
         for decay, averages in zip(self.decays, self.averages, strict=True):
             now = min(decay, (1 + updates) / (10 + updates)) if self.warmup else decay
-            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                averages, [p.detach() for p in self._parameters], 1 - now
-            )
+            torch._foreach_lerp_(averages, [p.detach() for p in self._parameters], 1 - now)
 
     def state(self, index: int = 0) -> dict[str, Tensor]:
         """Names and averages of the decay number `index`; the tensors are live, not copies."""

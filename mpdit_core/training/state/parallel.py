@@ -69,7 +69,7 @@ def _shard(module: MPDiT) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for stage in module.stages:
-        for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
+        for block in stage.get_submodule("blocks").children():
             fully_shard(block)
     fully_shard(module)
 
