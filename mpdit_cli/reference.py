@@ -18,9 +18,14 @@ Every command also takes `--help`, and `--set KEY=VALUE` for any option by its n
 
 def reference() -> str:
     """The whole page as Markdown."""
-    root: Any = typer.main.get_command(build_app())
-    lines = [line for name, command in root.commands.items() for line in _section(f"mpdit {name}", command)]
+    lines = [line for name in _commands() for line in _section(f"mpdit {name}", _commands(called=name)[name])]
     return "\n".join([HEADER, *lines])
+
+
+def _commands(called: str = "") -> dict[str, Any]:
+    """All commands by name. Of those of other packages, only `called` is whole."""
+    root: Any = typer.main.get_command(build_app(called))
+    return root.commands
 
 
 def _section(name: str, command: Any) -> Iterator[str]:
