@@ -39,9 +39,6 @@ COMMANDS = {
     "report": "report",
 }
 
-# Pydantic looks for plugins of its own in every installed package, and one malformed entry_points.txt stops it.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-
 EXIT_USER_ERROR = 2
 EXIT_DEFECT = 1
 

@@ -285,7 +285,8 @@ class _View:
         self.panel: Any = None
         self.tasks: dict[str, Any] = {}
         self.last_line: dict[str, float] = {}
-        self.started: dict[str, tuple[float, int]] = {}
+        self.started: dict[str, tuple[float, int]] = {}  # when, and at which number
+        self.done: dict[str, int] = {}
 
     def show(self, event: Event) -> None:
         if _settings.json:
@@ -334,16 +335,22 @@ class _View:
         if self.panel is not None:
             self.panel.working(task, done, total, unit)
             return
+        again = done < self.done.get(task, 0)  # in the next run of a sweep, or after a rollback
+        self.done[task] = done
         if self.console.is_terminal:
             if self.bars is None:
                 self.bars = _progress_bars(self.console)
                 self.bars.start()
             if task not in self.tasks:
                 self.tasks[task] = self.bars.add_task(task, total=total, unit=unit, text="")
+            if again:
+                self.bars.reset(self.tasks[task])
             self.bars.update(self.tasks[task], completed=done, total=total, text=text)
             return
         now = time.monotonic()
-        first, at_first = self.started.setdefault(task, (now, done))
+        if again or task not in self.started:
+            self.started[task] = now, done
+        first, at_first = self.started[task]
         if now - self.last_line.get(task, -SECONDS_BETWEEN_LINES) < SECONDS_BETWEEN_LINES and done < total:
             return
         self.last_line[task] = now

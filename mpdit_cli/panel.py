@@ -27,9 +27,10 @@ class TrainPanel:
 
     def show(self, event: Step) -> None:
         self.event, self.activity = event, ""
-        self.first = self.first or (time.monotonic(), event.step)
-        if self.losses and event.step <= self.losses[-1][0]:  # a rollback
+        if self.losses and event.step <= self.losses[-1][0]:  # the next run of a sweep, or a rollback
+            self.first = None
             self.losses.clear()
+        self.first = self.first or (time.monotonic(), event.step)
         self.losses.append((event.step, event.loss))
         while self.losses[0][0] <= event.step - MEAN_STEPS:
             self.losses.popleft()

@@ -35,8 +35,13 @@ def _rebuild(what: str, code: str, expected: str | None, remedy: str | None) -> 
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str | None:
-    """The remedy for a name that does not exist: the nearest of those that do, or `otherwise` where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=3)
+    """The remedy for a name that does not exist: the nearest of those that do, or `otherwise` where none is near.
+
+    A dotted key is near to those that end with the same word: `train.betas` to `train.optimizer.betas`.
+    """
+    known = list(known)
+    elsewhere = [each for each in known if "." in each and each.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = elsewhere[:3] or difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 

@@ -1,4 +1,4 @@
-"""Pictures for people: labelled grids, contact sheets with axes, strips, GIFs, and text for a terminal.
+"""Pictures for people: labelled grids, contact sheets with axes, strips, GIFs, plots, and text for a terminal.
 
 Torch-free: images are uint8 arrays `[n, 3, H, W]` (a CPU tensor of that shape will do); with 1 channel they are grey,
 with 4 their transparency is laid on white, except by `tile`. Small images are enlarged by
@@ -10,13 +10,16 @@ To add one: a function below that returns a `PIL.Image.Image`; `save_png` and `s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mpdit_core.reporting import Reporter, Warning
 from mpdit_core.runtime.files import writing
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
@@ -27,6 +30,7 @@ LINE = 2  # between images of one cell
 TEXT_SIZE = 12
 FRAME_MS, LAST_FRAME_MS = 80, 1500  # of a GIF, in milliseconds
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (150, 150, 150)
+INSTALL_MATPLOTLIB = "pip install 'mpdit[plot]'"
 
 
 def enlargement(side: int) -> int:
@@ -154,6 +158,13 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
+def save_tile(image: Any, path: Path) -> None:
+    """Writes `image [1, 3 or 4, H, W]` as a PNG, one of many: a kill leaves it whole or not there, a power cut may not."""
+    temporary = path.with_name(f".{path.name}.part")
+    tile(image).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
 def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     """An endless GIF; the last frame stays longer."""
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
@@ -173,6 +184,38 @@ def terminal_text(image: Image.Image, columns: int) -> str:
             line += f"\x1b[38;2;{upper[0]};{upper[1]};{upper[2]}m\x1b[48;2;{lower[0]};{lower[1]};{lower[2]}m▀"
         lines.append(line + "\x1b[0m")
     return "\n".join(lines)
+
+
+def has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
+
+
+def can_plot(report: Reporter) -> bool:
+    """Whether there will be a plot; where there will not, a warning says what to install."""
+    if not has_matplotlib():
+        report(Warning(code="no-matplotlib", text=f"the plot needs matplotlib: {INSTALL_MATPLOTLIB}"))
+    return has_matplotlib()
+
+
+@contextmanager
+def plot(path: Path, *, x: str, y: str) -> Iterator[Any]:
+    """Yields matplotlib's axes with these labels; the body draws on them, and `path` is written when it succeeds.
+
+    The file has the format of its ending. Lines with a label are in the legend.
+    """
+    from matplotlib.figure import Figure  # not pyplot, which would choose a window system
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9)
+    with writing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=160)
 
 
 def load_font() -> Font:

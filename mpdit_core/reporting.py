@@ -88,6 +88,19 @@ def silent(event: Event) -> None:
     """The reporter of a job that nobody watches."""
 
 
+def without_repeats(report: Reporter, told: Callable[[Event], str | None]) -> Reporter:
+    """Passes on the first of the events of which `told` gives the same text, and all of which it gives None."""
+    texts: set[str] = set()
+
+    def passing(event: Event) -> None:
+        text = told(event)
+        if text is None or text not in texts:
+            report(event)
+        texts.update([text] if text is not None else [])
+
+    return passing
+
+
 def jsonable(value: Any) -> Any:
     """Paths become strings, tuples lists; NaN and infinities become None, which JSON can hold."""
     if isinstance(value, dict):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 from pathlib import Path
 
 from mpdit_cli import console
@@ -12,7 +10,7 @@ from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 from mpdit_core.presets import propose_preset
-from mpdit_core.settings import flatten
+from mpdit_core.training.options import TrainOptions
 
 LISTED = 5  # skipped images
 FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
@@ -63,10 +61,8 @@ def summary(result: EncodeResult) -> console.Summary:
 def next_command(result: EncodeResult) -> str:
     """The `mpdit train` command for these latents, with the preset that it would propose itself."""
     best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
-    words = ["mpdit", "train", "--preset", best.preset]
-    for key, value in flatten(best.fit).items():
-        words += ["--set", f"{key}={json.dumps(value, separators=(',', ':'))}"]
-    return shlex.join(words if _is_only_one(result) else [*words, "--latents", str(result.latents)])
+    latents = None if _is_only_one(result) else result.latents
+    return TrainOptions(preset=best.preset, latents=latents, settings=best.fit).command_line()
 
 
 def _is_only_one(result: EncodeResult) -> bool:

@@ -39,11 +39,13 @@ def versions(_: DoctorOptions) -> Iterator[Check]:
     """The system, the packages that mpdit needs, and those of them that are missing or too old."""
     from packaging.requirements import Requirement
 
+    from mpdit_core.plugins import installed_version
+
     where = f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
     yield Check(area="versions", name="mpdit", what=f"{__version__} on {where}", data={"mpdit": __version__})
     asked = [Requirement(text) for text in importlib.metadata.requires("mpdit") or ()]
     needed = [each for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]
-    found = {name: _version(name) for name in (*(each.name for each in needed), *OTHER_PACKAGES)}
+    found = {name: installed_version(name) for name in (*(each.name for each in needed), *OTHER_PACKAGES)}
     installed = {name: version for name, version in found.items() if version is not None}
     text = ", ".join(f"{name} {version}" for name, version in installed.items())
     yield Check(area="versions", name="packages", what=text, data=installed)
@@ -52,13 +54,6 @@ def versions(_: DoctorOptions) -> Iterator[Check]:
         if version is None or not each.specifier.contains(version, prereleases=True):
             what = f"{version or 'not installed'}, but mpdit requires {each.specifier}"
             yield Check(area="versions", name=each.name, status="fault", what=what, remedy=f"pip install '{each}'")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def devices(options: DoctorOptions) -> Iterator[Check]:

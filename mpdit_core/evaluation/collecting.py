@@ -24,7 +24,7 @@ from mpdit_core.evaluation.images import ImageSource
 from mpdit_core.evaluation.progress import BlockFeatures, Cost, Layout, SavedProgress
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
-from mpdit_core.pictures import tile
+from mpdit_core.pictures import save_tile
 from mpdit_core.reporting import Note, Progress, Reporter
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.runtime.distributed import World
@@ -156,11 +156,8 @@ def collected(
 
 
 def _write_images(folder: Path, indices: Sequence[int], images: Tensor) -> None:
-    """Raises `UserError` where the disk is full and the like; whatever stands under its final name is whole."""
+    """Raises `UserError` where the disk is full and the like."""
     with user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for index, image in zip(indices, images, strict=True):
-            path = folder / f"{index:06d}.png"
-            temporary = path.with_name(f".{path.name}.part")
-            tile(image).save(temporary, format="PNG")
-            temporary.replace(path)
+            save_tile(image, folder / f"{index:06d}.png")

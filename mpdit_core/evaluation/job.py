@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, option
 from mpdit_core.settings import spelling_of
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
-TASK = "evaluate"  # in reports of progress
 
 
 def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> EvaluationRecord:
@@ -157,7 +155,7 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
             folder=partial,
             world=world,
             report=report,
-            task=TASK,
+            task="evaluate",
         ) as cost,
     ):
         return world.on_main(lambda: write_record(cost))
@@ -268,16 +266,9 @@ def _protocol(
         model=subject.model_record(),
         sampling=subject.sampling_record(options, device),
         device=device.type,
-        versions={name: _version(name) for name in PACKAGES}
+        versions={name: plugins.installed_version(name) for name in PACKAGES}
         | {"mpdit": __version__, "python": platform.python_version()},
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _notes_of(what: str, images: ImageSource) -> Iterator[Note | Warning]:

@@ -6,22 +6,21 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.job import TASK, evaluate, require_what
+from mpdit_core.evaluation.job import evaluate, require_what
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import EvaluationRecord, Value
 from mpdit_core.evaluation.subject import open_model_or_samples
 from mpdit_core.models.model_folder import open_model
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent
+from mpdit_core.pictures import can_plot, plot
+from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent, without_repeats
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
-from mpdit_core.runtime.files import write_json, writing
+from mpdit_core.runtime.files import write_json
 from mpdit_core.sampling import SamplingPlan
 from mpdit_core.settings import Result, Settings, setting
 from mpdit_core.sweeps import Axis, read_sweeps, with_values
@@ -75,20 +74,19 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     planned = [_options_of(options, axes, cell) for cell in cells]
     for chosen in planned:
         SamplingPlan(open_model(require_what(chosen)), chosen)
-    if find_spec("matplotlib") is None:
-        text = "the plot needs matplotlib: pip install 'mpdit[plot]'"
-        report(Warning(code="no-matplotlib", text=text))
-    records, said = [], set()
+    plotted = can_plot(report)
+    records, once = [], without_repeats(report, _told)
     with process_group(select_device(options.device)) as world:
         for number, chosen in enumerate(planned):
             report(Progress(task="sweep", done=number, total=len(cells), unit="evaluations"))
-            passing = _reporter_of_one(report, f"{TASK} ({number + 1} of {len(cells)})", said)
-            records.append(evaluate(chosen, report=passing))
+            records.append(evaluate(chosen, report=once))
         report(Progress(task="sweep", done=len(cells), total=len(cells), unit="evaluations"))
         result = _result(what, axes, cells, records)
+        if plotted:
+            result = result.model_copy(update={"plot": result.path.with_suffix(".png")})
         if world.is_main:
             if result.plot:
-                draw(axes, result)
+                draw(axes, result, result.plot)
             write_json(result.path, result.model_dump(mode="json", exclude={"path"}))
     report(Saved(what="table", path=result.path))
     if result.plot:
@@ -96,20 +94,11 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     return result
 
 
-def _reporter_of_one(report: Reporter, task: str, said: set[str]) -> Reporter:
-    """Reports one evaluation of a sweep as `task`. Notes and warnings that were `said` before are left out."""
-
-    def passing(event: Event) -> None:
-        if isinstance(event, Progress) and event.task == TASK:
-            event = replace(event, task=task)
-        if isinstance(event, Note | Warning):
-            what = "few-samples" if isinstance(event, Warning) and event.code == "few-samples" else event.text
-            if what in said:
-                return
-            said.add(what)
-        report(event)
-
-    return passing
+def _told(event: Event) -> str | None:
+    """What a note or a warning says; evaluations that differ only in the figures of a warning say the same."""
+    if isinstance(event, Warning) and event.code == "few-samples":
+        return event.code
+    return event.text if isinstance(event, Note | Warning) else None
 
 
 def _options_of(options: EvaluateOptions, axes: list[Axis], cell: tuple[str, ...]) -> EvaluateOptions:
@@ -162,7 +151,6 @@ def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: 
         at_an_end=len(axes[0].texts) > 1 and lowest.values[axes[0].key] in ends,
         note=f"{first.count} samples each against {first.reference.path}",
         path=path,
-        plot=path.with_suffix(".png") if find_spec("matplotlib") else None,
     )
 
 
@@ -172,36 +160,20 @@ def _figure(row: SweepRow, key: str) -> float:
     return value if isinstance(value, float) else math.nan
 
 
-def draw(axes: Sequence[Axis], result: SweepResult) -> None:
+def draw(axes: Sequence[Axis], result: SweepResult, path: Path) -> None:
     """Writes the plot: the metric against the guidance scale (or the first key), one line per other combination."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     along = next((axis for axis in axes if axis.key == "guidance_scale"), axes[0])
     place = _places(along)
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in result.rows:
         name = ", ".join(f"{axis.key.replace('_', ' ')} {row.values[axis.key]}" for axis in axes if axis is not along)
         lines.setdefault(name, []).append((place[row.values[along.key]], _figure(row, result.plotted)))
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    panel = figure.add_subplot()
-    for name, points in lines.items():
-        points.sort()
-        panel.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=4, label=name)
-    if not all(map(_is_number, along.texts)):
-        panel.set_xticks(list(place.values()), list(place))
-    panel.set_xlabel(along.key.replace("_", " "))
-    panel.set_ylabel(result.labels.get(result.plotted, result.plotted))
-    panel.set_title(result.note, loc="left", fontsize=9, color="#444444")
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-    if any(lines):
-        panel.legend(frameon=False, fontsize=9)
-    assert result.plot is not None
-    with writing(result.plot) as temporary:
-        figure.savefig(temporary, format="png", dpi=160)
+    with plot(path, x=along.key.replace("_", " "), y=result.labels.get(result.plotted, result.plotted)) as panel:
+        for name, points in lines.items():
+            panel.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
+        if not all(map(_is_number, along.texts)):
+            panel.set_xticks(list(place.values()), list(place))
+        panel.set_title(result.note, loc="left", fontsize=9, color="#444444")
 
 
 def _places(axis: Axis) -> dict[str, float]:

@@ -31,7 +31,7 @@ FORMAT = 2
 """Version of a run's folder; any other is refused."""
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
-PREVIEW = re.compile(r"step-\d+\.png")
+PREVIEW = re.compile(r"step-[0-9]{1,15}\.png")
 LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; a longer line is none of ours
 LARGEST_NUMBER = 2**63
 

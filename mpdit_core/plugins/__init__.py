@@ -15,7 +15,7 @@ and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves on
 
 from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
 from mpdit_core.plugins.errors import PluginError, broken, plugin_errors
-from mpdit_core.plugins.finding import Entry, command_entries, names
+from mpdit_core.plugins.finding import Entry, command_entries, installed_version, names
 from mpdit_core.plugins.job import list_plugins, show_plugin
 from mpdit_core.plugins.loading import build, load, resolve
 from mpdit_core.plugins.options import check_options
@@ -32,6 +32,7 @@ __all__ = [
     "check_options",
     "command_entries",
     "contract_problem",
+    "installed_version",
     "list_plugins",
     "load",
     "names",

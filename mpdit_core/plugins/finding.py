@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 
 from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.plugins.contracts import KINDS, Kind
@@ -136,6 +136,14 @@ def _plugins(distribution: Distribution, package: str, version: str) -> Iterator
                 yield Entry(kind, entry.name, entry.value, package, version, distribution.metadata["Summary"] or "")
     except Exception as error:
         yield BadMetadata(package, version, f"its entry_points.txt is malformed ({type(error).__name__}: {error})")
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package that need not be installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:

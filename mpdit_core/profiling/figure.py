@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import Convention, forward_macs
+from mpdit_core.pictures import INSTALL_MATPLOTLIB, has_matplotlib, plot
 from mpdit_core.profiling.targets import Target, at_resolution
-from mpdit_core.runtime.files import writing
 from mpdit_core.size import Size
 
 RESOLUTIONS = range(256, 2048 + 1, 256)
@@ -21,31 +20,21 @@ def check(path: Path) -> None:
     """Raises `UserError`, before any work: the file's ending is unknown, or matplotlib is missing."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"the figure {path}", code="invalid-value", expected="a file ending in " + ", ".join(FORMATS))
-    if find_spec("matplotlib") is None:
-        raise UserError("a figure needs matplotlib", code="missing-package", remedy="pip install 'mpdit[plot]'")
+    if not has_matplotlib():
+        raise UserError("a figure needs matplotlib", code="missing-package", remedy=INSTALL_MATPLOTLIB)
 
 
 def draw(targets: Sequence[Target], path: Path, *, convention: Convention) -> None:
     """One line per model, over the resolutions that its patches divide."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    for target in targets:
-        points = _points(target, convention)
-        axes.plot(list(points), list(points.values()), "o-", markersize=3.5, label=legend(target))
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(RESOLUTIONS, [str(resolution) for resolution in RESOLUTIONS], fontsize=8)
-    axes.minorticks_off()
-    axes.set_xlabel("resolution (side in pixels)")
-    axes.set_ylabel("giga-MACs of one forward pass")
-    axes.set_title(f"Compute against resolution ({convention} convention)", loc="left", fontsize=10)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    with writing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=160)
+    with plot(path, x="resolution (side in pixels)", y="giga-MACs of one forward pass") as axes:
+        for target in targets:
+            points = _points(target, convention)
+            axes.plot(list(points), list(points.values()), "o-", markersize=3.5, label=legend(target))
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(RESOLUTIONS, [str(resolution) for resolution in RESOLUTIONS], fontsize=8)
+        axes.minorticks_off()
+        axes.set_title(f"Compute against resolution ({convention} convention)", loc="left", fontsize=10)
 
 
 def legend(target: Target) -> str:

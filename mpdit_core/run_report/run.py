@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from mpdit_core.run_report.charts import thinned
 from mpdit_core.run_report.history import MEAN_STEPS, History, read_history
 
 MOST_FRAMES, FRAME_WIDTH = 12, 480
-STEP = re.compile(r"step-([0-9]{1,15})\.png")  # names of previews
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def facts_of(config: RunConfig, history: History) -> dict[str, str]:
 def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
     """The chosen previews; damaged ones are left out, and reported."""
     frames = []
-    for path in thinned([path for path in run.previews() if STEP.fullmatch(path.name)], MOST_FRAMES):
+    for path in thinned(run.previews(), MOST_FRAMES):
         try:
             frames.append(_frame(path))
         except UserError as error:

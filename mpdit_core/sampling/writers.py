@@ -17,13 +17,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.errors import UserError
-from mpdit_core.pictures import tile
+from mpdit_core.pictures import save_tile
 from mpdit_core.runtime import files
+from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.npz import map_member
 from mpdit_core.sampling.generator import SampleBatch
 from mpdit_core.sampling.options import Format
@@ -78,7 +78,7 @@ class PngWriter(Writer):
             for folder in {path.parent for path in paths}:
                 folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(ENCODERS) as pool:
-                list(pool.map(_write_png, batch.images.numpy(), paths))
+                list(pool.map(save_tile, batch.images.numpy(), paths))
 
     def image(self, index: int, label: int) -> np.ndarray:
         path = self.path(index, label)
@@ -92,13 +92,6 @@ class PngWriter(Writer):
                 expected="the image that was written",
                 remedy="delete it and run the same command again: it makes the image again",
             ) from error
-
-
-def _write_png(image: np.ndarray, path: Path) -> None:
-    """Not synced to the disk one by one: a kill cannot tear it, and `is_there` notices what a power cut did."""
-    temporary = path.with_name(f".{path.name}.part")
-    tile(image).save(temporary, format="PNG")
-    temporary.replace(path)
 
 
 def _is_whole_png(path: Path) -> bool:
@@ -167,12 +160,11 @@ class LatentsWriter(Writer):
             save_file(tensors, temporary)
 
     def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
-        path = self.block_path(block)
         try:
-            with safe_open(path if path.is_file() else "", "pt") as file:  # a pipe would be waited for
+            with opened(self.block_path(block)) as file:
                 size = file.get_slice("latents").get_shape()[0]
                 stored = [file.get_tensor(name).tolist() for name in ("indices", "labels")]
-        except (SafetensorError, OSError, IndexError):
+        except UserError:
             return False
         return size == len(indices) and stored == [indices, labels]
 

@@ -62,7 +62,7 @@ class TrainOptions(DeviceOptions):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         for key, value in flatten(self.settings).items():
-            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
         return shlex.join(words)
 
 

@@ -23,6 +23,7 @@ from mpdit_core.workspace.options import Entry, Kind, Listing, ListOptions
 
 DEPTH = 2  # `runs/digits-1` and `latents/digits-16`, seen from the working directory
 EVALS = "evals"
+SWEEP = "sweep.json"  # in a folder of runs, which are looked for however deep it is
 RESTORE = "restore it from a copy, or remove it"
 
 
@@ -50,7 +51,7 @@ def _found(folder: Path, depth: int) -> Iterator[tuple[Kind, Path]]:
         yield from _evaluations(folder / EVALS)
     elif folder.name == EVALS:
         yield from _evaluations(folder)
-    elif kind is None and depth > 0:
+    elif kind is None and (depth > 0 or (folder / SWEEP).is_file()):
         for each in _folders(folder):
             yield from _found(each, depth - 1)
 

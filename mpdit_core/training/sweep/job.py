@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import groupby, product
 from pathlib import Path
 from urllib.parse import quote
@@ -21,7 +20,8 @@ from mpdit_core.config import RunConfig
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.model.compute import training_macs
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent
+from mpdit_core.pictures import can_plot
+from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silent, without_repeats
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
@@ -95,7 +95,8 @@ def train_sweep(options: TrainOptions, *, report: Reporter = silent) -> TrainSwe
         members = _members(options, folder, world_size=world.size)
         if not options.dry_run:
             world.on_main(lambda: _write_about(folder, options))
-            _train_all(members, _without_repeats(report), folder=folder, world=world)
+            once = without_repeats(report, lambda event: event.text if isinstance(event, Note) else None)
+            _train_all(members, once, folder=folder, world=world)
         result = _result(folder, members)
         if world.is_main and not options.dry_run:
             result = _write(result, report)
@@ -192,20 +193,6 @@ def _train_all(members: Sequence[Member], report: Reporter, *, folder: Path, wor
     report(Progress(task="sweep", done=len(members), total=len(members), unit="runs"))
 
 
-def _without_repeats(report: Reporter) -> Reporter:
-    """Passes a note on once: what many runs say of the same latents."""
-    said: set[str] = set()
-
-    def passing(event: Event) -> None:
-        if isinstance(event, Note):
-            if event.text in said:
-                return
-            said.add(event.text)
-        report(event)
-
-    return passing
-
-
 def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
     cells = []
     for _, group in groupby(members, key=lambda member: member.values):
@@ -217,17 +204,14 @@ def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
         path=folder,
         axes=tuple(members[0].values),
         cells=tuple(cells),
-        distance=results.name_of_distance([member.path for member in members]),
+        distance=results.name_of_distance(cells),
         best=results.best_of(cells),
     )
 
 
 def _write(result: TrainSweepResult, report: Reporter) -> TrainSweepResult:
     """Writes the table, and the plot where there is something to draw and matplotlib; the result names them."""
-    if result.distance and find_spec("matplotlib") is None:
-        text = "the plot needs matplotlib: pip install 'mpdit[plot]'"
-        report(Warning(code="no-matplotlib", text=text))
-    elif result.distance:
+    if result.distance and can_plot(report):
         result = result.model_copy(update={"plot": result.path / PLOT})
         draw(result, result.path / PLOT)
         report(Saved(what="plot", path=result.path / PLOT))

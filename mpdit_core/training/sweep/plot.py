@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpdit_core.runtime.files import writing
+from mpdit_core.pictures import plot
 from mpdit_core.training.sweep.results import Cell, TrainSweepResult, statistics
 
 
@@ -13,25 +13,12 @@ def draw(result: TrainSweepResult, path: Path) -> None:
 
     Points are means over seeds, error bars one standard deviation.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    panel = figure.add_subplot()
-    for cell in result.cells:
-        points = points_of(cell)
-        name = ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {text}" for key, text in cell.values.items())
-        flops, means, deviations = ([point[i] for point in points] for i in range(3))
-        panel.errorbar(flops, means, yerr=deviations, fmt="o-", markersize=4, capsize=3, label=name)
-    panel.set_xlabel("floating-point operations of training")
-    panel.set_ylabel(result.distance or "")
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=9)
-    with writing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=160)
+    with plot(path, x="floating-point operations of training", y=result.distance or "") as axes:
+        for cell in result.cells:
+            points = points_of(cell)
+            name = ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {text}" for key, text in cell.values.items())
+            flops, means, deviations = ([point[i] for point in points] for i in range(3))
+            axes.errorbar(flops, means, yerr=deviations, fmt="o-", markersize=4, capsize=3, label=name)
 
 
 def points_of(cell: Cell) -> list[tuple[float, float, float]]:

@@ -22,6 +22,7 @@ class Measured(Settings):
     step: int = setting(..., "optimizer steps done")
     flops: float = setting(..., "floating-point operations of the training up to that step")
     distance: float = setting(..., "Fréchet distance of its samples")
+    name: str = setting(..., "what that distance is called")
 
 
 class RunOutcome(Settings):
@@ -76,9 +77,10 @@ def outcome_of(path: Path, *, seed: int, config: RunConfig, total_steps: int) ->
     step = max((line["step"] for line in lines if "loss" in line), default=0)
     flops = 2 * training_macs(config.model) * config.train.batch_size
     evaluations = tuple(
-        Measured(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]))
+        Measured(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]), name=name)
         for line in lines
-        for key in DISTANCES.keys() & line.keys()
+        for key, name in DISTANCES.items()
+        if key in line
     )
     every = config.preview.evaluate_every
     due = {total_steps - total_steps % every} - {0} if every else set()
@@ -127,7 +129,7 @@ def best_of(cells: Sequence[Cell]) -> Cell | None:
     return min(by_distance or by_loss, key=lambda pair: pair[0], default=(None, None))[1]
 
 
-def name_of_distance(runs: Sequence[Path]) -> str | None:
-    """What the distance of the runs is called; None where none was evaluated."""
-    keys = {key for run in runs for line in RunFolder(run).metrics() for key in DISTANCES.keys() & line.keys()}
-    return DISTANCES[min(keys)] if keys else None
+def name_of_distance(cells: Sequence[Cell]) -> str | None:
+    """What the distance of the combinations is called; None where no run was evaluated."""
+    names = {each.name for cell in cells for run in cell.runs for each in run.evaluations}
+    return next((name for name in DISTANCES.values() if name in names), None)

@@ -122,6 +122,21 @@ def test_of_a_group_rank_0_speaks(baked):
     assert err == ""
 
 
+def test_a_task_that_begins_again_has_a_rate_of_its_own(capsys, monkeypatch):
+    """As in the second run of a sweep."""
+    clock = iter([0.0, 10.0, 1000.0, 1010.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+
+    def two_runs(*, report) -> Pie:
+        for done in (0, 20, 0, 40):
+            report(Progress(task="bake", done=done, total=80, unit="pies"))
+        return Pie(slices=1, plate=Path("plate"))
+
+    console.run(two_runs)
+    assert "bake: 20/80 pies, 2 pies/s" in (out := capsys.readouterr().out)
+    assert "bake: 40/80 pies, 4 pies/s, 0 min 10 s left" in out
+
+
 def test_the_panel_shows_a_step_and_what_goes_on_between_two():
     panel = TrainPanel(Console(file=io.StringIO(), force_terminal=True))
     try:

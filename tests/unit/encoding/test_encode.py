@@ -241,7 +241,7 @@ def test_summary_names_what_was_skipped_and_what_comes_next(images: Path, tmp_pa
     assert "bee/3.png" in rows["skipped"]
     assert rows["images"].startswith("14 of 8 × 8")
     fitted = "--set resolution=8 --set model.input_size=8 --set 'model.stages=[[2,6],[1,6]]'"
-    assert next_command(result) == f"mpdit train --preset s-32 {fitted} --latents {tmp_path / 'out'}"
+    assert next_command(result) == f"mpdit train --preset s-32 --latents {tmp_path / 'out'} {fitted}"
     gray = result.model_copy(update={"resolution": Size.square(16), "latent_shape": (1, 16, 16)})
     assert next_command(gray) == f"mpdit train --preset digits --latents {tmp_path / 'out'}"
 

@@ -106,6 +106,7 @@ def test_a_dry_run_shows_where_each_value_came_from(latents, tmp_path, monkeypat
     [
         (["--preset", "xl-265"], "no-such-preset", "did you mean xl-256"),
         (["--preset", "tiny", "--set", "train.batchsize=4"], "unknown-key", "did you mean train.batch_size"),
+        (["--preset", "tiny", "--set", "train.betas=[0.9, 0.99]"], "unknown-key", "did you mean train.optimizer.betas"),
         (["--preset", "tiny", "--set", "model.width=\"wide\""], "invalid-value", "model.width"),
         (["--preset", "tiny", "--set", "model.width=30"], "invalid-value", "divisible"),
         (["--preset", "tiny", "--set", "model.num_classes=7"], "latents-do-not-fit", "the latents have 4"),

@@ -202,7 +202,7 @@ def test_folders_of_other_things_are_left_alone(latents, tmp_path):
 
 def test_the_best_has_the_lowest_mean_distance_of_those_whose_runs_all_finished(tmp_path):
     def run(loss, distance, *, finished=True):
-        evaluations = () if distance is None else (Measured(step=1, flops=1.0, distance=distance),)
+        evaluations = () if distance is None else (Measured(step=1, flops=1.0, distance=distance, name="FID"),)
         return RunOutcome(run=tmp_path, seed=0, step=1, finished=finished, diverged=False, loss=loss,
                           evaluations=evaluations)  # fmt: skip
 

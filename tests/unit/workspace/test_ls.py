@@ -68,6 +68,16 @@ def test_everything_is_listed_with_what_it_says_of_itself(work: Path):
     assert len(entries(work / "runs" / "tiny-1")) == 3  # the run itself, and its evaluations
 
 
+def test_the_runs_of_a_sweep_are_listed_each(copy: Path):
+    sweep = copy / "runs" / "sweep-1"
+    for seed in (0, 1):
+        shutil.copytree(copy / "runs/tiny-1", sweep / f"seed{seed}")
+    (sweep / "sweep.json").write_text("{}")
+    kinds = {path: entry.kind for path, entry in entries(copy).items() if path.startswith("runs/sweep-1")}
+    assert {path for path, kind in kinds.items() if kind == "run"} == {"runs/sweep-1/seed0", "runs/sweep-1/seed1"}
+    assert entries(sweep).keys() == {path.removeprefix("runs/sweep-1/") for path in kinds}
+
+
 DAMAGE = {
     "runs/tiny-1/run.json": "{",
     "runs/tiny-1/config.toml": "[",
