@@ -6,10 +6,10 @@ To add one: a frozen dataclass below, and how it is drawn in mpdit_cli/console.p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Step(Event):
     learning_rate: float
     images_seen: int
     images_per_second: float
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,9 @@ def without_repeats(report: Reporter, told: Callable[[Event], str | None]) -> Re
 def jsonable(value: Any) -> Any:
     """Paths become strings, tuples lists; NaN and infinities become None, which JSON can hold."""
     if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in cast(dict[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
+        return [jsonable(v) for v in cast(Sequence[Any], value)]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     if value is None or isinstance(value, str | int | float | bool):
