@@ -168,7 +168,7 @@ DATA = (-1.5, 0.3, 1.6)
 
 
 def velocity(x_t: float, t: float) -> float:
-    """The mean of `noise - latents` over all pairs that pass through x_t at time t; all of `DATA` are equally likely."""
+    """The mean of `noise - latents` over all lines through x_t at time t; all of `DATA` are equally likely."""
     noises = [(x_t - (1 - t) * latents) / t for latents in DATA]
     weights = [math.exp(-noise * noise / 2) for noise in noises]
     pairs = zip(weights, noises, DATA, strict=True)
