@@ -1,12 +1,13 @@
-# `make demo`: the whole pipeline on real scans of digits.  `make test`: everything CI checks.  Both make .venv themselves.
+# `make demo`: the whole pipeline on real scans of digits.  `make test`: everything CI checks.  `make docs`: the site, in
+# build/site.  Each makes .venv itself.
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 # Its page needs Gradio, which asks for older packages: installed without it, and its tests of the page are skipped.
 PAGE := plugins/mpdit-playground/
-EXTRAS := dev,plot,onnx
+EXTRAS := dev,plot,onnx,docs
 
-.PHONY: demo test lint types layers unit setup clean
+.PHONY: demo test lint types layers docs unit setup clean
 
 setup: .venv/complete
 
@@ -20,7 +21,7 @@ setup: .venv/complete
 demo: setup
 	$(BIN)/mpdit demo
 
-test: lint types layers unit
+test: lint types layers docs unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,6 +32,9 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 unit: setup
 	$(BIN)/pytest -n 2

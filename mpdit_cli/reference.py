@@ -45,7 +45,12 @@ def _row(parameter: Any) -> str:
     if isinstance(parameter.default, str):
         default = parameter.default
     cells = (shown, "" if is_argument else parameter.metavar or "", default.removesuffix(")"), f"{meaning}.")
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _escaped(cell: str) -> str:
+    """Text as a cell of a table: its bars end no cell, its brackets begin no link."""
+    return cell.replace("\n", " ").replace("|", "\\|").replace("][", "]\\[")
 
 
 if __name__ == "__main__":

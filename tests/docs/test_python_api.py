@@ -1,4 +1,4 @@
-"""The Python in README.md, docs/python-api.md and docs/ecosystem.md runs, block after block."""
+"""The Python in README.md and the pages of docs/ runs, block after block."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launch import succeed
 from pages import PAGES, python_blocks
 from sample_helpers import write_model
@@ -14,7 +15,7 @@ RUN = Path("runs/digits-1/checkpoints/step-0000007")
 SMALLER = {"steps=1200": "steps=4", "num_samples=500": "num_samples=12", "num_samples=1000": "num_samples=12"}
 """So that the pages may show what one would type, and the test ends soon."""
 
-TESTED_HERE = {"README.md", "docs/python-api.md", "docs/ecosystem.md", "docs/plugins.md"}
+TESTED_HERE = {"README.md", "docs/python-api.md", "docs/ecosystem.md", "docs/plugins.md", "docs/flow-matching.md"}
 
 
 def run_blocks(blocks: list[str], names: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -43,6 +44,13 @@ def test_the_readme_s_images(here):
     (block,) = [block for block in python_blocks("README.md") if "Generator" in block]
     names = run_blocks([block])
     assert [image.size for image in names["images"]] == [(16, 16)] * 2
+
+
+def test_the_flow_between_noise_and_three_images(capsys):
+    torch.manual_seed(0)
+    names = run_blocks(python_blocks("docs/flow-matching.md"))
+    assert sum(names["counts"]) == 1000
+    assert all(280 < count < 390 for count in names["counts"])
 
 
 def test_every_job_of_the_page(here, capsys):

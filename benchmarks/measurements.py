@@ -1,0 +1,165 @@
+"""docs/measurements.md from the files in results/: `python benchmarks/measurements.py > docs/measurements.md`.
+
+To add a benchmark: a row in `BENCHMARKS`. A test compares the page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from report import RESULTS
+
+Data = dict[str, Any]
+
+HEADER = """# Measurements
+
+Every benchmark with all of its results, newest first. This page is made by `python benchmarks/measurements.py` from
+the files of `benchmarks/results/`, which the dates link to and which hold more; a test compares it. Commands run in a
+checkout of the repository. Results of other machines are welcome ([CONTRIBUTING](../CONTRIBUTING.md)). The compute of a
+model is counted, not measured: [Compute](compute.md).
+"""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`name` matches the results' field `benchmark`; `figure` says in a few words what one of them found."""
+
+    name: str
+    what: str
+    command: str
+    figure: Callable[[Data], str]
+
+
+def train_step(data: Data) -> str:
+    rows = [
+        f"{row['model']} {row.get('dtype', 'float32')} {row['mode']}: {row['images_per_second']:.2f} images/s"
+        for row in data["rows"]
+    ]
+    return "<br>".join(rows)
+
+
+def sample(data: Data) -> str:
+    best = data["best"]
+    plain = f", {data['times_plain']:.2f} × eager float32" if "times_plain" in data else ""
+    return f"{best['images_per_second']:.2f} images/s in {best.get('precision', 'float32')}{plain}"
+
+
+def sample_memory(data: Data) -> str:
+    return "<br>".join(f"{row['format']}, {row['images']:,} images: {row['peak_mib']:.0f} MiB" for row in data["rows"])
+
+
+def sampler_quality(data: Data) -> str:
+    (best, nfe) = min((row["distance"], row["nfe"]) for row in data["rows"])
+    return f"best distance {best:.3f} with {nfe:.0f} evaluations; real images {data['distance_of_real']:.3f}"
+
+
+def ablation(data: Data) -> str:
+    return "<br>".join(f"{row['name']}: loss {row['loss']:.3f}, {row['seconds']:.0f} s" for row in data["rows"])
+
+
+def encode(data: Data) -> str:
+    return f"{data['images_per_second']:.2f} images/s, {data['ratio']:.2f} × the bare parts"
+
+
+def latents_read(data: Data) -> str:
+    first, warm = data["first_batch_seconds"], data["warm_samples_per_second"]
+    return (
+        f"first batch {first['shards']:.3f} s, with .npy files {first['files']:.3f} s<br>"
+        f"{warm['shards']:,.0f} samples/s, with .npy files {warm['files']:,.0f}"
+    )
+
+
+def batches(data: Data) -> str:
+    return "<br>".join(
+        f"{row['stores']} {' × '.join(map(str, row['latents']))}: {row['images_per_second']:,.0f} images/s, "
+        f"{row['ratio']:.2f} × one generator per sample"
+        for row in data["rows"]
+    )
+
+
+def startup(data: Data) -> str:
+    return "<br>".join(f"{row['command']}: {row['seconds']:.2f} s" for row in data["rows"])
+
+
+def solve(data: Data) -> str:
+    return f"{data['seconds_symmetric']:.2f} s, {data['times_faster']:.1f} × faster than sqrtm"
+
+
+def neighbours(data: Data) -> str:
+    return f"{data['seconds']:.0f} s, {data['peak_gib']:.1f} GiB at the peak"
+
+
+def passing(data: Data) -> str:
+    own, all_of_it = data["share_of_pass_outside"], data["share_of_50000_outside"]
+    return f"{own:.1%} of the time outside sampler and extractor; {all_of_it:.1%} computed for 50,000 images"
+
+
+def sums(data: Data) -> str:
+    return f"{data['seconds_per_chunk']:.2f} s to add a chunk, {data['seconds_saving']:.2f} s to save the sums"
+
+
+def scale(data: Data) -> str:
+    return "<br>".join(f"{row['what']}: {row['seconds']:.2f} s" for row in data["rows"])
+
+
+def demo(data: Data) -> str:
+    ratio = data["distance"] / data["distance_of_real"]
+    return f"{data['recognised']:.1%} recognised, distance {ratio:.2f} × that of real digits, {data['seconds']:.0f} s"
+
+
+def gpu(data: Data) -> str:
+    pieces = {name: piece for name, piece in data["pieces"].items() if "images_per_second" in piece}
+    return "<br>".join(f"{name}: {piece['images_per_second']:,.1f} images/s" for name, piece in pieces.items())
+
+
+BENCHMARKS = (
+    Benchmark("gpu", "A GPU: correctness, speed and memory", "gpu.py --minutes 9", gpu),
+    Benchmark(
+        "train-step-*", "Training steps", "train_step.py --preset b-256 --batch-size 16 --compile both", train_step
+    ),
+    Benchmark("batches", "Random numbers of training", "batches.py", batches),
+    Benchmark("latents-read", "Reading latents", "latents_read.py --count 50000", latents_read),
+    Benchmark("encode-*", "Writing latents", "encode.py", encode),
+    Benchmark("sample-memory", "Memory of sampling", "sample.py --memory -n 50000 --num-steps 1", sample_memory),
+    Benchmark("sample-*", "Speed of sampling", "sample.py --preset b-256 -n 8 --num-steps 5", sample),
+    Benchmark(
+        "sampler-quality", "Samplers, evaluations against quality", "sampler_quality.py demo/digits", sampler_quality
+    ),
+    Benchmark("ablation", "Ablation at the demo's size", "ablation.py --steps 400", ablation),
+    Benchmark("demo", "Quality of the demo", "demo.py", demo),
+    Benchmark("evaluate", "The Fréchet distance of 2,048 features", "evaluate.py solve", solve),
+    Benchmark("evaluate-neighbours", "Precision and recall", "evaluate.py neighbours", neighbours),
+    Benchmark("evaluate-pass", "A whole evaluation", "evaluate.py pass", passing),
+    Benchmark("evaluate-sums", "Sums of an evaluation", "evaluate.py sums", sums),
+    Benchmark("startup", "Start of commands", "startup.py", startup),
+    Benchmark("scale", "Start of commands with a million files", "scale.py", scale),
+)
+
+
+def page() -> str:
+    found: dict[Benchmark, list[Data]] = {benchmark: [] for benchmark in BENCHMARKS}
+    for path in sorted(RESULTS.glob("*.json"), reverse=True):
+        data = json.loads(path.read_text(encoding="utf-8")) | {"file": path.name}
+        found[next(benchmark for benchmark in BENCHMARKS if fnmatch(data["benchmark"], benchmark.name))].append(data)
+    return "\n".join([HEADER, *(line for pair in found.items() for line in section(*pair))])
+
+
+def section(benchmark: Benchmark, results: list[Data]) -> Iterator[str]:
+    yield from (f"## {benchmark.what}", "", f"    python benchmarks/{benchmark.command}", "")
+    if not results:
+        yield from ("No result yet.", "")
+        return
+    yield from ("| date | hardware | benchmark | found |", "|---|---|---|---|")
+    for data in results:
+        hardware = f"{data['hardware']}, {data['threads']} of {data['cores']} cores, torch {data['torch']}"
+        date = f"[{data['date'][:10]}](../benchmarks/results/{data['file']})"
+        yield f"| {date} | {hardware} | {data['benchmark']} | {benchmark.figure(data)} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    print(page(), end="")
