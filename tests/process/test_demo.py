@@ -6,10 +6,18 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from mpdit_core.demo import DemoOptions, DemoResult, demo
+from mpdit_core.demo import DemoOptions, DemoResult, demo, job
 from mpdit_core.model.compute import forward_macs
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Note, Progress, Saved, Step
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_samples():
+    """Five steps of the sampler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "SAMPLING", job.SAMPLING.model_copy(update={"num_steps": 5}))
+        yield
 
 
 @pytest.fixture(scope="module")
