@@ -2,7 +2,8 @@
 
     <folder>/model.safetensors   the weights to use (in training: the first EMA), names without prefixes
     <folder>/config.json         format, configuration, what the latents were, step
-    <folder>/training.safetensors, ema-<decay>.safetensors, power-<width>.safetensors     only in a run's checkpoints; training/ if sharded
+    <folder>/training.safetensors    in a run's checkpoints only; training/ if sharded
+    <folder>/ema-<decay>.safetensors, power-<width>.safetensors     likewise: the other averages
 
 Only safetensors and JSON are ever read: opening a model from somebody else runs none of their code.
 """

@@ -12,7 +12,7 @@ from mpdit_core.training.state.ema import PowerAverage, snapshot_interval
 
 
 class EmaSnapshots:
-    """The snapshots of a session; the context of its `writer` waits for the write under way. The main process writes."""
+    """The snapshots of a session, which the main process writes; the context of `writer` waits for the last one."""
 
     def __init__(self, session: Session, metrics: StepMetrics):
         self.session, self.metrics = session, metrics
