@@ -1,7 +1,11 @@
 """Snapshots of a run's power-function EMAs, and models of any EMA width, made of them after the training.
 
-    RUN/ema/step-0000400.safetensors    <width>.<parameter>: each tracked average after 400 steps, in float16
+    RUN/ema/step-0000400.safetensors    the tracked averages after 400 steps, in float16:
+        <first>.<parameter>                 the average of the first width
+        <width>-<first>.<parameter>         how another one differs from it
 
+Differences are small, and so is what float16 rounds off them: averages of one step share the rounding of the first.
+Coefficients of one step, of both signs where a width is narrower than those tracked, then cancel in it.
 A snapshot is written whole or not at all, with a checksum; the same averages give the same bytes.
 """
 
@@ -18,20 +22,26 @@ from torch import Tensor
 
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import FILE_METADATA, ModelFolder, parameter_shapes, require_shapes
-from mpdit_core.models.power_ema import Combination, Profile, combine, widths_within
+from mpdit_core.models.power_ema import (
+    LARGEST_AMPLIFICATION,
+    LARGEST_RESIDUAL,
+    Combination,
+    Profile,
+    combine,
+    widths_within,
+)
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 
 STORED = torch.float16
-LARGEST_RESIDUAL = 0.1
-"""Of a reconstructed profile. One tenth: where weights scatter around a mean, so much of that scatter's remainder."""
 
 
 def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
     """Writes the averages (on the CPU) of several widths. Raises `UserError` as `files.writing`."""
-    tensors = {
-        f"{width}.{name}": _stored(tensor) for width, state in averages.items() for name, tensor in state.items()
-    }
+    (first, base), *others = averages.items()
+    tensors = {f"{first}.{name}": _stored(tensor) for name, tensor in base.items()}
+    for width, state in others:
+        tensors |= {f"{width}-{first}.{name}": _stored(tensor - base[name]) for name, tensor in state.items()}
     write_checked(path, tensors, {})
 
 
@@ -65,19 +75,27 @@ class ReconstructedModel(ModelFolder):
     def _average(self) -> dict[str, Tensor]:
         assert self.run is not None
         shapes = parameter_shapes(self.config.model)
-        expected = {f"{width}.{n}": shape for width in self.config.train.ema_widths for n, shape in shapes.items()}
         average = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        parts: dict[int, dict[float, float]] = {}
-        for (width, step), coefficient in zip(self.profiles, self.combination.coefficients, strict=True):
-            parts.setdefault(step, {})[width] = coefficient
-        for step, coefficients in parts.items():
+        for step, coefficients in self._coefficients().items():
             path = RunFolder(self.run).ema_snapshot(step)
             tensors, _ = read_checked(path)
+            expected = {f"{part}.{name}": shape for part in coefficients for name, shape in shapes.items()}
             require_shapes(expected, tensors, where=path)
-            for width, coefficient in coefficients.items():
+            for part, coefficient in coefficients.items():
                 for name, total in average.items():
-                    total.add_(tensors[f"{width}.{name}"], alpha=coefficient)
+                    total.add_(tensors[f"{part}.{name}"], alpha=coefficient)
         return average
+
+    def _coefficients(self) -> dict[int, dict[str, float]]:
+        """By step, what each part of its snapshot is multiplied by; the first average has those of all, summed."""
+        found: dict[int, dict[str, float]] = {}
+        first = self.config.train.ema_widths[0]
+        for (width, step), coefficient in zip(self.profiles, self.combination.coefficients, strict=True):
+            parts = found.setdefault(step, {str(first): 0.0})
+            parts[str(first)] += coefficient
+            if width != first:
+                parts[f"{width}-{first}"] = coefficient
+        return found
 
 
 def at_ema_width(model: ModelFolder, width: float | None, step: int | None = None) -> ModelFolder:
@@ -99,7 +117,7 @@ def at_ema_width(model: ModelFolder, width: float | None, step: int | None = Non
     steps = _steps_until(model, step)
     profiles = tuple(Profile(tracked, s) for s in steps for tracked in model.config.train.ema_widths)
     (combination,) = combine(profiles, [Profile(width, steps[-1])])
-    if combination.residual > LARGEST_RESIDUAL:
+    if not combination.is_close:
         raise _out_of_reach(model, width, profiles, combination)
     found = {"width": width, "step": steps[-1], "residual": combination.residual}
     return ReconstructedModel(
@@ -146,12 +164,14 @@ def _steps_until(model: ModelFolder, step: int | None) -> list[int]:
 def _out_of_reach(
     model: ModelFolder, width: float, profiles: tuple[Profile, ...], combination: Combination
 ) -> UserError:
-    lowest, highest = widths_within(profiles, profiles[-1].step, residual=LARGEST_RESIDUAL)
+    lowest, highest = widths_within(profiles, profiles[-1].step)
     count = len({profile.step for profile in profiles})
     return UserError(
         f"an EMA of width {width:g} cannot be made of the {count} snapshots of {model.run}: the closest profile "
-        f"differs from it by {combination.residual:.0%} of its norm",
+        f"differs from it by {combination.residual:.1%} of its norm, and multiplies the rounding of float16 by "
+        f"{combination.amplification:.1f}",
         code="width-out-of-reach",
-        expected=f"a width from {lowest:.3g} to {highest:.3g}, where it is at most {LARGEST_RESIDUAL:.0%}",
+        expected=f"a width from {lowest:.3g} to {highest:.3g}, where these are at most {LARGEST_RESIDUAL:.0%} and "
+        f"{LARGEST_AMPLIFICATION:g}",
         remedy="more widths in train.ema_widths, or a smaller train.ema_snapshot_every, in a new run",
     )

@@ -10,12 +10,19 @@ No torch, no files: numbers alone, in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mpdit_core.config import WIDEST_EMA
+
+LARGEST_RESIDUAL = 0.1
+"""Where weights scatter around a mean, an average then differs by a tenth of the scatter that is left in it."""
+
+LARGEST_AMPLIFICATION = 4.0
+"""Of what float16 rounds off, about 2e-4 of the weights."""
 
 PROBED = np.geomspace(0.002, WIDEST_EMA, 100).tolist()
 """Widths that are tried to find out which ones some profiles can make up."""
@@ -33,13 +40,15 @@ class Profile(NamedTuple):
 
 
 class Combination(NamedTuple):
-    """A profile as the sum of `coefficients` times others; the coefficients sum up to 1.
-
-    `residual`: norm of the difference from that profile, as a fraction of its norm.
-    """
+    """A profile as the sum of `coefficients` times others; the coefficients sum up to 1."""
 
     coefficients: tuple[float, ...]
-    residual: float
+    residual: float  # norm of the difference from that profile, as a fraction of its norm
+    amplification: float  # how many times larger than one average's an error is that all averages of a step share
+
+    @property
+    def is_close(self) -> bool:
+        return self.residual <= LARGEST_RESIDUAL and self.amplification <= LARGEST_AMPLIFICATION
 
 
 def gamma_of(width: float) -> float:
@@ -78,18 +87,22 @@ def combine(profiles: Sequence[Profile], wanted: Sequence[Profile]) -> list[Comb
     for x, dot, profile in zip(found.T, right.T, wanted, strict=True):
         norm = inner_products([profile], [profile])[0, 0]
         difference = (x[:, None] * products * x).sum() - 2 * (x * dot).sum() + norm
-        combinations.append(Combination(tuple(x.tolist()), float(np.sqrt(max(difference, 0.0) / norm))))
+        residual = math.sqrt(max(difference, 0.0) / norm)
+        per_step: dict[int, float] = {}
+        for (_, step), coefficient in zip(profiles, x.tolist(), strict=True):
+            per_step[step] = per_step.get(step, 0.0) + coefficient
+        combinations.append(Combination(tuple(x.tolist()), residual, math.hypot(*per_step.values())))
     return combinations
 
 
-def widths_within(profiles: Sequence[Profile], step: int, *, residual: float) -> tuple[float, float]:
-    """The narrowest and the widest average after `step` steps that `profiles` make up to `residual`.
+def widths_within(profiles: Sequence[Profile], step: int) -> tuple[float, float]:
+    """The narrowest and the widest average after `step` steps that `profiles` come close to.
 
     One of the profiles must be after `step` steps: its width is among them.
     """
     probed = sorted({*PROBED, *(profile.width for profile in profiles)})
     found = combine(profiles, [Profile(width, step) for width in probed])
-    good = [width for width, each in zip(probed, found, strict=True) if each.residual <= residual]
+    good = [width for width, each in zip(probed, found, strict=True) if each.is_close]
     return good[0], good[-1]
 
 

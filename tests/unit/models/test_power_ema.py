@@ -82,7 +82,7 @@ def test_a_tracked_width_is_itself():
 
 def test_widths_within_are_those_of_a_smaller_residual():
     profiles = [Profile(tracked, step) for step in range(EVERY, STEPS + 1, EVERY) for tracked in TRACKED]
-    lowest, highest = widths_within(profiles, STEPS, residual=0.1)
+    lowest, highest = widths_within(profiles, STEPS)
     inside, outside = (lowest, 0.07, highest), (lowest * 0.9, highest * 1.06)
-    assert all(each.residual <= 0.1 for each in combine(profiles, [Profile(w, STEPS) for w in inside]))
-    assert all(each.residual > 0.1 for each in combine(profiles, [Profile(w, STEPS) for w in outside]))
+    assert all(each.is_close for each in combine(profiles, [Profile(w, STEPS) for w in inside]))
+    assert not any(each.is_close for each in combine(profiles, [Profile(w, STEPS) for w in outside]))
