@@ -27,6 +27,8 @@ ComputeType = Literal["float32", "tf32", "bfloat16"]  # of an autoencoder; tf32:
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 GuidanceName = Literal["cfg", "cfg-zero", "apg", "skip-tokens"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+WIDEST_EMA = 0.28  # of a profile that does not decrease: 1/√12
+EmaWidth = Annotated[float, Field(gt=0, le=WIDEST_EMA)]
 LARGEST_BATCH = 2**20
 
 
@@ -220,6 +222,13 @@ class TrainConfig(Settings):
         (0.9999,), "decays of the EMAs of the weights; samples are made with the first", strict=False, min_length=1
     )
     ema_warmup: bool = setting(True, "whether the EMA decay is at most (1+n)/(10+n) after n steps (warm-up)")
+    ema_widths: tuple[EmaWidth, ...] = setting(
+        (), "widths (sigma_rel, such as 0.05,0.1) of the power-function EMAs to track, of which --ema-width makes any "
+        "other; they are stored in snapshots", strict=False,
+    )  # fmt: skip
+    ema_snapshot_every: PositiveInt | None = setting(
+        None, "steps between snapshots of the power-function EMAs; none: a 32nd of all steps", resumable=True
+    )
     precision: Precision = setting(
         "auto", "data type of the computations; auto: measured when the run begins", resumable=True
     )
@@ -245,6 +254,13 @@ class TrainConfig(Settings):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting(
         (), "experiment trackers that also receive the metrics", strict=False, resumable=True
     )
+
+    @field_validator("ema_widths")
+    @classmethod
+    def _different(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(widths)) < len(widths):
+            raise ValueError("expected widths that differ")
+        return widths
 
 
 class PreviewConfig(Settings):

@@ -35,6 +35,7 @@ from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import Inception, features_name, load_extractor
 from mpdit_core.metrics.neighbours import NEIGHBOURS
 from mpdit_core.metrics.scores import IS_CHUNK
+from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
@@ -86,6 +87,8 @@ def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Plan
     subject = open_model_or_samples(
         require_what(options), wanted=options.num_samples, device=device, trust=options.trust
     )
+    if subject.model:
+        subject = replace(subject, model=at_ema_width(subject.model, options.ema_width, options.ema_step))
     extractor = _extractor(options, device)
     reference = plan_reference(
         subject.reference(options.reference),

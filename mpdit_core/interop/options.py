@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt, field_validator
 
+from mpdit_core.config import EmaWidth
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Result, setting
 
@@ -64,6 +65,10 @@ class ExportOptions(DeviceOptions):
     format: Literal["mpdit", "diffusers", "onnx", "torch-export", "space", "datasets"] = setting(
         "mpdit", "format of the export"
     )
+    ema_width: EmaWidth | None = setting(
+        None, "width (sigma_rel) of the EMA of the weights to export, made of a run's snapshots",
+        chosen="the first EMA of the run",
+    )  # fmt: skip
     half: bool = setting(False, "store the weights as float16")
     licence: str | None = setting(
         None, "licence of the weights, for the model card: its identifier on the Hub, such as cc-by-4.0",

@@ -2,7 +2,8 @@
 
     <folder>/model.safetensors   the weights to use (in training: the first EMA), names without prefixes
     <folder>/config.json         format, configuration, what the latents were, step
-    <folder>/training.safetensors, ema-<decay>.safetensors     only in a run's checkpoints; training/ if sharded
+    <folder>/training.safetensors    in a run's checkpoints only; training/ if sharded
+    <folder>/ema-<decay>.safetensors, power-<width>.safetensors     likewise: the other averages
 
 Only safetensors and JSON are ever read: opening a model from somebody else runs none of their code.
 """
@@ -37,6 +38,7 @@ FORMAT = 2
 """Version of a model folder; any other is refused."""
 
 CHECKPOINT = re.compile(r"step-\d+")
+FILE_METADATA = {"format": "pt"}
 TRAINING = "training.safetensors"
 SHARDS = "training"
 """In place of TRAINING in a sharded run: a folder with one file per process; `extra` has their number."""
@@ -248,7 +250,7 @@ def save_model(
                 content.rename(temporary / name)
             else:
                 tensors = {n: t.detach().cpu().contiguous() for n, t in content.items()}
-                save_file(tensors, temporary / name, metadata={"format": "pt"})
+                save_file(tensors, temporary / name, metadata=FILE_METADATA)
         model = ModelFolder(
             path=folder,
             config=config,

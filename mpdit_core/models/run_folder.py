@@ -4,6 +4,7 @@ config.toml                       the resolved configuration
 run.json                          version of this format, and what the latents are
 metrics.jsonl                     one line per logged step, and one per evaluation
 checkpoints/step-0000400/         model folders with the state of training
+ema/step-0000400.safetensors      snapshots of the power-function EMAs (ema_snapshots.py)
 samples/step-0000300.png          previews (first EMA); …-raw.png (weights as they are); training.gif
 evals/                            records of evaluations
 trackers/                         files of TensorBoard and the like
@@ -32,6 +33,7 @@ FORMAT = 2
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
 PREVIEW = re.compile(r"step-[0-9]{1,15}\.png")
+EMA_SNAPSHOT = re.compile(r"step-([0-9]{1,15})\.safetensors")
 LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; a longer line is none of ours
 LARGEST_NUMBER = 2**63
 
@@ -160,6 +162,21 @@ class RunFolder:
         from mpdit_core.models.model_folder import find_checkpoints  # torch, only when it is needed
 
         return find_checkpoints(self.path)[0]
+
+    def ema_snapshot(self, step: int) -> Path:
+        """The snapshot of the power-function EMAs at `step`, there or not."""
+        return self.path / "ema" / f"step-{step:07d}.safetensors"
+
+    def ema_snapshot_steps(self) -> list[int]:
+        """The steps of which there is such a snapshot, in order."""
+        names = (EMA_SNAPSHOT.fullmatch(path.name) for path in (self.path / "ema").glob("step-*"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def remove_ema_snapshots(self, *, after: int) -> None:
+        """Deletes the snapshots after step `after`, which a run resumed from there makes again."""
+        for step in self.ema_snapshot_steps():
+            if step > after:
+                files.remove(self.ema_snapshot(step))
 
     def preview(self, step: int, *, raw: bool = False) -> Path:
         """The preview of `step`, there or not; `raw`: that of the weights as they are, not of their average."""

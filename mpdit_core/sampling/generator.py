@@ -38,6 +38,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.integrate import integrate, starting_noise
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
 from mpdit_core.runtime.device import select_device
@@ -74,7 +75,7 @@ class SamplingPlan:
     """
 
     def __init__(self, folder: ModelFolder, options: SamplingOptions):
-        self.folder, self.options = folder, options
+        self.folder, self.options = at_ema_width(folder, options.ema_width, options.ema_step), options
         self.class_names = _class_names(folder)
         self.sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
         self.guidance = Guidance(
@@ -180,6 +181,8 @@ class Generator(SamplingPlan):
         other = copy.copy(self)
         other.num_samples = num_samples or self.num_samples
         other._plan(self.folder, options)
+        if other.folder is not self.folder:  # another width of the EMA
+            other.network = other._load_network(other.folder)
         if self.autoencoder and options.precision != self.options.precision:
             other.autoencoder = copy.copy(self.autoencoder)
             other.autoencoder.decode_precision = other._decode_precision(other.autoencoder)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import PositiveInt
 
-from mpdit_core.config import ComputeType, GuidanceName, GuidanceSchedule, NetworkType, Precision
+from mpdit_core.config import ComputeType, EmaWidth, GuidanceName, GuidanceSchedule, NetworkType, Precision
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, Settings, setting
@@ -65,6 +65,20 @@ class SamplingOptions(Options):
         panel="Sampling",
         sweepable=True,
     )
+    ema_width: EmaWidth | None = setting(
+        None,
+        "width (sigma_rel) of the EMA of the weights, made of a run's snapshots (train.ema_widths)",
+        panel="Sampling",
+        chosen="the run's first EMA",
+        sweepable=True,
+    )
+    ema_step: PositiveInt | None = setting(
+        None,
+        "step of the run at which that EMA ends",
+        panel="Sampling",
+        chosen="the last one with a snapshot, up to the checkpoint's",
+        sweepable=True,
+    )
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
     precision: Precision = setting(
         "auto",
@@ -115,13 +129,14 @@ class SampleOptions(SamplingOptions, DeviceOptions):
 
 def options_without_effect(options: SamplingOptions, *, sweep: tuple[str, ...] = ()) -> list[Warning]:
     """Warnings of options that change no image, given the others. `sweep`: what is varied, as `KEY=V1,V2`."""
-    if options.guidance_scale != 1 or any(text.replace("-", "_").startswith("guidance_scale") for text in sweep):
-        return []
-    return warn_if_given(
-        options,
-        ("guidance", "guidance_options", "guidance_interval", "guidance_schedule", "guide"),
-        "guidance_scale is 1, which is off",
-    )
+    swept = [text.partition("=")[0].strip().replace("-", "_") for text in sweep]
+    found = []
+    if options.guidance_scale == 1 and "guidance_scale" not in swept:
+        names = ("guidance", "guidance_options", "guidance_interval", "guidance_schedule", "guide")
+        found += warn_if_given(options, names, "guidance_scale is 1, which is off")
+    if options.ema_width is None and "ema_width" not in swept:
+        found += warn_if_given(options, ["ema_step"], "ema_width is not given")
+    return found
 
 
 def warn_if_given(options: Options, names: Iterable[str], why: str) -> list[Warning]:

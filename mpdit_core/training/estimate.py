@@ -5,7 +5,9 @@ from __future__ import annotations
 from mpdit_core.config import RunConfig
 from mpdit_core.model.compute import parameter_count
 from mpdit_core.model.memory import Memory, Precision, optimizer_values, training_memory
+from mpdit_core.models.ema_snapshots import STORED
 from mpdit_core.training.options import ResourceEstimate
+from mpdit_core.training.state.ema import averages_of, snapshot_interval
 
 FLOAT32 = 4  # bytes
 
@@ -15,13 +17,13 @@ def least_memory(config: RunConfig, *, world_size: int) -> int:
     model, train = config.model, config.train
     images = train.batch_size // world_size
     latents = 2 * images * model.channels * model.input_size.area  # and their noise
-    return FLOAT32 * (parameter_count(model) * (2 + len(train.ema_decays)) + latents)
+    return FLOAT32 * (parameter_count(model) * (2 + len(averages_of(train))) + latents)
 
 
 def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> ResourceEstimate:
     """What `config` needs on each of `world_size` devices; where its precision is yet to be measured, at most."""
     train = config.train
-    averages = len(train.ema_decays)
+    averages = len(averages_of(train))
     share = train.batch_size // (train.accumulation * world_size)
     precisions: tuple[Precision, ...] = ("float32", "bfloat16") if train.precision == "auto" else (train.precision,)
 
@@ -39,11 +41,13 @@ def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> Res
     values = parameter_count(config.model) * (1 + averages) + optimizer_values(config.model, train.optimizer.name)
     checkpoint = FLOAT32 * values
     written = max(1, total_steps // train.checkpoint_every)
+    snapshots = total_steps // snapshot_interval(train, total_steps) + 1
+    snapshot = STORED.itemsize * parameter_count(config.model) * len(train.ema_widths)
     kept = min(written, train.keep_last) + (total_steps // train.keep_every if train.keep_every else 0)
     return ResourceEstimate(
         memory_bytes=needed.total,
         activation_bytes=needed.activations,
         switched_memory_bytes=memory(not train.activation_checkpointing).total,
         checkpoint_bytes=checkpoint,
-        disk_bytes=checkpoint * (kept + 1),  # one more while it is written
+        disk_bytes=checkpoint * (kept + 1) + snapshot * snapshots,  # one more while it is written
     )

@@ -107,7 +107,7 @@ def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
             remedy="run the same command again",
         )
     checkpoint = _newest_complete(plan, report) if plan.resumes else None
-    for folder in (run.path, run.path / "checkpoints", run.path / "samples", run.evals):
+    for folder in (run.path, run.path / "checkpoints", run.path / "ema", run.path / "samples", run.evals):
         files.remove_leftovers(folder)
     run.write(plan.config, plan.latents.spec)
     return checkpoint

@@ -15,6 +15,7 @@ from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.training.batches import BatchSource
 from mpdit_core.training.divergence import BadStep
 from mpdit_core.training.hooks.checkpoints import Checkpoints
+from mpdit_core.training.hooks.ema_snapshots import EmaSnapshots
 from mpdit_core.training.hooks.evaluations import Evaluation
 from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.hooks.previews import Previews
@@ -31,6 +32,7 @@ class TrainingLoop:
         self.batches = BatchSource(session.plan.latents, session.config, session.world)
         self.metrics = StepMetrics(session, trackers)
         self.checkpoints = Checkpoints(session, self.metrics)
+        self.ema_snapshots = EmaSnapshots(session, self.metrics)
         self.previews = Previews(session, self.metrics)
         self.evaluation = Evaluation(session, checkpoints=self.checkpoints, metrics=self.metrics)
         self.rollback = Rollback(session, batches=self.batches, checkpoints=self.checkpoints, metrics=self.metrics)
@@ -44,7 +46,8 @@ class TrainingLoop:
             Interrupted: some process received a signal; a checkpoint was written.
         """
         self.metrics.rewind()
-        with StopRequest() as stop, self.checkpoints.writer:
+        with StopRequest() as stop, self.checkpoints.writer, self.ema_snapshots.writer:
+            self.ema_snapshots.rewind()
             self.evaluation.make_up()
             if self.session.is_finished:
                 text = f"{self.session.run} has done all of its {self.session.step} steps; raise train.steps for more"
@@ -54,6 +57,8 @@ class TrainingLoop:
                     self._train(stop)
                 except BadStep as bad:
                     self.rollback.recover(bad)
+                    self.ema_snapshots.rewind()
+            self.ema_snapshots.wait()
             self.checkpoints.save()
             self.session.world.on_main(self.metrics.write_the_rest)
         if self.metrics.stop_requested:
@@ -71,6 +76,7 @@ class TrainingLoop:
                 step = self.session.step
                 self.metrics.after(numbers, data_step=data_step, learning_rate=rate, stopping=stop.received is not None)
                 self.previews.after(step)
+                self.ema_snapshots.after(step)
                 self.checkpoints.after(step)
                 self.evaluation.after(step)
                 if self.metrics.stop_requested:

@@ -83,7 +83,7 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
         f"{layer}.{name}": tensor for layer, origin in loaded.items() for name, tensor in given[origin].items()
     }
     weights[f"{CLASS_TABLE}.weight"], classes = _match_table(table, fresh_table, source, target, spec)
-    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(trainer.ema.decays, weights)))
+    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(snapshot.averages, weights)))
     start = WarmStart(
         source=source.path,
         step=source.step,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ema_helpers import joined
 from launch import SERVER, forked, free_port, kill_when, serve_command, serve_group, wait_until
 from launch import run as mpdit
 from safetensors import safe_open
@@ -19,6 +20,7 @@ from train_helpers import arguments, assert_same_run, metrics_of, options, relat
 from train_workers import last_checkpoint_fails, one_part_fails, torchrun, train_and_die
 
 from mpdit_core.errors import UserError
+from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import find_checkpoints, open_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.runtime.distributed import launch
@@ -34,16 +36,20 @@ OPTIMIZERS = pytest.mark.parametrize(
 def test_killed_again_and_again_and_resumed_is_bit_equal(latents, tmp_path):
     """SIGKILL some steps after each start, on the way to the first of them too."""
     run, steps, dice = tmp_path / "killed", 200, random.Random(0)
+    snapshots = ("train.ema_widths=[0.1]", "train.ema_snapshot_every=3")
     for trial in range(TRIALS):
-        killed = (options(latents, run, steps=steps), trial * 7 % TRIALS, dice.uniform(0, 0.06))
+        killed = (options(latents, run, *snapshots, steps=steps), trial * 7 % TRIALS, dice.uniform(0, 0.06))
         child = SERVER.Process(target=train_and_die, args=killed)
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
     assert 8 <= open_model(run).step < steps, "the kills were to fall into the training, over several checkpoints"
-    run_to_end(options(latents, run, steps=steps))
-    run_to_end(options(latents, tmp_path / "straight", steps=steps))
+    run_to_end(options(latents, run, *snapshots, steps=steps))
+    run_to_end(options(latents, tmp_path / "straight", *snapshots, steps=steps))
     assert_same_run(run, tmp_path / "straight")
+    killed, straight = ({p.name: p.read_bytes() for p in r.glob("ema/*")} for r in (run, tmp_path / "straight"))
+    assert killed == straight
+    assert len(killed) == 67  # every third step, and the last
 
 
 @OPTIMIZERS
@@ -62,15 +68,19 @@ def test_two_processes_equal_one_and_either_resumes_the_other(latents, tmp_path,
 
 @OPTIMIZERS
 def test_sharded_training_equals_one_process(latents, tmp_path, optimizer, tolerance):
-    """With previews and two averages, stopped and resumed, then resumed by one process."""
+    """With previews, two averages and snapshots of two more, stopped and resumed, then resumed by one process."""
     two, one = tmp_path / "sharded", tmp_path / "one"
-    clip = (optimizer, "train.grad_clip=0.5", "train.ema_decays=[0.99, 0.5]", "preview.every=2")
+    clip = (optimizer, "train.grad_clip=0.5", "train.ema_decays=[0.99, 0.5]", "preview.every=2",
+            "train.ema_widths=[0.05, 0.1]", "train.ema_snapshot_every=2")  # fmt: skip
     sharded = arguments(latents, two, *clip, "train.parallel=fsdp")
     for steps in (4, 8):
         outcomes = serve_command(*sharded, "--steps", steps)
         assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     run_to_end(options(latents, one, *clip, steps=8))
     assert relative_difference(state_of(two), state_of(one)) < tolerance
+    assert RunFolder(two).ema_snapshot_steps() == RunFolder(one).ema_snapshot_steps() == [2, 4, 6, 8]
+    sharded_average, average = (joined(at_ema_width(open_model(run), 0.07).weights()) for run in (two, one))
+    assert (sharded_average - average).norm() < (tolerance + 2.0**-11) * average.norm()
     newest = find_checkpoints(two)[0][-1]
     assert len(list(newest.glob("training/*.safetensors"))) == 2  # one part per process
     assert not (newest / "training.safetensors").exists()

@@ -19,7 +19,8 @@ from mpdit_core.interop.export.card import model_card
 from mpdit_core.interop.export.latents import NEEDS_NO_LATENTS, publishable
 from mpdit_core.interop.options import ExportOptions, ExportResult
 from mpdit_core.models import hub
-from mpdit_core.models.model_folder import CONFIG, WEIGHTS, ModelFolder, open_model, read_weights, save_model
+from mpdit_core.models.ema_snapshots import at_ema_width
+from mpdit_core.models.model_folder import CONFIG, ModelFolder, open_model, save_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silent
 from mpdit_core.runtime import files
@@ -44,7 +45,7 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         )
     if options.format == "datasets":
         return _export_dataset(options, report)
-    model = open_model(options.model)
+    model = at_ema_width(open_model(options.model), options.ema_width)
     if options.format != "mpdit":
         model.require_flow()
     if model.latents is not None and Path(model.latents.autoencoder.id).is_absolute():
@@ -88,6 +89,7 @@ def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report
     report(Note(text="tracing the network, which takes minutes for a large one"))
     latents = publishable(model.latents)
     described = {"latents": latents.model_dump(mode="json") if latents else None}
+    described |= {"step": model.step, "images_seen": model.images_seen, "extra": model.extra}
     files.write_json(folder / CONFIG, files.read_json(model.path / CONFIG) | described)
     if options.format == "onnx":
         return graph.write_onnx(model.load(), folder / "model.onnx")
@@ -95,7 +97,7 @@ def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report
 
 
 def _write_model(model: ModelFolder, folder: Path, *, half: bool) -> None:
-    state = read_weights(model.path / WEIGHTS)
+    state = model.weights()
     extra = model.extra
     if half:
         state = {name: _halved(name, tensor) for name, tensor in state.items()}
@@ -162,6 +164,8 @@ def _export_dataset(options: ExportOptions, report: Reporter) -> ExportResult:
             expected="a model to upload",
             remedy=f"export to a folder, then: hf upload ORG/NAME {options.out} --repo-type dataset",
         )
+    if options.ema_width is not None:
+        raise UserError("an EMA width with format datasets", code="invalid-value", expected="a run to export")
     latents = LatentFolder(options.model)
     with files.writing_folder(options.out) as folder:
         for done in write_dataset(latents, folder):

@@ -50,7 +50,7 @@ class View:
         about = {
             "mpdit": __version__,
             "view": self.name,
-            "model": {"weights_sha256": self.folder.weights_sha256, "step": self.folder.step},
+            "model": {"weights_sha256": generator.folder.weights_sha256, "step": generator.folder.step},
             "options": SamplingOptions(**sampling_values(self.options)).model_dump(mode="json"),
             "num_samples": self.num_samples,
             "sampler": plugins.record("samplers", generator.options.sampler, generator.sampler),

@@ -16,6 +16,7 @@ from mpdit_core.models.model_folder import SHARDS, TRAINING, WEIGHTS, ModelFolde
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.settings import settings_error
 from mpdit_core.training.state import sharded
+from mpdit_core.training.state.ema import averages_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Snapshot:
     position: Position
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    averages: dict[float, dict[str, Tensor]]  # by decay, in the order of the configuration; always whole
+    averages: dict[str, dict[str, Tensor]]  # by name, in the order of `averages_of`; always whole
     sharded: bool = False
 
     def training(self) -> dict[str, Tensor]:
@@ -71,7 +72,7 @@ def write(
         step=snapshot.position.step,
         images_seen=snapshot.position.images_seen,
         extra={"position": asdict(snapshot.position), **parts},
-        more={f"ema-{decay}.safetensors": snapshot.averages[decay] for decay in others}
+        more={f"{name}.safetensors": snapshot.averages[name] for name in others}
         | ({SHARDS: shards} if shards else {TRAINING: snapshot.training()}),
     )
     return folder
@@ -86,9 +87,9 @@ def read(folder: Path) -> Snapshot:
     opened = open_model(folder)
     parts = folder / SHARDS
     training = sharded.read(parts) if parts.is_dir() else read_weights(folder / TRAINING)
-    first, *others = opened.config.train.ema_decays
+    first, *others = (kind.name for kind in averages_of(opened.config.train))
     averages = {first: read_weights(folder / WEIGHTS)}
-    averages |= {decay: read_weights(folder / f"ema-{decay}.safetensors") for decay in others}
+    averages |= {name: read_weights(folder / f"{name}.safetensors") for name in others}
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in training.items() if n.startswith(prefix)}

@@ -1,42 +1,94 @@
-"""Exponential moving averages of the weights, in float32, for several decays at once.
+"""Averages of the weights, in float32, several at once: exponential ones, and power-function ones of a width.
 
-With warm-up the decay after n updates is `min(decay, (1 + n) / (10 + n))`, so that early averages already follow the
-weights; without it the decay is constant, as published.
+The first is the one that samples are made with. To add a kind: a class with `name` and `share_kept` here, and its
+settings in `averages_of`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from mpdit_core.config import TrainConfig
+from mpdit_core.models import power_ema
+
+
+@dataclass(frozen=True)
+class ExponentialAverage:
+    """Keeps the share `decay`.
+
+    With warm-up it is `min(decay, (1 + n) / (10 + n))` after n updates, so that early averages already follow the
+    weights; without it the decay is constant, as published.
+    """
+
+    decay: float
+    warmup: bool
+
+    @property
+    def name(self) -> str:
+        return f"ema-{self.decay}"
+
+    def share_kept(self, updates: int) -> float:
+        """The part of the average that an update keeps. `updates`: how many were made before it."""
+        return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+
+
+@dataclass(frozen=True)
+class PowerAverage:
+    """The average of EDM2 that becomes longer as the run does; `width` is its sigma_rel."""
+
+    width: float
+
+    @property
+    def name(self) -> str:
+        return f"power-{self.width}"
+
+    def share_kept(self, updates: int) -> float:
+        """As of `ExponentialAverage`; nothing in the first update."""
+        return power_ema.share_kept(self.width, updates + 1)
+
+
+Average = ExponentialAverage | PowerAverage
+
+
+def averages_of(train: TrainConfig) -> tuple[Average, ...]:
+    """The averages that a run keeps, in the order of its configuration."""
+    exponential = [ExponentialAverage(decay, train.ema_warmup) for decay in train.ema_decays]
+    return (*exponential, *(PowerAverage(width) for width in train.ema_widths))
+
+
+def snapshot_interval(train: TrainConfig, total_steps: int) -> int:
+    """Steps between snapshots of the power-function averages."""
+    return train.ema_snapshot_every or max(1, total_steps // 32)
+
 
 class EMA:
-    """Averages of `model`'s parameters, one set for each of `decays`.
+    """Averages of `model`'s parameters, one set for each of `kinds`.
 
     Parameters may be sharded: each device then averages its own part.
     """
 
-    def __init__(self, model: nn.Module, *, decays: Sequence[float], warmup: bool):
-        self.decays, self.warmup = tuple(decays), warmup
-        self.names = [name for name, _ in model.named_parameters()]
-        self._parameters = list(model.parameters())
-        self.averages = [[p.detach().clone().float() for p in self._parameters] for _ in self.decays]
+    def __init__(self, model: nn.Module, kinds: Sequence[Average]):
+        self.kinds = tuple(kinds)
+        self._parameters = dict(model.named_parameters())
+        self.averages = [[p.detach().clone().float() for p in self._parameters.values()] for _ in self.kinds]
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Moves every average towards the weights. `updates`: how many updates were made before this one."""
-        for decay, averages in zip(self.decays, self.averages, strict=True):
-            now = min(decay, (1 + updates) / (10 + updates)) if self.warmup else decay
-            torch._foreach_lerp_(averages, [p.detach() for p in self._parameters], 1 - now)
+        weights = [p.detach() for p in self._parameters.values()]
+        for kind, averages in zip(self.kinds, self.averages, strict=True):
+            torch._foreach_lerp_(averages, weights, 1 - kind.share_kept(updates))
 
     def state(self, index: int = 0) -> dict[str, Tensor]:
-        """Names and averages of the decay number `index`; the tensors are live, not copies."""
-        return dict(zip(self.names, self.averages[index], strict=True))
+        """Names and averages of the kind number `index`; the tensors are live, not copies."""
+        return dict(zip(self._parameters, self.averages[index], strict=True))
 
     @torch.no_grad()
     def load(self, index: int, state: Mapping[str, Tensor]) -> None:
-        """Copies the averages of the decay number `index` from `state`, which is sharded as they are."""
-        for name, average in zip(self.names, self.averages[index], strict=True):
+        """Copies the averages of the kind number `index` from `state`, which is sharded as they are."""
+        for name, average in self.state(index).items():
             average.copy_(state[name])

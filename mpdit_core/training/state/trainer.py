@@ -17,7 +17,7 @@ from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.training.batches import Batch
 from mpdit_core.training.schedules import learning_rate_factor
 from mpdit_core.training.state.checkpoints import Position, Snapshot
-from mpdit_core.training.state.ema import EMA
+from mpdit_core.training.state.ema import EMA, averages_of
 from mpdit_core.training.state.optimizers import Optimizer
 from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
 from mpdit_core.training.state.sharded import copy_to_cpu
@@ -35,7 +35,7 @@ class Trainer:
         self.model = ParallelModel(module.train(), config.train, device=device, world=world)
         train = config.train
         self.optimizer = Optimizer(self.model.module, train)
-        self.ema = EMA(self.model.module, decays=train.ema_decays, warmup=train.ema_warmup)
+        self.ema = EMA(self.model.module, averages_of(train))
 
     def step(self, batch: Batch) -> Tensor:
         """Makes one optimizer step on this process's share of a batch.
@@ -87,7 +87,7 @@ class Trainer:
         Args:
             whole: False: of a sharded model, weights and optimizer are this process's parts.
         """
-        averages = {d: self.model.whole(self.ema.state(i)) for i, d in enumerate(self.ema.decays)}
+        averages = {kind.name: self.model.whole(self.ema.state(i)) for i, kind in enumerate(self.ema.kinds)}
         in_parts = self.model.sharded and not whole
         copy = copy_to_cpu if in_parts else self.model.whole
         weights, optimizer = copy(self.model.weights()), copy(self.optimizer.state())
@@ -105,14 +105,14 @@ class Trainer:
         self.model.load_weights(snapshot.weights)
         self.optimizer.load(snapshot.optimizer)
         parameters = self.model.weights()
-        for i, decay in enumerate(self.ema.decays):
-            averages = snapshot.averages[decay]
+        for i, kind in enumerate(self.ema.kinds):
+            averages = snapshot.averages[kind.name]
             self.ema.load(i, {name: shard_like(parameters[name], tensor) for name, tensor in averages.items()})
 
     def _require_fit(self, snapshot: Snapshot) -> None:
         where = f"the checkpoint of step {snapshot.position.step}"
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.weights().items()}
-        for state in (snapshot.weights, *(snapshot.averages.get(decay, {}) for decay in self.ema.decays)):
+        for state in (snapshot.weights, *(snapshot.averages.get(kind.name, {}) for kind in self.ema.kinds)):
             require_shapes(shapes, state, where=where)
         if snapshot.optimizer:  # none before the first step, and after the weights of another model were taken
             require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)

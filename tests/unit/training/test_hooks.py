@@ -23,7 +23,7 @@ from mpdit_core.runtime.device import matmul_rate
 from mpdit_core.training import trackers, train
 from mpdit_core.training.divergence import DivergenceDetector
 from mpdit_core.training.session import WorkClock
-from mpdit_core.training.state.ema import EMA
+from mpdit_core.training.state.ema import EMA, ExponentialAverage
 
 STEP = Step(
     step=10, total_steps=300, loss=2.0, grad_norm=0.5, learning_rate=1e-3, images_seen=80, images_per_second=4.0,
@@ -67,8 +67,8 @@ def test_a_spike_is_bad_too():
 def test_ema_follows_its_definition():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
-    ema = EMA(model, decays=[0.9], warmup=True)
-    constant = EMA(model, decays=[0.9], warmup=False)
+    ema = EMA(model, [ExponentialAverage(0.9, warmup=True)])
+    constant = EMA(model, [ExponentialAverage(0.9, warmup=False)])
     model.weight.data.fill_(1.0)
     ema.update(0)
     constant.update(0)

@@ -1,0 +1,128 @@
+"""Power-function averages of the weights of a run: their profiles, and how some of them make up another.
+
+After T steps the average of width sigma_rel weights the weights of step t by the profile
+p(t) = (gamma + 1)·t^gamma / T^(gamma + 1), 0 < t <= T. It becomes longer as the run does: sigma_rel is the standard
+deviation of p, as a fraction of T. A weighted sum of averages has the sum of their profiles as its own, so what
+approximates a profile approximates the average (EDM2, arXiv 2312.02696, section 3 and appendix C).
+
+No torch, no files: numbers alone, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mpdit_core.config import WIDEST_EMA
+
+LARGEST_RESIDUAL = 0.1
+"""Where weights scatter around a mean, an average then differs by a tenth of the scatter that is left in it."""
+
+LARGEST_AMPLIFICATION = 4.0
+"""Of what float16 rounds off, about 2e-4 of the weights."""
+
+PROBED = np.geomspace(0.002, WIDEST_EMA, 100).tolist()
+"""Widths that are tried to find out which ones some profiles can make up."""
+
+
+class Profile(NamedTuple):
+    """The profile of the average of `width` after `step` steps."""
+
+    width: float
+    step: int
+
+    @property
+    def gamma(self) -> float:
+        return gamma_of(self.width)
+
+
+class Combination(NamedTuple):
+    """A profile as the sum of `coefficients` times others; the coefficients sum up to 1."""
+
+    coefficients: tuple[float, ...]
+    residual: float  # norm of the difference from that profile, as a fraction of its norm
+    amplification: float  # how many times larger than one average's an error is that all averages of a step share
+
+    @property
+    def is_close(self) -> bool:
+        return self.residual <= LARGEST_RESIDUAL and self.amplification <= LARGEST_AMPLIFICATION
+
+
+def gamma_of(width: float) -> float:
+    """The exponent of a profile: of the roots of (gamma + 2)²·(gamma + 3)·width² = gamma + 1 the one that is >= 0."""
+    inverse = width**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def share_kept(width: float, step: int) -> float:
+    """beta: the part of the average that step number `step` (from 1) keeps, (1 - 1/step)^(gamma + 1) (section 3.1).
+
+    The average after T steps then weights the weights of step t by the integral of p from t - 1 to t.
+    """
+    return (1 - 1 / step) ** (gamma_of(width) + 1)
+
+
+def inner_products(first: Sequence[Profile], second: Sequence[Profile]) -> np.ndarray:
+    """The integrals of the products of profiles over time, [len(first), len(second)]."""
+    (step_a, gamma_a), (step_b, gamma_b) = _columns(first), _columns(second)
+    step_a, gamma_a = step_a[:, None], gamma_a[:, None]
+    shorter = np.minimum(step_a, step_b)
+    scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * shorter / (step_a * step_b)
+    return scale * (shorter / step_a) ** gamma_a * (shorter / step_b) ** gamma_b
+
+
+def combine(profiles: Sequence[Profile], wanted: Sequence[Profile]) -> list[Combination]:
+    """For each of `wanted` the sum of `profiles` that is closest to it in L2 (least squares, appendix C.2).
+
+    Unlike there, the coefficients sum up to 1, so that weights which did not change are reconstructed exactly.
+    """
+    products, right = inner_products(profiles, profiles), inner_products(profiles, wanted)
+    solved = _solve(products, np.concatenate([right, np.ones((len(profiles), 1))], axis=1))
+    free, ones = solved[:, :-1], solved[:, -1:]
+    found = free + ones * (1 - free.sum(0)) / ones.sum()
+    combinations = []
+    for x, dot, profile in zip(found.T, right.T, wanted, strict=True):
+        norm = inner_products([profile], [profile])[0, 0]
+        difference = (x[:, None] * products * x).sum() - 2 * (x * dot).sum() + norm
+        residual = math.sqrt(max(difference, 0.0) / norm)
+        per_step: dict[int, float] = {}
+        for (_, step), coefficient in zip(profiles, x.tolist(), strict=True):
+            per_step[step] = per_step.get(step, 0.0) + coefficient
+        combinations.append(Combination(tuple(x.tolist()), residual, math.hypot(*per_step.values())))
+    return combinations
+
+
+def widths_within(profiles: Sequence[Profile], step: int) -> tuple[float, float]:
+    """The narrowest and the widest average after `step` steps that `profiles` come close to.
+
+    One of the profiles must be after `step` steps: its width is among them.
+    """
+    probed = sorted({*PROBED, *(profile.width for profile in profiles)})
+    found = combine(profiles, [Profile(width, step) for width in probed])
+    good = [width for width, each in zip(probed, found, strict=True) if each.is_close]
+    return good[0], good[-1]
+
+
+def _columns(profiles: Sequence[Profile]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and exponents."""
+    gammas = {profile.width: profile.gamma for profile in profiles}
+    steps = np.array([profile.step for profile in profiles], dtype=np.float64)
+    return steps, np.array([gammas[profile.width] for profile in profiles])
+
+
+def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution of a positive definite system, by Gauss's elimination.
+
+    Its bits are the same for any number of threads, which LAPACK's are not: hashes of weights depend on them.
+    """
+    count = len(matrix)
+    rows = np.concatenate([matrix, right], axis=1)
+    for k in range(count):
+        rows[k + 1 :, k:] -= (rows[k + 1 :, k] / rows[k, k])[:, None] * rows[k, k:]
+    found = np.empty_like(right)
+    for k in reversed(range(count)):
+        found[k] = (rows[k, count:] - (rows[k, k + 1 : count, None] * found[k + 1 :]).sum(0)) / rows[k, k]
+    return found
