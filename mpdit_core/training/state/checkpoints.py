@@ -17,6 +17,7 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.settings import settings_error
 from mpdit_core.training.state import sharded
 from mpdit_core.training.state.ema import averages_of
+from mpdit_core.training.state.parallel import BESIDE
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,19 @@ class Position:
 class Snapshot:
     """All of a run at one moment, on the CPU: enough to resume bit for bit.
 
-    `sharded`: weights and optimizer are this process's parts (DTensors); otherwise they are whole.
+    `sharded`: weights, optimizer and `beside` are this process's parts (DTensors); otherwise they are whole.
     """
 
     position: Position
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     averages: dict[str, dict[str, Tensor]]  # by name, in the order of `averages_of`; always whole
+    beside: dict[str, Tensor] = field(default_factory=dict)  # what the terms of the loss train beside the network
     sharded: bool = False
 
     def training(self) -> dict[str, Tensor]:
         """Weights and optimizer in one dictionary, as they are written to one file."""
-        weights = {f"weights.{n}": t for n, t in self.weights.items()}
+        weights = {f"weights.{n}": t for n, t in (self.weights | self.beside).items()}
         return weights | {f"optimizer.{n}": t for n, t in self.optimizer.items()}
 
 
@@ -94,7 +96,9 @@ def read(folder: Path) -> Snapshot:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in training.items() if n.startswith(prefix)}
 
-    return Snapshot(_position(opened), part("weights."), part("optimizer."), averages)
+    weights = part("weights.")
+    beside = {name: weights.pop(name) for name in list(weights) if name.startswith(BESIDE)}
+    return Snapshot(_position(opened), weights, part("optimizer."), averages, beside)
 
 
 def _position(opened: ModelFolder) -> Position:
