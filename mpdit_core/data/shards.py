@@ -119,12 +119,12 @@ def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence
     """
     path = folder / shard.file
     faults = _file_faults(path, shard)
-    if not path.is_file() or path.stat().st_size != shard.bytes:
+    if faults:
         return faults
     try:
         tensors = map_shard(path, plan, shard)
     except UserError as error:
-        return [*faults, error.what]
+        return [error.what]
     if labels is not None and tensors["labels"].tolist() != list(labels):
         faults.append("its labels are not those of the source")
     if not faults and not same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard):
