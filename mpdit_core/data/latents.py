@@ -24,11 +24,11 @@ from mpdit_core.data.manifest import (
     Manifest,
     Normalisation,
     Shard,
-    Teacher,
+    TeacherFeatures,
     latent_spec,
     read_manifest,
 )
-from mpdit_core.data.shards import map_features, map_shard
+from mpdit_core.data.shards import map_feature_shard, map_shard
 from mpdit_core.data.tensor_file import prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
@@ -77,7 +77,7 @@ class LatentFolder:
         return self.manifest.plan.flip or self.spec.autoencoder.flip_equivariant
 
     @cached_property
-    def teacher(self) -> Teacher:
+    def teacher(self) -> TeacherFeatures:
         """The features that are stored beside the latents.
 
         Raises:
@@ -180,7 +180,7 @@ class LatentFolder:
         """The teacher's features of one shard, mapped read-only."""
         if number not in self._feature_maps:
             shard = self.teacher.shards[number]
-            self._feature_maps[number] = map_features(self.path / shard.file, self.teacher.plan, shard)
+            self._feature_maps[number] = map_feature_shard(self.path / shard.file, self.teacher.plan, shard)
             self.hashes.add(self.path / shard.file, shard.sha256)
         return self._feature_maps[number]
 

@@ -284,7 +284,7 @@ class FeatureShard(Settings):
     sha256: str
 
 
-class Teacher(Settings):
+class TeacherFeatures(Settings):
     """The features that are stored beside the latents."""
 
     plan: TeacherPlan
@@ -302,7 +302,7 @@ class Manifest(Settings):
     normalisation: Normalisation
     shards: tuple[Shard, ...] = Field(strict=False)
     made_by: str = Field(default="", description="version of mpdit")
-    teacher: Teacher | None = Field(default=None, description="features stored beside the latents, for alignment")
+    teacher: TeacherFeatures | None = Field(default=None, description="features stored beside the latents, for alignment")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -159,7 +159,7 @@ def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndar
     return tensors
 
 
-def write_features(folder: Path, plan: TeacherPlan, content: ShardContent) -> FeatureShard:
+def write_feature_shard(folder: Path, plan: TeacherPlan, content: ShardContent) -> FeatureShard:
     """Writes the features of a shard under their final name and returns what the manifest will say of them.
 
     Raises:
@@ -178,18 +178,18 @@ def write_features(folder: Path, plan: TeacherPlan, content: ShardContent) -> Fe
     return FeatureShard(file=path.name, count=len(content.labels), bytes=size, sha256=digest)
 
 
-def check_features(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> list[str]:
+def check_feature_shard(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> list[str]:
     """What is wrong with a written shard of features: nothing, or sentences."""
     faults = _file_faults(folder / shard.file, shard)
     if not faults:
         try:
-            map_features(folder / shard.file, plan, shard)
+            map_feature_shard(folder / shard.file, plan, shard)
         except UserError as error:
             faults.append(error.what)
     return faults
 
 
-def map_features(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dict[str, np.ndarray]:
+def map_feature_shard(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dict[str, np.ndarray]:
     """The tensors [n, N, F] of a shard of features that `plan.tensor_names` lists, mapped read-only.
 
     Raises:

@@ -2,7 +2,7 @@
 
 t is 1 at noise and 0 at data: `x_t = (1 - t)·latents + t·noise`, velocity `noise - latents` (paper, section 2).
 
-To add a density: a branch in `draw_times`, and its name in `ObjectiveConfig.time_density`.
+To add a density: a branch in `draw_times`, and its name in `TimeConfig.density`.
 
 Shapes: B images, C channels, h × w latents.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpdit_core.config import ObjectiveConfig
+from mpdit_core.config import TimeConfig
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ def predicted_latents(x_t: Tensor, velocity: Tensor, t: float) -> Tensor:
     return x_t - t * velocity
 
 
-def draw_times(objective: ObjectiveConfig, uniforms: Tensor) -> Tensor:
+def draw_times(time: TimeConfig, uniforms: Tensor) -> Tensor:
     """Times in (0, 1) of uniform numbers in (0, 1), of that shape: themselves, or `sigmoid(mean + std·normal)`."""
-    if objective.time_density == "uniform":
+    if time.density == "uniform":
         return uniforms
-    return torch.sigmoid(objective.time_mean + objective.time_std * torch.special.ndtri(uniforms))
+    return torch.sigmoid(time.mean + time.std * torch.special.ndtri(uniforms))

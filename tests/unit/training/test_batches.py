@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpdit_core.config import ObjectiveConfig, RunConfig
+from mpdit_core.config import RunConfig, TimeConfig
 from mpdit_core.data.latents import LatentBatch, LatentFolder
 from mpdit_core.data.manifest import Normalisation
 from mpdit_core.flow.path import draw_times
@@ -27,11 +27,11 @@ def source(latents: Path, *, rank: int = 0, size: int = 1, **train: object) -> B
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a._tensors(), b._tensors(), strict=True))
+    return all(torch.equal(x, y) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
 
 
 def joined(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(x) for x in zip(*(batch._tensors() for batch in batches), strict=True)))
+    return Batch(*(torch.cat(x) for x in zip(*(batch.tensors().values() for batch in batches), strict=True)))
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -94,19 +94,19 @@ def test_labels_are_dropped_as_often_as_asked(latents):
     batches = source(latents, batch_size=32)
     labels = torch.cat([batches.batch(step).labels for step in range(64)])
     share = (labels == batches.null_label).float().mean().item()
-    assert share == pytest.approx(batches.objective.label_dropout, abs=0.03)
+    assert share == pytest.approx(batches.label_dropout, abs=0.03)
 
 
 @pytest.mark.parametrize("density", ["logit-normal", "uniform"])
 def test_times_follow_their_density(density):
-    objective = ObjectiveConfig(time_density=density, time_mean=-0.3, time_std=0.7)
+    time = TimeConfig(density=density, mean=-0.3, std=0.7)
     places = (torch.arange(100_000) + 0.5) / 100_000
-    t = draw_times(objective, places)
+    t = draw_times(time, places)
     assert 0 < t.min() < t.max() < 1
     if density == "logit-normal":
         assert torch.logit(t.double()).mean().item() == pytest.approx(-0.3, abs=1e-3)
         assert torch.logit(t.double()).std().item() == pytest.approx(0.7, abs=1e-3)
     else:
         assert torch.equal(t, places)
-    ends = draw_times(objective, torch.tensor([2.0**-24, 1 - 2.0**-24]))
+    ends = draw_times(time, torch.tensor([2.0**-24, 1 - 2.0**-24]))
     assert 0 < ends.min() < ends.max() < 1
