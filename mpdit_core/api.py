@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PLUGIN_API", "Autoencoder", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "LogPart",
     "NetworkShape", "NoiseSource", "Objective", "Prediction", "Sampler", "Step", "Teacher", "TrainedNetwork",
-    "TrainingBatch", "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names",
-    "read_regular", "to_pixels", "to_range",
+    "TrainingBatch", "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive",
+    "read_class_names", "read_regular", "to_pixels", "to_range",
 ]  # fmt: skip
 
 # Imported when they are first used. For data sets: the same care for damaged and odd files as mpdit's own sources take.

@@ -162,6 +162,10 @@ class LatentFolder:
             features[chosen] = features[chosen].unflatten(1, plan.grid).flip(2).flatten(1, 2)
         return features
 
+    def shard_of(self, image: int) -> int:
+        """The number of the shard that holds an image."""
+        return int(np.searchsorted(self._firsts, image, side="right")) - 1
+
     def _places(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(shard, row in it) of each of the images `wanted`."""
         shards = np.searchsorted(self._firsts, wanted, side="right") - 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -97,7 +97,7 @@ class LatentSpec(Settings):
     count: NonNegativeInt = Field(description="images")
     folder: str = Field(default="", description="where the latents were, as an absolute path")
     fingerprint: str = Field(default="", description="of source, options and autoencoder")
-    teacher: str = Field(default="", description="hash of the teacher's plan, if features are stored beside the latents")
+    teacher: str = Field(default="", description="hash of the plan of a teacher's features stored with them")
 
     def class_name(self, label: int) -> str:
         """The name of a class; of the null label an empty one."""
@@ -169,6 +169,10 @@ class EncodingPlan(Settings):
     def shard_range(self, shard: int) -> tuple[int, int]:
         """First item of `shard` and the one after its last."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.source.items)
+
+    def count_items(self, shards: Iterable[int]) -> int:
+        """How many items of the source `shards` cover."""
+        return sum(stop - start for start, stop in map(self.shard_range, shards))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -302,7 +306,7 @@ class Manifest(Settings):
     normalisation: Normalisation
     shards: tuple[Shard, ...] = Field(strict=False)
     made_by: str = Field(default="", description="version of mpdit")
-    teacher: TeacherFeatures | None = Field(default=None, description="features stored beside the latents, for alignment")
+    teacher: TeacherFeatures | None = Field(default=None, description="features stored with the latents")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -316,8 +320,9 @@ class Manifest(Settings):
         lengths = {len(values) for values in (self.measured_mean, self.measured_std, norm.mean, norm.std)}
         _require(lengths == {self.plan.autoencoder.channels}, "not one mean and std for each channel")
         if self.teacher is not None:
-            images = [(feature_shard_name(n), shard.count) for n, shard in enumerate(self.shards)]
-            _require([(s.file, s.count) for s in self.teacher.shards] == images, "teacher: not the images of the shards")
+            expected = [(feature_shard_name(number), shard.count) for number, shard in enumerate(self.shards)]
+            stored = [(shard.file, shard.count) for shard in self.teacher.shards]
+            _require(stored == expected, "teacher: not the images of the shards")
         return self
 
     @property
