@@ -10,6 +10,7 @@ To add a setting: a field in one of the classes below, made by `setting`. It is 
 from __future__ import annotations
 
 import importlib.util
+import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -152,9 +153,13 @@ class ModelConfig(Settings):
 class TimeConfig(Settings):
     """What the times of training are drawn from."""
 
-    density: Literal["logit-normal", "uniform"] = setting("logit-normal", "distribution that t is drawn from")
+    density: Literal["logit-normal", "uniform", "mode"] = setting("logit-normal", "distribution that t is drawn from")
     mean: float = setting(0.0, "mean before the sigmoid, for logit-normal")
     std: float = setting(1.0, "standard deviation before the sigmoid, for logit-normal", gt=0)
+    scale: float = setting(1.29, "how far mode prefers the middle, below 0 the ends", ge=-1, le=2 / (math.pi - 2))
+    shift: Annotated[float, Field(gt=0)] | Literal["auto"] | None = setting(
+        None, "shift of t towards noise; auto: sqrt(C·h·w / 4096); none: 1, which shifts nothing"
+    )
 
 
 class AdamWSettings(Settings):
@@ -281,7 +286,7 @@ class RunConfig(Settings):
     @field_validator("objective")
     @classmethod
     def _with_flow_matching(cls, terms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        return {name: {"weight": 1.0} | options for name, options in ({FLOW_MATCHING: {}} | terms).items()}
+        return {FLOW_MATCHING: {}} | terms
 
 
 RESUMABLE = frozenset(key for key, info in dotted_fields(RunConfig) if spelling_of(info).resumable)

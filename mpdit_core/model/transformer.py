@@ -27,7 +27,7 @@ from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
 
 MOST_GRAPHS = 64
-LEAST_TIME = 0.05  # by which the difference to predicted latents is divided at least (JiT, arXiv 2511.13720, section 4)
+LEAST_TIME = 0.05  # what the difference to predicted latents is divided by at least (JiT, arXiv 2511.13720)
 
 
 class MPDiT(nn.Module):

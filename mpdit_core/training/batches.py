@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from torch import Tensor
 from mpdit_core.api import TrainingBatch
 from mpdit_core.config import RunConfig
 from mpdit_core.data.latents import EpochOrder, LatentFolder, draw_latents
-from mpdit_core.flow.path import draw_times
+from mpdit_core.flow.path import target_velocity
+from mpdit_core.flow.times import draw_times
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.seeding import RandomTable
+from mpdit_core.runtime.seeding import RandomTable, hash_seed
 
 BATCHES_AHEAD = 3
 
@@ -83,13 +84,34 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This process's share of step `step`, on the CPU."""
-        uniforms, normals = self.table.rows(*self._places(step), threads=torch.get_num_threads())
+        batch = self._samples(*self._places(step))
+        return replace(batch, negative=self._negative(step, batch)) if "negative" in self.needs else batch
+
+    def _samples(self, start: int, stop: int) -> Batch:
+        """The samples at places `start` … `stop` - 1, counted over all steps."""
+        uniforms, normals = self.table.rows(start, stop, threads=torch.get_num_threads())
         times, flips, drops = torch.from_numpy(uniforms).unbind(1)
         draws = torch.from_numpy(normals).unflatten(1, self.shape)  # [n, 1 or 2, C, h, w]
-        stored = self.latents.batch(self.indices(step), flip=(flips < 0.5).tolist() if self.flip else None)
+        indices = self.order.indices(start, stop).tolist()
+        stored = self.latents.batch(indices, flip=(flips < 0.5).tolist() if self.flip else None)
         latents = draw_latents(stored, draws[:, -1], self.latents.spec.normalisation)
         labels = stored.labels.masked_fill(drops < self.label_dropout, self.null_label)
-        return Batch(latents, draws[:, 0].contiguous(), draw_times(self.time, times), labels)
+        t = draw_times(self.time, times, latent_values=math.prod(self.shape[1:]))
+        return Batch(latents, draws[:, 0].contiguous(), t, labels)
+
+    def _negative(self, step: int, batch: Batch) -> Tensor:
+        """The target velocity of another sample of the global batch: that so many positions further, in a circle.
+
+        The distance is drawn for each step; other processes' samples are made here once more.
+        """
+        distance = 1 + hash_seed(self.seed, "negative", step) % (self.batch_size - 1)
+        if len(self.positions) == self.batch_size:
+            return target_velocity(batch.latents, batch.noise).roll(-distance, 0)
+        begin, first = step * self.batch_size, (self.positions.start + distance) % self.batch_size
+        stop = first + len(self.positions)
+        ranges = [(first, min(stop, self.batch_size)), (0, stop - self.batch_size)]
+        others = [self._samples(begin + a, begin + b) for a, b in ranges if b > a]
+        return torch.cat([target_velocity(other.latents, other.noise) for other in others])
 
     def _places(self, step: int) -> tuple[int, int]:
         """The first of this process's samples of step `step` and one past the last, counted over all steps."""

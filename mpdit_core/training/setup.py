@@ -14,7 +14,7 @@ from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.flow.loss import Terms, build_terms
+from mpdit_core.flow.loss import Terms, build_terms, needs
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.plugins import options_in
 from mpdit_core.reporting import Note, Reporter
@@ -63,6 +63,7 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     terms = build_terms(layers.config().objective, trusted=lambda name: options.trust or name in typed_terms)
     config = _with_all_options(layers.config(), terms)
     _check_division(config, world_size)
+    _check_batches(config, terms)
     typed = options.settings.get("preview", {}).get("evaluate_features") == config.preview.evaluate_features
     if saved is not None:
         _check_same_run(saved, config)
@@ -192,6 +193,18 @@ def _check_division(config: RunConfig, world_size: int) -> None:
             expected=f"a multiple of {parts}, e.g. {near}",
             remedy=f"--set train.batch_size={near}"
             + (f", or --set train.accumulation= one of {accumulations}" if accumulations else ""),
+        )
+
+
+def _check_batches(config: RunConfig, terms: Terms) -> None:
+    """Raises `UserError` when a term of the loss needs what batches cannot hold."""
+    if "negative" in needs(terms) and config.train.batch_size == 1:
+        names = ", ".join(name for name, term in terms.items() if "negative" in term.needs)
+        raise UserError(
+            f"train.batch_size = 1, but the objective {names} compares each image with another of its batch",
+            code="batch-too-small",
+            expected="a batch of at least 2",
+            remedy="--set train.batch_size=2",
         )
 
 
