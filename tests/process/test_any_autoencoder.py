@@ -17,9 +17,7 @@ KINDS = ("SD 1, SD 2", "FLUX.1", "FLUX.2", "DC-AE f32", "TAESD", "VQ", "RAE", "p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_five_commands(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_five_commands(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Training is the command that encoding proposes, made smaller."""
 
     def output(line: str) -> list[str]:

@@ -18,6 +18,7 @@ from mpdit_core.data.autoencoders.diffusers import DiffusersAutoencoder
 from mpdit_core.data.autoencoders.pixels import Pixels, PixelsGray
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
 from mpdit_core.data.shards import channel_sums
+from mpdit_core.errors import UserError
 from mpdit_core.size import Size
 from mpdit_core.testing import ConformanceError, check_autoencoder
 

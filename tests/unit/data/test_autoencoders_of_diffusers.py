@@ -19,6 +19,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.size import Size
 from mpdit_core.testing import check_autoencoder
 
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_keeps_the_contract(name: str, tmp_path: Path):
     family = FAMILIES[name]
