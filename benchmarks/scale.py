@@ -2,22 +2,28 @@
 
     files      listing images in 1,000 class folders, and their fingerprint: `encode-latents`
     latents    opening a folder of latents, the order of an epoch and the first batch: `train`
-    metrics    reading metrics.jsonl and writing the page: `report`; dropping lines past a checkpoint: resuming `train`
+    metrics    reading metrics.jsonl: dropping lines past a checkpoint (resuming `train`), `ls`, and the page of
+               `report`
 
 The images are empty files, as nothing of them is read; the latents have 4 × 4 pixels. All is made in a temporary folder
-and removed. A cost is linear where ten times as many take at most `LINEAR` times as long.
+and removed. A cost is linear where ten times as many take at most `LINEAR` times as long. Memory is by how much the
+process grew beyond its peak until then: what comes first in a row of measurements must need least.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from report import write_result
 
 from mpdit_core.config import RunConfig
@@ -29,12 +35,19 @@ from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.models.run_folder import METRICS, RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.run_report import ReportOptions, write_report
+from mpdit_core.runtime.device import peak_memory
 from mpdit_core.settings import merge, validate
 from mpdit_core.size import Size
 from mpdit_core.training.batches import BatchSource
+from mpdit_core.workspace import ListOptions, list_workspace
 
 CLASSES, SIDE = 1000, 4
 LINEAR = 12.0
+
+
+class Cost(NamedTuple):
+    seconds: float
+    mebibytes: float
 
 
 def main() -> None:
@@ -46,47 +59,53 @@ def main() -> None:
     rows = []
     for name, measure in measured.items():
         if arguments.only in (None, name):
-            rows += compare(measure, arguments.count)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # peaks of its own
+                rows += pool.submit(compare, measure, arguments.count).result()
     print(write_result("scale", {"count": arguments.count, "rows": rows}))
 
 
-def compare(measure: Callable[[Path, int], dict[str, float]], count: int) -> list[dict[str, object]]:
-    """Seconds of each thing measured, for a tenth of `count` and for all of it."""
+def compare(measure: Callable[[Path, int], dict[str, Cost]], count: int) -> list[dict[str, object]]:
+    """The cost of each thing measured, for a tenth of `count` and for all of it."""
     found = []
     for n in (CLASSES, count // 10, count):  # the first imports what is needed
         with tempfile.TemporaryDirectory() as folder:
             found.append(measure(Path(folder), n))
     rows = []
     _, tenth, whole = found
-    for name, seconds in whole.items():
-        ratio = seconds / tenth[name]
-        print(f"{name:>32}: {tenth[name]:7.2f} s, {seconds:7.2f} s for ten times as many, {ratio:.1f} ×", flush=True)
+    for name, cost in whole.items():
+        ratio = cost.seconds / tenth[name].seconds
+        print(
+            f"{name:>28}: {tenth[name].seconds:7.2f} s, {cost.seconds:7.2f} s for ten times as many, {ratio:.1f} ×, "
+            f"{cost.mebibytes:.0f} MiB",
+            flush=True,
+        )
         rows.append(
             {
                 "what": name,
-                "seconds_tenth": tenth[name],
-                "seconds": seconds,
+                "seconds_tenth": tenth[name].seconds,
+                "seconds": cost.seconds,
                 "ratio": ratio,
                 "linear": ratio <= LINEAR,
+                "mebibytes": cost.mebibytes,
             }
         )
     return rows
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def cost_of(work: Callable[[], object]) -> Cost:
+    started, before = time.perf_counter(), peak_memory(torch.device("cpu"))
     work()
-    return time.perf_counter() - started
+    return Cost(time.perf_counter() - started, (peak_memory(torch.device("cpu")) - before) / 2**20)
 
 
-def list_files(root: Path, count: int) -> dict[str, float]:
+def list_files(root: Path, count: int) -> dict[str, Cost]:
     for c in range(CLASSES):
         folder = root / f"n{c:08d}"
         folder.mkdir()
         for n in range(count // CLASSES):
             (folder / f"{n}.JPEG").touch()
     source = open_source(str(root))
-    return {"listing files": timed(lambda: count_items(source)), "fingerprint": timed(lambda: classes_of(source))}
+    return {"listing files": cost_of(lambda: count_items(source)), "fingerprint": cost_of(lambda: classes_of(source))}
 
 
 def make_latents(root: Path, count: int) -> Path:
@@ -113,17 +132,17 @@ def config() -> RunConfig:
     return validate(RunConfig, merge(load_preset("tiny").model_dump(), {"model": shape, "train": train}))
 
 
-def open_latents(root: Path, count: int) -> dict[str, float]:
+def open_latents(root: Path, count: int) -> dict[str, Cost]:
     path = make_latents(root, count)
-    started = time.perf_counter()
+    opening = cost_of(lambda: LatentFolder(path))
     folder = LatentFolder(path)
-    opened = time.perf_counter()
-    batches = BatchSource(folder, config())
-    batches.batch(0)
-    return {"opening latents": opened - started, "order and first batch": time.perf_counter() - opened}
+    return {
+        "opening latents": opening,
+        "order and first batch": cost_of(lambda: BatchSource(folder, config()).batch(0)),
+    }
 
 
-def read_metrics(root: Path, count: int) -> dict[str, float]:
+def read_metrics(root: Path, count: int) -> dict[str, Cost]:
     run = RunFolder(root / "run")
     run.write(config(), LatentFolder(make_latents(root, 4096)).spec)
     with open(run.path / METRICS, "w", encoding="utf-8") as file:
@@ -138,8 +157,9 @@ def read_metrics(root: Path, count: int) -> dict[str, float]:
             }
             file.write(json.dumps(line) + "\n")
     return {
-        "report": timed(lambda: write_report(ReportOptions(run=run.path))),
-        "resuming: lines past a step": timed(lambda: run.truncate_metrics(count - 10)),
+        "resuming: lines past a step": cost_of(lambda: run.truncate_metrics(count - 10)),
+        "ls": cost_of(lambda: list_workspace(ListOptions(folder=root))),
+        "report": cost_of(lambda: write_report(ReportOptions(run=run.path))),
     }
 
 

@@ -93,7 +93,7 @@ def _options(plugin: Autoencoder, name: str, *, changed_only: bool) -> dict[str,
 
 
 def _load_diffusers(name: str, spec: AutoencoderSpec | None, device: torch.device) -> LoadedAutoencoder:
-    folder, place, commit = _locate(name, revision=spec.revision if spec else None)
+    folder, place, commit = _locate(name, spec)
     known: Any = spec.model_dump(include={"channels", "factor", "stores", "resolution"}) if spec else {}
     plugin = DiffusersAutoencoder(folder, **known)
     plugin.load(device)
@@ -122,7 +122,7 @@ def _require_same(spec: AutoencoderSpec, found: AutoencoderSpec) -> None:
         )
 
 
-def _locate(name: str, *, revision: str | None) -> tuple[Path, str, str | None]:
+def _locate(name: str, spec: AutoencoderSpec | None) -> tuple[Path, str, str | None]:
     """(folder with `config.json` and weights, what it is recorded as, its commit if it came from the Hub).
 
     Downloaded if it is not cached.
@@ -144,15 +144,28 @@ def _locate(name: str, *, revision: str | None) -> tuple[Path, str, str | None]:
     try:
         folder = download(
             repository,
-            revision=revision or wanted or None,
+            revision=(spec and spec.revision) or wanted or None,
             subfolder=subfolder,
             patterns=["config.json", WEIGHTS],
             cached_first=True,
         )
     except UserError as error:
-        if error.code != "no-such-file" or subfolder:
-            raise
-        remedy = f"--autoencoder {repository}:vae, or the folder that holds it"
-        raise UserError(error.what, code=error.code, expected=error.expected, remedy=remedy) from error
+        raise UserError(
+            error.what,
+            code=error.code,
+            expected=error.expected,
+            remedy=_remedy(error, repository, subfolder, is_recorded=spec is not None),
+        ) from error
     snapshot = folder.parents[subfolder.count("/")] if subfolder else folder
     return folder, place, snapshot.name if snapshot.parent.name == "snapshots" else None
+
+
+def _remedy(error: UserError, repository: str, subfolder: str, *, is_recorded: bool) -> str | None:
+    """What to do where an autoencoder is not found on the Hub; one that latents record cannot be another one."""
+    if error.code == "no-such-file" and not subfolder:
+        return f"--autoencoder {repository}:vae, or the folder that holds it"
+    if error.code == "hub-unreachable" and not is_recorded:
+        need_none = [name for name in ("dct", "pixels") if name in plugins.names("autoencoders")]
+        ways = " or ".join(f"`--autoencoder {name}`" for name in need_none)
+        return f"encode images with {ways}, without a download; or {error.remedy}"
+    return error.remedy

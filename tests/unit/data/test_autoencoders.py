@@ -18,6 +18,7 @@ from mpdit_core.data.autoencoders.diffusers import DiffusersAutoencoder
 from mpdit_core.data.autoencoders.pixels import Pixels, PixelsGray
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
 from mpdit_core.data.shards import channel_sums
+from mpdit_core.errors import UserError
 from mpdit_core.size import Size
 from mpdit_core.testing import ConformanceError, check_autoencoder
 
@@ -165,11 +166,19 @@ def test_sums_are_those_of_what_is_read(stores):
     assert np.allclose(sums[1], square.sum(dim=(0, 2, 3)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_without_the_hub_the_way_without_a_download_is_named(recorded: bool, tmp_path: Path):
+    """Not where latents record which one they need: another one cannot decode them."""
+    spec = load_autoencoder(str(save_autoencoder(tmp_path))).spec.model_copy(update={"id": "some/where"})
+    with pytest.raises(UserError) as caught:
+        load_autoencoder(spec if recorded else "some/where")
+    assert (caught.value.code, "some/where" in caught.value.what) == ("hub-unreachable", True)
+    assert ("--autoencoder pixels" in str(caught.value.remedy)) == (not recorded)
+
+
 def test_refused_autoencoders(tmp_path: Path):
     with refused("no-such-autoencoder"):
         load_autoencoder(str(tmp_path / "none"))
-    with refused("hub-unreachable", "some/where"):
-        load_autoencoder("some/where")
     vae = save_autoencoder(tmp_path / "vae")
     spec = load_autoencoder(str(vae)).spec
     with refused("another-autoencoder"):
