@@ -29,7 +29,8 @@ def draw(result: TrainSweepResult, path: Path) -> None:
     panel.set_ylabel(result.distance or "")
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=9)
+    if result.axes:
+        panel.legend(frameon=False, fontsize=9)
     with writing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=160)
 
