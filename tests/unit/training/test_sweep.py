@@ -23,8 +23,8 @@ from mpdit_core.settings import parse_assignments
 from mpdit_core.sweeps import with_value
 from mpdit_core.training import TrainOptions, is_sweep_folder, train_sweep
 from mpdit_core.training.batches import BatchSource
-from mpdit_core.training.sweep.plot import points_of
-from mpdit_core.training.sweep.results import Measured, RunOutcome, best_of, cell_of, statistics
+from mpdit_core.training.sweep.plot import draw, points_of
+from mpdit_core.training.sweep.results import Measured, RunOutcome, TrainSweepResult, best_of, cell_of, statistics
 
 RATES = ("train.learning_rate=1e-3,4e-3",)
 
@@ -217,6 +217,16 @@ def test_the_best_has_the_lowest_mean_distance_of_those_whose_runs_all_finished(
     assert mean.loss
     assert low.loss
     assert (mean.loss.mean, mean.loss.std, low.loss.std) == (1.5, pytest.approx(math.sqrt(0.5)), None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_alone_are_drawn_without_a_legend(tmp_path):
+    pytest.importorskip("matplotlib")
+    measured = (Measured(step=1, flops=1.0, distance=2.0),)
+    run = RunOutcome(run=tmp_path, seed=0, step=1, finished=True, diverged=False, loss=1.0, evaluations=measured)
+    cell = cell_of({}, [run], flops=1.0, command="")
+    draw(TrainSweepResult(path=tmp_path, axes=(), cells=(cell,), distance="d", best=cell), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
 
 
 def test_the_command_prints_a_table_and_the_best(latents, tmp_path, monkeypatch):

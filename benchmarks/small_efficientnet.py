@@ -1,0 +1,13 @@
+"""The features of mpdit-efficientnet at 112 pixels, which pictures of 32 pixels do not fill either."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mpdit_efficientnet import EfficientNet
+
+
+@dataclass
+class SmallEfficientNet(EfficientNet):
+    name: ClassVar[str] = "efficientnet-112"
+
+    side: int = 112
