@@ -12,7 +12,7 @@ from data_helpers import refused
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.models.model_folder import open_model, save_model
+from mpdit_core.models.model_folder import FORMAT, open_model, save_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.size import Size
@@ -67,7 +67,7 @@ def test_a_run_of_another_format_is_refused(run, about):
 def test_a_model_folder_of_another_format_is_refused(tmp_path):
     save_model(tmp_path / "m", {}, config=load_preset("tiny"), latents=None)
     about = tmp_path / "m" / "config.json"
-    about.write_text(about.read_text().replace('"format": 2', '"format": 1'))
+    about.write_text(about.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
     with refused("unknown-format"):
         open_model(tmp_path / "m")
 

@@ -80,7 +80,7 @@ def test_after_a_rollback_no_snapshot_is_of_the_steps_undone(latents, tmp_path, 
         numbers = step(self, batch)
         if self.position.step == 8 and not self.position.skipped:
             found.extend(RunFolder(tmp_path / "run").ema_snapshot_steps())
-            return torch.tensor([float("nan"), 1.0])
+            return numbers | {"loss": torch.tensor(float("nan"))}
         if self.position.step == 5 and self.position.skipped:
             found.append(RunFolder(tmp_path / "run").ema_snapshot_steps())
         return numbers
