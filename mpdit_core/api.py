@@ -3,7 +3,7 @@
 A plugin is a dataclass named by an entry point of its package. Its fields are its options, which
 `--set sampler.field=value` sets and every result records:
 
-    [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, mpdit.features, mpdit.autoencoders
+    [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, .features, .autoencoders, .objectives
     mine = "my_package:MySampler"
 
 Symbols: B images per batch, C channels, H × W pixels, h × w latents. `t` runs from 1 (noise) to 0 (data).
@@ -13,7 +13,7 @@ Symbols: B images per batch, C channels, H × W pixels, h × w latents. `t` runs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from mpdit_core.errors import UserError
@@ -22,7 +22,7 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mpdit_core.data.autoencoders.pixels import to_pixels, to_range
     from mpdit_core.data.images import open_image
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from mpdit_core.data.sources.files import read_regular
 
 __all__ = [
-    "PLUGIN_API", "Autoencoder", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "NoiseSource", "Sampler",
-    "Step", "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names",
+    "PLUGIN_API", "Autoencoder", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "LogPart",
+    "NetworkShape", "NoiseSource", "Objective", "Prediction", "Sampler", "Step", "TrainedNetwork", "TrainingBatch",
+    "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names",
     "read_regular", "to_pixels", "to_range",
 ]  # fmt: skip
 
@@ -175,6 +176,83 @@ class Autoencoder(Protocol):
 
     def fingerprint(self) -> str:
         """A hash that changes when latents or their decoded images do; called after `load`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What the loss of B images is computed from, in one part of a step on one device.
+
+    `negative` and `teacher` are there only where a term of the loss names them in `needs`.
+    """
+
+    latents: Tensor  # [B, C, h, w]
+    noise: Tensor  # [B, C, h, w]
+    t: Tensor  # [B]
+    labels: Tensor  # [B]; those that were dropped are the null label
+    negative: Tensor | None = None  # [B, C, h, w], the target velocity of another image, drawn at random
+    teacher: Tensor | None = None  # [B, N, F], the teacher's features at the coarse stage's tokens, row by row
+
+
+class NetworkShape(NamedTuple):
+    """What an objective's modules are built for."""
+
+    latent_shape: tuple[int, int, int]  # C, h, w
+    width: int  # D, features of a token
+    token_grid: tuple[int, int] | None  # rows and columns of the last coarse stage's tokens; None: it has one stage
+    num_classes: int
+    teacher_features: int = 0  # F; 0: the latents hold no teacher's features
+
+
+class Prediction(NamedTuple):
+    """One pass of the network over a batch, which all terms of the loss share."""
+
+    x_t: Tensor  # [B, C, h, w]
+    velocity: Tensor  # [B, C, h, w], in the type of the computations
+    tokens: Tensor | None  # [B, N, D], after the last coarse stage; None of a network of one stage
+
+
+class TrainedNetwork(Protocol):
+    """The network that is trained, as an objective sees it."""
+
+    modules: Any  # what the objective's own `modules` built
+
+    @property
+    def prediction(self) -> Prediction:
+        """The pass over the batch's own x_t, t and labels; computed when it is first asked for."""
+        ...
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The velocity [B, C, h, w] of another pass."""
+        ...
+
+
+LogPart: TypeAlias = "Callable[[str, Tensor], None]"
+"""`log(name, number)` writes a number of one element, a mean over images, to metrics.jsonl as `TERM/name`."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A term of the training loss. A dataclass with at least a field `weight`, the factor of the term in the sum.
+
+    `modules` may be left out by a class that derives from this one.
+    """
+
+    weight: float
+    needs: ClassVar[tuple[str, ...]]  # which of "negative" and "teacher" a batch must have
+
+    def modules(self, network: NetworkShape) -> nn.Module | None:  # noqa: ARG002
+        """What is trained beside the network: resumed with the run, without averages, never exported.
+
+        All that it learns are parameters; buffers are not saved. Raises `UserError` for a network it cannot serve.
+        """
+        return None
+
+    def loss(self, network: TrainedNetwork, batch: TrainingBatch, log: LogPart) -> Tensor:
+        """One number in float32: the mean over the batch's images, each of which counts by itself alone.
+
+        So the mean over parts of equal size is that of the whole, for any number of processes and any accumulation.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ To add a setting: a field in one of the classes below, made by `setting`. It is 
 from __future__ import annotations
 
 import importlib.util
+import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,9 @@ class ModelConfig(Settings):
     qk_norm: bool = setting(False, "whether queries and keys have an RMSNorm per head")
     positions: Literal["sincos", "rope", "both"] = setting(
         "sincos", "position encoding: a table added to the tokens, rotary queries and keys, or both"
+    )
+    prediction: Literal["velocity", "latents"] = setting(
+        "velocity", "what the output layer predicts; from latents the network computes the velocity that it returns"
     )
     spectral_init_scale: float = setting(
         1.0, "standard deviation of the normal initialisation of the spectral weights (1: as published)", gt=0
@@ -146,13 +150,16 @@ class ModelConfig(Settings):
         )
 
 
-class ObjectiveConfig(Settings):
-    """The flow-matching objective."""
+class TimeConfig(Settings):
+    """What the times of training are drawn from."""
 
-    time_density: Literal["logit-normal", "uniform"] = setting("logit-normal", "distribution that t is drawn from")
-    time_mean: float = setting(0.0, "mean before the sigmoid, for logit-normal")
-    time_std: float = setting(1.0, "standard deviation before the sigmoid, for logit-normal", gt=0)
-    label_dropout: float = setting(0.1, "fraction of labels replaced by the null label", ge=0, le=1)
+    density: Literal["logit-normal", "uniform", "mode"] = setting("logit-normal", "distribution that t is drawn from")
+    mean: float = setting(0.0, "mean before the sigmoid, for logit-normal")
+    std: float = setting(1.0, "standard deviation before the sigmoid, for logit-normal", gt=0)
+    scale: float = setting(1.29, "how far mode prefers the middle, below 0 the ends", ge=-1, le=2 / (math.pi - 2))
+    shift: Annotated[float, Field(gt=0)] | Literal["auto"] | None = setting(
+        None, "shift of t towards noise; auto: sqrt(C·h·w / 4096); none: 1, which shifts nothing"
+    )
 
 
 class AdamWSettings(Settings):
@@ -193,6 +200,9 @@ OptimizerConfig = Annotated[
     Annotated[AdamWConfig, Tag("<adamw>")] | Annotated[MuonConfig, Tag("<muon>")], Discriminator(_optimizer_tag)
 ]
 """To add one: a class of settings above, its tag here, and a function in training/state/optimizers.py."""
+
+
+FLOW_MATCHING = "flow-matching"  # the term that is in every loss, unless its weight is 0
 
 
 class TrainConfig(Settings):
@@ -241,6 +251,7 @@ class TrainConfig(Settings):
     spike_factor: float | None = setting(
         None, "multiple of its running mean above which a loss counts as a spike; none: never", gt=1, resumable=True
     )
+    label_dropout: float = setting(0.1, "fraction of labels replaced by the null label", ge=0, le=1)
     flip: bool = setting(True, "whether half of the images are mirrored, if the latents hold mirror images")
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting(
         (), "experiment trackers that also receive the metrics", strict=False, resumable=True
@@ -265,9 +276,17 @@ class RunConfig(Settings):
     preset: str = setting("custom", "preset that this configuration started from")
     resolution: Size = setting(..., "height × width of the images in pixels, or one number for a square")
     model: ModelConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: dict[str, dict[str, Any]] = setting(
+        {}, "terms of the loss: plugins of the kind `objectives`, and their options"
+    )
+    time: TimeConfig = TimeConfig()
     train: TrainConfig = TrainConfig()
     preview: PreviewConfig = PreviewConfig()
+
+    @field_validator("objective")
+    @classmethod
+    def _with_flow_matching(cls, terms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {FLOW_MATCHING: {}} | terms
 
 
 RESUMABLE = frozenset(key for key, info in dotted_fields(RunConfig) if spelling_of(info).resumable)

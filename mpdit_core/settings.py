@@ -96,14 +96,14 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
-        if not equals or not all(key.split(".")):
+        if not equals or not all(_split_key(key)):
             raise UserError(
                 f"{shortened(assignment)} is not an assignment",
                 code="not-an-assignment",
                 expected="KEY=VALUE",
                 remedy="e.g. --set train.batch_size=256",
             )
-        *tables, leaf = key.split(".")
+        *tables, leaf = _split_key(key)
         if len(tables) >= DEEPEST:
             raise _too_large(f"{shortened(key)} has too many dots")
         node = tree
@@ -115,6 +115,11 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
                 )
         node[leaf] = parse_value(text)
     return tree
+
+
+def _split_key(key: str) -> list[str]:
+    """The parts of a dotted key; one with dots of its own is quoted: `objective."./mine.py:Mine".weight`."""
+    return [part.strip('"') for part in re.split(r"""\.(?=(?:[^"]*"[^"]*")*[^"]*$)""", key)]
 
 
 def parse_value(text: str) -> Any:
@@ -310,23 +315,30 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
         otherwise: what is said of a key that is not in `comments`.
     """
 
-    def lines_of(table: Settings, prefix: str) -> list[str]:
+    described = {key: info.description or "" for key, info in dotted_fields(type(settings))}
+
+    def lines_of(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
         plain: list[str] = []
         tables: list[str] = []
-        plain_values = table.model_dump(mode="json")
-        for name, info in type(table).model_fields.items():
-            value, comment = getattr(table, name), info.description
-            if comments is not None:
-                comment = comments.get(prefix + name, otherwise)
-            if isinstance(value, Settings):
-                tables += ["", f"[{prefix}{name}]", *lines_of(value, f"{prefix}{name}.")]
+        for name, value in table.items():
+            key = ".".join((*path, name))
+            said = described.get(key, "") if comments is None else comments.get(key, otherwise)
+            comment = f"  # {said}" if said else ""
+            if isinstance(value, Mapping):
+                heading = ".".join(_toml_key(part) for part in (*path, name))
+                tables += ["", f"[{heading}]", *lines_of(value, (*path, name))]
             elif value is None:
-                plain.append(f"# {name} =  # {comment}")
+                plain.append(f"# {name} ={comment}")
             else:
-                plain.append(f"{name} = {json.dumps(plain_values[name])}  # {comment}")
+                plain.append(f"{name} = {json.dumps(value)}{comment}")
         return plain + tables
 
-    return "\n".join(lines_of(settings, "")) + "\n"
+    return "\n".join(lines_of(settings.model_dump(mode="json"), ())) + "\n"
+
+
+def _toml_key(name: str) -> str:
+    """A key of TOML: quoted where it has other characters than those of a bare key."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def changes(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from mpdit_core.plugins.job import PluginList, PluginReport
     from mpdit_core.plugins.scaffold import NewPlugin
 
+KINDS_OF_NEW = "sampler, dataset, features, autoencoder, objective or command"
+
 app = typer.Typer(help="List plugins, with reason and remedy for broken ones; describe one; write a new one.")
 
 
 @app.callback(invoke_without_command=True)
 def command(context: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
-    """List the installed samplers, data sets, feature extractors and autoencoders."""
+    """List the installed samplers, data sets, feature extractors, autoencoders and objectives."""
     if context.invoked_subcommand is None:
         from mpdit_core.plugins import list_plugins
 
@@ -47,7 +49,7 @@ def show(
 
 @app.command(cls=Command)
 def new(
-    kind: Annotated[str, typer.Argument(help="Kind of plugin: sampler, dataset, features, autoencoder or command.")],
+    kind: Annotated[str, typer.Argument(help=f"Kind of plugin: {KINDS_OF_NEW}.")],
     name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
     out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
     json: Json = False,

@@ -1,8 +1,6 @@
-"""The straight path between data and noise, and the densities that t is drawn from in training.
+"""The straight path between data and noise.
 
 t is 1 at noise and 0 at data: `x_t = (1 - t)·latents + t·noise`, velocity `noise - latents` (paper, section 2).
-
-To add a density: a branch in `draw_times`, and its name in `ObjectiveConfig.time_density`.
 
 Shapes: B images, C channels, h × w latents.
 """
@@ -11,8 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from mpdit_core.config import ObjectiveConfig
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -28,10 +24,3 @@ def target_velocity(latents: Tensor, noise: Tensor) -> Tensor:
 def predicted_latents(x_t: Tensor, velocity: Tensor, t: float) -> Tensor:
     """The latents [B, C, h, w] that a velocity at `x_t` and time `t` points to: `x_t - t·velocity`."""
     return x_t - t * velocity
-
-
-def draw_times(objective: ObjectiveConfig, uniforms: Tensor) -> Tensor:
-    """Times in (0, 1) of uniform numbers in (0, 1), of that shape: themselves, or `sigmoid(mean + std·normal)`."""
-    if objective.time_density == "uniform":
-        return uniforms
-    return torch.sigmoid(objective.time_mean + objective.time_std * torch.special.ndtri(uniforms))

@@ -27,6 +27,7 @@ from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
 
 MOST_GRAPHS = 64
+LEAST_TIME = 0.05  # what the difference to predicted latents is divided by at least (JiT, arXiv 2511.13720)
 
 
 class MPDiT(nn.Module):
@@ -55,7 +56,7 @@ class MPDiT(nn.Module):
         initialize(self, spectral_scale=config.spectral_init_scale)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.last_stage(x_t, *self.coarse_stages(x_t, t, labels))
+        return self.last_stage(x_t, t, *self.coarse_stages(x_t, t, labels))
 
     def coarse_stages(
         self, x_t: Tensor, t: Tensor, labels: Tensor
@@ -70,12 +71,16 @@ class MPDiT(nn.Module):
         return class_tokens, tokens, cond, shared
 
     def last_stage(
-        self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None, cond: Tensor, shared: Modulation | None
-    ) -> Tensor:
+        self, x_t: Tensor, t: Tensor, class_tokens: Tensor, tokens: Tensor | None, cond: Tensor,
+        shared: Modulation | None,
+    ) -> Tensor:  # fmt: skip
         """The velocity. `class_tokens` may be [B, 0, D], for guidance that skips them."""
         _, tokens = self.stages[-1](x_t, class_tokens, tokens, cond, shared, self.activation_checkpointing)
         patches = self.head(tokens, cond, shared)
-        return unpatchify(patches, size=self.config.input_size, patch_size=self.config.stages[-1].patch_size)
+        output = unpatchify(patches, size=self.config.input_size, patch_size=self.config.stages[-1].patch_size)
+        if self.config.prediction == "latents":
+            return (x_t - output) / t.clamp(min=LEAST_TIME).view(-1, 1, 1, 1)
+        return output
 
     def compile_blocks(self) -> None:
         """Compiles block by block: one small graph a stage, which all its blocks share.

@@ -33,7 +33,7 @@ from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
 from mpdit_core.settings import Settings, setting, validate
 
-FORMAT = 2
+FORMAT = 3
 """Version of a model folder; any other is refused."""
 
 CHECKPOINT = re.compile(r"step-\d+")

@@ -27,7 +27,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
 from mpdit_core.settings import read_toml, to_toml, validate
 
-FORMAT = 2
+FORMAT = 3
 """Version of a run's folder; any other is refused."""
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"

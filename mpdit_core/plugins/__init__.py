@@ -1,7 +1,7 @@
-"""Samplers, data sets, feature extractors, autoencoders and commands by name: ours and other packages' alike.
+"""Samplers, data sets, feature extractors, autoencoders, objectives and commands by name.
 
-All are entry points; ours are declared in pyproject.toml. Nothing is imported until it is named. `module:attribute`
-and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves only our own.
+All, ours and other packages' alike, are entry points; ours are declared in pyproject.toml. Nothing is imported until it
+is named. `module:attribute` and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves only our own.
 
     contracts.py the kinds of plugin, and what a class of each must have
     finding.py   which packages offer what, from their metadata alone
@@ -19,7 +19,7 @@ from mpdit_core.plugins.finding import Entry, command_entries, installed_version
 from mpdit_core.plugins.job import list_plugins, show_plugin
 from mpdit_core.plugins.loading import build, load, resolve
 from mpdit_core.plugins.options import check_options
-from mpdit_core.plugins.records import rebuild, record, require_package
+from mpdit_core.plugins.records import options_in, rebuild, record, require_package
 from mpdit_core.plugins.scaffold import new_plugin
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "names",
     "new_plugin",
+    "options_in",
     "plugin_errors",
     "rebuild",
     "record",

@@ -62,6 +62,10 @@ KINDS: dict[Kind, Contract] = {
         word="autoencoder", table="autoencoder", methods={"load": 1, "encode": 1, "decode": 1, "fingerprint": 0},
         attributes=("channels", "factor", "stores"), facts=("channels", "factor", "stores", "flip_equivariant"),
     ),
+    "objectives": Contract(
+        word="objective", table="objective", methods={"modules": 1, "loss": 3}, attributes=("needs",),
+        fields=("weight",), facts=("needs",),
+    ),
     "commands": Contract(
         word="command", table="command",
         parts={

@@ -22,12 +22,17 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
     Without a package: the file of its source and that file's SHA-256.
     """
     entry = resolve(kind, name)
-    options = {f.name: jsonable(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
+    options = options_in(instance)
     made = {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "options": options}
     if not entry.package:
         source = Path(inspect.getsourcefile(load(kind, name)) or "")
         made |= {"package": None, "version": None, "source": str(source), "sha256": _sha256(source)}
     return made
+
+
+def options_in(instance: Any) -> dict[str, Any]:
+    """All options of a plugin, defaults too, in plain JSON."""
+    return {f.name: jsonable(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
 
 
 def rebuild(made: Mapping[str, Any], *, trusted: bool = False) -> Any:

@@ -11,6 +11,7 @@ from mpdit_core.testing.commands import check_command
 from mpdit_core.testing.conformance import ConformanceError
 from mpdit_core.testing.datasets import check_dataset
 from mpdit_core.testing.features import check_features
+from mpdit_core.testing.objectives import check_objective
 from mpdit_core.testing.samplers import GaussianFlow, SamplerReport, check_sampler
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "check_command",
     "check_dataset",
     "check_features",
+    "check_objective",
     "check_sampler",
 ]

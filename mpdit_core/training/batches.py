@@ -11,43 +11,41 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from mpdit_core.api import TrainingBatch
 from mpdit_core.config import RunConfig
 from mpdit_core.data.latents import EpochOrder, LatentFolder, draw_latents
-from mpdit_core.flow.path import draw_times
+from mpdit_core.flow.path import target_velocity
+from mpdit_core.flow.times import draw_times
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.seeding import RandomTable
+from mpdit_core.runtime.seeding import RandomTable, hash_seed
 
 BATCHES_AHEAD = 3
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Inputs of the loss for n samples: latents and noise [n, C, h, w], t [n], labels [n] (some null)."""
-
-    latents: Tensor
-    noise: Tensor
-    t: Tensor
-    labels: Tensor
+class Batch(TrainingBatch):
+    """The inputs of the loss for n samples."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; a GPU is sent pinned memory, without waiting."""
         if device.type != "cuda":
-            return Batch(*(x.to(device) for x in self._tensors()))
-        return Batch(*(x.pin_memory().to(device, non_blocking=True) for x in self._tensors()))
+            return Batch(**{name: x.to(device) for name, x in self.tensors().items()})
+        return Batch(**{name: x.pin_memory().to(device, non_blocking=True) for name, x in self.tensors().items()})
 
     def chunks(self, parts: int) -> Iterator[Batch]:
         """The batch in `parts` parts."""
-        for tensors in zip(*(x.chunk(parts) for x in self._tensors()), strict=True):
-            yield Batch(*tensors)
+        for tensors in zip(*(x.chunk(parts) for x in self.tensors().values()), strict=True):
+            yield Batch(**dict(zip(self.tensors(), tensors, strict=True)))
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.latents, self.noise, self.t, self.labels
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the fields that the batch has."""
+        return {field.name: x for field in fields(self) if (x := getattr(self, field.name)) is not None}
 
 
 class BatchSource:
@@ -57,11 +55,20 @@ class BatchSource:
         latents: where means and standard deviations come from.
         config: of the run. Of its global batch, rank r of `world` gets positions r·n … (r+1)·n - 1. Mirror images are
             drawn for half of the samples, if `train.flip` asks for them and the folder has them.
+        needs: what the terms of the loss need beside the usual: fields of `TrainingBatch`.
     """
 
-    def __init__(self, latents: LatentFolder, config: RunConfig, world: World | None = None):
+    def __init__(
+        self,
+        latents: LatentFolder,
+        config: RunConfig,
+        world: World | None = None,
+        *,
+        needs: frozenset[str] = frozenset(),
+    ):
         world = world or World()
-        self.latents, self.objective, self.null_label = latents, config.objective, config.model.null_label
+        self.latents, self.time, self.null_label = latents, config.time, config.model.null_label
+        self.label_dropout, self.needs = config.train.label_dropout, needs
         self.seed, self.batch_size = config.train.seed, config.train.batch_size
         self.flip = config.train.flip and latents.has_flips
         share = self.batch_size // world.size
@@ -77,13 +84,34 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This process's share of step `step`, on the CPU."""
-        uniforms, normals = self.table.rows(*self._places(step), threads=torch.get_num_threads())
+        batch = self._samples(*self._places(step))
+        return replace(batch, negative=self._negative(step, batch)) if "negative" in self.needs else batch
+
+    def _samples(self, start: int, stop: int) -> Batch:
+        """The samples at places `start` … `stop` - 1, counted over all steps."""
+        uniforms, normals = self.table.rows(start, stop, threads=torch.get_num_threads())
         times, flips, drops = torch.from_numpy(uniforms).unbind(1)
         draws = torch.from_numpy(normals).unflatten(1, self.shape)  # [n, 1 or 2, C, h, w]
-        stored = self.latents.batch(self.indices(step), flip=(flips < 0.5).tolist() if self.flip else None)
+        indices = self.order.indices(start, stop).tolist()
+        stored = self.latents.batch(indices, flip=(flips < 0.5).tolist() if self.flip else None)
         latents = draw_latents(stored, draws[:, -1], self.latents.spec.normalisation)
-        labels = stored.labels.masked_fill(drops < self.objective.label_dropout, self.null_label)
-        return Batch(latents, draws[:, 0].contiguous(), draw_times(self.objective, times), labels)
+        labels = stored.labels.masked_fill(drops < self.label_dropout, self.null_label)
+        t = draw_times(self.time, times, latent_values=math.prod(self.shape[1:]))
+        return Batch(latents, draws[:, 0].contiguous(), t, labels)
+
+    def _negative(self, step: int, batch: Batch) -> Tensor:
+        """The target velocity of another sample of the global batch: that so many positions further, in a circle.
+
+        The distance is drawn for each step; other processes' samples are made here once more.
+        """
+        distance = 1 + hash_seed(self.seed, "negative", step) % (self.batch_size - 1)
+        if len(self.positions) == self.batch_size:
+            return target_velocity(batch.latents, batch.noise).roll(-distance, 0)
+        begin, first = step * self.batch_size, (self.positions.start + distance) % self.batch_size
+        stop = first + len(self.positions)
+        ranges = [(first, min(stop, self.batch_size)), (0, stop - self.batch_size)]
+        others = [self._samples(begin + a, begin + b) for a, b in ranges if b > a]
+        return torch.cat([target_velocity(other.latents, other.noise) for other in others])
 
     def _places(self, step: int) -> tuple[int, int]:
         """The first of this process's samples of step `step` and one past the last, counted over all steps."""

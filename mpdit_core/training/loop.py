@@ -10,6 +10,7 @@ import signal
 from contextlib import closing
 
 from mpdit_core.errors import Interrupted
+from mpdit_core.flow.loss import needs
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.training.batches import BatchSource
@@ -28,7 +29,8 @@ class TrainingLoop:
 
     def __init__(self, session: Session, trackers: Trackers):
         self.session, self.trainer = session, session.trainer
-        self.batches = BatchSource(session.plan.latents, session.config, session.world)
+        needed = needs(session.plan.terms)
+        self.batches = BatchSource(session.plan.latents, session.config, session.world, needs=needed)
         self.metrics = StepMetrics(session, trackers)
         self.checkpoints = Checkpoints(session, self.metrics)
         self.previews = Previews(session, self.metrics)

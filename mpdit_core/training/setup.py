@@ -14,7 +14,9 @@ from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
+from mpdit_core.flow.loss import Terms, build_terms, needs, require_fit
 from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.plugins import options_in
 from mpdit_core.reporting import Note, Reporter
 from mpdit_core.runtime.locks import LOCK
 from mpdit_core.settings import changes, flatten
@@ -28,6 +30,7 @@ class Plan:
     config: RunConfig
     origins: dict[str, str]  # where each value came from, by dotted key
     latents: LatentFolder
+    terms: Terms  # of the loss
     run: RunFolder
     total_steps: int
     resumes: bool
@@ -56,8 +59,11 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
         folder = options.latents or (Path(saved.latents().folder) if saved else None)
         latents = LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
     layers = fit_to_latents(layers, latents.spec, report=report)
-    config = layers.config()
+    typed_terms = options.settings.get("objective", {})
+    terms = build_terms(layers.config().objective, trusted=lambda name: options.trust or name in typed_terms)
+    config = _with_all_options(layers.config(), terms)
     _check_division(config, world_size)
+    _check_terms(config, terms)
     typed = options.settings.get("preview", {}).get("evaluate_features") == config.preview.evaluate_features
     if saved is not None:
         _check_same_run(saved, config)
@@ -66,12 +72,18 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
         config=config,
         origins=layers.origins,
         latents=latents,
+        terms=terms,
         run=saved or (RunFolder(options.run) if options.run else RunFolder.next(options.runs_root, config.preset)),
         total_steps=total_steps(config, len(latents)),
         resumes=saved is not None,
         trust=options.trust,
         trusts_features=options.trust or typed,
     )
+
+
+def _with_all_options(config: RunConfig, terms: Terms) -> RunConfig:
+    """The configuration with every option of every term, defaults too: the run's folder says what they were."""
+    return config.model_copy(update={"objective": config.objective | {name: options_in(terms[name]) for name in terms}})
 
 
 def _proposed_preset(latents: LatentFolder, report: Reporter) -> presets.Proposal:
@@ -181,6 +193,19 @@ def _check_division(config: RunConfig, world_size: int) -> None:
             expected=f"a multiple of {parts}, e.g. {near}",
             remedy=f"--set train.batch_size={near}"
             + (f", or --set train.accumulation= one of {accumulations}" if accumulations else ""),
+        )
+
+
+def _check_terms(config: RunConfig, terms: Terms) -> None:
+    """Raises `UserError` when a term of the loss cannot serve the network, or needs what batches cannot hold."""
+    require_fit(terms, config.model)
+    if "negative" in needs(terms) and config.train.batch_size == 1:
+        names = ", ".join(name for name, term in terms.items() if "negative" in term.needs)
+        raise UserError(
+            f"train.batch_size = 1, but the objective {names} compares each image with another of its batch",
+            code="batch-too-small",
+            expected="a batch of at least 2",
+            remedy="--set train.batch_size=2",
         )
 
 

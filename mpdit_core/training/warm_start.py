@@ -206,7 +206,7 @@ def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Itera
         yield f"the model's latents were made by {source.latents.autoencoder.id}, these by {spec.autoencoder.id}"
     elif source.latents and source.latents.normalisation != spec.normalisation:
         yield "the model's latents were standardised with a different mean and standard deviation"
-    for key in ("norm", "positions"):
+    for key in ("norm", "positions", "prediction"):
         there, here = getattr(source.config.model, key), getattr(target, key)
         if there != here:
             yield f"{key} is {there} in the model, {here} here: the weights fit, but the network differs"

@@ -66,7 +66,7 @@ def test_every_step_of_the_page_works(here: Path):
     assert [(options["num_steps"], options["power"]) for options in samples] == [(10, 2), (25, 2)]
     assert [made["count"] for made in results if "shards" in made] == [60, 40, 40]
     assert sorted(p.name for p in here.glob("mpdit-*")) == [
-        "mpdit-colours", "mpdit-count-files", "mpdit-fast", "mpdit-scans", "mpdit-wavelets",
+        "mpdit-colours", "mpdit-count-files", "mpdit-fast", "mpdit-huber", "mpdit-scans", "mpdit-wavelets",
     ]  # fmt: skip
     assert json.loads((here / "latents/mine-16/manifest.json").read_text())
 

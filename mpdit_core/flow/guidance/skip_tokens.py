@@ -29,8 +29,8 @@ class SkipTokens(GuidanceRule):
 
         def evaluate(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             class_tokens, tokens, cond, shared = model.coarse_stages(x_t, t, labels)
-            strong = model.last_stage(x_t, class_tokens, tokens, cond, shared)
-            weak = model.last_stage(x_t, class_tokens[:, :0], tokens, cond, shared)
+            strong = model.last_stage(x_t, t, class_tokens, tokens, cond, shared)
+            weak = model.last_stage(x_t, t, class_tokens[:, :0], tokens, cond, shared)
             return strong.float(), weak.float()
 
         return Pair(evaluate, passes=1 + skip_tokens_macs(model.config) / forward_macs(model.config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from mpdit_core.training.state.checkpoints import Position
 from mpdit_core.training.trackers import Trackers
 
 METRIC_LAG_STEPS = 2  # steps after which a GPU's loss is read
+STOPPING = "stopping"  # the number that says whether any process received a signal
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class PendingStep:
     position: Position  # after it
     data_step: int  # number of its batch
     learning_rate: float
-    numbers: torch.Tensor  # [3]: loss, gradient norm, stop requests; on the CPU once `ready`
+    names: tuple[str, ...]  # of the numbers
+    numbers: torch.Tensor  # loss, gradient norm, parts of the loss, stop requests; on the CPU once `ready`
     ready: torch.cuda.Event | None
 
 
@@ -49,19 +52,22 @@ class StepMetrics:
         peak = matmul_rate(session.device, session.trainer.model.dtype, seconds=0.05) * session.world.size
         self.seconds_per_image = 2 * training_macs(session.config.model) / peak  # if all were matrix products
 
-    def after(self, numbers: torch.Tensor, *, data_step: int, learning_rate: float, stopping: bool) -> None:
+    def after(
+        self, numbers: Mapping[str, torch.Tensor], *, data_step: int, learning_rate: float, stopping: bool
+    ) -> None:
         """Takes the numbers of the step just made, and reads those of an older one.
 
         Args:
-            numbers: [2] on the device, loss of this process and gradient norm, as `Trainer.step` returns them.
+            numbers: those of this process on the device, as `Trainer.step` returns them.
             data_step: number of the batch.
             stopping: whether this process received a signal.
 
         Raises:
             BadStep: the older step was bad.
         """
-        numbers, ready = self._averaged(numbers, stopping)
-        self.pending.append(PendingStep(self.session.trainer.position, data_step, learning_rate, numbers, ready))
+        names, position = (*numbers, STOPPING), self.session.trainer.position
+        averaged, ready = self._averaged(list(numbers.values()), stopping)
+        self.pending.append(PendingStep(position, data_step, learning_rate, names, averaged, ready))
         self._read(keep=self.lag)
 
     def drain(self) -> None:
@@ -104,12 +110,12 @@ class StepMetrics:
             self.session.run.append_metrics(*self._unwritten)
             self._unwritten.clear()
 
-    def _averaged(self, numbers: torch.Tensor, stopping: bool) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """[3] loss, gradient norm and number of stop requests over all processes, on their way to the CPU."""
+    def _averaged(self, values: list[torch.Tensor], stopping: bool) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """The means over all processes of the values, and of whether to stop, on their way to the CPU."""
         world, device = self.session.world, self.session.device
-        numbers = torch.cat([numbers, torch.full((1,), float(stopping), device=device)])
+        numbers = torch.stack([*values, torch.full((), float(stopping), device=device)])
         if world.size > 1:
-            numbers[:2] /= world.size  # the norm is the same everywhere
+            numbers /= world.size
             world.all_reduce(numbers)
         if device.type != "cuda":
             return numbers, None
@@ -124,7 +130,8 @@ class StepMetrics:
             pending = self.pending.popleft()
             if pending.ready is not None:
                 pending.ready.synchronize()
-            loss, grad_norm, stopping = pending.numbers.tolist()
+            numbers = dict(zip(pending.names, pending.numbers.tolist(), strict=True))
+            stopping, loss, grad_norm = numbers.pop(STOPPING), numbers["loss"], numbers["grad_norm"]
             step, rate = pending.position.step, pending.learning_rate
             wrong = self.divergence.check(loss=loss, grad_norm=grad_norm)
             if wrong:
@@ -132,15 +139,19 @@ class StepMetrics:
             self.stop_requested |= stopping > 0
             trainer.position = replace(trainer.position, loss_mean=self.divergence.mean)
             if step % self.session.config.train.log_every == 0 or step == self.session.plan.total_steps:
-                self._log(pending, loss=loss, grad_norm=grad_norm)
+                self._log(pending, numbers)
 
-    def _log(self, pending: PendingStep, *, loss: float, grad_norm: float) -> None:
+    def _log(self, pending: PendingStep, numbers: Mapping[str, float]) -> None:
         step = pending.position.step
         speed = self.session.clock.lap(step) * self.session.config.train.batch_size
-        measured = {"mfu": speed * self.seconds_per_image, "memory_bytes": float(peak_memory(self.session.device))}
+        parts = {name: value for name, value in numbers.items() if name not in ("loss", "grad_norm")}
+        measured = parts | {
+            "mfu": speed * self.seconds_per_image,
+            "memory_bytes": float(peak_memory(self.session.device)),
+        }
         values: dict[str, Any] = {
-            "loss": loss,
-            "grad_norm": grad_norm,
+            "loss": numbers["loss"],
+            "grad_norm": numbers["grad_norm"],
             "learning_rate": pending.learning_rate,
             "images_seen": pending.position.images_seen,
             "images_per_second": speed,

@@ -16,6 +16,7 @@ from mpdit_core.models.model_folder import SHARDS, TRAINING, WEIGHTS, ModelFolde
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.settings import settings_error
 from mpdit_core.training.state import sharded
+from mpdit_core.training.state.parallel import BESIDE
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,19 @@ class Position:
 class Snapshot:
     """All of a run at one moment, on the CPU: enough to resume bit for bit.
 
-    `sharded`: weights and optimizer are this process's parts (DTensors); otherwise they are whole.
+    `sharded`: weights, optimizer and `beside` are this process's parts (DTensors); otherwise they are whole.
     """
 
     position: Position
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     averages: dict[float, dict[str, Tensor]]  # by decay, in the order of the configuration; always whole
+    beside: dict[str, Tensor] = field(default_factory=dict)  # what the terms of the loss train beside the network
     sharded: bool = False
 
     def training(self) -> dict[str, Tensor]:
         """Weights and optimizer in one dictionary, as they are written to one file."""
-        weights = {f"weights.{n}": t for n, t in self.weights.items()}
+        weights = {f"weights.{n}": t for n, t in (self.weights | self.beside).items()}
         return weights | {f"optimizer.{n}": t for n, t in self.optimizer.items()}
 
 
@@ -93,7 +95,9 @@ def read(folder: Path) -> Snapshot:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in training.items() if n.startswith(prefix)}
 
-    return Snapshot(_position(opened), part("weights."), part("optimizer."), averages)
+    weights = part("weights.")
+    beside = {name: weights.pop(name) for name in list(weights) if name.startswith(BESIDE)}
+    return Snapshot(_position(opened), weights, part("optimizer."), averages, beside)
 
 
 def _position(opened: ModelFolder) -> Position:

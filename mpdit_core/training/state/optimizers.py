@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpdit_core.config import AdamWSettings, MuonConfig, TrainConfig
 from mpdit_core.training.state.parallel import local, shard_like
@@ -16,12 +16,12 @@ from mpdit_core.training.state.parallel import local, shard_like
 STATE = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), torch.optim.Muon: ("momentum_buffer",)}
 """Names of what an optimizer keeps of each parameter, once it has moved it; `step` is one number."""
 
-Parameters = Mapping[str, nn.Parameter]
+Parameters = Mapping[str, Tensor]
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon moves the parameter: a weight matrix of a block's attention or MLP."""
-    return ".blocks." in name and ".modulation." not in name and parameter.ndim == 2
+    return name.startswith("stages.") and ".blocks." in name and ".modulation." not in name and parameter.ndim == 2
 
 
 def adamw(parameters: Parameters, config: AdamWSettings, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -49,10 +49,10 @@ def muon(parameters: Parameters, config: MuonConfig, learning_rate: float) -> li
 
 
 class Optimizer:
-    """Moves all parameters of `module`, which may be sharded."""
+    """Moves the parameters of these names, which may be sharded."""
 
-    def __init__(self, module: nn.Module, train: TrainConfig):
-        self.parameters = dict(module.named_parameters())
+    def __init__(self, parameters: Parameters, train: TrainConfig):
+        self.parameters = dict(parameters)
         if isinstance(train.optimizer, MuonConfig):
             self.parts = muon(self.parameters, train.optimizer, train.learning_rate)
         else:

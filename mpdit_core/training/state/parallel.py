@@ -17,35 +17,40 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mpdit_core.config import TrainConfig
-from mpdit_core.model.transformer import MPDiT
+from mpdit_core.flow.loss import TrainingLoss
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
 
+BESIDE = "objective."  # how the names of what is trained beside the network begin
+
 
 class ParallelModel:
-    """`forward` is what the loss calls; `module` holds the parameters, under their plain names."""
+    """`forward` computes the loss of a batch; `module` holds the network's parameters under their plain names,
+    `trained_beside` those of the loss's terms.
+    """
 
-    def __init__(self, module: MPDiT, train: TrainConfig, *, device: torch.device, world: World):
-        self.module = module.to(device)
+    def __init__(self, loss: TrainingLoss, train: TrainConfig, *, device: torch.device, world: World):
+        self.loss = loss.to(device)
+        self.module, self.trained_beside = loss.network, loss.trained_beside
         self.module.activation_checkpointing = train.activation_checkpointing
         self.sharded = train.parallel == "fsdp" and world.size > 1
-        self.dtype = choose_dtype(train.precision, device, module.config)
+        self.dtype = choose_dtype(train.precision, device, self.module.config)
         if should_compile(train.compile, device):
             self.module.compile_blocks()
-        self.forward: nn.Module = self.module
+        self.forward: nn.Module = self.loss
         if self.sharded:
-            _shard(self.module)
+            _shard(self.loss)
         elif world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # broadcast_buffers, renamed in 2.15
                 self.forward = DistributedDataParallel(
-                    self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+                    self.loss, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
                 )
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Around the backward pass of one part of a batch: gradients are exchanged only after the last part."""
         if self.sharded:
-            self.module.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
+            self.loss.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
         elif isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
@@ -58,20 +63,28 @@ class ParallelModel:
         """The raw weights by name: the parameters themselves, sharded ones as DTensors."""
         return dict(self.module.named_parameters())
 
+    def weights_beside(self) -> dict[str, Tensor]:
+        """What the terms of the loss train beside the network, likewise: `objective.TERM.…`."""
+        return {f"{BESIDE}{name}": parameter for name, parameter in self.trained_beside.named_parameters()}
+
+    def trained(self) -> dict[str, Tensor]:
+        """All that the optimizer moves: `weights` and `weights_beside`."""
+        return self.weights() | self.weights_beside()
+
     @torch.no_grad()
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Copies whole tensors into the parameters. All processes must call it."""
-        for name, parameter in self.module.named_parameters():
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copies whole tensors into all that is trained. All processes must call it."""
+        for name, parameter in self.trained().items():
             parameter.copy_(shard_like(parameter, state[name]))
 
 
-def _shard(module: MPDiT) -> None:
+def _shard(loss: TrainingLoss) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    for stage in module.stages:
+    for stage in loss.network.stages:
         for block in stage.get_submodule("blocks").children():
             fully_shard(block)
-    fully_shard(module)
+    fully_shard(loss)
 
 
 def gather(tensor: Tensor) -> Tensor:

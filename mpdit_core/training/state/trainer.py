@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpdit_core.config import RunConfig
-from mpdit_core.flow.objectives import flow_matching_loss
+from mpdit_core.flow.loss import Terms, TrainingLoss, build_terms
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import require_shapes
 from mpdit_core.runtime.distributed import World
@@ -24,28 +24,40 @@ from mpdit_core.training.state.sharded import copy_to_cpu
 
 
 class Trainer:
-    """Model, optimizer and averages; `position` says how far they are."""
+    """Model, loss, optimizer and averages; `position` says how far they are.
 
-    def __init__(self, config: RunConfig, *, total_steps: int, device: torch.device, world: World):
+    Args:
+        terms: of the loss, as `build_terms` makes them of `config.objective`; None: installed and trusted ones.
+        teacher_features: per token, that the latents hold of a teacher; 0 for none.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, total_steps: int, device: torch.device, world: World,
+        terms: Terms | None = None, teacher_features: int = 0,
+    ):  # fmt: skip
         self.config, self.total_steps, self.device, self.world = config, total_steps, device, world
         self.position = Position()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash_seed(config.train.seed, "weights"))
-            module = MPDiT(config.model)
-        self.model = ParallelModel(module.train(), config.train, device=device, world=world)
+            network = MPDiT(config.model)
+            torch.manual_seed(hash_seed(config.train.seed, "objective"))
+            terms = build_terms(config.objective) if terms is None else terms
+            loss = TrainingLoss(network, terms, teacher_features=teacher_features)
+        self.model = ParallelModel(loss.train(), config.train, device=device, world=world)
         train = config.train
-        self.optimizer = Optimizer(self.model.module, train)
+        self.optimizer = Optimizer(self.model.trained(), train)
         self.ema = EMA(self.model.module, decays=train.ema_decays, warmup=train.ema_warmup)
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Makes one optimizer step on this process's share of a batch.
 
         Returns:
-            [2] on the device: the loss, to be averaged over processes, and the gradient norm, the same on all.
+            numbers on the device, to be averaged over processes: `loss`, `grad_norm`, which is the same on all, and
+            the parts that the terms of the loss log. Their names and order are the same at every step.
         """
         train = self.config.train
-        loss = self._backward(batch)
-        parameters = list(self.model.module.parameters())
+        loss, parts = self._backward(batch)
+        parameters = list(self.model.loss.parameters())
         norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         if train.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, norm, foreach=True)
@@ -56,21 +68,20 @@ class Trainer:
             step=self.position.step + 1,
             images_seen=self.position.images_seen + train.batch_size,
         )
-        return torch.stack([loss, norm.float()])
+        return {"loss": loss, "grad_norm": norm.float(), **parts}
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Loss and gradients of a share, computed in parts (gradient accumulation)."""
-        parts = list(batch.chunks(self.config.train.accumulation))
-        loss = torch.zeros((), device=self.device)
-        for i, part in enumerate(parts):
-            with self.model.accumulating(last=i == len(parts) - 1):
+    def _backward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, its parts and gradients of a share, computed in micro-batches (gradient accumulation)."""
+        count = self.config.train.accumulation
+        loss, parts = torch.zeros((), device=self.device), {}
+        for i, micro_batch in enumerate(batch.chunks(count)):
+            with self.model.accumulating(last=i == count - 1):
                 with autocast(self.device, self.model.dtype):
-                    part_loss = flow_matching_loss(
-                        self.model.forward, latents=part.latents, noise=part.noise, t=part.t, labels=part.labels
-                    )
-                (part_loss / len(parts)).backward()
-                loss += part_loss.detach() / len(parts)
-        return loss
+                    its_loss, its_parts = self.model.forward(micro_batch)
+                (its_loss / count).backward()
+                loss += its_loss.detach() / count
+            parts = {name: parts.get(name, 0) + part / count for name, part in its_parts.items()}
+        return loss, parts
 
     @property
     def learning_rate(self) -> float:
@@ -91,7 +102,8 @@ class Trainer:
         in_parts = self.model.sharded and not whole
         copy = copy_to_cpu if in_parts else self.model.whole
         weights, optimizer = copy(self.model.weights()), copy(self.optimizer.state())
-        return Snapshot(self.position, weights, optimizer, averages, sharded=in_parts)
+        beside = copy(self.model.weights_beside())
+        return Snapshot(self.position, weights, optimizer, averages, beside, sharded=in_parts)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
@@ -102,7 +114,7 @@ class Trainer:
         """
         self._require_fit(snapshot)
         self.position = snapshot.position
-        self.model.load_weights(snapshot.weights)
+        self.model.load(snapshot.weights | snapshot.beside)
         self.optimizer.load(snapshot.optimizer)
         parameters = self.model.weights()
         for i, decay in enumerate(self.ema.decays):
@@ -114,5 +126,7 @@ class Trainer:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.weights().items()}
         for state in (snapshot.weights, *(snapshot.averages.get(decay, {}) for decay in self.ema.decays)):
             require_shapes(shapes, state, where=where)
+        beside = {name: tuple(parameter.shape) for name, parameter in self.model.weights_beside().items()}
+        require_shapes(beside, snapshot.beside, where=where)
         if snapshot.optimizer:  # none before the first step, and after the weights of another model were taken
             require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)

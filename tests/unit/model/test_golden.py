@@ -6,7 +6,9 @@ import pytest
 import torch
 from golden_files import FILES, assert_close, load_model, official_weights
 
-from mpdit_core.flow.objectives import flow_matching_loss
+from mpdit_core.api import TrainingBatch
+from mpdit_core.flow.loss import TrainingLoss
+from mpdit_core.flow.objectives.flow_matching import FlowMatching
 from mpdit_core.interop.official import convert_state_dict
 from mpdit_core.model.positions import position_table
 from mpdit_core.size import Size
@@ -45,7 +47,8 @@ def test_time_embedding(path):
 @golden
 def test_loss_and_gradients(path):
     model, g = load_model(path)
-    loss = flow_matching_loss(model, latents=g["loss.x0"], noise=g["loss.noise"], t=g["t"], labels=g["y"])
+    batch = TrainingBatch(g["loss.x0"], g["loss.noise"], t=g["t"], labels=g["y"])
+    loss, _ = TrainingLoss(model, {"flow-matching": FlowMatching()})(batch)
     assert_close(loss, g["loss.value"].squeeze())
     loss.backward()
     official_gradients = {n.removeprefix("grad."): v for n, v in g.items() if n.startswith("grad.")}

@@ -40,6 +40,17 @@ def test_every_switch_makes_another_network():
         assert all(not torch.allclose(one, other, rtol=1e-3) for other in velocities[:i])
 
 
+@torch.no_grad()
+def test_a_network_that_predicts_latents_returns_the_velocity_towards_them():
+    """`(x_t - latents) / max(t, 0.05)` (JiT, arXiv 2511.13720)."""
+    x_t, _, labels = inputs(TINY.model)
+    output, velocity = model_with({}), model_with({"prediction": "latents"})
+    velocity.load_state_dict(output.state_dict())
+    for t in (torch.tensor([0.2, 0.7]), torch.tensor([0.01]), torch.tensor([0.0])):
+        expected = (x_t - output(x_t, t, labels)) / t.clamp(min=0.05).view(-1, 1, 1, 1)
+        torch.testing.assert_close(velocity(x_t, t, labels), expected)
+
+
 def angles(patch_size: int) -> torch.Tensor:
     """The rotations of the image tokens as complex numbers `[side, side, d/2]`."""
     cos, sin = rotation_table(TINY.model, patch_size)[:, TINY.model.class_tokens :, 0].double()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from mpdit_core.config import ObjectiveConfig, RunConfig
+from mpdit_core.config import RunConfig, TimeConfig
 from mpdit_core.data.latents import LatentBatch, LatentFolder
 from mpdit_core.data.manifest import Normalisation
-from mpdit_core.flow.path import draw_times
+from mpdit_core.flow.path import target_velocity
+from mpdit_core.flow.times import DENSITIES, draw_times
 from mpdit_core.presets import load_preset
 from mpdit_core.runtime.distributed import World
 from mpdit_core.settings import merge, validate
@@ -23,16 +24,16 @@ def config(**train: object) -> RunConfig:
     return validate(RunConfig, merge(load_preset("tiny").model_dump(), {"model": shape, "train": train}))
 
 
-def source(latents: Path, *, rank: int = 0, size: int = 1, **train: object) -> BatchSource:
-    return BatchSource(LatentFolder(latents), config(**train), World(rank, size))
+def source(latents: Path, *, rank: int = 0, size: int = 1, needs: set[str] | None = None, **train) -> BatchSource:
+    return BatchSource(LatentFolder(latents), config(**train), World(rank, size), needs=frozenset(needs or ()))
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a._tensors(), b._tensors(), strict=True))
+    return all(torch.equal(x, y) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
 
 
 def joined(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(x) for x in zip(*(batch._tensors() for batch in batches), strict=True)))
+    return Batch(*(torch.cat(x) for x in zip(*(batch.tensors().values() for batch in batches), strict=True)))
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -96,19 +97,46 @@ def test_labels_are_dropped_as_often_as_asked(latents):
     batches = source(latents, batch_size=32)
     labels = torch.cat([batches.batch(step).labels for step in range(64)])
     share = (labels == batches.null_label).float().mean().item()
-    assert share == pytest.approx(batches.objective.label_dropout, abs=0.03)
+    assert share == pytest.approx(batches.label_dropout, abs=0.03)
 
 
-@pytest.mark.parametrize("density", ["logit-normal", "uniform"])
+@pytest.mark.parametrize("density", DENSITIES)
 def test_times_follow_their_density(density):
-    objective = ObjectiveConfig(time_density=density, time_mean=-0.3, time_std=0.7)
+    time = TimeConfig(density=density, mean=-0.3, std=0.7)
     places = (torch.arange(100_000) + 0.5) / 100_000
-    t = draw_times(objective, places)
+    t = draw_times(time, places, latent_values=4096)
     assert 0 < t.min() < t.max() < 1
-    if density == "logit-normal":
+    if density == "mode":
+        assert t.double().mean().item() == pytest.approx(0.5, abs=1e-3)
+        assert t.double().std().item() < places.std().item()
+    elif density == "logit-normal":
         assert torch.logit(t.double()).mean().item() == pytest.approx(-0.3, abs=1e-3)
         assert torch.logit(t.double()).std().item() == pytest.approx(0.7, abs=1e-3)
     else:
         assert torch.equal(t, places)
-    ends = draw_times(objective, torch.tensor([2.0**-24, 1 - 2.0**-24]))
+    ends = draw_times(time, torch.tensor([2.0**-24, 1 - 2.0**-24]), latent_values=4096)
     assert 0 < ends.min() < ends.max() < 1
+
+
+@pytest.mark.parametrize(("shift", "latent_values", "middle"), [
+    (None, 16384, 0.5), (3.0, 4096, 0.75), ("auto", 4096, 0.5), ("auto", 16384, 2 / 3), ("auto", 256 * 768, 0.8738),
+])  # fmt: skip
+def test_times_are_shifted_towards_noise(shift, latent_values, middle):
+    time = TimeConfig(density="uniform", shift=shift)
+    assert draw_times(time, torch.tensor([0.5]), latent_values=latent_values).item() == pytest.approx(middle, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_negative_is_the_target_of_another_image_of_the_global_batch(latents, size):
+    shares = [source(latents, batch_size=16, rank=rank, size=size, needs={"negative"}) for rank in range(size)]
+    distances = set()
+    for step in (5, 6):
+        whole = source(latents, batch_size=16).batch(step)
+        targets = target_velocity(whole.latents, whole.noise)
+        negative = torch.cat([x for share in shares if (x := share.batch(step).negative) is not None])
+        where = [[i for i, target in enumerate(targets) if torch.equal(target, one)] for one in negative]
+        assert [len(found) for found in where] == [1] * 16
+        distances.add(found := where[0][0])
+        assert [i for one in where for i in one] == [(found + i) % 16 for i in range(16)]
+    assert 0 not in distances
+    assert len(distances) == 2

@@ -44,7 +44,7 @@ def test_wsd_decays_in_the_last_tenth_and_before_that_the_number_of_steps_does_n
 def test_muon_moves_the_matrices_of_the_blocks(preset: str):
     config = presets.load_preset(preset).model.model_copy(update={"width": 32, "num_heads": 2})
     parameters = dict(MPDiT(config).named_parameters())
-    optimizer = Optimizer(MPDiT(config), TrainConfig(optimizer=MuonConfig()))
+    optimizer = Optimizer(parameters, TrainConfig(optimizer=MuonConfig()))
     moved = {n.rpartition("blocks.")[2].partition(".")[2] for n, p in parameters.items() if is_matrix(n, p)}
     assert moved == {"attention.qkv.weight", "attention.out.weight", "mlp.up.weight", "mlp.down.weight"}
     adamw, muon = ([p for group in part.param_groups for p in group["params"]] for part in optimizer.parts)
@@ -57,7 +57,7 @@ def test_muon_moves_the_matrices_of_the_blocks(preset: str):
 def test_the_state_is_what_is_estimated_and_checked(config, switches):
     model = presets.load_preset("tiny").model.model_copy(update=switches)
     module = MPDiT(model)
-    optimizer = Optimizer(module, TrainConfig(optimizer=config))
+    optimizer = Optimizer(dict(module.named_parameters()), TrainConfig(optimizer=config))
     assert optimizer.state() == {}
     module(torch.randn(2, 1, 16, 16), torch.rand(2), torch.zeros(2, dtype=torch.long)).square().mean().backward()
     optimizer.step(1.0)
@@ -70,8 +70,9 @@ def test_the_state_is_what_is_estimated_and_checked(config, switches):
 def test_steps_of_muon_are_of_the_size_of_those_of_adamw():
     """Root mean square 0.2 times the learning rate, for any shape (Moonlight, arXiv 2502.16982, section 2.2)."""
     module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(96, 64), torch.nn.Linear(64, 256)])})
-    module = torch.nn.ModuleList([module])  # so that names hold `.blocks.`
-    optimizer = Optimizer(module, TrainConfig(learning_rate=0.01, optimizer=MuonConfig(weight_decay=0.0)))
+    module = torch.nn.ModuleDict({"stages": torch.nn.ModuleList([module])})
+    train = TrainConfig(learning_rate=0.01, optimizer=MuonConfig(weight_decay=0.0))
+    optimizer = Optimizer(dict(module.named_parameters()), train)
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
@@ -84,7 +85,7 @@ def test_steps_of_muon_are_of_the_size_of_those_of_adamw():
 
 def test_matrices_may_have_a_learning_rate_of_their_own():
     optimizer = Optimizer(
-        MPDiT(presets.load_preset("tiny").model),
+        dict(MPDiT(presets.load_preset("tiny").model).named_parameters()),
         TrainConfig(learning_rate=0.1, optimizer=MuonConfig(matrix_learning_rate=0.3)),
     )
     optimizer.step(0.5)

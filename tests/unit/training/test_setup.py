@@ -71,7 +71,7 @@ def test_a_resumed_run_keeps_its_values_and_takes_new_ones(latents, tmp_path):
 
 def test_what_may_change_on_resume_is_said_by_the_fields():
     assert {"train.steps", "train.precision", "preview.every"} <= RESUMABLE
-    assert not {"train.batch_size", "train.seed", "model.width", "objective.time_mean"} & RESUMABLE
+    assert not {"train.batch_size", "train.seed", "model.width", "time.mean"} & RESUMABLE
 
 
 def test_no_resume_is_refused_where_there_is_a_run(latents, tmp_path):

@@ -362,7 +362,8 @@ def test_rollback_without_a_checkpoint_goes_to_the_start(latents, tmp_path, monk
 
 
 def test_a_run_that_cannot_get_past_its_bad_steps_stops(latents, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "step", lambda self, batch: torch.tensor([math.nan, 1.0]))
+    bad = torch.tensor(math.nan)
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: {"loss": bad, "grad_norm": bad})
     with pytest.raises(UserError) as stopped:
         run_to_end(options(latents, tmp_path / "run", 'train.on_nonfinite="rollback"', steps=4))
     assert stopped.value.code == "diverged"

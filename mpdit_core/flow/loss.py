@@ -1,0 +1,148 @@
+"""The training loss: the weighted sum of its terms, which are plugins of the kind `objectives` (flow/objectives/).
+
+All terms share one pass of the network. What a term trains beside the network is a part of `TrainingLoss`, and so is
+the network: it is the module that is shared among devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpdit_core import plugins
+from mpdit_core.api import NetworkShape, Objective, Prediction, TrainingBatch
+from mpdit_core.config import ModelConfig
+from mpdit_core.errors import UserError
+from mpdit_core.flow.path import interpolate
+from mpdit_core.model.transformer import MPDiT
+from mpdit_core.plugins import broken, plugin_errors
+
+Terms = Mapping[str, Objective]
+"""The terms of a loss by the names of their plugins."""
+
+
+def build_terms(
+    objective: Mapping[str, Mapping[str, Any]], *, trusted: Callable[[str], bool] = lambda _: True
+) -> dict[str, Objective]:
+    """The terms that the table `objective` of a configuration asks for, without those of weight 0.
+
+    Args:
+        trusted: whether code of this name may be loaded that is not installed.
+
+    Raises:
+        UserError: an unknown name or option, code that is not trusted (`untrusted-code`), or no term is left
+            (`no-objective`).
+    """
+    built = {
+        name: plugins.build("objectives", name, options, trusted=trusted(name)) for name, options in objective.items()
+    }
+    terms = {name: term for name, term in built.items() if term.weight}
+    if not terms:
+        raise UserError(
+            "every term of the loss has the weight 0",
+            code="no-objective",
+            expected="at least one term with a positive weight",
+            remedy="--set objective.flow-matching.weight=1",
+        )
+    return terms
+
+
+def needs(terms: Terms) -> frozenset[str]:
+    """What batches must hold beside the usual: the names of fields of `TrainingBatch`."""
+    return frozenset(name for term in terms.values() for name in term.needs)
+
+
+def require_fit(terms: Terms, model: ModelConfig) -> None:
+    """Raises the `UserError` of a term that cannot serve the network. Nothing is computed."""
+    with torch.device("meta"):
+        for term in terms.values():
+            _build_modules(term, network_shape(model, teacher_features=1))
+
+
+def _build_modules(term: Objective, shape: NetworkShape) -> nn.Module | None:
+    with plugin_errors(term, "in modules"):
+        return term.modules(shape)
+
+
+def network_shape(model: ModelConfig, *, teacher_features: int = 0) -> NetworkShape:
+    """What the modules of the terms are built for."""
+    coarse = model.stages[-2].patch_size if len(model.stages) > 1 else None
+    h, w = model.input_size
+    return NetworkShape(
+        latent_shape=(model.channels, h, w),
+        width=model.width,
+        token_grid=None if coarse is None else (h // coarse, w // coarse),
+        num_classes=model.num_classes,
+        teacher_features=teacher_features,
+    )
+
+
+class TrainingLoss(nn.Module):
+    """The loss of a batch, and its parts.
+
+    Args:
+        teacher_features: F, the features per token that the latents hold of a teacher; 0 for none.
+    """
+
+    def __init__(self, network: MPDiT, terms: Terms, *, teacher_features: int = 0):
+        super().__init__()
+        self.network, self.terms = network, terms
+        shape = network_shape(network.config, teacher_features=teacher_features)
+        self.trained_beside = nn.ModuleDict()
+        self.modules_of: dict[str, nn.Module | None] = {}
+        for name, term in terms.items():
+            modules = self.modules_of[name] = _build_modules(term, shape)
+            if modules is not None:
+                self.trained_beside[name.replace(".", "_")] = modules  # torch allows no dots in these names
+
+    def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its parts without gradients: `loss/TERM` where there are several terms, and what they log."""
+        shared = _SharedPass(self.network, batch)
+        losses, parts = [], {}
+        for name, term in self.terms.items():
+
+            def log(part: str, value: Tensor, *, term: str = name) -> None:
+                parts[f"{term}/{part}"] = value.detach().float()
+
+            with plugin_errors(term, "in loss"):
+                loss = term.loss(_Network(shared, self.modules_of[name]), batch, log)
+            if loss.shape != () or loss.dtype != torch.float32:
+                reason = f"it returned {loss.dtype} of shape {tuple(loss.shape)}, not one number in float32"
+                raise broken(term, "in loss", reason)
+            if len(self.terms) > 1:
+                parts[f"loss/{name}"] = loss.detach()
+            losses.append(loss if term.weight == 1 else term.weight * loss)
+        return reduce(add, losses), parts
+
+
+class _SharedPass:
+    """The network over one batch: run when a term first asks for it."""
+
+    def __init__(self, network: MPDiT, batch: TrainingBatch):
+        self.network, self.batch = network, batch
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        batch = self.batch
+        x_t = interpolate(batch.latents, batch.noise, batch.t)
+        coarse = self.network.coarse_stages(x_t, batch.t, batch.labels)
+        return Prediction(x_t, velocity=self.network.last_stage(x_t, batch.t, *coarse), tokens=coarse[1])
+
+
+class _Network:
+    """The network for one term (`TrainedNetwork`)."""
+
+    def __init__(self, shared: _SharedPass, modules: nn.Module | None):
+        self._shared, self.modules = shared, modules
+
+    @property
+    def prediction(self) -> Prediction:
+        return self._shared.prediction
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self._shared.network(x_t, t, labels)

@@ -1,0 +1,169 @@
+"""What a term of the training loss must keep to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mpdit_core.api import Objective, TrainingBatch
+from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.plugins import contract_problem
+from mpdit_core.size import Size
+from mpdit_core.testing.conformance import require
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpdit_core.flow.loss import TrainingLoss
+
+IMAGES = 8
+TEACHER_FEATURES = 12  # F
+MODEL = ModelConfig(
+    width=16, num_heads=2, stages=(Stage(4, 1), Stage(2, 1)), input_size=Size(8, 8), channels=4, num_classes=3,
+    class_tokens=2,
+)  # fmt: skip
+
+
+def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device: str = "cpu") -> None:
+    """Holds an objective to its contract, on a small network of random weights.
+
+    Checked: the loss is one finite number in float32; its gradient reaches the network and every parameter of the
+    objective's own modules; it is the mean over the images, the same for any order and any split into equal parts, and
+    so for any number of processes and any accumulation; it draws nothing at random and changes nothing that it is
+    given; a training that is stopped and resumed from its parameters ends with the same bits.
+
+    Args:
+        objective: an instance.
+        model: shape of the network, for an objective that cannot serve the usual one.
+        device: device to compute on.
+
+    Raises:
+        ConformanceError: it breaks the contract; the message says how.
+    """
+    import torch
+
+    problem = contract_problem("objectives", type(objective))
+    require(problem is None, "an objective class", problem)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss, batch = _loss(objective, model).to(device), _batch(objective, model, device)
+        _check_value(loss, batch)
+        _check_gradients(loss, batch)
+        _check_mean(loss, batch)
+        _check_resume(objective, model, loss, batch)
+
+
+def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
+    """The objective alone, with a network of which no weight is zero."""
+    import torch
+
+    from mpdit_core.flow.loss import TrainingLoss
+    from mpdit_core.model.transformer import MPDiT
+
+    network = MPDiT(model)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    teacher = TEACHER_FEATURES if "teacher" in objective.needs else 0
+    return TrainingLoss(network, {"checked": objective}, teacher_features=teacher)
+
+
+def _batch(objective: Objective, model: ModelConfig, device: str) -> TrainingBatch:
+    import torch
+
+    from mpdit_core.flow.loss import network_shape
+
+    shape = (IMAGES, model.channels, *model.input_size)
+    rows, columns = network_shape(model).token_grid or (0, 0)
+    teacher = torch.randn(IMAGES, rows * columns, TEACHER_FEATURES, device=device)
+    return TrainingBatch(
+        latents=torch.randn(shape, device=device),
+        noise=torch.randn(shape, device=device),
+        t=torch.rand(IMAGES, device=device),
+        labels=torch.arange(IMAGES, device=device) % (model.num_classes + 1),
+        negative=torch.randn(shape, device=device) if "negative" in objective.needs else None,
+        teacher=teacher if "teacher" in objective.needs else None,
+    )
+
+
+def _rows(batch: TrainingBatch, rows: slice | list[int]) -> TrainingBatch:
+    return TrainingBatch(**{name: None if x is None else x[rows] for name, x in vars(batch).items()})
+
+
+def _check_value(loss: TrainingLoss, batch: TrainingBatch) -> None:
+    import torch
+
+    given, state = copy.deepcopy(batch), torch.get_rng_state()
+    (first, parts), (second, _) = loss(batch), loss(batch)
+    require(torch.isfinite(first), "a finite loss", first.item())
+    for name, part in parts.items():
+        require(part.shape == () and torch.isfinite(part), f"one finite number logged as {name}", part)
+    require(torch.equal(torch.get_rng_state(), state), "no random numbers but those of the batch")
+    require(torch.equal(first, second), "the same loss the second time", f"{first.item()} and {second.item()}")
+    unchanged = all(torch.equal(x, vars(batch)[name]) for name, x in vars(given).items() if x is not None)
+    require(unchanged, "the batch to be left as it is")
+
+
+def _gradients(loss: TrainingLoss, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+    loss.zero_grad()
+    loss(batch)[0].backward()
+    return {name: p.grad.detach().clone() for name, p in loss.named_parameters() if p.grad is not None}
+
+
+def _check_gradients(loss: TrainingLoss, batch: TrainingBatch) -> None:
+    found = _gradients(loss, batch)
+    for name, gradient in found.items():
+        require(gradient.isfinite().all(), f"a finite gradient of {name}")
+    reached = [name for name, gradient in found.items() if name.startswith("network.") and gradient.any()]
+    require(reached, "a gradient that reaches the network", "none")
+    for name, _ in loss.trained_beside.named_parameters():
+        require(f"trained_beside.{name}" in found, "a gradient of every parameter of its modules", f"none of {name}")
+
+
+def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
+    import torch
+
+    turned = _rows(batch, list(reversed(range(IMAGES))))
+    for what, parts in (
+        ("in another order", [turned]),
+        ("in two parts", [_rows(batch, slice(0, 4)), _rows(batch, slice(4, 8))]),
+        ("image by image", [_rows(batch, slice(i, i + 1)) for i in range(IMAGES)]),
+    ):
+        values = [(value, logged) for value, logged in map(loss, parts)]
+        whole, whole_logged = loss(batch)
+        pairs = {"the loss": (whole, [value for value, _ in values])}
+        pairs |= {f"what is logged as {name}": (whole_logged[name], [one[name] for _, one in values])
+                  for name in whole_logged}  # fmt: skip
+        for name, (expected, found) in pairs.items():
+            mean = torch.stack([one.detach() for one in found]).mean()
+            close = torch.isclose(mean, expected.detach(), rtol=1e-4, atol=1e-6)
+            require(
+                close, f"{name}, the mean over images, the same {what}: {expected.item():.6g}", f"{mean.item():.6g}"
+            )
+
+
+def _check_resume(objective: Objective, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
+    """Two steps of gradient descent, against one, its parameters put into a new network, and another."""
+    import torch
+
+    def step(one: TrainingLoss) -> None:
+        for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):
+            parameter.data -= 0.01 * gradient
+
+    again = _loss(replace(objective), model).to(batch.t.device)
+    step(loss)
+    with torch.no_grad():
+        for parameter, saved in zip(again.parameters(), loss.parameters(), strict=True):
+            parameter.copy_(saved)
+    step(loss)
+    step(again)
+    same = all(torch.equal(a, b) for a, b in zip(loss.parameters(), again.parameters(), strict=True))
+    require(same, "the same bits when training is resumed from the parameters; all other state must be constant")
+
+
+def _all_gradients(loss: TrainingLoss, batch: TrainingBatch) -> list[torch.Tensor]:
+    import torch
+
+    found = _gradients(loss, batch)
+    return [found.get(name, torch.zeros_like(parameter)) for name, parameter in loss.named_parameters()]
