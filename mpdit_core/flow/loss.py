@@ -103,7 +103,8 @@ class TrainingLoss(nn.Module):
     def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its parts without gradients: `loss/TERM` where there are several terms, and what they log."""
         shared = _SharedPass(self.network, batch)
-        losses, parts = [], {}
+        losses: list[Tensor] = []
+        parts: dict[str, Tensor] = {}
         for name, term in self.terms.items():
 
             def log(part: str, value: Tensor, *, term: str = name) -> None:
