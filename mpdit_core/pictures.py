@@ -159,7 +159,7 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def save_tile(image: Any, path: Path) -> None:
-    """Writes `image [1, 3 or 4, H, W]` as a PNG, one of many: a kill leaves it whole or not there, a power cut may not."""
+    """Writes `image [1, 3 or 4, H, W]` as a PNG, one of many: whole or not there after a kill, but not a power cut."""
     temporary = path.with_name(f".{path.name}.part")
     tile(image).save(temporary, format="PNG")
     temporary.replace(path)

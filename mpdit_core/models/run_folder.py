@@ -47,6 +47,11 @@ class RunFolder:
         """Whether there is a run at `path`, of whatever format."""
         return (Path(path) / CONFIG).is_file()
 
+    @staticmethod
+    def is_free(path: Path) -> bool:
+        """Whether a new run can be made at `path`: nothing is there, or what a start that was killed has left."""
+        return not path.exists() or all(file.name[0] == "." or file.name == ABOUT for file in path.iterdir())
+
     @classmethod
     def next(cls, root: Path, preset: str) -> RunFolder:
         """The next free `root/PRESET-N`."""

@@ -18,7 +18,6 @@ from mpdit_core.flow.loss import Terms, build_terms, needs, require_fit
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.plugins import options_in
 from mpdit_core.reporting import Note, Reporter
-from mpdit_core.runtime.locks import LOCK
 from mpdit_core.settings import changes, flatten
 from mpdit_core.training.options import TrainOptions
 
@@ -163,7 +162,7 @@ def _without_guidance(layers: Layers, report: Reporter) -> Layers:
 def _saved_run(options: TrainOptions) -> RunFolder | None:
     """The run that is to be resumed, or None for a new run."""
     path = options.run
-    if path is None or not path.exists() or all(file.name.startswith(LOCK) for file in path.iterdir()):
+    if path is None or RunFolder.is_free(path):
         return None
     if not RunFolder.exists(path):
         raise UserError(

@@ -1,9 +1,10 @@
 """The one way that tests start commands and processes.
 
 run("sample", model, "-n", 2)              a command line in this process
-run_process("sample", model, "-n", 2)      the same in a process of its own
-run_beside(line, line)                     processes side by side
-with started("-m", "mpdit_cli", …) as p:   a process to be killed: `kill_when(p, condition)`
+run_python("-c", code)                     Python in a process of its own
+with started("-c", code) as p:             the same, to be killed: `kill_when(p, condition)`
+with forked("sample", model, …) as p:      the same of a command line; forked, so that it need not import torch again
+run_forked(work, …)                        `work(…)` in a process forked from the test
 fork_group(work, size=2)                   `work(rank)` in forked ranks of one group, which need not import torch again
 SERVER.Process(target=…)                   a process that trains: forked too, but from one that never computed anything
 serve_group(work, …, size=2)               `work(…)` in such processes, a rank of one group each
@@ -24,13 +25,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 SECONDS = 120.0  # no test waits longer for a process
+FORK = multiprocessing.get_context("fork")
 
 # Autograd does not survive a fork of a process that has used it, as the tests' own may have. This server never does; it
 # imports what takes seconds once, also what torch imports when an optimizer or a sharded model is first made.
@@ -77,21 +79,10 @@ def succeed(*words: object) -> Outcome:
     return outcome
 
 
-def run_process(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Outcome:
-    """`mpdit WORDS`, in a process of its own."""
-    return run_python("-m", "mpdit_cli", *words, env=env, cwd=cwd)
-
-
 def run_python(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Outcome:
     """`python WORDS`, such as `"-c", code`, to its end."""
     with started(*words, env=env, cwd=cwd) as process:
         return _outcome(process)
-
-
-def run_beside(*lines: Sequence[object]) -> list[Outcome]:
-    """`python LINE` for each of `lines`, all at once."""
-    with contextlib.ExitStack() as stack:
-        return [_outcome(process) for process in [stack.enter_context(started(*line)) for line in lines]]
 
 
 @contextlib.contextmanager
@@ -110,13 +101,64 @@ def started(
         process.communicate()
 
 
-def _outcome(process: subprocess.Popen[str]) -> Outcome:
+@dataclass(frozen=True)
+class Forked:
+    """A process of `forked`, with what `subprocess.Popen` has for it."""
+
+    process: Any
+    folder: Path  # of what it prints
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def communicate(self, timeout: float = SECONDS) -> tuple[str, str]:
+        self.process.join(timeout)
+        return _printed(self.folder, 0)
+
+
+@contextlib.contextmanager
+def forked(*words: object) -> Iterator[Forked]:
+    """`mpdit WORDS` as a process that runs beside the test; killed at the end of the body if it still does."""
+    with _forked(_main, [str(word) for word in words]) as process:
+        yield process
+
+
+def run_forked(work: Callable[..., int | None], *arguments: object) -> Outcome:
+    """How `work(*arguments)` ended in a process forked from this one. What it returns is its exit code."""
+    with _forked(work, *arguments) as process:
+        return _outcome(process)
+
+
+@contextlib.contextmanager
+def _forked(work: Callable[..., int | None], *arguments: object) -> Iterator[Forked]:
+    with tempfile.TemporaryDirectory() as name:
+        process = FORK.Process(target=_enter_printing, args=(0, Path(name), work, arguments))
+        process.start()
+        try:
+            yield Forked(process, Path(name))
+        finally:
+            process.kill()
+            process.join()
+
+
+def _outcome(process: subprocess.Popen[str] | Forked) -> Outcome:
     out, err = process.communicate(timeout=SECONDS)
     return Outcome(process.returncode, out, err)
 
 
 def kill_when(
-    process: subprocess.Popen[str], condition: Callable[[], object], *, signum: int = signal.SIGKILL
+    process: subprocess.Popen[str] | Forked, condition: Callable[[], object], *, signum: int = signal.SIGKILL
 ) -> Outcome:
     """Sends `signum` as soon as `condition()` holds, and waits for the end. Fails where the process ends first."""
     wait_until(lambda: condition() or process.poll() is not None)
@@ -136,8 +178,7 @@ def wait_until(condition: Callable[[], object], *, seconds: float = SECONDS) -> 
 def fork_group(work: Callable[[int], object], *, size: int = 2) -> None:
     """`work(rank)` in `size` forked processes of one group; each must end without an error."""
     rendezvous = _rendezvous(size)
-    fork = multiprocessing.get_context("fork")
-    group = [fork.Process(target=_enter, args=(rendezvous, rank, work, rank)) for rank in range(size)]
+    group = [FORK.Process(target=_enter, args=(rendezvous, rank, work, rank)) for rank in range(size)]
     assert _end_codes(group) == [0] * size
 
 
@@ -145,10 +186,9 @@ def serve_group(work: Callable[..., int | None], *arguments: object, size: int =
     """How `work(*arguments)` ended in `size` processes of one group, by rank. What it returns is its exit code."""
     rendezvous = _rendezvous(size)
     with tempfile.TemporaryDirectory() as name:
-        place = (rendezvous, Path(name), work, arguments)
-        codes = _end_codes([SERVER.Process(target=_enter_served, args=(rank, *place)) for rank in range(size)])
-        printed = [[Path(name, f"{stream}-{rank}").read_text() for stream in ("out", "err")] for rank in range(size)]
-    return [Outcome(code, out, err) for code, (out, err) in zip(codes, printed, strict=True)]
+        ranked = [(rank, Path(name), _enter, (rendezvous, rank, work, *arguments)) for rank in range(size)]
+        codes = _end_codes([SERVER.Process(target=_enter_printing, args=place) for place in ranked])
+        return [Outcome(code, *_printed(Path(name), rank)) for rank, code in enumerate(codes)]
 
 
 def serve_command(*words: object, size: int = 2) -> list[Outcome]:
@@ -159,6 +199,7 @@ def serve_command(*words: object, size: int = 2) -> list[Outcome]:
 def _main(words: list[str]) -> int:
     from mpdit_cli.app import main
 
+    sys.argv = ["mpdit", *words]  # which a launcher gives to its processes
     return main(words)
 
 
@@ -170,14 +211,14 @@ def _enter(rendezvous: Mapping[str, str], rank: int, work: Callable[..., Any], *
     return work(*arguments)
 
 
-def _enter_served(
-    rank: int, rendezvous: Mapping[str, str], folder: Path, work: Callable[..., int | None], arguments: tuple[Any, ...]
-) -> None:
+def _enter_printing(rank: int, folder: Path, work: Callable[..., int | None], arguments: tuple[Any, ...]) -> None:
+    """Ends this process with the code that `work(*arguments)` returns; what it prints is in files of `folder`."""
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - not pytest's
     code = 1
     try:
-        code = _enter(rendezvous, rank, work, *arguments) or 0
+        code = work(*arguments) or 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -186,7 +227,13 @@ def _enter_served(
         os._exit(code)  # as mpdit_cli/__main__.py ends
 
 
-def _end_codes(group: list[Any]) -> list[int | None]:
+def _printed(folder: Path, rank: int) -> tuple[str, str]:
+    """What a process printed to stdout and stderr."""
+    out, err = ((folder / f"{stream}-{rank}").read_text() for stream in ("out", "err"))
+    return out, err
+
+
+def _end_codes(group: list[Any]) -> list[int]:
     """Exit codes of processes that are started here, and killed where they do not end."""
     for process in group:
         process.start()

@@ -37,6 +37,15 @@ def train_and_die(wanted: TrainOptions, steps: int, seconds: float) -> None:
     sys.exit("it came to its end: make the run longer")
 
 
+def torchrun(words: list[str]) -> None:
+    """An agent of torchrun, which starts processes of its own."""
+    from torch.distributed.run import main
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]
+    main(words)
+
+
 def last_checkpoint_fails(latents: Path, run: Path) -> int:
     """A file is where the folder of checkpoints was."""
 

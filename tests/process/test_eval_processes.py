@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from eval_helpers import enter_folder, pictures
-from launch import fork_group, run, wait_until
+from launch import FORK, fork_group, run, wait_until
 from safetensors.torch import load_file
 from sample_helpers import write_model
 
@@ -28,7 +27,6 @@ from mpdit_core.metrics.features import extract
 from mpdit_core.reporting import Progress, silent
 from mpdit_core.runtime.distributed import World, process_group
 
-FORK = multiprocessing.get_context("fork")  # children need not import torch again
 CPU = torch.device("cpu")
 COUNT, BLOCK = 90, 7
 

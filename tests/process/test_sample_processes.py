@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from launch import fork_group, kill_when, run, started
+from launch import fork_group, forked, kill_when, run
 from safetensors.torch import load_file
 from sample_helpers import images_of, latents_of, run_sample, write_model
 
@@ -26,7 +26,7 @@ def command(model, out, format_):
 
 def stop_after_three_blocks(arguments, out, signum):
     """The outcome; at least three of the 16 blocks were finished, and not all."""
-    with started("-m", "mpdit_cli", *arguments) as process:
+    with forked(*arguments) as process:
         outcome = kill_when(process, lambda: len(list(out.glob(".progress/*.json"))) >= 3, signum=signum)
     assert 3 <= len(list(out.glob(".progress/*.json"))) < 16
     return outcome

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import SERVER, free_port, kill_when, run_beside, serve_command, serve_group, started, wait_until
+from launch import SERVER, forked, free_port, kill_when, serve_command, serve_group, wait_until
 from launch import run as mpdit
 from safetensors import safe_open
 from train_helpers import arguments, assert_same_run, metrics_of, options, relative_difference, run_to_end, state_of
 from train_objectives import OBJECTIVES
-from train_workers import last_checkpoint_fails, one_part_fails, train_and_die
+from train_workers import last_checkpoint_fails, one_part_fails, torchrun, train_and_die
 
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import find_checkpoints, open_model
@@ -127,9 +127,8 @@ def test_a_sweep_in_two_processes_trains_every_run_in_both(latents, tmp_path):
 def test_two_nodes_of_one_process_equal_one(latents, tmp_path):
     """Two torchrun agents that find each other over loopback, as two machines would."""
     run = tmp_path / "run"
-    node = ["-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d"]
-    node += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "-m", "--", "mpdit_cli", *arguments(latents, run)]
-    outcomes = run_beside([*node, "--steps", 4], [*node, "--steps", 4])
+    node = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    outcomes = serve_group(torchrun, [*node, "-m", "--", "mpdit_cli", *arguments(latents, run), "--steps=4"])
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     run_to_end(options(latents, tmp_path / "one", steps=4))
     assert relative_difference(state_of(run), state_of(tmp_path / "one")) < 1e-5
@@ -157,7 +156,7 @@ def test_the_processes_of_a_launcher_save_and_end_with_it(latents, tmp_path, nam
     """Also when a scheduler sends the signal to every process, and the launcher passes it on."""
     run, signum = tmp_path / "run", getattr(signal, name)
     words = [*arguments(latents, run, "train.log_every=1"), "--steps", 100_000, "--nproc", 2, "--quiet"]
-    with started("-m", "mpdit_cli", *words) as launcher:
+    with forked(*words) as launcher:
         wait_until(lambda: (run / "metrics.jsonl").exists() or launcher.poll() is not None)
         ranks = [int(c) for c in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
         for pid in ranks if to_all else ():
@@ -193,7 +192,7 @@ def test_a_launcher_passes_a_signal_on_to_every_process(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_launcher_killed_at_start_up_leaves_nothing(latents, tmp_path):
     words = [*arguments(latents, tmp_path / "run"), "--steps", 100_000, "--nproc", 2]
-    with started("-m", "mpdit_cli", *words) as launcher:
+    with forked(*words) as launcher:
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
         wait_until(lambda: len(children.read_text().split()) == 2)
         ranks = children.read_text().split()

@@ -119,8 +119,8 @@ def test_every_mistake_has_its_code(weights: Path, tmp_path: Path, monkeypatch: 
     assert code(size="huge") == "invalid-value"
     assert code(weights=str(tmp_path / "none.pth")) == "no-such-file"
     assert code(weights=str(torn)) == "damaged-file"
-    assert code(weights=str(weights)) == "wrong-weights"  # the small network's, for the large one
-    assert code(weights=str(other)) == "wrong-weights"
+    assert code(size="base", weights=str(weights)) == "wrong-weights"  # the small network's
+    assert code(size="small", weights=str(other)) == "wrong-weights"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))

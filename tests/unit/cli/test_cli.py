@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from launch import kill_when, run, run_python, started, succeed
+from launch import forked, kill_when, run, run_python, succeed
 
 import mpdit_core.demo
 from mpdit_cli.app import COMMANDS
@@ -124,17 +124,16 @@ def test_names_in_messages_cannot_act(failing):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
-def test_a_signal_ends_a_command_in_the_middle(name):
-    signum = getattr(signal, name)
-    code = (
-        "import sys, mpdit_core.demo\nfrom mpdit_cli.app import main\n"
-        "def demo(*a, **k):\n    print('started', file=sys.stderr, flush=True)\n    import signal; signal.pause()\n"
-        "mpdit_core.demo.demo = demo\nsys.exit(main(['demo', '--json']))"
-    )
-    with started("-c", code) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "started\n"
-        assert kill_when(process, lambda: True, signum=signum).code == 128 + signum
+def test_a_signal_ends_a_command_in_the_middle(name, tmp_path, monkeypatch):
+    signum, started = getattr(signal, name), tmp_path / "started"
+
+    def demo(*_, **__):
+        started.touch()
+        signal.pause()
+
+    monkeypatch.setitem(vars(mpdit_core.demo), "demo", demo)
+    with forked("demo", "--json") as process:
+        assert kill_when(process, started.exists, signum=signum).code == 128 + signum
 
 
 def test_user_errors_survive_pickling():

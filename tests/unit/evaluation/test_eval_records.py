@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval_helpers import code_of, enter_folder, measured, options, warnings_of
+from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
 from launch import run
 from PIL import Image
 from sample_helpers import write_model
@@ -114,11 +114,11 @@ def test_a_record_names_package_version_and_options_of_its_plugins(here):
 
 
 def test_few_sorted_and_lossy_samples_are_warned_of(here):
-    pictures = np.load("a.npz")["arr_0"]
-    np.savez("sorted.npz", arr_0=pictures, arr_1=np.arange(12) // 3)
-    np.savez("mixed.npz", arr_0=pictures, arr_1=np.arange(12) % 4)
+    images = np.load("a.npz")["arr_0"]
+    np.savez("sorted.npz", arr_0=images, arr_1=np.arange(12) // 3)
+    np.savez("mixed.npz", arr_0=images, arr_1=np.arange(12) % 4)
     Path("jpeg").mkdir()
-    for i, picture in enumerate(pictures):
+    for i, picture in enumerate(images):
         Image.fromarray(picture).save(f"jpeg/{i}.jpg")
     said = {
         name: [warning.code for warning in measured(name, metrics=("fid", "is")).warnings]
@@ -185,13 +185,26 @@ def test_other_versions_and_options_are_told(here):
 
 
 def test_figures_of_unpublished_weights_never_stand_as_fid(here, inception_weights):
-    record = distance(features="inception", weights=inception_weights)
+    np.savez("b.npz", arr_0=pictures(5, seed=1))
+    record = distance(features="inception", weights=inception_weights, num_samples=5)
     assert record.distance == "unpublished_fid"
     assert record.labels["unpublished_fid"] == "FID (unpublished weights)"
     assert not any(key.startswith("fid") for key in record.metrics)
     assert record.is_fid is False
     assert record.extractor.published is False
-    words = ["a.npz", "--reference", "b.npz", "--metrics", "fid", "--device", "cpu", "--weights", inception_weights]
+    words = [
+        "a.npz",
+        "-n",
+        5,
+        "--reference",
+        "b.npz",
+        "--metrics",
+        "fid",
+        "--device",
+        "cpu",
+        "--weights",
+        inception_weights,
+    ]
     assert "FID (unpublished weights)" in run("eval-fid", *words).out
     published = altered(record, "published.json", "extractor", "published", to=True)
     assert names(compared(published, record).reasons) == ["published weights"]

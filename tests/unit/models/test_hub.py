@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,11 +12,13 @@ import torch
 from data_helpers import refused
 from ecosystem_helpers import model_folder
 from hub_server import Hub
+from launch import run_forked
 
 from mpdit_core.models.hub import download_model, parse_address
 
+FRESH = ("huggingface_hub", "mpdit_core", "mpdit_cli")
 SESSION = """
-import contextlib, io, json, sys, time
+import contextlib, io, json, time
 from pathlib import Path
 time.sleep = lambda seconds: None  # the library waits between its attempts
 from mpdit_cli.app import main
@@ -50,8 +51,7 @@ def result(name, arguments):
     except UserError as error:
         return [error.code, str(error)]
 
-results = [result(*step) for step in json.loads(sys.argv[1])]
-print("RESULTS" + json.dumps(results))
+print("RESULTS" + json.dumps([result(*step) for step in steps]))
 """
 
 
@@ -65,12 +65,18 @@ def session(steps: list, *, url: str, home: Path, **settings: str) -> list:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "*",
     } | settings
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION, json.dumps(steps)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULTS")), None)
-    assert line is not None, done.stderr
+    done = run_forked(_begin, steps, environment)
+    line = next((line for line in done.out.splitlines() if line.startswith("RESULTS")), None)
+    assert line is not None, done.err
     return json.loads(line.removeprefix("RESULTS"))
+
+
+def _begin(steps: list, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for name in [name for name in sys.modules if name.partition(".")[0] in FRESH]:
+        del sys.modules[name]  # all but torch, which takes seconds, is imported again
+    exec(SESSION, {"steps": steps})
 
 
 def test_upload_and_download(tmp_path):

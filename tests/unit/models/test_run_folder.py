@@ -34,6 +34,13 @@ def run(tmp_path) -> RunFolder:
     return folder
 
 
+def test_a_start_that_was_killed_leaves_the_folder_free(run):
+    assert RunFolder.is_free(run.path.parent / "nowhere")
+    assert not RunFolder.is_free(run.path)
+    (run.path / "config.toml").rename(run.path / ".config.toml.1a2b3c4d.part")  # run.json is written first
+    assert RunFolder.is_free(run.path)
+
+
 def test_what_is_written_is_read(run):
     assert RunFolder.exists(run.path)
     assert run.config() == load_preset("tiny")

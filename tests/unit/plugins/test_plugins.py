@@ -13,7 +13,7 @@ from typing import Any
 import plugin_site
 import pytest
 import torch
-from launch import run, run_process, succeed
+from launch import run, run_python, succeed
 
 from mpdit_core import load_sampler, plugins
 from mpdit_core.api import Features, Item
@@ -134,7 +134,7 @@ def test_malformed_metadata_is_listed(site: Path, without_heavy_packages):
     assert (report.status, report.version) == ("broken", "1.2")
     assert "entry_points.txt is malformed" in report.reason
     assert "euler" in plugins.names("samplers")
-    done = run_process("ls", "--json", cwd=site, env={"PYTHONPATH": str(site)})
+    done = run_python("-m", "mpdit_cli", "ls", "--json", cwd=site, env={"PYTHONPATH": str(site)})
     assert done.result["entries"] == []  # pydantic looks for plugins of its own there, unless it is told not to
 
 

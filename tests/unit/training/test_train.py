@@ -150,7 +150,7 @@ def test_a_flipped_bit_is_named_and_its_checkpoint_passed_over(latents, straight
     assert_same_run(run, straight)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])  # the others: test_files.py
 def test_a_disk_that_takes_nothing_for_a_while_does_not_end_the_run(latents, straight, tmp_path, monkeypatch, number):
     """Checkpoints and metrics are given up with a warning; when there is room again, nothing is missing."""
     save, append, step = model_folder.save_file, RunFolder.append_metrics, 0
