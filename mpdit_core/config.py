@@ -14,7 +14,7 @@ import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
@@ -194,8 +194,9 @@ class MuonConfig(AdamWSettings):
 
 
 def _optimizer_tag(given: Any) -> str:
-    name = given.get("name", "adamw") if isinstance(given, Mapping) else getattr(given, "name", None)
-    return f"<{name}>"
+    if isinstance(given, Mapping):
+        return f"<{cast(Mapping[str, Any], given).get('name', 'adamw')}>"
+    return f"<{getattr(given, 'name', None)}>"
 
 
 OptimizerConfig = Annotated[
@@ -318,8 +319,8 @@ class Layers:
     user gave: another layer may not adapt them.
     """
 
-    tree: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
+    tree: dict[str, Any] = field(default_factory=dict[str, Any])
+    origins: dict[str, str] = field(default_factory=dict[str, str])
     fixed: frozenset[str] = frozenset()
 
     def over(self, values: Mapping[str, Any], origin: str, *, fixed: bool = False) -> Layers:
@@ -347,9 +348,10 @@ class Layers:
         train = self.tree.get("train")
         if not isinstance(train, Mapping):
             return self
-        tree = self.tree | {"train": {key: value for key, value in train.items() if key != name}}
+        others = {key: value for key, value in cast(Mapping[str, Any], train).items() if key != name}
         gone = {key for key in self.origins if f"{key}.".startswith(f"train.{name}.")}
-        return Layers(tree, {key: self.origins[key] for key in self.origins.keys() - gone}, self.fixed - gone)
+        origins = {key: self.origins[key] for key in self.origins.keys() - gone}
+        return Layers(self.tree | {"train": others}, origins, self.fixed - gone)
 
     def origin(self, key: str) -> str:
         """Which layer gave the dotted `key`; `default` where none did."""

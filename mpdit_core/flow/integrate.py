@@ -1,5 +1,8 @@
 """The one loop over a sampler: from noise at t = 1 to data at t = 0, its output checked on the way."""
 
+# What a plugin yields need not be what its contract says.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator

@@ -57,6 +57,18 @@ def needs(terms: Terms) -> frozenset[str]:
     return frozenset(name for term in terms.values() for name in term.needs)
 
 
+def require_fit(terms: Terms, model: ModelConfig) -> None:
+    """Raises the `UserError` of a term that cannot serve the network. Nothing is computed."""
+    with torch.device("meta"):
+        for term in terms.values():
+            _build_modules(term, network_shape(model, teacher_features=1))
+
+
+def _build_modules(term: Objective, shape: NetworkShape) -> nn.Module | None:
+    with plugin_errors(term, "in modules"):
+        return term.modules(shape)
+
+
 def network_shape(model: ModelConfig, *, teacher_features: int = 0) -> NetworkShape:
     """What the modules of the terms are built for."""
     coarse = model.stages[-2].patch_size if len(model.stages) > 1 else None
@@ -84,15 +96,15 @@ class TrainingLoss(nn.Module):
         self.trained_beside = nn.ModuleDict()
         self.modules_of: dict[str, nn.Module | None] = {}
         for name, term in terms.items():
-            with plugin_errors(term, "in modules"):
-                modules = self.modules_of[name] = term.modules(shape)
+            modules = self.modules_of[name] = _build_modules(term, shape)
             if modules is not None:
                 self.trained_beside[name.replace(".", "_")] = modules  # torch allows no dots in these names
 
     def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its parts without gradients: `loss/TERM` where there are several terms, and what they log."""
         shared = _SharedPass(self.network, batch)
-        losses, parts = [], {}
+        losses: list[Tensor] = []
+        parts: dict[str, Tensor] = {}
         for name, term in self.terms.items():
 
             def log(part: str, value: Tensor, *, term: str = name) -> None:

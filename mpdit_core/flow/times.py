@@ -24,7 +24,7 @@ def uniform(uniforms: Tensor, time: TimeConfig) -> Tensor:  # noqa: ARG001
 
 def logit_normal(uniforms: Tensor, time: TimeConfig) -> Tensor:
     """`sigmoid(mean + std·normal)` (arXiv 2403.03206, equation 19; with 0 and 1 in the MPDiT paper)."""
-    return torch.sigmoid(time.mean + time.std * torch.special.ndtri(uniforms))
+    return torch.sigmoid(time.mean + time.std * torch.special.ndtri(uniforms))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def mode(uniforms: Tensor, time: TimeConfig) -> Tensor:

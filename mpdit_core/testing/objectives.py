@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
@@ -88,7 +88,8 @@ def _batch(objective: Objective, model: ModelConfig, device: str) -> TrainingBat
 
 
 def _rows(batch: TrainingBatch, rows: slice | list[int]) -> TrainingBatch:
-    return TrainingBatch(**{name: None if x is None else x[rows] for name, x in vars(batch).items()})
+    parts: dict[str, Any] = {name: None if x is None else x[rows] for name, x in vars(batch).items()}
+    return TrainingBatch(**parts)
 
 
 def _check_value(loss: TrainingLoss, batch: TrainingBatch) -> None:
@@ -143,7 +144,7 @@ def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
             )
 
 
-def _check_resume(objective: Objective, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
+def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
     """Two steps of gradient descent, against one, its parameters put into a new network, and another."""
     import torch
 

@@ -3,8 +3,9 @@
 To show a type in another way: a line in `_component`.
 """
 
-# pyright: reportMissingImports=false
 # Gradio is not in .venv (see Makefile).
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,7 +1,8 @@
 """The page: its layout, and what happens on a click. One job computes at a time; whoever comes second waits."""
 
-# pyright: reportMissingImports=false
 # Gradio is not in .venv (see Makefile).
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import logging

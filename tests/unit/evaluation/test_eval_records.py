@@ -118,7 +118,7 @@ def test_few_sorted_and_lossy_samples_are_warned_of(here):
     np.savez("sorted.npz", arr_0=images, arr_1=np.arange(12) // 3)
     np.savez("mixed.npz", arr_0=images, arr_1=np.arange(12) % 4)
     Path("jpeg").mkdir()
-    for i, picture in enumerate(pictures):
+    for i, picture in enumerate(images):
         Image.fromarray(picture).save(f"jpeg/{i}.jpg")
     said = {
         name: [warning.code for warning in measured(name, metrics=("fid", "is")).warnings]

@@ -72,6 +72,7 @@ def test_code_that_a_run_or_file_names_needs_trust(latents, tmp_path):
     ("objective.contrastive.wieght=1", "unknown-key"),
     ("objective.flow-matching.weight=0", "no-objective"),
     ("objective.contrastive.weight=0.1", "batch-too-small"),
+    ("objective.velocity-direction.weight=1", "does-not-fit"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_a_folder_is_made(latents, tmp_path, assignment, code):
     with pytest.raises(UserError) as refused:
