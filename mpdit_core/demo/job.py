@@ -42,7 +42,7 @@ def demo(options: DemoOptions, *, report: Reporter = silent) -> DemoResult:
             "the demo's data set is not installed",
             code="missing-package",
             expected="the package mpdit-digits, installed next to mpdit",
-            remedy="uv pip install -e plugins/mpdit-digits",
+            remedy="pip install mpdit-digits",
         )
     latents, run, device = options.out / "latents" / "digits-16", options.out / "digits", options.device
 

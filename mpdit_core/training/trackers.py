@@ -94,7 +94,7 @@ def check_installed(names: Sequence[str]) -> None:
                 f"train.trackers contains {name}, whose package is not installed",
                 code="missing-package",
                 expected=f"the package {name}",
-                remedy=f"pip install {name}, or leave it out of train.trackers",
+                remedy="pip install 'mpdit[trackers]', or leave it out of train.trackers",
             )
 
 
