@@ -150,7 +150,7 @@ def _steps_until(model: ModelFolder, step: int | None) -> list[int]:
             f"{model.run} has no snapshots of power-function EMAs up to step {model.step if step is None else step}",
             code="no-ema-snapshots",
             expected="a run that was trained with train.ema_widths",
-            remedy="mpdit train --set train.ema_widths=[0.05,0.1] in a new run",
+            remedy="mpdit train --set 'train.ema_widths=[0.05,0.1]' in a new run",
         )
     if step is not None and until[-1] != step:
         raise UserError(
