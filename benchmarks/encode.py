@@ -2,12 +2,14 @@
 
 python benchmarks/encode.py                         # pixels: against cores × decode-and-crop
 python benchmarks/encode.py --autoencoder kl        # Stable Diffusion's form, random weights: against the encoder
+python benchmarks/encode.py --precision             # the same in bfloat16 against eager float32, and decoding
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,12 +23,14 @@ from PIL import Image
 from report import write_result
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import load_autoencoder
+from mpdit_core.data.autoencoders import load_autoencoder, read_stored
 from mpdit_core.data.images import open_image, prepare
 from mpdit_core.encoding import EncodeOptions, encode_latents
 from mpdit_core.runtime.concurrency import usable_cores
-from mpdit_core.runtime.device import select_device
+from mpdit_core.runtime.device import select_device, synchronize
 from mpdit_core.size import Size
+
+TURNS = 3
 
 
 def make_photos(root: Path, count: int) -> None:
@@ -84,6 +88,34 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
     return rates
 
 
+def ratios(folder: Path, device: torch.device, batch_size: int, resolution: Size) -> dict[str, dict[str, float]]:
+    """Images/s of encoder and decoder in float32 and bfloat16, and the ratio: medians of turns taken one by one."""
+    autoencoder = load_autoencoder(str(folder), device=device)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch_size, 3, *resolution), dtype=torch.uint8, generator=generator).to(device)
+    latents = read_stored(autoencoder.encode(images), autoencoder.spec.stores)[0]
+    found: dict[str, dict[str, float]] = {}
+    works = {"encode": lambda: autoencoder.encode(images), "decode": lambda: autoencoder.decode(latents)}
+    for name, compute in works.items():
+        seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+        for _ in range(TURNS + 1):
+            for precision, times in seconds.items():
+                autoencoder.precision = autoencoder.decode_precision = precision
+                times.append(seconds_of(compute, device))
+        medians = {precision: statistics.median(times[1:]) for precision, times in seconds.items()}  # without warm-up
+        found[name] = {precision: batch_size / median for precision, median in medians.items()}
+        found[name]["ratio"] = medians["float32"] / medians["bfloat16"]
+    return found
+
+
+def seconds_of(compute: Callable[[], Tensor], device: torch.device) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    compute()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
 def whole(
     root: Path,
     out: Path,
@@ -110,26 +142,33 @@ def main() -> None:
         type=int,
         help="number of photos (default: 2000; with kl 96: an encoder takes a second for each on a CPU)",
     )
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", action="store_true", help="ratios of bfloat16 to float32 only")
+    parser.add_argument("--batch-size", type=int, help="default: 16; with --precision 4")
     parser.add_argument("--resolution", type=Size.parse, default="256")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     device, root = select_device(arguments.device), Path(tempfile.mkdtemp())
+    batch_size = arguments.batch_size or (4 if arguments.precision else 16)
     count = arguments.count or (2000 if arguments.autoencoder == "pixels" else 96)
     try:
+        if arguments.precision:
+            found = ratios(save_kl(root / "vae"), device, batch_size, arguments.resolution)
+            print(found)
+            print(write_result("encode-precision", {"device": str(device), "batch_size": batch_size, **found}))
+            return
         make_photos(root / "photos", count)
         name = "pixels" if arguments.autoencoder == "pixels" else str(save_kl(root / "vae"))
         if name == "pixels":
             bare = {"cores × decoding": bare_decoding(root / "photos", arguments.resolution) * usable_cores()}
         else:
-            bare = bare_encoding(name, device, arguments.batch_size, arguments.resolution)
+            bare = bare_encoding(name, device, batch_size, arguments.resolution)
         rate = whole(
-            root / "photos", root / "out", name=name, device=arguments.device, batch_size=arguments.batch_size,
+            root / "photos", root / "out", name=name, device=arguments.device, batch_size=batch_size,
             resolution=arguments.resolution,
         )  # fmt: skip
         data = {
             "autoencoder": arguments.autoencoder, "device": str(device), "count": count,
-            "batch_size": arguments.batch_size, "bare_images_per_second": bare, "images_per_second": rate,
+            "batch_size": batch_size, "bare_images_per_second": bare, "images_per_second": rate,
             "ratio": rate / max(bare.values()),
         }  # fmt: skip
         print(data)

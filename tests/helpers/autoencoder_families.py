@@ -73,7 +73,7 @@ FAMILIES = {
     "DC-AE f64": Family("AutoencoderDC", dc(128, 7), 128, 64, "mean", 128),
     "HunyuanImage": Family(
         "AutoencoderKLHunyuanImage",
-        {"in_channels": 3, "out_channels": 3, "latent_channels": 64, "block_out_channels": (32,) * 6,
+        {"in_channels": 3, "out_channels": 3, "latent_channels": 64, "block_out_channels": (32,) * 5 + (128,),
          "layers_per_block": 1, "spatial_compression_ratio": 32, "sample_size": 384},
         64, 32, "mean+std",
     ),

@@ -15,7 +15,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
 MAX_CLASSES = 100_000  # a label beyond that is a number of something else
-WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}(\.0*)?")  # pandas writes whole labels as 3.0 where some are missing
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0*)?")  # pandas writes whole labels as 3.0 where some are missing
 
 
 def read_class_names(path: Path) -> list[str]:

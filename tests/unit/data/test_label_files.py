@@ -133,3 +133,9 @@ def test_class_lists(tmp_path: Path):
     assert caught.value.code == "bad-class-list"
     assert sort_classes(["10", "9", "0"]) == ["0", "9", "10"]
     assert sort_classes(["10", "9", "b"]) == ["10", "9", "b"]
+
+
+def test_whole_numbers_of_any_length_are_labels_and_refused_where_they_cannot_be(tmp_path: Path):
+    with pytest.raises(UserError) as caught:
+        label_numbers(["0", "1", "99999999999"], None, tmp_path)
+    assert caught.value.code == "bad-label-file"
