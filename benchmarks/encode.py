@@ -23,7 +23,6 @@ from torch import Tensor
 from mpdit_core.data.autoencoders import load_autoencoder
 from mpdit_core.data.images import open_image, prepare
 from mpdit_core.encoding import EncodeOptions, encode_latents
-from mpdit_core.encoding.pipeline import encode_pictures
 from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.device import select_device
 from mpdit_core.size import Size
@@ -74,7 +73,7 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
         return repeats * batch_size / (time.perf_counter() - started)
 
     def encode(pictures: np.ndarray) -> Tensor:
-        return encode_pictures(autoencoder, pictures, flip=False)[0].cpu()
+        return autoencoder.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2)).cpu()
 
     rates = {"one call per batch": rate(lambda: encode(images))}
     if device.type == "cpu":

@@ -73,6 +73,7 @@ OFFERED: dict[str, Offer] = {
     "preset": lambda _: preset_names(),
     "sampler": lambda _: names("samplers"),
     "features": lambda _: names("features"),
+    "teacher": lambda _: ["latents", *names("features")],
     "source": lambda _: names("datasets"),
     "classes": class_names,
     "model": models,

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLUGIN_API", "Autoencoder", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "LogPart",
-    "NetworkShape", "NoiseSource", "Objective", "Prediction", "Sampler", "Step", "TrainedNetwork", "TrainingBatch",
-    "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive", "read_class_names",
-    "read_regular", "to_pixels", "to_range",
+    "NetworkShape", "NoiseSource", "Objective", "Prediction", "Sampler", "Step", "Teacher", "TrainedNetwork",
+    "TrainingBatch", "UserError", "VelocityFn", "draw_noise", "open_image", "option", "read_archive",
+    "read_class_names", "read_regular", "to_pixels", "to_range",
 ]  # fmt: skip
 
 # Imported when they are first used. For data sets: the same care for damaged and odd files as mpdit's own sources take.
@@ -133,6 +133,22 @@ class FeatureExtractor(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of weights and preprocessing; only statistics with the same hash are compared."""
+        ...
+
+
+@runtime_checkable
+class Teacher(FeatureExtractor, Protocol):
+    """A feature extractor that also gives a map: `encode-latents --teacher` stores it, `objective.alignment` uses it.
+
+    A class may carry `flip_equivariant = True`: the map of a mirror image is the mirrored map, and is not stored twice.
+    """
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Features float32 `[B, F, rows, columns]` of `images [B, 3, H, W]` uint8, on the extractor's own grid.
+
+        The grid covers the whole image. Called after `load`, from several threads; the map of an image does not depend
+        on the batch it is in.
+        """
         ...
 
 

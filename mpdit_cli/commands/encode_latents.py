@@ -25,7 +25,7 @@ def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
     Example: mpdit encode-latents images/ --resolution 256
 
     Killed at any point, the same command resumes. Options of plugins:
-    `--set dataset.KEY=VALUE` and `--set autoencoder.KEY=VALUE`.
+    `--set dataset.KEY=VALUE`, `--set autoencoder.KEY=VALUE` and `--set teacher.KEY=VALUE`.
     """
     from mpdit_core.encoding import encode_latents
 
@@ -46,6 +46,9 @@ def summary(result: EncodeResult) -> console.Summary:
         "normalisation": _normalisation(result),
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
+    if result.teacher and result.teacher_shape:
+        tokens, features = result.teacher_shape
+        rows["teacher"] = f"{tokens} tokens of {features} features by {result.teacher}"
     if result.psnr is not None:
         exact = math.isclose(result.ssim or 0, 1, abs_tol=1e-12)
         rfid = f", rFID {result.rfid:.2f}" if result.rfid is not None else ""

@@ -1,12 +1,12 @@
 """Reading a folder of latents while training: memory-mapped shards, random access, an order that can be sought in.
 
 Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are what the autoencoder decodes; `latents`
-[n, C, h, w] are a standardised draw from the posterior.
+[n, C, h, w] are a standardised draw from the posterior. A teacher's features are [n, N, F], N tokens row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,17 @@ from torch import Tensor
 
 from mpdit_core.data.autoencoders import read_stored
 from mpdit_core.data.hash_check import HashCheck
-from mpdit_core.data.manifest import LatentSpec, Manifest, Normalisation, Shard, latent_spec, read_manifest
-from mpdit_core.data.shards import map_shard
+from mpdit_core.data.manifest import (
+    FeatureShard,
+    LatentSpec,
+    Manifest,
+    Normalisation,
+    Shard,
+    TeacherFeatures,
+    latent_spec,
+    read_manifest,
+)
+from mpdit_core.data.shards import map_feature_shard, map_shard
 from mpdit_core.data.tensor_file import prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
@@ -34,6 +43,7 @@ class LatentBatch(NamedTuple):
     mean: Tensor  # [n, C, h, w] float32, raw
     std: Tensor | None  # [n, C, h, w] float32
     labels: Tensor  # [n] int64
+    teacher: Tensor | None = None  # [n, N, F] float16, where they were asked for
 
 
 class LatentFolder:
@@ -54,6 +64,7 @@ class LatentFolder:
         self._firsts = np.cumsum([0, *counts[:-1]])  # number of the first image of each shard
         self.hashes = HashCheck()
         self._maps: dict[int, dict[str, np.ndarray]] = {}
+        self._feature_maps: dict[int, dict[str, np.ndarray]] = {}
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             list(pool.map(self._check_size, self.manifest.shards))
 
@@ -66,20 +77,44 @@ class LatentFolder:
         return self.manifest.plan.flip or self.spec.autoencoder.flip_equivariant
 
     @cached_property
+    def teacher(self) -> TeacherFeatures:
+        """The features that are stored beside the latents.
+
+        Raises:
+            UserError: there are none (`no-teacher`); a file of theirs is missing or has another size than it had.
+        """
+        teacher = self.manifest.teacher
+        if teacher is None:
+            raise UserError(
+                f"{self.path} holds no features of a teacher",
+                code="no-teacher",
+                expected="features stored beside the latents",
+                remedy=f"mpdit encode-latents {self.spec.source} --out {self.path} --teacher NAME   (with the other "
+                "options as before; the latents are not encoded again)",
+            )
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            list(pool.map(self._check_size, teacher.shards))
+        return teacher
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """Labels of all images, int64 [n]; read once, 8 bytes per image."""
         self._map(range(len(self.manifest.shards)))
         return np.concatenate([np.array(self.shard(i)["labels"]) for i in range(len(self.manifest.shards))])
 
-    def batch(self, indices: Sequence[int] | np.ndarray, *, flip: Sequence[bool] | None = None) -> LatentBatch:
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, *, flip: Sequence[bool] | None = None, teacher: bool = False
+    ) -> LatentBatch:
         """The posteriors and labels of some images.
 
         Args:
             indices: numbers in 0..len-1, in any order, repeats allowed.
             flip: for each of them, whether to give its mirror image; none by default.
+            teacher: whether to give the teacher's features too, mirrored with the latents.
 
         Raises:
-            UserError: mirror images are asked for and not there (`no-flips`); a shard is damaged (`damaged-file`).
+            UserError: mirror images are asked for and not there (`no-flips`), features are (`no-teacher`); a shard is
+                damaged (`damaged-file`).
             IndexError: an index is out of range.
         """
         self.hashes.raise_fault()
@@ -93,36 +128,48 @@ class LatentFolder:
                 code="no-flips",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
+        features = self._features(wanted, mirrored) if teacher else None
         stored, labels = self._gather(wanted, mirrored & self.manifest.plan.flip)
         tensor = torch.from_numpy(stored)
         if not self.manifest.plan.flip and mirrored.any():
             chosen = torch.from_numpy(mirrored)
             tensor[chosen] = tensor[chosen].flip(-1)
         mean, std = read_stored(tensor, self.spec.autoencoder.stores)
-        return LatentBatch(mean, std, torch.from_numpy(labels))
+        return LatentBatch(mean, std, torch.from_numpy(labels), features)
 
     def _gather(self, wanted: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(stored latents [n, copies·C, h, w], labels [n]) of images `wanted`, the stored mirror image of some."""
         plan = self.manifest.plan
         stored = np.empty((len(wanted), *plan.stored_shape), dtype=plan.autoencoder.form.dtype)
         labels = np.empty(len(wanted), dtype=np.int64)
-        shards = np.searchsorted(self._firsts, wanted, side="right") - 1
-        rows = wanted - self._firsts[shards]
-        touched = np.unique(shards).tolist()
-        self._map(touched)
-        parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, places in the batch)
-        for number in touched:
-            here = shards == number
-            for name, chosen in zip(plan.tensor_names, (here & ~mirrored, here & mirrored), strict=False):
-                parts.append((self.shard(number)[name], np.flatnonzero(chosen)))
-        for tensor, places in parts:  # all are asked for before the first is waited for
-            prefetch(tensor, rows[places])
-        for number in touched:
+        shards, rows = self._places(wanted)
+        self._map(np.unique(shards).tolist())
+        fill(stored, self.shard, plan.tensor_names, shards=shards, rows=rows, mirrored=mirrored)
+        for number in np.unique(shards).tolist():
             places = np.flatnonzero(shards == number)
             labels[places] = self.shard(number)["labels"][rows[places]]
-        for tensor, places in parts:
-            stored[places] = tensor[rows[places]]
         return stored, labels
+
+    def _features(self, wanted: np.ndarray, mirrored: np.ndarray) -> Tensor:
+        """The teacher's features [n, N, F] of images `wanted`, of the mirror image of some."""
+        plan = self.teacher.plan
+        stored = np.empty((len(wanted), *plan.stored_shape), np.float16)
+        shards, rows = self._places(wanted)
+        fill(stored, self._feature_shard, plan.tensor_names, shards=shards, rows=rows, mirrored=mirrored & plan.flip)
+        features = torch.from_numpy(stored)
+        if not plan.flip and mirrored.any():
+            chosen = torch.from_numpy(mirrored)
+            features[chosen] = features[chosen].unflatten(1, plan.grid).flip(2).flatten(1, 2)
+        return features
+
+    def shard_of(self, image: int) -> int:
+        """The number of the shard that holds an image."""
+        return int(np.searchsorted(self._firsts, image, side="right")) - 1
+
+    def _places(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shard, row in it) of each of the images `wanted`."""
+        shards = np.searchsorted(self._firsts, wanted, side="right") - 1
+        return shards, wanted - self._firsts[shards]
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
         """The tensors of one shard, mapped read-only: `labels` and those that `plan.tensor_names` lists."""
@@ -133,6 +180,14 @@ class LatentFolder:
             self.hashes.add(self.path / shard.file, shard.sha256)
         return self._maps[number]
 
+    def _feature_shard(self, number: int) -> dict[str, np.ndarray]:
+        """The teacher's features of one shard, mapped read-only."""
+        if number not in self._feature_maps:
+            shard = self.teacher.shards[number]
+            self._feature_maps[number] = map_feature_shard(self.path / shard.file, self.teacher.plan, shard)
+            self.hashes.add(self.path / shard.file, shard.sha256)
+        return self._feature_maps[number]
+
     def _map(self, numbers: Sequence[int]) -> None:
         """Maps these shards at once: from a cold disk, nearly all of the time is waiting."""
         missing = [number for number in numbers if number not in self._maps]
@@ -140,7 +195,7 @@ class LatentFolder:
             with ThreadPoolExecutor(min(OPENED_AT_ONCE, len(missing))) as pool:
                 list(pool.map(self.shard, missing))
 
-    def _check_size(self, shard: Shard) -> None:
+    def _check_size(self, shard: Shard | FeatureShard) -> None:
         path = self.path / shard.file
         try:
             size = path.stat().st_size
@@ -153,6 +208,33 @@ class LatentFolder:
                 remedy="run the `mpdit encode-latents` command that made it again; it rebuilds only what is missing"
                 + ("" if size is None else " (with --verify first, which finds what is damaged)"),
             )
+
+
+def fill(
+    out: np.ndarray,
+    shard: Callable[[int], dict[str, np.ndarray]],
+    names: Sequence[str],
+    *,
+    shards: np.ndarray,
+    rows: np.ndarray,
+    mirrored: np.ndarray,
+) -> None:
+    """Copies rows of mapped tensors into `out`, all of which the system is asked for at once.
+
+    Args:
+        shard: its tensors, by its number.
+        names: of the tensor of images and, where it is stored, of that of mirror images.
+        shards, rows, mirrored: of each row of `out`, where it comes from.
+    """
+    parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, places in `out`)
+    for number in np.unique(shards).tolist():
+        here = shards == number
+        for name, chosen in zip(names, (here & ~mirrored, here & mirrored), strict=False):
+            parts.append((shard(number)[name], np.flatnonzero(chosen)))
+    for tensor, places in parts:  # all are asked for before the first is waited for
+        prefetch(tensor, rows[places])
+    for tensor, places in parts:
+        out[places] = tensor[rows[places]]
 
 
 class EpochOrder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -97,6 +97,7 @@ class LatentSpec(Settings):
     count: NonNegativeInt = Field(description="images")
     folder: str = Field(default="", description="where the latents were, as an absolute path")
     fingerprint: str = Field(default="", description="of source, options and autoencoder")
+    teacher: str = Field(default="", description="hash of the plan of a teacher's features stored with them")
 
     def class_name(self, label: int) -> str:
         """The name of a class; of the null label an empty one."""
@@ -114,10 +115,16 @@ class LatentSpec(Settings):
         return self.resolution // self.autoencoder.factor
 
 
-FORMAT = 2
-"""Version of the folder of latents; a reader refuses any other."""
+PLAN_FORMAT = 2
+"""Version of the shards of latents and of the plan that fixes them."""
+
+FORMAT = 3
+"""Version of the manifest. Version 2 is one without a teacher, and is read; any other is refused."""
+
+READABLE = (PLAN_FORMAT, FORMAT)
 
 MANIFEST = "manifest.json"
+PROJECTION = "teacher-projection.safetensors"
 
 
 class SourceSpec(Settings):
@@ -132,9 +139,9 @@ class SourceSpec(Settings):
 
 
 class EncodingPlan(Settings):
-    """Everything that fixes the bytes of the shards. A run is resumed only under the plan it began with."""
+    """Everything that fixes the bytes of the shards of latents. A run is resumed only under the plan it began with."""
 
-    format: int = FORMAT
+    format: int = PLAN_FORMAT
     source: SourceSpec
     resolution: Size = Field(description="height and width of the images in pixels")
     autoencoder: AutoencoderSpec
@@ -162,6 +169,10 @@ class EncodingPlan(Settings):
     def shard_range(self, shard: int) -> tuple[int, int]:
         """First item of `shard` and the one after its last."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.source.items)
+
+    def count_items(self, shards: Iterable[int]) -> int:
+        """How many items of the source `shards` cover."""
+        return sum(stop - start for start, stop in map(self.shard_range, shards))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -236,6 +247,54 @@ class Shard(Settings):
         return None
 
 
+class TeacherPlan(Settings):
+    """Everything that, beside the plan of the latents, fixes the bytes of the features stored with them."""
+
+    format: int = FORMAT
+    name: str = Field(description="a feature extractor's name, or `latents`: the latents themselves")
+    package: str | None = Field(default=None, description="package whose plugin it is; none for `latents` and files")
+    options: dict[str, Any] = Field(default_factory=dict, description="all options of the plugin, defaults too")
+    fingerprint: str = Field(description="the plugin's: of weights and preprocessing")
+    grid: Size = Field(description="tokens along the height and the width")
+    features: PositiveInt = Field(description="F, numbers stored for each token")
+    projection: str | None = Field(default=None, description=f"SHA-256 of {PROJECTION}, if features are projected")
+    flip: bool = Field(description="the features of mirror images are stored too")
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """[N, F]: what is stored for each image, tokens row by row, as float16."""
+        return self.grid.area, self.features
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of the tensors in a shard: of the images and, if they are stored, of the mirror images."""
+        return ("features", "features_flipped") if self.flip else ("features",)
+
+    @property
+    def bytes_per_image(self) -> int:
+        return math.prod(self.stored_shape) * 2 * len(self.tensor_names)
+
+    def hash(self) -> str:
+        """Of the whole plan; what a run that learns from these features records."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:32]
+
+
+class FeatureShard(Settings):
+    """One file of a teacher's features: those of the images in the shard of latents with the same number."""
+
+    file: str = Field(pattern=r"^teacher-\d{5,}\.safetensors$")
+    count: NonNegativeInt = Field(description="images in it")
+    bytes: PositiveInt
+    sha256: str
+
+
+class TeacherFeatures(Settings):
+    """The features that are stored beside the latents."""
+
+    plan: TeacherPlan
+    shards: tuple[FeatureShard, ...] = Field(strict=False)
+
+
 class Manifest(Settings):
     """The table of contents of a folder of latents. It is written last: where it is, the folder is complete."""
 
@@ -247,6 +306,7 @@ class Manifest(Settings):
     normalisation: Normalisation
     shards: tuple[Shard, ...] = Field(strict=False)
     made_by: str = Field(default="", description="version of mpdit")
+    teacher: TeacherFeatures | None = Field(default=None, description="features stored with the latents")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -259,6 +319,10 @@ class Manifest(Settings):
         norm = self.normalisation
         lengths = {len(values) for values in (self.measured_mean, self.measured_std, norm.mean, norm.std)}
         _require(lengths == {self.plan.autoencoder.channels}, "not one mean and std for each channel")
+        if self.teacher is not None:
+            expected = [(feature_shard_name(number), shard.count) for number, shard in enumerate(self.shards)]
+            stored = [(shard.file, shard.count) for shard in self.teacher.shards]
+            _require(stored == expected, "teacher: not the images of the shards")
         return self
 
     @property
@@ -272,6 +336,10 @@ class Manifest(Settings):
 
 def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
+
+
+def feature_shard_name(shard: int) -> str:
+    return f"teacher-{shard:05d}.safetensors"
 
 
 def measured_statistics(plan: EncodingPlan, shards: Sequence[Shard]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -337,18 +405,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_versioned(kind: type[S], path: Path) -> S:
-    """A `kind`, whose `format` must be `FORMAT`, from a file of a folder of latents.
+    """A `kind`, whose `format` must be in `READABLE`, from a file of a folder of latents.
 
     Raises:
         UserError: another format (`unknown-format`), or as `read_record`.
     """
     values = read_json(path)
     version = values.get("format") if isinstance(values, dict) else None
-    if version != FORMAT:
+    if version not in READABLE:
         raise UserError(
             f"{path} has format {version}",
             code="unknown-format",
-            expected=f"format {FORMAT}",
+            expected=f"format {' or '.join(map(str, READABLE))}",
             remedy="use the version of mpdit that made it, or encode the source again into another folder",
         )
     return _checked(kind, values, path)
@@ -388,4 +456,5 @@ def latent_spec(manifest: Manifest, folder: Path) -> LatentSpec:
         count=manifest.count,
         folder=str(Path(folder).absolute()),
         fingerprint=plan.fingerprint(),
+        teacher=manifest.teacher.plan.hash() if manifest.teacher else "",
     )

@@ -1,4 +1,4 @@
-"""Writing one shard of latents, and checking one that was written."""
+"""Writing one shard of latents, or of a teacher's features beside them, and checking one that was written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mpdit_core.data.manifest import EncodingPlan, Shard, SkippedItem, shard_name
+from mpdit_core.data.manifest import (
+    EncodingPlan,
+    FeatureShard,
+    Shard,
+    SkippedItem,
+    TeacherPlan,
+    feature_shard_name,
+    shard_name,
+)
 from mpdit_core.data.tensor_file import map_tensors, write_tensors
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import sha256, writing
@@ -18,13 +26,16 @@ CACHED = 256 * 2**10  # bytes of pixels summed at once, so that their squares fi
 SUMMED_EXACTLY = 2**16  # squares of 8-bit numbers whose sum fits into 32 bits
 SUMS_TOLERANCE = 1e-9  # relative; float64 sums in two orders were seen to differ by some 1e-14
 
+Tensors = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+"""Shape and dtype of the tensors in a file, by name."""
+
 Sums = tuple[tuple[float, ...], tuple[float, ...]]
 """Per channel, over images and pixels: of the mean, and of mean² + std²."""
 
 
 @dataclass
 class ShardContent:
-    """What goes into a shard: `tensors`, those that `plan.tensor_names` lists, and labels int64 [n]."""
+    """What goes into a shard: `tensors`, those that the plan's `tensor_names` lists, and labels int64 [n]."""
 
     number: int
     tensors: dict[str, np.ndarray]
@@ -107,23 +118,30 @@ def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence
         labels: of the items it covers, in order and without skipped ones; None if they are not known.
     """
     path = folder / shard.file
-    if not path.is_file():
-        return ["the file is missing"]
-    if path.stat().st_size != shard.bytes:
-        return [f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"]
-    faults = []
-    digest = sha256(path)
-    if digest != shard.sha256:
-        faults.append(f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…")
+    faults = _file_faults(path, shard)
+    if faults:
+        return faults
     try:
         tensors = map_shard(path, plan, shard)
     except UserError as error:
-        return [*faults, error.what]
+        return [error.what]
     if labels is not None and tensors["labels"].tolist() != list(labels):
         faults.append("its labels are not those of the source")
     if not faults and not same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard):
         faults.append("its statistics are not those in the manifest")
     return faults
+
+
+def _file_faults(path: Path, shard: Shard | FeatureShard) -> list[str]:
+    """What is wrong with the size and hash of a file: nothing, or a sentence."""
+    if not path.is_file():
+        return ["the file is missing"]
+    if path.stat().st_size != shard.bytes:
+        return [f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"]
+    digest = sha256(path)
+    if digest != shard.sha256:
+        return [f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…"]
+    return []
 
 
 def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndarray]:
@@ -132,19 +150,64 @@ def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndar
     Raises:
         UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
     """
-    tensors = map_tensors(path)
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     stored = ((shard.count, *plan.stored_shape), np.dtype(plan.autoencoder.form.dtype))
     expected = {"labels": ((shard.count,), np.dtype("<i8"))} | dict.fromkeys(plan.tensor_names, stored)
-    if found != expected:
-        raise _damaged(path, f"it holds {_listed(found)}", _listed(expected))
+    tensors = _map_expected(path, expected)
     labels = tensors["labels"]
     if len(labels) and not (labels.min() >= 0 and labels.max() <= plan.last_label):
         raise _damaged(path, f"labels {labels.min()} to {labels.max()}", f"0 to {plan.last_label}")
     return tensors
 
 
-def _listed(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
+def write_feature_shard(folder: Path, plan: TeacherPlan, content: ShardContent) -> FeatureShard:
+    """Writes the features of a shard under their final name and returns what the manifest will say of them.
+
+    Raises:
+        UserError: features that are not finite (`not-finite`), or no space, or no right to write.
+    """
+    if not all(np.isfinite(array).all() for array in content.tensors.values()):
+        raise UserError(
+            f"the teacher {plan.name} gives features that are not finite (shard {content.number})",
+            code="not-finite",
+            expected="finite numbers within float16's range, ±65504",
+            remedy="check its weights",
+        )
+    path = folder / feature_shard_name(content.number)
+    with writing(path) as temporary:
+        size, digest = write_tensors(temporary, content.tensors)
+    return FeatureShard(file=path.name, count=len(content.labels), bytes=size, sha256=digest)
+
+
+def check_feature_shard(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> list[str]:
+    """What is wrong with a written shard of features: nothing, or sentences."""
+    faults = _file_faults(folder / shard.file, shard)
+    if not faults:
+        try:
+            map_feature_shard(folder / shard.file, plan, shard)
+        except UserError as error:
+            faults.append(error.what)
+    return faults
+
+
+def map_feature_shard(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dict[str, np.ndarray]:
+    """The tensors [n, N, F] of a shard of features that `plan.tensor_names` lists, mapped read-only.
+
+    Raises:
+        UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
+    """
+    stored = ((shard.count, *plan.stored_shape), np.dtype("<f2"))
+    return _map_expected(path, dict.fromkeys(plan.tensor_names, stored))
+
+
+def _map_expected(path: Path, expected: Tensors) -> dict[str, np.ndarray]:
+    tensors = map_tensors(path)
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if found != expected:
+        raise _damaged(path, f"it holds {_listed(found)}", _listed(expected))
+    return tensors
+
+
+def _listed(tensors: Tensors) -> str:
     return ", ".join(f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in tensors.items())
 
 

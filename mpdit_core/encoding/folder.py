@@ -17,6 +17,7 @@ from mpdit_core import __version__
 from mpdit_core.data.manifest import (
     MANIFEST,
     EncodingPlan,
+    FeatureShard,
     Manifest,
     Shard,
     measured_statistics,
@@ -29,17 +30,51 @@ from mpdit_core.data.manifest import (
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import remove_leftovers, user_errors, write_json
 from mpdit_core.runtime.locks import locked
-from mpdit_core.settings import changes
+from mpdit_core.settings import Settings, changes
 
-OURS = (MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "reconstruction.json", "shard-*", ".*")
+OURS = (
+    MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "reconstruction.json", "shard-*",
+    "teacher", "teacher-*", ".*",
+)  # fmt: skip
 
 
-class EncodingFolder:
+class ShardRecords:
+    """The records of finished shards in a folder of their own, `work`, while others are still being made."""
+
+    def __init__(self, path: Path, work: str):
+        self.path, self.work = Path(path), Path(path) / work
+
+    def count_records(self) -> int:
+        return sum(1 for _ in self.work.glob("shard-*.json"))
+
+    def add(self, number: int, shard: Shard | FeatureShard) -> None:
+        write_json(self._record(number), shard.model_dump(mode="json"))
+
+    def set_aside(self, shard: Shard | FeatureShard) -> None:
+        """Renames a bad shard, so that the next run writes it again."""
+        path = self.path / shard.file
+        if path.exists():
+            path.replace(path.with_name(path.name + ".bad"))
+
+    def _make_work_folder(self) -> None:
+        remove_leftovers(self.path)
+        with user_errors(self.work):
+            self.work.mkdir(exist_ok=True)
+        remove_leftovers(self.work)
+
+    def _record(self, number: int) -> Path:
+        return self.work / f"{Path(shard_name(number)).stem}.json"
+
+    def _is_there(self, shard: Shard | FeatureShard) -> bool:
+        path = self.path / shard.file
+        return path.is_file() and path.stat().st_size == shard.bytes
+
+
+class EncodingFolder(ShardRecords):
     """See the module. Rank 0 holds and prepares it; every process adds the records of its own shards."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self.work = self.path / "encoding"
+        super().__init__(path, "encoding")
 
     @property
     def has_manifest(self) -> bool:
@@ -67,7 +102,9 @@ class EncodingFolder:
             )
         old = self.plan()
         if old is not None:
-            _compare(old, plan, self.path)
+            moved = plan.source.model_copy(update={"given": old.source.given})
+            remedy = f"use the old settings, choose another --out, or delete {self.path}"
+            require_same(old, plan.model_copy(update={"source": moved}), self.path, remedy=remedy)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -82,10 +119,7 @@ class EncodingFolder:
 
     def prepare(self, plan: EncodingPlan) -> None:
         """Makes the folder ready for shards; it is held and was checked."""
-        remove_leftovers(self.path)
-        with user_errors(self.work):
-            self.work.mkdir(exist_ok=True)
-        remove_leftovers(self.work)
+        self._make_work_folder()
         if self.has_manifest:  # a repair: the manifest's records of the shards that are there are still true
             for number, shard in enumerate(read_manifest(self.path).shards):
                 if not self._record(number).exists() and self._is_there(shard):
@@ -101,20 +135,10 @@ class EncodingFolder:
             recorded = {n: _read_shard(path, n, plan) for n, path in paths if path.is_file()}
         return {number: shard for number, shard in recorded.items() if self._is_there(shard)}
 
-    def count_records(self) -> int:
-        return sum(1 for _ in self.work.glob("shard-*.json"))
-
-    def add(self, number: int, shard: Shard) -> None:
-        write_json(self._record(number), shard.model_dump(mode="json"))
-
-    def set_aside(self, shard: Shard) -> None:
-        """Renames a bad shard, so that the next run writes it again."""
-        path = self.path / shard.file
-        if path.exists():
-            path.replace(path.with_name(path.name + ".bad"))
-
     def finish(self, plan: EncodingPlan, *, normalisation: Literal["measured", "published"]) -> None:
         """Writes the manifest of shards that are all there, and removes what served the writing.
+
+        Features stored beside latents that were repaired are kept, unless the number of images has changed.
 
         Raises:
             UserError: every image was skipped (`no-images`); shards have gone since they were written (`no-such-file`).
@@ -133,6 +157,8 @@ class EncodingFolder:
         if count == 0:
             raise UserError("every image was skipped", code="no-images", remedy="see the reasons above")
         mean, std = measured_statistics(plan, shards)
+        teacher = read_manifest(self.path).teacher if self.has_manifest else None
+        counts = [shard.count for shard in shards]
         manifest = Manifest(
             plan=plan,
             count=count,
@@ -141,6 +167,7 @@ class EncodingFolder:
             normalisation=normalisation_of(normalisation, mean, std),
             shards=shards,
             made_by=f"mpdit {__version__}",
+            teacher=teacher if teacher and [shard.count for shard in teacher.shards] == counts else None,
         )
         write_json(self.path / MANIFEST, manifest.model_dump(mode="json"))
         shutil.rmtree(self.work, ignore_errors=True)
@@ -153,13 +180,6 @@ class EncodingFolder:
             return read_manifest(self.path).plan
         path = self.work / "plan.json"
         return read_versioned(EncodingPlan, path) if path.is_file() else None
-
-    def _record(self, number: int) -> Path:
-        return self.work / f"{Path(shard_name(number)).stem}.json"
-
-    def _is_there(self, shard: Shard) -> bool:
-        path = self.path / shard.file
-        return path.is_file() and path.stat().st_size == shard.bytes
 
     def _foreign(self) -> list[str]:
         if not self.path.is_dir() or self.has_manifest or self.work.is_dir():
@@ -175,9 +195,9 @@ def _read_shard(path: Path, number: int, plan: EncodingPlan) -> Shard:
     return shard
 
 
-def _compare(old: EncodingPlan, new: EncodingPlan, path: Path) -> None:
-    moved = new.source.model_copy(update={"given": old.source.given})
-    changed = changes(old, new.model_copy(update={"source": moved}))
+def require_same(old: Settings, new: Settings, path: Path, *, remedy: str) -> None:
+    """Raises `UserError` (`settings-changed`) where the plan `new` is not the one that work in `path` began with."""
+    changed = changes(old, new)
     if not changed:
         return
     hint = " (files of the source were added, removed or changed)" if "source.fingerprint" in changed else ""
@@ -186,6 +206,6 @@ def _compare(old: EncodingPlan, new: EncodingPlan, path: Path) -> None:
     raise UserError(
         f"{path} was started with settings different from these{hint}:\n    " + "\n    ".join(shown),
         code="settings-changed",
-        expected="the same source, autoencoder and options as before",
-        remedy=f"use the old settings, choose another --out, or delete {path}",
+        expected="the same source, autoencoder, teacher and options as before",
+        remedy=remedy,
     )

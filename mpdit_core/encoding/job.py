@@ -1,14 +1,12 @@
 """`encode-latents`: from images to a folder of latents. See docs/data.md for what is stored, and why.
 
 Every process encodes its share of the shards; rank 0 checks, finishes and reports. What a killed run finished is kept,
-and the same command resumes from there.
+and the same command resumes from there. With `--teacher` a second pass follows (`teach.py`).
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 from mpdit_core.data.latents import LatentFolder
@@ -23,16 +21,14 @@ from mpdit_core.encoding.reconstruction import (
     read_reconstruction,
 )
 from mpdit_core.encoding.setup import EncodeJob, open_job
-from mpdit_core.encoding.verify import verify
-from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.reporting import Note, Progress, Reporter, Skipped, Warning, silent
+from mpdit_core.encoding.teach import store_features
+from mpdit_core.encoding.verify import verify, verify_features
+from mpdit_core.encoding.work import ShardWork, make_shards
+from mpdit_core.errors import UserError
+from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.runtime import files
-from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
-from mpdit_core.runtime.signals import StopRequest
-
-SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
 
 
 def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> EncodeResult:
@@ -51,7 +47,9 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
             _revisit(job)
         else:
             _encode(job, unfinished)
-        encoded, seconds = job.count_items(unfinished or ()), time.monotonic() - started
+        encoded, seconds = job.plan.count_items(unfinished or ()), time.monotonic() - started
+        if job.teacher and not (job.options.verify and read_manifest(job.folder.path).teacher):
+            store_features(job, job.teacher)
         if world.is_main:
             _inspect(job, is_new=unfinished is not None)
         rfid = _rfid(job) if options.reconstruction_fid else None
@@ -67,10 +65,12 @@ def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
 
 
 def _check_disk(job: EncodeJob, unfinished: list[int]) -> None:
-    need, free = job.count_items(unfinished) * job.plan.bytes_per_image, files.free_bytes(job.folder.path)
+    need, free = job.plan.count_items(unfinished) * job.plan.bytes_per_image, files.free_bytes(job.folder.path)
+    if job.teacher:
+        need += job.plan.count_items(job.missing_features()) * job.teacher.plan.bytes_per_image
     if need > free:
         raise UserError(
-            f"the latents need {files.size_text(need)}, and {files.size_text(free)} are free for {job.folder.path}",
+            f"{job.folder.path} still needs {files.size_text(need)}, and {files.size_text(free)} are free there",
             code="disk-full",
             expected="enough space for all shards",
             remedy="free some space, choose another --out"
@@ -84,61 +84,29 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
     if unfinished:
         finished = job.plan.num_shards - len(unfinished)
         kept = f"; {finished} of {job.plan.num_shards} shards are already there" if finished else ""
-        count = job.count_items(unfinished)
+        count = job.plan.count_items(unfinished)
         what = f"encoding {count:,} images" if job.source else f"importing the latents of {count:,} images"
         text = (
             f"{what} at {job.plan.resolution} px with {job.plan.autoencoder.id} on {job.autoencoder.encode_device} "
             f"into {job.folder.path}{kept}"
         )
         job.report(Note(text=text))
-    try:
-        with StopRequest() as stop:
-            _encode_share(job, job.share(unfinished), stop)
-            _wait_for_others(job, stop)
-    except (KeyboardInterrupt, Interrupted):
-        text = f"stopped: {job.folder.count_records()} of {job.plan.num_shards} shards are finished and kept"
-        job.report(Warning(code="stopped", text=text))
-        raise
+
+    def store(content: ShardContent) -> None:
+        job.folder.add(content.number, write_shard(job.folder.path, job.plan, content))
+
+    work = ShardWork(
+        task="encode",
+        plan=job.plan,
+        unfinished=unfinished,
+        encode=lambda shards: job.shards_of(job.plan, shards),
+        store=store,
+        recorded=job.folder,
+    )
+    make_shards(work, world=job.world, report=job.report)
     if job.world.is_main:
         _finish(job)
     job.world.barrier()
-
-
-def _encode_share(job: EncodeJob, shards: Sequence[int], stop: StopRequest) -> None:
-    """This process's shards. One shard is written while the next is encoded; all that were complete get written.
-
-    A signal takes effect after the batch under way.
-    """
-    world, total, done, launcher = job.world, job.count_items(shards), 0, os.getppid()
-    task = "encode" if world.size == 1 else f"encode (process 1 of {world.size})"
-
-    def write(content: ShardContent) -> None:
-        job.folder.add(content.number, write_shard(job.folder.path, job.plan, content))
-
-    with WriteBehind() as writer:
-        for batch in job.shards_of(job.plan, shards):
-            if world.size > 1 and os.getppid() != launcher:
-                raise SystemExit(f"process {world.rank}: its launcher has ended")
-            if batch.content is not None:
-                writer.submit(write, batch.content)
-            done += batch.items
-            for item in batch.skipped:
-                job.report(Skipped(path=item.key, reason=item.reason))
-            job.report(Progress(task=task, done=done, total=total, unit="images"))
-            stop.check()
-
-
-def _wait_for_others(job: EncodeJob, stop: StopRequest) -> None:
-    """Until all shards are recorded. No collective call: these time out, and slow storage takes its time."""
-    launcher, told = os.getppid(), False
-    while job.world.size > 1 and job.folder.count_records() < job.plan.num_shards and not job.folder.is_complete:
-        if not told:
-            job.report(Note(text="waiting for the other processes"))
-            told = True
-        if os.getppid() != launcher:
-            raise SystemExit("the launcher has ended")
-        stop.check()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _finish(job: EncodeJob) -> None:
@@ -168,6 +136,7 @@ def _inspect(job: EncodeJob, *, is_new: bool) -> None:
     path, images = job.folder.path, job.options.reconstruction_images
     if job.options.verify:
         verify(job.folder, job.source, job.autoencoder, report=job.report)
+        verify_features(path, job.teacher, report=job.report)
     latents = LatentFolder(path)
     if job.source is None:
         draw_decoded(latents, job.autoencoder, report=job.report)
@@ -189,6 +158,7 @@ def _is_typed(job: EncodeJob) -> bool:
 def _result(latents: LatentFolder, *, encoded: int, seconds: float, rfid: float | None) -> EncodeResult:
     manifest, norm = latents.manifest, latents.manifest.normalisation
     plan, figures = manifest.plan, read_reconstruction(latents.path)
+    teacher = manifest.teacher.plan if manifest.teacher else None
     return EncodeResult(
         latents=latents.path,
         count=manifest.count,
@@ -211,6 +181,8 @@ def _result(latents: LatentFolder, *, encoded: int, seconds: float, rfid: float 
         normalisation_mean=norm.mean,
         normalisation_std=norm.std,
         fingerprint=latents.spec.fingerprint,
+        teacher=teacher.name if teacher else None,
+        teacher_shape=teacher.stored_shape if teacher else None,
         psnr=figures.psnr if figures else None,
         ssim=figures.ssim if figures else None,
         rfid=rfid,

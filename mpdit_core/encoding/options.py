@@ -72,6 +72,23 @@ class EncodeOptions(DeviceOptions):
     on_error: Literal["fail", "skip"] = setting(
         "fail", "what to do with an image that cannot be read: stop, or skip and list it"
     )
+    teacher: str | None = setting(
+        None, "teacher for objective.alignment, whose features are stored beside the latents: a feature extractor with "
+        "a map, such as efficientnet or dinov2, or the latents themselves (latents)",
+        metavar="NAME", panel="Other work", chosen="none",
+    )  # fmt: skip
+    teacher_options: dict[str, Any] = setting({}, "options of the teacher's plugin", table="teacher", typed=False)
+    teacher_patch_size: PositiveInt = setting(
+        4, "latent pixels per token of the teacher along a side: the patch size of the model's last coarse stage",
+        panel="Other work",
+    )  # fmt: skip
+    teacher_dims: PositiveInt | None = setting(
+        None, "number of dimensions that the teacher's features are projected to (PCA)",
+        panel="Other work", chosen="all",
+    )  # fmt: skip
+    replace_teacher: bool = setting(
+        False, "delete features that were stored with other settings, and make these", panel="Other work"
+    )
     verify: bool = setting(
         False, "check finished shards; the next run without this option rewrites damaged ones", panel="Other work"
     )
@@ -123,6 +140,8 @@ class EncodeResult(Result):
     normalisation_mean: tuple[float, ...] = setting(..., "mean that training subtracts, per channel", strict=False)
     normalisation_std: tuple[float, ...] = setting(..., "standard deviation that it divides by", strict=False)
     fingerprint: str = setting(..., "hash of source, options and autoencoder")
+    teacher: str | None = setting(None, "teacher whose features are stored beside the latents")
+    teacher_shape: tuple[int, int] | None = setting(None, "N, F: tokens, and features of each", strict=False)
     psnr: float | None = setting(None, "peak signal-to-noise ratio of decoded latents in dB; 100: exact")
     ssim: float | None = setting(None, "structural similarity of decoded latents; 1: exact")
     rfid: float | None = setting(None, "FID of decoded latents, where this call measured it")

@@ -1,5 +1,7 @@
 """The moving parts of encoding: threads decode ahead, and the images of a batch are encoded into the rows of a shard.
 
+What encodes is an autoencoder, or a teacher whose features are stored beside its latents.
+
 On a CPU the thread that decodes an image also encodes it: faster than a batch over all cores (1.6 times for the Stable
 Diffusion autoencoder on two), small in memory, and the same bytes for any number of cores. On a GPU a batch is one
 call, and runs while the latents of the last one are fetched. Pillow and torch release Python's lock, so threads are
@@ -10,7 +12,7 @@ does not depend on who makes it when.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder
-from mpdit_core.data.images import prepare
+from mpdit_core.data.images import Mode, prepare
 from mpdit_core.data.manifest import EncodingPlan, SkippedItem
 from mpdit_core.data.shards import ShardContent
 from mpdit_core.data.sources import Decode, read_items
@@ -29,6 +31,41 @@ from mpdit_core.errors import UserError
 from mpdit_core.runtime.concurrency import produced_ahead
 
 BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """What makes the rows of shards from pictures.
+
+    Args:
+        device: that it computes on; on a CPU each image is encoded by itself.
+        mode: of the pictures, as Pillow names it.
+        shape, dtype: of what is stored for each image.
+        tensors: names of the tensors of a shard: of the images and, if they are stored too, of the mirror images.
+        encode: what is stored [n, *shape] for images uint8 [n, K, H, W].
+    """
+
+    device: torch.device
+    mode: Mode
+    shape: tuple[int, ...]
+    dtype: str
+    tensors: tuple[str, ...]
+    encode: Callable[[Tensor], Tensor]
+
+    @property
+    def takes_batches(self) -> bool:
+        return self.device.type != "cpu"
+
+
+def latents_encoder(autoencoder: LoadedAutoencoder, plan: EncodingPlan) -> Encoder:
+    return Encoder(
+        device=autoencoder.encode_device,
+        mode=autoencoder.mode,
+        shape=plan.stored_shape,
+        dtype=plan.autoencoder.form.dtype,
+        tensors=plan.tensor_names,
+        encode=autoencoder.encode,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,11 +80,11 @@ class Encoded:
 class ShardBuilder:
     """The arrays of one shard, a row for each of its items; rows of items left out are removed at the end."""
 
-    def __init__(self, plan: EncodingPlan, number: int):
+    def __init__(self, plan: EncodingPlan, number: int, encoder: Encoder):
         self.number = number
         self.start, self.stop = plan.shard_range(number)
-        shape, dtype = (self.stop - self.start, *plan.stored_shape), plan.autoencoder.form.dtype
-        self.tensors = {name: np.empty(shape, dtype) for name in plan.tensor_names}
+        shape = (self.stop - self.start, *encoder.shape)
+        self.tensors = {name: np.empty(shape, encoder.dtype) for name in encoder.tensors}
         self.labels = np.zeros(len(self), "<i8")
         self.is_good = np.ones(len(self), dtype=bool)
         self.skipped: list[SkippedItem] = []
@@ -56,7 +93,7 @@ class ShardBuilder:
         return self.stop - self.start
 
     def store(self, row: int, encoded: Sequence[Tensor]) -> None:
-        """Writes `encoded`, one [n, copies·C, h, w] for each tensor, into rows `row` to `row + n`."""
+        """Writes `encoded`, one [n, …] for each tensor, into rows `row` to `row + n`."""
         for tensor, values in zip(self.tensors.values(), encoded, strict=True):
             torch.from_numpy(tensor)[row : row + len(values)].copy_(values)
 
@@ -99,7 +136,7 @@ def encode_shards(
     plan: EncodingPlan,
     shards: Sequence[int],
     *,
-    autoencoder: LoadedAutoencoder,
+    encoder: Encoder,
     workers: int,
     skip_faulty: bool,
 ) -> Iterator[Encoded]:
@@ -108,18 +145,17 @@ def encode_shards(
     Raises:
         UserError: an image cannot be used and `skip_faulty` is off (`faulty-image`), or has a label that no class has.
     """
-    whole_batches = autoencoder.encode_device.type != "cpu"
-    under_way = 1 if whole_batches else 0  # a GPU has one batch to work on while the last one is fetched
+    under_way = 1 if encoder.takes_batches else 0  # a GPU has one batch to work on while the last one is fetched
     waiting: deque[tuple[Batch, list[SkippedItem], list[Tensor]]] = deque()
 
     def finished() -> Encoded:
         batch, skipped, encoded = waiting.popleft()
-        if whole_batches:
+        if encoder.takes_batches:
             batch.shard.store(batch.row, encoded)
         return Encoded(len(batch.items), skipped, batch.shard.content() if batch.is_last else None)
 
-    with _decoding_pool(workers, one_thread_each=not whole_batches) as pool:
-        batches = _submitted(source, plan, shards, autoencoder=autoencoder, pool=pool)
+    with _decoding_pool(workers, one_thread_each=not encoder.takes_batches) as pool:
+        batches = _submitted(source, plan, shards, encoder=encoder, pool=pool)
         with closing(produced_ahead(batches, ahead=BATCHES_AHEAD, name="feed")) as batches:
             for batch in batches:
                 skipped = batch.wait()
@@ -128,7 +164,7 @@ def encode_shards(
                         yield finished()
                     raise _faulty(skipped[0])
                 pictures = batch.pictures
-                encoded = [] if pictures is None else encode_pictures(autoencoder, pictures, flip=plan.flip)
+                encoded = [] if pictures is None else encode_pictures(encoder, pictures)
                 waiting.append((batch, skipped, encoded))
                 if len(waiting) > under_way:
                     yield finished()
@@ -136,13 +172,13 @@ def encode_shards(
                 yield finished()
 
 
-def encode_pictures(autoencoder: LoadedAutoencoder, pictures: np.ndarray, *, flip: bool) -> list[Tensor]:
-    """What is stored for `pictures` uint8 [n, H, W, K] and, with `flip`, for their mirror images: [n, copies·C, h, w]
+def encode_pictures(encoder: Encoder, pictures: np.ndarray) -> list[Tensor]:
+    """What is stored for `pictures` uint8 [n, H, W, K] and, if these are stored too, for their mirror images: [n, …]
     each, on the device that encodes."""
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    if autoencoder.encode_device.type == "cuda":
-        images = images.pin_memory().to(autoencoder.encode_device, non_blocking=True)
-    return [autoencoder.encode(part) for part in ((images, images.flip(-1)) if flip else (images,))]
+    if encoder.device.type == "cuda":
+        images = images.pin_memory().to(encoder.device, non_blocking=True)
+    return [encoder.encode(part) for part in ((images, images.flip(-1))[: len(encoder.tensors)])]
 
 
 def _submitted(
@@ -150,38 +186,37 @@ def _submitted(
     plan: EncodingPlan,
     shards: Sequence[int],
     *,
-    autoencoder: LoadedAutoencoder,
+    encoder: Encoder,
     pool: ThreadPoolExecutor,
 ) -> Iterator[Batch]:
     """The batches of `shards` in order; the decoding of a batch has been handed to `pool` when it is yielded."""
-    whole_batches = autoencoder.encode_device.type != "cpu"
-    picture_shape = (*plan.resolution, len(autoencoder.mode))
+    picture_shape = (*plan.resolution, len(encoder.mode))
     for number in shards:
-        shard = ShardBuilder(plan, number)
+        shard = ShardBuilder(plan, number, encoder)
         reading = read_items(source, shard.start, shard.stop)
         for row in range(0, len(shard), plan.batch_size):
             size = min(plan.batch_size, len(shard) - row)
             items, decoders = zip(*(next(reading) for _ in range(size)), strict=True)
             _check_labels(items, plan)
             shard.labels[row : row + size] = [item.label for item in items]
-            pictures = np.zeros((size, *picture_shape), np.uint8) if whole_batches else None
+            pictures = np.zeros((size, *picture_shape), np.uint8) if encoder.takes_batches else None
             batch = Batch(shard, row, list(items), pictures)
             batch.reasons = [
-                pool.submit(_decode, batch, place, decode, plan, autoencoder) for place, decode in enumerate(decoders)
+                pool.submit(_decode, batch, place, decode, plan, encoder) for place, decode in enumerate(decoders)
             ]
             yield batch
 
 
-def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, autoencoder: LoadedAutoencoder) -> str | None:
+def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, encoder: Encoder) -> str | None:
     """Decodes one item, and encodes it too unless whole batches are encoded; the reason if it cannot be used."""
     try:
-        picture = prepare(decode(), plan.resolution, autoencoder.mode)
+        picture = prepare(decode(), plan.resolution, encoder.mode)
     except UserError as error:  # a plugin that fails may raise this too
         return error.what
     if batch.pictures is not None:
         batch.pictures[place] = picture
     else:
-        batch.shard.store(batch.row + place, encode_pictures(autoencoder, picture[None].copy(), flip=plan.flip))
+        batch.shard.store(batch.row + place, encode_pictures(encoder, picture[None].copy()))
     return None
 
 

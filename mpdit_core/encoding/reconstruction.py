@@ -62,7 +62,7 @@ def inspect_reconstruction(
 ) -> None:
     """Compares `images` images (0: none), writes figures and contact sheet, and warns (`poor-reconstruction`) where
     decoding does not return them."""
-    picks = _pick(folder.manifest, source, _count(folder.manifest, images or SHEET_IMAGES))
+    picks = pick_images(folder.manifest, source, _count(folder.manifest, images or SHEET_IMAGES))
     shown = evenly_spread(len(picks), min(SHEET_IMAGES, len(picks)))
     psnrs, ssims, cells, captions = [], [], [], []
     for part in _batches(len(picks), folder.spec.resolution):
@@ -156,7 +156,7 @@ def _sliding(window: Tensor, length: int) -> Tensor:
     return matrix
 
 
-def _pick(manifest: Manifest, source: Dataset, count: int) -> list[tuple[int, Decode]]:
+def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 0) -> list[tuple[int, Decode]]:
     """(index among the latents, how to decode its picture) of random images; the first ones of a stream."""
     items = manifest.plan.source.items
     skipped = {item.key for item in manifest.skipped}
@@ -166,5 +166,5 @@ def _pick(manifest: Manifest, source: Dataset, count: int) -> list[tuple[int, De
         return list(enumerate(kept[:count]))
     keys = [item.key for item in source.items()] if skipped else []
     places = [n for n in range(items) if keys[n] not in skipped] if skipped else range(items)
-    chosen = sorted(random.Random(0).sample(range(manifest.count), count))
+    chosen = sorted(random.Random(seed).sample(range(manifest.count), count))
     return [(index, next(read_items(source, places[index], places[index] + 1))[1]) for index in chosen]

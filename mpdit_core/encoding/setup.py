@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mpdit_core.data.sources import open_source, source_notes
 from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.encoding.foreign_latents import find_foreign_latents, look_at, take_over
 from mpdit_core.encoding.options import EncodeOptions
-from mpdit_core.encoding.pipeline import Encoded, encode_shards
+from mpdit_core.encoding.pipeline import Encoded, encode_shards, latents_encoder
 from mpdit_core.encoding.plan import (
     DEFAULT_RESOLUTION,
     make_plan,
@@ -25,6 +25,8 @@ from mpdit_core.encoding.plan import (
     source_arguments,
     what_is_encoded,
 )
+from mpdit_core.encoding.teacher_folder import TeacherFolder
+from mpdit_core.encoding.teachers import LoadedTeacher, open_teacher
 from mpdit_core.reporting import Note, Reporter, Warning
 from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.distributed import World
@@ -38,6 +40,7 @@ class EncodeJob:
     Args:
         source: the images; None where latents of another program are taken over.
         shards_of: the content of shards, one after the other, for a plan and their numbers.
+        teacher: whose features are stored beside the latents, if one was asked for.
     """
 
     options: EncodeOptions
@@ -48,6 +51,7 @@ class EncodeJob:
     autoencoder: LoadedAutoencoder
     world: World
     report: Reporter
+    teacher: LoadedTeacher | None = None
 
     def unfinished_shards(self) -> list[int] | None:
         """Numbers of the shards to encode; None for a complete folder, and for one that is only to be checked."""
@@ -57,14 +61,12 @@ class EncodeJob:
         todo = [number for number in range(self.plan.num_shards) if number not in done]
         return None if not todo and self.folder.is_complete else todo
 
-    def count_items(self, shards: Iterable[int]) -> int:
-        """How many items of the source `shards` cover."""
-        return sum(stop - start for start, stop in map(self.plan.shard_range, shards))
-
-    def share(self, shards: Sequence[int]) -> Sequence[int]:
-        """This process's part of `shards`."""
-        rank, size = self.world.rank, self.world.size
-        return shards[len(shards) * rank // size : len(shards) * (rank + 1) // size]
+    def missing_features(self) -> list[int]:
+        """Numbers of the shards whose features are to be made: none without a teacher, or to check a folder."""
+        if self.teacher is None or (self.options.verify and self.folder.has_manifest):
+            return []
+        done = TeacherFolder(self.folder.path).shards() if self.folder.has_manifest else {}
+        return [number for number in range(self.plan.num_shards) if number not in done]
 
 
 def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
@@ -82,8 +84,11 @@ def open_job(options: EncodeOptions, *, device: torch.device, world: World, repo
     if options.normalisation == "published":  # raises where it does not fit
         normalisation_of("published", (0.0,) * autoencoder.channels, ())
     job.folder.check(job.plan)
+    teacher = open_teacher(options, job.plan, job.source, job.autoencoder)
+    if teacher and not options.replace_teacher:
+        TeacherFolder(job.folder.path).check(teacher.plan)
     world.barrier()
-    return job
+    return replace(job, teacher=teacher)
 
 
 def _open_source(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
@@ -109,7 +114,7 @@ def _open_source(options: EncodeOptions, *, device: torch.device, world: World, 
         shards_of=partial(
             encode_shards,
             source,
-            autoencoder=autoencoder,
+            encoder=latents_encoder(autoencoder, plan),
             workers=options.workers or usable_cores(),
             skip_faulty=options.on_error == "skip",
         ),

@@ -1,9 +1,10 @@
-"""`encode-latents --verify`: every finished shard against the manifest, the source, and the autoencoder."""
+"""`encode-latents --verify`: every finished shard against the manifest, the source, the autoencoder and the teacher."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,16 +12,20 @@ import torch
 from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
-from mpdit_core.data.manifest import Manifest, Shard, read_manifest
-from mpdit_core.data.shards import check_shard, map_shard
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.manifest import FeatureShard, Manifest, Shard, read_manifest
+from mpdit_core.data.shards import check_feature_shard, check_shard, map_shard
 from mpdit_core.data.sources import Streamed, read_items
-from mpdit_core.encoding.folder import EncodingFolder
-from mpdit_core.encoding.pipeline import encode_pictures
+from mpdit_core.encoding.folder import EncodingFolder, ShardRecords
+from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
+from mpdit_core.encoding.projection import read_projection
+from mpdit_core.encoding.teacher_folder import TeacherFolder
+from mpdit_core.encoding.teachers import LoadedTeacher
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Progress, Reporter
 
 SAMPLED = 16
-TOLERANCE = 1e-2  # of a channel's standard deviation: more than devices and batch sizes differ by
+TOLERANCE = 1e-2  # of a channel's standard deviation, or of features: more than devices and batch sizes differ by
 FLOAT16_STEPS = 2**-9  # two steps of float16, relative
 
 
@@ -47,20 +52,62 @@ def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAu
         for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, source, autoencoder, bad)):
             bad.setdefault(number, []).append(f"{items[index].key}: {fault}")
     if bad:
-        raise _damaged(folder, manifest, bad)
+        raise _damaged(folder, manifest.shards, bad)
     report(Note(text=f"verified: {len(manifest.shards)} shards, {manifest.count} images, no fault found"))
 
 
-def _damaged(folder: EncodingFolder, manifest: Manifest, bad: dict[int, list[str]]) -> UserError:
+def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Reporter) -> None:
+    """Checks the features stored beside latents that are in order; bad shards are set aside, as by `verify`.
+
+    Without the teacher, no feature is computed again.
+
+    Raises:
+        UserError: shards are bad (`damaged-shards`), or the projection (`damaged-file`).
+    """
+    latents, folder = LatentFolder(path), TeacherFolder(path)
+    stored = latents.manifest.teacher
+    if stored is None:
+        return
+    faults = [check_feature_shard(path, stored.plan, shard) for shard in stored.shards]
+    bad = {number: found for number, found in enumerate(faults) if found}
+    projection = read_projection(folder.projection, stored.plan.projection) if stored.plan.projection else None
+    if teacher and not bad:
+        bad = _compute_again(latents, teacher, projection)
+    if bad:
+        raise _damaged(folder, stored.shards, bad)
+    report(Note(text=f"verified: the features of {stored.plan.name}, no fault found"))
+
+
+def _compute_again(
+    latents: LatentFolder, teacher: LoadedTeacher, projection: torch.Tensor | None
+) -> dict[int, list[str]]:
+    """Shard → faults, of random images whose stored features are not those that the teacher gives now."""
+    numbers, now = teacher.sample(latents, SAMPLED, seed=random.SystemRandom().getrandbits(32))
+    if projection is not None:
+        now = now @ projection
+    stored = latents.batch(numbers, teacher=True).teacher
+    assert stored is not None, "they were asked for"
+    bad: dict[int, list[str]] = {}
+    for number, before, after in zip(numbers, stored.float(), now, strict=True):
+        gap = ((before - after).norm() / before.norm().clamp(min=1e-6)).item()
+        if not gap <= TOLERANCE:
+            fault = f"the features of image {number} differ by {gap:.2g} of their length from the stored ones"
+            bad.setdefault(latents.shard_of(number), []).append(fault)
+    return bad
+
+
+def _damaged(
+    folder: ShardRecords, shards: Sequence[Shard] | Sequence[FeatureShard], bad: dict[int, list[str]]
+) -> UserError:
     """Sets the bad shards aside, and says which they are."""
     for number in bad:
-        folder.set_aside(manifest.shards[number])
-    lines = [f"{manifest.shards[number].file}: {'; '.join(faults[:3])}" for number, faults in bad.items()]
+        folder.set_aside(shards[number])
+    lines = [f"{shards[number].file}: {'; '.join(faults[:3])}" for number, faults in bad.items()]
     shown = [*lines[:20], *([f"and {len(lines) - 20} more"] if len(lines) > 20 else [])]
     return UserError(
-        f"{len(bad)} of {len(manifest.shards)} shards in {folder.path} are damaged:\n    " + "\n    ".join(shown),
+        f"{len(bad)} of {len(shards)} shards in {folder.path} are damaged:\n    " + "\n    ".join(shown),
         code="damaged-shards",
-        expected="shards that agree with the manifest, the source and the autoencoder",
+        expected="shards that agree with the manifest, the source, the autoencoder and the teacher",
         remedy="run the same command without --verify: it writes these shards again and keeps the others",
     )
 
@@ -90,7 +137,7 @@ def _encode_again(
         tensors = map_shard(folder.path / shard.file, plan, shard)
         _, decode = next(read_items(source, index, index + 1))
         picture = prepare(decode(), plan.resolution, autoencoder.mode)
-        encoded = encode_pictures(autoencoder, picture[None].copy(), flip=plan.flip)
+        encoded = encode_pictures(latents_encoder(autoencoder, plan), picture[None].copy())
         stored = [torch.from_numpy(tensors[name][kept.index(index)][None].copy()) for name in plan.tensor_names]
         gap = max(_difference(a, b.cpu(), manifest) for a, b in zip(stored, encoded, strict=True))
         if not gap <= TOLERANCE:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from mpdit_core.api import FeatureExtractor
+from typing import TYPE_CHECKING
+
+from mpdit_core.api import FeatureExtractor, Teacher
 from mpdit_core.plugins import contract_problem
 from mpdit_core.testing.conformance import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str = "cpu") -> None:
     """Holds an extractor to its contract: float32 `[B, F]`, finite, repeatable, row by row the same in any batch.
+
+    So must be the map of one that is a `Teacher` too, `[B, F, rows, columns]`; and it must follow a mirrored image
+    where the class says that it does.
 
     Args:
         extractor: an instance, not loaded.
@@ -48,5 +56,27 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
             gap = (others.float() - rows).abs().max().item()
             require(gap <= 1e-4 * max(scale, 1e-6), f"{kind} the same {what}", f"{gap:.2g} off, at up to {scale:.2g}")
     require(not torch.allclose(whole.pool[0], whole.pool[4]), "other features for other images")
+    if isinstance(extractor, Teacher):
+        _check_feature_map(extractor, images, device=device)
     require(isinstance(extractor.fingerprint(), str) and extractor.fingerprint(), "a fingerprint, text")
     require(extractor.fingerprint() == extractor.fingerprint(), "the same fingerprint every time")
+
+
+def _check_feature_map(teacher: Teacher, images: Tensor, *, device: str) -> None:
+    import torch
+
+    whole = teacher.feature_map(images)
+    require(whole.ndim == 4 and len(whole) == len(images), "feature_map [B, F, rows, columns]", list(whole.shape))
+    require(whole.dtype == torch.float32 and not whole.requires_grad, "feature_map in float32, without gradients")
+    require(torch.isfinite(whole).all(), "feature_map finite")
+    require(torch.equal(whole, teacher.feature_map(images)), "feature_map the same the second time")
+    scale = max(whole.abs().max().item(), 1e-6)
+    alone = torch.cat([teacher.feature_map(images[i : i + 1]) for i in range(len(images))])
+    with torch.autocast(device, dtype=torch.bfloat16):
+        in_autocast = teacher.feature_map(images)
+    others = {"whatever the batch size": (whole, alone), "under autocast": (whole, in_autocast)}
+    if getattr(teacher, "flip_equivariant", False):
+        others["mirrored, of mirror images"] = (whole.flip(-1), teacher.feature_map(images.flip(-1)))
+    for what, (expected, found) in others.items():
+        gap = (found.float() - expected).abs().max().item()
+        require(gap <= 1e-4 * scale, f"feature_map the same {what}", f"{gap:.2g} off, at up to {scale:.2g}")

@@ -26,7 +26,10 @@ RULE = "bicubic 224 as PIL, clipped, ImageNet mean and std, positions by DINOv2'
 
 @dataclass
 class DINOv2:
-    """DINOv2 ViT/14: `pool` [B, 1024] for the large network (small 384, base 768, giant 1536), float32."""
+    """DINOv2 ViT/14: `pool` [B, 1024] for the large network (small 384, base 768, giant 1536), float32.
+
+    As a teacher: the normalised patch tokens of images resized to 224 × 224, as REPA takes them: [B, 1024, 16, 16].
+    """
 
     plugin_api: ClassVar[int] = 2
     name: ClassVar[str] = "dinov2"
@@ -65,10 +68,18 @@ class DINOv2:
 
     def __call__(self, images: Tensor) -> Features:
         """`images [B, 3, H, W]` uint8 of any size."""
-        x = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
-        x = (x.clamp(0, 255) / 255 - self.mean) / self.std
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return Features(pool=self.network(x))
+            return Features(pool=self.network(self._normalised(images)))
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Of `images [B, 3, H, W]` uint8 of any size."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            tokens = self.network.forward_features(self._normalised(images))[:, 1:]  # without the class token
+        return tokens.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2).contiguous()
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        x = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+        return (x.clamp(0, 255) / 255 - self.mean) / self.std
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.size} {RULE} {self.weights_sha256}".encode()).hexdigest()

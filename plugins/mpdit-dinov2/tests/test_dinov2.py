@@ -45,7 +45,7 @@ def loaded(weights: Path) -> DINOv2:
 
 
 def written_out(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """The ViT of the paper in float64, `x` [B, 3, 224, 224] normalised; the class token."""
+    """The ViT of the paper in float64, `x` [B, 3, 224, 224] normalised; all tokens."""
     s = {name: v.double() for name, v in state.items()}
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -64,7 +64,7 @@ def written_out(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor
         h = h + s[f"{b}.ls1.gamma"] * linear(attended.transpose(1, 2).flatten(2), f"{b}.attn.proj")
         hidden = F.gelu(linear(norm(h, f"{b}.norm2"), f"{b}.mlp.fc1"))
         h = h + s[f"{b}.ls2.gamma"] * linear(hidden, f"{b}.mlp.fc2")
-    return norm(h, "norm")[:, 0]
+    return norm(h, "norm")
 
 
 def test_keeps_the_contract(weights: Path):
@@ -80,9 +80,12 @@ def test_equals_the_network_written_out_on_pictures_resized_by_pil(
     resized = np.stack([np.asarray(c.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for c in channels])
     x = torch.from_numpy(resized.clip(0, 255)).view(2, 3, SIDE, SIDE) / 255
     expected = written_out(state, (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
-    pool = loaded(weights)(torch.from_numpy(pictures)).pool
+    extractor = loaded(weights)
+    pool, patches = extractor(torch.from_numpy(pictures)).pool, extractor.feature_map(torch.from_numpy(pictures))
     assert pool.dtype == torch.float32
-    assert (pool - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (pool - expected[:, 0]).abs().max() < 1e-4 * expected[:, 0].abs().max()
+    assert patches.shape == (2, WIDTH, GRID, GRID)
+    assert (patches.flatten(2).mT - expected[:, 1:]).abs().max() < 1e-4 * expected[:, 1:].abs().max()
 
 
 def test_positions_are_taken_where_dinov2_takes_them():

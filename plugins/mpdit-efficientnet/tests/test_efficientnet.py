@@ -17,6 +17,22 @@ def test_keeps_the_contract():
     check_features(EfficientNet(), side=32)
 
 
+def test_its_map_says_what_lies_where():
+    """The head of the network over the map is the network; a change in one corner changes this corner's features."""
+    teacher = EfficientNet()
+    teacher.load(torch.device("cpu"))
+    images = torch.from_numpy(np.stack([np.asarray(scenes(3)[0].resize((256, 256)))])).permute(0, 3, 1, 2)
+    found = teacher.feature_map(images)
+    assert found.shape == (1, 320, 8, 8)
+    network = teacher.network
+    head = network._swish(network._bn1(network._conv_head(found)))
+    assert torch.equal(head, network.extract_features((images.float() - 127) / 128))
+    changed = images.clone()
+    changed[..., :64, :64] = 255 - changed[..., :64, :64]
+    gap = (teacher.feature_map(changed) - found).abs().mean(dim=1)[0]
+    assert gap[:2, :2].mean() > 3 * gap[4:, 4:].mean()
+
+
 def scenes(seed: int) -> list[Image.Image]:
     """Images drawn like photographs: a sky of soft clouds, a ground, and shapes of many colours in front."""
     random = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ def pixels(images: Path) -> LatentFolder:
 
 
 def test_batches_of_pixels(pixels: LatentFolder):
-    mean, std, labels = pixels.batch([14, 0, 7, 0])
+    mean, std, labels, _ = pixels.batch([14, 0, 7, 0])
     assert (mean.shape, mean.dtype, std) == ((4, 3, 8, 8), torch.float32, None)
     assert labels.tolist() == [2, 0, 1, 0]
     assert torch.equal(mean[1], mean[3])

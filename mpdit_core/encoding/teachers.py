@@ -1,0 +1,285 @@
+"""Teachers: what gives the features that are stored beside latents, for the objective `alignment`.
+
+A teacher is a feature extractor with a map (`mpdit_core.api.Teacher`), or `latents`: the latents themselves, which need
+no second network. To add one: a plugin in the group `mpdit.features` with the method `feature_map`.
+
+Shapes: features [n, N, F] of n images, N tokens of the stored grid row by row.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpdit_core import api, plugins
+from mpdit_core.api import Dataset
+from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb
+from mpdit_core.data.images import Mode, prepare
+from mpdit_core.data.latents import LatentFolder, standardise
+from mpdit_core.data.manifest import EncodingPlan, TeacherPlan, normalisation_of
+from mpdit_core.data.shards import ShardContent
+from mpdit_core.encoding.options import EncodeOptions
+from mpdit_core.encoding.pipeline import Encoded, Encoder, encode_shards
+from mpdit_core.encoding.reconstruction import pick_images
+from mpdit_core.errors import UserError
+from mpdit_core.metrics.features import load_extractor
+from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.runtime.concurrency import usable_cores
+from mpdit_core.runtime.precision import computing_in
+from mpdit_core.size import Size
+
+LATENTS = "latents"  # the teacher that needs no network
+READ_AT_ONCE = 256  # images
+
+
+class LoadedTeacher(Protocol):
+    """A teacher that is ready. `plan` says what is stored, but for the projection, which is still to be measured."""
+
+    @property
+    def plan(self) -> TeacherPlan: ...
+
+    def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
+        """Numbers of `count` images, chosen at random (the first ones of a stream), and their features, unprojected."""
+        ...
+
+    def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
+        """What is stored for shards, one after the other, multiplied with `projection` [F, dims] where there is one."""
+        ...
+
+
+def open_teacher(
+    options: EncodeOptions, plan: EncodingPlan, source: Dataset | None, autoencoder: LoadedAutoencoder
+) -> LoadedTeacher | None:
+    """The teacher that `options` ask for, for latents of `plan`; None where they ask for none.
+
+    Raises:
+        UserError: options of a teacher without one, or a teacher that needs images where there are none
+            (`option-does-not-apply`); no such plugin, or one without a map (`no-teacher`); a grid that does not fit
+            the latents (`grid-does-not-fit`), or more dimensions than features (`invalid-value`).
+    """
+    name = options.teacher
+    if name is None:
+        _refuse_options_of_teachers(options)
+        return None
+    grid = _grid(options, plan)
+    if name == LATENTS:
+        return LatentsTeacher(plan=_with_dims(_latents_plan(plan, grid), options.teacher_dims))
+    if source is None:
+        raise UserError(
+            f"the teacher {name} for latents that another program made",
+            code="option-does-not-apply",
+            expected="a teacher that needs no images",
+            remedy=f"--teacher {LATENTS}",
+        )
+    extractor = load_extractor(name, device=autoencoder.device, options=options.teacher_options)
+    if not isinstance(extractor, api.Teacher):
+        raise UserError(
+            f"the features {name} give no map, only numbers for a whole image",
+            code="no-teacher",
+            expected="a plugin with the method feature_map, such as efficientnet or dinov2",
+            remedy=f"--teacher {LATENTS} needs no plugin",
+        )
+    network = TeacherNetwork(extractor, grid=grid, device=autoencoder.device)
+    blank = torch.zeros(1, 3, *plan.resolution, dtype=torch.uint8)
+    made = plugins.record("features", name, extractor)
+    teacher_plan = TeacherPlan(
+        name=name,
+        package=made["package"],
+        options=made["options"],
+        fingerprint=extractor.fingerprint(),
+        grid=grid,
+        features=network(blank).shape[-1],
+        flip=has_flips(plan) and not getattr(extractor, "flip_equivariant", False),
+    )
+    return ImageTeacher(
+        plan=_with_dims(teacher_plan, options.teacher_dims),
+        network=network,
+        latents_plan=plan,
+        source=source,
+        mode=autoencoder.mode,
+        workers=options.workers or usable_cores(),
+    )
+
+
+def has_flips(plan: EncodingPlan) -> bool:
+    """Whether training can ask for mirror images of these latents."""
+    return plan.flip or plan.autoencoder.flip_equivariant
+
+
+def _refuse_options_of_teachers(options: EncodeOptions) -> None:
+    given = [name for name in sorted(options.model_fields_set) if "teacher" in name and getattr(options, name)]
+    if given:
+        raise UserError(
+            f"the option {given[0]} without a teacher",
+            code="option-does-not-apply",
+            expected="the name of a teacher too",
+            remedy="--teacher NAME",
+        )
+
+
+def _grid(options: EncodeOptions, plan: EncodingPlan) -> Size:
+    """Tokens along height and width."""
+    _, *sides = plan.latent_shape
+    size, patch = Size(*sides), options.teacher_patch_size
+    if not size.is_multiple(patch):
+        raise UserError(
+            f"tokens of {patch} × {patch} latent pixels for latents of {size.height} × {size.width}",
+            code="grid-does-not-fit",
+            expected="a number that divides both sides: the patch size of the model's last coarse stage",
+            remedy="--teacher-patch-size P",
+        )
+    return size // patch
+
+
+def _with_dims(plan: TeacherPlan, dims: int | None) -> TeacherPlan:
+    """`plan` with features of `dims` dimensions."""
+    if dims is None:
+        return plan
+    if dims >= plan.features:
+        raise UserError(
+            f"{dims} dimensions for the {plan.features} features per token of {plan.name}",
+            code="invalid-value",
+            expected=f"1 to {plan.features - 1}",
+            remedy="without --teacher-dims all features are stored",
+        )
+    return plan.model_copy(update={"features": dims})
+
+
+@dataclass(frozen=True)
+class TeacherNetwork:
+    """Images uint8 [n, K, H, W] → features [n, N, F] float32, averaged over the cells of `grid`."""
+
+    extractor: api.Teacher
+    grid: Size
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        images = as_rgb(images.to(self.device))
+        with computing_in("float32", self.device), plugin_errors(self.extractor, "in feature_map"):
+            found = self.extractor.feature_map(images)
+        if found.ndim != 4 or len(found) != len(images) or found.dtype != torch.float32:
+            reason = f"it returns {found.dtype} {list(found.shape)}, not torch.float32 [n, F, rows, columns]"
+            raise broken(self.extractor, "in feature_map", reason)
+        return to_tokens(found, self.grid)
+
+
+def to_tokens(feature_map: Tensor, grid: Size) -> Tensor:
+    """[n, F, rows, columns] → [n, N, F]: means over the cells of `grid`, or interpolated where it is the finer one."""
+    if feature_map.shape[-2] >= grid.height and feature_map.shape[-1] >= grid.width:
+        cells = F.adaptive_avg_pool2d(feature_map, grid)
+    else:
+        cells = F.interpolate(feature_map, tuple(grid), mode="bilinear", align_corners=False)
+    return cells.flatten(2).mT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTeacher:
+    """A feature extractor, which sees the pictures that the autoencoder saw; grey ones in all three colours."""
+
+    plan: TeacherPlan
+    network: TeacherNetwork
+    latents_plan: EncodingPlan
+    source: Dataset
+    mode: Mode
+    workers: int
+
+    def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
+        picks = pick_images(folder.manifest, self.source, min(count, len(folder)), seed=seed)
+        features = []
+        for _, decode in picks:
+            picture = prepare(decode(), self.latents_plan.resolution, self.mode)
+            images = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+            features.append(self.network(images).cpu())
+        return [number for number, _ in picks], torch.cat(features)
+
+    def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
+        directions = None if projection is None else projection.to(self.network.device)
+
+        @torch.inference_mode()
+        def encode(images: Tensor) -> Tensor:
+            features = self.network(images)
+            return features if directions is None else features @ directions
+
+        encoder = Encoder(
+            device=self.network.device,
+            mode=self.mode,
+            shape=self.plan.stored_shape,
+            dtype="float16",
+            tensors=self.plan.tensor_names,
+            encode=encode,
+        )
+        made = encode_shards(
+            self.source, self.latents_plan, numbers, encoder=encoder, workers=self.workers, skip_faulty=True
+        )
+        for batch in made:
+            if batch.content is not None:
+                _require_same_images(folder, batch.content)
+            yield replace(batch, skipped=[])  # they were reported when the latents were made
+
+
+def _require_same_images(folder: LatentFolder, content: ShardContent) -> None:
+    before = [item.key for item in folder.manifest.shards[content.number].skipped]
+    now = [item.key for item in content.skipped]
+    if before != now:
+        faulty = next((item for item in content.skipped if item.key not in before), None)
+        raise UserError(
+            f"{faulty.key} cannot be used: {faulty.reason}" if faulty else f"{before[0]} can be read now",
+            code="faulty-image",
+            expected="the images that the latents were made from",
+            remedy="restore the source as it was",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsTeacher:
+    """The autoencoder's own latents: standardised means, cut into the patches of the grid (patch row, column, channel).
+
+    The standardisation is the measured one, whatever training uses.
+    """
+
+    plan: TeacherPlan
+
+    def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
+        numbers = sorted(random.Random(seed).sample(range(len(folder)), min(count, len(folder))))
+        return numbers, self._features(folder, numbers, mirrored=False)
+
+    def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
+        firsts = np.cumsum([0, *(shard.count for shard in folder.manifest.shards)]).tolist()
+        for number in numbers:
+            images = range(firsts[number], firsts[number + 1])
+            tensors = {name: np.empty((len(images), *self.plan.stored_shape), "<f2") for name in self.plan.tensor_names}
+            for start in range(0, len(images), READ_AT_ONCE):
+                part = images[start : start + READ_AT_ONCE]
+                for tensor, mirrored in zip(tensors.values(), (False, True), strict=False):
+                    features = self._features(folder, part, mirrored=mirrored)
+                    stored = features if projection is None else features @ projection
+                    tensor[start : start + len(part)] = stored.half().numpy()
+            content = ShardContent(number, tensors, labels=np.zeros(len(images), "<i8"), skipped=[])
+            shard = folder.manifest.shards[number]
+            yield Encoded(shard.stop - shard.start, [], content)
+
+    def _features(self, folder: LatentFolder, numbers: Sequence[int], *, mirrored: bool) -> Tensor:
+        manifest, grid = folder.manifest, self.plan.grid
+        mean = folder.batch(numbers, flip=[mirrored] * len(numbers)).mean
+        latents = standardise(mean, normalisation_of("measured", manifest.measured_mean, manifest.measured_std))
+        rows = latents.unflatten(3, (grid.width, -1)).unflatten(2, (grid.height, -1))  # [n, C, rows, p, columns, p]
+        return rows.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def _latents_plan(plan: EncodingPlan, grid: Size) -> TeacherPlan:
+    channels, height, width = plan.latent_shape
+    return TeacherPlan(
+        name=LATENTS,
+        fingerprint=plan.fingerprint(),
+        grid=grid,
+        features=channels * height * width // grid.area,
+        flip=has_flips(plan),
+    )
