@@ -73,8 +73,8 @@ class EncodeOptions(DeviceOptions):
         "fail", "what to do with an image that cannot be read: stop, or skip and list it"
     )
     teacher: str | None = setting(
-        None, "teacher for objective.alignment, whose features are stored beside the latents: a feature extractor with a "
-        "map, such as efficientnet or dinov2, or the latents themselves (latents)",
+        None, "teacher for objective.alignment, whose features are stored beside the latents: a feature extractor with "
+        "a map, such as efficientnet or dinov2, or the latents themselves (latents)",
         metavar="NAME", panel="Other work", chosen="none",
     )  # fmt: skip
     teacher_options: dict[str, Any] = setting({}, "options of the teacher's plugin", table="teacher", typed=False)
@@ -83,11 +83,9 @@ class EncodeOptions(DeviceOptions):
         panel="Other work",
     )  # fmt: skip
     teacher_dims: PositiveInt | None = setting(
-        None,
-        "number of dimensions that the teacher's features are projected to (PCA)",
-        panel="Other work",
-        chosen="all",
-    )
+        None, "number of dimensions that the teacher's features are projected to (PCA)",
+        panel="Other work", chosen="all",
+    )  # fmt: skip
     replace_teacher: bool = setting(
         False, "delete features that were stored with other settings, and make these", panel="Other work"
     )

@@ -63,10 +63,11 @@ def _objective(target: Target, options: ProfileOptions) -> Added:
     """What the run's objective adds. Torch is imported only where there is more than flow matching."""
     if target.run.objective.keys() == {FLOW_MATCHING}:
         return NOTHING
-    from mpdit_core.profiling.objective import added_by_objective
+    from mpdit_core.flow.added_cost import added_cost
 
     typed = options.settings.get("objective", {})
-    return added_by_objective(target.run, trusted=lambda name: name in typed)
+    parameters, macs = added_cost(target.run, trusted=lambda name: name in typed)
+    return Added(parameters=parameters, macs=macs)
 
 
 def _plans(targets: list[Target], options: PlanOptions, device: str) -> tuple[Plan, ...]:

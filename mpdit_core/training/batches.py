@@ -93,11 +93,12 @@ class BatchSource:
         times, flips, drops = torch.from_numpy(uniforms).unbind(1)
         draws = torch.from_numpy(normals).unflatten(1, self.shape)  # [n, 1 or 2, C, h, w]
         indices = self.order.indices(start, stop).tolist()
-        stored = self.latents.batch(indices, flip=(flips < 0.5).tolist() if self.flip else None)
+        flip = (flips < 0.5).tolist() if self.flip else None
+        stored = self.latents.batch(indices, flip=flip, teacher="teacher" in self.needs)
         latents = draw_latents(stored, draws[:, -1], self.latents.spec.normalisation)
         labels = stored.labels.masked_fill(drops < self.label_dropout, self.null_label)
         t = draw_times(self.time, times, latent_values=math.prod(self.shape[1:]))
-        return Batch(latents, draws[:, 0].contiguous(), t, labels)
+        return Batch(latents, draws[:, 0].contiguous(), t, labels, teacher=stored.teacher)
 
     def _negative(self, step: int, batch: Batch) -> Tensor:
         """The target velocity of another sample of the global batch: that so many positions further, in a circle.

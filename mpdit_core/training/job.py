@@ -51,7 +51,10 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         world.barrier()  # all have chosen the run's folder before rank 0 makes it
         with ExitStack() as held:
             checkpoint = world.on_main(lambda: _claim_folder(plan, held, report))
-            trainer = Trainer(plan.config, total_steps=plan.total_steps, device=device, world=world, terms=plan.terms)
+            trainer = Trainer(
+                plan.config, total_steps=plan.total_steps, device=device, world=world,
+                terms=plan.terms, teacher_features=plan.teacher_features,
+            )  # fmt: skip
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
             _begin(session, checkpoint=checkpoint, init_from=options.init_from)
             return _run(session)

@@ -14,7 +14,7 @@ from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.flow.loss import Terms, build_terms, needs, require_fit
+from mpdit_core.flow.loss import Terms, build_terms, needs, network_shape, require_fit
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.plugins import options_in
 from mpdit_core.reporting import Note, Reporter
@@ -35,6 +35,11 @@ class Plan:
     resumes: bool
     trust: bool  # whether names of code in files of the run and its latents are followed
     trusts_features: bool  # likewise `preview.evaluate_features`, which may have been typed
+
+    @property
+    def teacher_features(self) -> int:
+        """Features per token of the teacher that the loss needs; 0 where it needs none."""
+        return self.latents.teacher.plan.features if "teacher" in needs(self.terms) else 0
 
 
 def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
@@ -63,10 +68,11 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     config = _with_all_options(layers.config(), terms)
     _check_division(config, world_size)
     _check_terms(config, terms)
+    _check_teacher(config, terms, latents)
     typed = options.settings.get("preview", {}).get("evaluate_features") == config.preview.evaluate_features
     if saved is not None:
         _check_same_run(saved, config)
-        _check_same_data(saved.latents(), latents.spec)
+        _check_same_data(saved.latents(), latents.spec, terms)
     return Plan(
         config=config,
         origins=layers.origins,
@@ -208,6 +214,31 @@ def _check_terms(config: RunConfig, terms: Terms) -> None:
         )
 
 
+def _check_teacher(config: RunConfig, terms: Terms, latents: LatentFolder) -> None:
+    """Raises `UserError` when a term needs a teacher's features and there are none for the network's coarse tokens."""
+    if "teacher" not in needs(terms):
+        return
+    names = ", ".join(name for name, term in terms.items() if "teacher" in term.needs)
+    stored, grid = latents.teacher.plan, network_shape(config.model).token_grid
+    if grid is None:
+        raise UserError(
+            f"the objective {names} for a network of one stage, which has no coarse tokens",
+            code="does-not-fit",
+            expected="a network of two or more stages",
+            remedy=f"another preset, or --set objective.{names.split(',')[0]}.weight=0",
+        )
+    if grid != stored.grid:
+        source, patch = latents.spec.source, config.model.stages[-2].patch_size
+        raise UserError(
+            f"the network has {grid[0]} × {grid[1]} coarse tokens, the features of {stored.name} in {latents.path} "
+            f"are for {stored.grid.height} × {stored.grid.width}",
+            code="grid-does-not-fit",
+            expected="features for each token of the last coarse stage",
+            remedy=f"mpdit encode-latents {source} --out {latents.path} --teacher {stored.name} "
+            f"--teacher-patch-size {patch} --replace-teacher   (with the other options as before)",
+        )
+
+
 def _check_same_run(run: RunFolder, config: RunConfig) -> None:
     """Raises `UserError` when a value differs that alters the updates already made."""
     changed = changes(run.config(), config)
@@ -222,7 +253,15 @@ def _check_same_run(run: RunFolder, config: RunConfig) -> None:
         )
 
 
-def _check_same_data(saved: LatentSpec, given: LatentSpec) -> None:
+def _check_same_data(saved: LatentSpec, given: LatentSpec, terms: Terms) -> None:
+    """Raises `UserError` where the latents, or the features beside them that the loss needs, are not the run's."""
+    if "teacher" in needs(terms) and saved.teacher != given.teacher:
+        raise UserError(
+            f"the teacher's features in {given.folder} are not those that this run was trained on",
+            code="different-latents",
+            expected=f"features with the hash {saved.teacher[:12]}, not {given.teacher[:12]}",
+            remedy="store the old teacher's again (encode-latents --replace-teacher), or start another run",
+        )
     if saved.fingerprint != given.fingerprint:
         raise UserError(
             f"the latents in {given.folder} are not those that this run was trained on",

@@ -16,16 +16,19 @@ from mpdit_core.api import TrainingBatch
 from mpdit_core.config import FLOW_MATCHING, ModelConfig, RunConfig
 from mpdit_core.flow.loss import Terms, TrainingLoss, build_terms, needs, network_shape
 from mpdit_core.model.transformer import without_values
-from mpdit_core.profiling.results import Added
 
 TEACHER_FEATURES = 768  # F of DINOv2-B, as no latents say here how many they hold
 
 
-def added_by_objective(run: RunConfig, *, trusted: Callable[[str], bool]) -> Added:
-    """The difference between the run's objective and flow matching alone. Raises `UserError` as `build_terms`."""
+def added_cost(run: RunConfig, *, trusted: Callable[[str], bool]) -> tuple[int, int]:
+    """Parameters, and MACs per image of a step, of the run's objective beyond flow matching alone.
+
+    Raises:
+        UserError: as `build_terms`.
+    """
     terms = build_terms(run.objective, trusted=trusted)
     macs, parameters = _counted(run.model, terms)
-    return Added(parameters=parameters, macs=macs - _counted(run.model, build_terms({FLOW_MATCHING: {}}))[0])
+    return parameters, macs - _counted(run.model, build_terms({FLOW_MATCHING: {}}))[0]
 
 
 def _counted(model: ModelConfig, terms: Terms) -> tuple[int, int]:
