@@ -17,6 +17,7 @@ import pytest
 from data_helpers import SMALL, encode, hub_data_set, image_folder, refused, shard_hashes
 from launch import fork_group, forked, wait_until
 from safetensors.numpy import load_file
+from teacher_helpers import TEACHER, feature_hashes
 
 from mpdit_cli.app import main
 
@@ -89,6 +90,25 @@ def test_a_streamed_data_set_is_resumed_after_kills(tmp_path: Path, monkeypatch:
     encode(source, out, streaming=True)
     assert shard_hashes(out) == whole
     assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*.safetensors")}.items()
+
+
+def test_features_of_a_teacher_after_kills(tmp_path: Path):
+    """SIGKILL after a finished shard of features, again and again, then two processes: the same bytes."""
+    source, out = image_folder(tmp_path / "images", each=12), tmp_path / "out"
+    given: dict[str, Any] = {"teacher": TEACHER, "teacher_dims": 3, "shard_size": 3}
+    encode(source, tmp_path / "whole", **given)
+    whole = feature_hashes(tmp_path / "whole")
+    for wanted in (1, 3):
+        child = encode_in_child(source, out, workers=1, **given)
+        while len(list(out.glob("teacher/shard-*.json"))) < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert wanted <= len(list(out.glob("teacher/shard-*.json"))) < len(whole)
+    fork_group(lambda _rank: encode(source, out, **given))
+    assert feature_hashes(out) == whole
+    assert shard_hashes(out) == shard_hashes(tmp_path / "whole")
+    assert not (out / "teacher").exists()
 
 
 def test_two_processes(images: Path, tmp_path: Path):

@@ -1,0 +1,130 @@
+"""What `objective.alignment` costs a training step with stored features, and with the teacher in the loop.
+
+    python benchmarks/alignment.py
+    python benchmarks/alignment.py --preset b-256 --batch-size 64 --device cuda
+
+A step is the whole of it: forward, backward, gradient norm, AdamW, EMA. The same trainer makes steps with and without
+the term in turns, and between them EfficientNet-Lite0 computes the maps of as many images: what a program pays at each
+step that stores none. On a CPU, seconds are those of the processor, so that other programs do not count. FLOPs are
+those of the matrix products of a step, counted by torch. Needs mpdit-efficientnet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+from report import write_result
+from torch.utils.flop_counter import FlopCounterMode
+
+from mpdit_core.config import RunConfig
+from mpdit_core.flow.loss import build_terms, network_shape
+from mpdit_core.metrics.features import load_extractor
+from mpdit_core.presets import load_preset
+from mpdit_core.runtime.device import select_device, synchronize
+from mpdit_core.runtime.distributed import World
+from mpdit_core.settings import merge, validate
+from mpdit_core.training.batches import Batch
+from mpdit_core.training.state.trainer import Trainer
+
+FEATURES = 320  # per token of EfficientNet-Lite0's map
+PROJECTORS = ("mlp", "convolution")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", action="append", help="repeatable; default s-32 and b-256")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each kind, after one untimed")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", choices=["auto", "float32", "bfloat16"])
+    arguments = parser.parse_args()
+    rows = []
+    for preset in arguments.preset or ["s-32", "b-256"]:
+        for projector in PROJECTORS:
+            rows.append(measure(preset, projector, arguments))
+            print_row(rows[-1])
+    print(write_result("alignment", {"command": sys.argv[1:], "rows": rows}))
+
+
+def measure(preset: str, projector: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Medians of seconds, and FLOPs, of each part of a step."""
+    device, size = select_device(arguments.device), arguments.batch_size
+    train = {"batch_size": size, "precision": arguments.precision, "compile": "off"}
+    config = validate(RunConfig, merge(load_preset(preset).model_dump(), {"train": train}))
+    terms = build_terms({"flow-matching": {}, "alignment": {"projector": projector}})
+    trainer = Trainer(
+        config, total_steps=1000, device=device, world=World(), terms=terms, teacher_features=FEATURES
+    )  # fmt: skip
+    batch = batch_of(config, size).to(device)
+    teacher = load_extractor("efficientnet", device=device)
+    images = torch.randint(0, 256, (size, 3, *config.resolution), dtype=torch.uint8, device=device)
+
+    def step(names: tuple[str, ...]) -> None:
+        trainer.model.loss.terms = {name: terms[name] for name in names}
+        trainer.step(batch)
+
+    parts = {
+        "plain": lambda: step(("flow-matching",)),
+        "aligned": lambda: step(("flow-matching", "alignment")),
+        "teacher": lambda: teacher.feature_map(images),  # pyright: ignore[reportAttributeAccessIssue]
+    }
+    flops = {name: count_flops(part) for name, part in parts.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(arguments.steps):
+        for name, part in parts.items():  # in turns, so that a machine that slows down slows all
+            seconds[name].append(timed(part, device))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "preset": preset,
+        "projector": projector,
+        "batch_size": size,
+        "parameters_beside": sum(p.numel() for p in trainer.model.loss.trained_beside.parameters()),
+        "seconds": seconds,
+        "flops": flops,
+        "cost_of_the_term": statistics.median(
+            aligned / plain for aligned, plain in zip(seconds["aligned"], seconds["plain"], strict=True)
+        ) - 1,
+        "cost_in_flops": flops["aligned"] / flops["plain"] - 1,
+        "cost_of_the_teacher_in_the_loop": medians["teacher"] / medians["plain"],
+    }  # fmt: skip
+
+
+def batch_of(config: RunConfig, size: int) -> Batch:
+    torch.manual_seed(0)
+    model = config.model
+    shape, grid = (size, model.channels, *model.input_size), network_shape(model).token_grid
+    assert grid is not None, "a network of several stages"
+    labels, features = torch.arange(size) % model.num_classes, torch.randn(size, grid[0] * grid[1], FEATURES)
+    return Batch(torch.randn(shape), torch.randn(shape), torch.rand(size), labels, teacher=features.half())
+
+
+def count_flops(part: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        part()
+    return counter.get_total_flops()
+
+
+def timed(part: Any, device: torch.device) -> float:
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    synchronize(device)
+    started = clock()
+    part()
+    synchronize(device)
+    return clock() - started
+
+
+def print_row(row: dict[str, Any]) -> None:
+    print(
+        f"{row['preset']:>6} {row['projector']:>11}: the term adds {row['cost_of_the_term']:.1%} to the time of a step "
+        f"({row['cost_in_flops']:.1%} of its FLOPs); the teacher in the loop would add "
+        f"{row['cost_of_the_teacher_in_the_loop']:.0%} more"
+    )
+
+
+if __name__ == "__main__":
+    main()
