@@ -8,12 +8,18 @@ import pytest
 from pages import ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").replace("\\_", "_")
-NAMED = sorted(set(re.findall(r"\bmpdit_(?:core|cli)/[\w/.]*\w", PAGE)))
+NAMED = sorted(set(re.findall(r"\b(?:mpdit_core|mpdit_cli|tests)/[\w/.]*\w", PAGE)))
 
 
 @pytest.mark.parametrize("path", NAMED)
 def test_files_named_on_the_page_exist(path: str):
     assert (ROOT / path).exists()
+
+
+def test_every_extension_point_has_a_test():
+    rows = [row.split("|")[1:-1] for row in PAGE.partition("| to add |")[2].partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) > 30
+    assert [row[0] for row in rows if not re.search(r"tests/|`check_", row[4])] == []
 
 
 def test_every_room_is_in_the_tree():
