@@ -57,6 +57,18 @@ def needs(terms: Terms) -> frozenset[str]:
     return frozenset(name for term in terms.values() for name in term.needs)
 
 
+def require_fit(terms: Terms, model: ModelConfig) -> None:
+    """Raises the `UserError` of a term that cannot serve the network. Nothing is computed."""
+    with torch.device("meta"):
+        for term in terms.values():
+            _build_modules(term, network_shape(model, teacher_features=1))
+
+
+def _build_modules(term: Objective, shape: NetworkShape) -> nn.Module | None:
+    with plugin_errors(term, "in modules"):
+        return term.modules(shape)
+
+
 def network_shape(model: ModelConfig, *, teacher_features: int = 0) -> NetworkShape:
     """What the modules of the terms are built for."""
     coarse = model.stages[-2].patch_size if len(model.stages) > 1 else None
@@ -84,8 +96,7 @@ class TrainingLoss(nn.Module):
         self.trained_beside = nn.ModuleDict()
         self.modules_of: dict[str, nn.Module | None] = {}
         for name, term in terms.items():
-            with plugin_errors(term, "in modules"):
-                modules = self.modules_of[name] = term.modules(shape)
+            modules = self.modules_of[name] = _build_modules(term, shape)
             if modules is not None:
                 self.trained_beside[name.replace(".", "_")] = modules  # torch allows no dots in these names
 

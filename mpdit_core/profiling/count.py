@@ -9,13 +9,14 @@ from typing import Any
 
 from mpdit_core.model.compute import Convention, count, forward_macs
 from mpdit_core.model.memory import inference_memory, training_memory
-from mpdit_core.profiling.results import ModelCost
+from mpdit_core.profiling.results import Added, ModelCost
 from mpdit_core.profiling.targets import Target
 
+NOTHING = Added()
 SAMPLING_STEPS = 250  # as in the papers; with guidance, every step evaluates the network twice
 
 
-def model_cost(target: Target, *, convention: Convention, batch_size: int) -> ModelCost:
+def model_cost(target: Target, *, convention: Convention, batch_size: int, objective: Added = NOTHING) -> ModelCost:
     """Exact integers (MACs and bytes); the same record for JSON and CSV."""
     model = target.model
     true, paper, used = count(model), count(model, convention="paper"), count(model, convention=convention)
@@ -37,7 +38,8 @@ def model_cost(target: Target, *, convention: Convention, batch_size: int) -> Mo
         macs_paper=paper.macs,
         linear_macs=true.linear_macs,
         training_macs=true.training_macs,
-        training_step_macs=true.training_macs * batch_size,
+        objective=objective,
+        training_step_macs=(true.training_macs + objective.macs) * batch_size,
         batch_size=batch_size,
         guided_sampling_macs=2 * SAMPLING_STEPS * true.macs,
         is_dense=target.is_dense,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from mpdit_core.config import FLOW_MATCHING
 from mpdit_core.errors import UserError
 from mpdit_core.profiling import document, figure
-from mpdit_core.profiling.count import model_cost, to_csv
+from mpdit_core.profiling.count import NOTHING, model_cost, to_csv
 from mpdit_core.profiling.options import ProfileOptions, parse_keys
 from mpdit_core.profiling.plan import PlanOptions, parse_plan, plan
-from mpdit_core.profiling.results import Measured, Plan, ProfileResult
+from mpdit_core.profiling.results import Added, Measured, Plan, ProfileResult
 from mpdit_core.profiling.search import SearchOptions, search
 from mpdit_core.profiling.targets import Target, find_targets
 from mpdit_core.reporting import Reporter, Saved, Skipped, silent
@@ -40,7 +41,10 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
     chosen = targets if named else [next((t for t in targets if t.run.preset == CHOSEN_BY_DEFAULT), targets[0])]
     if searched is not None:
         return ProfileResult(convention=options.convention, search=search(chosen[0], searched))
-    models = tuple(model_cost(t, convention=options.convention, batch_size=options.batch_size) for t in targets)
+    models = tuple(
+        model_cost(t, convention=options.convention, batch_size=options.batch_size, objective=_objective(t, options))
+        for t in targets
+    )
     plans = _plans(chosen, planned, options.device) if planned else ()
     if options.plot:
         figure.draw(_drawn(targets, named=named), options.plot, convention=options.convention)
@@ -53,6 +57,17 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
         report(Saved(what="document", path=options.markdown))
     measured = _measured(targets, options, report) if options.measure else ()
     return ProfileResult(convention=options.convention, models=models, plans=plans, measured=measured)
+
+
+def _objective(target: Target, options: ProfileOptions) -> Added:
+    """What the run's objective adds. Torch is imported only where there is more than flow matching."""
+    if target.run.objective.keys() == {FLOW_MATCHING}:
+        return NOTHING
+    from mpdit_core.flow.added_cost import added_cost
+
+    typed = options.settings.get("objective", {})
+    parameters, macs = added_cost(target.run, trusted=lambda name: name in typed)
+    return Added(parameters=parameters, macs=macs)
 
 
 def _plans(targets: list[Target], options: PlanOptions, device: str) -> tuple[Plan, ...]:

@@ -6,6 +6,13 @@ from mpdit_core.settings import Result, setting
 from mpdit_core.size import Size
 
 
+class Added(Result):
+    """What the terms of the loss beside flow matching add to training; nothing where there are none."""
+
+    parameters: int = setting(0, "parameters that are trained beside the network")
+    macs: int = setting(0, "additional MACs of the forward and backward pass of one image")
+
+
 class ModelCost(Result):
     """Everything that is counted for one model, exact."""
 
@@ -25,7 +32,8 @@ class ModelCost(Result):
     macs_paper: int = setting(..., "MACs, paper convention")
     linear_macs: int = setting(..., "MACs without attention")
     training_macs: int = setting(..., "MACs of the forward and backward pass of one image")
-    training_step_macs: int = setting(..., "MACs of a training step")
+    objective: Added = setting(Added(), "what the terms of the loss add to training")
+    training_step_macs: int = setting(..., "MACs of a training step, with what the objective adds")
     batch_size: int = setting(..., "images per training step, and rows at inference")
     guided_sampling_macs: int = setting(..., "MACs of one guided sample of 250 steps")
     is_dense: bool = setting(..., "whether the model is its own dense counterpart")

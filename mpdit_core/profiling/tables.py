@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mpdit_core.model.compute import WHY_CONVENTIONS_DIFFER
 from mpdit_core.profiling.count import SAMPLING_STEPS
-from mpdit_core.profiling.results import ModelCost, Plan, TrainingCost
+from mpdit_core.profiling.results import Added, ModelCost, Plan, TrainingCost
 from mpdit_core.runtime.files import size_text
 from mpdit_core.table import Table
 
@@ -65,6 +65,8 @@ def facts(model: ModelCost) -> dict[str, str]:
     """One model's totals, as labelled lines."""
     dense = "itself" if model.is_dense else f"{giga(model.dense_macs)} GMACs"
     training, inference = model.training_bytes, model.inference_bytes
+    added, share = model.objective, model.objective.macs / model.training_macs
+    objective = f"{added.parameters:,} parameters, {added.macs:,} MACs per image of a training step ({share:.2%})"
     return {
         "parameters": f"{model.parameters:,} trainable, {model.parameters_with_positions:,} with positions",
         "one image": f"{model.macs_true:,} MACs, {2 * model.macs_true:,} FLOPs",
@@ -72,6 +74,7 @@ def facts(model: ModelCost) -> dict[str, str]:
         f"dense {dense}": f"{bar(1.0, 18)} 100.0%",
         f"this {giga(model.macs)} GMACs": f"{bar(model.ratio_to_dense, 18)} {model.ratio_to_dense:.1%} "
         f"(linear layers {model.linear_ratio_to_dense:.1%})",
+        **({"objective adds": objective} if added != Added() else {}),
         f"training step of {model.batch_size}": f"{tera(model.training_step_macs)} TMACs (forward and backward)",
         f"one image, {SAMPLING_STEPS} guided steps": f"{tera(model.guided_sampling_macs)} TMACs "
         f"({2 * SAMPLING_STEPS} evaluations, no autoencoder)",

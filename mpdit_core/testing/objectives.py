@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
@@ -88,7 +88,7 @@ def _batch(objective: Objective, model: ModelConfig, device: str) -> TrainingBat
 
 
 def _rows(batch: TrainingBatch, rows: slice | list[int]) -> TrainingBatch:
-    return TrainingBatch(**{name: None if x is None else x[rows] for name, x in vars(batch).items()})
+    return replace(batch, **{name: x[rows] for name, x in vars(batch).items() if x is not None})
 
 
 def _check_value(loss: TrainingLoss, batch: TrainingBatch) -> None:
@@ -151,7 +151,7 @@ def _check_resume(objective: Objective, model: ModelConfig, loss: TrainingLoss, 
         for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):
             parameter.data -= 0.01 * gradient
 
-    again = _loss(replace(objective), model).to(batch.t.device)
+    again = _loss(replace(cast(Any, objective)), model).to(batch.t.device)
     step(loss)
     with torch.no_grad():
         for parameter, saved in zip(again.parameters(), loss.parameters(), strict=True):

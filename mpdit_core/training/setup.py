@@ -14,7 +14,7 @@ from mpdit_core.config import RESUMABLE, Layers, RunConfig
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.flow.loss import Terms, build_terms, needs, network_shape
+from mpdit_core.flow.loss import Terms, build_terms, needs, network_shape, require_fit
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.plugins import options_in
 from mpdit_core.reporting import Note, Reporter
@@ -68,7 +68,7 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     terms = build_terms(layers.config().objective, trusted=lambda name: options.trust or name in typed_terms)
     config = _with_all_options(layers.config(), terms)
     _check_division(config, world_size)
-    _check_batches(config, terms)
+    _check_terms(config, terms)
     _check_teacher(config, terms, latents)
     typed = options.settings.get("preview", {}).get("evaluate_features") == config.preview.evaluate_features
     if saved is not None:
@@ -202,8 +202,9 @@ def _check_division(config: RunConfig, world_size: int) -> None:
         )
 
 
-def _check_batches(config: RunConfig, terms: Terms) -> None:
-    """Raises `UserError` when a term of the loss needs what batches cannot hold."""
+def _check_terms(config: RunConfig, terms: Terms) -> None:
+    """Raises `UserError` when a term of the loss cannot serve the network, or needs what batches cannot hold."""
+    require_fit(terms, config.model)
     if "negative" in needs(terms) and config.train.batch_size == 1:
         names = ", ".join(name for name, term in terms.items() if "negative" in term.needs)
         raise UserError(

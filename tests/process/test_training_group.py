@@ -16,6 +16,7 @@ from launch import SERVER, free_port, kill_when, run_beside, serve_command, serv
 from launch import run as mpdit
 from safetensors import safe_open
 from train_helpers import arguments, assert_same_run, metrics_of, options, relative_difference, run_to_end, state_of
+from train_objectives import OBJECTIVES
 from train_workers import last_checkpoint_fails, one_part_fails, train_and_die
 
 from mpdit_core.errors import UserError
@@ -79,6 +80,22 @@ def test_sharded_training_equals_one_process(latents, tmp_path, optimizer, toler
         run_to_end(options(latents, run, *clip, steps=10))
     assert relative_difference(state_of(two), state_of(one)) < tolerance
     assert sorted(p.name for p in (two / "checkpoints").iterdir())[-2:] == ["step-0000008", "step-0000010"]
+
+
+@pytest.mark.parametrize("assignments", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_two_processes_equal_one_with_every_objective(latents, tmp_path, assignments):
+    """Whole for two steps, sharded for two, and two more alone in two parts."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    for parallel, steps in (("ddp", 2), ("fsdp", 4)):
+        words = arguments(latents, two, *assignments, f"train.parallel={parallel}")
+        outcomes = serve_command(*words, "--steps", steps)
+        assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    run_to_end(options(latents, two, *assignments, "train.accumulation=2", steps=6))
+    run_to_end(options(latents, one, *assignments, steps=6))
+    assert relative_difference(state_of(two), state_of(one)) < 1e-5
+    for line, expected in zip(RunFolder(two).metrics(), RunFolder(one).metrics(), strict=True):
+        parts = {key: value for key, value in expected.items() if key == "loss" or "/" in key}
+        assert {key: line[key] for key in parts} == pytest.approx(parts, rel=1e-4)
 
 
 def test_a_resumed_sharded_run_ends_with_the_same_parts(latents, tmp_path):

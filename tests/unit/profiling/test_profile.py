@@ -23,11 +23,11 @@ from mpdit_core.model.compute import count, forward_macs, training_macs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset, preset_names
 from mpdit_core.profiling import ProfileOptions, ProfileResult, figure, measure, profile_flops
-from mpdit_core.profiling.count import model_cost
+from mpdit_core.profiling.count import model_cost, to_csv
 from mpdit_core.profiling.document import published_rows
 from mpdit_core.profiling.job import DRAWN_BY_DEFAULT
 from mpdit_core.profiling.plan import parse_plan, plan
-from mpdit_core.profiling.results import ModelCost
+from mpdit_core.profiling.results import Added, ModelCost
 from mpdit_core.profiling.tables import bar, breakdown_table, facts, overview, plan_table
 from mpdit_core.profiling.targets import Target, at_resolution, find_targets
 from mpdit_core.reporting import Event, Saved, Skipped, Warning
@@ -313,3 +313,14 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], code: str):
 def test_a_model_that_is_not_there_is_refused():
     with pytest.raises(UserError):
         profile(model="no/such/run")
+
+
+def test_what_an_objective_adds_is_counted():
+    """A linear layer on the 16 coarse tokens, forward, and backward for its weights and its input."""
+    assert count_one(preset=["tiny"]).objective == Added()
+    with_modules = parse_assignments(["objective.train_objectives:Reader.weight=0.5", "objective.contrastive={}"])
+    model = count_one(preset=["tiny"], settings=with_modules, batch_size=4)
+    assert model.objective == Added(parameters=32 + 1, macs=3 * 16 * 32)
+    assert model.training_step_macs == 4 * (model.training_macs + 3 * 16 * 32)
+    assert "33 parameters, 1,536 MACs" in facts(model)["objective adds"]
+    assert "objective_macs" in to_csv([model])
