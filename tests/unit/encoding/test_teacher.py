@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from data_helpers import encode, image_folder, refused, shard_hashes
 from PIL import Image
 from safetensors.numpy import load_file
-from teacher_helpers import TEACHER, feature_hashes
+from teacher_helpers import TEACHER, Cells, feature_hashes
 
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, standardise
@@ -177,19 +176,9 @@ def test_verify_finds_damaged_features_and_the_next_run_makes_them_again(images:
 
 def test_verify_computes_features_again(images: Path, plain: Path, monkeypatch: pytest.MonkeyPatch):
     encode(images, plain, teacher=TEACHER, teacher_dims=3)
-    encode(images, plain, teacher=TEACHER, teacher_dims=3, verify=True)
-    path = plain / "teacher-00001.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-32:] = bytes(32)
-    path.write_bytes(data)
-    manifest = json.loads((plain / MANIFEST).read_text())
-    manifest["teacher"]["shards"][1]["sha256"] = hashlib.sha256(data).hexdigest()
-    features = load_file(path)["features_flipped"]
-    assert not features[-1, -1].any()
-    (plain / MANIFEST).write_text(json.dumps(manifest))
-    encode(images, plain, teacher=TEACHER, teacher_dims=3, verify=True)  # mirror images are not computed again
-    monkeypatch.setattr("mpdit_core.encoding.verify.TOLERANCE", -1.0)
-    with refused("damaged-shards", "teacher-00000", "teacher-00001"):
+    whole = Cells.feature_map
+    monkeypatch.setattr(Cells, "feature_map", lambda self, images: 1.02 * whole(self, images))
+    with refused("damaged-shards", "teacher-00000", "image 0 ", "4 of 4"):
         encode(images, plain, teacher=TEACHER, teacher_dims=3, verify=True)
 
 
