@@ -162,9 +162,16 @@ def about(name: str, result: TrainSweepResult) -> dict[str, Any]:
         "loss": plain(cell.loss),
         "distance": plain(cell.distance),
         "curves": {str(run.seed): [(each.flops, each.distance) for each in run.evaluations] for run in cell.runs},
+        "sampled_in": sampled_in(result),
         "macs": counted.macs,
         "parameters": counted.parameters,
     }
+
+
+def sampled_in(result: TrainSweepResult) -> str:
+    """The types that the evaluations computed in: `auto` is measured per process, and may differ between rows."""
+    records = [path for run in result.cells[0].runs for path in sorted(run.run.glob("evals/*.json"))]
+    return ", ".join(sorted({json.loads(path.read_text(encoding="utf-8"))["sampling"]["dtype"] for path in records}))
 
 
 def plain(value: Statistics | None) -> dict[str, Any] | None:
@@ -182,15 +189,15 @@ def table(rows: list[dict[str, Any]], result: Path) -> str:
         f"Measured on {cpu_name()}; all numbers are in `benchmarks/results/{result.name}`.",
         "",
         f"| row | what | distance | − {rows[0]['name']}, per seed | loss | MMACs per image | steps | parameters | "
-        "CPU time |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "CPU time | sampled in |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         distance, loss, less = row["distance"], row["loss"], difference(row, rows[0])
         lines.append(
             f"| {row['name']} | {ROWS[row['name']].what} | {shown(distance, 1)} | "
             f"{shown(plain(less), 1) if row is not rows[0] else ''} | {shown(loss, 4)} | {row['macs'] / 1e6:.1f} | "
-            f"{row['steps']} | {row['parameters']:,} | {row['cpu_seconds']:.0f} s |"
+            f"{row['steps']} | {row['parameters']:,} | {row['cpu_seconds']:.0f} s | {row['sampled_in']} |"
         )
     return "\n".join(lines)
 
