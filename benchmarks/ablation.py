@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--teraflops", type=float, default=1.0, help="compute of a run, in 10^12 operations")
     parser.add_argument("--num-samples", type=int, default=300, help="images per evaluation")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder of the runs")
+    parser.add_argument("--add-to", type=Path, metavar="RESULT.json", help="an earlier result, whose other rows stay")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.rows.split(",")]
     rows: dict[str, dict[str, Any]] = {}
@@ -89,9 +90,13 @@ def main() -> None:
             rows[name] = trained(name, arguments, seeds=seeds)
             print(name, json.dumps({key: rows[name][key] for key in ("distance", "loss")}), flush=True)
     shared = {key: getattr(arguments, key) for key in ("teraflops", "num_samples", "seeds")}
-    result = write_result("ablation", {**shared, "base": BASE, "rows": list(rows.values())})
-    draw(list(rows.values()), DOCS / "images" / "ablation.png")
-    fill(DOCS / "ablation.md", table(list(rows.values()), result), by="ablation.py")
+    if arguments.add_to:
+        earlier = json.loads(arguments.add_to.read_text(encoding="utf-8"))["rows"]
+        rows = {row["name"]: row for row in earlier} | rows
+    finished = [rows[name] for name in ROWS if name in rows]
+    result = write_result("ablation", {**shared, "base": BASE, "rows": finished})
+    draw(finished, DOCS / "images" / "ablation.png")
+    fill(DOCS / "ablation.md", table(finished, result), by="ablation.py")
 
 
 def trained(name: str, arguments: argparse.Namespace, *, seeds: int) -> dict[str, Any]:
@@ -156,10 +161,17 @@ def about(name: str, result: TrainSweepResult) -> dict[str, Any]:
         "settings": ROWS[name].settings,
         "loss": plain(cell.loss),
         "distance": plain(cell.distance),
-        "curves": {run.seed: [(each.flops, each.distance) for each in run.evaluations] for run in cell.runs},
+        "curves": {str(run.seed): [(each.flops, each.distance) for each in run.evaluations] for run in cell.runs},
+        "sampled_in": sampled_in(result),
         "macs": counted.macs,
         "parameters": counted.parameters,
     }
+
+
+def sampled_in(result: TrainSweepResult) -> str:
+    """The types that the evaluations computed in: `auto` is measured per process, and may differ between rows."""
+    records = [path for run in result.cells[0].runs for path in sorted(run.run.glob("evals/*.json"))]
+    return ", ".join(sorted({json.loads(path.read_text(encoding="utf-8"))["sampling"]["dtype"] for path in records}))
 
 
 def plain(value: Statistics | None) -> dict[str, Any] | None:
@@ -177,15 +189,15 @@ def table(rows: list[dict[str, Any]], result: Path) -> str:
         f"Measured on {cpu_name()}; all numbers are in `benchmarks/results/{result.name}`.",
         "",
         f"| row | what | distance | − {rows[0]['name']}, per seed | loss | MMACs per image | steps | parameters | "
-        "CPU time |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "CPU time | sampled in |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         distance, loss, less = row["distance"], row["loss"], difference(row, rows[0])
         lines.append(
             f"| {row['name']} | {ROWS[row['name']].what} | {shown(distance, 1)} | "
             f"{shown(plain(less), 1) if row is not rows[0] else ''} | {shown(loss, 4)} | {row['macs'] / 1e6:.1f} | "
-            f"{row['steps']} | {row['parameters']:,} | {row['cpu_seconds']:.0f} s |"
+            f"{row['steps']} | {row['parameters']:,} | {row['cpu_seconds']:.0f} s | {row['sampled_in']} |"
         )
     return "\n".join(lines)
 
@@ -226,10 +238,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             distances = zip(*([distance for _, distance in curve] for curve in curves), strict=True)
             points = [found for found in map(statistics, distances) if found]
             right.errorbar(
-                [flops for flops, _ in curves[0]], [point.mean for point in points],
+                [flops / 1e12 for flops, _ in curves[0]], [point.mean for point in points],
                 yerr=[point.std or 0 for point in points], fmt="o-", capsize=3, markersize=4, label=row["name"],
             )  # fmt: skip
-    right.set_xlabel("floating-point operations of training")
+    right.set_xlabel("floating-point operations of training, 10¹²")
     right.legend(frameon=False)
     for panel in (left, right):
         panel.grid(color="#dddddd", linewidth=0.6)
