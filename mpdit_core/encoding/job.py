@@ -1,7 +1,7 @@
 """`encode-latents`: from images to a folder of latents. See docs/data.md for what is stored, and why.
 
 Every process encodes its share of the shards; rank 0 checks, finishes and reports. What a killed run finished is kept,
-and the same command resumes from there. With `--teacher` a second pass follows (`teach.py`).
+and the same command resumes from there. With `--teacher` a second pass follows (`teacher/`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpdit_core.encoding.reconstruction import (
     read_reconstruction,
 )
 from mpdit_core.encoding.setup import EncodeJob, open_job
-from mpdit_core.encoding.teach import store_features
+from mpdit_core.encoding.teacher.store import store_features
 from mpdit_core.encoding.verify import verify, verify_features
 from mpdit_core.encoding.work import ShardWork, make_shards
 from mpdit_core.errors import UserError

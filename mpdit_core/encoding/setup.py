@@ -25,8 +25,8 @@ from mpdit_core.encoding.plan import (
     source_arguments,
     what_is_encoded,
 )
-from mpdit_core.encoding.teacher_folder import TeacherFolder
-from mpdit_core.encoding.teachers import LoadedTeacher, open_teacher
+from mpdit_core.encoding.teacher.folder import TeacherFolder
+from mpdit_core.encoding.teacher.teachers import LoadedTeacher, open_teacher
 from mpdit_core.reporting import Note, Reporter, Warning
 from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.distributed import World

@@ -18,9 +18,9 @@ from mpdit_core.data.shards import check_feature_shard, check_shard, map_shard
 from mpdit_core.data.sources import Streamed, read_items
 from mpdit_core.encoding.folder import EncodingFolder, ShardRecords
 from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
-from mpdit_core.encoding.projection import read_projection
-from mpdit_core.encoding.teacher_folder import TeacherFolder
-from mpdit_core.encoding.teachers import LoadedTeacher
+from mpdit_core.encoding.teacher.folder import TeacherFolder
+from mpdit_core.encoding.teacher.projection import read_projection
+from mpdit_core.encoding.teacher.teachers import LoadedTeacher
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Progress, Reporter
 

@@ -80,7 +80,7 @@ class StandardPosteriors:
     def __len__(self) -> int:
         return 64
 
-    def batch(self, indices: list[int], *, flip: object) -> LatentBatch:
+    def batch(self, indices: list[int], *, flip: object, teacher: bool) -> LatentBatch:
         zeros = torch.zeros(len(indices), 1, 16, 16)
         return LatentBatch(zeros, zeros + 1, torch.zeros(len(indices), dtype=torch.int64))
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import TeacherPlan
 from mpdit_core.data.shards import ShardContent, write_feature_shard
-from mpdit_core.encoding.projection import measure_projection, one_thread, read_projection, write_projection
 from mpdit_core.encoding.setup import EncodeJob
-from mpdit_core.encoding.teacher_folder import TeacherFolder
-from mpdit_core.encoding.teachers import LoadedTeacher
+from mpdit_core.encoding.teacher.folder import TeacherFolder
+from mpdit_core.encoding.teacher.projection import measure_projection, one_thread, read_projection, write_projection
+from mpdit_core.encoding.teacher.teachers import LoadedTeacher
 from mpdit_core.encoding.work import ShardWork, make_shards
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note

@@ -24,7 +24,7 @@ from mpdit_core.data.manifest import (
     read_versioned,
 )
 from mpdit_core.encoding.folder import ShardRecords, require_same
-from mpdit_core.encoding.projection import read_projection
+from mpdit_core.encoding.teacher.projection import read_projection
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import remove, write_json
 
