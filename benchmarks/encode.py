@@ -23,6 +23,7 @@ from PIL import Image
 from report import write_result
 from torch import Tensor
 
+from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders import load_autoencoder, read_stored
 from mpdit_core.data.images import open_image, prepare
 from mpdit_core.encoding import EncodeOptions, encode_latents
@@ -97,7 +98,7 @@ def ratios(folder: Path, device: torch.device, batch_size: int, resolution: Size
     found: dict[str, dict[str, float]] = {}
     works = {"encode": lambda: autoencoder.encode(images), "decode": lambda: autoencoder.decode(latents)}
     for name, compute in works.items():
-        seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+        seconds: dict[ComputeType, list[float]] = {"float32": [], "bfloat16": []}
         for _ in range(TURNS + 1):
             for precision, times in seconds.items():
                 autoencoder.precision = autoencoder.decode_precision = precision

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from statistics import median
 from typing import Any
 
 from report import RESULTS
@@ -58,11 +59,40 @@ def sampler_quality(data: Data) -> str:
 
 
 def ablation(data: Data) -> str:
-    return "<br>".join(f"{row['name']}: loss {row['loss']:.3f}, {row['seconds']:.0f} s" for row in data["rows"])
+    return "<br>".join(
+        f"{row['name']} in {row['sampled_in']}: distance {row['distance']['mean']:.0f} ± {row['distance']['std']:.0f}"
+        for row in data["rows"]
+    )
+
+
+def precision(data: Data) -> str:
+    return "<br>".join(
+        f"{row['model']}, {row['type']}: loss {row['loss']['mean']:.4f} ± {row['loss']['std']:.4f}, "
+        f"distance {row['distance']['mean']:.2f} ± {row['distance']['std']:.2f}"
+        for row in data["rows"]
+    )
+
+
+def alignment(data: Data) -> str:
+    def ratio(row: Data, part: str) -> float:
+        return median(row["seconds"][part]) / median(row["seconds"]["plain"])
+
+    return "<br>".join(
+        f"{row['preset']}, {row['projector']}: the term takes {ratio(row, 'term'):.1%} of a step's time, "
+        f"a teacher that runs in each step {ratio(row, 'teacher'):.1%}"
+        for row in data["rows"]
+    )
 
 
 def encode(data: Data) -> str:
     return f"{data['images_per_second']:.2f} images/s, {data['ratio']:.2f} × the bare parts"
+
+
+def encode_precision(data: Data) -> str:
+    return "<br>".join(
+        f"{name}: {data[name]['bfloat16']:.2f} images/s, {data[name]['ratio']:.2f} × float32"
+        for name in ("encode", "decode")
+    )
 
 
 def latents_read(data: Data) -> str:
@@ -123,13 +153,16 @@ BENCHMARKS = (
     ),
     Benchmark("batches", "Random numbers of training", "batches.py", batches),
     Benchmark("latents-read", "Reading latents", "latents_read.py --count 50000", latents_read),
+    Benchmark("encode-precision", "Autoencoders in bfloat16", "encode.py --precision", encode_precision),
     Benchmark("encode-*", "Writing latents", "encode.py", encode),
     Benchmark("sample-memory", "Memory of sampling", "sample.py --memory -n 50000 --num-steps 1", sample_memory),
     Benchmark("sample-*", "Speed of sampling", "sample.py --preset b-256 -n 8 --num-steps 5", sample),
     Benchmark(
         "sampler-quality", "Samplers, evaluations against quality", "sampler_quality.py demo/digits", sampler_quality
     ),
-    Benchmark("ablation", "Ablation at the demo's size", "ablation.py --steps 400", ablation),
+    Benchmark("ablation", "Ablation on colour pictures", "ablation.py latents/pictures-32", ablation),
+    Benchmark("precision", "Quality in float32 and bfloat16", "precision.py --latents latents/pictures-32", precision),
+    Benchmark("alignment", "Alignment with a teacher", "alignment.py --batch-size 4 --steps 5", alignment),
     Benchmark("demo", "Quality of the demo", "demo.py", demo),
     Benchmark("evaluate", "The Fréchet distance of 2,048 features", "evaluate.py solve", solve),
     Benchmark("evaluate-neighbours", "Precision and recall", "evaluate.py neighbours", neighbours),

@@ -78,6 +78,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         norm: str = "layer",
         qk_norm: bool = False,
         positions: str = "sincos",
+        prediction: str = "velocity",
         latents_mean: Sequence[float] = (0.0,),  # noqa: ARG002 - read from the config
         latents_std: Sequence[float] = (1.0,),  # noqa: ARG002
     ):
@@ -86,7 +87,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
             width=width, num_heads=num_heads, stages=tuple(Stage(*stage) for stage in stages), input_size=input_size,
             channels=channels, num_classes=num_classes, class_tokens=class_tokens, modulation=modulation,
             time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio, mlp=mlp,
-            norm=norm, qk_norm=qk_norm, positions=positions,
+            norm=norm, qk_norm=qk_norm, positions=positions, prediction=prediction,
         )  # fmt: skip
         self.network = MPDiT(ModelConfig.model_validate(shape))
 

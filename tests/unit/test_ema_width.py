@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_helpers import refused
@@ -17,9 +18,9 @@ from mpdit_core import evaluation, interop
 from mpdit_core.evaluation import EvaluationRecord
 from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import open_model
-from mpdit_core.sampling import Generator, SampleOptions, SampleSet, SamplingOptions, sample
+from mpdit_core.sampling import Generator, SampleOptions, SampleSet, SamplingOptions, ViewResult, sample
 
-QUICK = {"num_steps": 2, "batch_size": 4}
+QUICK: dict[str, Any] = {"num_steps": 2, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +38,14 @@ def weights_of(run: Path, width: float | None) -> str:
     return at_ema_width(open_model(run), width).weights_sha256
 
 
-def sample_options(run: Path, out: Path, **changes: object) -> SampleOptions:
+def sample_options(run: Path, out: Path, **changes: Any) -> SampleOptions:
     return SampleOptions(**QUICK | {"model": str(run), "out": out, "num_samples": 2, "device": "cpu"} | changes)
 
 
 def test_a_generator_changes_its_width(run):
     generator = Generator(run, SamplingOptions(ema_width=0.07, **QUICK), device="cpu")
-    first, other, plain, again = (
-        generator.images(**changes)[0].tobytes() for changes in ({}, {"ema_width": 0.2}, {"ema_width": None}, {})
-    )
+    changed: tuple[dict[str, Any], ...] = ({}, {"ema_width": 0.2}, {"ema_width": None}, {})
+    first, other, plain, again = (generator.images(**changes)[0].tobytes() for changes in changed)
     assert first == again
     assert len({first, other, plain}) == 3
     assert Generator(run, SamplingOptions(**QUICK), device="cpu").images()[0].tobytes() == plain
@@ -67,19 +67,26 @@ def test_a_sheet_of_widths_names_their_weights(run, tmp_path):
     assert [(cell["ema_width"], cell["weights_sha256"]) for cell in cells] == [
         ("0.05", weights_of(run, 0.05)), ("0.15", weights_of(run, 0.15))
     ]  # fmt: skip
+    assert isinstance(result, ViewResult)
     assert result.facts["ema_width"] == "0.05; 0.15"
 
 
 def test_an_evaluation_records_the_width_and_its_weights(run, here):
     options = {"num_samples": 8, "num_steps": 1, "batch_size": 8}
     record = measured(str(run), "digits", ema_width=0.07, ema_step=STEPS // 2, **options)
+    assert record.sampling is not None
+    assert record.model is not None
     assert record.sampling.options.ema_width == 0.07
     assert record.step == STEPS // 2
     model = at_ema_width(open_model(run), 0.07, STEPS // 2)
     assert record.model.weights_sha256 == model.weights_sha256
     swept = evaluation.evaluate_sweep(eval_options(str(run), "digits", sweep=("ema_width=0.05,0.15",), **options))
     records = [EvaluationRecord.read(row.record) for row in swept.rows]
-    assert [each.model.weights_sha256 for each in records] == [weights_of(run, 0.05), weights_of(run, 0.15)]
+    hashes = [each.model and each.model.weights_sha256 for each in records]
+    assert hashes == [
+        weights_of(run, 0.05),
+        weights_of(run, 0.15),
+    ]
 
 
 def test_widths_out_of_reach_are_refused_before_the_first_evaluation(run, here):

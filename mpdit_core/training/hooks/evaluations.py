@@ -71,6 +71,7 @@ class Evaluation:
             metrics=("fid",),
             out=self.session.run.evals,
             trust=self.session.plan.trust,
+            precision=self.session.config.train.precision,
             device=self.session.device.type,  # pyright: ignore[reportArgumentType]
         )
         record = evaluation.evaluate(options, report=self.session.report)

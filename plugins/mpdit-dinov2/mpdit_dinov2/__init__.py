@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -62,7 +62,7 @@ class DINOv2:
                 remedy="another size: --set features.size=" + "|".join(LETTERS),
             ) from error
         self.weights_sha256 = _sha256(path)
-        self.network = network.eval().requires_grad_(False).to(device)
+        self.network: Any = network.eval().requires_grad_(False).to(device)
         self.mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = torch.tensor(STD, device=device).view(3, 1, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from data_helpers import refused, save_autoencoder
 from ecosystem_helpers import dense_weights, model_folder
 
 from mpdit_core import MPDiTPipeline
+from mpdit_core.config import ModelConfig
 from mpdit_core.interop import ExportOptions, export_model, import_official
 from mpdit_core.interop.export.diffusers_folder import make_pipeline
+from mpdit_core.interop.pipeline import MPDiTTransformer
 from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.runtime.seeding import generator
 from mpdit_core.sampling import Generator, SamplingOptions
@@ -49,6 +52,11 @@ def test_pipeline_gives_the_images_of_mpdit_sample(model, tmp_path, guidance_sca
     assert expected.std() > 10
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
+
+
+def test_the_transformer_takes_every_setting_of_the_network():
+    taken = inspect.signature(MPDiTTransformer.__init__).parameters.keys()
+    assert ModelConfig.model_fields.keys() - taken == {"spectral_init_scale"}  # of the initialisation alone
 
 
 def test_pipeline_keeps_the_conventions(model):

@@ -99,7 +99,10 @@ def test_a_run_learns_resumes_bit_equal_and_does_not_depend_on_accumulation(taug
     assert relative_difference(state_of(parts), state_of(straight)) < 1e-4
     exported = open_model(straight)
     assert not [name for name in load_model(straight).state_dict() if "beside" in name]
-    assert exported.latents.teacher == LatentFolder(taught).teacher.plan.hash()
+    teacher = LatentFolder(taught).teacher
+    assert exported.latents is not None
+    assert teacher is not None
+    assert exported.latents.teacher == teacher.plan.hash()
 
 
 def test_refusals_before_the_first_step(taught: Path, tmp_path: Path):
