@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mpdit_core.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 if TYPE_CHECKING:
     from mpdit_core.encoding import encode_latents
     from mpdit_core.evaluation import evaluate
