@@ -16,7 +16,7 @@ def latents(tmp_path_factory) -> Path:
     """32 images of four classes, 16 × 16, one channel."""
     from latents_fixture import make_latents
 
-    return make_latents(tmp_path_factory.mktemp("squares"))
+    return make_latents(tmp_path_factory.mktemp("squares"), teacher="latents")
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,17 @@ def make_images(folder: Path, *, per_class: int = 8, side: int = 16) -> Path:
     return folder
 
 
-def make_latents(root: Path, *, per_class: int = 8) -> Path:
-    """Encodes such images at 16 pixels in grey; returns the folder of latents."""
+def make_latents(root: Path, *, per_class: int = 8, teacher: str | None = None) -> Path:
+    """Encodes such images at 16 pixels in grey, with features of a teacher; returns the folder of latents."""
     images, out = make_images(root / "images", per_class=per_class), root / "latents" / "squares-16"
     options = EncodeOptions(
-        source=str(images), resolution=Size.square(16), autoencoder="pixels-gray", flip=False, out=out, device="cpu"
+        source=str(images),
+        resolution=Size.square(16),
+        autoencoder="pixels-gray",
+        flip=False,
+        out=out,
+        device="cpu",
+        teacher=teacher,
     )
     encode_latents(options)
     return out

@@ -14,6 +14,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "flow-matching": ("objective.flow-matching.weighting=min-snr", "time.density=mode", "time.shift=2.0"),
     "velocity-direction": ("objective.velocity-direction.vector=image", "model.prediction=latents"),
     "contrastive": ("objective.contrastive.weight=0.05",),
+    "alignment": ("objective.alignment.weight=0.5", "objective.alignment.projector=convolution"),
     "with-modules": ('objective."train_objectives:Reader".weight=0.5', "train.grad_clip=0.5"),
 }
 """What is set for a run with each objective, and once with what else the loss depends on."""
