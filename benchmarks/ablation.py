@@ -64,6 +64,13 @@ ROWS = {
     "both": Row("mpdit with RoPE beside the position table", ["model.positions=both"]),
     "sinusoid": Row("mpdit with the sinusoid time embedding", ["model.time_embedding=sinusoid"]),
     "no tokens": Row("mpdit with the class added to the time", ["model.class_tokens=0"]),
+    "direction": Row(
+        "mpdit, and one minus the cosine of the velocity's direction", ["objective.velocity-direction.weight=1.0"],
+    ),
+    "contrastive": Row("mpdit with contrastive flow matching", ["objective.contrastive.weight=0.05"]),
+    "min-snr": Row("mpdit with min-SNR weights", ["objective.flow-matching.weighting=min-snr"]),
+    "alignment": Row("mpdit aligned with EfficientNet-Lite0", ["objective.alignment.weight=0.5"]),
+    "latents": Row("mpdit that predicts the latents, with the loss of the velocity", ["model.prediction=latents"]),
 }  # fmt: skip
 FEATURES = f"{Path(__file__).with_name('small_efficientnet.py')}:SmallEfficientNet"
 

@@ -39,7 +39,7 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = Non
 
     A dotted key is near to those that end with the same word: `train.betas` to `train.optimizer.betas`.
     """
-    known = list(known)
+    known = list(dict.fromkeys(known))
     elsewhere = [each for each in known if "." in each and each.rpartition(".")[2] == name.rpartition(".")[2]]
     near = elsewhere[:3] or difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
