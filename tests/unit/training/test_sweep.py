@@ -222,7 +222,7 @@ def test_the_best_has_the_lowest_mean_distance_of_those_whose_runs_all_finished(
 @pytest.mark.filterwarnings("error")
 def test_seeds_alone_are_drawn_without_a_legend(tmp_path):
     pytest.importorskip("matplotlib")
-    measured = (Measured(step=1, flops=1.0, distance=2.0),)
+    measured = (Measured(step=1, flops=1.0, distance=2.0, name="d"),)
     run = RunOutcome(run=tmp_path, seed=0, step=1, finished=True, diverged=False, loss=1.0, evaluations=measured)
     cell = cell_of({}, [run], flops=1.0, command="")
     draw(TrainSweepResult(path=tmp_path, axes=(), cells=(cell,), distance="d", best=cell), tmp_path / "plot.png")
