@@ -261,6 +261,8 @@ def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[
             lines.append(f"unknown key {key} ({hint})")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
+        elif problem["type"] == "dict_type":
+            lines.append(f"{key} = {shortened(_as_json(problem['input']))}: expected a table, {key}.KEY = VALUE")
         elif problem["type"] == "union_tag_invalid":
             lines.append(f"{key}.name: expected one of {re.sub('[<>]', '', problem.get('ctx', {})['expected_tags'])}")
         else:

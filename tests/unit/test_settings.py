@@ -75,6 +75,7 @@ def test_anything_typed_is_taken_or_refused(assignments: list[str]):
         ("model.num_classes=1000000000000", "too-large"),
         ("model.stages=[[4, 1000000000]]", "too-large"),
         ("model.time_embedding=none", "invalid-value"),
+        ("objective.time_density=uniform", "invalid-value"),  # a term is a table
         (".".join("a" * 2000) + "=1", "invalid-value"),
     ],
 )
