@@ -69,7 +69,14 @@ ROWS = {
     ),
     "contrastive": Row("mpdit with contrastive flow matching", ["objective.contrastive.weight=0.05"]),
     "min-snr": Row("mpdit with min-SNR weights", ["objective.flow-matching.weighting=min-snr"]),
+    "snr": Row("mpdit with SNR weights", ["objective.flow-matching.weighting=snr"]),
+    "mode": Row("mpdit with times of the mode density", ["time.density=mode"]),
+    "shift": Row("mpdit with times shifted by 2", ["time.shift=2.0"]),
     "alignment": Row("mpdit aligned with EfficientNet-Lite0", ["objective.alignment.weight=0.5"]),
+    "iREPA": Row(
+        "mpdit aligned by a convolution with standardised features",
+        ["objective.alignment.projector=convolution", "objective.alignment.normalise=spatial"],
+    ),
     "latents": Row("mpdit that predicts the latents, with the loss of the velocity", ["model.prediction=latents"]),
 }  # fmt: skip
 FEATURES = f"{Path(__file__).with_name('small_efficientnet.py')}:SmallEfficientNet"
