@@ -203,11 +203,7 @@ class EncodingPlan(Settings):
         values["source"].pop("given")
         for path in ("classes", "labels"):  # what these files say is in the class names and the source's fingerprint
             values["source"]["options"].pop(path, None)
-        for key in (
-            "package",
-            "options",
-            "resolution",
-        ):  # latents from before these were recorded keep their fingerprint
+        for key in ("package", "options", "resolution"):  # latents from before these were recorded keep theirs
             if not values["autoencoder"][key]:
                 del values["autoencoder"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

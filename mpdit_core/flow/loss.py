@@ -60,11 +60,18 @@ def needs(terms: Terms) -> frozenset[str]:
 def require_fit(terms: Terms, model: ModelConfig) -> None:
     """Raises the `UserError` of a term that cannot serve the network. Nothing is computed."""
     with torch.device("meta"):
-        for term in terms.values():
-            _build_modules(term, network_shape(model, teacher_features=1))
+        for name, term in terms.items():
+            _build_modules(name, term, network_shape(model, teacher_features=1))
 
 
-def _build_modules(term: Objective, shape: NetworkShape) -> nn.Module | None:
+def _build_modules(name: str, term: Objective, shape: NetworkShape) -> nn.Module | None:
+    if "teacher" in term.needs and shape.token_grid is None:
+        raise UserError(
+            f"the objective {name} for a network of one stage, which has no coarse tokens",
+            code="does-not-fit",
+            expected="a network of two or more stages",
+            remedy=f"another preset, or --set objective.{name}.weight=0",
+        )
     with plugin_errors(term, "in modules"):
         return term.modules(shape)
 
@@ -96,7 +103,7 @@ class TrainingLoss(nn.Module):
         self.trained_beside = nn.ModuleDict()
         self.modules_of: dict[str, nn.Module | None] = {}
         for name, term in terms.items():
-            modules = self.modules_of[name] = _build_modules(term, shape)
+            modules = self.modules_of[name] = _build_modules(name, term, shape)
             if modules is not None:
                 self.trained_beside[name.replace(".", "_")] = modules  # torch allows no dots in these names
 

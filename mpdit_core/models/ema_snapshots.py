@@ -62,7 +62,7 @@ class ReconstructedModel(ModelFolder):
     profiles: tuple[Profile, ...]
     combination: Combination
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         """That of the file that an export of it holds."""
         return hashlib.sha256(save(self._average, metadata=FILE_METADATA)).hexdigest()

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class ModelFolder(Settings):
         parent = self.path.parent
         return parent.parent if parent.name == "checkpoints" else None
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         return files.sha256(self.path / WEIGHTS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
@@ -152,7 +152,7 @@ def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch:
         for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):
             parameter.data -= 0.01 * gradient
 
-    again = _loss(replace(cast(Any, objective)), model).to(batch.t.device)
+    again = _loss(replace(objective), model).to(batch.t.device)
     step(loss)
     with torch.no_grad():
         for parameter, saved in zip(again.parameters(), loss.parameters(), strict=True):

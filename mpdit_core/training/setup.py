@@ -218,15 +218,8 @@ def _check_teacher(config: RunConfig, terms: Terms, latents: LatentFolder) -> No
     """Raises `UserError` when a term needs a teacher's features and there are none for the network's coarse tokens."""
     if "teacher" not in needs(terms):
         return
-    names = ", ".join(name for name, term in terms.items() if "teacher" in term.needs)
     stored, grid = latents.teacher.plan, network_shape(config.model).token_grid
-    if grid is None:
-        raise UserError(
-            f"the objective {names} for a network of one stage, which has no coarse tokens",
-            code="does-not-fit",
-            expected="a network of two or more stages",
-            remedy=f"another preset, or --set objective.{names.split(',')[0]}.weight=0",
-        )
+    assert grid is not None, "refused by `require_fit`"
     if grid != stored.grid:
         source, patch = latents.spec.source, config.model.stages[-2].patch_size
         raise UserError(

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpdit_core.api import LogPart, NetworkShape, Objective, TrainedNetwork, TrainingBatch, UserError, option
+from mpdit_core.api import LogPart, NetworkShape, Objective, TrainedNetwork, TrainingBatch, option
 
 EPSILON = 1e-6  # added to a standard deviation
 
@@ -39,13 +39,7 @@ class Alignment(Objective):
     needs: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def modules(self, network: NetworkShape) -> nn.Module:
-        if network.token_grid is None:
-            raise UserError(
-                "the objective alignment for a network of one stage, which has no coarse tokens",
-                code="does-not-fit",
-                expected="a network of two or more stages",
-                remedy="--set objective.alignment.weight=0",
-            )
+        assert network.token_grid is not None, "refused, as `teacher` is in `needs`"
         if self.projector == "convolution":
             return Convolution(network.width, network.teacher_features, grid=network.token_grid)
         hidden = self.hidden or network.width
@@ -59,7 +53,7 @@ class Alignment(Objective):
 
     def loss(self, network: TrainedNetwork, batch: TrainingBatch, log: LogPart) -> Tensor:  # noqa: ARG002
         tokens, features = network.prediction.tokens, batch.teacher
-        assert tokens is not None, "refused by `modules`"
+        assert tokens is not None, "refused before the first step"
         assert features is not None, "it is in `needs`"
         features = features.float()
         if self.normalise == "spatial":
