@@ -1,9 +1,9 @@
 """Samplers: how x gets from t = 1 (noise) to t = 0 (data).
 
-To add one: a file here with a dataclass as `mpdit_core.api.Sampler` describes (euler.py is the shortest), and a line
-under `[project.entry-points."mpdit.samplers"]` in pyproject.toml, which `make setup` installs. The shared test in
-tests/unit/samplers then measures the order it claims; its row in docs/sampling.md is written by hand. A sampler may
-also live in a package of its own: see docs/plugins.md.
+To add one: a file here with a `OneStepSampler` (euler.py is the shortest) or any other dataclass as
+`mpdit_core.api.Sampler` describes, and a line under `[project.entry-points."mpdit.samplers"]` in pyproject.toml, which
+`make setup` installs. The shared test in tests/unit/samplers then measures the order it claims; its row in
+docs/sampling.md is written by hand. A sampler may also be in a package of its own: see docs/plugins.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Adams-Bashforth: the next step from the velocities of the last ones; high order at one evaluation per step.
+"""Adams-Bashforth: each step from the velocities of the last ones; high order at one evaluation per step.
 
 Source: Hairer, Nørsett, Wanner: Solving ODEs I, sections III.1 and III.5 (variable steps): the polynomial through the
-last velocities is integrated over the step, on any grid. The first steps, which have no past, are taken by a
-Runge-Kutta method exact enough to keep the order; each class names the extra evaluations that they cost.
+last velocities is integrated over the step, on any grid. The first steps have too few velocities before them: they are
+taken by a Runge-Kutta method exact enough to keep the order. Each class names the extra evaluations that this costs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Step, VelocityFn
 from mpdit_core.samplers.grids import FixedGridSampler
+from mpdit_core.samplers.heun import heun
 from mpdit_core.samplers.rk4 import runge_kutta_4
 
 
 @dataclass(frozen=True, kw_only=True)
 class _AdamsBashforth(FixedGridSampler):
-    order: ClassVar[int]
-    stochastic: ClassVar[bool] = False
+    """`order` velocities per step. Before there are as many: a method whose local error is of that degree."""
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
         x_t = noise
@@ -31,19 +31,13 @@ class _AdamsBashforth(FixedGridSampler):
             times = [*times, t][-self.order :]
             if len(times) < self.order and self.order > 2:
                 velocities.append(velocity_fn(x_t, t))
-                x_t = self._start(velocity_fn, x_t, velocities[-1], t=t, s=s)
+                start = heun if self.order == 3 else runge_kutta_4
+                x_t = start(velocity_fn, x_t, t=t, s=s, v_t=velocities[-1])
             else:
                 velocities = [*velocities, velocity_fn(x_t, t)][-self.order :]
                 weights = integration_weights(times, t=t, s=s)
                 x_t = x_t + sum(w * v for w, v in zip(weights, velocities, strict=True))
             yield Step(s, x_t)
-
-    def _start(self, velocity_fn: VelocityFn, x_t: Tensor, v_t: Tensor, *, t: float, s: float) -> Tensor:
-        """One step whose local error is of the order's degree: Heun's for 3, Runge-Kutta 4 for 4."""
-        if self.order == 3:
-            h = s - t
-            return x_t + h / 2 * (v_t + velocity_fn(x_t + h * v_t, s))
-        return runge_kutta_4(velocity_fn, x_t, t=t, s=s, v_t=v_t)
 
 
 @dataclass(frozen=True, kw_only=True)

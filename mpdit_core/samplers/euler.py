@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import FixedGridSampler
+from mpdit_core.api import NoiseSource, VelocityFn
+from mpdit_core.samplers.grids import OneStepSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Euler(FixedGridSampler):
+class Euler(OneStepSampler):
     """Euler's method, `x + h·v`. One evaluation per step."""
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = False
 
-    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        x_t = noise
-        for t, s in self.intervals(noise):
-            x_t = x_t + (s - t) * velocity_fn(x_t, t)
-            yield Step(s, x_t)
+    def step(self, velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        return x_t + (s - t) * velocity_fn(x_t, t)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EulerOfficial(Euler):
-    """Euler as the official code counts. `num_steps` is the number of *points*, so 250 are 249 evaluations."""
+    """Euler as the official code counts. `num_steps` is the number of time *points*: 250 are 249 evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,14 +12,14 @@ To add a diffusion: a line in `DIFFUSIONS` and its name in `DiffusionName`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, Step, VelocityFn, draw_noise, option
-from mpdit_core.samplers.grids import FixedGridSampler
+from mpdit_core.api import NoiseSource, VelocityFn, draw_noise, option
+from mpdit_core.samplers.grids import OneStepSampler
 
 DiffusionName = Literal["SBDM", "sigma", "constant", "decreasing", "increasing-decreasing"]
 
@@ -33,8 +33,10 @@ DIFFUSIONS: dict[str, Callable[[float, float], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithDiffusion(FixedGridSampler):
+class WithDiffusion(OneStepSampler):
     """The options that SDE samplers share. Steps that are not wholly within [t_min, t_max] are taken without noise."""
+
+    stochastic: ClassVar[bool] = True
 
     diffusion: DiffusionName = option("sigma", "w_t: SBDM, sigma, constant, decreasing or increasing-decreasing")
     norm: float = option(1.0, "factor of the diffusion", minimum=0)
@@ -56,6 +58,10 @@ class WithDiffusion(FixedGridSampler):
         slack = 1e-9  # a grid may hit the ends up to rounding
         return t <= self.t_max + slack and s >= self.t_min - slack and s > 0
 
+    def kick(self, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        """The noise of the step, with the diffusion at its start."""
+        return math.sqrt(2 * self.w(t) * (t - s)) * draw_noise(x_t, generator)
+
     def drift(self, velocity_fn: VelocityFn, x_t: Tensor, t: float) -> Tensor:
         """`v - w_t·score`, one evaluation."""
         v = velocity_fn(x_t, t)
@@ -71,18 +77,12 @@ class EulerMaruyama(WithDiffusion):
     """
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
 
-    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        x_t = noise
-        for t, s in self.intervals(noise):
-            h = s - t
-            if self.is_noisy(t, s):
-                x_t = x_t + h * self.drift(velocity_fn, x_t, t)
-                x_t = x_t + math.sqrt(2 * self.w(t) * -h) * draw_noise(x_t, generator)
-            else:
-                x_t = x_t + h * velocity_fn(x_t, t)
-            yield Step(s, x_t)
+    def step(self, velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        if not self.is_noisy(t, s):
+            return x_t + (s - t) * velocity_fn(x_t, t)
+        x_s = x_t + (s - t) * self.drift(velocity_fn, x_t, t)
+        return x_s + self.kick(x_t, t=t, s=s, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,6 @@ class EulerMaruyamaOfficial(WithDiffusion):
     """
 
     order: ClassVar[int] = 0  # starting pure noise at 0.96 leaves an error that does not vanish with the step
-    stochastic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,11 +103,6 @@ class EulerMaruyamaOfficial(WithDiffusion):
         points = [self.t_max + i / max(n - 1, 1) * (self.t_min - self.t_max) for i in range(n)]
         return [*points, 0.0]
 
-    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        x_t = noise
-        for t, s in self.intervals(noise):
-            h = s - t
-            x_t = x_t + h * self.drift(velocity_fn, x_t, t)
-            if s > 0:
-                x_t = x_t + math.sqrt(2 * self.w(t) * -h) * draw_noise(x_t, generator)
-            yield Step(s, x_t)
+    def step(self, velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        x_s = x_t + (s - t) * self.drift(velocity_fn, x_t, t)
+        return x_s + self.kick(x_t, t=t, s=s, generator=generator) if s > 0 else x_s

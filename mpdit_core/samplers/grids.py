@@ -1,7 +1,7 @@
-"""The times a sampler stops at: grids of `num_steps` intervals from t = 1 (noise) to t = 0 (data).
+"""The times at which a sampler stops: grids of `num_steps` intervals from t = 1 (noise) to t = 0 (data).
 
-To add one: a function `(positions, grid) -> times` below and its name in `GRIDS` and `GridName`. `positions` run evenly
-from 1 to 0; the first time must be 1, the last 0, and they must fall.
+To add one: a function `(positions, grid, size) -> times` below and its name in `GRIDS` and `GridName`. `positions` run
+evenly from 1 to 0; the first time must be 1, the last 0, and each must be below the one before.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mpdit_core.api import option
+from mpdit_core.api import NoiseSource, Step, VelocityFn, option
 
 GridName = Literal["uniform", "shifted", "cosine", "karras"]
 DEFAULT_RHO = 7.0  # as in EDM
@@ -22,7 +22,10 @@ DEFAULT_RHO = 7.0  # as in EDM
 
 @dataclass(frozen=True, kw_only=True)
 class FixedGridSampler:
-    """The options that all samplers on a fixed grid share. One that the grid does not use is refused."""
+    """The options that all samplers on a fixed grid share. An option that the grid does not use is refused."""
+
+    order: ClassVar[int]
+    stochastic: ClassVar[bool] = False
 
     num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
     grid: GridName = option("uniform", "grid of times: uniform, shifted, cosine or karras")
@@ -40,7 +43,7 @@ class FixedGridSampler:
             raise ValueError(f"rho applies to grid=karras only, but the grid is {self.grid}")
 
     def times(self, noise: Tensor) -> list[float]:
-        """`num_steps + 1` falling times; the first is 1, the last 0. Only the size of an image of `noise` matters."""
+        """`num_steps + 1` times from 1 down to 0. Of `noise`, only the number of values of an image matters."""
         positions = [1 - i / self.num_steps for i in range(self.num_steps + 1)]
         times = GRIDS[self.grid](positions, self, noise[0].numel() if len(noise) else 4096)
         return [1.0, *times[1:-1], 0.0]
@@ -48,6 +51,21 @@ class FixedGridSampler:
     def intervals(self, noise: Tensor) -> Iterator[tuple[float, float]]:
         """The steps, each from a time `t` down to `s`; the step size `h = s - t` is negative."""
         return itertools.pairwise(self.times(noise))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStepSampler(FixedGridSampler):
+    """A sampler whose next state depends on the last one alone."""
+
+    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
+        x_t = noise
+        for t, s in self.intervals(noise):
+            x_t = self.step(velocity_fn, x_t, t=t, s=s, generator=generator)
+            yield Step(s, x_t)
+
+    def step(self, velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        """x at time `s` from `x_t` at time `t`."""
+        raise NotImplementedError
 
 
 def uniform(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:

@@ -1,31 +1,26 @@
-"""The midpoint method: the velocity half-way decides the step (Hairer, Nørsett, Wanner: Solving ODEs I, section II.1).
+"""The midpoint method: a step with the velocity of its middle (Hairer, Nørsett, Wanner: Solving ODEs I, section II.1).
 
 It never evaluates the network at t = 0, where training with logit-normal times hardly ever looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import FixedGridSampler
+from mpdit_core.api import NoiseSource, VelocityFn
+from mpdit_core.samplers.grids import OneStepSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Midpoint(FixedGridSampler):
+class Midpoint(OneStepSampler):
     """The midpoint method. Two evaluations per step."""
 
     order: ClassVar[int] = 2
-    stochastic: ClassVar[bool] = False
 
-    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        x_t = noise
-        for t, s in self.intervals(noise):
-            h = s - t
-            half_way = x_t + h / 2 * velocity_fn(x_t, t)
-            x_t = x_t + h * velocity_fn(half_way, t + h / 2)
-            yield Step(s, x_t)
+    def step(self, velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        h = s - t
+        half_way = x_t + h / 2 * velocity_fn(x_t, t)
+        return x_t + h * velocity_fn(half_way, t + h / 2)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, Step, VelocityFn
-from mpdit_core.samplers.grids import FixedGridSampler
+from mpdit_core.api import NoiseSource, VelocityFn
+from mpdit_core.samplers.grids import OneStepSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungeKutta4(FixedGridSampler):
+class RungeKutta4(OneStepSampler):
     """Runge-Kutta of order 4. Four evaluations per step."""
 
     order: ClassVar[int] = 4
-    stochastic: ClassVar[bool] = False
 
-    def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        x_t = noise
-        for t, s in self.intervals(noise):
-            x_t = runge_kutta_4(velocity_fn, x_t, t=t, s=s)
-            yield Step(s, x_t)
+    def step(self, velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        return runge_kutta_4(velocity_fn, x_t, t=t, s=s)
 
 
 def runge_kutta_4(velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, v_t: Tensor | None = None) -> Tensor:
