@@ -1,6 +1,6 @@
-"""The one loop over a sampler: from noise at t = 1 to data at t = 0, its output checked on the way."""
+"""The one loop over a sampler: from noise at t = 1 to data at t = 0, with every state checked."""
 
-# What a plugin yields need not be what its contract says.
+# A plugin may yield what its contract forbids.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mpdit_core.runtime import seeding
 
 def starting_noise(
     config: ModelConfig, *key: int | str, indices: Iterable[int]
-) -> tuple[Tensor, list[torch.Generator]]:  # fmt: skip
+) -> tuple[Tensor, list[torch.Generator]]:
     """x at t = 1 of the images with these numbers, [n, C, h, w] float32 on the CPU, and one noise source per image.
 
-    Image i depends on `key` (a seed and a purpose) and i alone. A stochastic sampler draws on from its source.
+    Image i depends on `key` (a seed and a purpose) and i alone. A stochastic sampler draws its noise from the sources.
     """
     sources = [seeding.generator(*key, i) for i in indices]
     shape = (config.channels, *config.input_size)
@@ -37,11 +37,11 @@ def integrate(
     *,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """x at t = 0, [B, C, h, w], of `noise [B, C, h, w]` at t = 1.
+    """x at t = 0, [B, C, h, w], from `noise [B, C, h, w]` at t = 1.
 
     Args:
         noise_source: where a stochastic sampler draws its noise from: one per image, or one for the batch.
-        on_step: called with every state after the first; what it raises ends the integration.
+        on_step: called with the state after each step; what it raises ends the integration.
 
     Raises:
         UserError: the sampler, a plugin's, failed or broke its contract (`broken-plugin`).
@@ -50,7 +50,7 @@ def integrate(
     for step in _steps(sampler, velocity_fn, noise, noise_source):
         if step.x_t.shape != noise.shape or step.x_t.dtype != noise.dtype:
             given, wanted = (f"{x.dtype} {list(x.shape)}" for x in (step.x_t, noise))
-            raise _broken(sampler, f"yields x_t {given}", f"{wanted}, as the noise")
+            raise _broken(sampler, f"yields x_t {given}", f"{wanted}, like the noise")
         if on_step is not None:
             on_step(step)
     if step is None:

@@ -1,12 +1,12 @@
 """The training loss: the weighted sum of its terms, which are plugins of the kind `objectives` (flow/objectives/).
 
-All terms share one pass of the network. What a term trains beside the network is a part of `TrainingLoss`, and so is
-the network: it is the module that is shared among devices.
+All terms share one pass of the network. `TrainingLoss` holds the network and what the terms train beside it: it is the
+module that DDP and FSDP share among devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, reduce
 from operator import add
 from typing import Any
@@ -53,7 +53,7 @@ def build_terms(
 
 
 def needs(terms: Terms) -> frozenset[str]:
-    """What batches must hold beside the usual: the names of fields of `TrainingBatch`."""
+    """The optional fields of `TrainingBatch` that the terms use."""
     return frozenset(name for term in terms.values() for name in term.needs)
 
 
@@ -89,11 +89,25 @@ def network_shape(model: ModelConfig, *, teacher_features: int = 0) -> NetworkSh
     )
 
 
+def random_batch(model: ModelConfig, needed: Collection[str], *, images: int, teacher_features: int) -> TrainingBatch:
+    """A batch of random values with the optional fields `needed`, to check a loss or to count its operations."""
+    shape = (images, model.channels, *model.input_size)
+    rows, columns = network_shape(model).token_grid or (0, 0)
+    return TrainingBatch(
+        latents=torch.randn(shape),
+        noise=torch.randn(shape),
+        t=torch.rand(images),
+        labels=torch.arange(images) % (model.num_classes + 1),
+        negative=torch.randn(shape) if "negative" in needed else None,
+        teacher=torch.randn(images, rows * columns, teacher_features) if "teacher" in needed else None,
+    )
+
+
 class TrainingLoss(nn.Module):
     """The loss of a batch, and its parts.
 
     Args:
-        teacher_features: F, the features per token that the latents hold of a teacher; 0 for none.
+        teacher_features: F, number of a teacher's features per token in the latents; 0: none.
     """
 
     def __init__(self, network: MPDiT, terms: Terms, *, teacher_features: int = 0):
@@ -108,7 +122,7 @@ class TrainingLoss(nn.Module):
                 self.trained_beside[name.replace(".", "_")] = modules  # torch allows no dots in these names
 
     def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts without gradients: `loss/TERM` where there are several terms, and what they log."""
+        """The loss, and its parts without gradients: `loss/TERM` if there are several terms, and what they log."""
         shared = _SharedPass(self.network, batch)
         losses: list[Tensor] = []
         parts: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """The times of training: the densities that t is drawn from, and the shift towards noise that larger latents need.
 
 To add a density: a function `(uniforms, time) -> t` below, its row in `DENSITIES`, its name in `TimeConfig.density`.
-It takes uniform numbers in (0, 1) to times; nothing else is random.
+It maps uniform numbers in (0, 1) to times and draws nothing itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNSHIFTED_VALUES = 4096  # C·h·w of a 256-pixel latent of the Stable Diffusion
 
 
 def uniform(uniforms: Tensor, time: TimeConfig) -> Tensor:  # noqa: ARG001
-    """Every time alike (flow matching, arXiv 2210.02747)."""
+    """All times equally often (flow matching, arXiv 2210.02747)."""
     return uniforms
 
 
@@ -28,7 +28,7 @@ def logit_normal(uniforms: Tensor, time: TimeConfig) -> Tensor:
 
 
 def mode(uniforms: Tensor, time: TimeConfig) -> Tensor:
-    """More times in the middle, for scales below 0 more at the ends (arXiv 2403.03206, equation 20).
+    """More times in the middle, or at the ends if the scale is below 0 (arXiv 2403.03206, equation 20).
 
     `1 - u - s·(cos²(πu/2) - 1 + u)` for scale s; written with the sine, which keeps small u exact.
     """
@@ -43,10 +43,10 @@ DENSITIES: dict[str, Callable[[Tensor, TimeConfig], Tensor]] = {
 
 
 def shift_of(time: TimeConfig, latent_values: int) -> float:
-    """The shift for latents of `latent_values` = C·h·w: as given, 1 where none is, or for "auto" by size.
+    """The shift for latents of `latent_values` = C·h·w: as given, 1 where none is, or for "auto" by their number.
 
-    Auto is `sqrt(values / 4096)`: by resolution as in Stable Diffusion 3 (arXiv 2403.03206, equation 23), and by
-    channels too, as representation autoencoders need it (RAE, arXiv 2510.11690, section on noise schedules).
+    "auto" is `sqrt(values / 4096)`: it follows the resolution as in Stable Diffusion 3 (arXiv 2403.03206, equation 23),
+    and the channels as representation autoencoders need it (RAE, arXiv 2510.11690, section on noise schedules).
     """
     if time.shift == "auto":
         return math.sqrt(latent_values / UNSHIFTED_VALUES)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.plugins import contract_problem
+from mpdit_core.plugins import PluginError, contract_problem
 from mpdit_core.size import Size
-from mpdit_core.testing.conformance import require
+from mpdit_core.testing.conformance import ConformanceError, require
 
 if TYPE_CHECKING:
     import torch
@@ -41,13 +41,24 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
     Raises:
         ConformanceError: it breaks the contract; the message says how.
     """
-    import torch
-
     problem = contract_problem("objectives", type(objective))
     require(problem is None, "an objective class", problem)
+    try:
+        _check(objective, model, device)
+    except PluginError as error:
+        raise ConformanceError(f"expected a loss, but {error.what}") from error
+
+
+def _check(objective: Objective, model: ModelConfig, device: str) -> None:
+    import torch
+
+    from mpdit_core.flow.loss import random_batch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        loss, batch = _loss(objective, model).to(device), _batch(objective, model, device)
+        loss = _loss(objective, model).to(device)
+        with torch.device(device):
+            batch = random_batch(model, objective.needs, images=IMAGES, teacher_features=TEACHER_FEATURES)
         _check_value(loss, batch)
         _check_gradients(loss, batch)
         _check_mean(loss, batch)
@@ -67,24 +78,6 @@ def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
             parameter.add_(torch.randn_like(parameter) * 0.05)
     teacher = TEACHER_FEATURES if "teacher" in objective.needs else 0
     return TrainingLoss(network, {"checked": objective}, teacher_features=teacher)
-
-
-def _batch(objective: Objective, model: ModelConfig, device: str) -> TrainingBatch:
-    import torch
-
-    from mpdit_core.flow.loss import network_shape
-
-    shape = (IMAGES, model.channels, *model.input_size)
-    rows, columns = network_shape(model).token_grid or (0, 0)
-    teacher = torch.randn(IMAGES, rows * columns, TEACHER_FEATURES, device=device)
-    return TrainingBatch(
-        latents=torch.randn(shape, device=device),
-        noise=torch.randn(shape, device=device),
-        t=torch.rand(IMAGES, device=device),
-        labels=torch.arange(IMAGES, device=device) % (model.num_classes + 1),
-        negative=torch.randn(shape, device=device) if "negative" in objective.needs else None,
-        teacher=teacher if "teacher" in objective.needs else None,
-    )
 
 
 def _rows(batch: TrainingBatch, rows: slice | list[int]) -> TrainingBatch:

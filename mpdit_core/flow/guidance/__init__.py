@@ -1,9 +1,9 @@
-"""Guidance: how the velocity a sampler sees is put together from evaluations of the network.
+"""Guidance: the velocity that a sampler sees, made of two evaluations of networks.
 
     velocity = weak + w(t)·(strong - weak)
 
-strong is the network with the label; weak is the same with the null label (classifier-free guidance), a second, worse
-model with the label (autoguidance, arXiv 2406.02507), or what a rule makes it. Other rules bend the formula.
+strong is the network with the label; weak is the network with the null label (classifier-free guidance), a second,
+weaker model with the label (autoguidance, arXiv 2406.02507), or what a rule makes it. Some rules change the formula.
 
     strength.py  how strongly and when: scale, interval, schedule
     velocity.py  the velocity function of one batch, which counts what it computes

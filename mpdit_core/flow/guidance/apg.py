@@ -1,9 +1,9 @@
 """Adaptive projected guidance, APG (arXiv 2410.02416, algorithm 1): high scales without oversaturation.
 
 The paper updates the data predicted with the label, `data = x_t - t·strong`. Here the update is written in velocities:
-a difference d of velocities is one of `-t·d` in the data.
+a difference d of velocities is a difference -t·d of the data.
 
-    d = strong - weak + momentum·(the last d), the last one scaled by the ratio of the times
+    d = strong - weak + momentum·(d of the evaluation before)·(its t) / t
     d = d·min(1, norm_threshold / |t·d|)
     d = (d orthogonal to data) + eta·(d parallel to data)
     velocity = strong + (w - 1)·d
@@ -21,7 +21,7 @@ from mpdit_core.settings import setting
 
 
 class AdaptiveProjected(GuidanceRule):
-    """APG: the update of the predicted data is bounded, and mostly orthogonal to them. Two passes per evaluation."""
+    """APG: the update of the predicted data is bounded and mostly orthogonal to them. Two passes per evaluation."""
 
     eta: float = setting(0.0, "factor on the component of the update parallel to the predicted data; 1: unchanged")
     norm_threshold: float = setting(

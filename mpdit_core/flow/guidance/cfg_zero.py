@@ -2,8 +2,8 @@
 
     velocity = s·weak + w·(strong - s·weak),   s = <strong, weak> / |weak|² per image;   0 in the first steps
 
-The first steps are told by their time, t > 1 - zero_init, which every sampler has, however often it evaluates per step:
-with an even grid of n steps they are the first zero_init·n, rounded up.
+The first steps are those with t > 1 - zero_init, however often a sampler evaluates per step: on a uniform grid of n
+steps they are the first zero_init·n, rounded up.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ class CFGZero(GuidanceRule):
 
 
 def extrapolate_from_scaled(strong: Tensor, weak: Tensor, *, w: float, x_t: Tensor, t: float) -> Tensor:
-    """As `extrapolate`, from the multiple of `weak` that is closest to `strong`."""
+    """`extrapolate` from the multiple of `weak` that is closest to `strong`."""
     return extrapolate(strong, coefficient(strong, weak) * weak, w=w, x_t=x_t, t=t)

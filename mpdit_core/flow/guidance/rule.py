@@ -22,13 +22,13 @@ class Pair(NamedTuple):
     """`evaluate(x_t, t [1]) -> strong, weak`, both [B, C, h, w] float32."""
 
     passes: float
-    """What both cost: full passes of an image through a network."""
+    """Cost of both: number of passes of an image through a network."""
 
 
 class Combine(Protocol):
-    """Strong and weak velocity [B, C, h, w] float32 at `x_t` and time `t` become one, for the scale `w`.
+    """Combines strong and weak velocity [B, C, h, w] float32 at `x_t` and time `t` into one, for the scale `w`.
 
-    Those of an image do not depend on the others of its batch.
+    The result for an image does not depend on the other images of its batch.
     """
 
     def __call__(self, strong: Tensor, weak: Tensor, *, w: float, x_t: Tensor, t: float) -> Tensor: ...
@@ -38,7 +38,7 @@ class GuidanceRule(Settings):
     """The base of all rules. The fields of a rule are its options."""
 
     def combine(self) -> Combine:
-        """The function for one batch; what it remembers from one evaluation to the next starts anew."""
+        """The function for one batch, which may keep values from one evaluation to the next."""
         raise NotImplementedError
 
     def pair(self, network: Network, labels: Tensor, null_label: int) -> Pair:
@@ -60,7 +60,7 @@ class GuidanceRule(Settings):
 
 
 def velocity_of(network: Network, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    """The velocity in float32, in memory of its own: that of a CUDA graph is overwritten by the next evaluation."""
+    """The velocity in float32, copied: a CUDA graph overwrites its output at the next evaluation."""
     return network(x_t, t, labels).to(torch.float32, copy=True)
 
 

@@ -1,8 +1,8 @@
-"""Guidance away from the same network without class tokens in its last stage: a weak velocity at a part of the price.
+"""Guidance away from the same network without class tokens in its last stage: a weak velocity for a part of a pass.
 
 Both velocities share the coarse stages, which see the class tokens. The last stage is computed twice: as trained, and
-on the image tokens alone, which know the class from the coarse stages only. No paper has this rule. A weaker model
-guides in autoguidance (arXiv 2406.02507), a degraded pass of the same one with perturbed attention (arXiv 2403.17377).
+on the image tokens alone, which know the class from the coarse stages only. No paper has this rule. Related:
+autoguidance by a weaker model (arXiv 2406.02507), and perturbed attention in the same model (arXiv 2403.17377).
 """
 
 from __future__ import annotations
@@ -47,6 +47,6 @@ class SkipTokens(GuidanceRule):
             raise UserError(
                 "guidance skip-tokens and a guide",
                 code="conflicting-options",
-                expected="only one weak velocity: that of the guide, or that without class tokens",
+                expected="one weak velocity: by the guide, or by the same model without class tokens",
                 remedy="leave --guide out, or --guidance cfg",
             )

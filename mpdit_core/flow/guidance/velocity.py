@@ -38,11 +38,11 @@ class GuidedVelocity:
         self.pair = pair_with_guide(network, guide, labels) if guide else rule.pair(network, labels, null_label)
         self.combine = rule.combine()
         self.nfe = 0
-        """Evaluations the sampler asked for."""
+        """Number of evaluations that the sampler asked for."""
         self.plain = 0
-        """Those of the network alone, unguided."""
+        """Number of those without guidance, of the network alone."""
         self.zero = 0
-        """Those that were 0 without asking a network."""
+        """Number of those that returned 0 and ran no network."""
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         """The guided velocity [B, C, h, w] at `x_t [B, C, h, w]` and time `t`, in the type of `x_t`."""
@@ -61,12 +61,12 @@ class GuidedVelocity:
 
     @property
     def passes(self) -> float:
-        """Passes of one image through a network; a part of one counts by its multiply-accumulates."""
+        """Number of passes of one image through a network; a part of a pass counts by its MACs."""
         return self.plain + self.pair.passes * (self.nfe - self.plain - self.zero)
 
     @property
     def saved(self) -> float:
-        """Passes that interval and zero velocities spared, against guidance at every evaluation."""
+        """Number of passes that the interval and zero velocities saved, against guidance at every evaluation."""
         if self.guidance.is_off:
             return 0
         return (self.pair.passes - 1) * self.plain + self.pair.passes * self.zero

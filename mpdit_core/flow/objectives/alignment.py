@@ -1,7 +1,7 @@
 """Alignment of the coarse stage's tokens with a teacher's features (REPA, arXiv 2410.06940; iREPA, arXiv 2512.10794).
 
-The features were stored once, at the coarse stage's grid, by `mpdit encode-latents --teacher NAME`; no second network
-runs while training. Shapes: tokens [B, N, D], features [B, N, F], N tokens row by row.
+`mpdit encode-latents --teacher NAME` has stored the features on the coarse stage's grid, so no second network runs in
+training. Shapes: tokens [B, N, D], features [B, N, F], N tokens row by row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EPSILON = 1e-6  # added to a standard deviation
 class Alignment(Objective):
     """Minus the cosine between the projected tokens of the coarse stage and the teacher's features, over all tokens.
 
-    With `projector="convolution"` and `normalise="spatial"` it is iREPA's, else REPA's.
+    With `projector="convolution"` and `normalise="spatial"` it is the loss of iREPA, without them that of REPA.
     """
 
     weight: float = option(0.5, "factor of this term in the loss, as published 0.5; 0: left out", minimum=0)

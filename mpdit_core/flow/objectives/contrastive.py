@@ -15,8 +15,8 @@ from mpdit_core.api import LogPart, Objective, TrainedNetwork, TrainingBatch, op
 class Contrastive(Objective):
     """Minus the mean squared distance to the target velocity of another image, drawn at random from the same batch.
 
-    Where classes overlap it keeps their velocities apart. The published weight is the default; near 1 the sum with flow
-    matching has no minimum.
+    It keeps the velocities of classes apart where these overlap. The default weight is the published one; with a weight
+    near 1 the sum with flow matching has no minimum.
     """
 
     weight: float = option(0.05, "factor of this term in the loss; 0: left out", minimum=0)

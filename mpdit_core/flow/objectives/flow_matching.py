@@ -1,8 +1,8 @@
 """Flow matching: the squared error of the velocity (MPDiT, arXiv 2603.26357, section 2; arXiv 2210.02747).
 
 To add a weighting: a function `(t, snr_limit) -> weights [B]` below, its row in `WEIGHTINGS`, its name in `Weighting`.
-On the straight path the predicted latents are `x_t - t·velocity`, so that an error of the velocity is `t` times as
-large in the latents and `1 - t` times as large in the noise; the signal-to-noise ratio is `((1 - t) / t)²`.
+On the straight path the predicted latents are `x_t - t·velocity`, so an error of the velocity is `t` times as large in
+the latents and `1 - t` times as large in the noise; the signal-to-noise ratio is `((1 - t) / t)²`.
 """
 
 from __future__ import annotations
