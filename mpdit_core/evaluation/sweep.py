@@ -14,7 +14,7 @@ from mpdit_core.evaluation.job import evaluate, require_what
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import EvaluationRecord, Value
 from mpdit_core.evaluation.subject import open_model_or_samples
-from mpdit_core.models.model_folder import open_model
+from mpdit_core.models.model_folder import find_checkpoints, open_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.pictures import can_plot, plot
 from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent, without_repeats
@@ -112,7 +112,7 @@ def _options_of(options: EvaluateOptions, axes: list[Axis], cell: tuple[str, ...
 
 def _checkpoint(run: Path, text: str) -> Path:
     """`step-0000800`, or a step as a number."""
-    there = RunFolder(run).checkpoints()
+    there = find_checkpoints(run)[0]
     name = RunFolder(run).checkpoint(int(text)).name if text.isdecimal() and len(text) < 20 else text
     for folder in there:
         if folder.name == name:

@@ -8,10 +8,8 @@ framework itself (about 1 GB on a GPU), so leave a tenth of the device free.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
-from mpdit_core.config import ModelConfig
-from mpdit_core.errors import UserError
+from mpdit_core.config import ModelConfig, NetworkType
 from mpdit_core.model.compute import (
     FNO_GRID,
     FNO_LAYERS,
@@ -27,8 +25,6 @@ from mpdit_core.runtime import files
 BLOCK_OVERHEAD = 2**15  # bytes of Python objects per block, whatever its width
 
 MLP_MATRICES = {"gelu": 2, "swiglu": 3}  # of width × hidden features, in one block
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def training_memory(
     config: ModelConfig,
     batch_size: int,
     *,
-    precision: Precision = "bfloat16",
+    precision: NetworkType = "bfloat16",
     ema_copies: int = 1,
     optimizer: str = "adamw",
     checkpointing: bool = False,
@@ -79,7 +75,7 @@ def optimizer_values(config: ModelConfig, optimizer: str) -> int:
     return 2 * parameter_count(config) - (matrices if optimizer == "muon" else 0)
 
 
-def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precision = "bfloat16") -> Memory:
+def inference_memory(config: ModelConfig, batch_size: int, *, precision: NetworkType = "bfloat16") -> Memory:
     """Peak memory of one forward pass of `batch_size` rows; a guided image takes two rows.
 
     The peak is in an MLP of the longest stage: the residual stream, its normed copy, and the hidden layers.
@@ -97,18 +93,14 @@ def inference_memory(config: ModelConfig, batch_size: int, *, precision: Precisi
 
 def require_fit(config: ModelConfig) -> None:
     """Raises `UserError` (`too-large`) for a model that this machine's memory cannot hold, before anything is made."""
-    needed = 4 * parameter_count(config, with_positions=True) + config.depth * BLOCK_OVERHEAD
-    there = files.memory_bytes()
-    if there is not None and needed > there:
-        raise UserError(
-            f"a model of this shape has {needed / 2**30:,.1f} GiB of weights",
-            code="too-large",
-            expected=f"at most {there / 2**30:,.0f} GiB, the memory of this machine",
-            remedy="a smaller width, depth, input_size, or number of classes or class tokens",
-        )
+    files.require_memory(
+        4 * parameter_count(config, with_positions=True) + config.depth * BLOCK_OVERHEAD,
+        what="a model of this shape",
+        remedy="choose a smaller width, depth, input_size, or number of classes or class tokens",
+    )
 
 
-def saved_activations(config: ModelConfig, *, precision: Precision = "bfloat16", checkpointing: bool = False) -> int:
+def saved_activations(config: ModelConfig, *, precision: NetworkType = "bfloat16", checkpointing: bool = False) -> int:
     """Bytes that the eager model keeps per image between forward and backward pass."""
     depths = [stage.depth for stage in config.stages]
     lengths = tokens(config)
@@ -121,15 +113,15 @@ def saved_activations(config: ModelConfig, *, precision: Precision = "bfloat16",
     return kept + _around(config, precision)
 
 
-def _bytes(precision: Precision) -> int:
+def _bytes(precision: NetworkType) -> int:
     return 2 if precision == "bfloat16" else 4
 
 
-def _low_precision_copies(parameters: int, precision: Precision) -> int:
+def _low_precision_copies(parameters: int, precision: NetworkType) -> int:
     return 2 * parameters if precision == "bfloat16" else 0  # autocast keeps the cast weights for the whole step
 
 
-def _block(config: ModelConfig, length: int, precision: Precision) -> int:
+def _block(config: ModelConfig, length: int, precision: NetworkType) -> int:
     """One block: residual stream and norms in float32; q, k, v, the attention's and MLP's ins and outs as computed."""
     size = _bytes(precision)
     full = 4  # float32: the residual stream before each branch, each norm's output
@@ -155,7 +147,7 @@ def _norm_bytes(config: ModelConfig) -> int:
     return {"layer": 8, "rms": 4}[config.norm]
 
 
-def _around(config: ModelConfig, precision: Precision) -> int:
+def _around(config: ModelConfig, precision: NetworkType) -> int:
     """Everything but the blocks: entries of the stages, time embedding, head. All small."""
     size, width = _bytes(precision), config.width
     total = 0

@@ -1,18 +1,17 @@
-"""Folders that hold a model: writing them whole, finding the newest, opening any of them by path or Hub id.
+"""Folders that hold a model: writing them whole, finding the newest, opening any of them by path or name on the Hub.
 
     <folder>/model.safetensors   the weights to use (in training: the first EMA), names without prefixes
     <folder>/config.json         format, configuration, what the latents were, step
     <folder>/training.safetensors    in a run's checkpoints only; training/ if sharded
     <folder>/ema-<decay>.safetensors, power-<width>.safetensors     likewise: the other averages
 
-Only safetensors and JSON are ever read: opening a model from somebody else runs none of their code.
+Only safetensors and JSON are read: opening somebody else's model runs none of their code.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 from pydantic import NonNegativeInt
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,14 +29,15 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.compute import image_tokens, parameter_count
 from mpdit_core.model.transformer import MPDiT, without_values
 from mpdit_core.models.hub import CONFIG, PREFIX, WEIGHTS, download_model
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
+from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.settings import Settings, setting, validate
 
 FORMAT = 3
 """Version of a model folder; any other is refused."""
 
-CHECKPOINT = re.compile(r"step-\d+")
 FILE_METADATA = {"format": "pt"}
 TRAINING = "training.safetensors"
 SHARDS = "training"
@@ -46,7 +45,7 @@ SHARDS = "training"
 
 
 class ModelFolder(Settings):
-    """An opened model folder: everything but the weights, which `load` reads."""
+    """An opened model folder: everything but the weights, which `weights` and `load` read."""
 
     path: Path = setting(..., "the folder; not stored in it")
     config: RunConfig
@@ -58,7 +57,7 @@ class ModelFolder(Settings):
 
     @property
     def run(self) -> Path | None:
-        """The run this checkpoint belongs to, if it lies in one."""
+        """The run that this checkpoint belongs to, if it is in one."""
         parent = self.path.parent
         return parent.parent if parent.name == "checkpoints" else None
 
@@ -72,7 +71,7 @@ class ModelFolder(Settings):
             files.verify(self.path / name, recorded)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of the weights' file, once they are known to be what was written.
+        """The tensors of the weights' file, which must be what was written.
 
         Raises:
             UserError: the file is torn or has changed, or does not fit the configuration (`damaged-file`).
@@ -87,13 +86,14 @@ class ModelFolder(Settings):
 
     def _require_size(self, path: Path) -> None:
         """Refuses a configuration of another size than the weights, before a network of that size is built."""
-        with safe_open(path, "pt") as opened:
-            found = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        with opened(path) as file:
+            found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
         wanted = parameter_count(self.config.model)
         if found != wanted:
             raise _misfit(path, f"it holds {found:,} numbers", f"{wanted:,} numbers")
         model = self.config.model
-        require_memory(4 * model.width * sum(image_tokens(model)), what=f"the position tables of {path.parent}")
+        size = 4 * model.width * sum(image_tokens(model))
+        files.require_memory(size, what=f"the position tables of {path.parent}")
 
     def require_flow(self) -> None:
         """Raises `UserError` (`not-a-flow`) for an imported epsilon model (DiT): no sampler here applies to it."""
@@ -130,7 +130,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def require_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], *, where: Path | str) -> None:
-    """Raises `UserError` (`damaged-file`) where tensors are missing, left over or of another shape."""
+    """Raises `UserError` (`damaged-file`) where tensors are missing, unknown or of another shape."""
     found = {name: tuple(tensor.shape) for name, tensor in given.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if wrong:
@@ -145,17 +145,6 @@ def _misfit(where: Path | str, found: str, expected: str) -> UserError:
         expected=expected,
         remedy="restore all files of that folder from the same checkpoint",
     )
-
-
-def require_memory(count: int, *, what: str) -> None:
-    """Raises `UserError` (`too-large`) when `what`, of `count` bytes, cannot fit into this machine's memory."""
-    there = files.memory_bytes()
-    if there is not None and count > there:
-        raise UserError(
-            f"{what} would take {files.size_text(count)}",
-            code="too-large",
-            expected=f"at most {files.size_text(there)}, the memory of this machine",
-        )
 
 
 def load_model(where: str | Path, device: torch.device | str = "cpu") -> MPDiT:
@@ -204,8 +193,7 @@ def _remedy_for_no_folder(where: str) -> str:
 def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Complete checkpoints of a run in order of step, and the damaged ones with what is wrong with each."""
     complete, torn = [], []
-    named = (p for p in (run / "checkpoints").glob("step-*") if CHECKPOINT.fullmatch(p.name) and p.is_dir())
-    for folder in sorted(named, key=lambda p: int(p.name.removeprefix("step-"))):
+    for folder in RunFolder(run).checkpoint_folders():
         try:
             _check_complete(folder)
         except UserError as error:
@@ -239,7 +227,7 @@ def save_model(
     """Writes a model folder whole or not at all.
 
     Args:
-        extra: what else to record, in plain JSON values.
+        extra: further facts to record, as JSON values.
         more: by name, the tensors of a further file, or a folder beside `folder` that is moved into it.
 
     Raises:
@@ -275,19 +263,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_header(path: Path) -> None:
-    try:
-        with safe_open(path, "pt"):
-            pass
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist", code="no-such-file", expected="the weights beside config.json"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is incomplete or not a safetensors file: {error}",
-            code="damaged-file",
-            remedy="restore it, or remove this folder to continue from the checkpoint before it",
-        ) from None
+    with opened(path, remedy="restore it, or remove this folder to continue from the checkpoint before it"):
+        pass
 
 
 def _read_folder(folder: Path) -> ModelFolder:

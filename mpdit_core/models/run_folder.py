@@ -1,14 +1,14 @@
-"""A run's folder. `RunFolder` alone knows what the files in it are called, and how they are written and read.
+"""A run's folder. `RunFolder` alone knows the names of the files in it, and how they are written and read.
 
 config.toml                       the resolved configuration
 run.json                          version of this format, and what the latents are
 metrics.jsonl                     one line per logged step, and one per evaluation
 checkpoints/step-0000400/         model folders with the state of training
 ema/step-0000400.safetensors      snapshots of the power-function EMAs (ema_snapshots.py)
-samples/step-0000300.png          previews (first EMA); …-raw.png (weights as they are); training.gif
+samples/step-0000300.png          previews (first EMA); …-raw.png (weights themselves); training.gif
 evals/                            records of evaluations
 trackers/                         files of TensorBoard and the like
-bad-step-….json                   the images of a batch whose loss or gradient was bad
+bad-step-….json                   the images of a batch with a bad loss or gradient
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ FORMAT = 3
 """Version of a run's folder; any other is refused."""
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
-PREVIEW = re.compile(r"step-[0-9]{1,15}\.png")
-EMA_SNAPSHOT = re.compile(r"step-([0-9]{1,15})\.safetensors")
-LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; a longer line is none of ours
+LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; longer lines are not ours
 LARGEST_NUMBER = 2**63
 
 
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint, snapshot or preview: 400 of `step-0000400.png`."""
+    return int(path.stem.removeprefix("step-"))
+
+
 class RunFolder:
-    """The files of one run. Making one neither reads nor writes anything."""
+    """The files of one run. The constructor neither reads nor writes anything."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -51,7 +54,7 @@ class RunFolder:
 
     @staticmethod
     def is_free(path: Path) -> bool:
-        """Whether a new run can be made at `path`: nothing is there, or what a start that was killed has left."""
+        """Whether a new run can be made at `path`: it holds nothing, or only what a start that was killed has left."""
         return not path.exists() or all(file.name[0] == "." or file.name == ABOUT for file in path.iterdir())
 
     @classmethod
@@ -98,7 +101,7 @@ class RunFolder:
         return about
 
     def require(self) -> None:
-        """Raises `UserError` (`no-such-folder`) when the run was removed while something worked in it."""
+        """Raises `UserError` (`no-such-folder`) when the run was removed in the meantime."""
         if not self.exists(self.path):
             raise UserError(
                 f"the run {self.path} was removed or moved while it was written to",
@@ -110,7 +113,7 @@ class RunFolder:
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl in order, with their finite numbers.
 
-        Torn lines, and ones without a possible step, are passed over.
+        Torn lines and lines without a valid step are left out.
         """
         for _, values in self._metric_lines():
             yield values
@@ -130,7 +133,7 @@ class RunFolder:
                 raise
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops the lines after `step`, and torn ones, so that a resumed run writes each line once."""
+        """Removes the lines after `step`, and torn ones, so that a resumed run writes each line once."""
         path = self.path / METRICS
         if not path.exists():
             return
@@ -154,38 +157,39 @@ class RunFolder:
                     yield text, values
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint of `step`, there or not."""
+        """The folder of the checkpoint of `step`, which may not exist."""
         return self.path / "checkpoints" / f"step-{step:07d}"
 
-    def checkpoints(self) -> list[Path]:
-        """The complete checkpoints in order of step."""
-        from mpdit_core.models.model_folder import find_checkpoints  # torch, only when it is needed
-
-        return find_checkpoints(self.path)[0]
+    def checkpoint_folders(self) -> list[Path]:
+        """The checkpoints in order of step; model_folder.py tells which are complete."""
+        return [path for path in self._by_step("checkpoints") if path.is_dir()]
 
     def ema_snapshot(self, step: int) -> Path:
-        """The snapshot of the power-function EMAs at `step`, there or not."""
+        """The snapshot of the power-function EMAs at `step`, which may not exist."""
         return self.path / "ema" / f"step-{step:07d}.safetensors"
 
     def ema_snapshot_steps(self) -> list[int]:
-        """The steps of which there is such a snapshot, in order."""
-        names = (EMA_SNAPSHOT.fullmatch(path.name) for path in (self.path / "ema").glob("step-*"))
-        return sorted(int(name[1]) for name in names if name)
+        """The steps with a snapshot, in order."""
+        return [step_of(path) for path in self._by_step("ema", ".safetensors")]
 
     def remove_ema_snapshots(self, *, after: int) -> None:
-        """Deletes the snapshots after step `after`, which a run resumed from there makes again."""
+        """Deletes the snapshots after step `after`; a run that resumes there writes them again."""
         for step in self.ema_snapshot_steps():
             if step > after:
                 files.remove(self.ema_snapshot(step))
 
     def preview(self, step: int, *, raw: bool = False) -> Path:
-        """The preview of `step`, there or not; `raw`: that of the weights as they are, not of their average."""
+        """The preview of `step`, which may not exist; `raw`: of the weights themselves, not of their average."""
         return self.path / "samples" / f"step-{step:07d}{'-raw' if raw else ''}.png"
 
     def previews(self) -> list[Path]:
         """The previews of the first EMA in order of step."""
-        frames = [path for path in (self.path / "samples").glob("step-*.png") if PREVIEW.fullmatch(path.name)]
-        return sorted(frames, key=lambda path: int(path.stem.removeprefix("step-")))
+        return self._by_step("samples", ".png")
+
+    def _by_step(self, folder: str, suffix: str = "") -> list[Path]:
+        """What is called `step-NUMBER` and the suffix in a folder of the run, in order of the number."""
+        name = re.compile(rf"step-[0-9]{{1,15}}{re.escape(suffix)}")
+        return sorted((p for p in (self.path / folder).glob("step-*") if name.fullmatch(p.name)), key=step_of)
 
     @property
     def animation(self) -> Path:

@@ -1,6 +1,6 @@
-"""Tensors in `.safetensors` files: read behind one boundary, and, where we wrote them, believed only when whole.
+"""Tensors in `.safetensors` files: every fault of a file is a user error.
 
-`write_checked` stores a checksum of everything beside the tensors; `read_checked` refuses what differs from it.
+`write_checked` also stores a checksum of the content; `read_checked` refuses content that differs from it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CHECKSUM = "sha256"
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """`safe_open`, whose body and whose reading turn every fault of the file into a `UserError`.
+def opened(path: Path, *, remedy: str = "remove it and make it again") -> Iterator[Any]:
+    """`safe_open` that turns every fault of the file, also in the body, into a `UserError`.
 
     Raises:
         UserError: there is no such file (`no-such-file`), or it is torn, changed or of another kind (`damaged-file`).
@@ -40,20 +40,20 @@ def opened(path: Path) -> Iterator[Any]:
         raise UserError(
             f"{path} cannot be read as a .safetensors file: {error or type(error).__name__}",
             code="damaged-file",
-            expected="a complete file, as it was written",
-            remedy="remove it and make it again",
+            expected="a complete file, unchanged since it was written",
+            remedy=remedy,
         ) from error
 
 
 def write_checked(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Writes tensors (on the CPU) and texts about them. Raises `UserError` as `writing`."""
+    """Writes tensors (on the CPU) and texts about them. Raises `UserError` as `files.writing`."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with writing(path) as temporary:
         save_file(whole, temporary, metadata={**about, CHECKSUM: _checksum(whole, about)})
 
 
 def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the texts of `write_checked`. Raises `UserError` as `opened`, for one changed bit too."""
+    """The tensors and texts of `write_checked`. Raises `UserError` as `opened`, also for a single changed bit."""
     with opened(path) as file:
         about = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary

@@ -1,4 +1,4 @@
-"""Two threads that jobs use, one producing ahead, one writing behind; and how many cores there are for more."""
+"""The two threads of jobs, one that produces ahead and one that writes behind; and the number of usable cores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
-SECONDS_TO_NOTICE = 0.1  # that the other side has gone
+SECONDS_TO_NOTICE = 0.1  # that the consumer has gone
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may run on, its share of them where several processes run on this machine."""
+    """Number of cores for this process; if several processes of a group run on this machine, its share of them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -23,7 +23,7 @@ def usable_cores() -> int:
 def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Generator[T, None, None]:
     """`items` in order, produced in a thread, up to `ahead` of them before they are asked for.
 
-    What producing them raises is raised here, in its turn. Ending the iteration early ends the thread.
+    An error in producing an item is raised here in place of that item. Ending the iteration early ends the thread.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
     stopping = threading.Event()
@@ -62,7 +62,7 @@ def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> 
 
 
 class WriteBehind:
-    """Runs one write at a time in a thread: `submit` first waits for the write before it, and raises what that raised.
+    """Runs one write at a time in a thread. `submit` first waits for the previous write and raises its error.
 
     Leaving the context waits for the last write.
     """
@@ -76,13 +76,13 @@ class WriteBehind:
         self._last = self._pool.submit(write, *arguments)
 
     def wait(self) -> Any:
-        """What the write under way returned, once it is done; None if there was none. Raises what it raised."""
+        """Waits for the write in progress. Returns its result, or None if there was none; raises its error."""
         last, self._last = self._last, None
         return last.result() if last is not None else None
 
     @property
     def is_done(self) -> bool:
-        """Whether a write has ended that nobody has waited for yet."""
+        """Whether a write has ended and `wait` has not been called for it."""
         return self._last is not None and self._last.done()
 
     def __enter__(self) -> Self:

@@ -31,7 +31,9 @@ def select_device(name: str = "auto") -> torch.device:
         index = int(os.environ.get("LOCAL_RANK", 0))
         if index >= torch.cuda.device_count():
             raise UserError(
-                f"this process needs GPU {index}, but this machine has {torch.cuda.device_count()}",
+                f"process {index} of this machine needs a GPU of its own, but there are {torch.cuda.device_count()}",
+                code="no-such-device",
+                expected="at most one process per GPU",
                 remedy="lower --nproc",
             )
         torch.cuda.set_device(index)
@@ -40,14 +42,14 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = None, seconds: float = 0.25) -> float:
-    """FLOPs a second of one large square matrix product, the best of as many as fit into `seconds`.
+    """FLOPs per second of one large square matrix product, the best of as many as fit into `seconds`.
 
-    What this machine can do as it is now, and so what the use of it is measured against: data sheets promise more.
-    The best and not the median, because it stands for what could be reached: whatever else runs only slows it.
+    Utilisation is measured against this rate, which the machine really reaches, and not against its data sheet. The
+    best product counts, because other programs can only make one slower.
 
     Args:
         dtype: of the factors (float32 products follow torch's own precision settings).
-        side: rows of the matrices; 8192 on a GPU, 1024 elsewhere if not given.
+        side: number of rows of the matrices; by default 8192 on a GPU, 1024 elsewhere.
     """
     side = side or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -62,7 +64,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = 
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until everything sent to `device` is done."""
+    """Waits until `device` has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -70,7 +72,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of the GPU, or of the machine; 0 where the system does not tell."""
+    """Peak memory of this process in bytes, on the GPU or in the machine; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     try:

@@ -1,7 +1,7 @@
 """Several processes on one job: joining a group under torchrun, and starting one on this machine.
 
-Each process works out its share from (rank, size); rank 0 alone reports. Without torchrun, rank is 0 and size 1 and
-every method of `World` is a no-op, so jobs have one code path. Torch is imported only where processes talk.
+Each process computes its share from (rank, size); rank 0 alone reports. Without torchrun, rank is 0 and size 1, and no
+method of `World` communicates, so jobs have one code path. Torch is imported only where processes communicate.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 LAUNCHER = "MPDIT_LAUNCHER"  # in the environment of a process that `launch` started: the launcher's process id
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_TO_JOIN = 300.0  # for all processes, on all machines, to start
-SECONDS_TO_END = 30.0  # for a process whose work is lost anyway
+SECONDS_TO_END = 30.0  # for a process whose work is lost in any case
 SECONDS_TO_SAVE = 1800.0  # for a checkpoint on a slow disk
 
 _joined = threading.Event()  # this process is in its group
@@ -42,18 +42,17 @@ _joined = threading.Event()  # this process is in its group
 
 @dataclass(frozen=True)
 class World:
-    """This process's place. `rank` of `size`; `local_rank` on its machine."""
+    """This process among the processes of a job."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have called it."""
         if self.size > 1:
             _dist().barrier()
 
@@ -64,7 +63,7 @@ class World:
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's `value`, everywhere (picklable)."""
+        """Rank 0's `value` (picklable) on every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -72,7 +71,7 @@ class World:
         return box[0]
 
     def gather_objects(self, value: T) -> list[T]:
-        """Everyone's `value`, in rank order, everywhere (picklable)."""
+        """The `value` (picklable) of each process in order of rank, on every process."""
         if self.size == 1:
             return [value]
         box: list[T] = [value] * self.size
@@ -80,7 +79,7 @@ class World:
         return box
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns (picklable) on rank 0, which alone calls it, everywhere; the others wait for it.
+        """Calls `action` on rank 0 alone and returns its result (picklable) on every process.
 
         Raises:
             UserError: on every process, when `action` raised it.
@@ -96,7 +95,7 @@ class World:
         self.barrier()  # gloo aborts a process that leaves while another still reads its last message
         if failure is not None:
             raise failure
-        return value  # pyright: ignore[reportReturnType]  # there is no failure, so it is what `action` returned
+        return value  # pyright: ignore[reportReturnType]  # without a failure it is what `action` returned
 
 
 def under_torchrun() -> bool:
@@ -105,7 +104,7 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
-    """Joins the group that torchrun describes (NCCL on GPUs, gloo elsewhere), or stays alone; leaves it at the end.
+    """Joins the group that torchrun describes (NCCL on GPUs, gloo elsewhere), if there is one; leaves it at the end.
 
     Raises:
         UserError: another process of the group cannot be reached or has ended (`process-ended`).
@@ -134,13 +133,13 @@ def process_group(device: torch.device) -> Iterator[World]:
 
 @contextmanager
 def _group_errors() -> Iterator[None]:
-    """What torch raises when another process of the group has gone, as the end by a signal or as a `UserError`."""
+    """Turns torch's errors about a lost process of the group into `Interrupted` after a signal, else a `UserError`."""
     try:
         yield
     except RuntimeError as error:
         if not (isinstance(error, _dist().DistError) or "gloo" in str(error)):
             raise
-        if signals.last_received is not None:  # all were told to end, and another was quicker
+        if signals.last_received is not None:  # all were told to end, and another one ended first
             raise Interrupted(signals.last_received) from None
         raise UserError(
             "another process of the group cannot be reached or has ended",
@@ -151,7 +150,7 @@ def _group_errors() -> Iterator[None]:
 
 
 def _world() -> World:
-    return World(_dist().get_rank(), _dist().get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+    return World(_dist().get_rank(), _dist().get_world_size())
 
 
 def _dist() -> ModuleType:
@@ -178,13 +177,13 @@ def count_processes(nproc: str, device: torch.device) -> int:
 def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
     """Runs `python -m mpdit_cli ARGUMENTS` in `nproc` processes of one group, and waits for them.
 
-    A stop signal is passed on, and the processes have as long as they need to save; after a second one, or when one of
-    them has failed, those that are left after `SECONDS_TO_END` are killed. They end by themselves when this process is
-    gone (`watch_launcher`).
+    A stop signal is passed on, and the processes may take as long as they need to save. After a second signal, or when
+    one of them has failed, those that still run after `SECONDS_TO_END` are killed. They end by themselves when this
+    process is gone (`watch_launcher`).
 
     Returns:
-        the exit code of the job, which is that of the process that failed first; and a sentence about that process,
-        if a signal ended it before it could say anything.
+        the exit code of the job, which is that of the process that failed first; and a sentence about that process, if
+        a signal ended it before it could report.
     """
     threads = max(1, usable_cores() // nproc)
     common = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
@@ -214,7 +213,7 @@ def launch(arguments: Sequence[str], nproc: int) -> tuple[int, str | None]:
 
 
 def _wait_for_all(group: list[subprocess.Popen[bytes]], stop: StopRequest) -> int | None:
-    """Waits until all have ended; ends the others when one has failed. The rank that failed first, or None."""
+    """Waits until all have ended, and ends the others when one has failed. Returns the rank that failed first."""
     if stop.received is not None:  # while they were started
         _signal_all(group, stop.received)
     while running := [process for process in group if process.poll() is None]:
@@ -231,7 +230,7 @@ def _first_failed(group: list[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _end(group: list[subprocess.Popen[bytes]]) -> None:
-    """Asks processes to end, and kills those that have not after `SECONDS_TO_END`."""
+    """Asks processes to end, and kills those that still run after `SECONDS_TO_END`."""
     _signal_all(group, signal.SIGTERM)
     end = time.monotonic() + SECONDS_TO_END
     for process in group:
@@ -254,10 +253,10 @@ def _free_port() -> int:
 
 
 def watch_launcher() -> None:
-    """In a process of a group: ends it when the process that started it is gone, which nobody else would do.
+    """Ends this process of a group when its launcher is gone.
 
-    It is sent SIGTERM, so that it finishes the step and saves; one that has not joined its group yet, or still runs
-    after `SECONDS_TO_SAVE`, is ended at once.
+    It gets SIGTERM, so that it finishes the step and saves. A process that has not joined its group yet, or still runs
+    after `SECONDS_TO_SAVE`, ends at once.
     """
     launcher = int(os.environ.get(LAUNCHER, os.getppid()))
 
@@ -269,5 +268,5 @@ def watch_launcher() -> None:
             time.sleep(SECONDS_TO_SAVE)
         os._exit(128 + signal.SIGTERM)
 
-    if os.name != "nt":  # where no process is told that its parent is gone
+    if os.name != "nt":  # Windows does not tell a process that its parent is gone
         threading.Thread(target=watch, name="launcher", daemon=True).start()

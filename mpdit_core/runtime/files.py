@@ -1,4 +1,4 @@
-"""Writing files so that whatever stands under its final name is complete: write beside, fsync, rename."""
+"""Writing files so that a file under its final name is complete: write a temporary file, fsync, rename it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ NO_PLACE = {
 
 @contextmanager
 def user_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk (`disk-full`), missing rights, a broken disk and the like (`cannot-write`), met while writing
-    `path`, into a `UserError`."""
+    """Turns errors of the disk while writing `path` into a `UserError`: a full one (`disk-full`), missing rights, a
+    broken disk and the like (`cannot-write`).
+    """
     try:
         yield
     except Exception as error:
@@ -53,7 +54,7 @@ def user_errors(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: Exception) -> int:
-    """The system's number of an error; 0 where it has none. safetensors tells it in words only."""
+    """The system's number of an error; 0 where it has none. safetensors states it in its message only."""
     if isinstance(error, OSError):
         return error.errno or 0
     if type(error).__name__ != "SafetensorError":
@@ -66,11 +67,11 @@ def _error_number(error: Exception) -> int:
 def writing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write a *file* to; renames it to `path` when the body succeeds.
 
-    The file gets the rights that the umask leaves, whatever rights the writer gave the temporary one.
+    The file gets the rights that the umask leaves, whatever rights the writer gave the temporary file.
 
     Raises:
-        UserError: the disk is full or the place cannot be written. Nothing is left behind then, and an older
-            file at `path` stays as it was.
+        UserError: the disk is full or the place cannot be written. Nothing is left behind then, and an older file at
+            `path` is unchanged.
     """
     path = Path(path)
     temporary = _beside(path, "part")
@@ -151,7 +152,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file; it is read once, and again after it has changed."""
+    """The hash of a file, which is read again only after it has changed."""
     path = Path(path).absolute()
     there = path.stat()
     return _sha256(str(path), there.st_size, there.st_mtime_ns)
@@ -164,7 +165,7 @@ def _sha256(path: str, _size: int, _changed: int) -> str:
 
 
 def verify(path: Path, recorded: str) -> None:
-    """Compares a file with its recorded hash. `MPDIT_VERIFY=off` in the environment leaves that out.
+    """Compares a file with its recorded hash, unless `MPDIT_VERIFY=off` is in the environment.
 
     Raises:
         UserError: the file is missing (`no-such-file`), or it is not what was written (`damaged-file`).
@@ -185,7 +186,7 @@ def verify(path: Path, recorded: str) -> None:
 
 
 def require_free(folder: Path) -> None:
-    """Raises `UserError` (`folder-not-empty`) when `folder` holds something that writing there would destroy."""
+    """Raises `UserError` (`folder-not-empty`) when something is in `folder`, or a file in its place."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
             f"{folder} exists and is not empty",
@@ -202,7 +203,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder with all that it holds, as far as this user may."""
+    """Deletes a file, or a folder with all its files, as far as this user may."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -220,11 +221,23 @@ def size_text(count: float) -> str:
 
 
 def memory_bytes() -> int | None:
-    """Bytes of this machine's memory, where the system tells."""
+    """Bytes of this machine's memory; None where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def require_memory(count: int, *, what: str, remedy: str | None = None) -> None:
+    """Raises `UserError` (`too-large`) when `what`, of `count` bytes, cannot fit into this machine's memory."""
+    there = memory_bytes()
+    if there is not None and count > there:
+        raise UserError(
+            f"{what} would take {size_text(count)}",
+            code="too-large",
+            expected=f"at most {size_text(there)}, the memory of this machine",
+            remedy=remedy,
+        )
 
 
 def free_bytes(path: Path) -> int:

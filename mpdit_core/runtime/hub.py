@@ -1,7 +1,7 @@
-"""The one client of the Hugging Face Hub for models and autoencoders: files of a repository, in the local cache.
+"""The one client of the Hugging Face Hub for models and autoencoders.
 
-They land in the Hub's own cache (`HF_HOME`), so that a second use needs no network, and `HF_HUB_OFFLINE=1`,
-`HF_ENDPOINT` and `HF_TOKEN` work as for every tool of that family.
+Files are kept in the Hub's own cache (`HF_HOME`), so that a second use needs no network. `HF_HUB_OFFLINE=1`,
+`HF_ENDPOINT` and `HF_TOKEN` work as for all its tools.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def download(
     subfolder: str = "",
     cached_first: bool = False,
 ) -> Path:
-    """The folder in the local cache that holds these files of `ORG/NAME`; what is missing is fetched.
+    """The folder in the local cache that holds these files of `ORG/NAME`; missing ones are downloaded.
 
-    Without a network, what the cache holds is used. The name of the snapshot's folder is the commit.
+    Without a network, the copy in the cache is used. The name of the snapshot's folder is the commit.
 
     Args:
-        patterns: names of the files, or globs. Each name without a wildcard must be there in the end.
+        patterns: names of the files, or globs. A file whose name has no wildcard must exist.
         revision: branch, tag or commit; the main branch if not given.
         subfolder: folder of the repository that holds the files; it is what is returned.
         cached_first: whether a complete copy in the cache is used without asking the Hub for a newer one.
 
     Raises:
-        UserError: no such repository, revision or file, no access, neither a network nor a cached copy, or an answer
-            that cannot be (`hub-damaged-download`).
+        UserError: no such repository, revision or file, no access, neither a network nor a cached copy, or an invalid
+            answer (`hub-damaged-download`).
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -63,7 +63,7 @@ def download(
 
 
 def cached(repository: str, wanted: Sequence[str], revision: str | None = None) -> Path | None:
-    """The snapshot in the cache, if all of its wanted files are there."""
+    """The snapshot in the cache, if it has all wanted files."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -74,10 +74,10 @@ def cached(repository: str, wanted: Sequence[str], revision: str | None = None) 
 
 
 def _answers(repository: str, wanted: Sequence[str], revision: str | None) -> bool:
-    """Whether the Hub can be reached, and answers in time (`HF_HUB_ETAG_TIMEOUT`) for each file.
+    """Whether the Hub can be reached and answers in time (`HF_HUB_ETAG_TIMEOUT`) for each file.
 
-    The library takes commits and checksums from answers as names of folders and files, and repeats what takes too long
-    for minutes; so both are checked first.
+    The library uses commits and checksums of the answers as names of folders and files, and repeats slow requests for
+    minutes; so both are checked first.
     """
     from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
 
@@ -92,7 +92,7 @@ def _answers(repository: str, wanted: Sequence[str], revision: str | None) -> bo
                 found = get_hf_file_metadata(hf_hub_url(repository, file, revision=names[0]), timeout=timeout)
                 names += [found.commit_hash, found.etag]
     except Exception as error:
-        if _is_of_network(error) or getattr(getattr(error, "response", None), "status_code", 0) >= 500:
+        if _is_network_error(error) or getattr(getattr(error, "response", None), "status_code", 0) >= 500:
             return False
         raise
     _require_names(names, at=f"{PREFIX}{repository}")
@@ -100,7 +100,7 @@ def _answers(repository: str, wanted: Sequence[str], revision: str | None) -> bo
 
 
 def _require_names(names: Sequence[str | None], *, at: str) -> None:
-    """Raises `UserError` where a commit or checksum could not be the name of one file."""
+    """Raises `UserError` where a commit or checksum cannot be the name of a file."""
     for name in names:
         if re.fullmatch(r"\w[\w.-]*", name or "") is None:
             raise UserError(
@@ -111,7 +111,7 @@ def _require_names(names: Sequence[str | None], *, at: str) -> None:
             )
 
 
-def _is_of_network(error: BaseException) -> bool:
+def _is_network_error(error: BaseException) -> bool:
     library = type(error).__module__.split(".")[0] in HTTP_LIBRARIES
     return library or isinstance(error, ConnectionError | TimeoutError)
 
@@ -121,7 +121,7 @@ def _missing(folder: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def _is_resolvable(endpoint: str) -> bool:
-    """Whether the Hub's name resolves. Where it does not, the library would retry for half a minute."""
+    """Whether the name of the Hub's host can be resolved. If not, the library would retry for half a minute."""
     proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
     host = urlsplit(endpoint).hostname
     if proxied or not host:
@@ -133,7 +133,7 @@ def _is_resolvable(endpoint: str) -> bool:
     return True
 
 
-# What huggingface_hub raises: code, what, expected, remedy.
+# By class of huggingface_hub's errors: code, what, expected, remedy.
 UNREACHABLE = ("hub-unreachable", "{hub} cannot be reached for {name}: {error}", "a network", "{connect}")
 DAMAGED = (
     "hub-damaged-download", "what {hub} sent for {at} is incomplete or invalid: {error}", "a complete answer",
@@ -176,7 +176,7 @@ def hub_errors(repository: str, *, revision: str | None = None) -> Iterator[None
         yield
     except Exception as error:
         row = next((ERRORS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in ERRORS), None)
-        if row is None and _is_of_network(error):
+        if row is None and _is_network_error(error):
             row = UNREACHABLE
         if isinstance(error, UserError) or (row is None and isinstance(error, OSError) and error.errno is not None):
             raise

@@ -1,4 +1,4 @@
-"""One writer per folder: whoever writes into an output folder holds its lock, and a second one is told who does."""
+"""One writer per folder: a job holds the lock of its output folder, and a second one is refused and told who does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import user_errors
 
 LOCK = ".lock"
-SECONDS = 10.0  # the processes of a killed launcher need a moment to notice that it is gone
+SECONDS = 10.0  # the processes of a killed launcher need some time to notice that it is gone
 
 
 @contextmanager
 def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
-    """Holds `folder`, made where it is missing, against a second writer until the body ends.
+    """Holds the lock of `folder`, which is made where it is missing, until the body ends.
 
     Args:
         seconds: how long to wait for another writer to finish; `SECONDS` if not given.
@@ -37,7 +37,7 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
             _owner(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
-        # Removed while it is held, so that nobody can take the old file in between; Windows lets go of it first.
+        # Removed before the release, so that no other process locks the old file in between.
         for file in (_owner(path), path):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def _acquire(path: Path, seconds: float) -> FileLock:
             ) from None
         if path.exists():
             return lock
-        lock.release()  # the holder before us had just removed the file: lock the one that the next writer will see
+        lock.release()  # the last holder has just removed this file: lock the one that the next writer will see
 
 
 def _owner(path: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Reading `.npz` archives of anybody: nothing is unpickled, and no header makes us allocate more than there is.
+"""Reading `.npz` archives that anybody wrote: nothing is unpickled, and no more is allocated than the file holds.
 
-Arrays are mapped from the disk, so they may be larger than memory. Those that `np.savez` wrote are mapped in place;
-compressed ones are unpacked to a temporary file first, where there is room for it.
+Arrays are memory-mapped, so they may be larger than memory. Those of `np.savez` are mapped in place; compressed ones
+are first unpacked to a temporary file.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def map_member(path: Path, name: str) -> np.ndarray:
     """Array `name` of the archive, memory-mapped.
 
     Raises:
-        UserError: the file or the array is missing (`no-such-file`), torn, made of Python objects, or its header
-            promises other sizes than the file holds (`damaged-file`); or no room to unpack it (`disk-full`).
+        UserError: the file is missing (`no-such-file`); the array is missing, torn, of Python objects or larger in its
+            header than in the file (`damaged-file`); there is no room to unpack it (`disk-full`).
     """
     with _reading(path, name), zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
@@ -49,7 +49,7 @@ def map_member(path: Path, name: str) -> np.ndarray:
 
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """Whatever the body raises is a fault of the file: readers of damaged archives raise many kinds of errors."""
+    """Turns every error of the body into a fault of the file: damaged archives raise many kinds of errors."""
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is not a file", code="no-such-file", expected="an .npz archive")
     try:
@@ -64,7 +64,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
             f"{path}: {what} cannot be read: {reason}",
             code="damaged-file",
             expected="an .npz archive of numbers, as numpy writes it",
-            remedy="the file may be cut short: restore it, or make it again",
+            remedy="restore the file, which may be incomplete, or make it again",
         ) from error
 
 
@@ -80,7 +80,7 @@ def _require_room(path: Path, name: str, size: int) -> None:
 
 
 def _data_offset(path: Path, header: int) -> int:
-    """Where a stored member's bytes begin: behind its local header, its name and its extra field."""
+    """Where the bytes of a stored member begin: after its local header, its name and its extra field."""
     with open(path, "rb") as file:
         file.seek(header + LOCAL_HEADER - 4)
         name, extra = np.frombuffer(file.read(4), dtype="<u2")
@@ -88,7 +88,7 @@ def _data_offset(path: Path, header: int) -> int:
 
 
 def _map(path: Path, offset: int, size: int) -> np.ndarray:
-    """The array whose `size` bytes, header and all, begin at `offset`. Raises `ValueError`."""
+    """The array whose `size` bytes, header included, begin at `offset`. Raises `ValueError`."""
     with open(path, "rb") as file:
         file.seek(offset)
         version = np.lib.format.read_magic(file)
@@ -99,7 +99,7 @@ def _map(path: Path, offset: int, size: int) -> np.ndarray:
         raise ValueError("it holds Python objects")
     needed = math.prod(shape) * kind.itemsize
     if min(shape, default=0) < 0 or start + needed > min(offset + size, path.stat().st_size):
-        raise ValueError(f"its header says {kind} {list(shape)}, more than the file holds")
+        raise ValueError(f"its header states {kind} {list(shape)}, more than the file holds")
     if needed == 0:
         return np.empty(shape, kind)
     return np.memmap(path, kind, "r", offset=start, shape=shape, order="F" if fortran else "C")

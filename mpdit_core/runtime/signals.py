@@ -5,7 +5,7 @@
             work(batch)
             stop.check()
 
-A signal only sets a flag, which the job looks at where it can stop; a second signal ends the process at once.
+A signal only sets a flag, which the job reads where it can stop; a second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from typing import Any, Self
 
 from mpdit_core.errors import Interrupted
 
-# Ctrl-C; a request to end; the terminal was closed; Slurm's notice before pre-emption, as it is commonly set.
+# Ctrl-C; a request to end; a closed terminal; what Slurm is usually told to send before pre-emption.
 # Windows lacks the last two.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
-
-SECONDS_OF_ONE_REQUEST = 5.0  # in a group: the launcher passes on what a scheduler may have sent to all processes
+SECONDS_OF_ONE_REQUEST = 5.0  # in a group, where a scheduler's signal comes again from the launcher
 
 last_received: int | None = None
 """The stop signal that this process received last."""
 
 
 def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Sets the handler of all stop signals, except ignored ones (SIGHUP under nohup). Returns the handlers before.
+    """Sets the handler of all stop signals, except ignored ones (SIGHUP under nohup). Returns the old handlers.
 
     Outside the main thread, such as in a notebook's worker, this does nothing.
     """
@@ -53,7 +52,7 @@ class StopRequest:
     """While entered, remembers the first stop signal in `received`. A second signal raises `Interrupted`.
 
     Args:
-        then: what is called with the number of every signal; `int` does nothing.
+        then: called with the number of every signal; `int` does nothing.
     """
 
     def __init__(self, then: Callable[[int], object] = int) -> None:
@@ -70,10 +69,10 @@ class StopRequest:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    def check(self, *, remedy: str = "") -> None:
-        """Raises `Interrupted` when a signal was received. `remedy`: what to type to resume."""
+    def check(self) -> None:
+        """Raises `Interrupted` when a signal was received."""
         if self.received is not None:
-            raise Interrupted(self.received, remedy=remedy)
+            raise Interrupted(self.received)
 
     def _remember(self, signum: int, _frame: FrameType | None) -> None:
         global last_received

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mpdit_core.config import RunConfig
+from mpdit_core.config import NetworkType, RunConfig
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.memory import Memory, Precision, optimizer_values, training_memory
+from mpdit_core.model.memory import Memory, optimizer_values, training_memory
 from mpdit_core.models.ema_snapshots import STORED
 from mpdit_core.training.options import ResourceEstimate
 from mpdit_core.training.state.ema import averages_of, snapshot_interval
@@ -13,7 +13,7 @@ FLOAT32 = 4  # bytes
 
 
 def least_memory(config: RunConfig, *, world_size: int) -> int:
-    """Bytes that a process cannot do without: the weights, their gradients and averages, and its share of a batch."""
+    """Bytes that a process needs at least: for the weights, their gradients and averages, and its share of a batch."""
     model, train = config.model, config.train
     images = train.batch_size // world_size
     latents = 2 * images * model.channels * model.input_size.area  # and their noise
@@ -21,11 +21,11 @@ def least_memory(config: RunConfig, *, world_size: int) -> int:
 
 
 def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> ResourceEstimate:
-    """What `config` needs on each of `world_size` devices; where its precision is yet to be measured, at most."""
+    """What `config` needs on each of `world_size` devices; the larger need where the precision is not known yet."""
     train = config.train
     averages = len(averages_of(train))
     share = train.batch_size // (train.accumulation * world_size)
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if train.precision == "auto" else (train.precision,)
+    precisions: tuple[NetworkType, ...] = ("float32", "bfloat16") if train.precision == "auto" else (train.precision,)
 
     def memory(checkpointing: bool) -> Memory:
         found = (
@@ -49,5 +49,5 @@ def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> Res
         activation_bytes=needed.activations,
         switched_memory_bytes=memory(not train.activation_checkpointing).total,
         checkpoint_bytes=checkpoint,
-        disk_bytes=checkpoint * (kept + 1) + snapshot * snapshots,  # one more while it is written
+        disk_bytes=checkpoint * (kept + 1) + snapshot * snapshots,  # + 1: old ones go once a new one is written
     )

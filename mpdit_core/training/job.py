@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.models.model_folder import find_checkpoints, open_model, require_memory
+from mpdit_core.models.model_folder import find_checkpoints, open_model
 from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
@@ -46,7 +46,8 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         check_evaluation(plan, device)
         if options.dry_run:
             return _describe(plan, world, report)
-        require_memory(least_memory(plan.config, world_size=world.size), what="the weights and one batch of the run")
+        least = least_memory(plan.config, world_size=world.size)
+        files.require_memory(least, what="the weights and one batch of the run")
         plan = settle_precision(plan, device, world)
         world.barrier()  # all have chosen the run's folder before rank 0 makes it
         with ExitStack() as held:

@@ -16,7 +16,7 @@ from typing import Any
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, is_sweep
-from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.models.run_folder import RunFolder, step_of
 from mpdit_core.reporting import Reporter, silent
 from mpdit_core.sampling import SampleSet, SamplingOptions
 from mpdit_core.workspace.options import Entry, Kind, Listing, ListOptions
@@ -109,16 +109,16 @@ def _status(path: Path) -> os.stat_result | None:
 def _run(path: Path) -> dict[str, Any]:
     run = RunFolder(path)
     config, spec = run.config(), run.latents()
-    last: dict[str, Any] = {}
-    for line in run.metrics():
-        last = line if "images_seen" in line else last
+    steps, newest = [line for line in run.metrics() if "loss" in line], next(reversed(run.checkpoint_folders()), None)
+    logged = steps[-1]["step"] if steps else 0
+    step = max(logged, step_of(newest) if newest else 0) or None  # one that was stopped saved a step between two lines
     return {
         "preset": config.preset,
         "of": Path(spec.folder).name,
-        "step": last.get("step"),
-        "images_seen": last.get("images_seen"),
-        "loss": last.get("loss"),
-        **_fault_of_checkpoint(max((path / "checkpoints").glob("step-*"), default=None)),
+        "step": step,
+        "images_seen": step and step * config.train.batch_size,
+        "loss": steps[-1]["loss"] if steps else None,
+        **_fault_of_checkpoint(newest),
     }
 
 

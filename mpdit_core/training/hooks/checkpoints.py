@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mpdit_core.errors import UserError
+from mpdit_core.models.model_folder import find_checkpoints
+from mpdit_core.models.run_folder import step_of
 from mpdit_core.reporting import Saved, Warning
 from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.training.hooks.metrics import StepMetrics
@@ -17,9 +19,9 @@ from mpdit_core.training.state.checkpoints import Snapshot
 
 
 class Checkpoints:
-    """The checkpoints of a session; the context of its `writer` waits for the write under way.
+    """The checkpoints of a session; leaving the context of its `writer` waits for the write in progress.
 
-    The main process writes. Of a sharded run each process writes its part, and the main one the rest when all have.
+    The main process writes. In a sharded run each process writes its part, and then the main one the rest.
     """
 
     def __init__(self, session: Session, metrics: StepMetrics):
@@ -29,19 +31,19 @@ class Checkpoints:
         if session.trainer.model.sharded:
             import torch.distributed as dist
 
-            self._group = dist.new_group(backend="gloo")  # apart from training's own messages
+            self._group = dist.new_group(backend="gloo")  # separate from the messages of training
 
     def after(self, step: int) -> None:
         """Begins to write the checkpoint of `step`, where one is due."""
         if self.writer.is_done:
             self.wait()
-        # the last step's is written, and waited for, by `save`
+        # `save` writes the one of the last step, and waits for it
         if step % self.session.config.train.checkpoint_every == 0 and not self.session.is_finished:
             self.metrics.drain()
             self._start()
 
     def save(self) -> None:
-        """Writes a checkpoint of this moment, unless it is there, and waits for it. All processes must call it.
+        """Writes the checkpoint of this step, unless it exists, and waits for it. All processes must call it.
 
         Raises:
             UserError: on every process, when it could not be written.
@@ -53,7 +55,7 @@ class Checkpoints:
         self._report(path)
 
     def wait(self) -> None:
-        """Ends the write under way. A full disk is reported, and the older checkpoints stay."""
+        """Waits for the write in progress. A full disk is reported, and the older checkpoints stay."""
         try:
             self._report(self.writer.wait())
         except UserError as error:
@@ -62,20 +64,22 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The run's newest complete checkpoint."""
-        return next(reversed(self.session.run.checkpoints()), None)
+        return next(reversed(find_checkpoints(self.session.run.path)[0]), None)
 
     def _report(self, path: Path | None) -> None:
         if path is not None:
             self.session.report(Saved(what="checkpoint", path=path))
 
     def _start(self) -> None:
-        """Begins to write a snapshot of this moment, unless its checkpoint is there."""
+        """Begins to write the checkpoint of this step, unless it exists."""
         self.wait()
         world, run = self.session.world, self.session.run
-        snapshot = self.session.trainer.snapshot(whole=False)
-        wanted = world.is_main and self.newest() != run.checkpoint(snapshot.position.step)
+        wanted = world.is_main and self.newest() != run.checkpoint(self.session.step)
         name = world.broadcast_object(uuid.uuid4().hex[:8] if wanted else None)
-        if name is not None and (world.is_main or snapshot.sharded):
+        if name is None:
+            return
+        snapshot = self.session.trainer.snapshot(whole=False)
+        if world.is_main or snapshot.sharded:
             self.writer.submit(self._write, snapshot, run.path / "checkpoints" / f".shards.{name}.part")
 
     def _write(self, snapshot: Snapshot, shards: Path) -> Path | None:
@@ -93,8 +97,15 @@ class Checkpoints:
                 latents=session.plan.latents.spec,
                 shards=shards if snapshot.sharded else None,
             )
-            checkpoints.remove_old(session.run, session.config.train)
+            self._remove_old()
             return folder
         finally:
             if session.world.is_main:
                 shutil.rmtree(shards, ignore_errors=True)
+
+    def _remove_old(self) -> None:
+        """Deletes all but the newest `keep_last` and every multiple of `keep_every`."""
+        train = self.session.config.train
+        for folder in find_checkpoints(self.session.run.path)[0][: -train.keep_last]:
+            if not (train.keep_every and step_of(folder) % train.keep_every == 0):
+                shutil.rmtree(folder, ignore_errors=True)  # a faulty disk is reported at the next write

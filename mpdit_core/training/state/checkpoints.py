@@ -1,15 +1,14 @@
-"""A run's checkpoints on the disk: what is in one, writing and reading it, and which of them are kept."""
+"""A run's checkpoint on the disk: what is in it, and how it is written and read."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from mpdit_core.config import RunConfig, TrainConfig
+from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import SHARDS, TRAINING, WEIGHTS, ModelFolder, open_model, read_weights, save_model
@@ -22,7 +21,7 @@ from mpdit_core.training.state.parallel import BESIDE
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands. `skipped`: batches left out by rollbacks, as (first, one past the last) batch numbers."""
+    """How far a run is. `skipped`: batches left out by rollbacks, as (first, one past the last) batch numbers."""
 
     step: int = 0  # optimizer steps done
     images_seen: int = 0
@@ -31,15 +30,15 @@ class Position:
 
     @property
     def data_step(self) -> int:
-        """Number of the batch the next step takes: the step, plus the batches that rollbacks left out."""
+        """Number of the batch of the next step: the step, plus the batches that rollbacks left out."""
         return self.step + sum(stop - start for start, stop in self.skipped)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a run at one moment, on the CPU: enough to resume bit for bit.
+    """The whole state of a run after a step, on the CPU: enough to resume bit for bit.
 
-    `sharded`: weights, optimizer and `beside` are this process's parts (DTensors); otherwise they are whole.
+    `sharded`: weights, optimizer and `beside` are this process's parts (DTensors), not whole tensors.
     """
 
     position: Position
@@ -50,7 +49,7 @@ class Snapshot:
     sharded: bool = False
 
     def training(self) -> dict[str, Tensor]:
-        """Weights and optimizer in one dictionary, as they are written to one file."""
+        """Weights and optimizer in one dictionary, as one file holds them."""
         weights = {f"weights.{n}": t for n, t in (self.weights | self.beside).items()}
         return weights | {f"optimizer.{n}": t for n, t in self.optimizer.items()}
 
@@ -61,7 +60,7 @@ def write(
     """Writes a checkpoint whole or not at all; raises `UserError` when the disk is full.
 
     Args:
-        shards: folder that `sharded.write` has filled, beside the checkpoint's; it is moved into that.
+        shards: folder that `sharded.write` has filled; it is moved into the checkpoint.
     """
     first, *others = snapshot.averages
     folder = run.checkpoint(snapshot.position.step)
@@ -107,13 +106,10 @@ def _position(opened: ModelFolder) -> Position:
     except ValidationError as error:
         raise settings_error(error, origin=f"{opened.path}: the position of the run") from None
     if position.step != opened.step or any(len(pair) != 2 or not 0 <= pair[0] <= pair[1] for pair in position.skipped):
-        raise UserError(f"{opened.path}: the position of the run cannot be", code="damaged-file")
+        raise UserError(
+            f"{opened.path}: the position of the run is impossible",
+            code="damaged-file",
+            expected=f"step {opened.step}, and pairs of batch numbers",
+            remedy="remove this folder to continue from the checkpoint before it",
+        )
     return position
-
-
-def remove_old(run: RunFolder, train: TrainConfig) -> None:
-    """Deletes all but the newest `keep_last` and every multiple of `keep_every`."""
-    for folder in run.checkpoints()[: -train.keep_last]:
-        step = int(folder.name.removeprefix("step-"))
-        if not (train.keep_every and step % train.keep_every == 0):
-            shutil.rmtree(folder, ignore_errors=True)  # a disk that fails says so at the next write

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mpdit_core.config import ModelConfig
+from mpdit_core.config import ModelConfig, NetworkType
 from mpdit_core.model.compute import parameter_count
-from mpdit_core.model.memory import Precision, inference_memory, saved_activations, training_memory
+from mpdit_core.model.memory import inference_memory, saved_activations, training_memory
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset
 
 
-def kept_by_autograd(config: ModelConfig, batch_size: int, precision: Precision) -> int:
+def kept_by_autograd(config: ModelConfig, batch_size: int, precision: NetworkType) -> int:
     """Bytes of all storages that the forward pass saves, parameters and tables left out."""
     storages: dict[int, int] = {}
     alive: list[Tensor] = []
@@ -48,7 +48,7 @@ SWITCHES = [{"mlp": "swiglu"}, {"norm": "rms"}, {"qk_norm": True}, {"positions":
     [(name, {}) for name in ("b-256", "xl-512", "v2-b-512", "dit-s-256", "ablation-b-tokens", "digits")]
     + [("b-256", switches) for switches in SWITCHES],
 )
-def test_saved_activations_are_those_of_autograd(name: str, switches: dict[str, Any], precision: Precision):
+def test_saved_activations_are_those_of_autograd(name: str, switches: dict[str, Any], precision: NetworkType):
     config = load_preset(name).model.model_copy(update=switches)
     each = kept_by_autograd(config, 4, precision) - kept_by_autograd(config, 3, precision)  # cast weights drop out
     assert saved_activations(config, precision=precision) == pytest.approx(each, rel=0.01)

@@ -12,7 +12,7 @@ from data_helpers import refused
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.models.model_folder import FORMAT, open_model, save_model
+from mpdit_core.models.model_folder import FORMAT, find_checkpoints, open_model, save_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.size import Size
@@ -202,5 +202,7 @@ def test_checkpoints_are_in_order_of_step(run):
     for step in (1200, 400):
         save_model(run.checkpoint(step), {}, config=load_preset("tiny"), latents=LATENTS, step=step)
     Path(run.checkpoint(800)).mkdir()  # torn
-    assert run.checkpoints() == [run.checkpoint(400), run.checkpoint(1200)]
+    (run.path / "checkpoints" / ".step-0001600.1a2b3c4d.part").mkdir()
+    assert run.checkpoint_folders() == [run.checkpoint(400), run.checkpoint(800), run.checkpoint(1200)]
+    assert find_checkpoints(run.path)[0] == [run.checkpoint(400), run.checkpoint(1200)]
     assert open_model(run.path).step == 1200

@@ -18,8 +18,8 @@ def test_the_first_signal_is_remembered_and_the_second_raises():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received == signal.SIGTERM
         with pytest.raises(Interrupted) as asked:
-            stop.check(remedy="mpdit train --run r")
-        assert (asked.value.signum, asked.value.remedy) == (signal.SIGTERM, "mpdit train --run r")
+            stop.check()
+        assert asked.value.signum == signal.SIGTERM
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGINT)
 

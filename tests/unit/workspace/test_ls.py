@@ -118,6 +118,14 @@ def test_a_run_that_logged_nothing_has_no_figures(copy: Path):
     assert (run.status, run.step, run.loss, run.distance) == ("ok", None, None, None)
 
 
+def test_a_run_that_was_stopped_between_two_lines_has_the_step_that_it_saved(copy: Path):
+    metrics = copy / "runs/tiny-1/metrics.jsonl"
+    for kept, loss in ((3, True), (0, False)):
+        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:kept]))
+        run = entries(copy)["runs/tiny-1"]
+        assert (run.step, run.images_seen, run.loss is not None) == (8, 64, loss)
+
+
 def test_fid_wins_over_a_distance_in_other_features(copy: Path):
     path = copy / "runs/tiny-1/evals/better.json"
     EvaluationRecord.read(path).model_copy(update={"is_fid": True}).write(path)
