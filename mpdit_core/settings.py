@@ -232,10 +232,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"steps": 3}}` → `{"train.steps": 3}`."""
+    """`{"train": {"steps": 3}}` → `{"train.steps": 3}`; a key with other characters is quoted, as it is typed."""
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + str(key): value}
+    for name, value in tree.items():
+        key = prefix + _toml_key(str(name))
+        flat |= flatten(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
     return flat
 
 
@@ -323,19 +324,27 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
         plain: list[str] = []
         tables: list[str] = []
         for name, value in table.items():
-            key = ".".join((*path, name))
+            key = ".".join(map(_toml_key, (*path, name)))
             said = described.get(key, "") if comments is None else comments.get(key, otherwise)
             comment = f"  # {said}" if said else ""
             if isinstance(value, Mapping):
-                heading = ".".join(_toml_key(part) for part in (*path, name))
-                tables += ["", f"[{heading}]", *lines_of(value, (*path, name))]
+                tables += ["", f"[{key}]", *lines_of(value, (*path, name))]
             elif value is None:
                 plain.append(f"# {name} ={comment}")
             else:
-                plain.append(f"{name} = {json.dumps(value)}{comment}")
+                plain.append(f"{name} = {toml_value(value)}{comment}")
         return plain + tables
 
     return "\n".join(lines_of(settings.model_dump(mode="json"), ())) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value in TOML, tables in one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(key)} = {toml_value(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return json.dumps(value)
 
 
 def _toml_key(name: str) -> str:

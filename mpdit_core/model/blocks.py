@@ -1,4 +1,4 @@
-"""The transformer block, its modulation, and the parts that switches exchange.
+"""The transformer block, its modulation, and the parts that switches replace.
 
 tokens [B, L, D], L class and image tokens together;    modulation: vectors [B, 1, D], B may be 1 (broadcast)
 
@@ -50,7 +50,7 @@ def normalise(tokens: Tensor, norm: str) -> Tensor:
 
 
 def modulated_norm(tokens: Tensor, *, norm: str, shift: Tensor, scale: Tensor) -> Tensor:
-    """The norm, float32 as the tokens are, then scale and shift."""
+    """The norm, in float32 like the tokens, then scale and shift."""
     normed = normalise(tokens, norm)
     return torch.addcmul(shift.to(normed.dtype), normed, 1 + scale.to(normed.dtype))
 

@@ -1,4 +1,4 @@
-"""Embedding of the class: labels [B] -> class tokens [B, M, D]; one vector where classes are not tokens (M = 1)."""
+"""Embedding of the class: labels [B] -> class tokens [B, M, D], or one vector (M = 1) where classes are not tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ClassEmbedding(nn.Module):
-    """One table row a class and one for the null label; a row is M tokens side by side. labels [B] -> [B, M, D]."""
+    """A table with one row per class and one for the null label; a row is M tokens side by side."""
 
     def __init__(self, *, num_classes: int, class_tokens: int, width: int):
         super().__init__()
@@ -14,4 +14,4 @@ class ClassEmbedding(nn.Module):
         self.table = nn.Embedding(num_classes + 1, class_tokens * width)
 
     def forward(self, labels: Tensor) -> Tensor:
-        return self.table(labels).unflatten(1, (-1, self.width))  # no len(): it would fix an exported batch
+        return self.table(labels).unflatten(1, (-1, self.width))  # no len(): it would fix the batch size of an export

@@ -1,16 +1,16 @@
 """What a model costs: parameters and multiply-accumulates (MACs) as exact integers, from its configuration alone.
 
-One closed formula, torch-free: `operations` lists every matrix product and every table of weights of the network,
-stage by stage, and everything else here is a sum over that list. The tests compare it with a count of the real model on
-tensors without data: the two are equal, for every preset and for random configurations.
+Torch-free: `operations` lists every matrix product and every table of weights of the network, stage by stage, and
+everything else here is a sum over that list. Tests compare the sums with a count of the real model on tensors without
+data: they are equal for every preset and for random configurations.
 
 What is counted: matrix products (linear layers, convolutions, attention, the FNO's spectral products), one MAC per
 multiply-add; a product of two complex numbers counts as one MAC, as in torch's FLOP counter. Not counted, as is usual
 in the field: biases, norms, activations, softmax, table look-ups and the FNO's 32-point FFTs.
 FLOPs are 2 × MACs. What the papers call "GFLOPs" are giga-MACs of one forward pass of one image.
 
-To add a part of the network: its operations below, in the order of the forward pass. A time embedding needs none: one
-that has no rows here is measured.
+To add a part of the network: its operations below, in the order of the forward pass. A time embedding needs none: if
+it is not listed here, it is measured.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS: dict[Kind, str] = {
 }
 
 PAPER_ATTENTION_TOKENS = 256
-"""The papers count the attention of every block as if it ran on 256 tokens, whatever its stage has."""
+"""The papers count the attention of every block as if it ran on 256 tokens, in every stage."""
 
 WHY_CONVENTIONS_DIFFER = (
     "paper: the published way, attention counted as if every block had 256 tokens (linear layers at their real token "
@@ -56,8 +56,8 @@ FNO_GRID, FNO_WIDTH, FNO_MODES, FNO_LAYERS = 32, 32, 16, 3
 class Operation:
     """One kind of layer, with all its repeats in a stage. `stage` is None for a layer outside the stages.
 
-    `macs` count one forward pass of one image; `backward_macs` its backward pass (gradients of weights and of inputs,
-    the latter only where an earlier layer needs them; no recomputation).
+    `macs` are those of one forward pass of one image, `backward_macs` those of its backward pass: gradients of weights
+    and, where an earlier layer needs them, of inputs, without recomputation.
     """
 
     stage: int | None
@@ -70,7 +70,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class StageCount:
-    """Totals of one stage; `tokens` = image tokens + class tokens, the length its attention sees."""
+    """Totals of one stage. `tokens`: image tokens and class tokens, the length of its attention."""
 
     tokens: int
     macs: int
@@ -82,8 +82,7 @@ class StageCount:
 class Count:
     """The breakdown of one forward pass of one image. `parameters` are the trainable ones.
 
-    `parameters_with_positions` adds the fixed sine-cosine tables, which the paper counts and this project does not
-    store.
+    `parameters_with_positions` adds the fixed sine-cosine tables, which the paper counts.
     """
 
     macs: int
@@ -182,12 +181,12 @@ def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
 
 
 def unlisted_cost(name: str, width: int) -> UnlistedCost:
-    """What a time embedding without rows above costs: measured, which takes torch."""
+    """The cost of a time embedding that is not listed above: it is measured, which imports torch."""
     return importlib.import_module("mpdit_core.model.unlisted_cost").measure(name, width)
 
 
 def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
-    """What makes the tokens of a stage: patches of x_t in the first; upsampled tokens and the skip in later ones."""
+    """The layers before a stage's blocks: patches of x_t in the first; upsampling and the skip in later ones."""
     width, here, fine = config.width, config.stages[stage].patch_size, image_tokens(config)[stage]
     patch = _linear(
         stage, "patches", "patch embedding", rows=fine, size=(config.channels * here**2, width), input_gradient=False
@@ -244,7 +243,7 @@ def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
 
 def forward_macs(config: ModelConfig, *, convention: Convention = "true") -> int:
     """MACs of one forward pass of one image."""
-    return _total(operations(config, convention=convention), "macs")
+    return count(config, convention=convention).macs
 
 
 def skip_tokens_macs(config: ModelConfig) -> int:
@@ -256,10 +255,9 @@ def skip_tokens_macs(config: ModelConfig) -> int:
 
 def training_macs(config: ModelConfig) -> int:
     """MACs of the forward and backward pass of one image: three times the forward pass, less the gradients with
-    respect to x_t and t, which nothing needs. Recomputation (activation checkpointing, flash attention) is not counted.
+    respect to x_t and t, which are not computed. Recomputation (activation checkpointing, flash attention) is left out.
     """
-    whole = list(operations(config))
-    return _total(whole, "macs") + _total(whole, "backward_macs")
+    return count(config).training_macs
 
 
 def parameter_count(config: ModelConfig, *, with_positions: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""Starting values of the weights (spec of the paper's appendix; the official code does the same)."""
+"""Starting values of the weights (the paper's appendix; the official code does the same)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpdit_core.model.class_embedding import ClassEmbedding
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, *, spectral_scale: float = 1.0) -> None:
+def initialize(model: nn.Module, *, spectral_scale: float) -> None:
     """Xavier-uniform linears with zero bias, then the exceptions; the output layer starts at zero.
 
     Args:

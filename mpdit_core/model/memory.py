@@ -1,8 +1,8 @@
 """How much memory a model needs, in bytes, from its configuration alone; torch-free.
 
 Activations are what the eager model saves for its backward pass, within 1 % of the tensors that autograd keeps (a test
-compares them). torch.compile keeps less. Not counted are unused memory of the allocator, workspaces of kernels, and the
-framework itself (about 1 GB on a GPU), so leave a tenth of the device free.
+compares them). torch.compile keeps less. Unused memory of the allocator, workspaces of kernels and torch itself (about
+1 GB on a GPU) are not counted, so leave a tenth of the device free.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def training_memory(
     Args:
         batch_size: number of images computed together: those of one device and one accumulation part.
         optimizer: name of the optimizer.
-        checkpointing: whether blocks are recomputed in the backward pass; then only their inputs are kept, and all
+        checkpointing: whether blocks are recomputed in the backward pass; then their inputs are kept, and the other
             activations of one block at a time.
     """
     parameters = parameter_count(config)
@@ -70,7 +70,7 @@ def training_memory(
 
 
 def optimizer_values(config: ModelConfig, optimizer: str) -> int:
-    """Numbers that the optimizer keeps: two per parameter, one where Muon moves it, the matrices of the blocks."""
+    """Number of values that the optimizer keeps: two per parameter; one for those of Muon, the blocks' matrices."""
     matrices = config.depth * (4 * config.width**2 + MLP_MATRICES[config.mlp] * config.width * config.mlp_hidden)
     return 2 * parameter_count(config) - (matrices if optimizer == "muon" else 0)
 
@@ -92,7 +92,7 @@ def inference_memory(config: ModelConfig, batch_size: int, *, precision: Network
 
 
 def require_fit(config: ModelConfig) -> None:
-    """Raises `UserError` (`too-large`) for a model that this machine's memory cannot hold, before anything is made."""
+    """Raises `UserError` (`too-large`) for a model that this machine's memory cannot hold, before it is built."""
     files.require_memory(
         4 * parameter_count(config, with_positions=True) + config.depth * BLOCK_OVERHEAD,
         what="a model of this shape",
@@ -122,10 +122,10 @@ def _low_precision_copies(parameters: int, precision: NetworkType) -> int:
 
 
 def _block(config: ModelConfig, length: int, precision: NetworkType) -> int:
-    """One block: residual stream and norms in float32; q, k, v, the attention's and MLP's ins and outs as computed."""
+    """One block: residual stream and norms in float32; q, k, v, inputs and outputs of attention and MLP as computed."""
     size = _bytes(precision)
     full = 4  # float32: the residual stream before each branch, each norm's output
-    low = 3 + 1 + 2 + 2  # q, k, v; the attention's output; what goes into each branch; what comes out for its gate
+    low = 3 + 1 + 2 + 2  # q, k, v; the attention's output; the input of each branch; its output before the gate
     if config.qk_norm or config.positions != "sincos":
         low += 2  # q and k as the attention takes them
     if config.qk_norm:
@@ -148,7 +148,7 @@ def _norm_bytes(config: ModelConfig) -> int:
 
 
 def _around(config: ModelConfig, precision: NetworkType) -> int:
-    """Everything but the blocks: entries of the stages, time embedding, head. All small."""
+    """Everything but the blocks: entries of the stages, time embedding, head."""
     size, width = _bytes(precision), config.width
     total = 0
     fine = image_tokens(config)
@@ -160,7 +160,7 @@ def _around(config: ModelConfig, precision: NetworkType) -> int:
         ratio = (config.stages[index - 1].patch_size // stage.patch_size) ** 2
         total += images // ratio * width * size  # the coarse tokens
         total += images * width * size  # before the GELU
-        total += (images + config.class_tokens) * (width * (4 + size) + _norm_bytes(config))  # the norm's ins and outs
+        total += (images + config.class_tokens) * (width * (4 + size) + _norm_bytes(config))  # the norm
         total += (patches + images * width) * size if config.skip else 0
     last = fine[-1]
     total += last * (width * (8 + size) + _norm_bytes(config))  # the head's norm

@@ -1,7 +1,7 @@
 """Where a token is on the image: a table added to the tokens, or rotations of queries and keys (RoPE), or both.
 
-Coordinates of the rotations are latent pixels and those of a token are its centre, so that a coarse token lies in the
-middle of its fine ones: the same distance means the same angle at every patch size and resolution.
+Rotations depend on the centre of a token in latent pixels, so that a coarse token lies in the middle of its fine ones:
+the same distance is the same angle at every patch size and resolution.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ along a side, so 100 and not the 10,000 of language models."""
 
 
 def position_tables(config: ModelConfig, patch_size: int) -> tuple[Tensor, Tensor | None]:
-    """The fixed tables of a stage: positions `[N, D]` or, where there are none, `[1, D]` zeros; and its rotations."""
+    """The fixed tables of a stage: positions `[N, D]`, or zeros `[1, D]` where only rotations are used; rotations."""
     grid = config.input_size // patch_size
     table = torch.zeros(1, config.width) if config.positions == "rope" else position_table(config.width, grid)
     if config.positions == "sincos":
@@ -37,7 +37,7 @@ def position_table(width: int, grid: Size) -> Tensor:
 def rotation_table(config: ModelConfig, patch_size: int) -> Tensor:
     """Cosines and sines `[2, M+N, 1, d/2]` for heads of d features.
 
-    Half of the angles are for the column, half for the row. Class tokens come first; their angle is 0: not rotated.
+    Half of the angles are for the column, half for the row. Class tokens come first; their angles are 0.
     """
     features = config.width // config.num_heads // 4
     frequencies = ROTATION_BASE ** (-torch.arange(features, dtype=torch.float64) / features)
@@ -56,9 +56,7 @@ def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _on_grid(line: Tensor, grid: Size) -> Tensor:
-    """Features `[n, F]` of the places on the longer side, for all places on the grid, row-major: `[N, 2F]`, column then
-    row.
-    """
+    """From features `[n, F]` per coordinate those of all places of the grid, row by row: `[N, 2F]`, column then row."""
     columns = line[None, : grid.width].expand(grid.height, -1, -1)
     rows = line[: grid.height, None].expand(-1, grid.width, -1)
     return torch.cat([columns, rows], dim=2).flatten(0, 1)

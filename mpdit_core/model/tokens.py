@@ -18,7 +18,7 @@ from mpdit_core.size import Size
 class PatchEmbedding(nn.Module):
     """Cuts `x_t [B, C, h, w]` into p × p patches and maps each to D features: `[B, N, D]`.
 
-    A linear layer on patches read as (C, p, p), which equals a convolution of kernel = stride = p.
+    A linear layer on patches read as (C, p, p), which equals a convolution with kernel and stride p.
     """
 
     def __init__(self, *, patch_size: int, channels: int, width: int):
@@ -42,7 +42,7 @@ def unpatchify(patches: Tensor, *, size: Size, patch_size: int) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """Each coarse token becomes an r × r group of finer ones (paper, section 3.2); class tokens pass along.
+    """Each coarse token becomes r × r finer ones (paper, section 3.2); class tokens pass through the last layer only.
 
     class_tokens [B, M, D], tokens [B, N, D] -> class_tokens [B, M, D], tokens [B, N·r², D]
     """

@@ -27,7 +27,7 @@ from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
 
 MOST_GRAPHS = 64
-LEAST_TIME = 0.05  # what the difference to predicted latents is divided by at least (JiT, arXiv 2511.13720)
+LEAST_TIME = 0.05  # smallest divisor of the difference to predicted latents (JiT, arXiv 2511.13720)
 
 
 class MPDiT(nn.Module):
@@ -83,10 +83,10 @@ class MPDiT(nn.Module):
         return output
 
     def compile_blocks(self) -> None:
-        """Compiles block by block: one small graph a stage, which all its blocks share.
+        """Compiles block by block: one small graph per stage, which all its blocks share.
 
-        Shapes are static. Left to itself, torch sees another number of tokens in the second stage and makes a graph for
-        any number, which runs at less than half the speed.
+        Shapes are static. By default torch sees another number of tokens in the second stage and makes a graph for any
+        number, which runs at less than half the speed.
         """
         for stage in self.stages:
             for block in stage.get_submodule("blocks").children():
@@ -95,8 +95,8 @@ class MPDiT(nn.Module):
     def compile_whole(self) -> None:
         """Compiles the network in one piece; on a GPU its kernels become one CUDA graph, which is launched at once.
 
-        It takes minutes for a large model, and pays where launching kernels takes longer than they do. The velocity is
-        overwritten by the next evaluation.
+        It takes minutes for a large model, and pays where launching kernels takes longer than running them. The next
+        evaluation overwrites the velocity.
         """
         _compile(self, mode="reduce-overhead")
 
@@ -110,9 +110,9 @@ class MPDiT(nn.Module):
 
 
 def without_values(config: ModelConfig) -> MPDiT:
-    """The network with its positions, but weights in memory that is not touched: to be given a state.
+    """The network with its positions, but with uninitialised weights, for a state to be loaded.
 
-    Random numbers for them would cost as much as loading; on the device "meta" they cost nothing but imports: seconds.
+    Random weights would take as long as loading; the device "meta" would take seconds for its imports.
     """
     with _NoInitialisation():
         return MPDiT(config)
@@ -132,7 +132,7 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def _compile(module: nn.Module, **options: Any) -> None:
-    """Compiles for static shapes, with room for as many graphs as a job needs: past 8, torch would run eager.
+    """Compiles for static shapes, with room for as many graphs as a job needs: beyond 8, torch would run eager.
 
     There is one for each stage, batch size (guided or not, the last block) and time ([1] or [B]), with and without
     gradients: 48 at most with three stages.

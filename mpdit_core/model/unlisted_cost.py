@@ -1,4 +1,4 @@
-"""What a time embedding without a closed formula costs: counted while it runs on tensors without data."""
+"""The cost of a time embedding without a closed formula: counted while it runs on tensors without data."""
 
 from __future__ import annotations
 
@@ -51,4 +51,4 @@ def measure(name: str, width: int) -> UnlistedCost:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # the one name of memory that a tensor without data has
+    return tensor.untyped_storage()._cdata  # what tells the memory of tensors without data apart

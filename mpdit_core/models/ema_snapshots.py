@@ -1,11 +1,11 @@
-"""Snapshots of a run's power-function EMAs, and models of any EMA width, made of them after the training.
+"""Snapshots of a run's power-function EMAs, and models of any EMA width that are made of them after the training.
 
     RUN/ema/step-0000400.safetensors    the tracked averages after 400 steps, in float16:
         <first>.<parameter>                 the average of the first width
         <width>-<first>.<parameter>         how another one differs from it
 
-Differences are small, and so is what float16 rounds off them: averages of one step share the rounding of the first.
-Coefficients of one step, of both signs where a width is narrower than those tracked, then cancel in it.
+Differences are small, and so is their rounding in float16; the averages of a step share the rounding of the first one.
+For a width narrower than the tracked ones, the coefficients of a step have both signs, so that this rounding cancels.
 A snapshot is written whole or not at all, with a checksum; the same averages give the same bytes.
 """
 
@@ -46,7 +46,7 @@ def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]]) -
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """In float16; as it is where a value is outside of its range."""
+    """In float16, or unchanged where a value is outside its range."""
     halved = tensor.to(STORED)
     return halved if bool(torch.isfinite(halved).all()) else tensor
 
@@ -54,17 +54,17 @@ def _stored(tensor: Tensor) -> Tensor:
 class ReconstructedModel(ModelFolder):
     """A checkpoint's model with other weights: the average of a width, at a step that has a snapshot.
 
-    All else is the checkpoint's. The weights are computed when they are first asked for.
+    The weights are computed when they are first needed.
     """
 
     checkpoint: ModelFolder
-    wanted: tuple[float, int | None]  # width and step, as they were asked for
+    wanted: tuple[float, int | None]  # width and step, as `at_ema_width` was given them
     profiles: tuple[Profile, ...]
     combination: Combination
 
     @cached_property
     def weights_sha256(self) -> str:
-        """That of the file that an export of it holds."""
+        """The hash of the file that an export writes."""
         return hashlib.sha256(save(self._average, metadata=FILE_METADATA)).hexdigest()
 
     def weights(self) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ class ReconstructedModel(ModelFolder):
         return average
 
     def _coefficients(self) -> dict[int, dict[str, float]]:
-        """By step, what each part of its snapshot is multiplied by; the first average has those of all, summed."""
+        """By step, the factor of each part of its snapshot; that of the first average is the sum of all its step's."""
         found: dict[int, dict[str, float]] = {}
         first = self.config.train.ema_widths[0]
         for (width, step), coefficient in zip(self.profiles, self.combination.coefficients, strict=True):
@@ -99,14 +99,14 @@ class ReconstructedModel(ModelFolder):
 
 
 def at_ema_width(model: ModelFolder, width: float | None, step: int | None = None) -> ModelFolder:
-    """The model with the average of `width` for weights; without a width the model as it is on the disk.
+    """The model with the average of `width` for weights; without a width, the model with its stored weights.
 
     Args:
-        step: step of the run at which the average ends; the last one with a snapshot, up to the model's, if not given.
+        step: step of the run at which the average ends; by default the last one with a snapshot, up to the model's.
 
     Raises:
-        UserError: it is no run's (`not-a-run`), the run has no snapshots (`no-ema-snapshots`) or none of `step`
-            (`no-such-snapshot`), or they do not give this width (`width-out-of-reach`).
+        UserError: the model is not of a run (`not-a-run`), the run has no snapshots (`no-ema-snapshots`) or none of
+            `step` (`no-such-snapshot`), or they cannot make this width (`width-out-of-reach`).
     """
     if isinstance(model, ReconstructedModel):
         if model.wanted == (width, step):
@@ -135,7 +135,7 @@ def at_ema_width(model: ModelFolder, width: float | None, step: int | None = Non
 
 
 def _steps_until(model: ModelFolder, step: int | None) -> list[int]:
-    """The steps with snapshots up to `step`; if that is not given, to the last one up to the model's."""
+    """The steps with snapshots up to `step`, by default up to the model's."""
     if model.run is None or not RunFolder.exists(model.run):
         raise UserError(
             f"{model.path} is not a checkpoint of a run, and only runs keep snapshots of EMAs",

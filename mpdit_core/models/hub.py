@@ -1,6 +1,6 @@
-"""Models on the Hugging Face Hub: fetching one by `hf:ORG/NAME[@revision]`, and uploading an export.
+"""Models on the Hugging Face Hub: downloading `hf:ORG/NAME[@revision]`, and uploading an export.
 
-Only `config.json` and `model.safetensors` are ever fetched.
+Only `config.json` and `model.safetensors` are downloaded.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def parse_address(address: str) -> tuple[str, str | None]:
 
 
 def download_model(address: str) -> Path:
-    """The folder in the local cache that holds the model `hf:ORG/NAME[@revision]`, fetched where it is missing.
+    """The folder in the local cache that holds the model `hf:ORG/NAME[@revision]`, downloaded where it is missing.
 
-    `config.json` is fetched and looked at first, so a repository that holds something else costs no large download;
-    the weights then come from the very commit that `config.json` came from. Without a network the cached copy is used.
+    `config.json` comes first, so a repository that holds something else costs no large download; the weights are then
+    those of the same commit. Without a network the cached copy is used.
 
     Raises:
-        UserError: no such repository or revision, gated, not a model of mpdit, or neither network nor cached copy.
+        UserError: no such repository or revision, no access, not a model of mpdit, or neither network nor cached copy.
     """
     name, revision = parse_address(address)
     folder = _fetch(name, CONFIG, revision)

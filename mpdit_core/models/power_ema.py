@@ -1,11 +1,11 @@
-"""Power-function averages of the weights of a run: their profiles, and how some of them make up another.
+"""Power-function averages of the weights of a run: their profiles, and how a sum of some approximates another.
 
 After T steps the average of width sigma_rel weights the weights of step t by the profile
-p(t) = (gamma + 1)·t^gamma / T^(gamma + 1), 0 < t <= T. It becomes longer as the run does: sigma_rel is the standard
-deviation of p, as a fraction of T. A weighted sum of averages has the sum of their profiles as its own, so what
-approximates a profile approximates the average (EDM2, arXiv 2312.02696, section 3 and appendix C).
+p(t) = (gamma + 1)·t^gamma / T^(gamma + 1), 0 < t <= T. sigma_rel is the standard deviation of p as a fraction of T, so
+the average becomes longer as the run does. The profile of a weighted sum of averages is the same sum of their profiles:
+a sum that approximates a profile approximates the average (EDM2, arXiv 2312.02696, section 3 and appendix C).
 
-No torch, no files: numbers alone, in float64.
+It needs neither torch nor files, and computes in float64.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 from mpdit_core.config import WIDEST_EMA
 
 LARGEST_RESIDUAL = 0.1
-"""Where weights scatter around a mean, an average then differs by a tenth of the scatter that is left in it."""
+"""For weights that scatter around a mean, the average then differs by a tenth of its own scatter."""
 
 LARGEST_AMPLIFICATION = 4.0
-"""Of what float16 rounds off, about 2e-4 of the weights."""
+"""Of the rounding of float16, which is about 2e-4 of the weights."""
 
 PROBED = np.geomspace(0.002, WIDEST_EMA, 100).tolist()
-"""Widths that are tried to find out which ones some profiles can make up."""
+"""Widths that are tried to find the range that some profiles can approximate."""
 
 
 class Profile(NamedTuple):
@@ -44,7 +44,7 @@ class Combination(NamedTuple):
 
     coefficients: tuple[float, ...]
     residual: float  # norm of the difference from that profile, as a fraction of its norm
-    amplification: float  # how many times larger than one average's an error is that all averages of a step share
+    amplification: float  # of an error that all averages of a step share, against that of one average
 
     @property
     def is_close(self) -> bool:
@@ -52,15 +52,15 @@ class Combination(NamedTuple):
 
 
 def gamma_of(width: float) -> float:
-    """The exponent of a profile: of the roots of (gamma + 2)²·(gamma + 3)·width² = gamma + 1 the one that is >= 0."""
+    """The exponent of a profile: the root of (gamma + 2)²·(gamma + 3)·width² = gamma + 1 that is >= 0."""
     inverse = width**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def share_kept(width: float, step: int) -> float:
-    """beta: the part of the average that step number `step` (from 1) keeps, (1 - 1/step)^(gamma + 1) (section 3.1).
+    """beta: the fraction of the average that step `step` (from 1) keeps, (1 - 1/step)^(gamma + 1) (section 3.1).
 
-    The average after T steps then weights the weights of step t by the integral of p from t - 1 to t.
+    In the average after T steps, the weights of step t then have the integral of p from t - 1 to t as their factor.
     """
     return (1 - 1 / step) ** (gamma_of(width) + 1)
 
@@ -96,9 +96,9 @@ def combine(profiles: Sequence[Profile], wanted: Sequence[Profile]) -> list[Comb
 
 
 def widths_within(profiles: Sequence[Profile], step: int) -> tuple[float, float]:
-    """The narrowest and the widest average after `step` steps that `profiles` come close to.
+    """The narrowest and the widest average after `step` steps that `profiles` can approximate.
 
-    One of the profiles must be after `step` steps: its width is among them.
+    One of the profiles must be after `step` steps: its width is in the range.
     """
     probed = sorted({*PROBED, *(profile.width for profile in profiles)})
     found = combine(profiles, [Profile(width, step) for width in probed])

@@ -1,8 +1,8 @@
 """The type that networks compute in: what `auto` means, autocast, and the check against float32.
 
 `auto` is measured, once per process and device, and never guessed from a device's name: bfloat16 where it saves more
-than a tenth of float32's time at the sizes in question. Used by training, sampling, encoding and decoding alike. Every
-global flag of torch that is changed here is put back.
+than a tenth of float32's time at the network's sizes. Training, sampling, encoding and decoding use it. Every global
+flag of torch that is changed here is restored.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @contextmanager
 def computing_in(name: ComputeType, device: torch.device) -> Iterator[None]:
-    """As `autocast`, and on a GPU float32 is exact unless `tf32` is asked for. torch's flags are put back."""
+    """As `autocast`, and on a GPU float32 is exact unless `tf32` is asked for. torch's flags are restored."""
     flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [flag.allow_tf32 for flag in flags]
     try:

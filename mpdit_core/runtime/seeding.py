@@ -1,8 +1,8 @@
-"""Random numbers that depend on what they are for, not on who asks or when.
+"""Random numbers that depend on their purpose alone, not on the process or the time.
 
-Every draw has a key such as `(seed, "noise", image_index)`; a hash of the key seeds a generator of its own. So a run
-continues after a restart, and gives the same numbers on any number of processes. Where a generator for each draw would
-cost more than its numbers, a `RandomTable` has all of them in one stream, in which each has its place.
+Every draw has a key such as `(seed, "noise", image_index)`; a hash of the key seeds a generator for it. So the numbers
+are the same after a restart and for any number of processes. Where a generator per draw would cost more than its
+numbers, a `RandomTable` takes all of them from one stream, each from a fixed place.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-WORDS_AT_ONCE = 1 << 15  # 256 KiB: they and what is made of them stay in a core's cache
-WORDS_PER_THREAD = 1 << 18  # fewer are drawn before a thread has started
+WORDS_AT_ONCE = 1 << 15  # 256 KiB: they and the numbers made of them stay in a core's cache
+WORDS_PER_THREAD = 1 << 18  # fewer take less time than starting a thread
 
 
 def hash_seed(*key: int | str) -> int:
@@ -33,8 +33,8 @@ class RandomTable:
     """An endless table of random numbers for `key`: each row holds some uniform and some normal numbers.
 
     All rows are one stream of 64-bit words, of which each row takes the same number: one per uniform number, one per
-    pair of normal ones (Box and Muller 1958). NumPy's PCG64DXSM goes to any place of its stream at once, and its raw
-    words are the same in every version of NumPy. A row thus depends on its number alone.
+    pair of normal ones (Box and Muller 1958). NumPy's PCG64DXSM can jump to any place of its stream, and its raw words
+    are the same in every version of NumPy. So a row depends on its number alone.
     """
 
     def __init__(self, *key: int | str, uniforms: int, normals: int):
@@ -75,7 +75,7 @@ class RandomTable:
 
 
 def _uniform(words: np.ndarray) -> np.ndarray:
-    """Numbers in (0, 1), never its ends, of the upper 23 bits of each word: float32 holds them exactly."""
+    """Numbers in (0, 1), without the ends, from the upper 23 bits of each word: float32 holds them exactly."""
     return ((words >> 41).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
 
 

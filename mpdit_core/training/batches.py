@@ -1,7 +1,7 @@
-"""What the network sees at a step: a function of (seed, step, position in the global batch) and nothing else.
+"""What the network sees at a step: a function of seed, step and position in the global batch alone.
 
-The time, noise, posterior sample, flip and label drop of every sample have their own row of a table of random numbers,
-so the sequence is the same for any number of processes, any accumulation, and after any restart.
+Time, noise, posterior sample, flip and label drop of each sample are one row of a table of random numbers, so the
+sequence is the same for any number of processes, any accumulation, and after any restart.
 
 Shapes: n samples, C latent channels, h × w latents.
 """
@@ -33,7 +33,7 @@ class Batch(TrainingBatch):
     """The inputs of the loss for n samples."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; a GPU is sent pinned memory, without waiting."""
+        """The batch on `device`; to a GPU it is copied from pinned memory, without waiting."""
         if device.type != "cuda":
             return Batch(**{name: x.to(device) for name, x in self.tensors().items()})
         return Batch(**{name: x.pin_memory().to(device, non_blocking=True) for name, x in self.tensors().items()})
@@ -44,18 +44,17 @@ class Batch(TrainingBatch):
             yield Batch(**dict(zip(self.tensors(), tensors, strict=True)))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of the fields that the batch has."""
+        """The fields that the batch has, by name."""
         return {field.name: x for field in fields(self) if (x := getattr(self, field.name)) is not None}
 
 
 class BatchSource:
-    """Makes batch after batch of this process's share.
+    """Makes this process's share of each batch.
 
     Args:
-        latents: where means and standard deviations come from.
-        config: of the run. Of its global batch, rank r of `world` gets positions r·n … (r+1)·n - 1. Mirror images are
-            drawn for half of the samples, if `train.flip` asks for them and the folder has them.
-        needs: what the terms of the loss need beside the usual: fields of `TrainingBatch`.
+        config: of the run. Of its global batch, rank r of `world` gets positions r·n … (r+1)·n - 1. Half of the samples
+            are mirrored, if `train.flip` is on and the latents hold mirror images.
+        needs: optional fields of `TrainingBatch` that the terms of the loss use.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class BatchSource:
         self.table = RandomTable(self.seed, "batches", uniforms=3, normals=math.prod(self.shape))
 
     def indices(self, step: int) -> list[int]:
-        """Which images this process's share of step `step` (from 0) holds."""
+        """The images in this process's share of step `step` (from 0)."""
         return self.order.indices(*self._places(step)).tolist()
 
     def batch(self, step: int) -> Batch:
@@ -101,9 +100,9 @@ class BatchSource:
         return Batch(latents, draws[:, 0].contiguous(), t, labels, teacher=stored.teacher)
 
     def _negative(self, step: int, batch: Batch) -> Tensor:
-        """The target velocity of another sample of the global batch: that so many positions further, in a circle.
+        """For each sample the target velocity of the one `distance` positions further in the global batch, cyclically.
 
-        The distance is drawn for each step; other processes' samples are made here once more.
+        The distance is drawn for each step. Samples of other processes are made here a second time.
         """
         distance = 1 + hash_seed(self.seed, "negative", step) % (self.batch_size - 1)
         if len(self.positions) == self.batch_size:

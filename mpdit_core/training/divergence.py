@@ -1,4 +1,4 @@
-"""Notices that a run's numbers have gone bad. What follows is in rollback.py."""
+"""Detects a bad step by its numbers. What the run does then is in rollback.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ MEAN_DECAY = 0.99
 
 
 @dataclass(kw_only=True, eq=False)
-class BadStep(Exception):  # noqa: N818  # no error: the run may go back and leave it out
-    """The loss or gradient of a step is not finite, or the loss is a spike. Raised alike on all processes."""
+class BadStep(Exception):  # noqa: N818  # no error: the run may go back and leave the batch out
+    """The loss or gradient of a step is not finite, or the loss is a spike. All processes raise it at once."""
 
     what: str  # in words
     step: int
@@ -19,7 +19,7 @@ class BadStep(Exception):  # noqa: N818  # no error: the run may go back and lea
 
 
 class DivergenceDetector:
-    """Keeps a running mean of the loss and says what is wrong with a step, if anything.
+    """Keeps a running mean of the loss and tells whether a step is bad.
 
     Args:
         spike_factor: a loss above this many times its running mean is a spike; None: only non-finite values count.
@@ -30,7 +30,7 @@ class DivergenceDetector:
         self.mean: float | None = None  # running mean of the loss
 
     def check(self, *, loss: float, grad_norm: float) -> str | None:
-        """What is wrong, in words, or None; a good step enters the mean."""
+        """What is wrong, in words, or None. The loss of a good step enters the mean."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(grad_norm):

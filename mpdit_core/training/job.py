@@ -35,7 +35,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
     """Trains a model, or resumes its training.
 
     Raises:
-        UserError: an option or setting that cannot be; another training of the same run (`folder-in-use`); a bad loss
+        UserError: an impossible option or setting; another training of the same run (`folder-in-use`); a bad loss
             (`diverged`); a full disk at the end.
         Interrupted: after a signal, with a checkpoint written.
     """
@@ -48,8 +48,8 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             return _describe(plan, world, report)
         least = least_memory(plan.config, world_size=world.size)
         files.require_memory(least, what="the weights and one batch of the run")
-        plan = settle_precision(plan, device, world)
-        world.barrier()  # all have chosen the run's folder before rank 0 makes it
+        plan = _settle_precision(plan, device, world)
+        world.barrier()  # every process has chosen the run's folder before rank 0 makes it
         with ExitStack() as held:
             checkpoint = world.on_main(lambda: _claim_folder(plan, held, report))
             trainer = Trainer(
@@ -61,8 +61,8 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             return _run(session)
 
 
-def settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
-    """The plan with the type that `auto` comes to, measured by rank 0: written with the run, it holds when resumed."""
+def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
+    """The plan with the type that rank 0 measures for `auto`. The run stores it, so that a resumed one keeps it."""
     config = plan.config
     if config.train.precision != "auto":
         return plan
@@ -94,10 +94,7 @@ def _run(session: Session) -> TrainResult:
 
 
 def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
-    """Makes the run's folder, or brings it up to date, and holds it against another training.
-
-    Args:
-        held: takes the lock, and releases it when the job ends.
+    """Makes the run's folder, or brings it up to date; `held` keeps its lock until the job ends.
 
     Returns:
         the checkpoint to resume from, if there is one.
@@ -118,7 +115,7 @@ def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
 
 
 def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
-    """The newest complete checkpoint. Raises `UserError` when it is past the end of the plan (`nothing-to-train`)."""
+    """The newest complete checkpoint. Raises `UserError` if it is beyond the plan's last step (`nothing-to-train`)."""
     complete, torn = find_checkpoints(plan.run.path)
     while complete:
         try:
@@ -135,7 +132,7 @@ def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
     step = open_model(complete[-1]).step
     if step > plan.total_steps:
         raise UserError(
-            f"{plan.run} is at step {step} already, more than the requested {plan.total_steps}",
+            f"{plan.run} is at step {step} already, beyond the requested {plan.total_steps}",
             code="nothing-to-train",
             expected=f"more than {step} steps, to continue the training",
             remedy=f"mpdit train --run {plan.run} --steps {2 * step}",
@@ -145,7 +142,7 @@ def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
 
 
 def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) -> None:
-    """Goes to the checkpoint, or to the first step."""
+    """Restores the checkpoint, or starts at the first step."""
     if checkpoint is not None:
         session.trainer.restore(read(checkpoint))
         if init_from:

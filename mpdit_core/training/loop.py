@@ -1,4 +1,4 @@
-"""The training loop: from where the trainer stands to the last step of the plan.
+"""The training loop: from the trainer's step to the last one of the plan.
 
 Each part in `hooks/` knows after which steps it acts. To add one: a class with `after(step)` there, made in
 `TrainingLoop.__init__` and called in `_train`.
@@ -43,9 +43,9 @@ class TrainingLoop:
         """Trains to the end and writes the last checkpoint.
 
         Raises:
-            UserError: a bad step, where the run is to stop (`diverged`); the last checkpoint or metrics cannot
-                be written; the run's folder is gone.
-            Interrupted: some process received a signal; a checkpoint was written.
+            UserError: a bad step, where the run is set to stop (`diverged`); the last checkpoint or metrics cannot be
+                written; the run's folder is gone.
+            Interrupted: a process received a signal; a checkpoint was written.
         """
         self.metrics.rewind()
         with StopRequest() as stop, self.checkpoints.writer, self.ema_snapshots.writer:
@@ -68,7 +68,7 @@ class TrainingLoop:
             raise Interrupted(stop.received or signal.SIGTERM)
 
     def _train(self, stop: StopRequest) -> None:
-        """Trains until the last step or a signal. Raises `BadStep`, alike on all processes."""
+        """Trains until the last step or a signal. Raises `BadStep` on all processes at once."""
         first = self.trainer.position.data_step
         last = first + self.session.plan.total_steps - self.session.step
         with closing(self.batches.stream(first, last, device=self.session.device)) as stream:

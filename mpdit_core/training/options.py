@@ -1,8 +1,7 @@
-"""What `train` is asked for, and what it returns. What fixes the run itself is `RunConfig`. Torch-free."""
+"""What `train` is asked for, and what it returns. The settings of the run itself are in `RunConfig`. Torch-free."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from pydantic import PositiveInt
 
 from mpdit_core.config import RunConfig
 from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, flatten, setting
+from mpdit_core.settings import Result, flatten, parse_value, setting, toml_value
 
 
 class TrainOptions(DeviceOptions):
@@ -56,13 +55,14 @@ class TrainOptions(DeviceOptions):
     latents_root: Path = setting(Path("latents"), "folder that is searched for latents", typed=False)
 
     def command_line(self) -> str:
-        """The command line that trains this in a new run."""
+        """The command line that starts this training as a new run."""
         words = ["mpdit", "train"]
         for name in ("preset", "config", "latents", "init_from", "steps"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         for key, value in flatten(self.settings).items():
-            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
+            is_word = isinstance(value, str) and parse_value(value) == value
+            words += ["--set", f"{key}={value if is_word else toml_value(value)}"]
         return shlex.join(words)
 
 

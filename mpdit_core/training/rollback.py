@@ -1,4 +1,4 @@
-"""What follows a bad step: its images are recorded, then the run goes back and leaves them out, or stops."""
+"""What follows a bad step: its images are recorded; then the run goes back and skips the batch, or stops."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ ROLLBACKS_IN_A_ROW = 5  # without a checkpoint in between
 
 
 class Rollback:
-    """Made at the first step of a session: it keeps that state for as long as there is no checkpoint to go back to."""
+    """Made before a session's first step, whose state it keeps if there is no checkpoint to go back to."""
 
     def __init__(self, session: Session, *, batches: BatchSource, checkpoints: Checkpoints, metrics: StepMetrics):
         self.session, self.batches, self.checkpoints, self.metrics = session, batches, checkpoints, metrics
         self.stops = session.config.train.on_nonfinite == "stop"
         self.start = None if self.stops or checkpoints.newest() else session.trainer.snapshot()
-        self.count, self.last_good = 0, -1  # rollbacks in a row, all to this step
+        self.count, self.last_good = 0, -1  # rollbacks in a row to the same step
 
     def recover(self, bad: BadStep) -> None:
-        """Goes back to the last good checkpoint, past the bad batch. All processes must call it.
+        """Goes back to the newest checkpoint and skips the batches up to the bad one. All processes must call it.
 
         Raises:
-            UserError: the run is to stop at a bad step, or has gone back too often (`diverged`).
+            UserError: the run is set to stop at a bad step, or has gone back too often (`diverged`).
         """
         self.checkpoints.wait()
         evidence = self._keep_evidence(bad)
-        newest = self.session.world.on_main(self.checkpoints.newest)  # it alone knows that its write has ended
+        newest = self.session.world.on_main(self.checkpoints.newest)  # it alone knows that the write has ended
         good = read(newest) if newest and not self.stops else self.start
         self.count = self.count + 1 if good and good.position.step == self.last_good else 1
         if good is None or self.count > ROLLBACKS_IN_A_ROW:
@@ -51,7 +51,7 @@ class Rollback:
         self.metrics.rewind()
 
     def _keep_evidence(self, bad: BadStep) -> Path:
-        """Writes down which images were in this process's share of the batch."""
+        """Records which images were in this process's share of the batch."""
         name = f"bad-step-{bad.step:07d}-batch-{bad.data_step:07d}-rank{self.session.world.rank}.json"
         path = self.session.run.path / name
         indices = self.batches.indices(bad.data_step)
@@ -66,7 +66,6 @@ class Rollback:
         return path
 
     def _error(self, bad: BadStep, *, evidence: Path, kept: Path | None) -> UserError:
-        """What a run that stops at a bad step says: what is kept, and what to try."""
         run = self.session.run
         remedy = "look at those images; then start another run with a lower train.learning_rate or train.grad_clip=1.0"
         if kept:

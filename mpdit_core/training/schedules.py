@@ -1,4 +1,4 @@
-"""How the learning rate changes with the step: a factor on its peak, first rising by a linear warm-up.
+"""How the learning rate changes with the step: a factor on its peak, which first rises in a linear warm-up.
 
 To add one: a function below, its line in `SCHEDULES`, and its name in `TrainConfig.schedule`.
 """
@@ -19,7 +19,7 @@ def learning_rate_factor(train: TrainConfig, step: int, *, total_steps: int) -> 
 
 
 def constant(train: TrainConfig, step: int, total_steps: int) -> float:  # noqa: ARG001 - as the others
-    """The peak to the end."""
+    """The peak until the end."""
     return 1.0
 
 
@@ -32,8 +32,8 @@ def cosine(train: TrainConfig, step: int, total_steps: int) -> float:
 def wsd(train: TrainConfig, step: int, total_steps: int) -> float:
     """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395, section 4): the peak, then linearly to 0 in `decay_steps`.
 
-    A checkpoint of before the decay can be resumed with more steps, as if these had been planned from the start. The
-    paper's decay is exponential; a tenth of all steps is its choice.
+    A checkpoint from before the decay can be resumed with more steps, as if these had been planned from the start. The
+    paper's decay is exponential, over a tenth of all steps.
     """
     decay_steps = train.decay_steps or max(1, total_steps // 10)
     return min(1.0, (total_steps - step) / decay_steps)

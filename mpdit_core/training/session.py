@@ -1,4 +1,4 @@
-"""What the parts of one training session share: from a run's start, or its last checkpoint, to its end or a signal."""
+"""What the parts of one training session share. A session ends at the run's last step or at a signal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WorkClock:
         self._begun, self._step, self._idle = self._now(), step, 0.0
 
     def lap(self, step: int) -> float:
-        """Steps per second since the window began; a new one begins."""
+        """Steps per second since the window began; begins a new one."""
         seconds = self._now() - self._begun - self._idle
         steps = step - self._step
         self.restart(step)
@@ -47,7 +47,7 @@ class WorkClock:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A plan, the trainer that carries it out, and where: every part of the loop is made from this."""
+    """A plan, its trainer, device and processes: every part of the loop is made from this."""
 
     plan: Plan
     trainer: Trainer

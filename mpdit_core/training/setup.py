@@ -33,8 +33,8 @@ class Plan:
     run: RunFolder
     total_steps: int
     resumes: bool
-    trust: bool  # whether names of code in files of the run and its latents are followed
-    trusts_features: bool  # likewise `preview.evaluate_features`, which may have been typed
+    trust: bool  # whether code that files of the run and its latents name may be loaded
+    trusts_features: bool  # likewise for `preview.evaluate_features`, which may have been typed
 
     @property
     def teacher_features(self) -> int:
@@ -45,23 +45,7 @@ class Plan:
 def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
     """The plan of the run that `options` ask for. Raises `UserError` for anything that could not work."""
     saved = _saved_run(options)
-    nothing_named = saved is None and options.preset is None and options.config is None
-    latents = LatentFolder(options.latents or find_latents(options.latents_root)) if nothing_named else None
-    proposed = None if latents is None else _proposed_preset(latents, report)
-    layers = presets.layers(
-        preset=proposed.preset if proposed else options.preset,
-        fit=proposed.fit if proposed else None,
-        file=options.config,
-        settings=options.settings,
-        flags={"train.steps": options.steps},
-        base=Layers().over(saved.config().model_dump(), f"the run {saved}") if saved else None,
-    )
-    is_auto, typed = layers.config().train.precision == "auto", layers.origin("train.precision") == "--set"
-    if saved and is_auto and not typed:  # the `auto` of a preset or file was settled when the run began
-        layers = layers.over({"train": {"precision": saved.config().train.precision}}, f"the run {saved}")
-    if latents is None:
-        folder = options.latents or (Path(saved.latents().folder) if saved else None)
-        latents = LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
+    layers, latents = _layers_and_latents(options, saved, report)
     layers = fit_to_latents(layers, latents.spec, report=report)
     typed_terms = options.settings.get("objective", {})
     terms = build_terms(layers.config().objective, trusted=lambda name: options.trust or name in typed_terms)
@@ -69,7 +53,7 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     _check_division(config, world_size)
     _check_terms(config, terms)
     _check_teacher(config, terms, latents)
-    typed = options.settings.get("preview", {}).get("evaluate_features") == config.preview.evaluate_features
+    typed_features = options.settings.get("preview", {}).get("evaluate_features")
     if saved is not None:
         _check_same_run(saved, config)
         _check_same_data(saved.latents(), latents.spec, terms)
@@ -82,17 +66,47 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
         total_steps=total_steps(config, len(latents)),
         resumes=saved is not None,
         trust=options.trust,
-        trusts_features=options.trust or typed,
+        trusts_features=options.trust or typed_features == config.preview.evaluate_features,
     )
 
 
+def _layers_and_latents(
+    options: TrainOptions, saved: RunFolder | None, report: Reporter
+) -> tuple[Layers, LatentFolder]:
+    """The configuration and the latents. Latents fix the preset where none is named; else the preset finds latents."""
+    if saved is None and options.preset is None and options.config is None:
+        latents = LatentFolder(options.latents or find_latents(options.latents_root))
+        return _layers(options, proposed=_proposed_preset(latents, report)), latents
+    layers = _layers(options, saved=saved)
+    folder = options.latents or (Path(saved.latents().folder) if saved else None)
+    return layers, LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
+
+
+def _layers(
+    options: TrainOptions, *, saved: RunFolder | None = None, proposed: presets.Proposal | None = None
+) -> Layers:
+    before = saved.config() if saved else None
+    layers = presets.layers(
+        preset=proposed.preset if proposed else options.preset,
+        fit=proposed.fit if proposed else None,
+        file=options.config,
+        settings=options.settings,
+        flags={"train.steps": options.steps},
+        base=Layers().over(before.model_dump(), f"the run {saved}") if before else None,
+    )
+    if before and layers.config().train.precision == "auto" and layers.origin("train.precision") != "--set":
+        # the `auto` of a preset or file was settled when the run began
+        layers = layers.over({"train": {"precision": before.train.precision}}, f"the run {saved}")
+    return layers
+
+
 def _with_all_options(config: RunConfig, terms: Terms) -> RunConfig:
-    """The configuration with every option of every term, defaults too: the run's folder says what they were."""
+    """The configuration with every option of every term, for the record in the run's folder."""
     return config.model_copy(update={"objective": config.objective | {name: options_in(terms[name]) for name in terms}})
 
 
 def _proposed_preset(latents: LatentFolder, report: Reporter) -> presets.Proposal:
-    """The preset that fits the latents; said in one line."""
+    """The preset that fits the latents, reported in one line."""
     manifest = latents.manifest
     shape, resolution = manifest.plan.latent_shape, manifest.plan.resolution
     proposed = presets.propose_preset(resolution=resolution, latent_shape=shape, images=manifest.count)
@@ -110,12 +124,12 @@ def total_steps(config: RunConfig, images: int) -> int:
 
 
 def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Layers:
-    """The layers with the latents' size, channels and number of classes on top; of a rectangle, its resolution too, as
-    presets are for squares.
+    """The layers with the latents' size, channels and number of classes on top. Presets are for squares, so a
+    rectangle's resolution comes from the latents too.
 
     Raises:
-        UserError: another resolution than the configuration's (`wrong-resolution`), a value that the user gave and
-            the latents do not have (`latents-do-not-fit`), or guidance without classes (`no-classes`).
+        UserError: the latents have another resolution (`wrong-resolution`) or not the value that the user gave
+            (`latents-do-not-fit`), or there is guidance without classes (`no-classes`).
     """
     config = layers.config()
     if not spec.resolution.is_square and config.resolution.is_square and "resolution" not in layers.fixed:
@@ -184,7 +198,7 @@ def _saved_run(options: TrainOptions) -> RunFolder | None:
 
 
 def _check_division(config: RunConfig, world_size: int) -> None:
-    """Raises `UserError` when the batch cannot be shared evenly, and proposes what can."""
+    """Raises `UserError` when the batch cannot be shared evenly, and proposes one that can."""
     train = config.train
     parts = world_size * train.accumulation
     if train.batch_size % parts:
@@ -202,7 +216,7 @@ def _check_division(config: RunConfig, world_size: int) -> None:
 
 
 def _check_terms(config: RunConfig, terms: Terms) -> None:
-    """Raises `UserError` when a term of the loss cannot serve the network, or needs what batches cannot hold."""
+    """Raises `UserError` when a term of the loss does not suit the network or the batch size."""
     require_fit(terms, config.model)
     if "negative" in needs(terms) and config.train.batch_size == 1:
         names = ", ".join(name for name, term in terms.items() if "negative" in term.needs)
@@ -215,7 +229,7 @@ def _check_terms(config: RunConfig, terms: Terms) -> None:
 
 
 def _check_teacher(config: RunConfig, terms: Terms, latents: LatentFolder) -> None:
-    """Raises `UserError` when a term needs a teacher's features and there are none for the network's coarse tokens."""
+    """Raises `UserError` when a term needs a teacher's features and the latents have none for the coarse tokens."""
     if "teacher" not in needs(terms):
         return
     stored, grid = latents.teacher.plan, network_shape(config.model).token_grid
@@ -233,7 +247,7 @@ def _check_teacher(config: RunConfig, terms: Terms, latents: LatentFolder) -> No
 
 
 def _check_same_run(run: RunFolder, config: RunConfig) -> None:
-    """Raises `UserError` when a value differs that alters the updates already made."""
+    """Raises `UserError` when a value has changed that would have altered the updates already made."""
     changed = changes(run.config(), config)
     fixed = [f"{key}: {old} → {new}" for key, (old, new) in changed.items() if key not in RESUMABLE]
     if fixed:
@@ -247,7 +261,7 @@ def _check_same_run(run: RunFolder, config: RunConfig) -> None:
 
 
 def _check_same_data(saved: LatentSpec, given: LatentSpec, terms: Terms) -> None:
-    """Raises `UserError` where the latents, or the features beside them that the loss needs, are not the run's."""
+    """Raises `UserError` where the latents, or the teacher's features that the loss needs, are not the run's."""
     if "teacher" in needs(terms) and saved.teacher != given.teacher:
         raise UserError(
             f"the teacher's features in {given.folder} are not those that this run was trained on",

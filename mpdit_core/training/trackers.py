@@ -1,4 +1,4 @@
-"""Other places that a run's metrics are sent to: `--set 'train.trackers=["tensorboard"]'`. Off by default.
+"""Experiment trackers, which also receive a run's metrics: `--set 'train.trackers=["tensorboard"]'`. Off by default.
 
 To add one: a class with `log` and `close` below, a line in `TRACKERS`, its name in `TrainConfig.trackers`, and its
 package among the extra `trackers` of pyproject.toml.
@@ -26,7 +26,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `RUN/trackers/tensorboard`; steps after the one that a run resumes from are dropped there."""
+    """Event files in `RUN/trackers/tensorboard`; a resumed run removes the steps after the one that it resumes from."""
 
     def __init__(self, run: RunFolder, config: RunConfig, *, step: int):
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
@@ -43,10 +43,10 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project `mpdit` under the run folder's name, local part in `RUN/trackers`.
+    """A run of the project `mpdit` under the run folder's name, with local files in `RUN/trackers`.
 
-    Its id is kept there, so that another folder of the same name is another run. What the terminal shows is not
-    recorded: the panel would fill it.
+    Its id is kept there, so that another folder of the same name is another run. The terminal is not recorded: the
+    panel would fill the record.
     """
 
     def __init__(self, run: RunFolder, config: RunConfig, *, step: int):
@@ -83,7 +83,7 @@ class Trackio:
         self._trackio.finish()
 
 
-TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}  # by name, which is also the package's
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}  # by the name of the package
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -94,12 +94,12 @@ def check_installed(names: Sequence[str]) -> None:
                 f"train.trackers contains {name}, whose package is not installed",
                 code="missing-package",
                 expected=f"the package {name}",
-                remedy="pip install 'mpdit[trackers]', or leave it out of train.trackers",
+                remedy=f"pip install 'mpdit[trackers]', or leave {name} out of train.trackers",
             )
 
 
 class Trackers:
-    """All trackers of a run. One that fails is dropped with a warning: it must not stop training."""
+    """All trackers of a run. One that fails is left out from then on, with a warning: it must not stop training."""
 
     def __init__(self, names: Sequence[str], run: RunFolder, config: RunConfig, *, step: int, report: Reporter):
         """Raises `UserError` when one cannot start (not logged in, no network)."""
@@ -112,7 +112,7 @@ class Trackers:
                 raise UserError(
                     f"{name} cannot be started: {type(error).__name__}: {error}",
                     code="tracker-failed",
-                    remedy="correct that, or train without it: --set train.trackers=[]",
+                    remedy="correct this, or train without trackers: --set train.trackers=[]",
                 ) from error
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:

@@ -1,6 +1,6 @@
-"""Beginning a run with another model's weights (`--init-from`), as far as the two fit, and saying how far that is.
+"""Beginning a run with another model's weights (`--init-from`) where the two fit, and reporting where they do not.
 
-What goes where, by what a part does and not by its number:
+Parts are matched by what they do, not by their number:
 
     blocks            in order, counted through all stages, so a dense model's 12 blocks fill stages of 6 and 6
     patch embeddings  from the stage of the same patch size: a dense model's feeds the finest stage's skip
@@ -36,7 +36,9 @@ CLASS_TABLE = "class_embedding.table"
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMatch:
-    """Which classes the model knew. `by` is None where its table does not fit, and the whole table is new."""
+    """Which classes the model knew. `by`: how they were matched; None: its table does not fit, and the new one starts
+    as initialised.
+    """
 
     by: Literal["name", "position"] | None
     known: int = 0
@@ -45,7 +47,7 @@ class ClassMatch:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """What a run began with. Layers are named without `.weight` and `.bias`."""
+    """The weights that a run began with. Layers are named without `.weight` and `.bias`."""
 
     source: Path
     step: int  # of the model
@@ -53,7 +55,7 @@ class WarmStart:
     total: int
     classes: ClassMatch
     new: tuple[str, ...]  # layers of the new model that start as initialised
-    left_behind: tuple[str, ...]  # layers of the old model that have no place
+    left_behind: tuple[str, ...]  # layers of the old model that are not used
 
 
 def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: Reporter = silent) -> WarmStart:
@@ -61,10 +63,10 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
 
     Args:
         where: a run, checkpoint, export or `hf:ORG/NAME`.
-        spec: the latents that will be trained on; their class names are matched with the model's.
+        spec: the latents to train on; their class names are matched with the model's.
 
     Raises:
-        UserError: no model there, or one of which no block fits (`does-not-fit`).
+        UserError: there is no model, or none of its blocks fits (`does-not-fit`).
     """
     source, target = open_model(where), trainer.config.model
     old = source.config.model
@@ -114,7 +116,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def same_part(layer: str, source: ModelConfig, target: ModelConfig) -> str:
-    """The layer of a model of `source` that does what `layer` of one of `target` does; empty where there is none."""
+    """The layer of `source` that does what `layer` does in `target`; empty where there is none."""
     match = re.fullmatch(r"stages\.(\d+)\.(?:blocks\.(\d+)\.)?(.+)", layer)
     if match is None:
         return layer
@@ -133,8 +135,8 @@ def match_classes(
 ) -> list[tuple[int, int]]:
     """(new label, old label) of the classes that are the same, the null label last.
 
-    Equal lists match position by position, others by name (where a name occurs twice, by its first). Without the old
-    names equal counts match by position.
+    Equal lists of names match by position, others by name (its first, where it occurs twice). Where the old names are
+    not known, equal counts match by position.
     """
     null = [(new_count, old_count)]
     if old is None or tuple(new) == tuple(old):
@@ -169,7 +171,7 @@ def _no_block_fits(source: ModelFolder, target: ModelConfig) -> UserError:
 
 
 def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterator[str]:
-    """What was loaded and what was not, in lines for people."""
+    """What was loaded and what was not, in sentences."""
     yield (
         f"initialised from {start.source} (step {start.step}): {start.loaded:,} of {start.total:,} weights loaded, "
         "not counting the class embedding table"
@@ -179,10 +181,10 @@ def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterato
     elif start.classes.by is None:
         yield (
             f"the class embedding table is new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
-            f"{old.class_tokens or 'none'} of {old.width} there"
+            f"{old.class_tokens or 'none'} of {old.width} in the model"
         )
     else:
-        how = ", by position: the model does not state their names" if start.classes.by == "position" else ""
+        how = ", by position, as the model does not state their names" if start.classes.by == "position" else ""
         rows = f"; new rows for {shorten(start.classes.new)}" if start.classes.new else ""
         yield f"classes: {start.classes.known} of {target.num_classes} known to the model{how}{rows}"
     if start.new:
@@ -198,7 +200,7 @@ def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterato
 
 
 def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Iterator[str]:
-    """Differences with which everything loads, but the weights mean something else."""
+    """Differences with which weights load but do not mean the same."""
     prediction = source.extra.get("prediction", "velocity")
     if prediction != "velocity":
         yield f"the model predicted {prediction}: its output layer must be trained again"
@@ -212,11 +214,11 @@ def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Itera
             yield f"{key} is {there} in the model, {here} here: the weights fit, but the network differs"
     heads = source.config.model.num_heads
     if heads != target.num_heads:
-        yield f"{heads} attention heads there, {target.num_heads} here: the weights fit, but the attention differs"
+        yield f"num_heads is {heads} in the model, {target.num_heads} here: the weights fit, but the network differs"
 
 
 def shorten(names: Iterable[str], shown: int = 6) -> str:
-    """The names; those of the same layer in several blocks as one (`stages.*.blocks.*.modulation.linear × 12`)."""
+    """The names, with the same layer of several blocks as one (`stages.*.blocks.*.modulation.linear × 12`)."""
     counted = Counter(re.sub(r"stages\.\d+\.blocks\.\d+", "stages.*.blocks.*", name) for name in names)
     words = [name if n == 1 else f"{name} × {n}" for name, n in counted.items()]
     return ", ".join(words[:shown]) + (f" and {len(words) - shown} more" if len(words) > shown else "")

@@ -1,4 +1,4 @@
-"""Time embeddings: how t [B] in [0, 1], used as is, becomes a vector [B, D]. One per file, found by the file's name.
+"""Time embeddings: from t [B] in [0, 1] to a vector [B, D]. One per file, found by the name of the file.
 
 To add one: a file here (fno.py and sinusoid.py are the examples) with a class `TimeEmbedding(nn.Module)`:
 

@@ -22,13 +22,13 @@ class SpectralConvolution(nn.Module):
         grid = signal.shape[-1]
         spectrum = torch.fft.rfft(signal)[..., : self.MODES]
         weight = torch.complex(self.real, self.imaginary)
-        # One [in, out] product a mode, as a batched matrix product: [mode, B, in] @ [mode, in, out]
+        # One [in, out] product per mode, as a batched matrix product: [mode, B, in] @ [mode, in, out]
         low = torch.bmm(spectrum.permute(2, 0, 1), weight.permute(2, 0, 1)).permute(1, 2, 0)
         return torch.fft.irfft(low, n=grid)  # rfft's missing modes are zeros
 
 
 class TimeEmbedding(nn.Module):
-    """t [B] -> [B, D]. Always float32, whatever autocast says: in bfloat16 its error is larger than the difference
+    """t [B] -> [B, D]. Always in float32, also under autocast: in bfloat16 its error is larger than the difference
     between adjacent sampling steps.
     """
 

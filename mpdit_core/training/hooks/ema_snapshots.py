@@ -12,7 +12,7 @@ from mpdit_core.training.state.ema import PowerAverage, snapshot_interval
 
 
 class EmaSnapshots:
-    """The snapshots of a session, which the main process writes; the context of `writer` waits for the last one."""
+    """The snapshots of a session, which the main process writes; leaving the context of `writer` waits for the last."""
 
     def __init__(self, session: Session, metrics: StepMetrics):
         self.session, self.metrics = session, metrics
@@ -34,7 +34,7 @@ class EmaSnapshots:
             self.writer.submit(write_snapshot, self.session.run.ema_snapshot(step), averages)
 
     def rewind(self) -> None:
-        """Deletes what is later than the session's step, and makes up for a snapshot of it that is missing."""
+        """Deletes the snapshots after the session's step, and writes the one of this step if it is missing."""
         self.wait()
         step, run, world = self.session.step, self.session.run, self.session.world
         if world.is_main:
@@ -43,7 +43,7 @@ class EmaSnapshots:
             self.after(step)
 
     def wait(self) -> None:
-        """Ends the write under way. A full disk is reported: the width is then made of the other snapshots."""
+        """Waits for the write in progress. A full disk is reported: models are then made of the other snapshots."""
         try:
             self.writer.wait()
         except UserError as error:

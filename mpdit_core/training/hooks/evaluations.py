@@ -17,7 +17,7 @@ from mpdit_core.training.setup import Plan
 
 
 def check_evaluation(plan: Plan, device: torch.device) -> None:
-    """Raises `UserError` now for a feature extractor or reference that would only fail at the first evaluation."""
+    """Raises `UserError` for a feature extractor or reference that would fail at the first evaluation."""
     preview = plan.config.preview
     if preview.evaluate_every:
         evaluation.check_features(preview.evaluate_features, device, trusted=plan.trusts_features)
@@ -25,16 +25,16 @@ def check_evaluation(plan: Plan, device: torch.device) -> None:
 
 
 class Evaluation:
-    """Writes a checkpoint, samples from its first EMA, unguided, and measures their Fréchet distance.
+    """Writes a checkpoint, samples from its first EMA without guidance, and measures their Fréchet distance.
 
-    The records go to the run's `evals/`, the values to its metrics. It changes nothing of the run.
+    Records are written to the run's `evals/`, values to its metrics. Training itself does not depend on it.
     """
 
     def __init__(self, session: Session, *, checkpoints: Checkpoints, metrics: StepMetrics):
         self.session, self.checkpoints, self.metrics = session, checkpoints, metrics
 
     def after(self, step: int) -> None:
-        """Measures the run at `step`, where it is due; what goes wrong is reported and does not end the run.
+        """Measures the run at `step`, where it is due; a failure is reported and does not end the run.
 
         All processes must call it.
         """

@@ -1,4 +1,4 @@
-"""The numbers of each step: read some steps late, so that the host never waits for a GPU, checked, and logged."""
+"""The numbers of each step, checked and logged; those of a GPU are read late, so that the host never waits for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpdit_core.training.state.checkpoints import Position
 from mpdit_core.training.trackers import Trackers
 
 METRIC_LAG_STEPS = 2  # steps after which a GPU's loss is read
-STOPPING = "stopping"  # the number that says whether any process received a signal
+STOPPING = "stopping"  # the number that tells whether a process received a signal
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class PendingStep:
 
 
 class StepMetrics:
-    """Takes the numbers of each step, and logs every `train.log_every` of them.
+    """Takes the numbers of each step, and logs those of every `train.log_every`-th step.
 
     They are sent to metrics.jsonl, the trackers and the reporter. `stop_requested` is set when any process received a
-    signal; all processes read that at the same step.
+    signal, on all processes after the same step.
     """
 
     def __init__(self, session: Session, trackers: Trackers):
@@ -50,15 +50,15 @@ class StepMetrics:
         self.stop_requested = False
         self._unwritten: list[dict[str, Any]] = []  # lines that the disk did not take
         peak = matmul_rate(session.device, session.trainer.model.dtype, seconds=0.05) * session.world.size
-        self.seconds_per_image = 2 * training_macs(session.config.model) / peak  # if all were matrix products
+        self.seconds_per_image = 2 * training_macs(session.config.model) / peak  # at the rate of a matrix product
 
     def after(
         self, numbers: Mapping[str, torch.Tensor], *, data_step: int, learning_rate: float, stopping: bool
     ) -> None:
-        """Takes the numbers of the step just made, and reads those of an older one.
+        """Takes the numbers of the last step, and reads those of an older one.
 
         Args:
-            numbers: those of this process on the device, as `Trainer.step` returns them.
+            numbers: of this process, on the device, as `Trainer.step` returns them.
             data_step: number of the batch.
             stopping: whether this process received a signal.
 
@@ -71,10 +71,10 @@ class StepMetrics:
         self._read(keep=self.lag)
 
     def drain(self) -> None:
-        """Reads everything that is pending; needed before what a bad step would spoil.
+        """Reads all pending numbers; needed before anything that a bad step would spoil.
 
         Raises:
-            BadStep: one of them was bad.
+            BadStep: one of the steps was bad.
             UserError: the run's folder is gone.
         """
         self._read(keep=0)
@@ -82,7 +82,7 @@ class StepMetrics:
             self.session.run.require()
 
     def rewind(self) -> None:
-        """Forgets what came after the trainer's position, where a session begins or a rollback went back to."""
+        """Forgets what came after the trainer's position, at which a session begins or to which a rollback returned."""
         position = self.session.trainer.position
         self.divergence.mean = position.loss_mean
         self.pending.clear()
@@ -111,7 +111,7 @@ class StepMetrics:
             self._unwritten.clear()
 
     def _averaged(self, values: list[torch.Tensor], stopping: bool) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """The means over all processes of the values, and of whether to stop, on their way to the CPU."""
+        """The means over all processes of the values, and of whether to stop; a GPU's are still being copied."""
         world, device = self.session.world, self.session.device
         numbers = torch.stack([*values, torch.full((), float(stopping), device=device)])
         if world.size > 1:

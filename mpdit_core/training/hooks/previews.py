@@ -1,4 +1,4 @@
-"""Draws pictures every `preview.every` steps: always from the same noise and labels, so that frames compare."""
+"""Draws samples every `preview.every` steps, always from the same noise and labels, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ WIDER = 1.2  # columns per row of a grid, as a screen is wider than it is high
 
 
 class Previews:
-    """Writes a grid of the first EMA's samples, one of the weights as they are, and a GIF of all the EMA's grids."""
+    """Writes a grid of samples of the first EMA, one of the weights themselves, and a GIF of all the EMA's grids."""
 
     def __init__(self, session: Session, metrics: StepMetrics):
         self.session, self.metrics, self.preview = session, metrics, session.config.preview
         self._damaged: set[Path] = set()
 
     def after(self, step: int) -> None:
-        """Draws the previews of `step`, where they are due; what goes wrong with them does not end the run.
+        """Draws the previews of `step`, where they are due; a failure is reported and does not end the run.
 
         All processes must call it; the main one draws.
         """
@@ -57,7 +57,7 @@ class Previews:
                 self.session.report(Warning(code="preview-failed", text=text))
 
     def _frames(self) -> list[Image.Image]:
-        """The previews so far that are pictures; others are named once and left out."""
+        """The previews so far; damaged ones are reported once and left out."""
         frames = []
         for path in self.session.run.previews():
             try:

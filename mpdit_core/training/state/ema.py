@@ -1,6 +1,6 @@
 """Averages of the weights, in float32, several at once: exponential ones, and power-function ones of a width.
 
-The first is the one that samples are made with. To add a kind: a class with `name` and `share_kept` here, and its
+The first is used for samples. To add a kind: a class with `name` and `share_kept` here, and its
 settings in `averages_of`.
 """
 
@@ -18,10 +18,10 @@ from mpdit_core.models import power_ema
 
 @dataclass(frozen=True)
 class ExponentialAverage:
-    """Keeps the share `decay`.
+    """The usual EMA of a constant `decay`, as published.
 
-    With warm-up it is `min(decay, (1 + n) / (10 + n))` after n updates, so that early averages already follow the
-    weights; without it the decay is constant, as published.
+    With warm-up the decay is `min(decay, (1 + n) / (10 + n))` after n updates, so that early averages already follow
+    the weights.
     """
 
     decay: float
@@ -32,7 +32,7 @@ class ExponentialAverage:
         return f"ema-{self.decay}"
 
     def share_kept(self, updates: int) -> float:
-        """The part of the average that an update keeps. `updates`: how many were made before it."""
+        """The fraction of the average that an update keeps. `updates`: number of updates before it."""
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
 
@@ -47,7 +47,7 @@ class PowerAverage:
         return f"power-{self.width}"
 
     def share_kept(self, updates: int) -> float:
-        """As of `ExponentialAverage`; nothing in the first update."""
+        """As in `ExponentialAverage`; the first update keeps nothing."""
         return power_ema.share_kept(self.width, updates + 1)
 
 
@@ -78,7 +78,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Moves every average towards the weights. `updates`: how many updates were made before this one."""
+        """Moves every average towards the weights. `updates`: number of updates before this one."""
         weights = [p.detach() for p in self._parameters.values()]
         for kind, averages in zip(self.kinds, self.averages, strict=True):
             torch._foreach_lerp_(averages, weights, 1 - kind.share_kept(updates))

@@ -14,7 +14,7 @@ from mpdit_core.config import AdamWSettings, MuonConfig, TrainConfig
 from mpdit_core.training.state.parallel import local, shard_like
 
 STATE = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), torch.optim.Muon: ("momentum_buffer",)}
-"""Names of what an optimizer keeps of each parameter, once it has moved it; `step` is one number."""
+"""Names of the state that an optimizer keeps per parameter after its first step; `step` is one number."""
 
 Parameters = Mapping[str, Tensor]
 
@@ -35,7 +35,7 @@ def adamw(parameters: Parameters, config: AdamWSettings, learning_rate: float) -
 
 
 def muon(parameters: Parameters, config: MuonConfig, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """AdamW for most, Muon for the matrices, whose steps are scaled to the size of AdamW's."""
+    """Muon for the matrices, with steps as large as AdamW's; AdamW for all other parameters."""
     matrices = [parameter for name, parameter in parameters.items() if is_matrix(name, parameter)]
     rest = {name: parameter for name, parameter in parameters.items() if not is_matrix(name, parameter)}
     return [
@@ -61,7 +61,7 @@ class Optimizer:
         self.part_of = {p: part for part in self.parts for p in part.param_groups[0]["params"]}
 
     def step(self, factor: float) -> None:
-        """Moves the parameters by their gradients, which it then forgets, at `factor` times the peak learning rates."""
+        """Moves the parameters at `factor` times the peak learning rates, and clears their gradients."""
         for part, peak in zip(self.parts, self.peaks, strict=True):
             part.param_groups[0]["lr"] = peak * factor
             part.step()

@@ -1,8 +1,8 @@
 """One model on one or many devices: DDP or FSDP2, compiled block by block, and its state as plain tensors.
 
-State leaves here on the CPU and without prefixes, whole or as the parts that `sharded.py` writes. It comes back whole,
-so that a run can be resumed with another number of processes or another way of sharing. This, the bit-exact resume
-and quick imports are why torch.distributed.checkpoint.state_dict is not used here.
+State is given out on the CPU and without prefixes, whole or as the parts that `sharded.py` writes. It is taken back
+whole, so that a run can be resumed with another number of processes or another kind of parallelism. This, the bit-exact
+resume and quick imports are why torch.distributed.checkpoint.state_dict is not used here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpdit_core.flow.loss import TrainingLoss
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
 
-BESIDE = "objective."  # how the names of what is trained beside the network begin
+BESIDE = "objective."  # prefix of the names of what is trained beside the network
 
 
 class ParallelModel:
@@ -48,7 +48,7 @@ class ParallelModel:
                 )
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Around the backward pass of one part of a batch: gradients are exchanged only after the last part."""
+        """The context of one part's backward pass: gradients are exchanged only after the last part of a batch."""
         if self.sharded:
             self.loss.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
         elif isinstance(self.forward, DistributedDataParallel) and not last:
@@ -98,7 +98,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def shard_like(parameter: Tensor, whole: Tensor) -> Tensor:
-    """`whole` sharded as `parameter` is, on its device; the inverse of `gather`."""
+    """`whole` sharded like `parameter`, on its device; the inverse of `gather`."""
     if not _is_sharded(parameter):
         return whole
     from torch.distributed.tensor import distribute_tensor

@@ -2,8 +2,8 @@
 
     <checkpoint>/training/shard-….safetensors    one per process: its parts of weights and optimizer
 
-Written and read by torch.distributed.checkpoint, in its safetensors form: nothing pickled is read here either.
-It is read back whole, so that the run can be resumed with any number of processes, sharded or not.
+It is written and read by torch.distributed.checkpoint in its safetensors format, without pickle. It is read whole, so
+that the run can be resumed with any number of processes, sharded or not.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], *, group: dist.ProcessGro
 def read(folder: Path) -> dict[str, Tensor]:
     """All tensors under `folder`, whole. Raises `UserError` when one cannot be read.
 
-    The caller checks that no file is missing, as `find_checkpoints` does: the format does not know how many there are.
+    The caller checks that no file is missing, as `find_checkpoints` does: the format does not record their number.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load

@@ -24,11 +24,11 @@ from mpdit_core.training.state.sharded import copy_to_cpu
 
 
 class Trainer:
-    """Model, loss, optimizer and averages; `position` says how far they are.
+    """Model, loss, optimizer and averages; `position` tells how far the training is.
 
     Args:
-        terms: of the loss, as `build_terms` makes them of `config.objective`; None: installed and trusted ones.
-        teacher_features: per token, that the latents hold of a teacher; 0 for none.
+        terms: of the loss; by default `build_terms` makes them from `config.objective`, whose code is then trusted.
+        teacher_features: number of a teacher's features per token in the latents; 0: none.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Trainer:
         """Makes one optimizer step on this process's share of a batch.
 
         Returns:
-            numbers on the device, to be averaged over processes: `loss`, `grad_norm`, which is the same on all, and
-            the parts that the terms of the loss log. Their names and order are the same at every step.
+            numbers on the device, to be averaged over processes: `loss`, `grad_norm` (the same on all), and the parts
+            that the terms of the loss log. Their names and order are the same at every step.
         """
         train = self.config.train
         loss, parts = self._backward(batch)
@@ -71,7 +71,7 @@ class Trainer:
         return {"loss": loss, "grad_norm": norm.float(), **parts}
 
     def _backward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, its parts and gradients of a share, computed in micro-batches (gradient accumulation)."""
+        """Loss, parts and gradients of this process's share, computed in micro-batches (gradient accumulation)."""
         count = self.config.train.accumulation
         loss, parts = torch.zeros((), device=self.device), {}
         for i, micro_batch in enumerate(batch.chunks(count)):
@@ -96,7 +96,7 @@ class Trainer:
         """A copy of everything, on the CPU. All processes must call it.
 
         Args:
-            whole: False: of a sharded model, weights and optimizer are this process's parts.
+            whole: if False, weights and optimizer of a sharded model are this process's parts.
         """
         averages = {kind.name: self.model.whole(self.ema.state(i)) for i, kind in enumerate(self.ema.kinds)}
         in_parts = self.model.sharded and not whole
@@ -107,7 +107,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes back to the moment of a whole `snapshot`, bit for bit. All processes must call it.
+        """Restores a whole `snapshot` bit for bit. All processes must call it.
 
         Raises:
             UserError: its tensors are not those of this model (`damaged-file`).
@@ -128,5 +128,5 @@ class Trainer:
             require_shapes(shapes, state, where=where)
         beside = {name: tuple(parameter.shape) for name, parameter in self.model.weights_beside().items()}
         require_shapes(beside, snapshot.beside, where=where)
-        if snapshot.optimizer:  # none before the first step, and after the weights of another model were taken
+        if snapshot.optimizer:  # empty before the first step
             require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)

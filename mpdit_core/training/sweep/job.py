@@ -1,10 +1,10 @@
 """`mpdit train --sweep KEY=V1,V2,… --seeds N`: every combination of settings trained, with every seed, in one folder.
 
-    runs/sweep-1/sweep.json                             what was asked for
+    runs/sweep-1/sweep.json                             the options
     runs/sweep-1/train.learning_rate=1e-4-seed0/        a run like any other
-    runs/sweep-1/table.json, distance.png               what came of it
+    runs/sweep-1/table.json, distance.png               the results
 
-The state of a sweep is that of its runs: started again, it passes over those that have finished and resumes the rest.
+A sweep has no state beside its runs: started again, it leaves out those that have finished and resumes the others.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Member:
         return self.options.run
 
     def outcome(self) -> RunOutcome:
-        """How far the run has come, by what its folder holds."""
+        """How far the run is, as its folder tells."""
         return results.outcome_of(self.path, seed=self.seed, config=self.config, total_steps=self.total_steps)
 
     def is_over(self) -> bool:
@@ -78,14 +78,12 @@ def is_sweep_folder(path: Path | None) -> bool:
 def train_sweep(options: TrainOptions, *, report: Reporter = silent) -> TrainSweepResult:
     """Trains every combination of `options.sweep` with `options.seeds` seeds, one run after the other.
 
-    Without a sweep, that is one combination.
-
-    A run that diverges is a warning; its combination cannot be the best. With `dry_run` everything is checked, and the
-    result is what there is.
+    Without a sweep there is one combination. A run that diverges is a warning, and its combination cannot be the best.
+    With `dry_run` everything is checked and nothing trained; the result holds the runs so far.
 
     Raises:
-        UserError: as `read_sweeps` and `train`, for whichever combination, before the first is trained; the seed as a
-            key (`swept-twice`); a folder that holds something else (`not-a-sweep-folder`).
+        UserError: as `read_sweeps`, and as `train` for any combination, before the first is trained; the seed as a key
+            (`swept-twice`); a folder that holds something else (`not-a-sweep-folder`).
         Interrupted: after a signal, with a checkpoint written.
     """
     device = select_device(options.device)
@@ -104,7 +102,7 @@ def train_sweep(options: TrainOptions, *, report: Reporter = silent) -> TrainSwe
 
 
 def _folder(options: TrainOptions) -> Path:
-    """The sweep's folder, there or not."""
+    """The sweep's folder, which may not exist."""
     path = options.run or RunFolder.next(options.runs_root, "sweep").path
     if is_sweep_folder(path) and not options.resume:
         raise UserError(f"{path} holds a sweep already", code="run-exists", remedy="choose another --run")
@@ -112,13 +110,14 @@ def _folder(options: TrainOptions) -> Path:
         raise UserError(
             f"{path} is not empty and not a sweep",
             code="not-a-sweep-folder",
-            expected="a folder made by `mpdit train --sweep`, or a new one",
+            expected="the folder of a sweep, or a new one",
+            remedy="choose another --run",
         )
     return path
 
 
 def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
-    """The options that the sweep was begun with, and on top of them those that are given now."""
+    """The options that the sweep was begun with, replaced by those that are given now."""
     if not is_sweep_folder(folder):
         return options
     about = files.read_json(folder / ABOUT)
@@ -127,7 +126,7 @@ def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
             f"{folder / ABOUT} is not of format {FORMAT}",
             code="unknown-format",
             expected=f"the format that mpdit {__version__} writes",
-            remedy="start another sweep",
+            remedy="use the version that wrote it, or start another sweep",
         )
     saved = validate(TrainOptions, about.get("options"), origin=str(folder / ABOUT))
     given = {name: getattr(options, name) for name in options.model_fields_set}
@@ -136,7 +135,7 @@ def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
 
 
 def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Member]:
-    """All runs, the seeds of a combination one after the other. Raises `UserError` as `prepare`."""
+    """All runs, ordered by combination, then by seed. Raises `UserError` as `prepare`."""
     axes = read_sweeps(options.sweep)
     if any(axis.key == SEED for axis in axes):
         raise UserError(
@@ -177,7 +176,7 @@ def _write_about(folder: Path, options: TrainOptions) -> None:
 
 
 def _train_all(members: Sequence[Member], report: Reporter, *, folder: Path, world: World) -> None:
-    """Trains those that have neither finished nor diverged."""
+    """Trains the runs that have neither finished nor diverged."""
     for number, member in enumerate(members):
         report(Progress(task="sweep", done=number, total=len(members), unit="runs"))
         if world.on_main(member.is_over):
@@ -210,7 +209,7 @@ def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
 
 
 def _write(result: TrainSweepResult, report: Reporter) -> TrainSweepResult:
-    """Writes the table, and the plot where there is something to draw and matplotlib; the result names them."""
+    """Writes the table, and the plot if there are distances and matplotlib is installed; returns the result with it."""
     if result.distance and can_plot(report):
         result = result.model_copy(update={"plot": result.path / PLOT})
         draw(result, result.path / PLOT)

@@ -9,7 +9,7 @@ from mpdit_core.training.sweep.results import Cell, TrainSweepResult, statistics
 
 
 def draw(result: TrainSweepResult, path: Path) -> None:
-    """Writes the distance at each evaluation against the operations spent until then, one line per combination.
+    """Draws the distance at each evaluation against the operations until then, one line per combination.
 
     Points are means over seeds, error bars one standard deviation.
     """

@@ -1,4 +1,4 @@
-"""What the runs of a sweep have come to: read from their folders, averaged over seeds, the best combination first."""
+"""The results of a sweep: read from the folders of its runs, and averaged over seeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Measured(Settings):
 
 
 class RunOutcome(Settings):
-    """One run of a sweep, as far as it has come."""
+    """One run of a sweep, finished or not."""
 
     run: Path = setting(..., "its folder")
     seed: int = setting(..., "its seed")
@@ -57,7 +57,7 @@ class Cell(Settings):
 
 
 class TrainSweepResult(Result):
-    """The runs of a sweep, or those that there are."""
+    """The runs of a sweep, finished or not."""
 
     path: Path = setting(..., "folder of the sweep")
     axes: tuple[str, ...] = setting(..., "the keys that were varied, in order")
@@ -70,7 +70,7 @@ class TrainSweepResult(Result):
 
 
 def outcome_of(path: Path, *, seed: int, config: RunConfig, total_steps: int) -> RunOutcome:
-    """How far the run at `path` has come."""
+    """How far the run at `path` is."""
     run = RunFolder(path)
     lines = list(run.metrics())
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -106,7 +106,7 @@ def statistics(values: Sequence[float]) -> Statistics | None:
 
 
 def cell_of(values: dict[str, str], runs: Sequence[RunOutcome], *, flops: float, command: str) -> Cell:
-    """What the runs of one combination have come to."""
+    """The results of one combination, from its runs."""
     finished = [run for run in runs if run.finished]
     return Cell(
         values=values,
@@ -119,9 +119,9 @@ def cell_of(values: dict[str, str], runs: Sequence[RunOutcome], *, flops: float,
 
 
 def best_of(cells: Sequence[Cell]) -> Cell | None:
-    """The combination of the lowest distance, or of the lowest loss where none was evaluated.
+    """The combination with the lowest distance, or with the lowest loss where none was evaluated.
 
-    One with a run that has not finished is left out; None where that leaves none.
+    Combinations with an unfinished run are left out; None where no other is left.
     """
     whole = [cell for cell in cells if all(run.finished for run in cell.runs)]
     by_distance = [(cell.distance.mean, cell) for cell in whole if cell.distance]
@@ -130,6 +130,6 @@ def best_of(cells: Sequence[Cell]) -> Cell | None:
 
 
 def name_of_distance(cells: Sequence[Cell]) -> str | None:
-    """What the distance of the combinations is called; None where no run was evaluated."""
+    """The name of the distance that was measured; None where no run was evaluated."""
     names = {each.name for cell in cells for run in cell.runs for each in run.evaluations}
     return next((name for name in DISTANCES.values() if name in names), None)

@@ -143,7 +143,8 @@ def test_a_combination_that_diverges_is_no_error_and_not_the_best(latents, tmp_p
 
 
 def test_the_command_line_of_the_best_gives_its_options(latents, tmp_path):
-    wanted = with_value(sweep(latents, tmp_path / "s", "train.schedule=wsd"), "model.stages", "[[4, 1]]")
+    settings = ("train.schedule=wsd", "model.stages=[{patch_size=4, depth=1}]", 'objective."./mine.py:Mine".name="1.0"')
+    wanted = with_value(sweep(latents, tmp_path / "s", *settings), "train.ema_decays", "[0.5, 1e-7]")
     words = shlex.split(wanted.command_line())
     assert words[:8] == ["mpdit", "train", "--preset", "tiny", "--latents", str(latents), "--steps", "2"]
     assert parse_assignments(words[9::2]) == wanted.settings
