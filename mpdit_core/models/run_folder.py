@@ -46,6 +46,9 @@ class RunFolder:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self.evals = self.path / "evals"  # records of evaluations
+        self.trackers = self.path / "trackers"  # files of TensorBoard and the like
+        self.animation = self.path / "samples" / "training.gif"  # of all previews
 
     @staticmethod
     def exists(path: Path | str) -> bool:
@@ -190,21 +193,6 @@ class RunFolder:
         """What is called `step-NUMBER` and the suffix in a folder of the run, in order of the number."""
         name = re.compile(rf"step-[0-9]{{1,15}}{re.escape(suffix)}")
         return sorted((p for p in (self.path / folder).glob("step-*") if name.fullmatch(p.name)), key=step_of)
-
-    @property
-    def animation(self) -> Path:
-        """The GIF of all previews."""
-        return self.path / "samples" / "training.gif"
-
-    @property
-    def evals(self) -> Path:
-        """The folder of records of evaluations."""
-        return self.path / "evals"
-
-    @property
-    def trackers(self) -> Path:
-        """The folder of files of TensorBoard and the like."""
-        return self.path / "trackers"
 
     def __str__(self) -> str:
         return str(self.path)

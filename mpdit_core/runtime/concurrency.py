@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
-
-SECONDS_TO_NOTICE = 0.1  # that the consumer has gone
 
 
 def usable_cores() -> int:
@@ -20,45 +17,20 @@ def usable_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def produced_ahead(items: Iterable[T], *, ahead: int, name: str = "produce") -> Generator[T, None, None]:
+def produced_ahead(items: Iterable[T], *, ahead: int, name: str) -> Generator[T, None, None]:
     """`items` in order, produced in a thread, up to `ahead` of them before they are asked for.
 
     An error in producing an item is raised here in place of that item. Ending the iteration early ends the thread.
     """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
-    stopping = threading.Event()
-
-    def put(kind: str, value: Any = None) -> None:
-        while not stopping.is_set():
-            try:
-                ready.put((kind, value), timeout=SECONDS_TO_NOTICE)
-                return
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if stopping.is_set():
-                    return
-            put("end")
-        except BaseException as error:  # handed to the consumer, which raises it
-            put("error", error)
-
-    thread = threading.Thread(target=produce, name=name, daemon=True)
-    thread.start()
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
     try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        ready = deque(pool.submit(next, iterator, end) for _ in range(ahead))
+        while (item := ready.popleft().result()) is not end:
+            ready.append(pool.submit(next, iterator, end))
+            yield item  # pyright: ignore[reportReturnType]  # it is not `end`
     finally:
-        stopping.set()
-        thread.join()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class WriteBehind:

@@ -41,7 +41,7 @@ def select_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = None, seconds: float = 0.25) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.25) -> float:
     """FLOPs per second of one large square matrix product, the best of as many as fit into `seconds`.
 
     Utilisation is measured against this rate, which the machine really reaches, and not against its data sheet. The
@@ -49,9 +49,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = 
 
     Args:
         dtype: of the factors (float32 products follow torch's own precision settings).
-        side: number of rows of the matrices; by default 8192 on a GPU, 1024 elsewhere.
     """
-    side = side or (8192 if device.type == "cuda" else 1024)
+    side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best, spent, runs = float("inf"), 0.0, 0
     while runs < 3 or spent < seconds:

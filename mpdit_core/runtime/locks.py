@@ -23,7 +23,7 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
     """Holds the lock of `folder`, which is made where it is missing, until the body ends.
 
     Args:
-        seconds: how long to wait for another writer to finish; `SECONDS` if not given.
+        seconds: how long to wait for another writer; by default `SECONDS`.
 
     Raises:
         UserError: another process holds it (`folder-in-use`), or the place cannot be written.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from data_helpers import refused
 
-from mpdit_core.errors import UserError
 from mpdit_core.runtime.concurrency import WriteBehind, produced_ahead, usable_cores
 from mpdit_core.runtime.files import read_json, remove_leftovers, write_json, writing, writing_folder
 from mpdit_core.runtime.locks import locked
@@ -78,10 +80,8 @@ def test_leftovers_are_removed(tmp_path: Path):
 
 def test_a_folder_has_one_writer(tmp_path: Path):
     folder = tmp_path / "folder"
-    with locked(folder), pytest.raises(UserError) as caught, locked(folder, seconds=0.0):
+    with locked(folder), refused("folder-in-use", f"process {os.getpid()}"), locked(folder, seconds=0.0):
         pass
-    assert caught.value.code == "folder-in-use"
-    assert f"process {os.getpid()}" in caught.value.what
     with locked(folder, seconds=0.0):
         pass
     assert list(folder.iterdir()) == []
@@ -92,10 +92,18 @@ def test_produced_ahead_keeps_order_and_raises_in_turn():
         yield from range(5)
         raise ZeroDivisionError
 
-    produced = produced_ahead(items(), ahead=2)
+    produced = produced_ahead(items(), ahead=2, name="numbers")
     assert [next(produced) for _ in range(5)] == list(range(5))
     with pytest.raises(ZeroDivisionError):
         next(produced)
+
+
+def test_what_is_produced_ahead_ends_with_its_consumer():
+    made: list[int] = []
+    with closing(produced_ahead(map(made.append, itertools.count()), ahead=2, name="numbers")) as produced:
+        next(produced)
+    assert len(made) <= 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("numbers")]
 
 
 def test_write_behind_raises_what_a_write_raised():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from data_helpers import refused
 from launch import run, succeed
 from train_helpers import options, run_to_end
 
 from mpdit_core import presets
 from mpdit_core.config import RESUMABLE, Layers
-from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, silent
 from mpdit_core.settings import parse_assignments
 from mpdit_core.size import Size
@@ -76,9 +76,8 @@ def test_what_may_change_on_resume_is_said_by_the_fields():
 
 def test_no_resume_is_refused_where_there_is_a_run(latents, tmp_path):
     run_to_end(options(latents, tmp_path / "run", steps=1))
-    with pytest.raises(UserError) as refused:
+    with refused("run-exists"):
         prepare(options(latents, tmp_path / "run", resume=False), report=silent)
-    assert refused.value.code == "run-exists"
 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(latents, tmp_path, monkeypatch):
@@ -141,9 +140,8 @@ def test_no_and_two_candidate_latents(latents, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_a_run_is_left_alone(latents, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError) as refused:
+    with refused("not-a-run"):
         train(TrainOptions(preset="tiny", latents=latents, run=tmp_path, device="cpu"))
-    assert refused.value.code == "not-a-run"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
