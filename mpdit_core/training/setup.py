@@ -73,7 +73,7 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
 def _layers_and_latents(
     options: TrainOptions, saved: RunFolder | None, report: Reporter
 ) -> tuple[Layers, LatentFolder]:
-    """The configuration and the latents. Where nothing is named, the latents choose the preset; else it chooses them."""
+    """The configuration and the latents. Where no preset is named, it follows from the latents, else they from it."""
     if saved is None and options.preset is None and options.config is None:
         latents = LatentFolder(options.latents or find_latents(options.latents_root))
         return _layers(options, proposed=_proposed_preset(latents, report)), latents

@@ -26,7 +26,7 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.settings import merge, validate
-from mpdit_core.sweeps import Axis, read_sweeps, with_value, with_values
+from mpdit_core.sweeps import read_sweeps, with_value, with_values
 from mpdit_core.training.job import train
 from mpdit_core.training.options import TrainOptions
 from mpdit_core.training.setup import prepare
@@ -51,7 +51,6 @@ class Member:
     options: TrainOptions  # of this run alone
     cell: TrainOptions  # of its combination, without folder and seed
     values: dict[str, str]
-    seed: int
     config: RunConfig
     total_steps: int
 
@@ -62,7 +61,7 @@ class Member:
 
     def outcome(self) -> RunOutcome:
         """How far the run is, as its folder tells."""
-        return results.outcome_of(self.path, seed=self.seed, config=self.config, total_steps=self.total_steps)
+        return results.outcome_of(self.path, config=self.config, total_steps=self.total_steps)
 
     def is_over(self) -> bool:
         """Whether there is nothing left to train."""
@@ -142,32 +141,20 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
             f"sweep {SEED}", code="swept-twice", expected="other keys", remedy="give --seeds N to train with N seeds"
         )
     alone = options.model_copy(update={"run": None, "sweep": (), "seeds": 1, "dry_run": False})
-    cells = [_cell(alone, axes, texts) for texts in product(*(axis.texts for axis in axes))]
-    first = prepare(cells[0][1], report=silent, world_size=world_size).config.train.seed
+    grid = [dict(zip((axis.key for axis in axes), texts, strict=True)) for texts in product(*(a.texts for a in axes))]
+    cells = [with_values(alone, values) for values in grid]
+    first = prepare(cells[0], report=silent, world_size=world_size).config.train.seed
     members = []
-    for values, cell in cells:
+    for values, cell in zip(grid, cells, strict=True):
         name = ",".join(f"{key}={quote(text, safe=',[]=+.')}" for key, text in values.items())
         prefix = f"{name}-" if name else ""
         for seed in range(first, first + options.seeds):
             of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": folder / f"{prefix}seed{seed}"})
             plan = prepare(of_run, report=silent, world_size=world_size)
             members.append(
-                Member(
-                    options=of_run,
-                    cell=cell,
-                    values=values,
-                    seed=seed,
-                    config=plan.config,
-                    total_steps=plan.total_steps,
-                )
+                Member(options=of_run, cell=cell, values=values, config=plan.config, total_steps=plan.total_steps)
             )
     return members
-
-
-def _cell(options: TrainOptions, axes: Sequence[Axis], texts: Sequence[str]) -> tuple[dict[str, str], TrainOptions]:
-    """One combination: its values, and the options with them."""
-    values = {axis.key: text for axis, text in zip(axes, texts, strict=True)}
-    return values, with_values(options, values)
 
 
 def _write_about(folder: Path, options: TrainOptions) -> None:

@@ -69,12 +69,12 @@ class TrainSweepResult(Result):
     plot: Path | None = setting(None, "plot of distance against compute; none: no evaluations, or no matplotlib")
 
 
-def outcome_of(path: Path, *, seed: int, config: RunConfig, total_steps: int) -> RunOutcome:
+def outcome_of(path: Path, *, config: RunConfig, total_steps: int) -> RunOutcome:
     """How far the run at `path` is."""
     run = RunFolder(path)
     lines = list(run.metrics())
-    losses = [line["loss"] for line in lines if "loss" in line]
-    step = max((line["step"] for line in lines if "loss" in line), default=0)
+    logged = [line for line in lines if "loss" in line]
+    losses, step = [line["loss"] for line in logged], max((line["step"] for line in logged), default=0)
     flops = 2 * training_macs(config.model) * config.train.batch_size
     evaluations = tuple(
         Measured(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]), name=name)
@@ -89,7 +89,7 @@ def outcome_of(path: Path, *, seed: int, config: RunConfig, total_steps: int) ->
     stops = config.train.on_nonfinite == "stop"
     return RunOutcome(
         run=path,
-        seed=seed,
+        seed=config.train.seed,
         step=step,
         finished=finished,
         diverged=stops and not finished and any(path.glob("bad-step-*.json")),
