@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -121,6 +122,19 @@ class RunFolder:
         for _, values in self._metric_lines():
             yield values
 
+    def newest_metrics(self) -> Iterator[dict[str, Any]]:
+        """As `metrics`, from the last line to the first: the last one is there at once, however long the file is."""
+        path = self.path / METRICS
+        if not path.is_file() or path.stat().st_size == 0:
+            return
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            end = text.rfind(b"\n") + 1
+            while end > 0:
+                start = text.rfind(b"\n", 0, end - 1) + 1
+                if end - start <= LONGEST_LINE and (values := _metrics_of(text[start:end])):
+                    yield values
+                end = start
+
     def append_metrics(self, *lines: dict[str, Any]) -> None:
         """Adds lines, each with a `step`: all of them, or none when the disk does not take them (`UserError`)."""
         path = self.path / METRICS
@@ -149,14 +163,7 @@ class RunFolder:
             return
         with open(path, encoding="utf-8", errors="replace") as lines:
             while text := lines.readline(LONGEST_LINE):
-                try:
-                    values = json.loads(text)
-                except (ValueError, RecursionError):
-                    continue
-                if not text.endswith("\n") or not isinstance(values, dict):
-                    continue
-                values = {key: value for key, value in values.items() if _is_number(value)}
-                if isinstance(values.get("step"), int) and values["step"] >= 0:
+                if text.endswith("\n") and (values := _metrics_of(text)):
                     yield text, values
 
     def checkpoint(self, step: int) -> Path:
@@ -196,6 +203,18 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def _metrics_of(line: str | bytes) -> dict[str, Any] | None:
+    """The finite numbers of a line; None for a line without a valid step."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    values = {key: value for key, value in values.items() if _is_number(value)}
+    return values if isinstance(values.get("step"), int) and values["step"] >= 0 else None
 
 
 def _is_number(value: Any) -> bool:

@@ -109,15 +109,15 @@ def _status(path: Path) -> os.stat_result | None:
 def _run(path: Path) -> dict[str, Any]:
     run = RunFolder(path)
     config, spec = run.config(), run.latents()
-    steps, newest = [line for line in run.metrics() if "loss" in line], next(reversed(run.checkpoint_folders()), None)
-    logged = steps[-1]["step"] if steps else 0
-    step = max(logged, step_of(newest) if newest else 0) or None  # one that was stopped saved a step between two lines
+    last = next((line for line in run.newest_metrics() if "loss" in line), {"step": 0})
+    newest = next(reversed(run.checkpoint_folders()), None)
+    step = max(last["step"], step_of(newest) if newest else 0) or None  # a stopped run saved a step between two lines
     return {
         "preset": config.preset,
         "of": Path(spec.folder).name,
         "step": step,
         "images_seen": step and step * config.train.batch_size,
-        "loss": steps[-1]["loss"] if steps else None,
+        "loss": last.get("loss"),
         **_fault_of_checkpoint(newest),
     }
 

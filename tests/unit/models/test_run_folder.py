@@ -73,11 +73,12 @@ def test_a_model_folder_of_another_format_is_refused(tmp_path):
 
 
 def test_metrics_pass_over_torn_and_foreign_lines(run):
-    assert list(run.metrics()) == []
+    assert list(run.metrics()) == list(run.newest_metrics()) == []
     run.append_metrics({"step": 1, "loss": 2.0})
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('["not", "an", "object"]\n{"loss": 1.0}\nnot JSON\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
     assert [line["step"] for line in run.metrics()] == [1, 2]
+    assert [line["step"] for line in run.newest_metrics()] == [2, 1]
 
 
 def test_metrics_hold_finite_numbers_only(run):
@@ -88,6 +89,7 @@ def test_metrics_hold_finite_numbers_only(run):
     ]  # fmt: skip
     (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert list(run.metrics()) == [{"step": 1, "good": 2}, {"step": 2}]
+    assert list(run.newest_metrics()) == [{"step": 2}, {"step": 1, "good": 2}]
 
 
 def test_metrics_that_the_disk_takes_in_part_are_taken_back(run):
