@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan
 from mpdit_core.data.shards import ShardContent
+from mpdit_core.data.sources import natural_order
 from mpdit_core.encoding.pipeline import Encoded
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.checked_tensors import opened
@@ -178,7 +179,7 @@ def _pairs(folder: Path) -> ForeignLatents | None:
         return None
     features = folders[0]
     labels = features.with_name(features.name.removesuffix("_features") + "_labels")
-    files = sorted(features.glob("*.npy"), key=_natural)
+    files = sorted(features.glob("*.npy"), key=lambda path: natural_order(path.name))
     counts, values = [], []
     for path in files:
         given = labels / path.name
@@ -209,7 +210,8 @@ def _listed(folder: Path) -> ForeignLatents | None:
 
 def _shards(folder: Path) -> ForeignLatents | None:
     """`.safetensors` and `.npz` files with `latents` and `labels`."""
-    files = sorted((path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz")), key=_natural)
+    found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz"))
+    files = sorted(found, key=lambda path: natural_order(str(path)))
     labels = [_read_named(path, LABELS) for path in files]
     files = [path for path, given in zip(files, labels, strict=True) if given is not None]
     if not files:
@@ -260,11 +262,6 @@ def _array(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, str(error)) from error
-
-
-def _natural(path: Path) -> tuple[str, int, str]:
-    """Sorts 2.npy before 10.npy."""
-    return str(path.parent), int(path.stem) if path.stem.isdecimal() else -1, path.name
 
 
 def _no_labels(path: Path) -> UserError:
