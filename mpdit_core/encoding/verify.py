@@ -1,4 +1,4 @@
-"""`encode-latents --verify`: every finished shard against the manifest, the source, the autoencoder and the teacher."""
+"""`encode-latents --verify`: compares finished shards with the manifest, the source, the autoencoder, the teacher."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Progress, Reporter
 
 SAMPLED = 16
-TOLERANCE = 1e-2  # of a channel's standard deviation, or of features: more than devices and batch sizes differ by
+TOLERANCE = 1e-2  # relative to a channel's standard deviation, or to features: devices and batch sizes differ by less
 FLOAT16_STEPS = 2**-9  # two steps of float16, relative
 
 
 def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
-    """Checks the finished folder; bad shards are set aside, so that the next run writes them again.
+    """Checks the finished folder, and renames bad shards, so that the next command without --verify rewrites them.
 
-    Without a source, and with one that is a stream, nothing is encoded again.
+    Without a source, and with a stream, nothing is encoded again.
 
     Raises:
-        UserError: shards are bad (`damaged-shards`), naming them and why.
+        UserError: shards are bad (`damaged-shards`): which, and why.
     """
     manifest = read_manifest(folder.path)
     items = None if source is None or isinstance(source, Streamed) else source.items()
@@ -57,7 +57,7 @@ def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAu
 
 
 def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Reporter) -> None:
-    """Checks the features stored beside latents that are in order; bad shards are set aside, as by `verify`.
+    """Checks the features beside latents that `verify` has checked; bad shards are renamed as there.
 
     Without the teacher, no feature is computed again.
 
@@ -81,7 +81,7 @@ def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Report
 def _compute_again(
     latents: LatentFolder, teacher: LoadedTeacher, projection: torch.Tensor | None
 ) -> dict[int, list[str]]:
-    """Shard → faults, of random images whose stored features are not those that the teacher gives now."""
+    """Faults by shard: random images whose stored features differ from those that the teacher gives now."""
     numbers, now = teacher.sample(latents, SAMPLED, seed=random.SystemRandom().getrandbits(32))
     if projection is not None:
         now = now @ projection
@@ -100,7 +100,7 @@ def _compute_again(
 def _damaged(
     folder: ShardRecords, shards: Sequence[Shard] | Sequence[FeatureShard], bad: dict[int, list[str]]
 ) -> UserError:
-    """Sets the bad shards aside, and says which they are."""
+    """Renames the bad shards; returns the error that names them."""
     for number in bad:
         folder.set_aside(shards[number])
     lines = [f"{shards[number].file}: {'; '.join(faults[:3])}" for number, faults in bad.items()]
@@ -127,7 +127,7 @@ def _encode_again(
     autoencoder: LoadedAutoencoder,
     bad: Collection[int],
 ) -> Iterator[tuple[int, int, str]]:
-    """(shard, item, fault) for those of `picks` whose stored latents are not what they are encoded to now."""
+    """(shard, item, fault) for those of `picks` whose stored latents differ from their encoding now."""
     plan = manifest.plan
     for index in picks:
         number = index // plan.shard_size

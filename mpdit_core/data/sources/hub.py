@@ -1,7 +1,7 @@
 """Data sets on the Hub, or local ones in its formats, read through `datasets`: stored first, or streamed.
 
 The column of images and the column of labels are found by their types and, where there are several, by their names
-(the first of `IMAGE_COLUMNS` and of `LABEL_COLUMNS` that is there). `ORG/NAME@revision` pins a revision; a path in place
+(the first of `IMAGE_COLUMNS` and of `LABEL_COLUMNS` that exists). `ORG/NAME@revision` pins a revision; a path in place
 of ORG/NAME reads a local data set. Labels are those of the data set: class names, whole numbers from 0 on, or texts,
 which are sorted. Without a column of labels, images have no classes.
 """

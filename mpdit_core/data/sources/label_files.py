@@ -71,7 +71,12 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
     try:
         for with_extension in (True, False):
             names = _ImageNames(images, with_extension=with_extension)
-            for ways in (_column_ways(lines, names), [("a name, a space and a class", partial(_blanks, lines, names))]):
+            columns = [
+                (f"columns between {plural}", partial(_columns, lines, delimiter, names))
+                for delimiter, plural in DELIMITERS.items()
+                if delimiter in lines[0][1]
+            ]
+            for ways in (columns, [("a name, a space and a class", partial(_blanks, lines, names))]):
                 fitting = _fitting(ways, names, problems)
                 if len({tuple(classes) for classes in fitting.values()}) > 1:
                     raise _AmbiguousError(
@@ -97,15 +102,6 @@ def _fitting(
         except _MisfitError as error:
             problems.append(f"read as {way}, {error}")
     return fitting
-
-
-def _column_ways(lines: Lines, names: _ImageNames) -> list[tuple[str, Callable[[], Rows]]]:
-    first = lines[0][1]
-    return [
-        (f"columns between {plural}", partial(_columns, lines, delimiter, names))
-        for delimiter, plural in DELIMITERS.items()
-        if delimiter in first
-    ]
 
 
 def _columns(lines: Lines, delimiter: str, names: _ImageNames) -> Rows:

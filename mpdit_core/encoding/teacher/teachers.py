@@ -1,9 +1,9 @@
-"""Teachers: what gives the features that are stored beside latents, for the objective `alignment`.
+"""Teachers, which give the features that are stored beside latents, for the objective `alignment`.
 
 A teacher is a feature extractor with a map (`mpdit_core.api.Teacher`), or `latents`: the latents themselves, which need
 no second network. To add one: a plugin in the group `mpdit.features` with the method `feature_map`.
 
-Shapes: features [n, N, F] of n images, N tokens of the stored grid row by row.
+Shapes: features [n, N, F] of n images, N tokens of the stored grid, row by row.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ READ_AT_ONCE = 256  # images
 
 
 class LoadedTeacher(Protocol):
-    """A teacher that is ready. `plan` says what is stored, but for the projection, which is still to be measured."""
+    """A teacher that is ready. `plan` describes what is stored, without the projection, which is measured later."""
 
     @property
     def plan(self) -> TeacherPlan: ...
 
     def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
-        """Numbers of `count` images, chosen at random (the first ones of a stream), and their features, unprojected."""
+        """Numbers of `count` random images (of a stream, the first ones), and their features, not projected."""
         ...
 
     def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
-        """What is stored for shards, one after the other, multiplied with `projection` [F, dims] where there is one."""
+        """What is stored for shards, one after the other, multiplied by `projection` [F, dims] if it is given."""
         ...
 
 
@@ -60,9 +60,9 @@ def open_teacher(
     """The teacher that `options` ask for, for latents of `plan`; None where they ask for none.
 
     Raises:
-        UserError: options of a teacher without one, or a teacher that needs images where there are none
-            (`option-does-not-apply`); no such plugin, or one without a map (`no-teacher`); a grid that does not fit
-            the latents (`grid-does-not-fit`), or more dimensions than features (`invalid-value`).
+        UserError: options of a teacher without a teacher, or a teacher that needs images where there are none
+            (`option-does-not-apply`); a plugin without a map (`no-teacher`); a grid that does not fit the latents
+            (`grid-does-not-fit`); more dimensions than features (`invalid-value`).
     """
     name = options.teacher
     if name is None:
@@ -182,7 +182,7 @@ def to_tokens(feature_map: Tensor, grid: Size) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTeacher:
-    """A feature extractor, which sees the pictures that the autoencoder saw; grey ones in all three colours."""
+    """A feature extractor, which gets the pictures that the autoencoder gets; grey ones in all three colours."""
 
     plan: TeacherPlan
     network: TeacherNetwork

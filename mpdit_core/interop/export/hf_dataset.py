@@ -27,7 +27,7 @@ def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
 
     (out / "data").mkdir(parents=True)
     shards, done = len(folder.manifest.shards), 0
-    features = _features(folder.shard(0), folder.manifest.class_names)
+    features = _features(folder.shard(0), folder.spec.class_names)
     for number in range(shards):
         tensors = folder.shard(number)
         columns = {name: list(np.asarray(tensor)) for name, tensor in tensors.items() if name != LABELS}

@@ -42,7 +42,7 @@ def test_folder_of_latents(images: Path, tmp_path: Path):
     assert (result.stores, result.flips, result.latent_shape) == ("uint8", "mirrored", (3, 8, 8))
     assert result.bytes == sum(p.stat().st_size for p in result.latents.glob("shard-*"))
     folder = LatentFolder(result.latents)
-    assert folder.manifest.class_names == ("ant", "bee", "cat")
+    assert folder.spec.class_names == ("ant", "bee", "cat")
     assert [shard.count for shard in folder.manifest.shards] == [4, 4, 4, 3]
     assert {s.file: s.sha256 for s in folder.manifest.shards} == shard_hashes(result.latents)
     assert not (result.latents / "encoding").exists()
