@@ -229,9 +229,11 @@ def _require_same_images(folder: LatentFolder, content: ShardContent) -> None:
     before = [item.key for item in folder.manifest.shards[content.number].skipped]
     now = [item.key for item in content.skipped]
     if before != now:
-        faulty = next((item for item in content.skipped if item.key not in before), None)
+        faulty = next(
+            (f"{item.key} cannot be used: {item.reason}" for item in content.skipped if item.key not in before), None
+        )
         raise UserError(
-            f"{faulty.key} cannot be used: {faulty.reason}" if faulty else f"{before[0]} can be read now",
+            faulty or f"{next(key for key in before if key not in now)} can be read now",
             code="faulty-image",
             expected="the images that the latents were made from",
             remedy="restore the source as it was",

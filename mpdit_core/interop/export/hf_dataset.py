@@ -1,8 +1,8 @@
 """Encoded latents as a Hugging Face data set: Parquet files that `datasets.load_dataset(FOLDER)` reads.
 
-Columns: the tensors of the shards under their own names, and `label` where images have classes. The tensors are
-`moments` float16 [2C, h, w] (posterior mean, then standard deviation), `mean` float16 [C, h, w], or `pixels` uint8
-[C, H, W], depending on the autoencoder; and the same with `_flipped` for mirror images, where the folder stores them.
+Columns: the tensors of the shards under their own names, and `label` where images have classes. Depending on the
+autoencoder the tensors are `moments` float16 [2C, h, w] (posterior mean, then standard deviation), `mean` float16
+[C, h, w], or `pixels` uint8 [C, H, W]; stored mirror images have the same name with `_flipped`.
 """
 
 from __future__ import annotations
