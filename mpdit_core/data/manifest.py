@@ -115,6 +115,9 @@ class LatentSpec(Settings):
         return self.resolution // self.autoencoder.factor
 
 
+FORMAT = 4
+"""Version of the files that describe a folder of latents, and of its shards; any other version is refused."""
+
 MANIFEST = "manifest.json"
 PROJECTION = "teacher-projection.safetensors"
 
@@ -123,7 +126,6 @@ class SourceSpec(Settings):
     """Where the images came from."""
 
     given: str = Field(description="folder or archive (absolute), hf:ORG/NAME, or a data set's name")
-    name: str = Field(description="short name, used for folders and titles")
     split: str | None = Field(default=None, description="part of the data set, if one was requested")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of `open_source`")
     fingerprint: str = Field(description="hash of names, sizes and times of the files, or the data set's own")
@@ -133,7 +135,7 @@ class SourceSpec(Settings):
 class EncodingPlan(Settings):
     """Everything that fixes the bytes of the shards of latents. Encoding resumes only under the plan it began with."""
 
-    format: Literal[2] = 2
+    format: int = FORMAT
     source: SourceSpec
     resolution: Size = Field(description="height and width of the images in pixels")
     autoencoder: AutoencoderSpec
@@ -195,9 +197,6 @@ class EncodingPlan(Settings):
         values["source"].pop("given")
         for path in ("classes", "labels"):  # their content is in the class names and the source's fingerprint
             values["source"]["options"].pop(path, None)
-        for key in ("package", "options", "resolution"):  # left out where they say nothing
-            if not values["autoencoder"][key]:
-                del values["autoencoder"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -238,7 +237,7 @@ class Shard(Settings):
 class TeacherPlan(Settings):
     """Everything that fixes the bytes of a teacher's features, apart from the plan of the latents beside them."""
 
-    format: Literal[3] = 3
+    format: int = FORMAT
     name: str = Field(description="a feature extractor's name, or `latents`: the latents themselves")
     package: str | None = Field(default=None, description="package whose plugin it is; none for `latents` and files")
     options: dict[str, Any] = Field(default_factory=dict, description="all options of the plugin, defaults too")
@@ -286,7 +285,7 @@ class TeacherFeatures(Settings):
 class Manifest(Settings):
     """The table of contents of a folder of latents. It is written last: where it is, the folder is complete."""
 
-    format: Literal[3] = 3
+    format: int = FORMAT
     plan: EncodingPlan
     count: PositiveInt = Field(description="images, without flips and skipped ones")
     measured_mean: tuple[FiniteFloat, ...] = Field(strict=False, description="of draws from the posterior, per channel")
@@ -390,15 +389,15 @@ def read_versioned(kind: type[S], path: Path) -> S:
     """A `kind`, which has a field `format`, from a file of a folder of latents.
 
     Raises:
-        UserError: another format than this version writes (`unknown-format`), or as `read_record`.
+        UserError: another format than `FORMAT` (`unknown-format`), or as `read_record`.
     """
     values = read_json(path)
-    found, ours = values.get("format") if isinstance(values, dict) else None, kind.model_fields["format"].default
-    if found != ours:
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
         raise UserError(
             f"{path} has format {found}",
             code="unknown-format",
-            expected=f"format {ours}, which this version of mpdit writes",
+            expected=f"format {FORMAT}, which this version of mpdit writes",
             remedy="use the version of mpdit that made it, or encode the source again into another folder",
         )
     return _checked(kind, values, path)

@@ -48,7 +48,6 @@ def make_plan(
     plan = EncodingPlan(
         source=SourceSpec(
             given=source_given(given),
-            name=source_name(given),
             split=options.split,
             options=source_arguments(options),
             fingerprint=fingerprint,
@@ -86,7 +85,6 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
     plan = EncodingPlan(
         source=SourceSpec(
             given=str(found.folder),
-            name=found.folder.name,
             options={"latents_scale": options.latents_scale},
             fingerprint=found.fingerprint(),
             items=len(found),

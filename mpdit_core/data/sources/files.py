@@ -51,7 +51,9 @@ def read_lines(path: Path) -> list[str]:
         data = file.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise UserError(
-            f"{shown(path)} is larger than {MAX_TEXT_BYTES >> 20} MiB", code="damaged-file", expected="a list"
+            f"{shown(path)} is larger than {MAX_TEXT_BYTES >> 20} MiB",
+            code="damaged-file",
+            expected="a text file of at most this size",
         )
     try:
         text = data.decode("utf-8-sig")

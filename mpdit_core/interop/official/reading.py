@@ -173,7 +173,7 @@ def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> UserError:
     found = wanted.group(1) if wanted else ""
     harmless = HARMLESS.get(found.partition(".")[0])
     if harmless:
-        what = f"beside its tensors, {path} holds {harmless}: {found}"
+        what = f"besides its tensors, {path} holds {harmless}: {found}"
     elif found:
         what = f"{path} cannot be read safely: it holds a {found}, and reading that would run code"
     elif "Unsupported operand" in str(error):

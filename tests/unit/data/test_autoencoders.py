@@ -155,7 +155,7 @@ def test_a_posterior_is_stored_as_mean_and_standard_deviation(tmp_path: Path):
 @pytest.mark.parametrize("stores", ["mean+std", "mean", "uint8"])
 def test_sums_are_those_of_what_is_read(stores):
     spec = load_autoencoder("pixels").spec.model_copy(update={"stores": stores})
-    source = SourceSpec(given="", name="", fingerprint="", items=5)
+    source = SourceSpec(given="", fingerprint="", items=5)
     plan = EncodingPlan(
         source=source,
         resolution=Size.square(16),

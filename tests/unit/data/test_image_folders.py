@@ -241,7 +241,7 @@ def test_a_part_of_a_sorted_list_has_all_of_it():
         evenly_spread(3, 4)
 
 
-def test_images_without_classes(images: Path):
+def test_images_beside_class_folders_are_refused(images: Path):
     write(images, {"stray.tif": 5})
     assert [entry.key for entry in find_images(images).images] == ["a/0.png", "a/1.png", "b/0.png", "stray.tif"]
     assert refused(images) == "mixed-layout"

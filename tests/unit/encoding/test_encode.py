@@ -129,6 +129,13 @@ def test_changes_are_refused(images: Path, tmp_path: Path):
     assert shard_hashes(out) == before
 
 
+def test_a_source_that_was_moved_is_the_same(images: Path, tmp_path: Path):
+    before = encode(images, tmp_path / "out")
+    moved = images.rename(tmp_path / "elsewhere")
+    again = encode(moved, tmp_path / "out")
+    assert (again.encoded_now, again.fingerprint) == (0, before.fingerprint)
+
+
 def test_faulty_images(images: Path, tmp_path: Path):
     (images / "bee/3.png").write_bytes(b"no picture")
     out = tmp_path / "out"
