@@ -42,7 +42,7 @@ class ShardRecords:
     """The records of finished shards in the folder `work`, which exists while others are still being made."""
 
     def __init__(self, path: Path, work: str):
-        self.path, self.work = Path(path), Path(path) / work
+        self.path, self.work = path, path / work
 
     def count_records(self) -> int:
         return sum(1 for _ in self.work.glob("shard-*.json"))

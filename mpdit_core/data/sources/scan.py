@@ -88,22 +88,18 @@ class Found:
                 counts[suffix] += count
         return counts
 
-    def within(self, *folder: str) -> Found:
+    def within(self, folder: str) -> Found:
         """What lies below `folder`, with paths relative to it."""
-        depth = len(folder)
 
         def is_inside(parts: tuple[str, ...]) -> bool:
-            return len(parts) > depth and parts[:depth] == folder
+            return len(parts) > 1 and parts[0] == folder
 
         return Found(
-            entered=(*self.entered, *folder),
-            images=[e._replace(parts=e.parts[depth:]) for e in self.images if is_inside(e.parts)],
-            folders={parts[depth:] for parts in self.folders if is_inside(parts)},
-            archives={parts[depth:]: name for parts, name in self.archives.items() if is_inside(parts)},
-            unread={parts[depth:]: name for parts, name in self.unread.items() if is_inside(parts)},
-            left_out=Counter(
-                {(parts[depth:], s): n for (parts, s), n in self.left_out.items() if parts[:depth] == folder}
-            ),
+            entered=(*self.entered, folder),
+            images=[e._replace(parts=e.parts[1:]) for e in self.images if is_inside(e.parts)],
+            folders={parts[1:] for parts in self.folders if is_inside(parts)},
+            unread={parts[1:]: name for parts, name in self.unread.items() if is_inside(parts)},
+            left_out=Counter({(parts[1:], s): n for (parts, s), n in self.left_out.items() if parts[:1] == (folder,)}),
         )
 
     def notes(self) -> list[Note | Warning]:
