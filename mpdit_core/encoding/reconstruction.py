@@ -16,7 +16,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from mpdit_core.api import Dataset
+from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
@@ -66,9 +66,9 @@ def inspect_reconstruction(
     psnrs, ssims, cells, captions = [], [], [], []
     for start in range(0, len(picks), COMPARED_AT_ONCE):
         part = slice(start, min(start + COMPARED_AT_ONCE, len(picks)))
-        batch = folder.batch([index for index, _ in picks[part]])
+        batch = folder.batch([number for number, _, _ in picks[part]])
         decoded = autoencoder.decode(batch.mean).cpu()
-        pictures = [prepare(decode(), folder.spec.resolution, autoencoder.mode) for _, decode in picks[part]]
+        pictures = [prepare(decode(), folder.spec.resolution, autoencoder.mode) for _, _, decode in picks[part]]
         originals = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
         psnrs += psnr(originals, decoded).tolist()
         ssims += ssim(originals, decoded).tolist()
@@ -149,15 +149,15 @@ def _sliding(window: Tensor, length: int) -> Tensor:
     return matrix
 
 
-def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 0) -> list[tuple[int, Decode]]:
-    """(index among the latents, function that decodes the picture) of random images; of a stream, the first ones."""
+def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 0) -> list[tuple[int, Item, Decode]]:
+    """(number among the latents, item, function that decodes its picture) of random images; of a stream, the first."""
     items = manifest.plan.source.items
     skipped = {item.key for item in manifest.skipped}
     if isinstance(source, Streamed):
         reading = read_items(source, 0, min(count + len(skipped), items))
-        kept = [decode for item, decode in reading if item.key not in skipped]
-        return list(enumerate(kept[:count]))
+        kept = [(item, decode) for item, decode in reading if item.key not in skipped]
+        return [(number, item, decode) for number, (item, decode) in enumerate(kept[:count])]
     keys = [item.key for item in source.items()] if skipped else []
     places = [n for n in range(items) if keys[n] not in skipped] if skipped else range(items)
     chosen = sorted(random.Random(seed).sample(range(manifest.count), count))
-    return [(index, next(read_items(source, places[index], places[index] + 1))[1]) for index in chosen]
+    return [(number, *next(read_items(source, places[number], places[number] + 1))) for number in chosen]

@@ -22,7 +22,7 @@ from mpdit_core.plugins import broken, plugin_errors
 from mpdit_core.runtime.precision import computing_in
 from mpdit_core.size import Size
 
-DECODED_AT_ONCE = 2**21  # pixels: 32 images of 256 px, for which Stable Diffusion's decoder takes 7 GiB
+DECODED_AT_ONCE = 2**21  # pixels: 32 images of 256 px, for which Stable Diffusion's decoder takes about 7 GiB
 DECODED_AT_ONCE_ON_CPU = 2**18  # 4 such images: 0.9 GiB; larger batches are not faster
 
 

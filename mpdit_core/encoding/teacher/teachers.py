@@ -194,11 +194,11 @@ class ImageTeacher:
     def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
         picks = pick_images(folder.manifest, self.source, min(count, len(folder)), seed=seed)
         features = []
-        for _, decode in picks:
+        for _, _, decode in picks:
             picture = prepare(decode(), self.latents_plan.resolution, self.mode)
             images = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
             features.append(self.network(images).cpu())
-        return [number for number, _ in picks], torch.cat(features)
+        return [number for number, _, _ in picks], torch.cat(features)
 
     def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
         directions = None if projection is None else projection.to(self.network.device)
