@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +19,14 @@ from torch import Tensor
 from mpdit_core.data.autoencoders import read_stored
 from mpdit_core.data.hash_check import HashCheck
 from mpdit_core.data.manifest import (
+    EncodingPlan,
     FeatureShard,
     LatentSpec,
     Manifest,
     Normalisation,
     Shard,
     TeacherFeatures,
+    TeacherPlan,
     latent_spec,
     read_manifest,
 )
@@ -125,39 +127,21 @@ class LatentFolder:
                 code="no-flips",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
-        features = self._features(wanted, mirrored) if teacher else None
-        stored, labels = self._gather(wanted, mirrored & self.manifest.plan.flip)
-        tensor = torch.from_numpy(stored)
-        if not self.manifest.plan.flip and mirrored.any():
-            chosen = torch.from_numpy(mirrored)
-            tensor[chosen] = tensor[chosen].flip(-1)
-        mean, std = read_stored(tensor, self.spec.autoencoder.stores)
-        return LatentBatch(mean, std, torch.from_numpy(labels), features)
-
-    def _gather(self, wanted: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(stored latents [n, copies·C, h, w], labels [n]) of images `wanted`; of the mirror image where `mirrored`."""
-        plan = self.manifest.plan
-        stored = np.empty((len(wanted), *plan.stored_shape), dtype=plan.autoencoder.form.dtype)
+        places, features = self.places(wanted), None
+        if teacher:
+            plan = self.teacher.plan
+            mirror = partial(_mirrored_tokens, grid=plan.grid)
+            features = gather(self._feature_shard, plan, places=places, mirrored=mirrored, mirror=mirror)
+        shards, rows = places
+        numbers = np.unique(shards).tolist()
+        self._map(numbers)
+        stored = gather(self.shard, self.manifest.plan, places=places, mirrored=mirrored, mirror=lambda x: x.flip(-1))
         labels = np.empty(len(wanted), dtype=np.int64)
-        shards, rows = self.places(wanted)
-        self._map(np.unique(shards).tolist())
-        fill(stored, self.shard, plan.tensor_names, shards=shards, rows=rows, mirrored=mirrored)
-        for number in np.unique(shards).tolist():
-            places = np.flatnonzero(shards == number)
-            labels[places] = self.shard(number)["labels"][rows[places]]
-        return stored, labels
-
-    def _features(self, wanted: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """The teacher's features [n, N, F] of images `wanted`; of the mirror image where `mirrored`."""
-        plan = self.teacher.plan
-        stored = np.empty((len(wanted), *plan.stored_shape), np.float16)
-        shards, rows = self.places(wanted)
-        fill(stored, self._feature_shard, plan.tensor_names, shards=shards, rows=rows, mirrored=mirrored & plan.flip)
-        features = torch.from_numpy(stored)
-        if not plan.flip and mirrored.any():
-            chosen = torch.from_numpy(mirrored)
-            features[chosen] = features[chosen].unflatten(1, plan.grid).flip(2).flatten(1, 2)
-        return features
+        for number in numbers:
+            here = np.flatnonzero(shards == number)
+            labels[here] = self.shard(number)["labels"][rows[here]]
+        mean, std = read_stored(stored, self.spec.autoencoder.stores)
+        return LatentBatch(mean, std, torch.from_numpy(labels), features)
 
     def places(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(number of the shard, row in it) for each of the images `wanted`."""
@@ -210,31 +194,43 @@ class LatentFolder:
             )
 
 
-def fill(
-    out: np.ndarray,
+def gather(
     shard: Callable[[int], dict[str, np.ndarray]],
-    names: Sequence[str],
+    plan: EncodingPlan | TeacherPlan,
     *,
-    shards: np.ndarray,
-    rows: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray],
     mirrored: np.ndarray,
-) -> None:
-    """Copies rows of mapped tensors into `out`; the system is asked for all of them before the first is copied.
+    mirror: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """What is stored for n images, [n, *plan.stored_shape].
 
     Args:
         shard: gives the tensors of a shard for its number.
-        names: name of the tensor of images and, where they are stored, of the tensor of mirror images.
-        shards, rows, mirrored: where each row of `out` comes from.
+        places: shard and row of each image.
+        mirrored: whether its mirror image is wanted.
+        mirror: makes mirror images where `plan` stores none.
     """
-    parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, places in `out`)
+    shards, rows = places
+    flipped = mirrored & plan.flip
+    stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
+    parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
     for number in np.unique(shards).tolist():
         here = shards == number
-        for name, chosen in zip(names, (here & ~mirrored, here & mirrored), strict=False):
+        for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
             parts.append((shard(number)[name], np.flatnonzero(chosen)))
-    for tensor, places in parts:
-        prefetch(tensor, rows[places])
-    for tensor, places in parts:
-        out[places] = tensor[rows[places]]
+    for tensor, images in parts:  # all are asked for before the first is copied
+        prefetch(tensor, rows[images])
+    for tensor, images in parts:
+        stored[images] = tensor[rows[images]]
+    found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & (not plan.flip))
+    if to_mirror.any():
+        found[to_mirror] = mirror(found[to_mirror])
+    return found
+
+
+def _mirrored_tokens(features: Tensor, grid: Size) -> Tensor:
+    """Features [n, N, F], whose tokens are those of `grid` row by row."""
+    return features.unflatten(1, grid).flip(2).flatten(1, 2)
 
 
 class EpochOrder:

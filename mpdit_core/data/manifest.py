@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -181,6 +181,10 @@ class EncodingPlan(Settings):
         return self.autoencoder.form.copies * channels, height, width
 
     @property
+    def dtype(self) -> Literal["float16", "uint8"]:
+        return self.autoencoder.form.dtype
+
+    @property
     def tensor_names(self) -> tuple[str, ...]:
         """Names of the tensors of latents in a shard: of the images and, if they are stored, of the mirror images."""
         name = self.autoencoder.form.name
@@ -188,8 +192,7 @@ class EncodingPlan(Settings):
 
     @property
     def bytes_per_image(self) -> int:
-        size = 1 if self.autoencoder.form.dtype == "uint8" else 2
-        return math.prod(self.stored_shape) * size * len(self.tensor_names)
+        return math.prod(self.stored_shape) * (1 if self.dtype == "uint8" else 2) * len(self.tensor_names)
 
     def fingerprint(self) -> str:
         """Hash of the plan, which identifies the latents. It covers what the source holds, not where it lies."""
@@ -237,6 +240,8 @@ class Shard(Settings):
 class TeacherPlan(Settings):
     """Everything that fixes the bytes of a teacher's features, apart from the plan of the latents beside them."""
 
+    dtype: ClassVar[Literal["float16"]] = "float16"
+
     format: int = FORMAT
     name: str = Field(description="a feature extractor's name, or `latents`: the latents themselves")
     package: str | None = Field(default=None, description="package whose plugin it is; none for `latents` and files")
@@ -249,7 +254,7 @@ class TeacherPlan(Settings):
 
     @property
     def stored_shape(self) -> tuple[int, int]:
-        """[N, F]: what is stored for each image, tokens row by row, as float16."""
+        """[N, F]: what is stored for each image, tokens row by row."""
         return self.grid.area, self.features
 
     @property

@@ -143,7 +143,7 @@ def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndar
     Raises:
         UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
     """
-    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.autoencoder.form.dtype))
+    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.dtype))
     expected = {"labels": ((shard.count,), np.dtype("<i8"))} | dict.fromkeys(plan.tensor_names, stored)
     tensors = _map_expected(path, expected)
     labels = tensors["labels"]
@@ -196,7 +196,7 @@ def map_feature_shard(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dic
     Raises:
         UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
     """
-    stored = ((shard.count, *plan.stored_shape), np.dtype("<f2"))
+    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.dtype))
     return _map_expected(path, dict.fromkeys(plan.tensor_names, stored))
 
 

@@ -62,7 +62,7 @@ def latents_encoder(autoencoder: LoadedAutoencoder, plan: EncodingPlan) -> Encod
         device=autoencoder.encode_device,
         mode=autoencoder.mode,
         shape=plan.stored_shape,
-        dtype=plan.autoencoder.form.dtype,
+        dtype=plan.dtype,
         tensors=plan.tensor_names,
         encode=autoencoder.encode,
     )

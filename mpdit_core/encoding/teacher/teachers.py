@@ -212,7 +212,7 @@ class ImageTeacher:
             device=self.network.device,
             mode=self.mode,
             shape=self.plan.stored_shape,
-            dtype="float16",
+            dtype=self.plan.dtype,
             tensors=self.plan.tensor_names,
             encode=encode,
         )
