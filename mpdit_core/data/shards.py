@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,37 +104,43 @@ def pixel_sums(stored: np.ndarray, channels: int) -> np.ndarray:
     return np.array([mean, square])
 
 
-def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> list[str]:
-    """What is wrong with a written shard; empty if nothing is.
+def shard_fault(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> str | None:
+    """What is wrong with a written shard; None if nothing is.
 
     Args:
         labels: of the items that it covers, in order, without the skipped ones; None if they are not known.
     """
     path = folder / shard.file
-    faults = _file_faults(path, shard)
-    if faults:
-        return faults
-    try:
-        tensors = map_shard(path, plan, shard)
-    except UserError as error:
-        return [error.what]
+    fault = _file_fault(path, shard, lambda: map_shard(path, plan, shard))
+    if fault:
+        return fault
+    tensors = map_shard(path, plan, shard)
     if labels is not None and tensors["labels"].tolist() != list(labels):
-        faults.append("its labels are not those of the source")
-    if not faults and not same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard):
-        faults.append("its statistics are not those in the manifest")
-    return faults
+        return "its labels are not those of the source"
+    is_same = same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard)
+    return None if is_same else "its statistics are not those in the manifest"
 
 
-def _file_faults(path: Path, shard: Shard | FeatureShard) -> list[str]:
-    """What is wrong with the size and hash of a file; empty if nothing is."""
+def feature_shard_fault(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> str | None:
+    """What is wrong with a written shard of features; None if nothing is."""
+    path = folder / shard.file
+    return _file_fault(path, shard, lambda: map_feature_shard(path, plan, shard))
+
+
+def _file_fault(path: Path, shard: Shard | FeatureShard, mapping: Callable[[], object]) -> str | None:
+    """What is wrong with the size, hash and tensors of a file; None if nothing is."""
     if not path.is_file():
-        return ["the file is missing"]
+        return "the file is missing"
     if path.stat().st_size != shard.bytes:
-        return [f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"]
+        return f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"
     digest = sha256(path)
     if digest != shard.sha256:
-        return [f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…"]
-    return []
+        return f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…"
+    try:
+        mapping()
+    except UserError as error:
+        return error.what
+    return None
 
 
 def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndarray]:
@@ -177,17 +183,6 @@ def _not_finite(what: str, number: int, remedy: str) -> UserError:
         expected="finite numbers within float16's range, ±65504",
         remedy=remedy,
     )
-
-
-def check_feature_shard(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> list[str]:
-    """What is wrong with a written shard of features; empty if nothing is."""
-    faults = _file_faults(folder / shard.file, shard)
-    if not faults:
-        try:
-            map_feature_shard(folder / shard.file, plan, shard)
-        except UserError as error:
-            faults.append(error.what)
-    return faults
 
 
 def map_feature_shard(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dict[str, np.ndarray]:

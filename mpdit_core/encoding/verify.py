@@ -14,7 +14,7 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import FeatureShard, Manifest, Shard, read_manifest
-from mpdit_core.data.shards import check_feature_shard, check_shard
+from mpdit_core.data.shards import feature_shard_fault, shard_fault
 from mpdit_core.data.sources import Streamed
 from mpdit_core.encoding.folder import EncodingFolder, ShardRecords
 from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
@@ -43,9 +43,9 @@ def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAu
     bad: dict[int, list[str]] = {}
     for number, shard in enumerate(manifest.shards):
         labels = None if items is None else [items[n].label for n in _kept(shard, items)]
-        faults = check_shard(folder.path, manifest.plan, shard, labels)
-        if faults:
-            bad[number] = faults
+        fault = shard_fault(folder.path, manifest.plan, shard, labels)
+        if fault:
+            bad[number] = [fault]
         report(Progress(task="verify", done=number + 1, total=len(manifest.shards), unit="shards"))
     if source is not None and items is not None and not bad:
         report(Note(text=f"encoding up to {SAMPLED} of the images again, chosen at random"))
@@ -67,8 +67,8 @@ def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Report
     stored = latents.manifest.teacher
     if stored is None:
         return
-    faults = [check_feature_shard(path, stored.plan, shard) for shard in stored.shards]
-    bad = {number: found for number, found in enumerate(faults) if found}
+    faults = [feature_shard_fault(path, stored.plan, shard) for shard in stored.shards]
+    bad = {number: [fault] for number, fault in enumerate(faults) if fault}
     projection = read_projection(folder.projection, stored.plan.projection) if stored.plan.projection else None
     if teacher and not bad:
         bad = _compute_again(latents, teacher, projection)
