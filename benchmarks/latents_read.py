@@ -35,7 +35,7 @@ def make(root: Path, count: int) -> None:
     """Writes the same random moments as shards and as single files."""
     spec = AutoencoderSpec(id="random", factor=8, channels=4)
     plan = EncodingPlan(
-        source=SourceSpec(given="random", name="random", fingerprint="", items=count), resolution=Size.square(256),
+        source=SourceSpec(given="random", fingerprint="", items=count), resolution=Size.square(256),
         autoencoder=spec, flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(1000))),
     )  # fmt: skip
     folder = EncodingFolder(root / "shards")

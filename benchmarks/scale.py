@@ -110,7 +110,7 @@ def list_files(root: Path, count: int) -> dict[str, Cost]:
 
 def make_latents(root: Path, count: int) -> Path:
     plan = EncodingPlan(
-        source=SourceSpec(given="random", name="random", fingerprint="", items=count), resolution=Size.square(SIDE),
+        source=SourceSpec(given="random", fingerprint="", items=count), resolution=Size.square(SIDE),
         autoencoder=AutoencoderSpec(id="pixels-gray", factor=1, channels=1, stores="uint8", flip_equivariant=True),
         flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(CLASSES))),
     )  # fmt: skip

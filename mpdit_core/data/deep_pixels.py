@@ -1,7 +1,7 @@
-"""Pictures of more than 8 bits per channel, and grey ones of fewer, as 8 bits: scaled and rounded, never cut off.
+"""Pictures of more than 8 bits per channel, and grey ones of fewer, as 8 bits: scaled and rounded, never clipped.
 
-Pillow keeps the high byte of 16-bit colours and gives no scale for integers and floats; the rules are here. What has
-no rule that can be right raises `ValueError` with what to do.
+Pillow keeps only the high byte of 16-bit colours and gives no scale for integers and floats; the rules are here. Where
+the scale is not known, `ValueError` says what to do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from PIL import Image, ImageFile
 
-# Ends of raw modes of 16-bit numbers: how Pillow reads the high byte of each, and how it reads the low one.
+# Ends of raw modes of 16-bit numbers: the one with which Pillow reads the high byte, and the one for the low byte.
 LOW_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 
 WIDTH, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF: bits per sample, what 0 means, kind of number
@@ -20,7 +20,7 @@ COUNTS_FROM_WHITE, SIGNED = 0, 2
 
 
 def raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the file of `image` stores its pixels, such as `L;4`; empty where Pillow does not say so."""
+    """How the file of `image` stores its pixels, such as `L;4`; empty where Pillow does not tell."""
     args = image.tile[0][3] if image.tile else ""
     return args if isinstance(args, str) else str(args[0]) if args else ""
 
@@ -61,7 +61,7 @@ def _read_as(data: bytes, mode: str, raw: str) -> tuple[ImageFile.ImageFile, np.
 
 
 def spread_transparent_grey(image: ImageFile.ImageFile) -> None:
-    """Scales the transparent value of a PNG of 2 or 4 bits to 8, as Pillow scales the pixels but not this value."""
+    """Scales the transparent value of a PNG of 2 or 4 bits to 8 bits: Pillow scales only the pixels."""
     if raw_mode(image) in ("L;2", "L;4") and "transparency" in image.info:
         image.info["transparency"] *= 255 // (2 ** int(raw_mode(image)[-1]) - 1)
 
@@ -72,7 +72,7 @@ def is_deep_grey(image: Image.Image) -> bool:
 
 
 def grey_to_8_bits(image: Image.Image) -> Image.Image:
-    """Deep grey `image` in mode L, a transparent value laid on white.
+    """Deep grey `image` in mode L, with white where its value is the transparent one.
 
     Raises:
         ValueError: the scale of the values is not known.
@@ -94,8 +94,8 @@ def refuse_signed_bytes(image: Image.Image) -> None:
 def _on_unit_scale(image: Image.Image, values: np.ndarray) -> np.ndarray:
     """`values` on 0 (black) to 1 (white).
 
-    16-bit integers are on 0..65535, or on the depth that a TIFF says (12 bits: 0..4095). Floats within 0..1 that have
-    fractions are on 0..1, all others on 0..255. Integers of 32 bits or with a sign have no scale of their own.
+    16-bit integers are on 0..65535, or on the range that a TIFF states (12 bits: 0..4095). Floats within 0..1 that have
+    fractions are on 0..1, all others on 0..255. The scale of integers of 32 bits or with a sign is not known.
     """
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())
@@ -117,6 +117,6 @@ def _on_unit_scale(image: Image.Image, values: np.ndarray) -> np.ndarray:
 
 
 def _tag(image: Image.Image, number: int, default: int) -> int:
-    """The first value of a TIFF tag; `default` where there is none, or no TIFF."""
+    """The first value of a TIFF tag; `default` where it is missing, or the file is no TIFF."""
     value = getattr(image, "tag_v2", {}).get(number, default)
     return int(value[0] if isinstance(value, tuple) else value)

@@ -1,7 +1,7 @@
-"""Comparing shards with their recorded hashes while they are read: in a thread of its own, once per file and process.
+"""Compares shards with their recorded hashes while they are read, in a thread of its own, once per file.
 
-Reading does not wait for it, so a fault is raised a while after the shard was first read. Of several processes on a
-machine the first one checks. `MPDIT_VERIFY=off` in the environment leaves it out.
+Reading does not wait for it, so a fault is raised some time after the shard was first read. Of several processes on a
+machine only the first one checks. `MPDIT_VERIFY=off` in the environment turns it off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mpdit_core.runtime.files import sha256
 
 
 class HashCheck:
-    """Takes files by `add`; the first that is not what was written is raised by `raise_fault`."""
+    """`add` takes a file; `raise_fault` raises the first fault that was found."""
 
     def __init__(self) -> None:
         is_off = os.environ.get("MPDIT_VERIFY", "").lower() in ("off", "0")
@@ -39,7 +39,7 @@ class HashCheck:
             raise self._fault
 
     def wait(self) -> None:
-        """Until all files are checked; then as `raise_fault`."""
+        """Waits until all files are checked, then raises as `raise_fault`."""
         self._waiting.join()
         self.raise_fault()
 

@@ -1,8 +1,8 @@
 """From the bytes of a file to the uint8 array that an autoencoder encodes: decoding, orientation, colour, crop.
 
-The crop is that of the guided-diffusion (ADM) data loader, which DiT, SiT and MPDiT share: halve with a box filter
-while both sides are at least twice the target's, resize bicubically until it just covers the target, cut out the
-centre.
+The crop is that of the guided-diffusion (ADM) data loader, which DiT, SiT and MPDiT share: the image is halved with a
+box filter while both sides are at least twice the target's, resized bicubically until it just covers the target, and
+its centre is cut out.
 
 To read one more format: its Pillow name in `FORMATS`.
 """
@@ -24,15 +24,15 @@ from mpdit_core.size import Size
 FORMATS = (
     "PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "ICO", "QOI",
 )  # fmt: skip
-"""What is read. Pillow knows more formats; some start other programs (EPS), some hold no pictures (HDF5, MPEG)."""
+"""The formats that are read. Others of Pillow's start other programs (EPS), or hold no pictures (HDF5, MPEG)."""
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Larger images are refused, before decoding and after scaling: files of a few bytes can claim to be huge."""
 
-MAX_TEXT_BYTES = 64 * 2**20  # of text in a PNG, which is not used; Pillow refuses the picture from 1 MiB on
+MAX_TEXT_BYTES = 64 * 2**20  # of text in a PNG, which is ignored; Pillow refuses more than 1 MiB
 
 Mode: TypeAlias = Literal["L", "RGB", "RGBA"]
-"""What a picture is made, as Pillow names it: grey, colours, or colours with transparency. One channel per letter."""
+"""Pillow's name for what a picture is converted to: grey, RGB, or RGB with transparency. One channel per letter."""
 
 LUMINANCE = np.array((0.299, 0.587, 0.114), dtype=np.float32)  # ITU-R BT.601, as in Pillow's conversion to grey
 
@@ -50,7 +50,7 @@ UPRIGHT: dict[int, Image.Transpose] = {
 
 
 class FaultyImageError(UserError):
-    """One image that cannot be used; `what` is the reason. With `on_error="skip"` encoding continues without it."""
+    """One image cannot be used; `what` is the reason. With `on_error="skip"` encoding continues without it."""
 
     def __init__(self, reason: str):
         super().__init__(reason, code="faulty-image")
@@ -61,7 +61,7 @@ class FaultyImageError(UserError):
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The file name extensions of `FORMATS`, in lower case, with the dot: what counts as an image, in every command."""
+    """The extensions of `FORMATS`, in lower case, with the dot. Files with them are images in every command."""
     Image.init()
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
 
@@ -104,7 +104,7 @@ def prepare(image: Image.Image, resolution: Size, mode: Mode = "RGB") -> np.ndar
 
 
 def centre_crop(image: Image.Image, resolution: Size) -> np.ndarray:
-    """ADM's crop of an RGB or RGBA image: uint8 [H, W, 3 or 4] with H × W = `resolution`. ADM has squares alone."""
+    """ADM's crop of an RGB or RGBA image, for rectangles too: uint8 [H, W, 3 or 4] with H × W = `resolution`."""
     while image.height >= 2 * resolution.height and image.width >= 2 * resolution.width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(resolution.height / image.height, resolution.width / image.width)
@@ -116,7 +116,7 @@ def centre_crop(image: Image.Image, resolution: Size) -> np.ndarray:
 
 
 def upright(picture: Image.Image, original: Image.Image) -> Image.Image:
-    """`picture` turned as the EXIF data of `original` say; other tags, even damaged ones, play no part."""
+    """`picture`, turned as the EXIF data of `original` state; other tags are ignored, even damaged ones."""
     try:
         value = original.getexif().get(ORIENTATION)
     except Exception:  # Pillow's reader of EXIF raises many kinds for damaged data; the picture is good
@@ -138,7 +138,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return deep_pixels.grey_to_8_bits(image).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        exactly = ImageCms.Flags.NOOPTIMIZE  # the tables that are used otherwise are coarse for dark colours
+        exactly = ImageCms.Flags.NOOPTIMIZE  # the default tables are coarse for dark colours
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exactly)
         assert converted is not None
         return converted
@@ -150,14 +150,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
-    """`image` in mode RGBA, opaque where it says nothing else. Raises `ValueError` as `to_rgb`."""
+    """`image` in mode RGBA, opaque if it has no transparency. Raises `ValueError` as `to_rgb`."""
     if image.has_transparency_data and not deep_pixels.is_deep_grey(image):
         return image.convert("RGBA")
     return to_rgb(image).convert("RGBA")
 
 
 def _or_faulty(work: Callable[[], Image.Image]) -> Image.Image:
-    """What `work` returns; whatever it raises is a fault of the image."""
+    """The result of `work`; every error in it is a fault of the image."""
     try:
         return work()
     except FaultyImageError:

@@ -1,4 +1,4 @@
-"""Reading a folder of latents while training: memory-mapped shards, random access, an order that can be sought in.
+"""Reading a folder of latents while training: memory-mapped shards, random access, an order with any start.
 
 Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are what the autoencoder decodes; `latents`
 [n, C, h, w] are a standardised draw from the posterior. A teacher's features are [n, N, F], N tokens row by row.
@@ -6,9 +6,9 @@ Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +19,14 @@ from torch import Tensor
 from mpdit_core.data.autoencoders import read_stored
 from mpdit_core.data.hash_check import HashCheck
 from mpdit_core.data.manifest import (
+    EncodingPlan,
     FeatureShard,
     LatentSpec,
     Manifest,
     Normalisation,
     Shard,
     TeacherFeatures,
+    TeacherPlan,
     latent_spec,
     read_manifest,
 )
@@ -38,18 +40,18 @@ OPENED_AT_ONCE = 8  # shards
 
 
 class LatentBatch(NamedTuple):
-    """The posteriors of n images, on the CPU. Without a standard deviation the mean is the latent itself."""
+    """The posteriors of n images, on the CPU. Without a standard deviation, the mean is the latents themselves."""
 
     mean: Tensor  # [n, C, h, w] float32, raw
     std: Tensor | None  # [n, C, h, w] float32
     labels: Tensor  # [n] int64
-    teacher: Tensor | None = None  # [n, N, F] float16, where they were asked for
+    teacher: Tensor | None = None  # [n, N, F] float16, where features were asked for
 
 
 class LatentFolder:
-    """A finished folder of latents. Opening it reads the manifest alone; shards are mapped when first touched.
+    """A finished folder of latents. Opening it reads the manifest alone; shards are mapped when they are first read.
 
-    What is mapped has the size, shapes and labels of the manifest; its hash is compared in the background (`hashes`),
+    A mapped shard has the size, shapes and labels of the manifest; its hash is compared in the background (`hashes`),
     and a fault is raised by a later `batch`.
 
     Raises:
@@ -63,17 +65,15 @@ class LatentFolder:
         counts = [shard.count for shard in self.manifest.shards]
         self._firsts = np.cumsum([0, *counts[:-1]])  # number of the first image of each shard
         self.hashes = HashCheck()
-        self._maps: dict[int, dict[str, np.ndarray]] = {}
-        self._feature_maps: dict[int, dict[str, np.ndarray]] = {}
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            list(pool.map(self._check_size, self.manifest.shards))
+        self._maps: dict[str, dict[str, np.ndarray]] = {}  # tensors by the name of their file
+        self._check_sizes(self.manifest.shards)
 
     def __len__(self) -> int:
         return self.manifest.count
 
     @property
     def has_flips(self) -> bool:
-        """Whether `batch` can give mirror images: stored ones, or mirrored latents where these are the same."""
+        """Whether `batch` can give mirror images: stored ones, or the mirrored latents where these are the same."""
         return self.manifest.plan.flip or self.spec.autoencoder.flip_equivariant
 
     @cached_property
@@ -81,7 +81,7 @@ class LatentFolder:
         """The features that are stored beside the latents.
 
         Raises:
-            UserError: there are none (`no-teacher`); a file of theirs is missing or has another size than it had.
+            UserError: there are none (`no-teacher`); one of their files is missing or its size has changed.
         """
         teacher = self.manifest.teacher
         if teacher is None:
@@ -92,8 +92,7 @@ class LatentFolder:
                 remedy=f"mpdit encode-latents {self.spec.source} --out {self.path} --teacher NAME   (with the other "
                 "options as before; the latents are not encoded again)",
             )
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            list(pool.map(self._check_size, teacher.shards))
+        self._check_sizes(teacher.shards)
         return teacher
 
     @cached_property
@@ -109,12 +108,12 @@ class LatentFolder:
 
         Args:
             indices: numbers in 0..len-1, in any order, repeats allowed.
-            flip: for each of them, whether to give its mirror image; none by default.
+            flip: for each index, whether to give the mirror image; none by default.
             teacher: whether to give the teacher's features too, mirrored with the latents.
 
         Raises:
-            UserError: mirror images are asked for and not there (`no-flips`), features are (`no-teacher`); a shard is
-                damaged (`damaged-file`).
+            UserError: there are no mirror images (`no-flips`) or no features (`no-teacher`) to give; a shard is damaged
+                (`damaged-file`).
             IndexError: an index is out of range.
         """
         self.hashes.raise_fault()
@@ -128,72 +127,57 @@ class LatentFolder:
                 code="no-flips",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
-        features = self._features(wanted, mirrored) if teacher else None
-        stored, labels = self._gather(wanted, mirrored & self.manifest.plan.flip)
-        tensor = torch.from_numpy(stored)
-        if not self.manifest.plan.flip and mirrored.any():
-            chosen = torch.from_numpy(mirrored)
-            tensor[chosen] = tensor[chosen].flip(-1)
-        mean, std = read_stored(tensor, self.spec.autoencoder.stores)
+        places, features = self.places(wanted), None
+        if teacher:
+            plan = self.teacher.plan
+            mirror = partial(_mirrored_tokens, grid=plan.grid)
+            features = gather(self._feature_shard, plan, places=places, mirrored=mirrored, mirror=mirror)
+        shards, rows = places
+        numbers = np.unique(shards).tolist()
+        self._map(numbers)
+        stored = gather(self.shard, self.manifest.plan, places=places, mirrored=mirrored, mirror=lambda x: x.flip(-1))
+        labels = np.empty(len(wanted), dtype=np.int64)
+        for number in numbers:
+            here = np.flatnonzero(shards == number)
+            labels[here] = self.shard(number)["labels"][rows[here]]
+        mean, std = read_stored(stored, self.spec.autoencoder.stores)
         return LatentBatch(mean, std, torch.from_numpy(labels), features)
 
-    def _gather(self, wanted: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(stored latents [n, copies·C, h, w], labels [n]) of images `wanted`, the stored mirror image of some."""
-        plan = self.manifest.plan
-        stored = np.empty((len(wanted), *plan.stored_shape), dtype=plan.autoencoder.form.dtype)
-        labels = np.empty(len(wanted), dtype=np.int64)
-        shards, rows = self._places(wanted)
-        self._map(np.unique(shards).tolist())
-        fill(stored, self.shard, plan.tensor_names, shards=shards, rows=rows, mirrored=mirrored)
-        for number in np.unique(shards).tolist():
-            places = np.flatnonzero(shards == number)
-            labels[places] = self.shard(number)["labels"][rows[places]]
-        return stored, labels
-
-    def _features(self, wanted: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """The teacher's features [n, N, F] of images `wanted`, of the mirror image of some."""
-        plan = self.teacher.plan
-        stored = np.empty((len(wanted), *plan.stored_shape), np.float16)
-        shards, rows = self._places(wanted)
-        fill(stored, self._feature_shard, plan.tensor_names, shards=shards, rows=rows, mirrored=mirrored & plan.flip)
-        features = torch.from_numpy(stored)
-        if not plan.flip and mirrored.any():
-            chosen = torch.from_numpy(mirrored)
-            features[chosen] = features[chosen].unflatten(1, plan.grid).flip(2).flatten(1, 2)
-        return features
-
-    def shard_of(self, image: int) -> int:
-        """The number of the shard that holds an image."""
-        return int(np.searchsorted(self._firsts, image, side="right")) - 1
-
-    def _places(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, row in it) of each of the images `wanted`."""
+    def places(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(number of the shard, row in it) for each of the images `wanted`."""
         shards = np.searchsorted(self._firsts, wanted, side="right") - 1
         return shards, wanted - self._firsts[shards]
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
         """The tensors of one shard, mapped read-only: `labels` and those that `plan.tensor_names` lists."""
-        if number not in self._maps:
-            shard = self.manifest.shards[number]
-            self._check_size(shard)
-            self._maps[number] = map_shard(self.path / shard.file, self.manifest.plan, shard)
-            self.hashes.add(self.path / shard.file, shard.sha256)
-        return self._maps[number]
+        shard = self.manifest.shards[number]
+        return self._mapped(shard, lambda path: map_shard(path, self.manifest.plan, shard))
 
     def _feature_shard(self, number: int) -> dict[str, np.ndarray]:
         """The teacher's features of one shard, mapped read-only."""
-        if number not in self._feature_maps:
-            shard = self.teacher.shards[number]
-            self._feature_maps[number] = map_feature_shard(self.path / shard.file, self.teacher.plan, shard)
-            self.hashes.add(self.path / shard.file, shard.sha256)
-        return self._feature_maps[number]
+        shard = self.teacher.shards[number]
+        return self._mapped(shard, lambda path: map_feature_shard(path, self.teacher.plan, shard))
 
-    def _map(self, numbers: Sequence[int]) -> None:
-        """Maps these shards at once: from a cold disk, nearly all of the time is waiting."""
-        missing = [number for number in numbers if number not in self._maps]
+    def _mapped(
+        self, shard: Shard | FeatureShard, mapping: Callable[[Path], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The tensors of a file, which is mapped the first time; from then on its hash is compared."""
+        if shard.file not in self._maps:
+            self._check_size(shard)
+            self._maps[shard.file] = mapping(self.path / shard.file)
+            self.hashes.add(self.path / shard.file, shard.sha256)
+        return self._maps[shard.file]
+
+    def _map(self, numbers: Iterable[int]) -> None:
+        """Maps these shards at the same time: on a cold disk, nearly all of the time is waiting."""
+        missing = [number for number in numbers if self.manifest.shards[number].file not in self._maps]
         if len(missing) > 1:
-            with ThreadPoolExecutor(min(OPENED_AT_ONCE, len(missing))) as pool:
+            with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
                 list(pool.map(self.shard, missing))
+
+    def _check_sizes(self, shards: Iterable[Shard | FeatureShard]) -> None:
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            list(pool.map(self._check_size, shards))
 
     def _check_size(self, shard: Shard | FeatureShard) -> None:
         path = self.path / shard.file
@@ -210,38 +194,50 @@ class LatentFolder:
             )
 
 
-def fill(
-    out: np.ndarray,
+def gather(
     shard: Callable[[int], dict[str, np.ndarray]],
-    names: Sequence[str],
+    plan: EncodingPlan | TeacherPlan,
     *,
-    shards: np.ndarray,
-    rows: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray],
     mirrored: np.ndarray,
-) -> None:
-    """Copies rows of mapped tensors into `out`, all of which the system is asked for at once.
+    mirror: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """What is stored for n images, [n, *plan.stored_shape].
 
     Args:
-        shard: its tensors, by its number.
-        names: of the tensor of images and, where it is stored, of that of mirror images.
-        shards, rows, mirrored: of each row of `out`, where it comes from.
+        shard: gives the tensors of a shard for its number.
+        places: shard and row of each image.
+        mirrored: whether its mirror image is wanted.
+        mirror: makes mirror images where `plan` stores none.
     """
-    parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, places in `out`)
+    shards, rows = places
+    flipped = mirrored & plan.flip
+    stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
+    parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
     for number in np.unique(shards).tolist():
         here = shards == number
-        for name, chosen in zip(names, (here & ~mirrored, here & mirrored), strict=False):
+        for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
             parts.append((shard(number)[name], np.flatnonzero(chosen)))
-    for tensor, places in parts:  # all are asked for before the first is waited for
-        prefetch(tensor, rows[places])
-    for tensor, places in parts:
-        out[places] = tensor[rows[places]]
+    for tensor, images in parts:  # all are asked for before the first is copied
+        prefetch(tensor, rows[images])
+    for tensor, images in parts:
+        stored[images] = tensor[rows[images]]
+    found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & (not plan.flip))
+    if to_mirror.any():
+        found[to_mirror] = mirror(found[to_mirror])
+    return found
+
+
+def _mirrored_tokens(features: Tensor, grid: Size) -> Tensor:
+    """Features [n, N, F], whose tokens are those of `grid` row by row."""
+    return features.unflatten(1, grid).flip(2).flatten(1, 2)
 
 
 class EpochOrder:
-    """The order in which `count` images are visited: an endless stream of epochs, each a permutation of its own.
+    """The order in which `count` images are visited: an endless stream of epochs, each with its own permutation.
 
-    Epoch e's permutation is a function of (seed, e) alone, so any position can be reached at once, and every process
-    can work out its share. Kept stable across versions of NumPy: raw PCG64 numbers, sorted.
+    The permutation of epoch e is a function of (seed, e) alone, so the stream can begin at any position, and every
+    process can compute its share. It is the same for all versions of NumPy: raw PCG64 numbers, sorted.
     """
 
     def __init__(self, count: int, seed: int):
@@ -251,11 +247,11 @@ class EpochOrder:
         self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """int64 [count]: which image comes at each place of `epoch`."""
+        """int64 [count]: the image at each place of `epoch`."""
         if self._cached[0] != epoch:
             keys = np.random.PCG64(hash_seed(self.seed, "order", epoch)).random_raw(self.count)
             order = np.argsort(keys)  # several times faster than the stable sort
-            if (np.diff(keys[order]) == 0).any():  # of equal numbers it may take either first
+            if (np.diff(keys[order]) == 0).any():  # the order of equal numbers is undefined
                 order = np.argsort(keys, kind="stable")
             self._cached = (epoch, order)
         return self._cached[1]

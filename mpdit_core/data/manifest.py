@@ -1,6 +1,6 @@
-"""What a folder of latents says of itself, and the part of it (`LatentSpec`) that every model trained on it carries.
+"""The description of a folder of latents, and the part of it (`LatentSpec`) that every model trained on it carries.
 
-Torch-free, so that the CLI can read it at once. The numbers themselves are read by `mpdit_core/data/latents.py`.
+Torch-free, so that the CLI reads it without delay. The latents themselves are read by `mpdit_core/data/latents.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -42,11 +42,11 @@ FORMS = {
     "mean": StoredForm("mean", "float16", 1),  # autoencoders without a posterior
     "uint8": StoredForm("pixels", "uint8", 1),  # pixel values 0..255, exact
 }
-"""To add one: a row here, and how it is read in `mpdit_core.data.autoencoders.read_stored`."""
+"""To add one: a row here, and its reading in `mpdit_core.data.autoencoders.read_stored`."""
 
 
 class AutoencoderSpec(Settings):
-    """Which autoencoder made the latents; enough to decode them again and to notice another one."""
+    """Which autoencoder made the latents: enough to decode them, and to notice if another one is used."""
 
     id: str = Field(description="a plugin's name, a local folder, or ORG/NAME[:SUBFOLDER] on the Hub")
     revision: str | None = Field(default=None, description="commit of a Hub id")
@@ -115,13 +115,8 @@ class LatentSpec(Settings):
         return self.resolution // self.autoencoder.factor
 
 
-PLAN_FORMAT = 2
-"""Version of the shards of latents and of the plan that fixes them."""
-
-FORMAT = 3
-"""Version of the manifest. Version 2 is one without a teacher, and is read; any other is refused."""
-
-READABLE = (PLAN_FORMAT, FORMAT)
+FORMAT = 4
+"""Version of the files that describe a folder of latents, and of its shards; any other version is refused."""
 
 MANIFEST = "manifest.json"
 PROJECTION = "teacher-projection.safetensors"
@@ -131,7 +126,6 @@ class SourceSpec(Settings):
     """Where the images came from."""
 
     given: str = Field(description="folder or archive (absolute), hf:ORG/NAME, or a data set's name")
-    name: str = Field(description="short name, used for folders and titles")
     split: str | None = Field(default=None, description="part of the data set, if one was requested")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of `open_source`")
     fingerprint: str = Field(description="hash of names, sizes and times of the files, or the data set's own")
@@ -139,16 +133,16 @@ class SourceSpec(Settings):
 
 
 class EncodingPlan(Settings):
-    """Everything that fixes the bytes of the shards of latents. A run is resumed only under the plan it began with."""
+    """Everything that fixes the bytes of the shards of latents. Encoding resumes only under the plan it began with."""
 
-    format: int = PLAN_FORMAT
+    format: int = FORMAT
     source: SourceSpec
     resolution: Size = Field(description="height and width of the images in pixels")
     autoencoder: AutoencoderSpec
     precision: Literal["float32", "tf32", "bfloat16"] = Field(default="float32", description="of the encoder")
     flip: bool = Field(description="the latents of mirror images are stored too")
     batch_size: PositiveInt = Field(description="images that are encoded at once; batches never cross a shard")
-    shard_size: PositiveInt = Field(description="items a shard covers")
+    shard_size: PositiveInt = Field(description="items that a shard covers")
     class_names: tuple[str, ...] = Field(strict=False, description="in label order; none: images without classes")
 
     @model_validator(mode="after")
@@ -187,6 +181,10 @@ class EncodingPlan(Settings):
         return self.autoencoder.form.copies * channels, height, width
 
     @property
+    def dtype(self) -> Literal["float16", "uint8"]:
+        return self.autoencoder.form.dtype
+
+    @property
     def tensor_names(self) -> tuple[str, ...]:
         """Names of the tensors of latents in a shard: of the images and, if they are stored, of the mirror images."""
         name = self.autoencoder.form.name
@@ -194,18 +192,14 @@ class EncodingPlan(Settings):
 
     @property
     def bytes_per_image(self) -> int:
-        size = 1 if self.autoencoder.form.dtype == "uint8" else 2
-        return math.prod(self.stored_shape) * size * len(self.tensor_names)
+        return math.prod(self.stored_shape) * (1 if self.dtype == "uint8" else 2) * len(self.tensor_names)
 
     def fingerprint(self) -> str:
-        """Hash of the plan, which is that of the latents. Where the source lies does not enter, what it holds does."""
+        """Hash of the plan, which identifies the latents. It covers what the source holds, not where it lies."""
         values = self.model_dump(mode="json")
         values["source"].pop("given")
-        for path in ("classes", "labels"):  # what these files say is in the class names and the source's fingerprint
+        for path in ("classes", "labels"):  # their content is in the class names and the source's fingerprint
             values["source"]["options"].pop(path, None)
-        for key in ("package", "options", "resolution"):  # latents from before these were recorded keep theirs
-            if not values["autoencoder"][key]:
-                del values["autoencoder"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -219,7 +213,7 @@ class SkippedItem(Settings):
 class Shard(Settings):
     """One file of latents and labels."""
 
-    file: str = Field(pattern=r"^shard-\d{5,}\.safetensors$")  # a plain name: nothing outside the folder is meant
+    file: str = Field(pattern=r"^shard-\d{5,}\.safetensors$")  # a plain name, so never a path out of the folder
     start: NonNegativeInt = Field(description="first item of the source it covers")
     stop: PositiveInt = Field(description="the item after its last")
     count: NonNegativeInt = Field(description="images in it: stop - start, less the skipped ones")
@@ -244,7 +238,9 @@ class Shard(Settings):
 
 
 class TeacherPlan(Settings):
-    """Everything that, beside the plan of the latents, fixes the bytes of the features stored with them."""
+    """Everything that fixes the bytes of a teacher's features, apart from the plan of the latents beside them."""
+
+    dtype: ClassVar[Literal["float16"]] = "float16"
 
     format: int = FORMAT
     name: str = Field(description="a feature extractor's name, or `latents`: the latents themselves")
@@ -258,7 +254,7 @@ class TeacherPlan(Settings):
 
     @property
     def stored_shape(self) -> tuple[int, int]:
-        """[N, F]: what is stored for each image, tokens row by row, as float16."""
+        """[N, F]: what is stored for each image, tokens row by row."""
         return self.grid.area, self.features
 
     @property
@@ -271,7 +267,7 @@ class TeacherPlan(Settings):
         return math.prod(self.stored_shape) * 2 * len(self.tensor_names)
 
     def hash(self) -> str:
-        """Of the whole plan; what a run that learns from these features records."""
+        """Hash of the whole plan, which a run that learns from these features records."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -322,10 +318,6 @@ class Manifest(Settings):
         return self
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.plan.class_names
-
-    @property
     def skipped(self) -> tuple[SkippedItem, ...]:
         return tuple(item for shard in self.shards for item in shard.skipped)
 
@@ -357,9 +349,7 @@ def measured_statistics(plan: EncodingPlan, shards: Sequence[Shard]) -> tuple[tu
 def normalisation_of(
     name: Literal["measured", "published"], mean: Sequence[float], std: Sequence[float]
 ) -> Normalisation:
-    """The `measured` normalisation from statistics, or the `published` constants.
-
-    A channel that never varies is left unscaled.
+    """The `measured` normalisation from statistics, or the `published` constants. A constant channel is not scaled.
 
     Raises:
         UserError: `published` for latents that do not have 4 channels.
@@ -381,7 +371,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         UserError: there is no such folder or it holds no latents (`no-latents`), its encoding is unfinished
-            (`unfinished-latents`), it was written in another format (`unknown-format`), or is damaged (`damaged-file`).
+            (`unfinished-latents`), or as `read_versioned`.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -401,18 +391,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_versioned(kind: type[S], path: Path) -> S:
-    """A `kind`, whose `format` must be in `READABLE`, from a file of a folder of latents.
+    """A `kind`, which has a field `format`, from a file of a folder of latents.
 
     Raises:
-        UserError: another format (`unknown-format`), or as `read_record`.
+        UserError: another format than `FORMAT` (`unknown-format`), or as `read_record`.
     """
     values = read_json(path)
-    version = values.get("format") if isinstance(values, dict) else None
-    if version not in READABLE:
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
         raise UserError(
-            f"{path} has format {version}",
+            f"{path} has format {found}",
             code="unknown-format",
-            expected=f"format {' or '.join(map(str, READABLE))}",
+            expected=f"format {FORMAT}, which this version of mpdit writes",
             remedy="use the version of mpdit that made it, or encode the source again into another folder",
         )
     return _checked(kind, values, path)

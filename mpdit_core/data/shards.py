@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mpdit_core.data.manifest import (
     feature_shard_name,
     shard_name,
 )
-from mpdit_core.data.tensor_file import map_tensors, write_tensors
+from mpdit_core.data.tensor_file import damaged, map_tensors, write_tensors
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import sha256, writing
 
@@ -30,7 +30,7 @@ Tensors = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape and dtype of the tensors in a file, by name."""
 
 Sums = tuple[tuple[float, ...], tuple[float, ...]]
-"""Per channel, over images and pixels: of the mean, and of mean² + std²."""
+"""Sums over images and pixels, per channel: of the mean, and of mean² + std²."""
 
 
 @dataclass
@@ -44,27 +44,20 @@ class ShardContent:
 
 
 def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shard:
-    """Writes the shard under its final name and returns what the manifest will say of it.
-
-    Its bytes depend on the content alone.
+    """Writes the shard under its final name and returns its record for the manifest. The content alone fixes its bytes.
 
     Raises:
         UserError: latents that are not finite (`not-finite`), or no space, or no right to write.
     """
     sum_mean, sum_square = channel_sums(content.tensors.values(), plan)
     if not np.isfinite([*sum_mean, *sum_square]).all():
-        raise UserError(
-            f"the autoencoder {plan.autoencoder.id} gives latents that are not finite (shard {content.number})",
-            code="not-finite",
-            expected="finite numbers within float16's range, ±65504",
-            remedy="check its weights; a lower precision than float32 may overflow in it",
-        )
-    path = folder / shard_name(content.number)
-    with writing(path) as temporary:
-        size, digest = write_tensors(temporary, {"labels": content.labels} | content.tensors)
+        remedy = "check its weights; a lower precision than float32 may overflow in it"
+        raise _not_finite(f"the autoencoder {plan.autoencoder.id} gives latents", content.number, remedy)
+    file = shard_name(content.number)
+    size, digest = _write(folder / file, {"labels": content.labels} | content.tensors)
     start, stop = plan.shard_range(content.number)
     return Shard(
-        file=path.name,
+        file=file,
         start=start,
         stop=stop,
         count=len(content.labels),
@@ -77,7 +70,7 @@ def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shar
 
 
 def channel_sums(stored: Iterable[np.ndarray], plan: EncodingPlan) -> Sums:
-    """Sums over images and pixels of all arrays `stored` [n, copies·C, h, w]: exact for pixels, else in float64."""
+    """Sums over images and pixels of the arrays `stored` [n, copies·C, h, w]: exact for pixels, else in float64."""
     sums = pixel_sums if plan.autoencoder.stores == "uint8" else float_sums
     channels = plan.autoencoder.channels
     total = np.sum([sums(array, channels) for array in stored], axis=0)  # [2, C]
@@ -85,7 +78,7 @@ def channel_sums(stored: Iterable[np.ndarray], plan: EncodingPlan) -> Sums:
 
 
 def float_sums(stored: np.ndarray, channels: int) -> np.ndarray:
-    """[2, C]: of the first C channels, the means; and of the squares of all, means and standard deviations."""
+    """[2, C]: the sum of the first C channels, the means; and of the squares of all, means and standard deviations."""
     total = np.zeros((2, channels))
     for start in range(0, len(stored), CHUNK):
         values = stored[start : start + CHUNK].astype(np.float64)  # NumPy's sums: the same for any number of threads
@@ -95,7 +88,7 @@ def float_sums(stored: np.ndarray, channels: int) -> np.ndarray:
 
 
 def pixel_sums(stored: np.ndarray, channels: int) -> np.ndarray:
-    """[2, C]: of the values x / 127.5 - 1 that pixels x 0..255 stand for, and of their squares, from exact integers."""
+    """[2, C]: sums of x / 127.5 - 1, the value of a pixel x in 0..255, and of its square, from exact integers."""
     planes = stored.reshape(len(stored), channels, stored.shape[2] * stored.shape[3])
     images = max(1, CACHED // max(1, planes[:1].nbytes))
     first, second = np.zeros((2, channels), dtype=np.uint64)  # Σ x and Σ x²
@@ -111,37 +104,43 @@ def pixel_sums(stored: np.ndarray, channels: int) -> np.ndarray:
     return np.array([mean, square])
 
 
-def check_shard(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> list[str]:
-    """What is wrong with a written shard: nothing, or sentences.
+def shard_fault(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> str | None:
+    """What is wrong with a written shard; None if nothing is.
 
     Args:
-        labels: of the items it covers, in order and without skipped ones; None if they are not known.
+        labels: of the items that it covers, in order, without the skipped ones; None if they are not known.
     """
     path = folder / shard.file
-    faults = _file_faults(path, shard)
-    if faults:
-        return faults
-    try:
-        tensors = map_shard(path, plan, shard)
-    except UserError as error:
-        return [error.what]
+    fault = _file_fault(path, shard, lambda: map_shard(path, plan, shard))
+    if fault:
+        return fault
+    tensors = map_shard(path, plan, shard)
     if labels is not None and tensors["labels"].tolist() != list(labels):
-        faults.append("its labels are not those of the source")
-    if not faults and not same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard):
-        faults.append("its statistics are not those in the manifest")
-    return faults
+        return "its labels are not those of the source"
+    is_same = same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard)
+    return None if is_same else "its statistics are not those in the manifest"
 
 
-def _file_faults(path: Path, shard: Shard | FeatureShard) -> list[str]:
-    """What is wrong with the size and hash of a file: nothing, or a sentence."""
+def feature_shard_fault(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> str | None:
+    """What is wrong with a written shard of features; None if nothing is."""
+    path = folder / shard.file
+    return _file_fault(path, shard, lambda: map_feature_shard(path, plan, shard))
+
+
+def _file_fault(path: Path, shard: Shard | FeatureShard, mapping: Callable[[], object]) -> str | None:
+    """What is wrong with the size, hash and tensors of a file; None if nothing is."""
     if not path.is_file():
-        return ["the file is missing"]
+        return "the file is missing"
     if path.stat().st_size != shard.bytes:
-        return [f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"]
+        return f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"
     digest = sha256(path)
     if digest != shard.sha256:
-        return [f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…"]
-    return []
+        return f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…"
+    try:
+        mapping()
+    except UserError as error:
+        return error.what
+    return None
 
 
 def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndarray]:
@@ -150,43 +149,40 @@ def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndar
     Raises:
         UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
     """
-    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.autoencoder.form.dtype))
+    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.dtype))
     expected = {"labels": ((shard.count,), np.dtype("<i8"))} | dict.fromkeys(plan.tensor_names, stored)
     tensors = _map_expected(path, expected)
     labels = tensors["labels"]
     if len(labels) and not (labels.min() >= 0 and labels.max() <= plan.last_label):
-        raise _damaged(path, f"labels {labels.min()} to {labels.max()}", f"0 to {plan.last_label}")
+        raise damaged(path, f"labels {labels.min()} to {labels.max()}", f"0 to {plan.last_label}")
     return tensors
 
 
 def write_feature_shard(folder: Path, plan: TeacherPlan, content: ShardContent) -> FeatureShard:
-    """Writes the features of a shard under their final name and returns what the manifest will say of them.
+    """Writes the features of a shard under their final name and returns their record for the manifest.
 
     Raises:
         UserError: features that are not finite (`not-finite`), or no space, or no right to write.
     """
     if not all(np.isfinite(array).all() for array in content.tensors.values()):
-        raise UserError(
-            f"the teacher {plan.name} gives features that are not finite (shard {content.number})",
-            code="not-finite",
-            expected="finite numbers within float16's range, ±65504",
-            remedy="check its weights",
-        )
-    path = folder / feature_shard_name(content.number)
+        raise _not_finite(f"the teacher {plan.name} gives features", content.number, "check its weights")
+    file = feature_shard_name(content.number)
+    size, digest = _write(folder / file, content.tensors)
+    return FeatureShard(file=file, count=len(content.labels), bytes=size, sha256=digest)
+
+
+def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[int, str]:
     with writing(path) as temporary:
-        size, digest = write_tensors(temporary, content.tensors)
-    return FeatureShard(file=path.name, count=len(content.labels), bytes=size, sha256=digest)
+        return write_tensors(temporary, tensors)
 
 
-def check_feature_shard(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> list[str]:
-    """What is wrong with a written shard of features: nothing, or sentences."""
-    faults = _file_faults(folder / shard.file, shard)
-    if not faults:
-        try:
-            map_feature_shard(folder / shard.file, plan, shard)
-        except UserError as error:
-            faults.append(error.what)
-    return faults
+def _not_finite(what: str, number: int, remedy: str) -> UserError:
+    return UserError(
+        f"{what} that are not finite (shard {number})",
+        code="not-finite",
+        expected="finite numbers within float16's range, ±65504",
+        remedy=remedy,
+    )
 
 
 def map_feature_shard(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dict[str, np.ndarray]:
@@ -195,7 +191,7 @@ def map_feature_shard(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dic
     Raises:
         UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
     """
-    stored = ((shard.count, *plan.stored_shape), np.dtype("<f2"))
+    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.dtype))
     return _map_expected(path, dict.fromkeys(plan.tensor_names, stored))
 
 
@@ -203,7 +199,7 @@ def _map_expected(path: Path, expected: Tensors) -> dict[str, np.ndarray]:
     tensors = map_tensors(path)
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
-        raise _damaged(path, f"it holds {_listed(found)}", _listed(expected))
+        raise damaged(path, f"it holds {_listed(found)}", _listed(expected))
     return tensors
 
 
@@ -211,15 +207,10 @@ def _listed(tensors: Tensors) -> str:
     return ", ".join(f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in tensors.items())
 
 
-def _damaged(path: Path, what: str, expected: str) -> UserError:
-    remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
-    return UserError(f"{path} is damaged: {what}", code="damaged-file", expected=expected, remedy=remedy)
-
-
 def same_sums(sums: Sums, shard: Shard) -> bool:
-    """Whether `sums` are the recorded ones but for the order in which numbers were added; never of what is not finite.
+    """Whether `sums` equal the recorded ones, up to the order in which numbers were added; False if not finite.
 
-    Means may cancel out, so their difference is allowed to be as large as one of the squares' sum may be.
+    Positive and negative means may cancel, so their sum may differ by as much as that of the squares.
     """
     recorded = np.array([shard.sum_mean, shard.sum_square])
     difference = np.abs(np.array(sums) - recorded)

@@ -1,6 +1,6 @@
-"""A safetensors file as shards use it: written in one pass together with its hash, and read by mapping it into memory.
+"""A safetensors file as shards use it: written and hashed in one pass, and read by mapping it into memory.
 
-In place of the library's own writer, which needs the whole file in memory once more, and reader, which reads it whole.
+The library's own writer needs the whole file in memory once more, and its reader reads it whole.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, mapped into memory and not read.
 
     Raises:
-        UserError: the file is missing, no regular file, not whole, or its header is not true of it (`damaged-file`).
+        UserError: the file is missing, not regular or not whole, or its header does not describe it (`damaged-file`).
     """
     try:
         if not path.is_file():  # a pipe would be waited for
@@ -72,16 +72,16 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
             mapped.madvise(mmap.MADV_RANDOM)
         return _arrays(header, mapped, begin=8 + length, size=size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}",
-            code="damaged-file",
-            expected="a shard as mpdit wrote it",
-            remedy="run `mpdit encode-latents SOURCE --verify`, then the same without --verify to rebuild it",
-        ) from error
+        raise damaged(path, str(error), "a shard as mpdit wrote it") from error
+
+
+def damaged(path: Path, what: str, expected: str) -> UserError:
+    remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
+    return UserError(f"{path} is damaged: {what}", code="damaged-file", expected=expected, remedy=remedy)
 
 
 def _arrays(header: Mapping[str, Any], mapped: mmap.mmap, *, begin: int, size: int) -> dict[str, np.ndarray]:
-    """The arrays that `header` describes. Raises `ValueError` unless they cover the file from `begin` on in order."""
+    """The arrays that `header` describes. Raises `ValueError` unless they cover the file in order, from `begin`."""
     arrays, end = {}, 0
     for name, entry in header.items():
         if name == "__metadata__":
@@ -99,9 +99,9 @@ def _arrays(header: Mapping[str, Any], mapped: mmap.mmap, *, begin: int, size: i
 
 
 def prefetch(mapped: np.ndarray, rows: np.ndarray) -> None:
-    """Lets the system read `rows` of a mapped array all at once: some ten times faster than page by page as touched.
+    """Asks the system for `rows` of an array of `map_tensors` at once: some ten times faster than page by page.
 
-    `mapped` is an array that `map_tensors` gave. Does nothing where the system has no such call.
+    Does nothing where the system has no such call.
     """
     memory = mapped.base
     while isinstance(memory, np.ndarray):

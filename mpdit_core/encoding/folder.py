@@ -1,6 +1,6 @@
-"""A folder of latents while it is being written: its plan, the finished shards, and the step to a finished folder.
+"""A folder of latents while it is being written: its plan, the records of finished shards, and the manifest at the end.
 
-encoding/plan.json          what fixes the bytes; a run under another plan is refused
+encoding/plan.json          what fixes the bytes; encoding under another plan is refused
 encoding/shard-00007.json   the record of a finished shard, written after it
 manifest.json               all records; written last, then `encoding/` is removed
 """
@@ -8,7 +8,7 @@ manifest.json               all records; written last, then `encoding/` is remov
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -39,10 +39,10 @@ OURS = (
 
 
 class ShardRecords:
-    """The records of finished shards in a folder of their own, `work`, while others are still being made."""
+    """The records of finished shards in the folder `work`, which exists while others are still being made."""
 
     def __init__(self, path: Path, work: str):
-        self.path, self.work = Path(path), Path(path) / work
+        self.path, self.work = path, path / work
 
     def count_records(self) -> int:
         return sum(1 for _ in self.work.glob("shard-*.json"))
@@ -56,11 +56,32 @@ class ShardRecords:
         if path.exists():
             path.replace(path.with_name(path.name + ".bad"))
 
-    def _make_work_folder(self) -> None:
+    def _begin(self, plan: Settings, finished: Mapping[int, Shard | FeatureShard]) -> None:
+        """Makes `work` with the plan, and the records of shards that are `finished`."""
         remove_leftovers(self.path)
         with user_errors(self.work):
             self.work.mkdir(exist_ok=True)
         remove_leftovers(self.work)
+        for number, shard in finished.items():
+            if not self._record(number).exists():
+                self.add(number, shard)
+        write_json(self.work / "plan.json", plan.model_dump(mode="json"))
+
+    def _require_all(self, recorded: Mapping[int, Shard | FeatureShard], total: int) -> None:
+        if len(recorded) < total:
+            raise UserError(
+                f"{total - len(recorded)} of {total} shards in {self.path} have been removed since they were written",
+                code="no-such-file",
+                expected="a folder that no other program changes",
+                remedy="run the same command again; it writes what is missing",
+            )
+
+    def _end(self, manifest: Manifest) -> None:
+        """Writes the manifest, and removes `work` and what `set_aside` renamed."""
+        write_json(self.path / MANIFEST, manifest.model_dump(mode="json"))
+        shutil.rmtree(self.work, ignore_errors=True)
+        for bad in self.path.glob("*.safetensors.bad"):
+            bad.unlink(missing_ok=True)
 
     def _record(self, number: int) -> Path:
         return self.work / f"{Path(shard_name(number)).stem}.json"
@@ -71,7 +92,7 @@ class ShardRecords:
 
 
 class EncodingFolder(ShardRecords):
-    """See the module. Rank 0 holds and prepares it; every process adds the records of its own shards."""
+    """Latents being written, see the module. Rank 0 holds and prepares it; every process adds records of its shards."""
 
     def __init__(self, path: Path):
         super().__init__(path, "encoding")
@@ -85,7 +106,7 @@ class EncodingFolder(ShardRecords):
         return self.has_manifest and not self.work.is_dir()
 
     def check(self, plan: EncodingPlan) -> None:
-        """Raises `UserError` when the folder holds something else than latents made under `plan`."""
+        """Raises `UserError` where the folder holds anything but latents made under `plan`."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
                 f"the output folder {self.path} is a file",
@@ -108,7 +129,7 @@ class EncodingFolder(ShardRecords):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the folder against a second command until the body ends; a complete one may be read-only."""
+        """Keeps other commands out of the folder until the body ends; a complete one may be read-only."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path))
@@ -118,16 +139,13 @@ class EncodingFolder(ShardRecords):
             yield
 
     def prepare(self, plan: EncodingPlan) -> None:
-        """Makes the folder ready for shards; it is held and was checked."""
-        self._make_work_folder()
-        if self.has_manifest:  # a repair: the manifest's records of the shards that are there are still true
-            for number, shard in enumerate(read_manifest(self.path).shards):
-                if not self._record(number).exists() and self._is_there(shard):
-                    self.add(number, shard)
-        write_json(self.work / "plan.json", plan.model_dump(mode="json"))
+        """Makes the folder ready for shards, once it is held and checked."""
+        # In a repair, the manifest's records of the shards that are there stay valid.
+        recorded = enumerate(read_manifest(self.path).shards) if self.has_manifest else ()
+        self._begin(plan, {number: shard for number, shard in recorded if self._is_there(shard)})
 
     def shards(self, plan: EncodingPlan) -> dict[int, Shard]:
-        """Finished shards by number: recorded, and present in their full size."""
+        """Finished shards by number: those with a record, whose file has its full size."""
         if self.is_complete:
             recorded = dict(enumerate(read_manifest(self.path).shards))
         else:
@@ -136,22 +154,16 @@ class EncodingFolder(ShardRecords):
         return {number: shard for number, shard in recorded.items() if self._is_there(shard)}
 
     def finish(self, plan: EncodingPlan, *, normalisation: Literal["measured", "published"]) -> None:
-        """Writes the manifest of shards that are all there, and removes what served the writing.
+        """Writes the manifest of all shards, and removes the records.
 
-        Features stored beside latents that were repaired are kept, unless the number of images has changed.
+        Features beside repaired latents are kept, unless the number of images in a shard has changed.
 
         Raises:
-            UserError: every image was skipped (`no-images`); shards have gone since they were written (`no-such-file`).
+            UserError: every image was skipped (`no-images`); shards were removed after they were written
+                (`no-such-file`).
         """
         recorded = self.shards(plan)
-        gone = [number for number in range(plan.num_shards) if number not in recorded]
-        if gone:
-            raise UserError(
-                f"{len(gone)} of {plan.num_shards} shards in {self.path} have been removed since they were written",
-                code="no-such-file",
-                expected="a folder that no other program changes",
-                remedy="run the same command again; it writes what is missing",
-            )
+        self._require_all(recorded, plan.num_shards)
         shards = tuple(recorded[number] for number in range(plan.num_shards))
         count = sum(shard.count for shard in shards)
         if count == 0:
@@ -159,23 +171,21 @@ class EncodingFolder(ShardRecords):
         mean, std = measured_statistics(plan, shards)
         teacher = read_manifest(self.path).teacher if self.has_manifest else None
         counts = [shard.count for shard in shards]
-        manifest = Manifest(
-            plan=plan,
-            count=count,
-            measured_mean=mean,
-            measured_std=std,
-            normalisation=normalisation_of(normalisation, mean, std),
-            shards=shards,
-            made_by=f"mpdit {__version__}",
-            teacher=teacher if teacher and [shard.count for shard in teacher.shards] == counts else None,
+        self._end(
+            Manifest(
+                plan=plan,
+                count=count,
+                measured_mean=mean,
+                measured_std=std,
+                normalisation=normalisation_of(normalisation, mean, std),
+                shards=shards,
+                made_by=f"mpdit {__version__}",
+                teacher=teacher if teacher and [shard.count for shard in teacher.shards] == counts else None,
+            )
         )
-        write_json(self.path / MANIFEST, manifest.model_dump(mode="json"))
-        shutil.rmtree(self.work, ignore_errors=True)
-        for bad in self.path.glob("shard-*.bad"):
-            bad.unlink(missing_ok=True)
 
     def plan(self) -> EncodingPlan | None:
-        """The plan that the latents here were begun with; None where there are none."""
+        """The plan that the latents here were begun with; None where there are no latents."""
         if self.has_manifest:
             return read_manifest(self.path).plan
         path = self.work / "plan.json"
@@ -196,7 +206,7 @@ def _read_shard(path: Path, number: int, plan: EncodingPlan) -> Shard:
 
 
 def require_same(old: Settings, new: Settings, path: Path, *, remedy: str) -> None:
-    """Raises `UserError` (`settings-changed`) where the plan `new` is not the one that work in `path` began with."""
+    """Raises `UserError` (`settings-changed`) where the plan `new` differs from the `old` one of the folder `path`."""
     changed = changes(old, new)
     if not changed:
         return

@@ -1,4 +1,4 @@
-"""Latents that other programs made, taken over without encoding again: `--from-latents DIR`.
+"""Importing latents that other programs made, without encoding again: `--from-latents DIR`.
 
 Three layouts are known:
 
@@ -6,8 +6,8 @@ Three layouts are known:
     dataset.json and *.npy                    {"labels": [["00000/img-mean-std-0.npy", 3], …]} (EDM2, REPA)
     *.safetensors or *.npz                    shards with `latents`, `labels`, perhaps `latents_flip` (LightningDiT)
 
-A file holds draws from the posterior, [C, h, w] each, or [2C, h, w]: the mean, then its standard deviation or, where
-some values are negative, the logarithm of its variance. Shapes: n images, C channels of the autoencoder.
+A file holds draws from the posterior, [C, h, w] each, or [2C, h, w]: the mean, then the standard deviation or, where
+some of its values are negative, the logarithm of the variance. Shapes: n images, C channels of the autoencoder.
 
 To add a layout: a function in `LAYOUTS`.
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan
 from mpdit_core.data.shards import ShardContent
+from mpdit_core.data.sources import natural_order
 from mpdit_core.encoding.pipeline import Encoded
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.checked_tensors import opened
@@ -34,12 +35,12 @@ from mpdit_core.size import Size
 
 LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
 ALL = slice(0, None)
-LOOKED_AT = 64  # latents whose values say what the files hold
+LOOKED_AT = 64  # latents whose values show what the files hold
 
 
 @dataclass(frozen=True)
 class ForeignLatents:
-    """Latents in `files`, of which file i holds `counts[i]`, and their labels int64 [n]."""
+    """Latents in `files`, `counts[i]` of them in file i, and their labels int64 [n]."""
 
     folder: Path
     files: list[Path]
@@ -53,7 +54,7 @@ class ForeignLatents:
         """Latents `start` to `stop` as they are stored, float32 [n, K, h, w]; then those of mirror images, if any.
 
         Raises:
-            UserError: a file is damaged, or of another shape than those before it (`damaged-file`).
+            UserError: a file is damaged, or its shape differs from those before it (`damaged-file`).
         """
         ends = np.cumsum(self.counts)
         parts = []
@@ -69,7 +70,7 @@ class ForeignLatents:
             raise _damaged(self.folder, f"latents of several shapes among {start} to {stop}") from error
 
     def fingerprint(self) -> str:
-        """Hash of names, sizes and times of change, as of a folder of images."""
+        """Hash of names, sizes, times of change and labels, as for a folder of images."""
         digest = hashlib.sha256()
         for path in self.files:
             about = path.stat()
@@ -80,7 +81,7 @@ class ForeignLatents:
 
 @dataclass(frozen=True)
 class Holding:
-    """What the files hold: the spec of their autoencoder with what is stored, and how it is said to a person."""
+    """What the files hold: the spec of their autoencoder with what is stored, and a description for the user."""
 
     autoencoder: AutoencoderSpec
     size: Size  # h × w
@@ -109,14 +110,13 @@ def find_foreign_latents(folder: Path) -> ForeignLatents:
 
 
 def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None) -> Holding:
-    """What the files hold, from the first of them.
+    """What the files hold, judged by the first latents.
 
     Args:
-        scale: what raw latents were multiplied with; None: not said.
+        scale: factor that raw latents were multiplied by; None: not given.
 
     Raises:
-        UserError: they are not of this autoencoder (`other-shape`), or nobody says how they are scaled
-            (`scale-not-known`).
+        UserError: they are not of this autoencoder (`other-shape`), or `scale` is not given (`scale-not-known`).
     """
     first, *flips = found.read(0, min(LOOKED_AT, len(found)))
     channels, height, width = first.shape[1:]
@@ -133,7 +133,7 @@ def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None
             f"{found.folder} does not state how its latents are scaled; their standard deviation is {spread:.3g}",
             code="scale-not-known",
             expected="the factor that the raw latents were multiplied by: about 1 / their standard deviation if the "
-            "values above are near 1",
+            "standard deviation is near 1",
             remedy="--latents-scale 0.18215 for DiT's and SiT's files of Stable Diffusion's autoencoder; "
             "--latents-scale 1 for raw latents, such as EDM2's, REPA's and LightningDiT's",
         )
@@ -165,7 +165,7 @@ def take_over(
 
 
 def _raw(stored: Tensor, holding: Holding, scale: float) -> Tensor:
-    if holding.is_log_variance:  # of raw latents: programs that store it scale the draw later
+    if holding.is_log_variance:  # that of raw latents: programs that store it scale the draw later
         mean, log_variance = stored.chunk(2, dim=1)
         stored = torch.cat([mean, (log_variance / 2).exp() * scale], dim=1)
     return stored / scale
@@ -178,7 +178,7 @@ def _pairs(folder: Path) -> ForeignLatents | None:
         return None
     features = folders[0]
     labels = features.with_name(features.name.removesuffix("_features") + "_labels")
-    files = sorted(features.glob("*.npy"), key=_natural)
+    files = sorted(features.glob("*.npy"), key=lambda path: natural_order(path.name))
     counts, values = [], []
     for path in files:
         given = labels / path.name
@@ -209,7 +209,8 @@ def _listed(folder: Path) -> ForeignLatents | None:
 
 def _shards(folder: Path) -> ForeignLatents | None:
     """`.safetensors` and `.npz` files with `latents` and `labels`."""
-    files = sorted((path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz")), key=_natural)
+    found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz"))
+    files = sorted(found, key=lambda path: natural_order(str(path)))
     labels = [_read_named(path, LABELS) for path in files]
     files = [path for path, given in zip(files, labels, strict=True) if given is not None]
     if not files:
@@ -222,7 +223,7 @@ LAYOUTS: tuple[Callable[[Path], ForeignLatents | None], ...] = (_pairs, _listed,
 
 
 def _checked(folder: Path, files: list[Path], counts: list[int], labels: np.ndarray) -> ForeignLatents | None:
-    """Raises `UserError` (`damaged-file`) for labels that are no whole numbers from 0 on. None: no files."""
+    """Raises `UserError` (`damaged-file`) for labels that are not integers of at least 0. None: no files."""
     if not files:
         return None
     if labels.dtype.kind not in "iu" or labels.min() < 0:
@@ -246,7 +247,7 @@ def _read(path: Path, rows: slice) -> list[Tensor]:
 
 
 def _read_named(path: Path, name: str, rows: slice = ALL) -> Tensor | None:
-    """`rows` of one tensor of a shard, the others are not read; None where it has none of this name."""
+    """`rows` of one tensor of a shard; None where it has no tensor of this name. Other tensors are not read."""
     if path.suffix == ".safetensors":
         with opened(path) as file:
             return file.get_slice(name)[rows.start : rows.stop] if name in file.keys() else None  # noqa: SIM118
@@ -260,11 +261,6 @@ def _array(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, str(error)) from error
-
-
-def _natural(path: Path) -> tuple[str, int, str]:
-    """Sorts 2.npy before 10.npy."""
-    return str(path.parent), int(path.stem) if path.stem.isdecimal() else -1, path.name
 
 
 def _no_labels(path: Path) -> UserError:

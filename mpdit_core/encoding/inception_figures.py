@@ -1,4 +1,4 @@
-"""What Inception says of finished latents, by the protocol of eval-fid: reference statistics, and rFID."""
+"""Figures of finished latents with Inception, by the protocol of eval-fid: reference statistics, and rFID."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RFID_IMAGES = 50_000
 
 
 def write_reference(folder: Path, *, device: torch.device, trust: bool, report: Reporter) -> None:
-    """Measures what eval-fid compares samples with; it is kept beside the latents.
+    """Measures the reference statistics of eval-fid, and keeps them beside the latents.
 
     Args:
         trust: whether the source in the manifest may be code.
@@ -30,9 +30,9 @@ def write_reference(folder: Path, *, device: torch.device, trust: bool, report: 
 
 
 def measure_rfid(folder: Path, options: DeviceOptions, *, trust: bool, report: Reporter) -> float | None:
-    """FID of decoded latents against the images; None with other Inception weights than the published.
+    """FID of decoded latents against the images, recorded in evals/ of the folder. Every process takes part.
 
-    Every process takes part. The record is in evals/ of the folder.
+    None unless Inception has its published weights.
     """
     from mpdit_core.evaluation import EvaluateOptions, evaluate
 

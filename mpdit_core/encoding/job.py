@@ -1,7 +1,7 @@
-"""`encode-latents`: from images to a folder of latents. See docs/data.md for what is stored, and why.
+"""`encode-latents`: from images to a folder of latents. docs/data.md explains what is stored, and why.
 
-Every process encodes its share of the shards; rank 0 checks, finishes and reports. What a killed run finished is kept,
-and the same command resumes from there. With `--teacher` a second pass follows (`teacher/`).
+Every process encodes its share of the shards; rank 0 checks, finishes and reports. The shards that a killed command
+finished are kept, and the same command resumes from there. With `--teacher` a second pass follows (`teacher/`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from mpdit_core.runtime.distributed import process_group
 
 
 def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> EncodeResult:
-    """Encodes what is not encoded yet, and returns what is to be known about the finished folder.
+    """Encodes the shards that are missing, and describes the finished folder.
 
     Raises:
-        UserError: found before the first image where it can be; see `EncodingFolder`, the sources and autoencoders.
-        Interrupted: finished shards are kept.
+        UserError: as the source, the autoencoder and `EncodingFolder`; before the first image where possible.
+        Interrupted: a signal came; finished shards are kept.
     """
     device = select_device(options.device)
     with process_group(device) as world, ExitStack() as held:
@@ -52,12 +52,14 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
             store_features(job, job.teacher)
         if world.is_main:
             _inspect(job, is_new=unfinished is not None)
-        rfid = _rfid(job) if options.reconstruction_fid else None
-        return _result(LatentFolder(job.folder.path), encoded=encoded, seconds=seconds, rfid=rfid)
+        path, rfid = job.folder.path, None
+        if options.reconstruction_fid:
+            rfid = measure_rfid(path, options, trust=_is_typed(job), report=report)
+        return _result(LatentFolder(path), encoded=encoded, seconds=seconds, rfid=rfid)
 
 
 def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
-    """Holds the folder until `held` ends; returns the shards to encode, now that nobody else changes them."""
+    """Holds the folder until `held` ends; returns the shards to encode, which no other command changes then."""
     _check_disk(job, job.unfinished_shards() or [])
     held.enter_context(job.folder.held())
     job.folder.check(job.plan)
@@ -101,7 +103,7 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
         unfinished=unfinished,
         encode=lambda shards: job.shards_of(job.plan, shards),
         store=store,
-        recorded=job.folder,
+        records=job.folder,
     )
     make_shards(work, world=job.world, report=job.report)
     if job.world.is_main:
@@ -118,7 +120,7 @@ def _finish(job: EncodeJob) -> None:
 
 
 def _revisit(job: EncodeJob) -> None:
-    """A complete folder: nothing to encode, another normalisation at most."""
+    """A complete folder: nothing is encoded, but another normalisation may be chosen."""
     if not job.world.is_main:
         return
     path, wanted = job.folder.path, job.options.normalisation
@@ -132,7 +134,7 @@ def _revisit(job: EncodeJob) -> None:
 
 
 def _inspect(job: EncodeJob, *, is_new: bool) -> None:
-    """`--verify`, and what is made of the finished folder beside the latents."""
+    """`--verify`, and the files beside the latents: figures of the reconstruction, contact sheet, reference."""
     path, images = job.folder.path, job.options.reconstruction_images
     if job.options.verify:
         verify(job.folder, job.source, job.autoencoder, report=job.report)
@@ -146,12 +148,8 @@ def _inspect(job: EncodeJob, *, is_new: bool) -> None:
         write_reference(path, device=job.autoencoder.device, trust=_is_typed(job), report=job.report)
 
 
-def _rfid(job: EncodeJob) -> float | None:
-    return measure_rfid(job.folder.path, job.options, trust=_is_typed(job), report=job.report)
-
-
 def _is_typed(job: EncodeJob) -> bool:
-    """Whether the source in the manifest is what was typed now, and may be code."""
+    """Whether the source in the manifest is the one that was typed, and may be code."""
     return read_manifest(job.folder.path).plan.source.given == job.plan.source.given
 
 
@@ -162,7 +160,7 @@ def _result(latents: LatentFolder, *, encoded: int, seconds: float, rfid: float 
     return EncodeResult(
         latents=latents.path,
         count=manifest.count,
-        classes=len(manifest.class_names),
+        classes=len(plan.class_names),
         resolution=plan.resolution,
         latent_shape=plan.latent_shape,
         autoencoder=plan.autoencoder.id,

@@ -14,7 +14,7 @@ from mpdit_core.size import Size
 
 
 class EncodeOptions(DeviceOptions):
-    """None: chosen by the source, the resolution or the autoencoder."""
+    """What to encode, and how. Where a value is None, the source, the resolution or the autoencoder decides."""
 
     source: str | None = setting(
         None, "folder of images or class folders, .tar of one, hf:ORG/NAME, or name of a data set",

@@ -1,12 +1,12 @@
-"""The moving parts of encoding: threads decode ahead, and the images of a batch are encoded into the rows of a shard.
+"""The pipeline of encoding: threads decode ahead, and the images of a batch are encoded into the rows of a shard.
 
-What encodes is an autoencoder, or a teacher whose features are stored beside its latents.
+The encoder is an autoencoder, or a teacher whose features are stored beside the latents.
 
-On a CPU the thread that decodes an image also encodes it: faster than a batch over all cores (1.6 times for the Stable
-Diffusion autoencoder on two), small in memory, and the same bytes for any number of cores. On a GPU a batch is one
-call, and runs while the latents of the last one are fetched. Pillow and torch release Python's lock, so threads are
-enough, and nothing is copied between processes. Batches and shards cover fixed ranges of items: what a shard holds
-does not depend on who makes it when.
+On a CPU the thread that decodes an image also encodes it: this is faster than a batch over all cores (1.6 times for
+the Stable Diffusion autoencoder on two), needs little memory, and gives the same bytes for any number of cores. On a
+GPU a batch is one call, which runs while the latents of the last one are fetched. Pillow and torch release Python's
+lock, so threads suffice, and nothing is copied between processes. Batches and shards cover fixed ranges of items: the
+content of a shard depends neither on the process that makes it nor on the time.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Encoder:
     """What makes the rows of shards from pictures.
 
     Args:
-        device: that it computes on; on a CPU each image is encoded by itself.
-        mode: of the pictures, as Pillow names it.
-        shape, dtype: of what is stored for each image.
+        device: where it computes; on a CPU each image is encoded by itself.
+        mode: mode of the pictures, as Pillow names it.
+        shape, dtype: shape and type of what is stored for each image.
         tensors: names of the tensors of a shard: of the images and, if they are stored too, of the mirror images.
-        encode: what is stored [n, *shape] for images uint8 [n, K, H, W].
+        encode: gives what is stored, [n, *shape], for images uint8 [n, K, H, W].
     """
 
     device: torch.device
@@ -62,7 +62,7 @@ def latents_encoder(autoencoder: LoadedAutoencoder, plan: EncodingPlan) -> Encod
         device=autoencoder.encode_device,
         mode=autoencoder.mode,
         shape=plan.stored_shape,
-        dtype=plan.autoencoder.form.dtype,
+        dtype=plan.dtype,
         tensors=plan.tensor_names,
         encode=autoencoder.encode,
     )
@@ -78,7 +78,7 @@ class Encoded:
 
 
 class ShardBuilder:
-    """The arrays of one shard, a row for each of its items; rows of items left out are removed at the end."""
+    """The arrays of one shard, with a row for each of its items; rows of skipped items are removed at the end."""
 
     def __init__(self, plan: EncodingPlan, number: int, encoder: Encoder):
         self.number = number
@@ -93,7 +93,7 @@ class ShardBuilder:
         return self.stop - self.start
 
     def store(self, row: int, encoded: Sequence[Tensor]) -> None:
-        """Writes `encoded`, one [n, …] for each tensor, into rows `row` to `row + n`."""
+        """Writes `encoded`, one array [n, …] for each tensor, into rows `row` to `row + n`."""
         for tensor, values in zip(self.tensors.values(), encoded, strict=True):
             torch.from_numpy(tensor)[row : row + len(values)].copy_(values)
 
@@ -106,7 +106,7 @@ class ShardBuilder:
 
 @dataclass
 class Batch:
-    """Consecutive items of a shard, from row `row` on. `reasons` are known when all are decoded."""
+    """Consecutive items of a shard, which begin at `row`. `reasons` are complete when all items are decoded."""
 
     shard: ShardBuilder
     row: int
@@ -119,7 +119,7 @@ class Batch:
         return self.row + len(self.items) == len(self.shard)
 
     def wait(self) -> list[SkippedItem]:
-        """The items that cannot be used, once all are decoded; the rows of the others stay."""
+        """Waits until all items are decoded; returns those that cannot be used, whose rows are dropped."""
         wait(self.reasons)
         skipped = []
         for place, (item, future) in enumerate(zip(self.items, self.reasons, strict=True)):
@@ -143,9 +143,10 @@ def encode_shards(
     """Encodes `shards` one after the other.
 
     Raises:
-        UserError: an image cannot be used and `skip_faulty` is off (`faulty-image`), or has a label that no class has.
+        UserError: an image cannot be used and `skip_faulty` is off (`faulty-image`), or no class has its label
+            (`no-such-class`).
     """
-    under_way = 1 if encoder.takes_batches else 0  # a GPU has one batch to work on while the last one is fetched
+    under_way = 1 if encoder.takes_batches else 0  # a GPU works on one batch while the last one is fetched
     waiting: deque[tuple[Batch, list[SkippedItem], list[Tensor]]] = deque()
 
     def finished() -> Encoded:
@@ -160,7 +161,7 @@ def encode_shards(
             for batch in batches:
                 skipped = batch.wait()
                 if skipped and not skip_faulty:
-                    while waiting:  # what came before it may complete a shard
+                    while waiting:  # earlier batches may complete a shard
                         yield finished()
                     raise _faulty(skipped[0])
                 pictures = batch.pictures
@@ -173,8 +174,8 @@ def encode_shards(
 
 
 def encode_pictures(encoder: Encoder, pictures: np.ndarray) -> list[Tensor]:
-    """What is stored for `pictures` uint8 [n, H, W, K] and, if these are stored too, for their mirror images: [n, …]
-    each, on the device that encodes."""
+    """What is stored for `pictures` uint8 [n, H, W, K], on the device that encodes: [n, …], and the same for their
+    mirror images if these are stored too."""
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     if encoder.device.type == "cuda":
         images = images.pin_memory().to(encoder.device, non_blocking=True)
@@ -189,7 +190,7 @@ def _submitted(
     encoder: Encoder,
     pool: ThreadPoolExecutor,
 ) -> Iterator[Batch]:
-    """The batches of `shards` in order; the decoding of a batch has been handed to `pool` when it is yielded."""
+    """The batches of `shards` in order. When a batch is yielded, `pool` already has the tasks that decode it."""
     picture_shape = (*plan.resolution, len(encoder.mode))
     for number in shards:
         shard = ShardBuilder(plan, number, encoder)
@@ -208,7 +209,7 @@ def _submitted(
 
 
 def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, encoder: Encoder) -> str | None:
-    """Decodes one item, and encodes it too unless whole batches are encoded; the reason if it cannot be used."""
+    """Decodes an item, and encodes it unless whole batches are encoded; returns why it cannot be used, if so."""
     try:
         picture = prepare(decode(), plan.resolution, encoder.mode)
     except UserError as error:  # a plugin that fails may raise this too
@@ -229,7 +230,7 @@ def _decoding_pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoo
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)  # what a thread of the pool sets, later threads would inherit
+        torch.set_num_threads(threads)  # later threads would inherit the setting of the pool's threads
 
 
 def _faulty(item: SkippedItem) -> UserError:

@@ -1,4 +1,4 @@
-"""The plan that the options of `encode-latents` come to: every choice that fixes bytes is made here."""
+"""From the options of `encode-latents` to its plan: every choice that fixes bytes is made here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpdit_core.size import Size
 DEFAULT_RESOLUTION = Size.square(256)
 SHARD_BYTES = 128 * 2**20
 SHARD_ITEMS = 4096
-SHARDS_AT_LEAST = 16  # of a small data set, so that several processes have something to share
+SHARDS_AT_LEAST = 16  # for a small data set, so that several processes can share the work
 FOR_IMAGES = frozenset(
     {"split", "labels", "streaming", "allow_empty_classes", "dataset_options", "resolution", "flip", "on_error",
      "precision", "batch_size", "reference_stats", "reconstruction_fid"}
@@ -36,7 +36,7 @@ def make_plan(
     """Settles every option that fixes bytes; no default depends on the number of processes.
 
     Args:
-        begun: the plan that is continued. Where the precision is `auto`, it stays as it was measured then.
+        begun: the plan that encoding continues, whose precision is kept for `auto`.
 
     Raises:
         UserError: the source holds no images (`no-images`), or cannot be read.
@@ -48,7 +48,6 @@ def make_plan(
     plan = EncodingPlan(
         source=SourceSpec(
             given=source_given(given),
-            name=source_name(given),
             split=options.split,
             options=source_arguments(options),
             fingerprint=fingerprint,
@@ -71,7 +70,7 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
     """The plan for latents that another program made.
 
     Raises:
-        UserError: an option that is for images (`option-does-not-apply`), or fewer class names than labels
+        UserError: an option for images is given (`option-does-not-apply`), or there are fewer class names than labels
             (`no-such-class`).
     """
     _refuse_options_of_images(options)
@@ -79,12 +78,13 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
     names = tuple(read_class_names(options.classes)) if options.classes else tuple(map(str, range(most)))
     if len(names) < most:
         raise UserError(
-            f"there are labels up to {most - 1}", code="no-such-class", expected=f"{most} names in {options.classes}"
+            f"the latents have labels up to {most - 1}, and {options.classes} has {len(names)} names",
+            code="no-such-class",
+            expected=f"{most} names",
         )
     plan = EncodingPlan(
         source=SourceSpec(
             given=str(found.folder),
-            name=found.folder.name,
             options={"latents_scale": options.latents_scale},
             fingerprint=found.fingerprint(),
             items=len(found),
@@ -100,7 +100,7 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
 
 
 def _in_shards(plan: EncodingPlan, wanted: int | None) -> EncodingPlan:
-    """`plan` with the size of shards that is `wanted`, or else one that holds whole batches."""
+    """`plan` with shards of the size that is `wanted`, or else of one that fits whole batches."""
     fitting = min(SHARD_ITEMS, SHARD_BYTES // plan.bytes_per_image, -(-plan.source.items // SHARDS_AT_LEAST))
     whole_batches = max(1, round(fitting / plan.batch_size)) * plan.batch_size
     return plan.model_copy(update={"shard_size": wanted or whole_batches})
@@ -118,7 +118,7 @@ def _refuse_options_of_images(options: EncodeOptions) -> None:
 
 
 def what_is_encoded(options: EncodeOptions) -> str:
-    """What the latents are made from. Raises `UserError` (`no-source`) unless one of the two ways is given."""
+    """The source of the images or latents. Raises `UserError` (`no-source`) unless exactly one is given."""
     if (options.source is None) == (options.from_latents is None):
         both = options.source is not None
         raise UserError(
@@ -131,7 +131,7 @@ def what_is_encoded(options: EncodeOptions) -> str:
 
 
 def source_arguments(options: EncodeOptions) -> dict[str, Any]:
-    """The further arguments of `open_source`, as the manifest keeps them to open the source again."""
+    """The further arguments of `open_source`, which the manifest keeps to open the source again."""
     given: dict[str, Any] = {
         "classes": str(options.classes.expanduser().absolute()) if options.classes else None,
         "labels": str(options.labels.expanduser().absolute()) if options.labels else None,
@@ -143,7 +143,7 @@ def source_arguments(options: EncodeOptions) -> dict[str, Any]:
 
 
 def output_folder(options: EncodeOptions, resolution: Size) -> Path:
-    """Where the latents go. Raises `UserError` (`output-in-source`) for a place within the source."""
+    """The folder for the latents. Raises `UserError` (`output-in-source`) for one within the source."""
     given = what_is_encoded(options)
     name = source_name(given) + (f"-{options.split}" if options.split else "")
     out = options.out or Path("latents") / f"{name}-{resolution}"

@@ -1,4 +1,4 @@
-"""The type that the encoder computes in: a faster one than float32 where it gives the same latents."""
+"""The type that the encoder computes in: float32, or a faster one that gives nearly the same latents."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def choose_precision(
     *,
     resolution: Size,
 ) -> ComputeType:
-    """`wanted`, or for `auto` the fastest whose means are within 1e-2 of float32's on the first images.
+    """`wanted`, or for `auto` the fastest type whose means are within 1e-2 of float32's on the first images.
 
     Raises:
-        UserError: a precision is asked for that the device does not have (`no-such-precision`).
+        UserError: the device does not have the precision (`no-such-precision`).
     """
     device = autoencoder.encode_device
     if wanted != "auto":
@@ -58,6 +58,6 @@ def _first_images(source: Dataset, resolution: Size, mode: Mode) -> torch.Tensor
     for _, decode in read_items(source, 0, min(TRIED_ON, count_items(source))):
         try:
             images.append(prepare(decode(), resolution, mode))
-        except UserError:  # reported when its turn comes
+        except UserError:  # reported when it is encoded
             continue
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if images else None

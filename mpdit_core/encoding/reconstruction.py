@@ -1,13 +1,13 @@
-"""How well decoded latents match their images: the ceiling of every figure of a model that is trained on them.
+"""How well decoded latents match their images: an upper bound for the quality of every model trained on them.
 
-A random sample of images, the same for every call, is compared with what its stored latents decode to. Some are drawn
-side by side for a person to look at. The figures are kept in `reconstruction.json` beside the manifest.
+A random sample of images, the same for every call, is compared with its decoded latents, and some of both are drawn
+side by side on a contact sheet. The figures are kept in `reconstruction.json` beside the manifest.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +16,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from mpdit_core.api import Dataset
+from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
@@ -26,14 +26,13 @@ from mpdit_core.pictures import labelled_grid, save_png
 from mpdit_core.reporting import Progress, Reporter, Saved, Warning
 from mpdit_core.runtime.files import write_json
 from mpdit_core.settings import Settings, setting
-from mpdit_core.size import Size
 
 SHEET = "contact-sheet.png"
 SHEET_IMAGES = 8
 FIGURES = "reconstruction.json"
-DECODED_AT_ONCE = 16  # images of 128 px; of 256 px 4, for which Stable Diffusion's decoder takes 0.9 GiB
+COMPARED_AT_ONCE = 16  # images
 POOR_PSNR = 15.0  # dB; the Stable Diffusion autoencoder reaches about 26, a wrong pixel range about 10
-LARGEST_PSNR = 100.0  # dB, for an image that comes back exactly
+LARGEST_PSNR = 100.0  # dB, for an image that is decoded exactly
 
 
 class Reconstruction(Settings):
@@ -51,7 +50,7 @@ def read_reconstruction(folder: Path) -> Reconstruction | None:
 
 
 def is_inspected(folder: LatentFolder, *, images: int) -> bool:
-    """Whether the contact sheet and, unless `images` is 0, the figures of as many images are there."""
+    """Whether the contact sheet exists, and figures of at least `images` images."""
     before = read_reconstruction(folder.path)
     measured = before.images if before else 0
     return (folder.path / SHEET).exists() and measured >= _count(folder.manifest, images)
@@ -60,15 +59,16 @@ def is_inspected(folder: LatentFolder, *, images: int) -> bool:
 def inspect_reconstruction(
     folder: LatentFolder, source: Dataset, autoencoder: LoadedAutoencoder, *, images: int, report: Reporter
 ) -> None:
-    """Compares `images` images (0: none), writes figures and contact sheet, and warns (`poor-reconstruction`) where
-    decoding does not return them."""
+    """Compares `images` images (0: none), writes the figures and the contact sheet, and warns (`poor-reconstruction`)
+    where decoded latents differ strongly from their images."""
     picks = pick_images(folder.manifest, source, _count(folder.manifest, images or SHEET_IMAGES))
     shown = evenly_spread(len(picks), min(SHEET_IMAGES, len(picks)))
     psnrs, ssims, cells, captions = [], [], [], []
-    for part in _batches(len(picks), folder.spec.resolution):
-        batch = folder.batch([index for index, _ in picks[part]])
+    for start in range(0, len(picks), COMPARED_AT_ONCE):
+        part = slice(start, min(start + COMPARED_AT_ONCE, len(picks)))
+        batch = folder.batch([number for number, _, _ in picks[part]])
         decoded = autoencoder.decode(batch.mean).cpu()
-        pictures = [prepare(decode(), folder.spec.resolution, autoencoder.mode) for _, decode in picks[part]]
+        pictures = [prepare(decode(), folder.spec.resolution, autoencoder.mode) for _, _, decode in picks[part]]
         originals = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
         psnrs += psnr(originals, decoded).tolist()
         ssims += ssim(originals, decoded).tolist()
@@ -89,25 +89,18 @@ def inspect_reconstruction(
 
 
 def draw_decoded(folder: LatentFolder, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
-    """Draws what some latents decode to, where there are no images to compare them with: a wrong scale is seen."""
+    """Draws some decoded latents, where there are no images to compare them with: they show a wrong scale."""
     batch = folder.batch(evenly_spread(len(folder), min(SHEET_IMAGES, len(folder))))
-    parts = _batches(len(batch.mean), folder.spec.resolution)
-    cells = [image for part in parts for image in autoencoder.decode(batch.mean[part]).cpu()]
+    cells = list(autoencoder.decode(batch.mean).cpu())
     captions = [folder.spec.class_name(label) for label in batch.labels.tolist()]
     _save_sheet(folder, cells, captions, what="decoded latents", report=report)
 
 
 def _count(manifest: Manifest, images: int) -> int:
-    """How many images are compared where `images` are asked for: a contact sheet of pixels, which come back exactly."""
+    """How many of `images` images are compared; of pixels, which are exact, only those on the contact sheet."""
     autoencoder = manifest.plan.autoencoder
     is_exact = autoencoder.stores == "uint8" and autoencoder.factor == 1
     return min(images, manifest.count, SHEET_IMAGES if is_exact else images)
-
-
-def _batches(count: int, resolution: Size) -> Iterator[slice]:
-    """Places 0 to `count` in parts that are decoded at once: 16 images, fewer where they are larger than 128 px."""
-    size = max(1, min(DECODED_AT_ONCE, DECODED_AT_ONCE * 128**2 // resolution.area))
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _save_sheet(
@@ -127,8 +120,8 @@ def psnr(images: Tensor, decoded: Tensor) -> Tensor:
 def ssim(images: Tensor, decoded: Tensor) -> Tensor:
     """Structural similarity, [B], of uint8 images [B, K, H, W] (Wang et al. 2004, eq. 13).
 
-    The mean over pixels and colours, with the paper's window, a Gaussian of 11 pixels and standard deviation 1.5 where
-    it fits whole, and its constants 0.01 and 0.03. Images of less than 11 pixels have a window of their own size.
+    The mean over colours and all places where the window fits, with the paper's window, a Gaussian of 11 pixels and
+    standard deviation 1.5, and its constants 0.01 and 0.03. For images of less than 11 pixels the window is as large.
     """
     side = min(11, *images.shape[-2:])
     offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
@@ -148,7 +141,7 @@ def ssim(images: Tensor, decoded: Tensor) -> Tensor:
 
 
 def _sliding(window: Tensor, length: int) -> Tensor:
-    """The matrix that takes the mean under `window` at each place where it fits: [length - len(window) + 1, length]."""
+    """The matrix of the means under `window` at each place where it fits: [length - len(window) + 1, length]."""
     places = length - len(window) + 1
     matrix = window.new_zeros(places, length)
     for place in range(places):
@@ -156,15 +149,15 @@ def _sliding(window: Tensor, length: int) -> Tensor:
     return matrix
 
 
-def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 0) -> list[tuple[int, Decode]]:
-    """(index among the latents, how to decode its picture) of random images; the first ones of a stream."""
+def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 0) -> list[tuple[int, Item, Decode]]:
+    """(number among the latents, item, function that decodes its picture) of random images; of a stream, the first."""
     items = manifest.plan.source.items
     skipped = {item.key for item in manifest.skipped}
     if isinstance(source, Streamed):
         reading = read_items(source, 0, min(count + len(skipped), items))
-        kept = [decode for item, decode in reading if item.key not in skipped]
-        return list(enumerate(kept[:count]))
+        kept = [(item, decode) for item, decode in reading if item.key not in skipped]
+        return [(number, item, decode) for number, (item, decode) in enumerate(kept[:count])]
     keys = [item.key for item in source.items()] if skipped else []
     places = [n for n in range(items) if keys[n] not in skipped] if skipped else range(items)
     chosen = sorted(random.Random(seed).sample(range(manifest.count), count))
-    return [(index, next(read_items(source, places[index], places[index] + 1))[1]) for index in chosen]
+    return [(number, *next(read_items(source, places[number], places[number] + 1))) for number in chosen]

@@ -1,4 +1,4 @@
-"""Before the first image: everything is opened, the plan is settled, and what cannot be done is refused."""
+"""Before the first image: everything is opened, the plan is made, and what cannot be done is refused."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from mpdit_core.size import Size
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
-    """What one call of `encode_latents` works with, once everything is opened and settled.
+    """What one call of `encode_latents` works with, once everything is open.
 
     Args:
-        source: the images; None where latents of another program are taken over.
-        shards_of: the content of shards, one after the other, for a plan and their numbers.
-        teacher: whose features are stored beside the latents, if one was asked for.
+        source: the images; None where latents of another program are imported.
+        shards_of: gives the content of shards, one after the other, for a plan and their numbers.
+        teacher: the teacher whose features are stored beside the latents, if one was asked for.
     """
 
     options: EncodeOptions
@@ -54,15 +54,15 @@ class EncodeJob:
     teacher: LoadedTeacher | None = None
 
     def unfinished_shards(self) -> list[int] | None:
-        """Numbers of the shards to encode; None for a complete folder, and for one that is only to be checked."""
-        if self.options.verify and self.folder.has_manifest:  # missing shards are reported then, not made
+        """Numbers of the shards to encode; None for a complete folder, and for one that is only checked."""
+        if self.options.verify and self.folder.has_manifest:  # missing shards are reported, not made
             return None
         done = self.folder.shards(self.plan)
         todo = [number for number in range(self.plan.num_shards) if number not in done]
         return None if not todo and self.folder.is_complete else todo
 
     def missing_features(self) -> list[int]:
-        """Numbers of the shards whose features are to be made: none without a teacher, or to check a folder."""
+        """Numbers of the shards without features; none without a teacher, and for a folder that is only checked."""
         if self.teacher is None or (self.options.verify and self.folder.has_manifest):
             return []
         done = TeacherFolder(self.folder.path).shards() if self.folder.has_manifest else {}
@@ -70,7 +70,7 @@ class EncodeJob:
 
 
 def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
-    """Opens everything, settles the plan, and refuses what cannot be done; every process does."""
+    """Opens everything, makes the plan, and refuses what cannot be done; in every process."""
     opened = _open_foreign if options.from_latents else _open_source
     job = opened(options, device=device, world=world, report=report)
     autoencoder = job.autoencoder.spec
@@ -125,7 +125,7 @@ def _open_source(options: EncodeOptions, *, device: torch.device, world: World, 
 
 
 def _open_foreign(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
-    """Latents of another program to take over."""
+    """Latents of another program to import."""
     found = find_foreign_latents(Path(what_is_encoded(options)))
     autoencoder = _load_autoencoder(options, None, device=device, world=world)
     holding = look_at(found, autoencoder.spec, scale=options.latents_scale)
@@ -146,7 +146,7 @@ def _open_foreign(options: EncodeOptions, *, device: torch.device, world: World,
 def _load_autoencoder(
     options: EncodeOptions, source: Dataset | None, *, device: torch.device, world: World
 ) -> LoadedAutoencoder:
-    """One process at a time may download it: rank 0 goes first."""
+    """Loads it on rank 0 first, so that only one process downloads it."""
     name = options.autoencoder or getattr(source, "autoencoder", None) or DEFAULT_AUTOENCODER
     if not world.is_main:
         world.barrier()

@@ -1,9 +1,9 @@
-"""`encode-latents --verify`: every finished shard against the manifest, the source, the autoencoder and the teacher."""
+"""`encode-latents --verify`: compares finished shards with the manifest, the source, the autoencoder, the teacher."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import FeatureShard, Manifest, Shard, read_manifest
-from mpdit_core.data.shards import check_feature_shard, check_shard, map_shard
-from mpdit_core.data.sources import Streamed, read_items
+from mpdit_core.data.shards import feature_shard_fault, shard_fault
+from mpdit_core.data.sources import Streamed
 from mpdit_core.encoding.folder import EncodingFolder, ShardRecords
 from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
+from mpdit_core.encoding.reconstruction import pick_images
 from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.encoding.teacher.projection import read_projection
 from mpdit_core.encoding.teacher.teachers import LoadedTeacher
@@ -25,39 +26,37 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Progress, Reporter
 
 SAMPLED = 16
-TOLERANCE = 1e-2  # of a channel's standard deviation, or of features: more than devices and batch sizes differ by
+TOLERANCE = 1e-2  # relative to a channel's standard deviation, or to features: devices and batch sizes differ by less
 FLOAT16_STEPS = 2**-9  # two steps of float16, relative
 
 
 def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAutoencoder, *, report: Reporter) -> None:
-    """Checks the finished folder; bad shards are set aside, so that the next run writes them again.
+    """Checks the finished folder, and renames bad shards, so that the next command without --verify rewrites them.
 
-    Without a source, and with one that is a stream, nothing is encoded again.
+    Nothing is encoded again without a source, with a stream, or where shards are bad already.
 
     Raises:
-        UserError: shards are bad (`damaged-shards`), naming them and why.
+        UserError: shards are bad (`damaged-shards`): which, and why.
     """
     manifest = read_manifest(folder.path)
     items = None if source is None or isinstance(source, Streamed) else source.items()
     bad: dict[int, list[str]] = {}
     for number, shard in enumerate(manifest.shards):
         labels = None if items is None else [items[n].label for n in _kept(shard, items)]
-        faults = check_shard(folder.path, manifest.plan, shard, labels)
-        if faults:
-            bad[number] = faults
+        fault = shard_fault(folder.path, manifest.plan, shard, labels)
+        if fault:
+            bad[number] = [fault]
         report(Progress(task="verify", done=number + 1, total=len(manifest.shards), unit="shards"))
-    if source is not None and items is not None:
-        picks = random.SystemRandom().sample(range(len(items)), min(SAMPLED, len(items)))
-        report(Note(text=f"encoding {len(picks)} of the images again, chosen at random"))
-        for number, index, fault in list(_encode_again(sorted(picks), folder, manifest, source, autoencoder, bad)):
-            bad.setdefault(number, []).append(f"{items[index].key}: {fault}")
+    if source is not None and items is not None and not bad:
+        report(Note(text=f"encoding up to {SAMPLED} of the images again, chosen at random"))
+        bad = _encode_again(LatentFolder(folder.path), source, autoencoder)
     if bad:
         raise _damaged(folder, manifest.shards, bad)
     report(Note(text=f"verified: {len(manifest.shards)} shards, {manifest.count} images, no fault found"))
 
 
 def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Reporter) -> None:
-    """Checks the features stored beside latents that are in order; bad shards are set aside, as by `verify`.
+    """Checks the features beside latents that `verify` has checked; bad shards are renamed as there.
 
     Without the teacher, no feature is computed again.
 
@@ -68,8 +67,8 @@ def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Report
     stored = latents.manifest.teacher
     if stored is None:
         return
-    faults = [check_feature_shard(path, stored.plan, shard) for shard in stored.shards]
-    bad = {number: found for number, found in enumerate(faults) if found}
+    faults = [feature_shard_fault(path, stored.plan, shard) for shard in stored.shards]
+    bad = {number: [fault] for number, fault in enumerate(faults) if fault}
     projection = read_projection(folder.projection, stored.plan.projection) if stored.plan.projection else None
     if teacher and not bad:
         bad = _compute_again(latents, teacher, projection)
@@ -81,25 +80,26 @@ def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Report
 def _compute_again(
     latents: LatentFolder, teacher: LoadedTeacher, projection: torch.Tensor | None
 ) -> dict[int, list[str]]:
-    """Shard → faults, of random images whose stored features are not those that the teacher gives now."""
+    """Faults by shard: random images whose stored features differ from those that the teacher gives now."""
     numbers, now = teacher.sample(latents, SAMPLED, seed=random.SystemRandom().getrandbits(32))
     if projection is not None:
         now = now @ projection
     stored = latents.batch(numbers, teacher=True).teacher
     assert stored is not None, "they were asked for"
     bad: dict[int, list[str]] = {}
-    for number, before, after in zip(numbers, stored.float(), now, strict=True):
+    shards, _ = latents.places(np.array(numbers))
+    for number, shard, before, after in zip(numbers, shards.tolist(), stored.float(), now, strict=True):
         gap = ((before - after).norm() / before.norm().clamp(min=1e-6)).item()
         if not gap <= TOLERANCE:
             fault = f"the features of image {number} differ by {gap:.2g} of their length from the stored ones"
-            bad.setdefault(latents.shard_of(number), []).append(fault)
+            bad.setdefault(shard, []).append(fault)
     return bad
 
 
 def _damaged(
     folder: ShardRecords, shards: Sequence[Shard] | Sequence[FeatureShard], bad: dict[int, list[str]]
 ) -> UserError:
-    """Sets the bad shards aside, and says which they are."""
+    """Renames the bad shards; returns the error that names them."""
     for number in bad:
         folder.set_aside(shards[number])
     lines = [f"{shards[number].file}: {'; '.join(faults[:3])}" for number, faults in bad.items()]
@@ -118,39 +118,32 @@ def _kept(shard: Shard, items: Sequence[Item]) -> list[int]:
     return [n for n in range(shard.start, shard.stop) if items[n].key not in skipped]
 
 
-def _encode_again(
-    picks: Sequence[int],
-    folder: EncodingFolder,
-    manifest: Manifest,
-    source: Dataset,
-    autoencoder: LoadedAutoencoder,
-    bad: Collection[int],
-) -> Iterator[tuple[int, int, str]]:
-    """(shard, item, fault) for those of `picks` whose stored latents are not what they are encoded to now."""
-    plan = manifest.plan
-    for index in picks:
-        number = index // plan.shard_size
-        kept = [] if number in bad else _kept(manifest.shards[number], source.items())
-        if index not in kept:
-            continue
-        shard = manifest.shards[number]
-        tensors = map_shard(folder.path / shard.file, plan, shard)
-        _, decode = next(read_items(source, index, index + 1))
+def _encode_again(latents: LatentFolder, source: Dataset, autoencoder: LoadedAutoencoder) -> dict[int, list[str]]:
+    """Faults by shard: random images whose stored latents differ from their encoding now."""
+    manifest, plan = latents.manifest, latents.manifest.plan
+    seed = random.SystemRandom().getrandbits(32)
+    picks = pick_images(manifest, source, min(SAMPLED, len(latents)), seed=seed)
+    numbers = [number for number, _, _ in picks]
+    stored = [latents.batch(numbers, flip=[flip] * len(numbers)) for flip in (False, True)[: len(plan.tensor_names)]]
+    shards, _ = latents.places(np.array(numbers))
+    bad: dict[int, list[str]] = {}
+    for row, (shard, (_, item, decode)) in enumerate(zip(shards.tolist(), picks, strict=True)):
         picture = prepare(decode(), plan.resolution, autoencoder.mode)
         encoded = encode_pictures(latents_encoder(autoencoder, plan), picture[None].copy())
-        stored = [torch.from_numpy(tensors[name][kept.index(index)][None].copy()) for name in plan.tensor_names]
-        gap = max(_difference(a, b.cpu(), manifest) for a, b in zip(stored, encoded, strict=True))
+        gap = max(
+            _difference(before[row : row + 1], now, manifest)
+            for batch, part in zip(stored, encoded, strict=True)
+            for before, now in zip(batch[:2], read_stored(part.cpu(), plan.autoencoder.stores), strict=True)
+            if before is not None and now is not None
+        )
         if not gap <= TOLERANCE:
-            yield number, index, f"its latents differ by {gap:.2g} standard deviations from the stored ones"
+            fault = f"{item.key}: its latents differ by {gap:.2g} standard deviations from the stored ones"
+            bad.setdefault(shard, []).append(fault)
+    return bad
 
 
-def _difference(stored: torch.Tensor, now: torch.Tensor, manifest: Manifest) -> float:
+def _difference(before: torch.Tensor, now: torch.Tensor, manifest: Manifest) -> float:
     """Largest difference in units of the channel's standard deviation, beyond two steps of float16."""
-    stores = manifest.plan.autoencoder.stores
     unit = torch.tensor(np.maximum(manifest.measured_std, 1e-6), dtype=torch.float32).view(1, -1, 1, 1)
-    largest = 0.0
-    for before, after in zip(read_stored(stored, stores), read_stored(now, stores), strict=True):
-        if before is not None and after is not None:
-            gap = (before - after).abs() - FLOAT16_STEPS * after.abs()
-            largest = max(largest, (gap / unit).max().item())
-    return largest
+    gap = (before - now).abs() - FLOAT16_STEPS * now.abs()
+    return (gap / unit).max().item()

@@ -1,4 +1,4 @@
-"""Shards that all processes make together: each its share, with what is finished kept whenever they stop."""
+"""Shards that all processes make together, each its share; finished ones are kept whenever the work stops."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from mpdit_core.data.manifest import EncodingPlan
 from mpdit_core.data.shards import ShardContent
+from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.encoding.pipeline import Encoded
+from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.errors import Interrupted
 from mpdit_core.reporting import Note, Progress, Reporter, Skipped, Warning
 from mpdit_core.runtime.concurrency import WriteBehind
@@ -20,26 +21,17 @@ from mpdit_core.runtime.signals import StopRequest
 SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
 
 
-class Recorded(Protocol):
-    """Where finished shards are recorded, by all processes."""
-
-    def count_records(self) -> int: ...
-
-    @property
-    def is_complete(self) -> bool: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardWork:
     """The shards to make.
 
     Args:
-        task: what is done, for the progress.
-        plan: of the latents: it says which items a shard covers.
+        task: name of the work, for the progress.
+        plan: plan of the latents, for the items that a shard covers.
         unfinished: numbers of the shards to make.
-        encode: their content, one after the other.
-        store: writes the content of one, and records it.
-        recorded: by all processes together.
+        encode: gives the content of shards, one after the other.
+        store: writes and records the content of one shard.
+        records: records of the shards that all processes have finished.
     """
 
     task: str
@@ -47,7 +39,7 @@ class ShardWork:
     unfinished: Sequence[int]
     encode: Callable[[Sequence[int]], Iterator[Encoded]]
     store: Callable[[ShardContent], None]
-    recorded: Recorded
+    records: EncodingFolder | TeacherFolder
 
 
 def make_shards(work: ShardWork, *, world: World, report: Reporter) -> None:
@@ -62,15 +54,15 @@ def make_shards(work: ShardWork, *, world: World, report: Reporter) -> None:
             _make_share(work, stop, world=world, report=report)
             _wait_for_others(work, stop, world=world, report=report)
     except (KeyboardInterrupt, Interrupted):
-        text = f"stopped: {work.recorded.count_records()} of {total} shards are finished and kept"
+        text = f"stopped: {work.records.count_records()} of {total} shards are finished and kept"
         report(Warning(code="stopped", text=text))
         raise
 
 
 def _make_share(work: ShardWork, stop: StopRequest, *, world: World, report: Reporter) -> None:
-    """One shard is written while the next is encoded; all that were complete get written.
+    """A shard is written while the next is encoded. A signal takes effect after the batch under way.
 
-    A signal takes effect after the batch under way.
+    Every shard that was complete by then is written.
     """
     count = len(work.unfinished)
     share = work.unfinished[count * world.rank // world.size : count * (world.rank + 1) // world.size]
@@ -90,9 +82,9 @@ def _make_share(work: ShardWork, stop: StopRequest, *, world: World, report: Rep
 
 
 def _wait_for_others(work: ShardWork, stop: StopRequest, *, world: World, report: Reporter) -> None:
-    """Until all shards are recorded. No collective call: these time out, and slow storage takes its time."""
-    launcher, told, recorded = os.getppid(), False, work.recorded
-    while world.size > 1 and recorded.count_records() < work.plan.num_shards and not recorded.is_complete:
+    """Waits until all shards are recorded; by looking, because collective calls time out on slow storage."""
+    launcher, told, records = os.getppid(), False, work.records
+    while world.size > 1 and records.count_records() < work.plan.num_shards and not records.is_complete:
         if not told:
             report(Note(text="waiting for the other processes"))
             told = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from torch import Tensor
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.data.images import FORMATS, FaultyImageError, Mode, open_image, prepare
-from mpdit_core.data.sources import Entry, evenly_spread, find_images, read_entry, source_notes
+from mpdit_core.data.sources import Entry, evenly_spread, find_images, natural_order, read_entry, source_notes
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.record import ImagesRecord
 from mpdit_core.plugins import plugin_errors
@@ -96,7 +95,7 @@ def folder_images(path: Path, resolution: Size | None = None, *, mode: Mode = "R
         mode: what they are made then, before they are laid on white or made RGB, as Pillow names it.
     """
     found = find_images(path)
-    files = sorted(found.images, key=lambda entry: _natural(entry.key))
+    files = sorted(found.images, key=lambda entry: natural_order(entry.key))
     if not files:
         raise UserError(f"{path} holds no images", code="no-images", expected="files such as .png, .jpg, .tif")
     return replace(image_files(path, files, resolution, mode=mode), notes=found.notes())
@@ -329,7 +328,3 @@ def _labels(found: np.ndarray, count: int) -> list[int] | None:
 
 def _are_sorted(labels: list[int] | None) -> bool:
     return labels is not None and len(set(labels)) > 1 and labels == sorted(labels)
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]

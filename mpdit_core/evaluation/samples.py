@@ -28,8 +28,6 @@ from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.sampling import SampleSet
 
-DECODED_AT_ONCE = 32
-
 
 def is_sample_set(path: Path) -> bool:
     """Whether `sample` wrote the folder `path`."""
@@ -108,11 +106,7 @@ def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> Imag
         wanted = [places[index] for index in indices]
         stored = {file: _read(file, "latents")[0] for file in {file for file, _, _ in wanted}}
         latents = torch.stack([stored[file][row] for file, row, _ in wanted])
-        parts = [
-            autoencoder().decode(unstandardise(part.to(device), spec.normalisation)).cpu()
-            for part in latents.split(DECODED_AT_ONCE)
-        ]
-        return as_rgb(torch.cat(parts))
+        return as_rgb(autoencoder().decode(unstandardise(latents.to(device), spec.normalisation)).cpu())
 
     def hash_content() -> str:
         digest = hashlib.sha256(spec.autoencoder.model_dump_json().encode())
@@ -148,8 +142,7 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
         return load_autoencoder(spec.autoencoder, device=device, trust=trust)
 
     def batch(indices: Sequence[int]) -> Tensor:
-        parts = folder.batch(indices).mean.split(DECODED_AT_ONCE)
-        return as_rgb(torch.cat([autoencoder().decode(part).cpu() for part in parts]))
+        return as_rgb(autoencoder().decode(folder.batch(indices).mean).cpu())
 
     def hash_content() -> str:
         shards = " ".join(shard.sha256 for shard in folder.manifest.shards)

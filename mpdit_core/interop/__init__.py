@@ -1,4 +1,4 @@
-"""Models of others in, and ours in the forms of others out."""
+"""`mpdit import` reads official checkpoints; `mpdit export` writes models and latents for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `mpdit import` and `mpdit export` are asked for, and what they return. Torch-free."""
+"""Options and results of `mpdit import` and `mpdit export`. Torch-free."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@
 `mpdit export MODEL OUT --format diffusers` writes such a folder. With `FlowMatchEulerDiscreteScheduler` (shift 1) the
 steps are those of `mpdit sample --sampler euler`: the same noise gives the same images.
 
-`DiffusionPipeline.from_pretrained(folder)` finds the class too, once it is imported (last line). Where it is not, the
-`pipeline.py` saved with every folder imports it: `custom_pipeline=folder, trust_remote_code=True`.
+`DiffusionPipeline.from_pretrained(folder)` finds the class too, once it is imported (see the last line). Otherwise
+`pipeline.py`, which is saved with every folder, imports it: `custom_pipeline=folder, trust_remote_code=True`.
 
 Shapes: B images, C channels, h × w latents, H × W pixels.
 """
@@ -52,10 +52,10 @@ class VelocityOutput(BaseOutput):
 
 
 class MPDiTTransformer(ModelMixin, ConfigMixin):
-    """The velocity network as a model of diffusers. Its arguments are those of `ModelConfig`, and two more.
+    """The velocity network as a model of diffusers. It takes the arguments of `ModelConfig`, and two more.
 
     Args:
-        latents_mean, latents_std: mean and standard deviation per channel: the VAE decodes `latents · std + mean`.
+        latents_mean, latents_std: mean and standard deviation per channel; the VAE decodes `latents · std + mean`.
     """
 
     _no_split_modules = ["Block"]  # noqa: RUF012
@@ -103,7 +103,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True
     ) -> VelocityOutput | tuple[Tensor]:
-        """`hidden_states [B, C, h, w]`, `timestep` [] or [B] = 1000·t, `class_labels [B]` -> velocity [B, C, h, w]."""
+        """Velocity [B, C, h, w] for `hidden_states [B, C, h, w]`, `timestep` [] or [B] = 1000·t, `class_labels [B]`."""
         t = timestep.float().reshape(-1) / 1000
         dtype = self.network.head.linear.weight.dtype
         self.network.time_embedding.float()  # `.half()` on the whole pipeline converts it too
@@ -119,9 +119,9 @@ class PixelVAE(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
         super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads dtype and device of it
+        self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads its type and device
 
-    @apply_forward_hook  # under enable_model_cpu_offload it offloads the transformer, as AutoencoderKL does
+    @apply_forward_hook  # with enable_model_cpu_offload it offloads the transformer, as in AutoencoderKL
     def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
         images = latents.expand(-1, max(3, latents.shape[1]), -1, -1)
         return VelocityOutput(sample=images) if return_dict else (images,)
@@ -134,13 +134,13 @@ class MPDiTPipeline(DiffusionPipeline):
         transformer: `MPDiTTransformer`.
         vae: `AutoencoderKL`, or `PixelVAE`.
         scheduler: `FlowMatchEulerDiscreteScheduler` or another flow-matching one.
-        id2label: name of each class; several names separated by commas, as in `DiTPipeline`.
+        id2label: name of each class, or several names separated by commas, as in `DiTPipeline`.
 
     Errors are `UserError`s, which are `ValueError`s with a `code`.
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - the name and kind diffusers asks for
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - name and type are set by diffusers
 
     def __init__(self, transformer: Any, vae: Any, scheduler: Any, id2label: dict[Any, str] | None = None):
         super().__init__()
@@ -154,7 +154,7 @@ class MPDiTPipeline(DiffusionPipeline):
         self._num_timesteps = 0
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As diffusers does it, and `pipeline.py`, by which diffusers alone can load the folder."""
+        """As in diffusers, with `pipeline.py` added, by which diffusers itself can load the folder."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PIPELINE_FILE).write_text(PIPELINE_CODE, encoding="utf-8")
@@ -205,20 +205,20 @@ class MPDiTPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
-        """One image for each of `class_labels`; arguments and result as those of `DiTPipeline`.
+        """One image for each of `class_labels`; arguments and result are those of `DiTPipeline`.
 
         Args:
-            class_labels: of an unconditional model, a 0 for each image.
+            class_labels: a class per image; 0 for an unconditional model.
             guidance_scale: 1 or less is off. None: 4, or off for an unconditional model.
             output_type: `pil`, `np`, `pt`, or `latent` for the standardised latents.
             latents: noise to start from, [B, C, h, w], in place of drawn noise.
             callback_on_step_end: called as `(pipeline, step, timestep, {"latents": …})`; it may return changed
                 latents, and set `pipeline._interrupt` to stop.
-            callback_on_step_end_tensor_inputs: names of the tensors in its last argument; only `latents` is possible.
+            callback_on_step_end_tensor_inputs: names of the tensors in its last argument; only `latents` is allowed.
 
         Raises:
-            UserError: an argument is not possible (`invalid-value`), or guidance of an unconditional model
-                (`no-classes`).
+            UserError: an argument has an impossible value (`invalid-value`), or guidance is asked of an unconditional
+                model (`no-classes`).
         """
         config, device = self.transformer.config, self._execution_device
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
@@ -273,7 +273,7 @@ class MPDiTPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _set_timesteps(self, steps: int, device: torch.device) -> None:
-        """Even steps from t = 1 to 0. (By default, a scheduler stops at t = 0.001.)"""
+        """Equal steps from t = 1 to 0; by default, a scheduler stops at t = 0.001."""
         try:
             self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=device)
         except TypeError:  # a scheduler that does not take sigmas

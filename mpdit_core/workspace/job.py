@@ -150,7 +150,8 @@ def _is_whole(file: Path) -> bool:
 def _latents(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     shape = " × ".join(map(str, manifest.plan.latent_shape))
-    classes = f"{len(manifest.class_names):,} classes" if manifest.class_names else "without classes"
+    names = manifest.plan.class_names
+    classes = f"{len(names):,} classes" if names else "without classes"
     facts = {"images": manifest.count, "about": f"{manifest.plan.resolution} px, {shape}, {classes}"}
     bad = [shard.file for shard in manifest.shards if _size(path / shard.file) != shard.bytes]
     if not bad:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from mpdit_core.interop.official import convert_state_dict
+from mpdit_core.interop.official.names import convert_state_dict
 from mpdit_core.model.transformer import MPDiT
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))

@@ -1,6 +1,6 @@
-"""The autoencoders between pixels and raw latents: plugins, ours among them, and whatever diffusers can load.
+"""The autoencoders between pixels and raw latents: plugins, ours among them, and those of diffusers.
 
-To add one: a plugin in the group `mpdit.autoencoders`, a class that keeps `mpdit_core.api.Autoencoder`.
+To add one: a plugin in the group `mpdit.autoencoders`, a class that fulfils `mpdit_core.api.Autoencoder`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Autoencoders of diffusers, from a folder with `config.json` and safetensors weights: any class that takes images.
 
-Channels and factor are measured by passing an image through, never read from a config, whose keys differ from class to
-class. `scaling_factor` and `shift_factor` play no part either: the statistics measured over a data set replace them.
-Networks are held in float32 and compute in float32, TF32 or bfloat16, never in float16, in which the decoder of SDXL
+Channels and factor are measured by passing an image through, not read from the config, whose keys differ from class to
+class. `scaling_factor` and `shift_factor` are not used either: statistics measured over the data set replace them.
+Networks are held in float32 and compute in float32, TF32 or bfloat16, never in float16, in which SDXL's decoder
 overflows.
 
 To support a class whose pixels are not on [-1, 1]: its name in `ON_UNIT_INTERVAL`.
@@ -29,13 +29,13 @@ PROBED_AT = 128  # pixels; a multiple of every factor in use
 
 @dataclass
 class DiffusersAutoencoder:
-    """An autoencoder of diffusers, read from `folder`. What is 0 or None is measured by `load`."""
+    """An autoencoder of diffusers, read from `folder`. `load` measures the other fields if `channels` is 0."""
 
     folder: Path
     channels: int = 0
     factor: int = 0
     stores: Literal["mean+std", "mean", "uint8"] = "mean"
-    resolution: int | None = None  # the only one that it takes: networks that scale every image to one size
+    resolution: int | None = None  # the only one that it takes, of a network that scales every image to one size
 
     def load(self, device: torch.device) -> None:
         """Reads the weights onto `device`.
@@ -89,7 +89,7 @@ class DiffusersAutoencoder:
 
 
 def _class_name(folder: Path) -> str:
-    """The name of an autoencoder's class in diffusers; anything else that a config names is refused."""
+    """The name of an autoencoder's class in diffusers. Raises `UserError` (`unknown-autoencoder`) for anything else."""
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     kind = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(kind, str):

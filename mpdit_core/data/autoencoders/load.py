@@ -1,4 +1,4 @@
-"""From the name of an autoencoder, or the spec that came with latents or a model, to the autoencoder."""
+"""Loading an autoencoder by its name, or by the spec that latents and models record."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ def load_autoencoder(
     options: Mapping[str, Any] | None = None,
     trust: bool = False,
 ) -> LoadedAutoencoder:
-    """The autoencoder called by a plugin's name, a local folder, or `ORG/NAME[:SUBFOLDER][@REVISION]` on the Hub; or
-    that of a `spec`, as it was.
+    """Loads a plugin by its name, a local folder, or `ORG/NAME[:SUBFOLDER][@REVISION]` on the Hub; or by a spec.
 
-    What is on the Hub is looked for in the local cache first.
+    For the Hub, the local cache is looked up first.
 
     Args:
-        options: of a plugin; a spec has its own.
+        options: options of a plugin; a spec has its own.
         trust: whether a spec, which was read from a file, may name code that is not installed.
 
     Raises:
-        UserError: it cannot be found, is of an unknown class, options do not fit, its package is not installed, or it
-            is another one than the spec says (`another-autoencoder`).
+        UserError: it cannot be found, its class is unknown, options do not fit, its package is not installed, or it
+            is not the one of the spec (`another-autoencoder`).
     """
     device = torch.device(device)
     spec = id_or_spec if isinstance(id_or_spec, AutoencoderSpec) else None
@@ -64,7 +63,7 @@ def load_autoencoder(
 
 
 def is_plugin(name: str) -> bool:
-    """A plugin's name, `module:Class` or `file.py:Class`; `ORG/NAME:SUBFOLDER` is none."""
+    """Whether `name` is that of a plugin, `module:Class` or `file.py:Class`, and not `ORG/NAME:SUBFOLDER`."""
     where, colon, _ = name.rpartition(":")
     return name in plugins.names("autoencoders") or bool(colon and (where.endswith(".py") or "/" not in name))
 
@@ -78,7 +77,7 @@ def _load_plugin(name: str, options: Mapping[str, Any], device: torch.device, *,
         fingerprint = plugin.fingerprint()
     facts = {
         "id": name,
-        "sha256": None if entry.is_ours else fingerprint,  # ours are what their names say
+        "sha256": None if entry.is_ours else fingerprint,  # the names of ours say all
         "package": None if entry.is_ours else entry.package or None,
         "options": _options(plugin, name, changed_only=entry.is_ours),
     }
@@ -86,7 +85,7 @@ def _load_plugin(name: str, options: Mapping[str, Any], device: torch.device, *,
 
 
 def _options(plugin: Autoencoder, name: str, *, changed_only: bool) -> dict[str, Any]:
-    """The options of a plugin; of ours without defaults, so that a new option changes no fingerprint."""
+    """The options of a plugin; for ours without defaults, so that a new option changes no fingerprint."""
     options = plugins.record("autoencoders", name, plugin)["options"]
     defaults = {field.name: field.default for field in dataclasses.fields(plugin)} if changed_only else {}  # pyright: ignore[reportArgumentType]
     return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
@@ -102,7 +101,7 @@ def _load_diffusers(name: str, spec: AutoencoderSpec | None, device: torch.devic
 
 
 def _spec(plugin: Autoencoder, facts: Mapping[str, Any]) -> AutoencoderSpec:
-    """The spec of an autoencoder that is loaded. Raises `UserError` where it claims what cannot be."""
+    """The spec of a loaded autoencoder. Raises `UserError` where its attributes have impossible values."""
     measured = {key: getattr(plugin, key) for key in ("channels", "factor", "stores")}
     measured |= {"flip_equivariant": getattr(plugin, "flip_equivariant", False)}
     measured |= {"resolution": getattr(plugin, "resolution", None)}
@@ -110,7 +109,7 @@ def _spec(plugin: Autoencoder, facts: Mapping[str, Any]) -> AutoencoderSpec:
 
 
 def _require_same(spec: AutoencoderSpec, found: AutoencoderSpec) -> None:
-    """Raises `UserError` where `found` decodes other latents than those that `spec` came with."""
+    """Raises `UserError` where `found` is not the autoencoder of `spec`, and would decode its latents wrongly."""
     expected = (spec.sha256 or found.sha256, spec.channels, spec.factor)
     if (found.sha256, found.channels, found.factor) != expected:
         raise UserError(
@@ -123,10 +122,7 @@ def _require_same(spec: AutoencoderSpec, found: AutoencoderSpec) -> None:
 
 
 def _locate(name: str, spec: AutoencoderSpec | None) -> tuple[Path, str, str | None]:
-    """(folder with `config.json` and weights, what it is recorded as, its commit if it came from the Hub).
-
-    Downloaded if it is not cached.
-    """
+    """(folder with `config.json` and weights, id for the record, commit on the Hub or None), downloaded if needed."""
     path = Path(name).expanduser()
     if path.is_dir():
         folder = next((f for f in (path, path / "vae") if (f / "config.json").is_file()), path)
@@ -161,7 +157,7 @@ def _locate(name: str, spec: AutoencoderSpec | None) -> tuple[Path, str, str | N
 
 
 def _remedy(error: UserError, repository: str, subfolder: str, *, is_recorded: bool) -> str | None:
-    """What to do where an autoencoder is not found on the Hub; one that latents record cannot be another one."""
+    """The remedy where an autoencoder is not found on the Hub. Recorded latents need that one, no other."""
     if error.code == "no-such-file" and not subfolder:
         return f"--autoencoder {repository}:vae, or the folder that holds it"
     if error.code == "hub-unreachable" and not is_recorded:

@@ -1,6 +1,6 @@
 """`pixels` and `pixels-gray`: no network; the latents are the pixels on [-1, 1], and are stored as they are.
 
-And the one place that knows how pixels become numbers on [-1, 1], numbers pixels, and images of any mode RGB.
+Also the conversions between pixels and numbers on [-1, 1], and from any mode to RGB, for all autoencoders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mpdit_core.api import option
 
 @dataclass
 class Pixels:
-    """The pixels themselves: colours unless `mode` says otherwise."""
+    """The pixels themselves: colours, unless `mode` is another one."""
 
     mode: Literal["L", "RGB", "RGBA"] = option("RGB", "L: grey, RGB: colours, RGBA: colours with transparency")
 
@@ -43,7 +43,7 @@ class Pixels:
 
 @dataclass
 class PixelsGray(Pixels):
-    """`pixels` of mode L, under a name of its own."""
+    """`pixels` with mode L, under its own name."""
 
     mode: Literal["L"] = option("L", "L: grey")  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -59,7 +59,7 @@ def to_pixels(values: Tensor) -> Tensor:
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """uint8 images [n, 1, 3 or 4, H, W] as RGB [n, 3, H, W]: grey in all three, transparency laid on white."""
+    """uint8 images [n, 1, 3 or 4, H, W] as RGB [n, 3, H, W]: grey in all three channels, transparency laid on white."""
     if images.shape[1] != 4:
         return images.expand(-1, 3, -1, -1)
     colours, alpha = images[:, :3].int(), images[:, 3:].int()

@@ -1,6 +1,6 @@
-"""Where images and labels come from: a folder or archive, the Hub through `datasets`, or a plugin, by one name.
+"""Where images and labels come from: a folder or archive, the Hub through `datasets`, or a plugin, opened by name.
 
-All are `mpdit_core.api.Dataset`s. To add a kind of source for everybody: a plugin in the group `mpdit.datasets`.
+All are `mpdit_core.api.Dataset`s. To add one: a plugin in the group `mpdit.datasets`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mpdit_core.data.sources.class_lists import read_class_names
+    from mpdit_core.data.sources.files import natural_order
     from mpdit_core.data.sources.open import open_source, require_trusted, source_given, source_name
     from mpdit_core.data.sources.reading import (
         Decode,

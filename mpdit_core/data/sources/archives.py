@@ -1,7 +1,7 @@
 """Which files lie in a .tar, and where their bytes are; strict, so that no image is lost behind a damaged header.
 
-Read here by ourselves because Python's tarfile ends without a word at a damaged header or a cut, takes sizes below 0
-and reads headers of any length into memory. Formats: ustar, GNU and pax, uncompressed. Nothing is ever unpacked.
+Python's tarfile stops without an error at a damaged header or a cut, accepts sizes below 0, and reads headers of any
+length into memory. Formats: ustar, GNU and pax, uncompressed. Nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ MAX_FILES_BY_LINKS = 100_000  # that links to folders may add, besides ten times
 REGULAR, HARD_LINK, SYMBOLIC_LINK, FOLDER = (b"\0", b"0", b"7"), b"1", b"2", b"5"
 WITHOUT_DATA = b"123456"
 NOWHERE = -1
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+"""Compressed files by their first bytes."""
 
 
 class Member(NamedTuple):
@@ -35,7 +37,7 @@ class Member(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """What an archive holds. Of several members with one path the last counts, as when the archive is unpacked."""
+    """The content of an archive. Of several members with one path the last counts, as when the archive is unpacked."""
 
     files: list[Member]
     folders: list[str]
@@ -54,23 +56,27 @@ def read_archive(path: Path | str, *, start: int = 0, size: int | None = None) -
     """The files of a .tar, or of one that lies in `path` from byte `start` on; links in it are followed.
 
     Raises:
-        UserError: the file cannot be opened (`cannot-read`), or is no complete archive (`damaged-archive`).
+        UserError: the file cannot be opened (`cannot-read`), is compressed (`unread-archive`), or is not a complete
+            archive (`damaged-archive`).
     """
     with open_regular(path) as file:
         end = file.seek(0, 2) if size is None else start + size
         try:
             return _resolve(_headers(file, start, end))
         except (ValueError, OSError) as error:
+            head = _read_up_to(file, start, min(start + 8, end))
+            kind = next((kind for begin, kind in COMPRESSIONS.items() if head.startswith(begin)), None)
             raise UserError(
-                f"the archive {shown(path)}{f' (the one at byte {start} in it)' if start else ''} is damaged: {error}",
-                code="damaged-archive",
+                f"the archive {shown(path)}{f' (the one at byte {start} in it)' if start else ''} is "
+                + (f"compressed with {kind}" if kind else f"damaged: {error}"),
+                code="unread-archive" if kind else "damaged-archive",
                 expected="an uncompressed .tar, complete to its last block",
-                remedy="download it again, or unpack it and use the folder",
+                remedy="unpack it and use the folder" + ("" if kind else ", or download it again"),
             ) from error
 
 
 def _headers(file: BinaryIO, start: int, end: int) -> Iterator[_Header]:
-    """All members in order. Raises `ValueError` for what is not an archive from `start` to `end`."""
+    """All members in order. Raises `ValueError` where the bytes `start` to `end` are not an archive."""
     at, common, own = start, {}, {}
     while True:
         block = _read(file, at, BLOCK, end, "its end is missing (two blocks of zeros)")
@@ -95,12 +101,12 @@ def _headers(file: BinaryIO, start: int, end: int) -> Iterator[_Header]:
 
 
 def _kind_and_size(block: bytes, at: int) -> tuple[bytes, int]:
-    """(type flag, size of the data that follow) after a check of the header's sum."""
+    """(type flag, size of the data behind the header). Raises `ValueError` for a wrong checksum."""
     summed = block[:148] + b" " * 8 + block[156:]
     digits = _text(block[148:156]).strip()
     stored = int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else -1
     right = sum(summed)
-    if stored not in (right, right - 256 * sum(byte > 127 for byte in summed)):  # old programs took bytes as signed
+    if stored not in (right, right - 256 * sum(byte > 127 for byte in summed)):  # old programs sum signed bytes
         raise ValueError(f"the header at byte {at} is wrong")
     kind = block[156:157]
     if kind == b"S":
@@ -129,7 +135,7 @@ def _header(block: bytes, *, kind: bytes, size: int, data: int, values: dict[str
 
 
 def _extension(kind: bytes, data: bytes) -> dict[str, bytes]:
-    """What a header says of the next member: a long name, or pax records `LENGTH KEY=VALUE`."""
+    """What a header states of the next member: a long name, or pax records `LENGTH KEY=VALUE`."""
     if kind in b"LK":
         return {"path" if kind == b"L" else "linkpath": _text(data)}
     values, at = {}, 0
@@ -145,7 +151,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, bytes]:
 
 
 def _resolve(headers: Iterator[_Header]) -> Archive:
-    """The last member of each path. A hard link means the file of that moment, a symbolic one that of the end."""
+    """The last member of each path. A hard link leads to the latest file before it, a symbolic link to the last one."""
     files: dict[str, Member] = {}
     links: dict[str, str] = {}
     folders: set[str] = set()
@@ -170,7 +176,7 @@ def _resolve(headers: Iterator[_Header]) -> Archive:
     names = sorted(plain)
     for path, target in links.items():
         target = _last_target(target, links)
-        below = [] if path.startswith(f"{target}/") else _below(names, target)  # nothing new in a folder around it
+        below = [] if path.startswith(f"{target}/") else _below(names, target)  # a folder that the link is in: a loop
         if target in plain:
             files[path] = plain[target]._replace(path=path)
         elif below:

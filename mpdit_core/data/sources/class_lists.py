@@ -1,11 +1,12 @@
-"""Names of classes and their order: from a list that users have beside their images, or sorted.
+"""Names of classes and their order: from a list that users give, or sorted.
 
-A stated order: names that are all decimal numbers are sorted as numbers (so `10` comes after `9`), others as text.
+Names that are all decimal numbers are sorted as numbers (`10` comes after `9`), all others as text.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from mpdit_core.data.sources.files import read_lines, shown
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
-MAX_CLASSES = 100_000  # a label beyond that is a number of something else
+MAX_CLASSES = 100_000  # a larger label is a number of something else
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0*)?")  # pandas writes whole labels as 3.0 where some are missing
 
 
@@ -22,7 +23,7 @@ def read_class_names(path: Path) -> list[str]:
     """One name per line, in label order; empty lines and lines that begin with `#` are left out.
 
     Raises:
-        UserError: the file cannot be read as text (`cannot-read`, `damaged-file`), holds no name or one twice
+        UserError: the file cannot be read as text (`cannot-read`, `damaged-file`), holds no name, or one twice
             (`bad-class-list`).
     """
     names = [line for line in (line.strip() for line in read_lines(path)) if line and not line.startswith("#")]
@@ -40,7 +41,7 @@ def match_classes(listed: Sequence[str], present: set[str], path: Path) -> list[
     A line may continue after the name, as in `n01440764 tench, Tinca tinca`: then its first word is the name.
 
     Raises:
-        UserError: the data have classes that the list lacks, or two lines are of one class (`bad-class-list`).
+        UserError: the data have classes that the list lacks, or two lines name one class (`bad-class-list`).
     """
     names = [line if line in present else _first_word(line, present) for line in listed]
     missing = sorted(present - set(names))
@@ -102,7 +103,7 @@ def label_names(numbers: Collection[int], listed: Sequence[str] | None, where: s
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
-    """Class names in label order: see the module."""
+    """Class names in label order, see the module."""
     plain = sorted(names)
     if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in plain):
         return sorted(plain, key=int)
@@ -110,7 +111,7 @@ def sort_classes(names: Iterable[str]) -> list[str]:
 
 
 def sorted_differently(names: Sequence[str]) -> list[Note | Warning]:
-    """A note where numbers as names are not sorted as text, in which order other programs count their labels."""
+    """A note where names are sorted as numbers: other programs sort them as text, and have other labels."""
     if list(names) == sorted(names):
         return []
     return [Note(text=f"class names are numbers, sorted as numbers: {names[0]} is label 0, {names[-1]} is the last")]
@@ -124,6 +125,18 @@ def empty_classes(names: Sequence[str], labels: Iterable[int]) -> list[Note | Wa
         return []
     text = f"{len(empty)} of {len(names)} classes have no images: {', '.join(empty[:5])}" + (", …" * (len(empty) > 5))
     return [Warning(code="empty-classes", text=text)]
+
+
+def similar_classes(names: Sequence[str]) -> list[Note | Warning]:
+    """A warning for names that look like one to a person: they differ in capitals, or in their Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(unicodedata.normalize("NFD", name).casefold(), []).append(name)
+    return [
+        Warning(code="similar-classes", text=f"{' and '.join(map(ascii, same))} are different classes: is one meant?")
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def _refuse_repeated(names: Sequence[str], path: Path) -> None:

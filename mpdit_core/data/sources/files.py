@@ -1,8 +1,11 @@
-"""Reading files whose names come from users, folders and archives: regular files only, so that no pipe ever hangs."""
+"""Files whose names come from users, folders and archives: reading regular ones only, since a pipe would block; paths
+and names as messages show them, and the order of names.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +42,7 @@ def read_regular(path: Path | str, *, offset: int = 0, size: int | None = None) 
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, with or without a byte order mark, whatever the line ends.
+    """The lines of a text file in UTF-8, with or without a byte order mark, with any line ends.
 
     Raises:
         UserError: the file is unreadable (`cannot-read`), too large or not such text (`damaged-file`).
@@ -48,7 +51,9 @@ def read_lines(path: Path) -> list[str]:
         data = file.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise UserError(
-            f"{shown(path)} is larger than {MAX_TEXT_BYTES >> 20} MiB", code="damaged-file", expected="a list"
+            f"{shown(path)} is larger than {MAX_TEXT_BYTES >> 20} MiB",
+            code="damaged-file",
+            expected="a text file of at most this size",
         )
     try:
         text = data.decode("utf-8-sig")
@@ -63,7 +68,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at `path`. Raises `UserError` (`cannot-read`) where that cannot be found out."""
+    """Whether there is something at `path`. Raises `UserError` (`cannot-read`) where the system does not tell."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -98,3 +103,8 @@ def shown(path: Path | str) -> str:
 def printable(name: bytes) -> str:
     r"""A name as text; bytes that are not UTF-8 are written out, as in `caf\xe9.png`."""
     return name.decode("utf-8", "backslashreplace")
+
+
+def natural_order(name: str) -> list[int | str]:
+    """The key that sorts 2.png before 10.png."""
+    return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"([0-9]{1,18})", name))]

@@ -1,8 +1,7 @@
 """A folder or `.tar` of class folders as a data set; or images in one folder, with or without a file of their classes.
 
-The class of an image is its first folder below the root, however deep it lies; a `.tar` counts as a folder of its name
-(so that ImageNet's archive of class archives can be read as it is). Labels follow the sorted class names; names that
-are all numbers are sorted as numbers.
+The class of an image is its first folder below the root, at any depth; a `.tar` counts as a folder with its name, so
+ImageNet's archive of class archives is read as it is. Labels follow the sorted class names (`class_lists.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from mpdit_core.data.sources.class_lists import (
 )  # fmt: skip
 from mpdit_core.data.sources.files import shown
 from mpdit_core.data.sources.label_files import LABEL_FILES, read_image_classes
-from mpdit_core.data.sources.scan import Entry, Found, counted, find_images, read_entry
+from mpdit_core.data.sources.scan import Found, counted, find_images, read_entry
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
 TRAINING = ("train", "training")
 SPLITS = (*TRAINING, "val", "valid", "validation", "test", "testing", "dev", "eval")
-"""Names of folders that are parts of a data set, not classes; the first of `TRAINING` is read unless told."""
+"""Names of folders that are parts of a data set, not classes; one of `TRAINING` is read unless another is asked for."""
 
 
 @dataclass(eq=False)
@@ -54,25 +53,25 @@ class ImageFolder:
 
     def image(self, index: int) -> Image.Image:
         """Raises `FaultyImageError` for a file that is damaged or gone."""
-        return open_image(read_entry(self._entries[index]))
+        return open_image(read_entry(self._found.images[index]))
 
     def fingerprint(self) -> str:
         """Hash of labels, names, sizes and times of change of all files."""
         digest = hashlib.sha256()
-        for item, entry in zip(self.items(), self._entries, strict=True):
+        for item, entry in zip(self.items(), self._found.images, strict=True):
             digest.update(f"{item.label}\0{item.key}\0{entry.size}\0{entry.modified}\n".encode())
         digest.update("\n".join(self.class_names()).encode())
         return digest.hexdigest()[:32]
 
     def notes(self) -> list[Note | Warning]:
         """What a person should know about how the folder was read."""
-        entered, found, names = self._entered, self._found, self.class_names()
+        found, names = self._found, self.class_names()
         notes: list[Note | Warning] = []
-        if entered:
-            notes.append(Note(text=f"reading {'/'.join((shown(self.root), *entered))}"))
+        if found.entered:
+            notes.append(Note(text=f"reading {shown(self._place)}"))
         notes += found.notes()
         if not names:
-            text = f"{len(self._entries):,} images without classes: no class folders, and no file that gives classes"
+            text = f"{len(found.images):,} images without classes: no class folders, and no file that gives classes"
             notes.append(Note(text=text))
         if len(names) == 1:
             notes.append(Warning(code="one-class", text=f"there is only one class, {names[0]!r}"))
@@ -82,8 +81,8 @@ class ImageFolder:
         return notes
 
     @cached_property
-    def _scanned(self) -> tuple[tuple[str, ...], Found]:
-        """(folders entered from the root on, what lies there)."""
+    def _found(self) -> Found:
+        """What lies in the folder that holds the class folders: the root, or one below it."""
         found = find_images(self.root)
         if not found.images:
             counts = found.left_out_in()
@@ -95,25 +94,18 @@ class ImageFolder:
         return _descend(found, self.root, self.split)
 
     @property
-    def _entered(self) -> tuple[str, ...]:
-        return self._scanned[0]
-
-    @property
-    def _found(self) -> Found:
-        return self._scanned[1]
-
-    @property
-    def _entries(self) -> list[Entry]:
-        return self._found.images
+    def _place(self) -> Path:
+        return self.root.joinpath(*self._found.entered)
 
     @property
     def _is_flat(self) -> bool:
-        return self.labels is not None or all(len(entry.parts) == 1 for entry in self._entries)
+        return self.labels is not None or all(len(entry.parts) == 1 for entry in self._found.images)
 
     @cached_property
     def _table(self) -> tuple[list[str], list[Item]]:
         listed = read_class_names(self.classes) if self.classes else None
-        keys = [entry.key for entry in self._entries]
+        entries = self._found.images
+        keys = [entry.key for entry in entries]
         if self._is_flat:
             path = self.labels or self._label_file()
             if path is None:
@@ -121,7 +113,7 @@ class ImageFolder:
                 return [], [Item(key, 0) for key in keys]
             names, labels = label_numbers(read_image_classes(path, keys), listed, path)
             return names, [Item(key, label) for key, label in zip(keys, labels, strict=True)]
-        flat = [entry for entry in self._entries if len(entry.parts) == 1]
+        flat = [entry for entry in entries if len(entry.parts) == 1]
         if flat:
             raise UserError(
                 f"{shown(self.root)} has images outside its class folders, such as {flat[0].key}",
@@ -129,7 +121,7 @@ class ImageFolder:
                 expected="all images in class folders, or all in one folder with a file that gives their classes",
                 remedy="move them into the folder of their class, or --labels FILE",
             )
-        present = {entry.parts[0] for entry in self._entries}
+        present = {entry.parts[0] for entry in entries}
         empty = {parts[0] for parts in self._found.folders} - present
         if listed is not None and self.classes is not None:
             names = match_classes(listed, present, self.classes)
@@ -138,27 +130,29 @@ class ImageFolder:
         else:
             names = sort_classes(present | empty)
         place = {name: label for label, name in enumerate(names)}
-        return names, [Item(entry.key, place[entry.parts[0]]) for entry in self._entries]
+        return names, [Item(entry.key, place[entry.parts[0]]) for entry in entries]
 
     def _empty_class(self, name: str, count: int) -> UserError:
-        counts = self._found.left_out_in(name)
+        what = f"the class folder {shown(self._place / name)} holds no images"
+        remedy = "convert its images, or remove it; --allow-empty-classes keeps it as a class without images"
+        if archive := self._found.unread.get((name,)):
+            what = f"{archive} lies beside class folders, and archives of its kind are not read"
+            remedy = "unpack it into a class folder, or move it elsewhere"
+        elif counts := self._found.left_out_in(name):
+            what += f", but {counted(counts)}"
         return UserError(
-            f"the class folder {'/'.join((shown(self.root), *self._entered, name))} holds no images"
-            + (f", but {counted(counts)}" if counts else "")
-            + (f" ({count} class folders are like this)" if count > 1 else ""),
+            what + (f" ({count} classes are like this)" if count > 1 else ""),
             code="empty-class",
-            expected=f"images in every class folder ({', '.join(FORMATS)})",
-            remedy="convert its images, or remove the folder; --allow-empty-classes keeps it as a class without images",
+            expected=f"images in every class folder ({', '.join(FORMATS)}) or uncompressed .tar",
+            remedy=remedy,
         )
 
     def _label_file(self) -> Path | None:
         """The label file beside the images; None where there is none, and images have no classes."""
-        folder = self.root.joinpath(*self._entered)
-        beside = [folder / name for name in LABEL_FILES] if folder.is_dir() else []
-        found = [path for path in beside if path.is_file()]
+        found = [path for name in LABEL_FILES if (path := self._place / name).is_file()]
         if len(found) > 1:
             raise UserError(
-                f"{shown(folder)} has {len(found)} label files",
+                f"{shown(self._place)} has {len(found)} label files",
                 code="no-labels",
                 expected="one file that gives each image its class",
                 remedy=f"--labels {shown(found[0])}",
@@ -166,11 +160,10 @@ class ImageFolder:
         return found[0] if found else None
 
 
-def _descend(found: Found, root: Path, split: str | None) -> tuple[tuple[str, ...], Found]:
+def _descend(found: Found, root: Path, split: str | None) -> Found:
     """Enters single folders (`ILSVRC/Data/CLS-LOC/train/…`) and the split that is wanted."""
-    entered: tuple[str, ...] = ()
     while True:
-        images = found.images
+        images, here = found.images, root.joinpath(*found.entered)
         tops = sorted({entry.parts[0] for entry in images if len(entry.parts) > 1})
         in_folders = all(len(entry.parts) > 1 for entry in images)
         only = len(tops) == 1 and all(len(entry.parts) > 2 for entry in images)
@@ -180,32 +173,32 @@ def _descend(found: Found, root: Path, split: str | None) -> tuple[tuple[str, ..
             chosen = next((top for top in tops if top.lower() in TRAINING), tops[0])
         elif only:
             chosen = tops[0]
-            _refuse_empty_beside(found, chosen, root.joinpath(*entered))
+            _refuse_empty_beside(found, chosen, here)
         elif split is not None:
             raise UserError(
-                f"split {split}: {shown(root.joinpath(*entered))} has no folder of this name with images",
+                f"split {split}: {shown(here)} has no folder with images of this name",
                 code="no-such-split",
                 expected=f"one of {', '.join(tops[:8])}" + (", …" if len(tops) > 8 else ""),
             )
         else:
-            return entered, found
-        found, entered = found.within(chosen), (*entered, chosen)
+            return found
+        found = found.within(chosen)
 
 
 def _refuse_empty_beside(found: Found, chosen: str, folder: Path) -> None:
-    """Raises `UserError` where a folder beside `chosen` may be a class whose images are of no format that is read."""
+    """Raises `UserError` where a folder beside `chosen` may be a class with images in formats that are not read."""
     for name in sorted({parts[0] for parts in found.folders} - {chosen}):
         if counts := found.left_out_in(name):
             raise UserError(
                 f"of the folders in {shown(folder)} only {chosen} holds images; {name} holds {counted(counts)}",
                 code="empty-class",
                 expected=f"images in every class folder ({', '.join(FORMATS)})",
-                remedy=f"if both are classes, convert the images of {name}; if not, use {shown(folder / chosen)}",
+                remedy=f"if both are classes, convert or unpack {name}; otherwise use {shown(folder / chosen)}",
             )
 
 
 def _notes_on_splits(found: Found, names: list[str]) -> list[Note | Warning]:
-    """A warning where the class folders look like splits: by name, or because all hold the same folders."""
+    """A warning where the class folders look like splits: by their names, or because all hold the same folders."""
     below: dict[str, set[str]] = {}
     for entry in found.images:
         below.setdefault(entry.parts[0], set()).update(entry.parts[1:2] if len(entry.parts) > 2 else ())

@@ -1,9 +1,9 @@
 """Data sets on the Hub, or local ones in its formats, read through `datasets`: stored first, or streamed.
 
 The column of images and the column of labels are found by their types and, where there are several, by their names
-(`IMAGE_COLUMNS`, `LABEL_COLUMNS`: the first that is there). `ORG/NAME@revision` pins a revision, and a path in place of
-ORG/NAME reads a local data set. Labels are the data set's own: class names, whole numbers from 0 on, or texts, sorted.
-Images of a data set without a column of labels have no classes.
+(the first of `IMAGE_COLUMNS` and of `LABEL_COLUMNS` that exists). `ORG/NAME@revision` pins a revision; a path in place
+of ORG/NAME reads a local data set. Labels are those of the data set: class names, whole numbers from 0 on, or texts,
+which are sorted. Without a column of labels, images have no classes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class HubDataset:
 
 @dataclass(eq=False)
 class HubStream(HubDataset):
-    """The same, read over the network from front to back and never stored. Needs class names and a known count."""
+    """The same, read over the network from front to back and never stored. The Hub must state the number of images."""
 
     streaming = True
 
@@ -153,7 +153,7 @@ class HubStream(HubDataset):
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[Item, Any]]:
-        """Items with functions that decode them. Continues where the last call ended, else skips from the front."""
+        """Items with functions that decode them. Continues from the end of the last call, or skips from the front."""
         image, label = self._columns
         if self._position != start:
             with hub_errors(self.name):
@@ -181,7 +181,7 @@ class HubStream(HubDataset):
 
 
 def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, str]:
-    """(data set, the name of its split, the builder's hash). Raises `UserError` when it cannot be loaded."""
+    """(data set, name of its split, hash of its builder). Raises `UserError` where it cannot be loaded."""
     import datasets
     from datasets import disable_progress_bars
 
@@ -219,17 +219,17 @@ def hub_errors(name: str) -> Iterator[None]:
 def find_columns(
     features: Any, name: str, *, image: str | None = None, label: str | None = None
 ) -> tuple[str, str | None]:
-    """Names of the column of images and of the column of labels; None where no column is named like one.
+    """Names of the column of images and of the column of labels; None where no column has a name for labels.
 
     Args:
-        features: of the data set, by column.
-        name: of the data set, for messages.
+        features: features of the data set, by column.
+        name: name of the data set, for messages.
         image: the column to take; None: the only one, or the first of `IMAGE_COLUMNS`.
         label: the same for labels and `LABEL_COLUMNS`.
 
     Raises:
-        UserError: there is none of images (`no-images`), the one of labels holds no numbers or texts or is not the one
-            that was asked for (`no-labels`), or there are several without a name that tells (`ambiguous-columns`).
+        UserError: no column holds images (`no-images`), or numbers or texts as labels (`no-labels`), or the one that
+            was asked for does not; or several do, with names that do not decide (`ambiguous-columns`).
     """
     images, labels = _candidates(features)
     has_labels = label or labels or any(map(_is_of_labels, features))

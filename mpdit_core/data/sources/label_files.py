@@ -2,14 +2,14 @@
 
 Its format, one image per line, in UTF-8:
 
-    NAME,CLASS          also with a tab or a semicolon between; cells may be quoted: `0.png,"tench, Tinca tinca"`
+    NAME,CLASS          also with a tab or a semicolon; cells may be quoted: `0.png,"tench, Tinca tinca"`
     NAME CLASS          everything after the name is the class: `0.png golden retriever`
-    CLASS               one class per line, if as many as images, for images whose plain and natural order agree
+    CLASS               one class per line and image, where the images have one order (2.png, 10.png have two)
 
-A first line of column names (`NAMES`, `LABELS`) says which columns are meant; Kaggle's `LOC_val_solution.csv` is known.
-NAME is the path of an image below the root, or an end of this path (or the path an end of NAME) that fits one image
-only; extensions may be left out by all names. Empty lines and lines that begin with `#` are left out. What can be read
-in two ways that give other classes is refused.
+A first line of column names (`NAMES`, `LABELS`) chooses the columns; Kaggle's `LOC_val_solution.csv` is known. NAME is
+the path of an image below the root, or an end of it that fits one image only, or a longer path that ends with it. All
+names may lack their extension. Empty lines and lines that begin with `#` are skipped. A file that gives different
+classes when it is read in two ways is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from mpdit_core.data.images import suffixes
-from mpdit_core.data.sources.files import read_lines, shown
+from mpdit_core.data.sources.files import natural_order, read_lines, shown
 from mpdit_core.errors import UserError
 
 LABEL_FILES = ("labels.txt", "labels.csv", "val.txt", "LOC_val_solution.csv")
@@ -38,7 +38,7 @@ LABELS = (
 )  # fmt: skip
 """Names of columns, in lower case."""
 
-LOCALISATION = "predictionstring"  # of Kaggle: `n01440764 85 1 499 272`, a class and a box, again and again
+LOCALISATION = "predictionstring"  # Kaggle's column: `n01440764 85 1 499 272`, a class and a box, any number of times
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 MAX_LINE = 10_000
 SEVERAL = -1
@@ -48,19 +48,19 @@ Lines = list[tuple[int, str]]  # (number, text)
 
 
 class _MisfitError(Exception):
-    """The file cannot be read in one certain way; the text says why."""
+    """The file cannot be read in a certain way; the text says why."""
 
 
 class _AmbiguousError(Exception):
-    """It fits, but in more than one way."""
+    """The file can be read in more than one way; the text says how."""
 
 
 def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
     """The class of each of `images` (keys in order), as text; see the module.
 
     Raises:
-        UserError: the file can be read in several ways (`ambiguous-labels`), or in none: an image has no line, or lines
-            and images do not match in number (`bad-label-file`); or it is unreadable (`cannot-read`, `damaged-file`).
+        UserError: the file can be read in several ways (`ambiguous-labels`), or in none: an image has no line, or the
+            numbers of lines and images differ (`bad-label-file`); or it is unreadable (`cannot-read`, `damaged-file`).
     """
     lines = [(n, line) for n, line in enumerate(read_lines(path), 1) if line.strip() and not line.startswith("#")]
     if not lines:
@@ -71,7 +71,12 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
     try:
         for with_extension in (True, False):
             names = _ImageNames(images, with_extension=with_extension)
-            for ways in (_column_ways(lines, names), [("a name, a space and a class", partial(_blanks, lines, names))]):
+            columns = [
+                (f"columns between {plural}", partial(_columns, lines, delimiter, names))
+                for delimiter, plural in DELIMITERS.items()
+                if delimiter in lines[0][1]
+            ]
+            for ways in (columns, [("a name, a space and a class", partial(_blanks, lines, names))]):
                 fitting = _fitting(ways, names, problems)
                 if len({tuple(classes) for classes in fitting.values()}) > 1:
                     raise _AmbiguousError(
@@ -89,7 +94,7 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
 def _fitting(
     ways: Iterable[tuple[str, Callable[[], Rows]]], names: _ImageNames, problems: list[str]
 ) -> dict[str, list[str]]:
-    """The classes of all images, by each way that fits; what the others lack is added to `problems`."""
+    """The classes of all images for each way that fits; why the others do not fit is added to `problems`."""
     fitting = {}
     for way, read in ways:
         try:
@@ -97,15 +102,6 @@ def _fitting(
         except _MisfitError as error:
             problems.append(f"read as {way}, {error}")
     return fitting
-
-
-def _column_ways(lines: Lines, names: _ImageNames) -> list[tuple[str, Callable[[], Rows]]]:
-    first = lines[0][1]
-    return [
-        (f"columns between {plural}", partial(_columns, lines, delimiter, names))
-        for delimiter, plural in DELIMITERS.items()
-        if delimiter in first
-    ]
 
 
 def _columns(lines: Lines, delimiter: str, names: _ImageNames) -> Rows:
@@ -151,7 +147,7 @@ def _cells(lines: Lines, delimiter: str) -> list[tuple[int, list[str]]]:
 
 
 def _blanks(lines: Lines, names: _ImageNames) -> Rows:
-    """The name ends at the blank before which there is an image; a line without one is of no image."""
+    """The name ends at the blank that follows the name of an image; lines without such a blank are skipped."""
     rows: Rows = []
     for number, line in lines:
         text = line.strip()
@@ -163,7 +159,7 @@ def _blanks(lines: Lines, names: _ImageNames) -> Rows:
 
 
 def _assign(rows: Rows, names: _ImageNames) -> list[str]:
-    """The class of each image. Lines for other images are passed over."""
+    """The class of each image. Lines for other images are skipped."""
     classes: dict[int, str] = {}
     for line, name, value in rows:
         place = names.find(name)
@@ -191,7 +187,7 @@ def _one_per_line(lines: list[str], images: Sequence[str]) -> list[str]:
         raise _MisfitError(f"it has {len(values)} lines for {len(images)} images")
     if not all(values):
         raise _MisfitError("a class is empty")
-    if list(images) != sorted(images, key=_natural):
+    if list(images) != sorted(images, key=natural_order):
         raise _AmbiguousError(
             "has one class per line, but the order of the images is ambiguous: 10.png before 2.png, or after it"
         )
@@ -203,7 +199,7 @@ def _one_per_line(lines: list[str], images: Sequence[str]) -> list[str]:
 
 
 class _ImageNames:
-    """Finds the image that a name means: by its whole path, or by an end of it that fits one image only."""
+    """Finds the image with a name: by its whole path, or by an end of it that fits one image only."""
 
     def __init__(self, keys: Sequence[str], *, with_extension: bool):
         self.keys = keys
@@ -212,7 +208,7 @@ class _ImageNames:
         self._by_end: dict[int, dict[str, int]] = {}
 
     def find(self, name: str) -> int | None:
-        """Place of the image called `name`; None: there is none; SEVERAL: it fits more than one."""
+        """Place of the image called `name`; None: there is none; SEVERAL: there is more than one."""
         name = name.strip().replace("\\", "/").removeprefix("./").lstrip("/")
         if (_suffix(name) in suffixes()) != self._with_extension:
             return None
@@ -243,12 +239,6 @@ class _ImageNames:
 
 def _suffix(name: str) -> str:
     return name[dot:].lower() if (dot := name.rfind(".")) > 0 else ""
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 2.png before 10.png."""
-    parts = re.split(r"([0-9]{1,18})", name)
-    return [(int(part), "") if n % 2 else (-1, part) for n, part in enumerate(parts)]
 
 
 def _unquoted(text: str) -> str:

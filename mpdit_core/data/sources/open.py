@@ -33,17 +33,17 @@ def open_source(
     Args:
         source: a folder or `.tar`, `hf:ORG/NAME[@revision]`, or the name of a data set plugin. A name that is both a
             plugin and a folder is refused; `./NAME` is the folder.
-        split: part of it; a subfolder for folders.
+        split: part of it; for a folder, a subfolder.
         classes: file with one class name per line, in label order.
         labels: for a folder of images without class folders, the file that gives each its class.
         streaming: read from the Hub without storing the data set first.
         allow_empty_classes: keep class folders that hold no images as classes, instead of refusing them.
         options: fields of a plugin; of the Hub, `image` and `label`: the columns to read.
-        trusted: False for a source that was read from a file: it may be no code then.
+        trusted: False for a source that was read from a file, which must not be code.
 
     Raises:
-        UserError: there is no such source (`no-such-source`), it cannot be looked at (`cannot-read`), or an option does
-            not apply to it (`option-does-not-apply`), or it is code that nobody typed (`untrusted-code`).
+        UserError: there is no such source (`no-such-source`), it cannot be read (`cannot-read`), an option does not
+            apply to it (`option-does-not-apply`), or it is code that may not be run (`untrusted-code`).
     """
     if source != printable(os.fsencode(source)):
         raise UserError(
@@ -89,16 +89,13 @@ def open_source(
 
 
 def require_trusted(source: str, *, trust: bool) -> None:
-    """Raises `UserError` (`untrusted-code`) for a source that was read from a file and is code, unless that is trusted.
-
-    Opening it with `trusted=False` does the same; this is for a source that is opened later.
-    """
+    """Raises `UserError` (`untrusted-code`) for a source that is code, unless `trust` is set; nothing is opened."""
     if _is_plugin(source) and not source.startswith(HUB):
         plugins.resolve("datasets", source, trusted=trust)
 
 
 def source_name(source: str) -> str:
-    """A short name for folders and titles: `imagenet` for `/data/imagenet/` and for `hf:ORG/imagenet`."""
+    """A short name for folders and titles: `imagenet` for both `/data/imagenet/` and `hf:ORG/imagenet`."""
     if source.startswith(HUB):
         source = source.removeprefix(HUB).partition("@")[0]
     elif ":" in source and _is_plugin(source):
@@ -109,7 +106,7 @@ def source_name(source: str) -> str:
 
 
 def source_given(source: str) -> str:
-    """`source` so that it names the same thing from any working directory."""
+    """`source` in a form that is valid in any working directory."""
     if source.startswith(HUB) or (_is_plugin(source) and not exists(user_path(source))):
         return source
     return str(user_path(source).absolute())

@@ -1,4 +1,4 @@
-"""Reading any data set: how many items it has, and its items with functions that decode them."""
+"""Reading any data set: its number of items, its classes, its items with functions that decode them, and notes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from mpdit_core.api import Dataset, Item
-from mpdit_core.data.sources.class_lists import empty_classes
+from mpdit_core.data.sources.class_lists import empty_classes, similar_classes
 from mpdit_core.plugins import broken, plugin_errors
 from mpdit_core.reporting import Note, Warning
 
@@ -42,7 +42,7 @@ def items_of(dataset: Dataset) -> Sequence[Item]:
 
 
 def classes_of(dataset: Dataset) -> tuple[tuple[str, ...], str]:
-    """(class names, fingerprint). Raises `UserError` where the data set's plugin fails, or gives anything else."""
+    """(class names, fingerprint). Raises `UserError` where the data set's plugin fails, or gives something else."""
     with plugin_errors(dataset, "in class_names or fingerprint"):
         names, fingerprint = tuple(dataset.class_names()), dataset.fingerprint()
     for value in (*names, fingerprint):
@@ -74,7 +74,7 @@ def read_image(dataset: Dataset, index: int) -> Image.Image:
 
 
 def evenly_spread(total: int, count: int) -> list[int]:
-    """`count` places in a list of `total`, at even distances: a part of a list that is sorted by class has all classes.
+    """`count` places in a list of `total`, at even distances, so that a part of a list sorted by class has all classes.
 
     Raises:
         ValueError: more places than there are.
@@ -86,7 +86,7 @@ def evenly_spread(total: int, count: int) -> list[int]:
 
 def source_notes(dataset: Dataset) -> list[Note | Warning]:
     """What a person should know about how images and labels were found, left out or chosen."""
-    if hasattr(dataset, "notes"):
-        return dataset.notes()  # pyright: ignore[reportAttributeAccessIssue]
-    with plugin_errors(dataset, "in class_names or items"):
-        return empty_classes(dataset.class_names(), (item.label for item in dataset.items()))
+    with plugin_errors(dataset, "in class_names, items or notes"):
+        names, notes = dataset.class_names(), getattr(dataset, "notes", None)
+        found = notes() if notes else empty_classes(names, (item.label for item in dataset.items()))
+    return found + similar_classes(names)

@@ -1,7 +1,8 @@
-"""Finding the image files in a folder or .tar, however deep, and what lies beside them and is left out.
+"""Finding the image files in a folder or .tar, at any depth, and counting the other files, which are left out.
 
-A file is an image by its extension (`mpdit_core.data.images.suffixes`). An archive counts as a folder of its name.
-Hidden files (`.…`, `__MACOSX`, `Thumbs.db`, `desktop.ini`) are passed over.
+A file is an image by its extension (`mpdit_core.data.images.suffixes`). An archive counts as a folder with its name: a
+`.tar` with the images in it, one of another kind without images. Hidden files (`.…`, `__MACOSX`, `Thumbs.db`,
+`desktop.ini`) do not count.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
 JUNK = (".", "__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r")
-"""How the names of files begin that programs leave everywhere."""
+"""Beginnings of the names of files that programs leave everywhere."""
 
 TEXTS = frozenset((
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".html", ".htm", ".yaml", ".yml", ".toml", ".ini",
     ".log", ".py", ".sh", ".pbtxt", ".bib",
 ))  # fmt: skip
 """Extensions of texts and tables, which nobody takes for images: not counted as left out."""
+
+UNREAD_ARCHIVES = (
+    ".zip", ".7z", ".rar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+)  # fmt: skip
+"""Ends of names of archives that are not read: images must be found in place, without unpacking."""
 
 MAX_DEPTH_OF_ARCHIVES = 8
 WHOLE = -1  # as an offset: the file from its beginning to its end
@@ -50,9 +56,11 @@ class Entry(NamedTuple):
 class Found:
     """What lies below a root. All paths are tuples of names below it."""
 
+    entered: tuple[str, ...] = ()  # the folders between the root that was given and this one
     images: list[Entry] = field(default_factory=list)  # sorted by path
     folders: set[tuple[str, ...]] = field(default_factory=set)
     archives: dict[tuple[str, ...], str] = field(default_factory=dict)  # path without suffix → as messages call it
+    unread: dict[tuple[str, ...], str] = field(default_factory=dict)  # the same for archives that are not read
     left_out: Counter[tuple[tuple[str, ...], str]] = field(default_factory=Counter)  # (folder, extension) → files
     origins: dict[tuple[str, ...], str] = field(default_factory=dict)  # folder with images → archive they are in, or ""
 
@@ -80,20 +88,18 @@ class Found:
                 counts[suffix] += count
         return counts
 
-    def within(self, *folder: str) -> Found:
-        """What lies below `folder`, with paths that begin there."""
-        depth = len(folder)
+    def within(self, folder: str) -> Found:
+        """What lies below `folder`, with paths relative to it."""
 
         def is_inside(parts: tuple[str, ...]) -> bool:
-            return len(parts) > depth and parts[:depth] == folder
+            return len(parts) > 1 and parts[0] == folder
 
         return Found(
-            images=[e._replace(parts=e.parts[depth:]) for e in self.images if is_inside(e.parts)],
-            folders={parts[depth:] for parts in self.folders if is_inside(parts)},
-            archives={parts[depth:]: name for parts, name in self.archives.items() if is_inside(parts)},
-            left_out=Counter(
-                {(parts[depth:], s): n for (parts, s), n in self.left_out.items() if parts[:depth] == folder}
-            ),
+            entered=(*self.entered, folder),
+            images=[e._replace(parts=e.parts[1:]) for e in self.images if is_inside(e.parts)],
+            folders={parts[1:] for parts in self.folders if is_inside(parts)},
+            unread={parts[1:]: name for parts, name in self.unread.items() if is_inside(parts)},
+            left_out=Counter({(parts[1:], s): n for (parts, s), n in self.left_out.items() if parts[:1] == (folder,)}),
         )
 
     def notes(self) -> list[Note | Warning]:
@@ -107,9 +113,9 @@ class Found:
 
 def counted(by_suffix: dict[str, int] | Counter[str]) -> str:
     """`3 files .heic, 1 file without extension`"""
-    shown = sorted(by_suffix.items(), key=lambda pair: (-pair[1], pair[0]))
-    texts = [f"{n:,} file{'s' if n > 1 else ''} {suffix or 'without extension'}" for suffix, n in shown[:8]]
-    return ", ".join(texts) + (", …" if len(shown) > 8 else "")
+    most = sorted(by_suffix.items(), key=lambda pair: (-pair[1], pair[0]))
+    texts = [f"{n:,} file{'s' if n > 1 else ''} {suffix or 'without extension'}" for suffix, n in most[:8]]
+    return ", ".join(texts) + (", …" if len(most) > 8 else "")
 
 
 def find_images(root: Path) -> Found:
@@ -117,7 +123,7 @@ def find_images(root: Path) -> Found:
 
     Raises:
         UserError: a folder cannot be read (`cannot-read`), an archive is damaged (`damaged-archive`), a folder or its
-            images are met twice (`counted-twice`), or `root` is neither (`no-images`).
+            images are met twice (`counted-twice`), or `root` is neither (`unread-archive`, `no-images`).
     """
     found, known = Found(), suffixes()
     if root.is_dir():
@@ -125,13 +131,12 @@ def find_images(root: Path) -> Found:
     elif root.suffix.lower() == ".tar":
         _scan_archive(str(root), (), found, known, at=(0, None), depth=1)
     else:
-        compressed = root.name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+        is_archive = root.name.lower().endswith(UNREAD_ARCHIVES)
         raise UserError(
-            f"{shown(root)} is "
-            + ("a compressed archive, which does not allow random access" if compressed else "a file"),
-            code="no-images",
+            f"{shown(root)} is " + ("an archive of a kind that is not read" if is_archive else "a file"),
+            code="unread-archive" if is_archive else "no-images",
             expected="a folder of class folders, or an uncompressed .tar of one",
-            remedy="unpack it",
+            remedy="unpack it and use the folder" if is_archive else None,
         )
     found.images.sort()
     _refuse_archive_of_all(found)
@@ -180,7 +185,7 @@ def _scan_folders(root: Path, found: Found, known: frozenset[str]) -> None:
                 waiting.append((Path(child.path), below, above | {here}))
             elif child.name.lower().endswith(".tar"):
                 _scan_archive(child.path, (*below[:-1], below[-1][:-4]), found, known, at=(0, None), depth=1)
-            elif _counts_as_image(below, found, known):
+            elif _counts_as_image(below, child.path, found, known):
                 found.add(_entry(child, below))
 
 
@@ -231,19 +236,24 @@ def _scan_archive(
         if path.lower().endswith(".tar") and offset != NOWHERE:
             inner = (*below[:-1], below[-1][:-4])
             _scan_archive(file, inner, found, known, at=(offset, size), depth=depth + 1)
-        elif _counts_as_image(below, found, known):
+        elif _counts_as_image(below, f"{file}/{path}", found, known):
             image = Entry(below, file, offset, NOWHERE if offset == NOWHERE else size, modified)
             found.add(image, mount=parts, archive=name)
         found.folders.update(below[:n] for n in range(len(parts) + 1, len(below)))
 
 
-def _counts_as_image(parts: tuple[str, ...], found: Found, known: frozenset[str]) -> bool:
-    """Whether the file at `parts` is an image by its name; else it is counted as left out, unless it is a text."""
+def _counts_as_image(parts: tuple[str, ...], path: str, found: Found, known: frozenset[str]) -> bool:
+    """Whether the file at `parts` is an image by its name. Otherwise it is counted as left out, unless it is a text."""
     suffix = os.path.splitext(parts[-1])[1].lower()  # noqa: PTH122 - a Path for each of a million files is slow
     if suffix in known:
         return True
+    folder = parts[:-1]
+    if end := next((end for end in UNREAD_ARCHIVES if parts[-1].lower().endswith(end)), ""):
+        folder, suffix = (*folder, parts[-1].removesuffix(parts[-1][-len(end) :])), end
+        found.folders.add(folder)
+        found.unread[folder] = shown(path)
     if suffix not in TEXTS:
-        found.left_out[parts[:-1], suffix] += 1
+        found.left_out[folder, suffix] += 1
     return False
 
 

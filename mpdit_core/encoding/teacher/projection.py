@@ -1,4 +1,4 @@
-"""Features of fewer dimensions: the projection onto their principal directions, measured once on a sample."""
+"""Features with fewer dimensions: the projection onto their principal directions, measured once on a sample."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ DIRECTIONS = "directions"
 
 
 class Projection(NamedTuple):
-    """`directions` [F, dims] float32, orthonormal, by falling share."""
+    """`directions` [F, dims] float32, orthonormal, the one with the largest share first."""
 
     directions: Tensor
-    share: float  # of the squared features of the sample that is left
+    share: float  # share of the squared features of the sample that the projection keeps
 
 
 def measure_projection(features: Tensor, dims: int) -> Projection:
-    """The `dims` directions that keep most of `features` [n, N, F]: the principal ones about zero.
+    """The `dims` principal directions of `features` [n, N, F] about zero.
 
-    Not about the mean: so dot products, and the cosines that alignment compares, change as little as they can.
+    About zero, not about the mean, they change dot products, and the cosines that alignment compares, the least.
     """
     rows = features.flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows)  # ascending
     vectors = vectors.flip(1)[:, :dims]
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))  # a direction's sign is a matter of choice
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))  # made positive: the sign is arbitrary
     share = (values.flip(0)[:dims].sum() / values.sum()).item()
     return Projection((vectors * largest.sign()).float(), share)
 
@@ -44,7 +44,7 @@ def write_projection(path: Path, projection: Projection) -> str:
 
 
 def read_projection(path: Path, recorded: str) -> Tensor:
-    """The directions. Raises `UserError` (`damaged-file`) for a file that is not the one with this SHA-256."""
+    """The directions. Raises `UserError` (`damaged-file`) for a file with another SHA-256 than `recorded`."""
     if not path.is_file() or sha256(path) != recorded:
         raise UserError(
             f"{path} is missing or not what was written",

@@ -1,6 +1,6 @@
 """The second pass of `encode-latents --teacher`: a teacher's features, stored once beside finished latents.
 
-Made like the latents: shards of fixed images, shared among processes, kept when a run is killed.
+They are made as the latents are: in shards of fixed images, shared among processes, kept when the command is killed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MEASURED_ON = 256  # images, for a projection
 
 
 def store_features(job: EncodeJob, teacher: LoadedTeacher) -> None:
-    """Makes what is missing of the features; every process does its share. The folder is held by rank 0.
+    """Makes the features that are missing; every process makes its share. Rank 0 holds the folder.
 
     Raises:
         UserError: other features are stored (`settings-changed`), or as the teacher raises.
-        Interrupted: finished shards are kept.
+        Interrupted: a signal came; finished shards are kept.
     """
     folder, latents = TeacherFolder(job.folder.path), LatentFolder(job.folder.path)
     plan, unfinished = job.world.on_main(lambda: _begin(job, teacher, folder, latents))
@@ -45,7 +45,7 @@ def store_features(job: EncodeJob, teacher: LoadedTeacher) -> None:
         unfinished=unfinished,
         encode=lambda shards: teacher.shards(latents, shards, projection),
         store=store,
-        recorded=folder,
+        records=folder,
     )
     make_shards(work, world=job.world, report=job.report)
     job.world.on_main(lambda: folder.finish(plan))
@@ -54,7 +54,7 @@ def store_features(job: EncodeJob, teacher: LoadedTeacher) -> None:
 def _begin(
     job: EncodeJob, teacher: LoadedTeacher, folder: TeacherFolder, latents: LatentFolder
 ) -> tuple[TeacherPlan, list[int] | None]:
-    """The whole plan, its projection measured, and the shards to make; None for complete features."""
+    """The plan, with its projection measured, and the shards to make; None where all are complete."""
     plan = teacher.plan
     try:
         folder.check(plan)

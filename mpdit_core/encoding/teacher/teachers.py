@@ -1,9 +1,9 @@
-"""Teachers: what gives the features that are stored beside latents, for the objective `alignment`.
+"""Teachers, which give the features that are stored beside latents, for the objective `alignment`.
 
 A teacher is a feature extractor with a map (`mpdit_core.api.Teacher`), or `latents`: the latents themselves, which need
 no second network. To add one: a plugin in the group `mpdit.features` with the method `feature_map`.
 
-Shapes: features [n, N, F] of n images, N tokens of the stored grid row by row.
+Shapes: features [n, N, F] of n images, N tokens of the stored grid, row by row.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ READ_AT_ONCE = 256  # images
 
 
 class LoadedTeacher(Protocol):
-    """A teacher that is ready. `plan` says what is stored, but for the projection, which is still to be measured."""
+    """A teacher that is ready. `plan` describes what is stored, without the projection, which is measured later."""
 
     @property
     def plan(self) -> TeacherPlan: ...
 
     def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
-        """Numbers of `count` images, chosen at random (the first ones of a stream), and their features, unprojected."""
+        """Numbers of `count` random images (of a stream, the first ones), and their features, not projected."""
         ...
 
     def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
-        """What is stored for shards, one after the other, multiplied with `projection` [F, dims] where there is one."""
+        """What is stored for shards, one after the other, multiplied by `projection` [F, dims] if it is given."""
         ...
 
 
@@ -60,9 +60,9 @@ def open_teacher(
     """The teacher that `options` ask for, for latents of `plan`; None where they ask for none.
 
     Raises:
-        UserError: options of a teacher without one, or a teacher that needs images where there are none
-            (`option-does-not-apply`); no such plugin, or one without a map (`no-teacher`); a grid that does not fit
-            the latents (`grid-does-not-fit`), or more dimensions than features (`invalid-value`).
+        UserError: options of a teacher without a teacher, or a teacher that needs images where there are none
+            (`option-does-not-apply`); a plugin without a map (`no-teacher`); a grid that does not fit the latents
+            (`grid-does-not-fit`); more dimensions than features (`invalid-value`).
     """
     name = options.teacher
     if name is None:
@@ -182,7 +182,7 @@ def to_tokens(feature_map: Tensor, grid: Size) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTeacher:
-    """A feature extractor, which sees the pictures that the autoencoder saw; grey ones in all three colours."""
+    """A feature extractor, which gets the pictures that the autoencoder gets; grey ones in all three colours."""
 
     plan: TeacherPlan
     network: TeacherNetwork
@@ -194,11 +194,11 @@ class ImageTeacher:
     def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
         picks = pick_images(folder.manifest, self.source, min(count, len(folder)), seed=seed)
         features = []
-        for _, decode in picks:
+        for _, _, decode in picks:
             picture = prepare(decode(), self.latents_plan.resolution, self.mode)
             images = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
             features.append(self.network(images).cpu())
-        return [number for number, _ in picks], torch.cat(features)
+        return [number for number, _, _ in picks], torch.cat(features)
 
     def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
         directions = None if projection is None else projection.to(self.network.device)
@@ -212,7 +212,7 @@ class ImageTeacher:
             device=self.network.device,
             mode=self.mode,
             shape=self.plan.stored_shape,
-            dtype="float16",
+            dtype=self.plan.dtype,
             tensors=self.plan.tensor_names,
             encode=encode,
         )
@@ -229,9 +229,11 @@ def _require_same_images(folder: LatentFolder, content: ShardContent) -> None:
     before = [item.key for item in folder.manifest.shards[content.number].skipped]
     now = [item.key for item in content.skipped]
     if before != now:
-        faulty = next((item for item in content.skipped if item.key not in before), None)
+        faulty = next(
+            (f"{item.key} cannot be used: {item.reason}" for item in content.skipped if item.key not in before), None
+        )
         raise UserError(
-            f"{faulty.key} cannot be used: {faulty.reason}" if faulty else f"{before[0]} can be read now",
+            faulty or f"{next(key for key in before if key not in now)} can be read now",
             code="faulty-image",
             expected="the images that the latents were made from",
             remedy="restore the source as it was",

@@ -1,1 +1,1 @@
-"""Other forms of a model: diffusers' pipeline, a graph (ONNX, torch.export), a card; latents as a data set."""
+"""The formats of `mpdit export`: a model folder, diffusers, ONNX, torch.export, a Space; latents as a data set."""

@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it is, its training data, its metrics, and how to train it again.
 
-The text is card.md.j2; here are the values it shows.
+The text is in card.md.j2; this file collects the values.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def model_card(model: ModelFolder, *, name: str, where: str, form: str, licence:
 
     Args:
         name: title of the card.
-        where: how a user will name the model: a folder or `hf:ORG/NAME`.
-        form: form of the export.
+        where: what a user types for the model: a folder or `hf:ORG/NAME`.
+        form: format of the export.
         licence: identifier of the licence; `unknown` if not given.
         grid: whether samples.png lies beside the card.
     """
@@ -104,7 +104,7 @@ def _compute(model: ModelFolder) -> dict[str, str]:
 
 
 def _evaluations(model: ModelFolder) -> list[dict[str, Any]]:
-    """Of each record the figures, and apart from them the protocol behind them, without paths of this machine."""
+    """The figures of each record, and separately its protocol, without paths of this machine."""
     records = read_records(RunFolder(model.run).evals) if model.run else []
     found = []
     for record in records:
@@ -124,7 +124,7 @@ def _short(values: dict[str, Any]) -> dict[str, str]:
 
 
 def train_command(model: ModelFolder) -> str:
-    """`mpdit train --preset … --set …`: the preset, and what was changed in it."""
+    """`mpdit train --preset … --set …`: the preset, and each setting that differs from it."""
     config = model.config
     if config.preset not in preset_names():
         return "mpdit train --config config.toml"

@@ -14,11 +14,11 @@ from mpdit_core.models.model_folder import ModelFolder
 
 
 def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
-    """The model with its VAE (downloaded where it is not local) and an Euler scheduler.
+    """The model with its VAE (downloaded if it is not local) and an Euler scheduler.
 
     Raises:
-        UserError: the model does not say what its latents are (`no-autoencoder`), or the VAE cannot be loaded,
-            or is a plugin (`unknown-autoencoder`).
+        UserError: the model does not describe its latents (`no-autoencoder`), or its autoencoder cannot be loaded, or
+            is a plugin other than `pixels` (`unknown-autoencoder`).
     """
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 

@@ -33,12 +33,12 @@ class MatrixSpectralConvolution(nn.Module):
     """The same map as `SpectralConvolution`, with products of real matrices in place of FFTs and complex numbers.
 
     The first modes of a real signal s are `s @ cos − i·s @ sin`. In the inverse, every mode except the constant one
-    counts twice, for its mirror image among the negative frequencies. Input and output are [B, channels, grid].
+    counts twice, for the negative frequency too. Input and output are [B, channels, grid].
     """
 
     cos: Tensor  # [grid, mode]
     sin: Tensor
-    weight: Tensor  # [mode], of a mode in the inverse
+    weight: Tensor  # [mode], factor of a mode in the inverse
 
     def __init__(self, source: SpectralConvolution, *, grid: int):
         super().__init__()
@@ -88,7 +88,7 @@ def write_torch_export(model: MPDiT, path: Path) -> float:
 
 
 def write_onnx(model: MPDiT, path: Path) -> float:
-    """Writes `path` (.onnx; weights beside it where they exceed 2 GB); returns the difference under onnxruntime.
+    """Writes `path` (.onnx; weights of more than 2 GB beside it); returns the difference in onnxruntime.
 
     Raises:
         UserError: the packages are not installed (`missing-package`), or as `compare`.
@@ -149,7 +149,7 @@ def _program(model: MPDiT) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Torch's exporters log much that users need not see; the result is checked by numbers afterwards."""
+    """Without the messages of torch's exporters, which users need not see: the numbers are compared afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

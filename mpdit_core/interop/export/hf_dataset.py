@@ -1,8 +1,8 @@
 """Encoded latents as a Hugging Face data set: Parquet files that `datasets.load_dataset(FOLDER)` reads.
 
-Columns: the tensors of the shards under their own names, and `label` where images have classes. The tensors are
-`moments` float16 [2C, h, w] (posterior mean, then standard deviation), `mean` float16 [C, h, w], or `pixels` uint8
-[C, H, W], depending on the autoencoder; and the same with `_flipped` for mirror images, where the folder stores them.
+Columns: the tensors of the shards under their own names, and `label` where images have classes. Depending on the
+autoencoder the tensors are `moments` float16 [2C, h, w] (posterior mean, then standard deviation), `mean` float16
+[C, h, w], or `pixels` uint8 [C, H, W]; stored mirror images have the same name with `_flipped`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
 
     (out / "data").mkdir(parents=True)
     shards, done = len(folder.manifest.shards), 0
-    features = _features(folder.shard(0), folder.manifest.class_names)
+    features = _features(folder.shard(0), folder.spec.class_names)
     for number in range(shards):
         tensors = folder.shard(number)
         columns = {name: list(np.asarray(tensor)) for name, tensor in tensors.items() if name != LABELS}

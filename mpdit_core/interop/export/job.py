@@ -1,7 +1,7 @@
 """`mpdit export`: a model for others, as a folder or on the Hub; or latents as a Hugging Face data set.
 
-To add a form: its name in `ExportOptions.format`, a branch in `_write_form`, a part "Use" in card.md.j2.
-A Space is a page around the form `mpdit`.
+To add a format: its name in `ExportOptions.format`, a branch in `_write_form`, a section "Use" in card.md.j2.
+A Space is a page around a model in the format `mpdit`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silen
 from mpdit_core.runtime import files
 
 HALVED = ("mpdit", "diffusers", "space")
-"""Forms that can hold float16 weights."""
+"""Formats that can hold float16 weights."""
 
 
 def export_model(options: ExportOptions, *, report: Reporter = silent) -> ExportResult:
     """Writes `options.model` (for `datasets`: a folder of latents) to the new folder `options.out`.
 
     Raises:
-        UserError: nothing to export, `out` is not free, or the form cannot hold this model. Nothing is written then.
-            After a failed upload the folder is complete, and the remedy says how to upload it.
+        UserError: there is nothing to export, `out` is not free, or the format cannot hold this model; then nothing
+            is written. After a failed upload the folder is complete, and the remedy says how to upload it.
     """
     files.require_free(options.out)
     if options.half and options.format not in HALVED:
         raise UserError(
-            f"half precision with format {options.format}",
+            f"half precision with the format {options.format}",
             code="invalid-value",
             expected=f"a format of {', '.join(HALVED)}",
         )
@@ -75,7 +75,7 @@ def _write_page(model: ModelFolder, folder: Path, options: ExportOptions) -> Pat
 
 
 def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report: Reporter) -> float | None:
-    """Writes the model; returns a graph's difference from the network."""
+    """Writes the model; returns the difference of a graph from the network."""
     if options.format in ("mpdit", "space"):
         _write_model(model, folder, half=options.half)
         return None
@@ -125,7 +125,7 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 
 
 def _write_card(model: ModelFolder, folder: Path, options: ExportOptions) -> None:
-    """Writes README.md, and beside it the newest picture of samples."""
+    """Writes README.md, and the newest picture of samples beside it."""
     grid = newest_grid(model)
     if grid is not None:
         shutil.copyfile(grid, folder / hub.PREVIEW)
@@ -145,7 +145,7 @@ def _write_card(model: ModelFolder, folder: Path, options: ExportOptions) -> Non
 
 
 def newest_grid(model: ModelFolder) -> Path | None:
-    """The last preview of the model's run up to the model's step, or the picture that an export carries."""
+    """The last preview of the run up to the model's step; of an exported model, its own picture."""
     if model.run is None:
         carried = model.path / hub.PREVIEW
         return carried if carried.exists() else None
@@ -165,7 +165,7 @@ def _export_dataset(options: ExportOptions, report: Reporter) -> ExportResult:
             remedy=f"export to a folder, then: hf upload ORG/NAME {options.out} --repo-type dataset",
         )
     if options.ema_width is not None:
-        raise UserError("an EMA width with format datasets", code="invalid-value", expected="a run to export")
+        raise UserError("an EMA width with the format datasets", code="invalid-value", expected="a model to export")
     latents = LatentFolder(options.model)
     with files.writing_folder(options.out) as folder:
         for done in write_dataset(latents, folder):

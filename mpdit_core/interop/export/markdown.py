@@ -1,8 +1,8 @@
-"""Templates of Markdown in which a value stays a value, whoever wrote it.
+"""Markdown templates whose values cannot become markup or commands, whoever wrote them.
 
-A card quotes names and figures from files of strangers. In the templates, every value is escaped as text; a filter
-says where it stands otherwise: `code` in a code span, `shell` on a command line, `python` in Python code. None of them
-lets a value start a new line, so it can neither close a code block nor add a command.
+A card quotes names and figures from files of other people. Every value is escaped as text, unless a filter names its
+place: `code` in a code span, `shell` on a command line, `python` in Python code. No value can start a new line, so none
+can close a code block or add a command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def render(template: Path, **values: Any) -> str:
     """The text of a Markdown template with `values`, ending in one newline."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
-        autoescape=True,  # so that the result of a macro is not escaped again
+        autoescape=True,  # marks the result of a macro as escaped
         finalize=as_text,
         undefined=StrictUndefined,
     )
@@ -33,7 +33,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def as_text(value: Any) -> Markup:
-    """`value` as text between other text: on one line, without meaning to Markdown or HTML."""
+    """`value` as plain text: on one line, without markup of Markdown or HTML."""
     if isinstance(value, Markup):
         return value
     text = SPECIAL.sub(r"\\\g<0>", one_line(value))

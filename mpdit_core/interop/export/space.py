@@ -16,10 +16,10 @@ from mpdit_core.interop.export.markdown import render
 TEMPLATE = Path(__file__).with_name("space.md.j2")
 MODEL = "model"
 PLAYGROUND = "0.1.0"
-"""The first version of mpdit-playground that has what app.py imports."""
+"""The first version of mpdit-playground with the names that app.py imports."""
 
 GRADIO, PYTHON = "6.30.0", "3.11"
-"""What the Hub installs: the oldest versions that the packages accept. Without them it takes Python 3.10."""
+"""The versions that the Hub installs: the oldest that the packages accept. By default it takes Python 3.10."""
 
 APP = f'''"""The page of this Space: `python app.py`. Gradio's environment variables say where it listens."""
 

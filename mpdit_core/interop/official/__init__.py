@@ -1,12 +1,8 @@
-"""Checkpoints of the official MPDiT, DiT and SiT code become model folders of ours.
+"""Converting checkpoints of the official MPDiT, DiT and SiT code to model folders of mpdit.
 
-job.py              `mpdit import`, and `import_official`: all of the following together
-reading.py          a .pt or .safetensors file -> its tensors, without running anything from it
-file_signatures.py  what a file that cannot be used seems to be, for the message
-kinds.py            MPDiT, DiT (epsilon) or SiT (time direction reversed): which it is, and the exact conversion
+job.py              `mpdit import` and `import_official`, which use all of the following
+reading.py          a .pt or .safetensors file -> its tensors, without running code from it
+file_signatures.py  what an unusable file seems to be, for the message
+kinds.py            whether it is MPDiT, DiT (epsilon) or SiT (time direction reversed), and its exact conversion
 names.py            official tensor names and shapes -> our configuration and state dict
 """
-
-from mpdit_core.interop.official.names import convert_state_dict
-
-__all__ = ["convert_state_dict"]

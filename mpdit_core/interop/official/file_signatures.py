@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-# first bytes: what such a file is
+# pattern of the first bytes -> what such a file is
 BYTES: list[tuple[bytes, str]] = [
     (rb"\s*(<!doctype html|<html|<\?xml)", "a web page, saved under the name of the file (a login or error page?)"),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file it points to (`git lfs pull` fetches that)"),
@@ -22,7 +22,7 @@ BYTES: list[tuple[bytes, str]] = [
     (rb"Entry not found|Repository not found|Access to model", "an error message of the Hub, saved as a file"),
 ]
 
-# a pattern that some tensor's name matches: what holds such tensors
+# pattern of the name of a tensor -> what model has such tensors
 TENSORS: list[tuple[str, str]] = [
     (
         r"lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te",

@@ -1,4 +1,4 @@
-"""`mpdit import`: a checkpoint file of the official code in, a model folder of ours out."""
+"""`mpdit import`: from a checkpoint file of the official code to a model folder of mpdit."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ CLASS_TABLE = "y_embedder.embedding_table.weight"
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
 
 NOTES = {
-    "variance-dropped": "the variance half of the output channels is not imported: sampling does not need it",
+    "variance-dropped": "the output channels for the variance are not imported: sampling does not need them",
     "time-reversed": "SiT's time runs from noise to data; it is reversed in the weights: velocity = −SiT(x, 1 − t)",
     "epsilon-model": "this is an epsilon model (it predicts noise): it is not a flow and cannot be sampled",
     "no-null-label": "it was trained without label dropout: its null label is a row of zeros; do not use guidance",
     "other-image-size": "its arguments and its position table have different image sizes; that of the table is used",
     "no-autoencoder": "no autoencoder is known for its number of channels: samples are latents, not images",
 }
-"""What a user should know about a conversion, by code; a model folder keeps those that apply as `extra["notes"]`."""
+"""Notes for the user about a conversion, by code; a model folder keeps those that apply as `extra["notes"]`."""
 
 WARNINGS = ("epsilon-model", "no-null-label", "other-image-size", "no-autoencoder")
-"""Notes after which the model does less than others, or may be another than meant."""
+"""Notes that are warnings: the model is limited, or may not be the one that was meant."""
 
 
 def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> ImportResult:
@@ -85,20 +85,20 @@ def import_official(
 ) -> ModelFolder:
     """Converts an official MPDiT, MPDiT v2, DiT or SiT checkpoint and writes it as a model folder.
 
-    Shape and switches are read from the tensors. Numbers change only as `kinds.py` says.
+    Shape and switches are read from the tensors. Only the conversions in `kinds.py` change numbers.
 
     Args:
         path: `.pt` with `model`, `ema`, `opt`, `args`, or a plain state dict as `.pt` or `.safetensors`.
         out: folder to write; it must not hold anything yet.
         num_heads: number of attention heads, needed only where the width is not that of a published model.
-        kind: which code wrote it; `auto`: by the parts, the stored arguments and the file's name.
-        weights: which weights to take; the EMA if not given.
+        kind: the code that wrote it; `auto`: as `detect_kind` finds.
+        weights: the weights to take; the EMA if not given.
         autoencoder: Hub id or folder of the autoencoder that decodes the latents.
 
     Raises:
         UserError: the file cannot be used (codes as in `read_official`, `detect_kind`, `convert_state_dict`), an
-            argument is not possible (`invalid-value`), or `out` is not free (`folder-not-empty`). Nothing is written
-            then.
+            argument has an impossible value (`invalid-value`), or `out` is not free (`folder-not-empty`). Then nothing
+            is written.
     """
     given = dict(file=path, num_heads=num_heads, kind=kind, weights=weights, autoencoder=autoencoder)
     return _import(validate(ImportOptions, given, origin="import"), Path(out))
@@ -127,7 +127,7 @@ def _import(options: ImportOptions, out: Path) -> ModelFolder:
 
 @dataclass(frozen=True)
 class Conversion:
-    """An official checkpoint in our terms: tensors by our names, in float32."""
+    """A converted checkpoint: tensors by our names, in float32."""
 
     kind: Kind
     config: ModelConfig
@@ -136,7 +136,7 @@ class Conversion:
 
 
 def convert(file: OfficialFile, options: ImportOptions) -> Conversion:
-    """The file's model in our terms. Raises `UserError` as `import_official`."""
+    """The file's model with our names and conventions. Raises `UserError` as `import_official`."""
     official, arguments, notes = file.tensors, file.arguments, []
     with _user_errors(file, options.kind):
         kind = options.kind
@@ -165,7 +165,7 @@ def convert(file: OfficialFile, options: ImportOptions) -> Conversion:
 
 @contextmanager
 def _user_errors(file: OfficialFile, kind: str) -> Iterator[None]:
-    """Says of tensors that cannot be converted what model they seem to be, or that they fit none."""
+    """Turns the errors of tensors that cannot be converted into one that says what model they seem to be, if any."""
     try:
         yield
     except UserError as error:

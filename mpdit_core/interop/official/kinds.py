@@ -1,6 +1,6 @@
-"""Which code wrote an official checkpoint, and how its tensors are changed so that our flow can use them.
+"""Which code wrote an official checkpoint, and how its tensors are converted for our flow.
 
-All three codes give their tensors the same names. They differ in what the output means:
+The tensors have the same names in all three codes, but the output differs:
 
     mpdit  velocity noise − data at t (1 noise, 0 data), as ours
     dit    the noise itself (epsilon) and a variance, at diffusion steps 0..999: not a flow, cannot be sampled here
@@ -32,13 +32,13 @@ FIRST_TIME_LAYER = "t_embedder.mlp.0.weight"
 
 
 def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping[str, Any]) -> Kind:
-    """The code that wrote `official`, from its parts, the file's name and the stored training arguments.
+    """The code that wrote `official`, from its tensors, the file's name and the stored training arguments.
 
-    The releases of DiT and SiT have variance channels. A dense transformer without them is a SiT or a DiT (trained
-    without variance) if its arguments say so; otherwise it comes from the MPDiT code, whose dense baselines are flows.
+    The releases of DiT and SiT have variance channels. A dense transformer without them is one of these two only if its
+    arguments, or for SiT its name, say so; otherwise it is a dense baseline of the MPDiT code, which is a flow.
 
     Raises:
-        UserError: the file's name and its tensors leave two possibilities (`ambiguous-kind`).
+        UserError: two kinds remain possible (`ambiguous-kind`).
     """
     if "blocks.0.adaLN_modulation.1.weight" not in official:
         return "mpdit"

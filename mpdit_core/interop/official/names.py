@@ -1,7 +1,7 @@
-"""Tensor names and shapes of the official MPDiT, DiT and SiT code become our configuration and state dict.
+"""From tensor names and shapes of the official MPDiT, DiT and SiT code to our configuration and state dict.
 
-The official names in `MODULES` are facts, read off such checkpoints. MPDiT has `downsample_blocks`, then
-`upsample_blocks`; MPDiT v2 numbers its later stages (`upsample_blocks_lvl2`); a dense DiT has `blocks` alone.
+The official names in `MODULES` are facts, read from such checkpoints. MPDiT has `downsample_blocks`, then
+`upsample_blocks`; MPDiT v2 numbers its later stages (`upsample_blocks_lvl2`); a dense DiT has only `blocks`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mpdit_core.settings import validate
 
 HEADS_BY_WIDTH = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published models; shapes do not show it
 
-# official module (a pattern, `_lvl<stage>` left out): our module, # for the number of its stage
+# pattern of an official module, without `_lvl<stage>` -> our module, with # for the number of the stage
 MODULES = {
     r"(?:(?:down|up)sample_)?blocks\.(\d+)\.attn\.qkv":             r"stages.#.blocks.\1.attention.qkv",
     r"(?:(?:down|up)sample_)?blocks\.(\d+)\.attn\.proj":            r"stages.#.blocks.\1.attention.out",
@@ -46,10 +46,10 @@ PARAMETERS = {"weights_real": "real", "weights_imag": "imaginary"}
 def convert_state_dict(
     official: Mapping[str, Tensor], *, num_heads: int | None = None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Our configuration and state dict for an official one (prefixes already removed).
+    """Our configuration and state dict for an official state dict.
 
     Args:
-        official: tensors by their official names.
+        official: tensors by their official names, without the prefixes of wrappers.
         num_heads: needed only where the width is not that of a published model.
 
     Raises:
@@ -58,8 +58,7 @@ def convert_state_dict(
     """
     config = infer_config(official, num_heads=num_heads)
     converted: dict[str, Tensor] = {}
-    fixed = "pos_embed"  # tables that the network computes itself
-    names = {name: _our_name(name) for name in official if not name.startswith(fixed)}
+    names = {name: _our_name(name) for name in official if not name.startswith("pos_embed")}  # computed by ours
     unknown = [name for name, ours in names.items() if not ours]
     if unknown:
         more = " …" if len(unknown) > 5 else ""
@@ -150,7 +149,7 @@ def _depth(official: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _our_name(name: str) -> str:
-    """Our name of a tensor, empty where it has none."""
+    """Our name for a tensor; empty where it is unknown."""
     module, _, parameter = name.rpartition(".")
     level = re.search(r"_lvl(\d+)", module)
     stage = int(level[1]) if level else int(module.startswith(LATER_STAGE))

@@ -1,7 +1,7 @@
-"""Reading a checkpoint file of the official code without running anything from it.
+"""Reading a checkpoint file of the official code without running code from it.
 
-A `.pt` file is a pickle: it is read with `weights_only`, and the one class allowed beyond tensors is
-`argparse.Namespace`, because the official training script stores its arguments. Tensors stay on the disk until used.
+A `.pt` file is a pickle: it is read with `weights_only`, and the only class allowed besides tensors is
+`argparse.Namespace`, in which the official training script stores its arguments. Tensors stay on the disk until used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpdit_core.models.model_folder import CONFIG, WEIGHTS
 from mpdit_core.reporting import jsonable
 
 Weights = Literal["ema", "model"]
-SETS = ("ema", "ema_model", "model", "state_dict")  # what a file calls its weights, the preferred ones first
+SETS = ("ema", "ema_model", "model", "state_dict")  # keys of weights in a file, the preferred one first
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # compile, DDP, FSDP
 OWNERS = {"model", "net", "network"}  # attributes that hold the network in another module; all names begin with one
 HARMLESS = {"numpy": "a number or array of NumPy", "pathlib": "a path (pathlib)", "datetime": "a date"}
@@ -35,11 +35,11 @@ EXPECTED = "a .pt or .safetensors file of the official MPDiT, DiT or SiT code"
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """Tensors by their official names, without the prefixes of wrappers, and what else the file holds."""
+    """Tensors by their official names, without the prefixes of wrappers, and other content of the file."""
 
     path: Path
     tensors: dict[str, Tensor]
-    weights: str  # which of the file's sets of weights: ema, model, state_dict, or "the only ones"
+    weights: str  # the key of these weights in the file: ema, model, state_dict, or "the only ones"
     arguments: dict[str, Any]  # arguments of the training command; empty where the file holds none
 
 
@@ -48,8 +48,8 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
 
     Raises:
         UserError: the file is missing (`no-such-file`), incomplete (`damaged-file`), another kind of file
-            (`wrong-file`), a pickle with more than tensors and numbers (`foreign-object`) or one that would run code
-            (`unsafe-file`); or it holds no weights (`no-weights`), two of one name (`ambiguous-weights`), or ones
+            (`wrong-file`), a pickle with more than tensors and numbers (`foreign-object`), or one that would run code
+            (`unsafe-file`); or it holds no weights (`no-weights`), two with one name (`ambiguous-weights`), or values
             that are not finite (`not-finite`).
     """
     path = Path(path)
@@ -86,7 +86,7 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
 
 
 def _stripped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by the network's own names. Raises `UserError` where two would have one name."""
+    """The tensors by the network's own names. Raises `UserError` where two have the same."""
     own = [name for name, value in tensors.items() if isinstance(value, Tensor)]
     names = {name: ".".join(part for part in str(name).split(".") if part not in WRAPPERS) for name in own}
     while len(owners := {name.partition(".")[0] for name in names.values()}) == 1 and owners <= OWNERS:
@@ -105,7 +105,7 @@ def _stripped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises `UserError` for tensors that are no weights: of another form, larger than their file, or not finite."""
+    """Raises `UserError` for tensors that are no weights: not plain floats, larger than the file, or not finite."""
     size = path.stat().st_size
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
@@ -132,7 +132,7 @@ def _read_safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except Exception as error:  # SafetensorError, and what torch says of shapes and types that cannot be
+    except Exception as error:  # SafetensorError, and errors of torch for impossible shapes and types
         if like_bytes(head) or not _is_safetensors(head):
             raise _wrong_file(path, head) from None
         raise _damaged(path, f"a safetensors file, but {_first_line(error)}") from None
@@ -164,16 +164,16 @@ def _check_archive(path: Path) -> None:
                 f"{path} is a zip archive of {inside} …, not a torch file", code="wrong-file", expected=EXPECTED
             )
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise _damaged(path, "a torch file whose parts are larger than itself")
+            raise _damaged(path, "a torch file whose parts are larger than the file")
 
 
 def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> UserError:
-    """What weights-only reading refused: something harmless that it does not know, or something that may run code."""
+    """The error for what weights-only reading refused: a harmless unknown class, or one that may run code."""
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     found = wanted.group(1) if wanted else ""
     harmless = HARMLESS.get(found.partition(".")[0])
     if harmless:
-        what = f"beside its tensors, {path} holds {harmless}: {found}"
+        what = f"besides its tensors, {path} holds {harmless}: {found}"
     elif found:
         what = f"{path} cannot be read safely: it holds a {found}, and reading that would run code"
     elif "Unsupported operand" in str(error):

@@ -34,7 +34,6 @@ Space = Literal["latents", "pixels"]
 NEIGHBOURS = 4
 DEFAULT_SAMPLES = 8
 BLOCK = 512  # training images at once
-DECODED_AT_ONCE = 64
 KEPT = 2 * 2**30  # bytes of decoded images
 
 
@@ -120,7 +119,7 @@ class TrainingPoints:
         assert generator.spec is not None
         self.folder, self.space, self.mirror = folder, space, folder.has_flips
         self.autoencoder: LoadedAutoencoder = generator.autoencoder
-        self.normalisation, self.device = generator.spec.normalisation, generator.device
+        self.normalisation = generator.spec.normalisation
         self._kept: dict[tuple[int, bool], Tensor] = {}  # (first of a block, mirrored) → uint8 [m, 3, H, W]
         self._kept_bytes = 0
 
@@ -147,8 +146,7 @@ class TrainingPoints:
     def images(self, indices: list[int], flips: list[bool]) -> Tensor:
         """[m, 3, H, W] uint8."""
         means = self.folder.batch(indices, flip=flips).mean
-        parts = [self.autoencoder.decode(part.to(self.device)).cpu() for part in means.split(DECODED_AT_ONCE)]
-        return as_rgb(torch.cat(parts)).contiguous()
+        return as_rgb(self.autoencoder.decode(means).cpu()).contiguous()
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The autoencoder `dct`: the low frequencies of blocks of pixels, luminance and chrominance apart, without weights.
+"""The autoencoder `dct`: the low frequencies of blocks of pixels, of luminance and chrominance, without weights.
 
 Shapes: B images of H × W pixels, F = factor, h = H / F; K coefficients of luminance, k of each of two chrominances.
 """
@@ -24,10 +24,10 @@ YCBCR = (
 
 @dataclass
 class DCT:
-    """The orthonormal cosine transform of blocks of pixels; of each block the low frequencies are kept.
+    """The orthonormal cosine transform of blocks of pixels, which keeps the low frequencies of each block.
 
-    Channels: the luminance's coefficients by rising frequency, then those of Cb, then those of Cr. An eighth of all
-    channels goes to each chrominance, which eyes resolve less; the reconstruction of photos is best near that share.
+    Channels: the coefficients of luminance by rising frequency, then those of Cb, then those of Cr. Each chrominance
+    has an eighth of all channels, near which the reconstruction of photos is best: eyes see less detail in it.
     """
 
     stores: ClassVar[Literal["mean"]] = "mean"

@@ -21,7 +21,7 @@ from mpdit_core.api import NoiseSource, Step, VelocityFn, option
 
 
 def _follow(scheduler: Any, velocity_fn: VelocityFn, x_t: Tensor) -> Iterator[Step]:
-    """Runs a scheduler whose times are set; yields where t falls (Heun stays at one t for two evaluations)."""
+    """Runs a scheduler whose times are set; yields a step where t decreases (Heun evaluates twice at one t)."""
     sigmas, dtype = scheduler.sigmas.tolist(), x_t.dtype
     for i, timestep in enumerate(scheduler.timesteps):
         velocity = velocity_fn(x_t, sigmas[i])
@@ -65,7 +65,7 @@ class Heun:
 
 @dataclass(frozen=True, kw_only=True)
 class _Multistep:
-    """These work in log(alpha / sigma), infinite at t = 1: an Euler step takes x from there to their first sigma."""
+    """Solvers in log(alpha / sigma), which is infinite at t = 1: an Euler step leads to their first sigma."""
 
     stochastic: ClassVar[bool] = False
     plugin_api: ClassVar[int] = 2

@@ -28,7 +28,7 @@ RULE = "bicubic 224 as PIL, clipped, ImageNet mean and std, positions by DINOv2'
 class DINOv2:
     """DINOv2 ViT/14: `pool` [B, 1024] for the large network (small 384, base 768, giant 1536), float32.
 
-    As a teacher: the normalised patch tokens of images resized to 224 × 224, as REPA takes them: [B, 1024, 16, 16].
+    As a teacher: the normalised patch tokens of images resized to 224 × 224, as in REPA: [B, 1024, 16, 16].
     """
 
     plugin_api: ClassVar[int] = 2
@@ -43,13 +43,13 @@ class DINOv2:
             raise UserError(f"size {self.size!r}", code="invalid-value", expected=", ".join(LETTERS))
 
     def load(self, device: torch.device) -> None:
-        """Raises `UserError`: no weights, or weights of something else."""
+        """Reads the weights. Raises `UserError` where there are none, or those of another network."""
         path = Path(self.weights).expanduser() if self.weights else self._find()
         state = _read(path)
         network = timm.create_model(
             f"vit_{self.size}_patch14_dinov2", num_classes=0, img_size=SIDE, global_pool="token", pretrained=False
         )
-        state.pop("mask_token", None)  # used by the training with masks; the authors' file has it, timm's does not
+        state.pop("mask_token", None)  # for training with masks; the authors' file has it, timm's does not
         try:
             state["pos_embed"] = resize_positions(state["pos_embed"])
             network.load_state_dict(state)
@@ -67,12 +67,12 @@ class DINOv2:
         self.std = torch.tensor(STD, device=device).view(3, 1, 1)
 
     def __call__(self, images: Tensor) -> Features:
-        """`images [B, 3, H, W]` uint8 of any size."""
+        """The class token for `images [B, 3, H, W]` uint8 of any size."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return Features(pool=self.network(self._normalised(images)))
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Of `images [B, 3, H, W]` uint8 of any size."""
+        """The map of patch tokens for `images [B, 3, H, W]` uint8 of any size."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             tokens = self.network.forward_features(self._normalised(images))[:, 1:]  # without the class token
         return tokens.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2).contiguous()
@@ -111,10 +111,10 @@ class DINOv2:
 def resize_positions(table: Tensor) -> Tensor:
     """Position embeddings [1, 1 + n², F] of an n × n grid, interpolated to 16 × 16: [1, 257, F].
 
-    The rule is DINOv2's, which its published features were computed with: bicubic, no antialiasing, scaled by a factor
-    with 0.1 of a patch added. Raises `ValueError`: not a square grid and a class token.
+    The rule is that of DINOv2's published features: bicubic, without antialiasing, scaled by a factor with 0.1 of a
+    patch added. Raises `ValueError` for a table that is not of a square grid and a class token.
     """
-    n = math.isqrt(table.shape[1] - 1)
+    n = math.isqrt(table.shape[1] - 1) if table.ndim == 3 else 0
     if table.ndim != 3 or n * n + 1 != table.shape[1]:
         raise ValueError(f"pos_embed of shape {tuple(table.shape)}, not [1, 1 + n², features]")
     if n == GRID:

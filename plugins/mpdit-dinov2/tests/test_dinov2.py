@@ -119,11 +119,14 @@ def test_every_mistake_has_its_code(weights: Path, tmp_path: Path, monkeypatch: 
     torn.write_bytes(weights.read_bytes()[:10_000])
     other = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, other)
+    flat = tmp_path / "flat.pth"
+    torch.save({"pos_embed": torch.zeros(3)}, flat)
     assert code(size="huge") == "invalid-value"
     assert code(weights=str(tmp_path / "none.pth")) == "no-such-file"
     assert code(weights=str(torn)) == "damaged-file"
     assert code(size="base", weights=str(weights)) == "wrong-weights"  # the small network's
     assert code(size="small", weights=str(other)) == "wrong-weights"
+    assert code(size="small", weights=str(flat)) == "wrong-weights"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))

@@ -1,7 +1,7 @@
 """Tar shards as a data set for mpdit: the WebDataset format, `000123.jpg` beside `000123.cls` in .tar files.
 
 The key of a sample is its path up to the first dot of the file name: `v1.0/0001.input.png` has the key `v1.0/0001`.
-A label stands in `KEY.cls` (a whole number, or a text: then labels follow the sorted texts) or in `KEY.json` under
+The label is in `KEY.cls` (a whole number, or a text: then labels follow the sorted texts) or in `KEY.json`, under
 "label" or "cls". To read one more extension of images: `PICTURES`.
 """
 
@@ -37,7 +37,7 @@ class _Place(NamedTuple):
 
 @dataclass
 class WebDataset:
-    """Labelled pictures in .tar shards. Uncompressed, with random access: their bytes are found once."""
+    """Labelled pictures in uncompressed .tar shards, which are read at random: their bytes are found once."""
 
     shards: str = option("", "path of the shards, with a range in braces: data/train-{0000..0041}.tar")
     classes: str = option("", "file with one class name per line, in label order; empty: the labels themselves")
@@ -143,7 +143,7 @@ def _label(shard: str, path: str, data: bytes) -> int | str | None:
 
 
 def _number(labels: Sequence[int | str], listed: list[str] | None, where: str) -> tuple[list[str], list[int]]:
-    """(class names, labels) from whole numbers, or from texts: places in `listed`, or in their sorted order."""
+    """(class names, labels). Whole numbers are labels; the label of a text is its place in `listed`, or when sorted."""
     if not labels:
         raise UserError(f"{where} holds no samples", code="no-images", expected="pictures with labels")
     numbers = [label for label in labels if isinstance(label, int)]

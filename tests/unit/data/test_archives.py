@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +100,13 @@ def test_a_wrong_header_is_refused(tmp_path: Path):
             damaged = bytearray(whole)
             damaged[header + at] ^= 1
             assert refused(path, bytes(damaged)).code == "damaged-archive"
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_archive_is_called_so(tmp_path: Path, compress: Callable[[bytes], bytes]):
+    assert refused(tmp_path / "x.tar", compress(archive(*TWO))).code == "unread-archive"
+    (tmp_path / "x.tar").write_bytes(archive(("BZh", b"only a name")))
+    assert list(contents(tmp_path / "x.tar")) == ["BZh"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from data_helpers import refused, save_autoencoder
 
 from mpdit_core.api import to_range
-from mpdit_core.data.autoencoders import load_autoencoder, read_stored
+from mpdit_core.data.autoencoders import load_autoencoder, loaded, read_stored
 from mpdit_core.data.autoencoders.diffusers import DiffusersAutoencoder
 from mpdit_core.data.autoencoders.pixels import Pixels, PixelsGray
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
@@ -117,6 +117,17 @@ def test_what_a_plugin_returns_is_checked(tmp_path: Path):
         load_autoencoder(f"{tmp_path}/fails.py:Mine").encode(PICTURES)
 
 
+def test_latents_are_decoded_in_parts(mine: str, monkeypatch: pytest.MonkeyPatch):
+    autoencoder = load_autoencoder(mine)
+    raw = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole, sizes, decode = autoencoder.decode(raw), [], autoencoder.plugin.decode
+    monkeypatch.setattr(loaded, "DECODED_AT_ONCE_ON_CPU", 2 * 16 * 16 + 1)
+    monkeypatch.setattr(autoencoder.plugin, "decode", lambda part: (sizes.append(len(part)), decode(part))[1])
+    assert torch.equal(autoencoder.decode(raw), whole)
+    assert sizes == [2, 2, 1]
+    assert autoencoder.decode(raw[:0]).shape == (0, 3, 16, 16)
+
+
 @pytest.mark.parametrize("gray", [False, True])
 def test_pixels_are_exact(gray: bool):
     autoencoder = load_autoencoder("pixels-gray" if gray else "pixels")
@@ -144,7 +155,7 @@ def test_a_posterior_is_stored_as_mean_and_standard_deviation(tmp_path: Path):
 @pytest.mark.parametrize("stores", ["mean+std", "mean", "uint8"])
 def test_sums_are_those_of_what_is_read(stores):
     spec = load_autoencoder("pixels").spec.model_copy(update={"stores": stores})
-    source = SourceSpec(given="", name="", fingerprint="", items=5)
+    source = SourceSpec(given="", fingerprint="", items=5)
     plan = EncodingPlan(
         source=source,
         resolution=Size.square(16),

@@ -11,7 +11,7 @@ import pytest
 from archive_bytes import archive, link, picture
 
 from mpdit_core.data.images import FaultyImageError
-from mpdit_core.data.sources import evenly_spread, find_images, open_source, source_notes
+from mpdit_core.data.sources import evenly_spread, find_images, natural_order, open_source, source_notes
 from mpdit_core.errors import UserError
 from mpdit_core.testing import check_dataset
 
@@ -55,6 +55,30 @@ def test_a_class_without_images_is_refused_unless_told(images: Path):
     classes = images.parent / "classes.txt"
     classes.write_text("b\naa\na\nc\n")
     assert [label for _, label in read(images, classes=classes)[1]] == [2, 2, 0]
+
+
+def test_a_class_in_an_archive_that_is_not_read_is_refused(images: Path, tmp_path: Path):
+    (images / "c.zip").write_bytes(b"PK")
+    assert refused(images) == "empty-class"
+    assert read(images, allow_empty_classes=True)[0] == ["a", "b", "c"]
+    (images / "c.zip").rename(images / "b.zip")  # beside the folder of the class
+    assert codes(images) == ["files-left-out"]
+    (images / "b.zip").rename(images / "b.tar.gz")
+    assert codes(images) == ["files-left-out"]
+    (tmp_path / "x.tar").write_bytes(archive(("a/0.png", picture(1)), ("c.TAR.GZ", b"x")))
+    assert refused(tmp_path / "x.tar") == "empty-class"
+    for name in ("x.zip", "x.tar.gz"):
+        (tmp_path / name).write_bytes(b"x")
+        assert refused(tmp_path / name) == "unread-archive"
+
+
+def test_classes_that_look_like_one_are_named(tmp_path: Path):
+    root = write(tmp_path / "x", {f"{name}/0.png": 1 for name in ("Cat", "cat", "dog", "caf\u00e9", "cafe\u0301")})
+    notes = source_notes(open_source(str(root)))
+    assert [getattr(note, "code", "") for note in notes] == ["similar-classes", "similar-classes"]
+    assert ["'Cat'" in note.text and "'cat'" in note.text for note in notes] == [True, False]
+    assert all(name in notes[1].text for name in (r"'caf\xe9'", r"'cafe\u0301'"))
+    assert len(read(root)[0]) == 5
 
 
 def test_the_only_class_that_can_be_read_is_not_a_wrapper(tmp_path: Path):
@@ -202,6 +226,13 @@ def test_labels_by_file(tmp_path: Path):
     assert codes(root, labels=root / "labels.txt") == ["empty-classes"]
 
 
+def test_names_are_sorted_by_their_numbers():
+    digits = "9" * 5000  # more than int() takes
+    names = ["b.png", "a10b/1.png", digits + "1", "a10.png", "a2.png", digits + "0"]
+    expected = [digits + "0", digits + "1", "a2.png", "a10.png", "a10b/1.png", "b.png"]
+    assert sorted(names, key=natural_order) == expected
+
+
 def test_a_part_of_a_sorted_list_has_all_of_it():
     assert evenly_spread(10, 5) == [1, 3, 5, 7, 9]
     assert evenly_spread(3, 3) == [0, 1, 2]
@@ -210,7 +241,7 @@ def test_a_part_of_a_sorted_list_has_all_of_it():
         evenly_spread(3, 4)
 
 
-def test_images_without_classes(images: Path):
+def test_images_beside_class_folders_are_refused(images: Path):
     write(images, {"stray.tif": 5})
     assert [entry.key for entry in find_images(images).images] == ["a/0.png", "a/1.png", "b/0.png", "stray.tif"]
     assert refused(images) == "mixed-layout"

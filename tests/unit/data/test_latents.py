@@ -105,6 +105,6 @@ def test_what_is_no_folder_of_latents(images: Path, pixels: LatentFolder, tmp_pa
     (out / "shard-00002.safetensors").unlink()
     with refused("no-such-file", "shard-00002"):
         LatentFolder(out)
-    write_json(out / "manifest.json", read_json(out / "manifest.json") | {"format": 1})
+    write_json(out / "manifest.json", read_json(out / "manifest.json") | {"format": 3})
     with refused("unknown-format"):
         LatentFolder(out)

@@ -42,7 +42,7 @@ def test_folder_of_latents(images: Path, tmp_path: Path):
     assert (result.stores, result.flips, result.latent_shape) == ("uint8", "mirrored", (3, 8, 8))
     assert result.bytes == sum(p.stat().st_size for p in result.latents.glob("shard-*"))
     folder = LatentFolder(result.latents)
-    assert folder.manifest.class_names == ("ant", "bee", "cat")
+    assert folder.spec.class_names == ("ant", "bee", "cat")
     assert [shard.count for shard in folder.manifest.shards] == [4, 4, 4, 3]
     assert {s.file: s.sha256 for s in folder.manifest.shards} == shard_hashes(result.latents)
     assert not (result.latents / "encoding").exists()
@@ -127,6 +127,13 @@ def test_changes_are_refused(images: Path, tmp_path: Path):
     with refused("settings-changed", "source.fingerprint"):
         encode(images, out)
     assert shard_hashes(out) == before
+
+
+def test_a_source_that_was_moved_is_the_same(images: Path, tmp_path: Path):
+    before = encode(images, tmp_path / "out")
+    moved = images.rename(tmp_path / "elsewhere")
+    again = encode(moved, tmp_path / "out")
+    assert (again.encoded_now, again.fingerprint) == (0, before.fingerprint)
 
 
 def test_faulty_images(images: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,19 @@ def test_skipped_images_have_no_features(images: Path, tmp_path: Path):
     assert np.allclose(batch.teacher[0], expected_tokens(picture), rtol=1e-3)
 
 
+def test_an_image_that_was_repaired_is_named(images: Path, tmp_path: Path):
+    """Its size and time are kept, so that the source has the same fingerprint."""
+    for name in ("bee/2.png", "bee/3.png"):
+        status, good = (images / name).stat(), (images / name).read_bytes()
+        (images / name).write_bytes(b"no picture" + good[10:])
+        os.utime(images / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    out = encode(images, tmp_path / "out", on_error="skip").latents
+    (images / name).write_bytes(good)
+    os.utime(images / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with refused("faulty-image", "bee/3.png"):
+        encode(images, out, on_error="skip", teacher=TEACHER)
+
+
 def test_verify_finds_damaged_features_and_the_next_run_makes_them_again(images: Path, plain: Path):
     encode(images, plain, teacher=TEACHER)
     whole, latents = feature_hashes(plain), shard_hashes(plain)
@@ -189,17 +203,6 @@ def test_repaired_latents_keep_their_features(images: Path, plain: Path):
     encode(images, plain)
     assert LatentFolder(plain).batch([5], teacher=True).teacher is not None
     assert feature_hashes(plain) == whole
-
-
-def test_a_folder_of_the_format_before_is_read_and_given_a_teacher(images: Path, plain: Path):
-    path = plain / MANIFEST
-    old = json.loads(path.read_text())
-    assert old.pop("teacher") is None
-    path.write_text(json.dumps(old | {"format": 2}))
-    with refused("no-teacher"):
-        _ = LatentFolder(plain).teacher
-    encode(images, plain, teacher="latents")
-    assert json.loads(path.read_text())["format"] == 3
 
 
 def test_refusals(images: Path, plain: Path, tmp_path: Path):

@@ -343,8 +343,9 @@ class StoredLatents:
     """What a data set is made from: the shards of a folder of latents, whatever form they store."""
 
     def __init__(self, shards: list[dict[str, np.ndarray]], folder: ModelFolder):
-        self.shards, self.spec = shards, folder.latents
-        self.manifest = SimpleNamespace(shards=shards, class_names=("ant", "bee", "cat"))
+        assert folder.latents is not None
+        self.shards, self.manifest = shards, SimpleNamespace(shards=shards)
+        self.spec = folder.latents.model_copy(update={"class_names": ("ant", "bee", "cat")})
         self.hashes = HashCheck()
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from golden_files import FILES, assert_close, load_model, official_weights
 from mpdit_core.api import TrainingBatch
 from mpdit_core.flow.loss import TrainingLoss
 from mpdit_core.flow.objectives.flow_matching import FlowMatching
-from mpdit_core.interop.official import convert_state_dict
+from mpdit_core.interop.official.names import convert_state_dict
 from mpdit_core.model.positions import position_table
 from mpdit_core.size import Size
 
