@@ -25,7 +25,7 @@ from mpdit_core.run_report.run import Run, read_run
 from mpdit_core.runtime.files import write_json
 from mpdit_core.settings import changes
 
-WINDOWS = 20
+WINDOWS, LEAST_LOSSES = 20, 5  # most windows, and fewest losses in one
 
 
 def main() -> None:
@@ -49,7 +49,9 @@ def recorded(runs: Sequence[Run], *, what: str, command: str) -> LossBand:
         if different or run.latents.fingerprint != first.latents.fingerprint:
             raise SystemExit(f"{run.name} differs from {first.name}: {', '.join(different) or 'latents'}")
     seen = min(int(run.history.last["images_seen"]) for run in runs)
-    ends = tuple(round(seen * n / WINDOWS) for n in range(1, WINDOWS + 1))
+    logged = min(sum(images <= seen for images, _ in run.losses_by_images()) for run in runs)
+    windows = min(WINDOWS, logged // LEAST_LOSSES)
+    ends = tuple(round(seen * n / windows) for n in range(1, windows + 1))
     losses = [windowed(run.losses_by_images(), ends) for run in runs]
     means = [[fmean(window) for window in of_run] for of_run in losses]
     by_window = list(zip(*means, strict=True))

@@ -61,7 +61,7 @@ def loss_band(monkeypatch):
 
 @pytest.fixture
 def band(tmp_path, loss_band, monkeypatch) -> LossBand:
-    """Three recorded runs of 40 steps, of which the losses are 1, and 0.9 and 1.1 times 2 / √step."""
+    """Three recorded runs of 40 steps, of which the losses are 2 / √step, and 0.9 and 1.1 times that."""
     runs = []
     for seed, factor in enumerate((0.9, 1.0, 1.1)):
         config = changed(TINY, "train", seed=seed)
@@ -73,9 +73,9 @@ def band(tmp_path, loss_band, monkeypatch) -> LossBand:
 
 
 def test_a_band_is_mean_and_deviation_of_the_recorded_runs(band):
-    assert (band.runs, band.logged) == (3, 2)
-    assert band.images_seen[:3] == (16, 32, 48)  # two steps of 8 images
-    assert band.loss[0] == pytest.approx(1 + 1 / math.sqrt(2), abs=1e-5)
+    assert (band.runs, band.logged) == (3, 5)
+    assert band.images_seen == tuple(range(40, 321, 40))  # five steps of 8 images
+    assert band.loss[0] == pytest.approx(sum(2 / math.sqrt(step) for step in range(1, 6)) / 5, abs=1e-5)
     assert band.deviation == pytest.approx(0.1, abs=1e-5)
     assert band.limits(0) == pytest.approx((0.7 * band.loss[0], 1.3 * band.loss[0]), rel=1e-3)
 
@@ -85,7 +85,7 @@ def test_a_loss_is_inside_above_or_below_the_band(band, tmp_path, factor, place)
     run = write_run(tmp_path / "run", [factor * 2 / math.sqrt(step) for step in range(1, 24)])
     verdict = verdict_on(run)
     assert verdict.place == place
-    assert "176 images" in verdict.text  # the last window that is over: 22 of 23 steps
+    assert "160 images" in verdict.text  # the last window that is over: 20 of 23 steps
 
 
 def test_only_the_same_network_loss_times_and_latents_are_compared(band):
@@ -292,7 +292,7 @@ def test_the_page_draws_the_band_and_says_where_the_loss_is(band, tmp_path):
     assert verdict.place == "above"
     assert verdict.text in page
     (corners,) = [part.split('"')[0] for part in page.split('<polygon class="known" data-run="0" points="')[1:]]
-    assert len(corners.split()) == 2 * 12  # the middles of 12 windows are at step 24 or before
+    assert len(corners.split()) == 2 * 5  # the middles of 5 windows are at step 24 or before
 
 
 def test_the_page_draws_published_figures_up_to_the_next(tmp_path):
