@@ -44,7 +44,7 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
         lines = [line for run in runs for line in _lines_of_steps(run, key, noisy=noisy)]
         if lines:
             note = "thick: running mean" if noisy else ""
-            if key == "loss" and (bands := [line for run in runs for line in _band(run)]):
+            if key == "loss" and (bands := _bands(runs)):
                 lines, note = [*bands, *lines], f"{note}; grey: recorded runs"
             made.append(Figure(title=title, note=note, svg=chart(lines, steps=steps, log=log, label=title)))
     titles = {key: title for run in runs for record in run.records for key, title in record.labels.items()}
@@ -72,6 +72,12 @@ def _lines_of_steps(run: Run, key: str, *, noisy: bool) -> Iterator[Line]:
             means = running_mean([value for _, value in points])
             mean = [(step, value) for (step, _), value in zip(points, means, strict=True)]
             yield Line(name=f"{run.name}, mean", run=run.number, points=mean)
+
+
+def _bands(runs: Sequence[Run]) -> list[Line]:
+    """Each band once, as far as the longest run is that it is for."""
+    by_length = sorted(runs, key=lambda run: run.history.last["step"])
+    return list({line.points[0]: line for run in by_length for line in _band(run)}.values())
 
 
 def _band(run: Run) -> Iterator[Line]:

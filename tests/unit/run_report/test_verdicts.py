@@ -295,6 +295,13 @@ def test_the_page_draws_the_band_and_says_where_the_loss_is(band, tmp_path):
     assert len(corners.split()) == 2 * 5  # the middles of 5 windows are at step 24 or before
 
 
+def test_a_band_is_drawn_once_and_as_far_as_the_longest_run(band, tmp_path):
+    runs = [write_run(tmp_path / f"run{steps}", [1.0] * steps).path for steps in (13, 24, 18)]
+    page = write_report(ReportOptions(run=runs[0], others=tuple(runs[1:]))).report.read_text()
+    assert page.count("<polygon") == 1
+    assert '<polygon class="known" data-run="1"' in page
+
+
 def test_the_page_draws_published_figures_up_to_the_next(tmp_path):
     run, step = imagenet_run(tmp_path / "run", "dit-xl-256", epochs=40)
     assert "known" not in write_report(ReportOptions(run=run.path)).report.read_text().partition("</style>")[2]
