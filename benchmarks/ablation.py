@@ -7,7 +7,8 @@
 
 Every row is one sweep, as `mpdit train --seeds 3` makes it, for as many steps as cost `--teraflops`; the rows take
 turns, seed by seed. Started again, it resumes, and adds what is new: rows, seeds. Writes docs/ablation.md, its picture
-and a JSON result from what has finished. Needs the plugins mpdit-dct and mpdit-efficientnet, and matplotlib.
+and a JSON result from what has finished; each compute has a table, a picture and a result of its own. Needs the plugins
+mpdit-dct and mpdit-efficientnet, and matplotlib.
 
 To add a row: a line in `ROWS`.
 """
@@ -81,8 +82,8 @@ ROWS = {
 }  # fmt: skip
 FEATURES = f"{Path(__file__).with_name('small_efficientnet.py')}:SmallEfficientNet"
 
-CURVES = ("mpdit", "dit")
-"""Rows that are evaluated after each third of their steps, to draw their distance against compute."""
+CURVES = "mpdit,dit"  # rows that are evaluated after each third of their steps, to draw their distance against compute
+COMPUTE = 1.0  # 10^12 operations per run, unless --teraflops says otherwise
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -91,34 +92,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("latents", type=Path)
     parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, separated by commas")
+    parser.add_argument("--curves", default=CURVES, help="those that are evaluated after each third of their steps")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--teraflops", type=float, default=1.0, help="compute of a run, in 10^12 operations")
+    parser.add_argument("--teraflops", type=float, default=COMPUTE, help="compute of a run, in 10^12 operations")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all rows")
     parser.add_argument("--num-samples", type=int, default=300, help="images per evaluation")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--add-to", type=Path, metavar="RESULT.json", help="an earlier result, whose other rows stay")
     arguments = parser.parse_args()
-    names = [name.strip() for name in arguments.rows.split(",")]
+    shared = {key: getattr(arguments, key) for key in ("teraflops", "num_samples", "seeds")} | {"base": base(arguments)}
+    earlier = rows_of(arguments.add_to, shared) if arguments.add_to else {}
     rows: dict[str, dict[str, Any]] = {}
     for seeds in range(1, arguments.seeds + 1):
-        for name in names:
+        for name in names_in(arguments.rows):
             rows[name] = trained(name, arguments, seeds=seeds)
             print(name, json.dumps({key: rows[name][key] for key in ("distance", "loss")}), flush=True)
-    shared = {key: getattr(arguments, key) for key in ("teraflops", "num_samples", "seeds")}
-    if arguments.add_to:
-        earlier = json.loads(arguments.add_to.read_text(encoding="utf-8"))["rows"]
-        rows = {row["name"]: row for row in earlier} | rows
+    rows = earlier | rows
     finished = [rows[name] for name in ROWS if name in rows]
-    result = write_result("ablation", {**shared, "base": BASE, "rows": finished})
-    draw(finished, DOCS / "images" / "ablation.png")
-    fill(DOCS / "ablation.md", table(finished, result), by="ablation.py")
+    of_compute = "" if arguments.teraflops == COMPUTE else f"-{arguments.teraflops:g}-teraflops"
+    result = write_result(f"ablation{of_compute}", {**shared, "rows": finished})
+    draw(finished, DOCS / "images" / f"ablation{of_compute}.png")
+    mark = f"ablation.py --teraflops {arguments.teraflops:g}" if of_compute else "ablation.py"
+    fill(DOCS / "ablation.md", f"{table(finished, result)}\n\n{thirds(finished)}", by=mark)
+
+
+def names_in(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def base(arguments: argparse.Namespace) -> list[str]:
+    """The settings that all rows share."""
+    return [*BASE, *arguments.set]
+
+
+def rows_of(path: Path, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier result by name. It must have been made with the same settings."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    different = [key for key, value in shared.items() if result[key] != value]
+    if different:
+        raise SystemExit(f"{path} was made with other {', '.join(different)}")
+    return {row["name"]: row for row in result["rows"]}
 
 
 def trained(name: str, arguments: argparse.Namespace, *, seeds: int) -> dict[str, Any]:
     """The row after `seeds` seeds; those that have finished are not trained again."""
     folder = arguments.work / name.replace(" ", "-")
-    settings = parse_assignments([*BASE, *ROWS[name].settings])
+    settings = parse_assignments([*base(arguments), *ROWS[name].settings])
     config = presets.layers(preset="s-32", settings=settings).config()
-    evaluations = 3 if name in CURVES else 1
+    evaluations = 3 if name in names_in(arguments.curves) else 1
     steps = steps_of(config, flops=arguments.teraflops * 1e12, multiple_of=evaluations)
     plan = [
         f"train.checkpoint_every={steps}", f"preview.evaluate_every={steps // evaluations}",
@@ -192,10 +213,10 @@ def plain(value: Statistics | None) -> dict[str, Any] | None:
     return value and value.model_dump()
 
 
-def difference(row: dict[str, Any], base: dict[str, Any]) -> Statistics | None:
-    """Distance of the row less that of `base`, seed by seed."""
-    shared = row["curves"].keys() & base["curves"].keys()
-    return statistics([row["curves"][seed][-1][1] - base["curves"][seed][-1][1] for seed in sorted(shared)])
+def difference(row: dict[str, Any], first: dict[str, Any], *, at: int = -1) -> Statistics | None:
+    """Distance of the row less that of the first, seed by seed. `at`: number of the evaluation."""
+    shared = row["curves"].keys() & first["curves"].keys()
+    return statistics([row["curves"][seed][at][1] - first["curves"][seed][at][1] for seed in sorted(shared)])
 
 
 def table(rows: list[dict[str, Any]], result: Path) -> str:
@@ -214,6 +235,24 @@ def table(rows: list[dict[str, Any]], result: Path) -> str:
             f"{row['steps']} | {row['parameters']:,} | {row['cpu_seconds']:.0f} s | {row['sampled_in']} |"
         )
     return "\n".join(lines)
+
+
+def thirds(rows: list[dict[str, Any]]) -> str:
+    """The rows that were evaluated after each third: their distance, and its difference from that of the first row."""
+    curves = [row for row in rows if _is_curve(row)]
+    lines = ["| row | after a third of the compute | after two thirds | at the end |", "|---|---|---|---|"]
+    for row in curves:
+        cells = []
+        for at in range(3):
+            distance = statistics([curve[at][1] for curve in row["curves"].values()])
+            less = "" if row is rows[0] else f" ({shown(plain(difference(row, rows[0], at=at)), 1)})"
+            cells.append(shown(plain(distance), 1) + less)
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _is_curve(row: dict[str, Any]) -> bool:
+    return all(len(curve) == 3 for curve in row["curves"].values())
 
 
 def shown(value: dict[str, Any] | None, digits: int) -> str:
@@ -247,7 +286,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     left.invert_yaxis()
     left.set_xlabel("Fréchet distance, EfficientNet features")
     for row in rows:
-        if row["name"] in CURVES:
+        if _is_curve(row):
             curves = list(row["curves"].values())
             distances = zip(*([distance for _, distance in curve] for curve in curves), strict=True)
             points = [found for found in map(statistics, distances) if found]

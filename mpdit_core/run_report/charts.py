@@ -20,6 +20,8 @@ T = TypeVar("T")
 MOST_POINTS = 500  # of a line
 LEAST_LOG = 1e-200  # a logarithmic axis holds values above it
 COLOURS = 6  # in page.css; further runs have the same ones, dashed
+BEHIND = ("band", "faint")  # looks that are drawn first
+OF_OTHERS = ("band", "published")  # looks in grey, of what a run is compared with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,8 @@ class Line:
     name: str
     run: int  # its number, which is its colour
     points: Sequence[tuple[float, float]]  # (step, value), in order of step
-    look: Literal["line", "faint", "dots"] = "line"
-    intervals: dict[float, tuple[float, float]] = field(default_factory=dict)  # by step, of error bars
+    look: Literal["line", "faint", "dots", "band", "published"] = "line"
+    intervals: dict[float, tuple[float, float]] = field(default_factory=dict)  # by step, of error bars or the band
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def chart(lines: Sequence[Line], *, steps: Axis, log: bool = False, label: str =
     ends = [end for line in lines for interval in line.intervals.values() for end in interval]
     values = Axis.around([*(value for line in lines for _, value in line.points), *ends], log=log, margin=0.06)
     parts = [*_vertical_axis(values), *_horizontal_axis(steps)]
-    for line in sorted(lines, key=lambda line: line.look != "faint"):  # faint ones behind
+    for line in sorted(lines, key=lambda line: line.look not in BEHIND):
         parts += _drawn(line, steps, values)
     body = Markup("").join(parts)
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
@@ -125,11 +127,9 @@ def _drawn(line: Line, steps: Axis, values: Axis) -> list[Markup]:
     places = [(_x(steps, step), _y(values, value)) for step, value in points]
     numbers = [[step, value, *line.intervals.get(step, ())] for step, value in points]
     colour = f"r{line.run % COLOURS}" + (" dashed" if line.run >= COLOURS else "")
-    parts = []
-    for step, (low, high) in line.intervals.items():
-        x, bottom, top = _x(steps, step), _y(values, low), _y(values, high)
-        path = f"M{x - 4:.1f},{bottom:.1f}h8M{x - 4:.1f},{top:.1f}h8M{x:.1f},{top:.1f}V{bottom:.1f}"
-        parts.append(Markup('<path class="bar {}" data-run="{}" d="{}"/>').format(colour, line.run, path))
+    if line.look in OF_OTHERS:
+        colour = "known"
+    parts = [_area(line, steps, values)] if line.look == "band" else _bars(line, colour, steps, values)
     parts.append(
         Markup('<polyline class="{} {}" data-run="{}" data-name="{}" data-values="{}" points="{}"/>').format(
             line.look,
@@ -140,10 +140,27 @@ def _drawn(line: Line, steps: Axis, values: Axis) -> list[Markup]:
             " ".join(f"{x:.1f},{y:.1f}" for x, y in places),
         )
     )
-    if line.look == "dots":
+    if line.look in ("dots", "published"):
         dot = Markup('<circle class="{}" data-run="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
         parts += [dot.format(colour, line.run, x, y) for x, y in places]
     return parts
+
+
+def _bars(line: Line, colour: str, steps: Axis, values: Axis) -> list[Markup]:
+    parts = []
+    for step, (low, high) in line.intervals.items():
+        x, bottom, top = _x(steps, step), _y(values, low), _y(values, high)
+        path = f"M{x - 4:.1f},{bottom:.1f}h8M{x - 4:.1f},{top:.1f}h8M{x:.1f},{top:.1f}V{bottom:.1f}"
+        parts.append(Markup('<path class="bar {}" data-run="{}" d="{}"/>').format(colour, line.run, path))
+    return parts
+
+
+def _area(line: Line, steps: Axis, values: Axis) -> Markup:
+    """The area between the ends of a band's intervals."""
+    lows = [(step, low) for step, (low, _) in line.intervals.items()]
+    highs = [(step, high) for step, (_, high) in line.intervals.items()]
+    corners = [f"{_x(steps, step):.1f},{_y(values, value):.1f}" for step, value in [*lows, *reversed(highs)]]
+    return Markup('<polygon class="known" data-run="{}" points="{}"/>').format(line.run, " ".join(corners))
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:

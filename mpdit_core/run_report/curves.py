@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from markupsafe import Markup
 
 from mpdit_core.evaluation import EvaluationRecord
+from mpdit_core.run_report.bands import band_for
 from mpdit_core.run_report.charts import Axis, Line, chart
+from mpdit_core.run_report.published import by_adm_protocol, published_for
 from mpdit_core.run_report.run import Run
 
 # quantity in metrics.jsonl: title, whether its axis is logarithmic, whether it is noisy and needs a running mean
@@ -42,6 +44,8 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
         lines = [line for run in runs for line in _lines_of_steps(run, key, noisy=noisy)]
         if lines:
             note = "thick: running mean" if noisy else ""
+            if key == "loss" and (bands := _bands(runs)):
+                lines, note = [*bands, *lines], f"{note}; grey: recorded runs"
             made.append(Figure(title=title, note=note, svg=chart(lines, steps=steps, log=log, label=title)))
     titles = {key: title for run in runs for record in run.records for key, title in record.labels.items()}
     measured: dict[str, list[Line]] = {}
@@ -49,10 +53,14 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
         for key, line in _lines_of_evaluations(run):
             measured.setdefault(key, []).append(line)
     for key, lines in measured.items():
+        notes = ["bars: 95 % bootstrap interval"] if any(line.intervals for line in lines) else []
+        reach = steps
+        if key == "fid" and (published := [line for run in runs for line in _published(run)]):
+            lines, notes = [*published, *lines], [*notes, "grey: published"]
+            reach = Axis.around([0, steps.high, *(step for line in published for step, _ in line.points)])
         if sum(len(line.points) for line in lines) > 1:
-            note = "bars: 95 % bootstrap interval" if any(line.intervals for line in lines) else ""
             title = titles.get(key, key.replace("_", " "))
-            made.append(Figure(title=title, note=note, svg=chart(lines, steps=steps, label=title)))
+            made.append(Figure(title=title, note="; ".join(notes), svg=chart(lines, steps=reach, label=title)))
     return made
 
 
@@ -64,6 +72,41 @@ def _lines_of_steps(run: Run, key: str, *, noisy: bool) -> Iterator[Line]:
             means = running_mean([value for _, value in points])
             mean = [(step, value) for (step, _), value in zip(points, means, strict=True)]
             yield Line(name=f"{run.name}, mean", run=run.number, points=mean)
+
+
+def _bands(runs: Sequence[Run]) -> list[Line]:
+    """Each band once, as far as the longest run is that it is for."""
+    by_length = sorted(runs, key=lambda run: run.history.last["step"])
+    return list({line.points[0]: line for run in by_length for line in _band(run)}.values())
+
+
+def _band(run: Run) -> Iterator[Line]:
+    """The losses of recorded runs, as far as the run is, each in the middle of its window."""
+    band = band_for(run.config, run.latents)
+    if band is None:
+        return
+    edges = pairwise([0, *band.images_seen])
+    middles = [(start + end) / 2 / run.config.train.batch_size for start, end in edges]
+    reached = [n for n, step in enumerate(middles) if step <= run.history.last["step"]]
+    if len(reached) > 1:
+        yield Line(
+            name=f"{band.runs} recorded runs, {band.what}",
+            run=run.number,
+            points=[(middles[n], band.loss[n]) for n in reached],
+            look="band",
+            intervals={middles[n]: band.limits(n) for n in reached},
+        )
+
+
+def _published(run: Run) -> Iterator[Line]:
+    """The published FIDs up to the first that the run has not reached, if its own were measured as they were."""
+    if not any(by_adm_protocol(record) for record in run.records):
+        return
+    steps_per_epoch = run.latents.count / run.config.train.batch_size
+    points = [(each.epochs * steps_per_epoch, each.value) for each in published_for(run.config, run.latents)]
+    reached = sum(step <= run.history.last["step"] for step, _ in points)
+    if points:
+        yield Line(name="published", run=run.number, points=points[: reached + 1], look="published")
 
 
 def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:

@@ -20,6 +20,7 @@ from mpdit_core.run_report.charts import COLOURS
 from mpdit_core.run_report.curves import figures
 from mpdit_core.run_report.options import ReportOptions, ReportResult
 from mpdit_core.run_report.run import Run, facts_of, read_run
+from mpdit_core.run_report.verdicts import verdicts_on
 from mpdit_core.runtime import files
 from mpdit_core.settings import flatten, to_toml
 
@@ -34,6 +35,7 @@ def write_report(options: ReportOptions, *, report: Reporter = silent) -> Report
     names = names_of(folders)
     runs = [read_run(folder, names[n], number=n, report=report) for n, folder in enumerate(folders)]
     facts = [facts_of(run.config, run.history) for run in runs]
+    verdicts = [verdicts_on(run) for run in runs]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -41,6 +43,7 @@ def write_report(options: ReportOptions, *, report: Reporter = silent) -> Report
         runs=runs,
         colours=COLOURS,
         facts={key: [of_run[key] for of_run in facts] for key in facts[0]},
+        verdicts=verdicts,
         differences=differences([run.config for run in runs]),
         figures=figures(runs),
         evaluations=[_evaluation(run, record) for run in runs for record in run.records],
@@ -50,7 +53,12 @@ def write_report(options: ReportOptions, *, report: Reporter = silent) -> Report
     path = options.out or options.run / "report.html"
     files.write_text(path, text)
     report(Saved(what="report", path=path))
-    return ReportResult(report=path, facts=facts[0], evaluations=sum(len(run.records) for run in runs))
+    return ReportResult(
+        report=path,
+        facts=facts[0],
+        verdicts=verdicts[0],
+        evaluations=sum(len(run.records) for run in runs),
+    )
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

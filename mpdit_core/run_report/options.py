@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,9 +23,24 @@ class ReportOptions(DeviceOptions):
     )
 
 
+Place = Literal["inside", "above", "below", "unknown"]
+
+
+class Verdict(Result):
+    """How a quantity of a run compares with that of recorded or published runs."""
+
+    quantity: Literal["loss", "FID"] = setting(..., "the quantity")
+    place: Place = setting(
+        ...,
+        "where it is beside the band or the published figures; beside what holds for every run, where there are none",
+    )
+    text: str = setting(..., "one sentence")
+
+
 class ReportResult(Result):
     """A written page."""
 
     report: Path = setting(..., "the page")
     facts: dict[str, str] = setting({}, "the facts of the first run, as text")
+    verdicts: tuple[Verdict, ...] = setting((), "whether the loss and the FID of the first run are normal")
     evaluations: int = setting(0, "number of evaluations on the page")

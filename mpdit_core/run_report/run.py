@@ -10,6 +10,7 @@ from typing import Any
 
 from mpdit_core.config import RunConfig
 from mpdit_core.data.images import open_image, to_rgb
+from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, read_records
 from mpdit_core.model.compute import count
@@ -28,9 +29,15 @@ class Run:
     name: str
     number: int  # its colour
     config: RunConfig
+    latents: LatentSpec
     history: History
     records: list[EvaluationRecord]
     frames: list[dict[str, Any]]
+
+    def losses_by_images(self) -> list[tuple[float, float]]:
+        """(images seen, loss), in order."""
+        series = self.history.series.get("loss")
+        return [(step * self.config.train.batch_size, loss) for step, loss in series.points] if series else []
 
 
 def read_run(folder: Path, name: str, *, number: int, report: Reporter) -> Run:
@@ -48,7 +55,8 @@ def read_run(folder: Path, name: str, *, number: int, report: Reporter) -> Run:
             expected="lines in metrics.jsonl",
             remedy=f"mpdit train --run {folder}",
         )
-    return Run(name, number, config, history, read_records(run.evals, report=report), _frames(run, report))
+    records = read_records(run.evals, report=report)
+    return Run(name, number, config, run.latents(), history, records, _frames(run, report))
 
 
 def facts_of(config: RunConfig, history: History) -> dict[str, str]:
