@@ -227,14 +227,14 @@ def features_name(extractor: FeatureExtractor) -> str:
     return f"{extractor.name} {extractor.fingerprint()}"
 
 
-def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGES_AT_ONCE) -> Features:
-    """Features of `images [B, 3, H, W]` uint8 in float32, computed for `at_once` images at a time, and checked.
+def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
+    """Features of `images [B, 3, H, W]` uint8 in float32, computed for `IMAGES_AT_ONCE` at a time, and checked.
 
     Raises:
         UserError: a plugin breaks its contract.
     """
     with plugin_errors(extractor, "in __call__"):
-        parts = [extractor(part) for part in images.split(at_once)]
+        parts = [extractor(part) for part in images.split(IMAGES_AT_ONCE)]
     if not all(isinstance(part, Features) for part in parts):
         raise UserError(
             f"features {extractor.name!r} returns {type(parts[0]).__name__}", code="broken-plugin", expected="Features"

@@ -1,9 +1,9 @@
-"""Conformance checks that a plugin runs in its own tests; our own plugins pass the same ones.
+"""Checks that a plugin keeps its contract, to be called in its own tests; mpdit's plugins pass them too.
 
     from mpdit_core.testing import check_sampler
     def test_my_sampler(): check_sampler(MySampler)
 
-Each raises `ConformanceError` (an AssertionError) that says what was expected and what came.
+Each raises a `ConformanceError` (an AssertionError) that says what was expected and what was found.
 """
 
 from mpdit_core.testing.autoencoders import check_autoencoder

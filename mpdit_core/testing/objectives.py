@@ -1,4 +1,4 @@
-"""What a term of the training loss must keep to."""
+"""The contract of a term of the training loss, as a check."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.plugins import contract_problem
 from mpdit_core.size import Size
-from mpdit_core.testing.conformance import require
+from mpdit_core.testing.conformance import require, require_contract
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +25,16 @@ MODEL = ModelConfig(
 
 
 def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device: str = "cpu") -> None:
-    """Holds an objective to its contract, on a small network of random weights.
+    """Checks an objective against its contract, on a small network with random weights.
 
-    Checked: the loss is one finite number in float32; its gradient reaches the network and every parameter of the
-    objective's own modules; it is the mean over the images, the same for any order and any split into equal parts, and
-    so for any number of processes and any accumulation; it draws nothing at random and changes nothing that it is
-    given; a training that is stopped and resumed from its parameters ends with the same bits.
+    Checked: the loss is one finite number; its gradient reaches the network and every parameter of the objective's own
+    modules; it is the mean over the images, the same for any order and any split into equal parts, and so for any
+    number of processes and any accumulation; it draws no random numbers and does not change the batch; training that is
+    stopped and resumed from its parameters ends with the same bits.
 
     Args:
         objective: an instance.
-        model: shape of the network, for an objective that cannot serve the usual one.
+        model: configuration of the network, for an objective that does not work with the default.
         device: device to compute on.
 
     Raises:
@@ -43,8 +42,7 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
     """
     import torch
 
-    problem = contract_problem("objectives", type(objective))
-    require(problem is None, "an objective class", problem)
+    require_contract("objectives", type(objective), "an objective class")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loss, batch = _loss(objective, model).to(device), _batch(objective, model, device)
@@ -55,7 +53,7 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
 
 
 def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
-    """The objective alone, with a network of which no weight is zero."""
+    """The loss of the objective alone, with a network that has no zero weights."""
     import torch
 
     from mpdit_core.flow.loss import TrainingLoss
@@ -103,7 +101,7 @@ def _check_value(loss: TrainingLoss, batch: TrainingBatch) -> None:
     require(torch.equal(torch.get_rng_state(), state), "no random numbers but those of the batch")
     require(torch.equal(first, second), "the same loss the second time", f"{first.item()} and {second.item()}")
     unchanged = all(torch.equal(x, vars(batch)[name]) for name, x in vars(given).items() if x is not None)
-    require(unchanged, "the batch to be left as it is")
+    require(unchanged, "an unchanged batch")
 
 
 def _gradients(loss: TrainingLoss, batch: TrainingBatch) -> dict[str, torch.Tensor]:
@@ -145,7 +143,7 @@ def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 
 def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
-    """Two steps of gradient descent, against one, its parameters put into a new network, and another."""
+    """Compares two steps of gradient descent with one step, a new network with its parameters, and another step."""
     import torch
 
     def step(one: TrainingLoss) -> None:

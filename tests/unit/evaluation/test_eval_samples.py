@@ -81,6 +81,11 @@ def test_an_export_is_measured_as_its_run(here):
     assert not (here / "out" / "evals").exists()
 
 
+def test_a_model_in_the_home_of_the_user_is_found(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert measured("~/m", "digits", **QUICK).metrics == measured("m", "digits", **QUICK).metrics
+
+
 def test_a_model_of_the_hub_is_measured_by_its_address(here, monkeypatch):
     """The download itself is tested with the Hub's."""
     monkeypatch.setattr("mpdit_core.models.model_folder.download_model", lambda address: here / "m")

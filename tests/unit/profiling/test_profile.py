@@ -301,6 +301,7 @@ def test_bars():
         ({"search": "target_macs=1e3"}, "over-budget"),
         ({"search": "target_macs=1e9, levels=[4]"}, "nothing-to-search"),
         ({"search": "levels=[2]"}, "invalid-value"),
+        ({"search": "target_macs=30e9", "csv": "a.csv"}, "conflicting-options"),
         ({"plot": "figure.gif"}, "invalid-value"),
     ],
 )
