@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mpdit_core.testing.conformance import require, require_close, require_contract, require_fingerprint
 
 ROUND_TRIP_DB = 10.0  # PSNR; white noise has about 8 dB against a picture
@@ -25,8 +28,6 @@ def check_autoencoder(
     Raises:
         ConformanceError: it breaks the contract; the message says how.
     """
-    import torch
-
     require_contract("autoencoders", type(autoencoder), "an autoencoder class")
     autoencoder.load(torch.device(device))
     channels, factor, stores = autoencoder.channels, autoencoder.factor, autoencoder.stores
@@ -72,10 +73,8 @@ def check_autoencoder(
     require_fingerprint(autoencoder)
 
 
-def _pictures(height: int, width: int):
+def _pictures(height: int, width: int) -> Tensor:
     """Four smooth grey pictures uint8 [4, 1, height, width], all different and none equal to its mirror image."""
-    import torch
-
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     planes = [x, 0.7 * x + 0.3 * y, 0.5 + 0.4 * torch.sin(2 * x + 3 * y), x * y]
     return (torch.stack(planes)[:, None] * 255).round().to(torch.uint8)

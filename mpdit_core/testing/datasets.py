@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
+from PIL import Image
+
 from mpdit_core.api import Dataset
 from mpdit_core.testing.conformance import require, require_contract, require_fingerprint
 
@@ -18,9 +21,6 @@ def check_dataset(dataset: Dataset, *, pictures: int = 8) -> None:
     Raises:
         ConformanceError: it breaks the contract; the message says how.
     """
-    import numpy as np
-    from PIL import Image
-
     require_contract("datasets", type(dataset), "a data set class")
     names = dataset.class_names()
     require(all(isinstance(n, str) and n for n in names), "class names that are not empty", names)

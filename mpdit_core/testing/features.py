@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
 from mpdit_core.api import FeatureExtractor, Teacher
 from mpdit_core.testing.conformance import require, require_close, require_contract, require_fingerprint
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str = "cpu") -> None:
@@ -25,8 +23,6 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
     Raises:
         ConformanceError: it breaks the contract; the message says how.
     """
-    import torch
-
     require_contract("features", type(extractor), "a feature extractor class")
     require(isinstance(extractor.name, str) and extractor.name, "a name", extractor.name)
     extractor.load(torch.device(device))
@@ -58,8 +54,6 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
 
 
 def _check_feature_map(teacher: Teacher, images: Tensor, *, device: str) -> None:
-    import torch
-
     whole = teacher.feature_map(images)
     require(whole.ndim == 4 and len(whole) == len(images), "feature_map [B, F, rows, columns]", list(whole.shape))
     require(whole.dtype == torch.float32 and not whole.requires_grad, "feature_map in float32, without gradients")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.flow.loss import TrainingLoss, network_shape
+from mpdit_core.model.transformer import MPDiT
 from mpdit_core.size import Size
 from mpdit_core.testing.conformance import require, require_contract
-
-if TYPE_CHECKING:
-    import torch
-
-    from mpdit_core.flow.loss import TrainingLoss
 
 IMAGES = 8
 TEACHER_FEATURES = 12  # F
@@ -40,8 +39,6 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
     Raises:
         ConformanceError: it breaks the contract; the message says how.
     """
-    import torch
-
     require_contract("objectives", type(objective), "an objective class")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -54,11 +51,6 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
 
 def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
     """The loss of the objective alone, with a network that has no zero weights."""
-    import torch
-
-    from mpdit_core.flow.loss import TrainingLoss
-    from mpdit_core.model.transformer import MPDiT
-
     network = MPDiT(model)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -68,10 +60,6 @@ def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
 
 
 def _batch(objective: Objective, model: ModelConfig, device: str) -> TrainingBatch:
-    import torch
-
-    from mpdit_core.flow.loss import network_shape
-
     shape = (IMAGES, model.channels, *model.input_size)
     rows, columns = network_shape(model).token_grid or (0, 0)
     teacher = torch.randn(IMAGES, rows * columns, TEACHER_FEATURES, device=device)
@@ -91,8 +79,6 @@ def _rows(batch: TrainingBatch, rows: slice | list[int]) -> TrainingBatch:
 
 
 def _check_value(loss: TrainingLoss, batch: TrainingBatch) -> None:
-    import torch
-
     given, state = copy.deepcopy(batch), torch.get_rng_state()
     (first, parts), (second, _) = loss(batch), loss(batch)
     require(torch.isfinite(first), "a finite loss", first.item())
@@ -121,8 +107,6 @@ def _check_gradients(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 
 def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
-    import torch
-
     turned = _rows(batch, list(reversed(range(IMAGES))))
     for what, parts in (
         ("in another order", [turned]),
@@ -144,7 +128,6 @@ def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
     """Compares two steps of gradient descent with one step, a new network with its parameters, and another step."""
-    import torch
 
     def step(one: TrainingLoss) -> None:
         for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):
@@ -162,7 +145,5 @@ def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch:
 
 
 def _all_gradients(loss: TrainingLoss, batch: TrainingBatch) -> list[torch.Tensor]:
-    import torch
-
     found = _gradients(loss, batch)
     return [found.get(name, torch.zeros_like(parameter)) for name, parameter in loss.named_parameters()]

@@ -6,15 +6,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from mpdit_core.api import NoiseSource
 from mpdit_core.plugins import check_options
 from mpdit_core.testing.conformance import require, require_contract
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 MEAN, STD = 0.4, 0.6  # of the Gaussian data of the exact flow
 ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on a single one, leading errors may cancel by chance
@@ -79,14 +78,10 @@ def _maker(sampler: type, options: Mapping[str, Any]):
 
 
 def _noise(dtype: Any, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    import torch
-
     return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
 
 
 def _generators(count: int, offset: int = 0) -> list[torch.Generator]:
-    import torch
-
     return [torch.Generator().manual_seed(100 + offset + i) for i in range(count)]
 
 
@@ -99,8 +94,6 @@ def _run(sampler: Any, noise: Tensor, generator: NoiseSource = None, *, mean: fl
 
 
 def _check_steps(make: Any) -> int:
-    import torch
-
     nfe = 0
     for dtype in (torch.float32, torch.float64):
         noise = _noise(dtype)
@@ -124,8 +117,6 @@ def _check_steps(make: Any) -> int:
 
 
 def _check_repeatable(make: Any) -> None:
-    import torch
-
     noise = _noise(torch.float32)
     sampler = make(20)
     first = _run(sampler, noise, _generators(len(noise)))
@@ -150,8 +141,6 @@ def _order(make: Any) -> float:
 
 def _order_on(make: Any, mean: float, std: float) -> float:
     """The strong order on one flow: how the largest error falls when the number of steps doubles."""
-    import torch
-
     noise = _noise(torch.float64)
     claimed, exact = make(20).order, mean + std * noise
 
@@ -218,7 +207,6 @@ def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float]
     x is affine in the starting noise and in every draw, so the values of x for a 1 in each of them determine both. A
     row with a 1 in all of them checks that x is affine.
     """
-    import torch
 
     def final(rows: int, start: list[int]) -> tuple[Tensor, int]:
         noise, impulses = torch.zeros(rows, 1, 1, 1, dtype=torch.float64), _Impulses()
@@ -238,8 +226,6 @@ def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float]
 
 def _sampled_weak_order(make: Any) -> float:
     """How the error of mean and standard deviation falls from 10 to 40 steps, apart from the error by chance."""
-    import torch
-
     noise = _noise(torch.float32, (64, 4, 32, 32))
     chance = 5 * STD / noise.numel() ** 0.5
     errors = []

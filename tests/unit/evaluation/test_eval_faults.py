@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
+from eval_helpers import enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import (

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
+from eval_helpers import enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
 from precision_helpers import make_auto_mean
 from safetensors.torch import load_file, save_file
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 from mpdit_cli.app import main
 from mpdit_core.errors import UserError

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
+from eval_helpers import enter_folder, measured, options, pictures, warnings_of
 from launch import run
 from PIL import Image
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 import mpdit_core
 from mpdit_core.evaluation import Comparison, EvaluationRecord, compare_records, evaluate, read_records

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from eval_helpers import code_of, enter_folder, measured, options
+from eval_helpers import enter_folder, measured, options
 from launch import run
 from PIL import Image
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 from mpdit_core.evaluation import evaluate
 from mpdit_core.sampling import SampleOptions, sample
