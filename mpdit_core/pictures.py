@@ -46,11 +46,14 @@ def tile(image: Any, factor: int = 1) -> Image.Image:
     return ImageOps.scale(small, factor, Image.Resampling.NEAREST)
 
 
-def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Sequence[str] = ()) -> Image.Image:
+def labelled_grid(
+    images: Any, labels: Sequence[str], columns: int, *, heads: Sequence[str] = (), gap: int = GAP
+) -> Image.Image:
     """`images [n, 3, H, W]` uint8 in rows of `columns`, each with its label below; an empty list means no labels.
 
     Args:
         heads: headings of the first columns; the last may be wider than its column.
+        gap: pixels between the images and around them.
 
     Raises:
         ValueError: no images, or another number of labels than images.
@@ -66,15 +69,16 @@ def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Se
     font = load_font()
     height, width = images.shape[-2] * factor, images.shape[-1] * factor
     line = text_height(font) + 2 if any(labels) else 0
-    head = text_height(font) + GAP if heads else 0
-    paper = Image.new("RGB", (GAP + columns * (width + GAP), head + GAP + rows * (height + line + GAP)), PAPER)
+    head = text_height(font) + gap if heads else 0
+    paper = Image.new("RGB", (gap + columns * (width + gap), head + gap + rows * (height + line + gap)), PAPER)
     draw = ImageDraw.Draw(paper)
     for column, text in enumerate(heads):
-        draw.text((GAP + column * (width + GAP), GAP // 2), text, FAINT, font)
+        draw.text((gap + column * (width + gap), gap // 2), text, FAINT, font)
     for index, image in enumerate(images):
-        left = GAP + index % columns * (width + GAP)
-        top = head + GAP + index // columns * (height + line + GAP)
-        _paste(paper, tile(image, factor), (left, top))
+        left = gap + index % columns * (width + gap)
+        top = head + gap + index // columns * (height + line + gap)
+        picture = tile(image, factor)
+        paper.paste(picture, (left, top), picture if picture.mode == "RGBA" else None)
         if line:
             text = shorten(labels[index], font, width)
             draw.text((left + (width - font.getlength(text)) / 2, top + height), text, INK, font)
@@ -126,18 +130,8 @@ def contact_sheet(
 
 
 def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
-    columns = columns or square_columns(len(images))
-    rows = math.ceil(len(images) / columns)
-    factor = enlargement(min(images.shape[-2:]))
-    height, width = images.shape[-2] * factor, images.shape[-1] * factor
-    paper = Image.new("RGB", (columns * (width + LINE) - LINE, rows * (height + LINE) - LINE), PAPER)
-    for index, image in enumerate(images):
-        _paste(paper, tile(image, factor), (index % columns * (width + LINE), index // columns * (height + LINE)))
-    return paper
-
-
-def _paste(paper: Image.Image, picture: Image.Image, place: tuple[int, int]) -> None:
-    paper.paste(picture, place, picture if picture.mode == "RGBA" else None)
+    grid = labelled_grid(images, [], columns or square_columns(len(images)), gap=LINE)
+    return ImageOps.crop(grid, LINE)  # the gap around the images
 
 
 def square_columns(count: int, *, classes: int = 0) -> int:

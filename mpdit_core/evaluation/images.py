@@ -182,15 +182,8 @@ def npz_images(path: Path) -> ImageSource:
             f"{path}: arr_0 is {images.dtype} {list(images.shape)}", code="not-rgb", expected="uint8 [N, H, W, 3]"
         )
     labels = _labels(map_member(path, "arr_1"), len(images)) if "arr_1" in names else None
-    return ImageSource(
-        about=ImagesRecord(kind="npz", path=str(path), order="as in the file"),
-        count=len(images),
-        resolution=Size(*map(int, images.shape[1:3])),
-        batch=lambda indices: _stack(images[i] for i in indices),
-        hash_content=lambda: sha256(path),
-        labels=labels,
-        sorted_by_class=are_sorted(labels),
-    )
+    resolution = Size(*map(int, images.shape[1:3]))
+    return _in_one_file(path, len(images), resolution, lambda indices: _stack(images[i] for i in indices), labels)
 
 
 def _safetensors_images(path: Path) -> ImageSource:
@@ -215,10 +208,14 @@ def _safetensors_images(path: Path) -> ImageSource:
             images = torch.cat([view[i : i + 1] for i in indices])
         return images.permute(0, 3, 1, 2).contiguous() if channels_last else images
 
+    return _in_one_file(path, shape[0], Size(*(shape[1:3] if channels_last else shape[2:4])), batch, labels)
+
+
+def _in_one_file(path: Path, count: int, resolution: Size, batch: Batch, labels: list[int] | None) -> ImageSource:
     return ImageSource(
-        about=ImagesRecord(kind="safetensors", path=str(path), order="as in the file"),
-        count=shape[0],
-        resolution=Size(*(shape[1:3] if channels_last else shape[2:4])),
+        about=ImagesRecord(kind=path.suffix.removeprefix("."), path=str(path), order="as in the file"),
+        count=count,
+        resolution=resolution,
         batch=batch,
         hash_content=lambda: sha256(path),
         labels=labels,

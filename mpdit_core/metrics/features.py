@@ -43,7 +43,6 @@ class Inception:
 
     name: ClassVar[str] = "inception"
     resize_rule: ClassVar[str] = "bilinear to 299 as TensorFlow 1 (no antialiasing, corners not aligned)"
-    sizes: ClassVar[dict[str, int]] = {"pool": 2048, "spatial": 2023, "logits": 1008}
 
     weights: str = option("", "a .pth or .safetensors file; empty: torch's cache, else downloaded")
     weights_path: Path | None = field(default=None, init=False)
