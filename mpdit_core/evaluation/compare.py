@@ -26,7 +26,11 @@ class Rule:
 
 
 MUST_AGREE = (
-    Rule("published weights", lambda r: r.is_fid, "only one of them was made with the published Inception weights"),
+    Rule(
+        "published weights",
+        lambda r: r.extractor.published is True,
+        "only one of them was made with the published Inception weights",
+    ),
     Rule("number of samples", lambda r: r.count, "the Fréchet distance decreases with the number of samples"),
     Rule("features", lambda r: r.extractor.fingerprint, "distances in different features have different scales"),
     Rule("package of the features", lambda r: r.extractor.plugin.package, "its features are different"),
