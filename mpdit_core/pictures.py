@@ -1,8 +1,7 @@
-"""Pictures for people: labelled grids, contact sheets with axes, strips, GIFs, plots, and text for a terminal.
+"""Pictures for people: labelled grids, contact sheets with axes, GIFs, plots, and text for a terminal.
 
-Torch-free: images are uint8 arrays `[n, 3, H, W]` (a CPU tensor of that shape will do); with 1 channel they are grey,
-with 4 their transparency is laid on white, except by `tile`. Small images are enlarged by
-whole factors without smoothing, so that what is seen is what the model made.
+Torch-free: images are uint8 arrays or CPU tensors `[n, 3, H, W]`. With 1 channel they are grey; with 4, their
+transparency is laid on white, except in `tile`. Small images are enlarged by whole factors without smoothing.
 
 To add one: a function below that returns a `PIL.Image.Image`; `save_png` and `save_gif` write it whole or not at all.
 """
@@ -24,9 +23,9 @@ from mpdit_core.runtime.files import writing
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
-SMALLEST_SIDE = 72  # pixels an image takes at least in a grid
+SMALLEST_SIDE = 72  # smallest side of an image in a grid, in pixels
 GAP = 4
-LINE = 2  # between images of one cell
+LINE = 2  # between the images in a cell
 TEXT_SIZE = 12
 FRAME_MS, LAST_FRAME_MS = 80, 1500  # of a GIF, in milliseconds
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (150, 150, 150)
@@ -34,7 +33,7 @@ INSTALL_MATPLOTLIB = "pip install 'mpdit[plot]'"
 
 
 def enlargement(side: int) -> int:
-    """The whole factor that makes an image of `side` pixels at least `SMALLEST_SIDE` wide: 16 → 5, 32 → 3, 256 → 1."""
+    """The whole factor that enlarges `side` pixels to at least `SMALLEST_SIDE`: 16 → 5, 32 → 3, 256 → 1."""
     return max(1, math.ceil(SMALLEST_SIDE / side))
 
 
@@ -47,11 +46,14 @@ def tile(image: Any, factor: int = 1) -> Image.Image:
     return ImageOps.scale(small, factor, Image.Resampling.NEAREST)
 
 
-def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Sequence[str] = ()) -> Image.Image:
-    """`images [n, 3, H, W]` uint8 in rows of `columns`, each with its label below (an empty list: no labels).
+def labelled_grid(
+    images: Any, labels: Sequence[str], columns: int, *, heads: Sequence[str] = (), gap: int = GAP
+) -> Image.Image:
+    """`images [n, 3, H, W]` uint8 in rows of `columns`, each with its label below; an empty list means no labels.
 
     Args:
-        heads: headings above the first columns, one each; the last may be wider than its column.
+        heads: headings of the first columns; the last may be wider than its column.
+        gap: pixels between the images and around them.
 
     Raises:
         ValueError: no images, or another number of labels than images.
@@ -67,15 +69,16 @@ def labelled_grid(images: Any, labels: Sequence[str], columns: int, *, heads: Se
     font = load_font()
     height, width = images.shape[-2] * factor, images.shape[-1] * factor
     line = text_height(font) + 2 if any(labels) else 0
-    head = text_height(font) + GAP if heads else 0
-    paper = Image.new("RGB", (GAP + columns * (width + GAP), head + GAP + rows * (height + line + GAP)), PAPER)
+    head = text_height(font) + gap if heads else 0
+    paper = Image.new("RGB", (gap + columns * (width + gap), head + gap + rows * (height + line + gap)), PAPER)
     draw = ImageDraw.Draw(paper)
     for column, text in enumerate(heads):
-        draw.text((GAP + column * (width + GAP), GAP // 2), text, FAINT, font)
+        draw.text((gap + column * (width + gap), gap // 2), text, FAINT, font)
     for index, image in enumerate(images):
-        left = GAP + index % columns * (width + GAP)
-        top = head + GAP + index // columns * (height + line + GAP)
-        _paste(paper, tile(image, factor), (left, top))
+        left = gap + index % columns * (width + gap)
+        top = head + gap + index // columns * (height + line + gap)
+        picture = tile(image, factor)
+        paper.paste(picture, (left, top), picture if picture.mode == "RGBA" else None)
         if line:
             text = shorten(labels[index], font, width)
             draw.text((left + (width - font.getlength(text)) / 2, top + height), text, INK, font)
@@ -95,7 +98,7 @@ def contact_sheet(
     """A table of small grids with both axes named: `cells[row][column]` is images `[n, 3, H, W]`.
 
     Args:
-        cell_columns: images beside each other within a cell; as square as possible if not given.
+        cell_columns: number of columns within a cell; by default the cell is nearly square.
     """
     assert len(cells) == len(row_labels), "one label per row"
     assert all(len(row) == len(column_labels) for row in cells), "one label per column"
@@ -127,23 +130,13 @@ def contact_sheet(
 
 
 def _bare_grid(images: np.ndarray, columns: int | None) -> Image.Image:
-    columns = columns or square_columns(len(images))
-    rows = math.ceil(len(images) / columns)
-    factor = enlargement(min(images.shape[-2:]))
-    height, width = images.shape[-2] * factor, images.shape[-1] * factor
-    paper = Image.new("RGB", (columns * (width + LINE) - LINE, rows * (height + LINE) - LINE), PAPER)
-    for index, image in enumerate(images):
-        _paste(paper, tile(image, factor), (index % columns * (width + LINE), index // columns * (height + LINE)))
-    return paper
-
-
-def _paste(paper: Image.Image, picture: Image.Image, place: tuple[int, int]) -> None:
-    paper.paste(picture, place, picture if picture.mode == "RGBA" else None)
+    grid = labelled_grid(images, [], columns or square_columns(len(images)), gap=LINE)
+    return ImageOps.crop(grid, LINE)  # the gap around the images
 
 
 def square_columns(count: int, *, classes: int = 0) -> int:
-    """Columns that suit `count` images: one per class where the classes are few, else those of about a 3:2 rectangle,
-    if possible without a row that is not full.
+    """The number of columns for `count` images: one per class, for few classes; else for about a 3:2 rectangle, with
+    full rows if possible.
     """
     if 1 < classes <= 20 and count >= classes:
         return classes
@@ -153,20 +146,20 @@ def square_columns(count: int, *, classes: int = 0) -> int:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Raises `UserError` when the place cannot be written; an older file stays whole until the new one is."""
+    """Raises `UserError` where the file cannot be written. An older file stays until the new one is complete."""
     with writing(path) as temporary:
         image.save(temporary, format="PNG")
 
 
 def save_tile(image: Any, path: Path) -> None:
-    """Writes `image [1, 3 or 4, H, W]` as a PNG, one of many: whole or not there after a kill, but not a power cut."""
+    """Writes `image [1, 3 or 4, H, W]` as a PNG, which a kill leaves whole or missing; a power cut may tear it."""
     temporary = path.with_name(f".{path.name}.part")
     tile(image).save(temporary, format="PNG")
     temporary.replace(path)
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
-    """An endless GIF; the last frame stays longer."""
+    """Writes an endless GIF, whose last frame is shown longer."""
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     with writing(path) as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -191,7 +184,7 @@ def has_matplotlib() -> bool:
 
 
 def can_plot(report: Reporter) -> bool:
-    """Whether there will be a plot; where there will not, a warning says what to install."""
+    """Whether matplotlib is installed; where it is not, a warning says how to install it."""
     if not has_matplotlib():
         report(Warning(code="no-matplotlib", text=f"the plot needs matplotlib: {INSTALL_MATPLOTLIB}"))
     return has_matplotlib()
@@ -199,9 +192,9 @@ def can_plot(report: Reporter) -> bool:
 
 @contextmanager
 def plot(path: Path, *, x: str, y: str) -> Iterator[Any]:
-    """Yields matplotlib's axes with these labels; the body draws on them, and `path` is written when it succeeds.
+    """Yields matplotlib's axes with these labels. `path` is written after the body has drawn on them.
 
-    The file has the format of its ending. Lines with a label are in the legend.
+    The ending of `path` sets the format. The legend holds the lines that have a label.
     """
     from matplotlib.figure import Figure  # not pyplot, which would choose a window system
 
@@ -227,7 +220,7 @@ def text_height(font: Font) -> int:
 
 
 def shorten(text: str, font: Font, width: float) -> str:
-    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    """`text`; where it is wider than `width` pixels, cut and with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -291,10 +291,15 @@ def find_latents(root: Path | str = "latents", *, resolution: Size | None = None
     """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
 
     Raises:
-        UserError: there is none (`no-latents`), or more than one (`ambiguous-latents`).
+        UserError: there is none (`no-latents`), there is more than one (`ambiguous-latents`), or the only ones that there
+            are cannot be read (as `read_manifest`).
     """
-    root = Path(root)
-    found = {path.parent: read_manifest(path.parent).plan for path in sorted(root.glob("*/manifest.json"))}
+    root, found, unreadable = Path(root), {}, []
+    for path in sorted(root.glob("*/manifest.json")):
+        try:
+            found[path.parent] = read_manifest(path.parent).plan
+        except UserError as error:
+            unreadable.append(error)
     fitting = [path for path, plan in found.items() if resolution in (None, plan.resolution)]
     if len(fitting) == 1:
         return fitting[0]
@@ -308,6 +313,8 @@ def find_latents(root: Path | str = "latents", *, resolution: Size | None = None
             expected="one",
             remedy=f"--latents {fitting[0]}",
         )
+    if unreadable:
+        raise unreadable[0]
     if unfinished:
         remedy = f"{unfinished[0]} is unfinished: run its `mpdit encode-latents` command again"
     else:

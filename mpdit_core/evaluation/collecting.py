@@ -1,10 +1,10 @@
-"""The one pass over images that evaluations and references share: blocks of images → features → sums, over processes.
+"""The pass over images that evaluations and references share: blocks of images → features → sums, in all processes.
 
-Images come in fixed blocks. Some 4,096 of them, a whole number of blocks, are a chunk. The processes share the blocks
-of a chunk; when its features are complete, every process adds them in order of index. Blocks, chunks and order do not
-depend on the number of processes or on interruptions, so neither do the sums: they are the same bits.
+Images come in fixed blocks, and whole blocks of together about 4,096 images form a chunk. The processes share the
+blocks of a chunk; when its features are complete, every process adds them in order of index. Blocks, chunks and order
+do not depend on the number of processes or on interruptions, so the sums have the same bits in every case.
 
-Signals to stop take effect between blocks. What is finished then is saved (progress.py), and the same command resumes.
+A signal to stop takes effect between blocks. Finished blocks are saved (progress.py), and the same command resumes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ READ_AHEAD = 2  # blocks
 
 @dataclass(frozen=True)
 class ImageBlock:
-    """Block number `number`: images [n, 3, H, W] uint8 on the CPU, and the evaluations and passes spent per image."""
+    """Block `number`: images [n, 3, H, W] uint8 on the CPU, and the evaluations and passes spent per image."""
 
     number: int
     images: Tensor
@@ -47,7 +47,7 @@ class ImageBlock:
 
 
 class Blocks(Protocol):
-    """`count` images in blocks of `size`; `read` gives the blocks of these numbers in turn."""
+    """`count` images in blocks of `size`; `read` yields the blocks with these numbers in order."""
 
     @property
     def count(self) -> int: ...
@@ -76,7 +76,7 @@ class FinishedBlocks:
 
 @dataclass(frozen=True)
 class SampledBlocks:
-    """Images sampled as they are asked for; written to the folder `keep` too where one is given."""
+    """Images that are sampled when they are read; written to the folder `keep` too, where one is given."""
 
     generator: Generator
     keep: Path | None = None
@@ -108,12 +108,12 @@ def collected(
     task: str,
     needs_logits: bool = True,
 ) -> Iterator[Cost]:
-    """Adds the features of all `blocks` to `accumulator`; yields what was spent per image.
+    """Adds the features of all `blocks` to `accumulator`; yields the cost per image.
 
-    All processes of `world` call it. Progress is saved in `folder`, until the body has written the result elsewhere.
+    All processes of `world` call it. Progress is kept in `folder` until the body has written the result elsewhere.
 
     Raises:
-        Interrupted: a signal came; everything up to the last whole block is saved.
+        Interrupted: a signal came; all finished blocks are saved.
         UserError: an image that cannot be read, or features that break their contract.
     """
     layout = Layout(blocks.count, blocks.size)
@@ -131,7 +131,7 @@ def collected(
         )
 
     def measure_share(stop: StopRequest) -> None:
-        """This process's blocks of the chunk; fewer where a signal comes."""
+        """Measures this process's blocks of the chunk, until a signal comes."""
         done, todo = progress.images_done, progress.blocks_to_do()
         for block in blocks.read(todo[world.rank :: world.size]):
             progress.add(block.number, BlockFeatures(features(block.images), block.nfe, block.passes))
@@ -156,7 +156,7 @@ def collected(
 
 
 def _write_images(folder: Path, indices: Sequence[int], images: Tensor) -> None:
-    """Raises `UserError` where the disk is full and the like."""
+    """Raises `UserError` where they cannot be written."""
     with user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for index, image in zip(indices, images, strict=True):

@@ -1,7 +1,7 @@
 """Two records side by side, and whether their figures may be compared.
 
-To add a rule: a row in `MUST_AGREE` (where it differs, figures are not comparable) or in `CAUTIONS` (they are, but the
-model may not be the reason for a difference).
+To add a rule: a row in `MUST_AGREE` (if it differs, figures are not comparable), or in `CAUTIONS` or `SAMPLER_CAUTIONS`
+(figures are comparable, but something else than the model may have caused a difference).
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 from mpdit_core.evaluation.record import EvaluationRecord
 from mpdit_core.reporting import Reporter, Warning, silent
-from mpdit_core.sampling import PluginRecord
 from mpdit_core.settings import Result, Settings, setting
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A value of a record that matters for the comparison, and why."""
+    """A value of a record that matters in a comparison, and why."""
 
     name: str
     value: Callable[[EvaluationRecord], Any]
@@ -27,6 +26,11 @@ class Rule:
 
 
 MUST_AGREE = (
+    Rule(
+        "published weights",
+        lambda r: r.extractor.published is True,
+        "only one of them was made with the published Inception weights",
+    ),
     Rule("number of samples", lambda r: r.count, "the Fréchet distance decreases with the number of samples"),
     Rule("features", lambda r: r.extractor.fingerprint, "distances in different features have different scales"),
     Rule("package of the features", lambda r: r.extractor.plugin.package, "its features are different"),
@@ -37,20 +41,22 @@ MUST_AGREE = (
 )
 
 
-def _sampler(value: Callable[[PluginRecord], Any]) -> Callable[[EvaluationRecord], Any]:
-    return lambda r: value(r.sampling.sampler) if r.sampling else None
-
-
 CAUTIONS = (
     Rule("version of the features", lambda r: r.extractor.plugin.version, "their package has a different version"),
     Rule("options of the features", lambda r: r.extractor.plugin.options, "they were computed with different options"),
+)
+SAMPLER_CAUTIONS = (  # of samplers with the same name
     Rule(
         "package of the sampler",
-        _sampler(lambda s: s.package),
+        lambda r: r.sampling and r.sampling.sampler.package,
         "the samplers have the same name, but come from different packages",
     ),
-    Rule("version of the sampler", _sampler(lambda s: s.version), "its package has a different version"),
-    Rule("source of the sampler", _sampler(lambda s: s.sha256), "its source file has changed"),
+    Rule(
+        "version of the sampler",
+        lambda r: r.sampling and r.sampling.sampler.version,
+        "its package has a different version",
+    ),
+    Rule("source of the sampler", lambda r: r.sampling and r.sampling.sampler.sha256, "its source file has changed"),
 )
 OTHERS = (
     Rule("model", lambda r: r.model and r.model.path, ""),
@@ -67,7 +73,7 @@ OTHERS = (
 
 
 class Difference(Settings):
-    """A value that two records do not share."""
+    """A value that differs between two records."""
 
     name: str
     values: tuple[Any, Any] = setting(..., "values in the first and in the second record", strict=False)
@@ -79,10 +85,10 @@ class Comparison(Result):
 
     a: EvaluationRecord
     b: EvaluationRecord
-    reasons: tuple[Difference, ...] = setting(..., "why the metrics are not comparable; empty: they are")
-    cautions: tuple[Difference, ...] = setting(..., "what may cause a difference apart from the model")
+    reasons: tuple[Difference, ...] = setting(..., "why the metrics are not comparable; empty: they are comparable")
+    cautions: tuple[Difference, ...] = setting(..., "possible causes of a difference apart from the model")
     changed: tuple[Difference, ...] = setting(..., "options of sampling that differ")
-    others: tuple[Difference, ...] = setting(..., "what else differs")
+    others: tuple[Difference, ...] = setting(..., "other values that differ")
 
     @property
     def comparable(self) -> bool:
@@ -90,16 +96,16 @@ class Comparison(Result):
 
 
 def compare_records(a: Path, b: Path, *, report: Reporter = silent) -> Comparison:
-    """Compares two files of records. Each reason and caution is reported as a warning.
+    """Compares the records in two files. Each reason and each caution is reported as a warning.
 
     Raises:
-        UserError: a file that is no record of an evaluation, or one of another format version.
+        UserError: a file that is not a record of an evaluation, or has another format version.
     """
     first, second = EvaluationRecord.read(a), EvaluationRecord.read(b)
     comparison = Comparison(
         a=first,
         b=second,
-        reasons=(*_published(first, second), *_differences(MUST_AGREE, first, second)),
+        reasons=_differences(MUST_AGREE, first, second),
         cautions=_cautions(first, second),
         changed=_changed_options(first, second),
         others=_differences(OTHERS, first, second),
@@ -115,21 +121,13 @@ def _differences(rules: tuple[Rule, ...], a: EvaluationRecord, b: EvaluationReco
     return tuple(Difference(name=rule.name, values=pair, why=rule.why) for rule, pair in pairs if pair[0] != pair[1])
 
 
-def _published(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
-    """Inception with the published weights against Inception with others."""
-    values = (a.extractor.published, b.extractor.published)
-    if set(values) != {True, False}:
-        return ()
-    why = "only one of them was made with the published Inception weights"
-    return (Difference(name="published weights", values=values, why=why),)
-
-
 def _cautions(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
-    found = [d for d in _differences(CAUTIONS, a, b) if None not in d.values]
-    if not (a.sampling and b.sampling and a.sampling.sampler.name == b.sampling.sampler.name):
-        found = [d for d in found if not d.name.endswith("of the sampler")]
+    rules = CAUTIONS
+    if a.sampling and b.sampling and a.sampling.sampler.name == b.sampling.sampler.name:
+        rules += SAMPLER_CAUTIONS
+    found = [difference for difference in _differences(rules, a, b) if None not in difference.values]
     if a.extractor.published is False and b.extractor.published is False:
-        why = "neither was made with the published weights: compare them only with each other"
+        why = "neither was made with the published weights: their metrics are comparable with each other only"
         found.append(Difference(name="published weights", values=(False, False), why=why))
     return tuple(found)
 

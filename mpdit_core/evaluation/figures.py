@@ -1,7 +1,7 @@
-"""The figures: how they are computed from samples and reference, and what each may be called.
+"""The figures: how they are computed from samples and reference, and their names.
 
-Only Inception with the published weights gives what papers call FID, sFID and so on. Figures of other Inception weights
-or of other features have other keys in the record and other labels, so that no program can take one for the other.
+Only Inception with the published weights gives what papers call FID, sFID and so on. Figures from other Inception
+weights or other features have other keys in the record and other labels, so that no program confuses them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.neighbours import NEIGHBOURS, precision_recall
 from mpdit_core.metrics.scores import bootstrap_std, frechet_distance, kernel_distance
 
-FEW = 10_000  # samples below which the bias of the Fréchet distance is worth a warning
-NORMAL_95 = 1.96  # standard deviations to either side that hold 95 % of a normal distribution
+FEW = 10_000  # with fewer samples a warning states the bias of the Fréchet distance
+NORMAL_95 = 1.96  # 95 % of a normal distribution lie within so many standard deviations
 
 Values = dict[str, Value]
 
 
 def key_and_label(metric: str, published: bool | None, features: str) -> tuple[str, str]:
-    """The key of `metric` in the record, such as `fid`, `unpublished_fid` or `frechet_distance`; its name for people.
+    """The key of `metric` in the record, such as `fid`, `unpublished_fid` or `frechet_distance`, and its label.
 
     Args:
         published: whether Inception has the published weights; None: another network.
@@ -44,7 +44,7 @@ def key_and_label(metric: str, published: bool | None, features: str) -> tuple[s
 
 @dataclass(frozen=True)
 class Measured:
-    """Samples and their reference: what the function of a metric is given."""
+    """Samples and their reference, from which the function of a metric computes its values."""
 
     options: EvaluateOptions
     reference: Reference
@@ -52,12 +52,12 @@ class Measured:
 
     @property
     def rows(self) -> Tensor:
-        """Features of the samples one by one, [n, F]; empty where they were not kept."""
+        """Features of the single samples, [n, F]; empty where they were not kept."""
         return self.samples.kept_rows()
 
     @cached_property
     def precision_recall(self) -> tuple[float | None, float | None]:
-        """Both, which share their distances."""
+        """Both at once, because they share their distances; None where there are too few images."""
         theirs, device = self.reference.rows, self.samples.device
         if theirs is None or min(len(theirs), len(self.rows)) <= NEIGHBOURS:
             return None, None
@@ -67,10 +67,9 @@ class Measured:
 def compute_metrics(
     options: EvaluateOptions, reference: Reference, samples: FeatureAccumulator, keys: Mapping[str, str]
 ) -> Values:
-    """The values of `options.metrics` under their `keys`; None for those that features or reference do not offer.
+    """The values of `options.metrics` under their `keys`; None where the features or the reference lack what is needed.
 
-    What belongs to a metric, such as its standard deviation, stands under the same key with `_std`, `_bias` or
-    `_interval` behind it.
+    Standard deviation, bias and interval of a metric have its key with `_std`, `_bias` and `_interval` appended.
     """
     measured = Measured(options, reference, samples)
     values: Values = {}
@@ -82,15 +81,15 @@ def compute_metrics(
 
 
 def needs_rows(options: EvaluateOptions) -> bool:
-    """Whether the metrics need the features of single images, and not their sums alone."""
+    """Whether the metrics need the features of single images, not only their sums."""
     return any(METRICS[metric].needs_rows for metric in options.metrics) or options.bootstrap > 0
 
 
-# Each returns its figure under "", and what belongs to it under the ending of its key.
+# Each returns its figure under "", and further values under the suffix of their key.
 
 
 def fid(measured: Measured) -> Values:
-    """The Fréchet distance of pool features; of few samples its bias, and its error bar where that is asked for."""
+    """The Fréchet distance of pool features; with few samples its bias; its error bar where that is asked for."""
     reference, samples, rows = measured.reference, measured.samples, measured.rows
     pool = samples.gaussian()
     own = rows if len(rows) == pool.count else None

@@ -1,6 +1,6 @@
 """Finished images by number: a folder of image files, an `.npz` with `arr_0`, a `.safetensors`, a data set.
 
-All give the same uint8 pixels, so the same images have the same features in every form. To add a form: a function that
+The same images have the same uint8 pixels in every form, and so the same features. To add a form: a function that
 returns an `ImageSource`, and its line in `open_images`.
 """
 
@@ -38,7 +38,7 @@ CROP_RULE = "halved by a box filter while twice too large, bicubic, centre crop 
 DECODERS = 4
 
 Batch = Callable[[Sequence[int]], Tensor]
-"""Indices → these images, [n, 3, H, W] uint8 on the CPU. Raises `UserError` naming one that cannot be read."""
+"""Indices → these images, [n, 3, H, W] uint8 on the CPU. Raises `UserError` with the name of an unreadable one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class ImageSource:
     resolution: Size
     batch: Batch
     hash_content: Callable[[], str]  # changes with the pixels
-    picture: Callable[[int], Image.Image] | None = None  # in its own size, where `batch` crops and resizes it
+    picture: Callable[[int], Image.Image] | None = None  # an image in its own size, where `batch` crops and resizes
     labels: list[int] | None = None  # class of each, where it is known
     lossy: bool = False  # whether some were compressed with loss
-    sorted_by_class: bool = False  # whether the first ones are all of a few classes
+    sorted_by_class: bool = False  # whether the first ones are of a few classes only
     notes: Sequence[Note | Warning] = ()  # what a person should know about how they were found
 
     @cached_property
@@ -62,7 +62,7 @@ class ImageSource:
         return self.hash_content()
 
     def describe(self) -> ImagesRecord:
-        """What the record of an evaluation says of them."""
+        """Their description in the record of an evaluation."""
         return self.about.model_copy(update={"sha256": self.fingerprint})
 
 
@@ -70,7 +70,7 @@ def open_images(path: Path) -> ImageSource:
     """Finished samples: a folder of image files of one size, `.npz` or `.safetensors`.
 
     Raises:
-        UserError: missing, of another kind, empty, of several sizes, or not 8-bit RGB.
+        UserError: `path` is missing, of another kind or empty, or its images have several sizes or are not 8-bit RGB.
     """
     expected = "a folder or .tar of images, a .npz or a .safetensors file"
     if not path.exists():
@@ -87,12 +87,12 @@ def open_images(path: Path) -> ImageSource:
 def folder_images(path: Path, resolution: Size | None = None, *, mode: Mode = "RGB") -> ImageSource:
     """All images under `path`, a folder or .tar, in natural order of their names (2.png before 10.png).
 
-    What counts as an image is the same as in `encode-latents`.
+    The same files count as images as in `encode-latents`.
 
     Args:
-        resolution: size that they are cropped and resized to by ADM's rule; None: they stay as they are, and must have
-            one size.
-        mode: what they are made then, before they are laid on white or made RGB, as Pillow names it.
+        resolution: size to which they are cropped and resized by ADM's rule; None: they stay as they are, and must all
+            have one size.
+        mode: Pillow's name of the mode that they are converted to then; transparency is laid on white afterwards.
     """
     found = find_images(path)
     files = sorted(found.images, key=lambda entry: natural_order(entry.key))
@@ -102,7 +102,7 @@ def folder_images(path: Path, resolution: Size | None = None, *, mode: Mode = "R
 
 
 def image_files(path: Path, files: list[Entry], resolution: Size | None = None, *, mode: Mode = "RGB") -> ImageSource:
-    """These files under `path` as images, in this order; otherwise as `folder_images`."""
+    """These files under `path` as images, in this order; the rest as in `folder_images`."""
 
     def name(index: int) -> str:
         return f"{path}/{files[index].key}"
@@ -146,7 +146,7 @@ def image_files(path: Path, files: list[Entry], resolution: Size | None = None, 
 
 
 def _one_size(path: Path, files: list[Entry]) -> Size:
-    """The size that all have, read from their headers."""
+    """The size that all of them have, read from their headers."""
     sizes: dict[Size, str] = {}
     for entry in files:
         with (
@@ -160,15 +160,15 @@ def _one_size(path: Path, files: list[Entry]) -> Size:
             f"{path} holds images of {len(sizes)} sizes: {file_a} is {a} px, {file_b} {b} px",
             code="several-sizes",
             expected="samples of one size",
-            remedy="remove grids and other pictures from the folder",
+            remedy="remove grids and other images from the folder",
         )
     return next(iter(sizes))
 
 
 def npz_images(path: Path) -> ImageSource:
-    """`arr_0 [N, H, W, 3]` uint8 of an ADM-style `.npz`; `arr_1` are labels, where there are any.
+    """`arr_0 [N, H, W, 3]` uint8 of an ADM-style `.npz`, with labels where there is an `arr_1`.
 
-    Read from the disk as needed: mapped as `np.savez` writes them; compressed ones are unpacked to a temporary file.
+    They are mapped from the disk; compressed arrays are unpacked to a temporary file first.
     """
     names = member_names(path)
     if "arr_0" not in names:
@@ -181,19 +181,12 @@ def npz_images(path: Path) -> ImageSource:
             f"{path}: arr_0 is {images.dtype} {list(images.shape)}", code="not-rgb", expected="uint8 [N, H, W, 3]"
         )
     labels = _labels(map_member(path, "arr_1"), len(images)) if "arr_1" in names else None
-    return ImageSource(
-        about=ImagesRecord(kind="npz", path=str(path), order="as in the file"),
-        count=len(images),
-        resolution=Size(*map(int, images.shape[1:3])),
-        batch=lambda indices: _stack(images[i] for i in indices),
-        hash_content=lambda: sha256(path),
-        labels=labels,
-        sorted_by_class=_are_sorted(labels),
-    )
+    resolution = Size(*map(int, images.shape[1:3]))
+    return _in_one_file(path, len(images), resolution, lambda indices: _stack(images[i] for i in indices), labels)
 
 
 def _safetensors_images(path: Path) -> ImageSource:
-    """Tensor `images` uint8, [N, 3, H, W] or [N, H, W, 3]; `labels [N]`, where there are any."""
+    """Tensor `images` uint8, [N, 3, H, W] or [N, H, W, 3]; and `labels [N]`, where it is there."""
     with opened(path) as file:
         names = list(file.keys())
         if "images" not in names:
@@ -214,14 +207,18 @@ def _safetensors_images(path: Path) -> ImageSource:
             images = torch.cat([view[i : i + 1] for i in indices])
         return images.permute(0, 3, 1, 2).contiguous() if channels_last else images
 
+    return _in_one_file(path, shape[0], Size(*(shape[1:3] if channels_last else shape[2:4])), batch, labels)
+
+
+def _in_one_file(path: Path, count: int, resolution: Size, batch: Batch, labels: list[int] | None) -> ImageSource:
     return ImageSource(
-        about=ImagesRecord(kind="safetensors", path=str(path), order="as in the file"),
-        count=shape[0],
-        resolution=Size(*(shape[1:3] if channels_last else shape[2:4])),
+        about=ImagesRecord(kind=path.suffix.removeprefix("."), path=str(path), order="as in the file"),
+        count=count,
+        resolution=resolution,
         batch=batch,
         hash_content=lambda: sha256(path),
         labels=labels,
-        sorted_by_class=_are_sorted(labels),
+        sorted_by_class=are_sorted(labels),
     )
 
 
@@ -236,9 +233,9 @@ def dataset_images(
     """The images of a data set (plugin, class folders, Hub), cropped and resized by ADM's rule.
 
     Args:
-        name: what a person calls it.
+        name: name for people.
         skipped: keys of faulty images, which are left out.
-        mode: what they are made before they are laid on white or made RGB, as Pillow names it.
+        mode: Pillow's name of the mode that they are converted to; transparency is laid on white afterwards.
     """
     with plugin_errors(dataset, "in items"):
         items = dataset.items()
@@ -269,7 +266,7 @@ def dataset_images(
 
 
 def spread(source: ImageSource, count: int) -> ImageSource:
-    """`count` images at even distances of a source that is sorted by class, so that all classes are among them."""
+    """`count` images at even distances, so that all classes are among them where the source is sorted by class."""
     places, part = evenly_spread(source.count, count), f"{count} of {source.count}"
     note = Note(text=f"{part} images, at even distances, because they are sorted by class")
     return replace(
@@ -309,22 +306,26 @@ def _stack(images: Iterable[np.ndarray]) -> Tensor:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Whatever decoders raise in the body becomes a `UserError` that names the image."""
+    """Turns whatever decoders raise in the body into a `UserError` that names the image."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError) and not isinstance(error, FaultyImageError):
-            raise  # of a plugin, or one that names the image already
+            raise  # from a plugin, or with the name already
         reason = error.what if isinstance(error, UserError) else str(error)
         raise UserError(
-            f"{name} cannot be read: {reason}", code="damaged-file", remedy="remove or replace it"
+            f"{name} cannot be read: {reason}",
+            code="damaged-file",
+            expected="a complete image",
+            remedy="remove or replace it",
         ) from error
 
 
 def _labels(found: np.ndarray, count: int) -> list[int] | None:
-    """The class of each image; None where the array is something else."""
+    """The class of each image; None where the array holds something else."""
     return found.reshape(-1).tolist() if found.dtype.kind in "iu" and found.size == count else None
 
 
-def _are_sorted(labels: list[int] | None) -> bool:
+def are_sorted(labels: list[int] | None) -> bool:
+    """Whether images with these labels are sorted by class."""
     return labels is not None and len(set(labels)) > 1 and labels == sorted(labels)

@@ -1,6 +1,6 @@
-"""`eval-fid`: a model, or finished samples, measured against a reference; the record says how.
+"""`eval-fid`: a model, or finished samples, measured against a reference, with a record of how.
 
-Everything that can be missing or wrong is found before the first image is sampled.
+Everything that may be missing or wrong is checked before the first image is sampled.
 """
 
 from __future__ import annotations
@@ -19,16 +19,10 @@ from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.collecting import Blocks, FinishedBlocks, SampledBlocks, collected
 from mpdit_core.evaluation.figures import FEW, compute_metrics, key_and_label, needs_rows
-from mpdit_core.evaluation.images import ImageSource
+from mpdit_core.evaluation.images import ImageSource, are_sorted
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
 from mpdit_core.evaluation.progress import Cost, held
-from mpdit_core.evaluation.record import (
-    EvaluationRecord,
-    ExtractorRecord,
-    Protocol,
-    RecordedWarning,
-    RulesRecord,
-)
+from mpdit_core.evaluation.record import EvaluationRecord, ExtractorRecord, Protocol, RecordedWarning, RulesRecord
 from mpdit_core.evaluation.reference import Plan, check_stored, measure_reference, plan_reference, write_npz
 from mpdit_core.evaluation.subject import Subject, open_model_or_samples
 from mpdit_core.metrics.accumulator import FeatureAccumulator
@@ -46,10 +40,10 @@ PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pil
 
 
 def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> EvaluationRecord:
-    """Measures `options.what` against the reference. What was measured before under the same options is read.
+    """Measures `options.what` against the reference, or reads the record where it was measured with the same options.
 
     Raises:
-        UserError: anything missing or mismatched, before any image is sampled.
+        UserError: something is missing or does not fit; no image was sampled then.
         Interrupted: a signal came; the same call resumes.
     """
     device = select_device(options.device)
@@ -68,7 +62,7 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
 
 @dataclass(frozen=True)
 class _Planned:
-    """An evaluation that was checked, and the file of its record."""
+    """A checked evaluation, and the file of its record."""
 
     options: EvaluateOptions
     device: torch.device
@@ -82,7 +76,7 @@ class _Planned:
 def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Planned:
     """Opens and checks everything that `evaluate` needs. Raises `UserError`.
 
-    The protocol is rank 0's: it names the file of the record, and its precision is measured.
+    All processes take the protocol of rank 0: it gives the record's file name, and holds a precision that was measured.
     """
     subject = open_model_or_samples(
         require_what(options), wanted=options.num_samples, device=device, trust=options.trust
@@ -107,7 +101,7 @@ def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Plan
 
 
 def _measured_before(path: Path, report: Reporter) -> EvaluationRecord | None:
-    """The record at `path`; None where there is none that can be read."""
+    """The record at `path`; None where there is none, or it cannot be read."""
     if not path.exists():
         return None
     try:
@@ -136,11 +130,9 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
             warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
             report(warnings[-1])
         sampled = protocol
-        if subject.model and protocol.sampling:  # its cost was paid here
-            sampling = protocol.sampling.model_copy(
-                update={key: round(value, 2) for key, value in cost._asdict().items()}
-            )
-            sampled = protocol.model_copy(update={"sampling": sampling})
+        if subject.model and protocol.sampling:  # the images were sampled here
+            spent = {key: round(value, 2) for key, value in cost._asdict().items()}
+            sampled = protocol.model_copy(update={"sampling": protocol.sampling.model_copy(update=spent)})
         return EvaluationRecord(
             **sampled.__dict__,
             metrics=metrics,
@@ -178,11 +170,11 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
     """Writes the file `options.make_reference`, an ADM-compatible `.npz` of `options.what`.
 
     Raises:
-        UserError: as `plan_reference`, or a file that is no `.npz`.
+        UserError: as `plan_reference`; or a file without the ending `.npz`.
     """
     out, source = options.make_reference, require_what(options)
     if out is None or out.suffix != ".npz":
-        raise UserError(f"a reference in {out}", code="invalid-value", expected="a file ending in .npz")
+        raise UserError(f"the reference file {out}", code="invalid-value", expected="a file ending in .npz")
     device = select_device(options.device)
     extractor = _extractor(options, device)
     plan = plan_reference(source, resolution=options.resolution, extractor=extractor, trust=options.trust)
@@ -207,7 +199,7 @@ def _extractor(options: EvaluateOptions, device: torch.device) -> FeatureExtract
 
 
 def check_features(name: str, device: torch.device, *, trusted: bool = True) -> None:
-    """Raises `UserError` now where the feature extractor `name` cannot be had or loaded, or is code that nobody typed.
+    """Raises `UserError` where the feature extractor `name` is missing, cannot be loaded, or is code not to be trusted.
 
     Args:
         trusted: False for a name that was read from a file.
@@ -217,7 +209,7 @@ def check_features(name: str, device: torch.device, *, trusted: bool = True) -> 
 
 
 def require_what(options: EvaluateOptions) -> str:
-    """What to evaluate. Raises `UserError` (`nothing-given`) where nothing was named."""
+    """What to evaluate. Raises `UserError` (`nothing-given`) where that was not given."""
     if options.what is None:
         raise UserError(
             "nothing to evaluate",
@@ -234,7 +226,7 @@ def _require_enough(options: EvaluateOptions, reference: Plan, count: int) -> No
     for name, number in (("samples", count), ("reference images", of_reference)):
         if number < least:
             raise UserError(
-                f"{number} {name} are too few",
+                f"there are only {number} {name}",
                 code="too-few-images",
                 expected=f"at least {least} for {', '.join(options.metrics)}",
             )
@@ -275,12 +267,12 @@ def _protocol(
 
 
 def _notes_of(what: str, images: ImageSource) -> Iterator[Note | Warning]:
-    """What is to be known of how images were found. `what`: which ones."""
+    """What a person should know about how the images were found. `what`: their name in the texts."""
     return (replace(note, text=f"{what}: {note.text}") for note in images.notes)
 
 
 def _warnings_of_images(planned: _Planned, report: Reporter) -> Iterator[Warning]:
-    """Of how the images were found; notes, which no record keeps, are reported."""
+    """Warnings about how the images were found. Notes, which are not recorded, are reported at once."""
     for what, images in (("samples", planned.subject.images), ("reference", planned.reference.images)):
         for note in _notes_of(what, images) if images else ():
             if isinstance(note, Warning):
@@ -290,7 +282,7 @@ def _warnings_of_images(planned: _Planned, report: Reporter) -> Iterator[Warning
 
 
 def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
-    """Of options without effect, and of what spoils figures."""
+    """Warnings about options without effect, and about inputs that make the figures unreliable."""
     options, subject, extractor = planned.options, planned.subject, planned.extractor
     yield from warn_if_given(options, ["resolution"], "it applies to make_reference only")
     if subject.model:
@@ -309,19 +301,19 @@ def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
     if subject.images and subject.images.lossy:
         text = "some samples are JPEG files: compression changed their pixels and so the metrics; use PNG or npz"
         yield Warning(code="lossy-samples", text=text)
-    labels = subject.labels(options)
-    if labels and "is" in options.metrics and 1 < len(set(labels)) < len(labels) and labels == sorted(labels):
+    labels = subject.labels(options) if "is" in options.metrics else None
+    if labels and are_sorted(labels) and len(set(labels)) < len(labels):
         text = "the samples are sorted by class: the Inception Score of contiguous chunks is much too low"
         yield Warning(code="sorted-samples", text=text)
 
 
 _SHAPING = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
-"""Options that shape sampled images."""
+"""Options that sampled images depend on."""
 
 
 def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
     names = [*_SHAPING, "reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
-    return warn_if_given(options, names, "a reference is made from all images of WHAT")
+    return warn_if_given(options, names, "a reference is made from all images in WHAT")
 
 
 def _few_samples(count: int, distance: Any, bias: Any) -> Warning:

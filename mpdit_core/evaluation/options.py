@@ -14,13 +14,13 @@ from mpdit_core.size import Size
 
 
 class Metric(NamedTuple):
-    """A metric: what it may be called, what it needs, and the function that computes it."""
+    """A metric: its names, what it needs, and the function that computes it."""
 
     label: str  # with the published Inception weights
     other_key: str  # in the record, and
     other_label: str  # for people, with other features
-    compute: str  # `module:function` of what was `Measured`
-    needs_rows: bool = False  # features of single images, beside their sums
+    compute: str  # `module:function`; the function takes a `Measured`
+    needs_rows: bool = False  # whether it needs the features of single images
 
 
 FIGURES = "mpdit_core.evaluation.figures"
@@ -41,7 +41,7 @@ else:
 
 
 class EvaluateOptions(SamplingOptions, DeviceOptions):
-    """What is measured and against what; how images of a model are sampled is `SamplingOptions`."""
+    """What is measured and against what. `SamplingOptions` say how images of a model are sampled."""
 
     what: str | None = setting(
         None,
@@ -62,7 +62,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         panel="Measuring", strict=False,
     )  # fmt: skip
     features: str = setting(
-        "inception", "feature extractor: inception, or a plugin (then the distance is not called FID)",
+        "inception", "feature extractor: inception, or a plugin (whose distance is not called FID)",
         panel="Measuring",
     )  # fmt: skip
     feature_options: dict[str, Any] = setting({}, "options of the feature extractor", table="features", typed=False)
@@ -83,11 +83,11 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         None, "folder of the record", metavar="DIR", panel="Output", strict=False, chosen="evals/ of the run"
     )
     trust: bool = setting(
-        False, "run code that a model or latents refer to, such as file.py:Class as their data set", panel="Running"
+        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Running"
     )
     keep_samples: bool = setting(False, "keep the sampled images too", panel="Output")
     make_reference: Path | None = setting(
-        None, "write an ADM-style reference of WHAT instead", metavar="OUT.npz",
+        None, "write an ADM-style reference made from WHAT instead", metavar="OUT.npz",
         panel="Other work", strict=False, chosen="evaluate",
     )  # fmt: skip
     resolution: Size | None = setting(

@@ -1,11 +1,11 @@
-"""What a pass over images keeps on disk, so that a kill loses at most a minute.
+"""The progress of a pass over images, kept on disk so that a kill loses at most a minute.
 
-    state.safetensors                  the sums over the chunks that are complete (FeatureAccumulator.state)
-    features-CHUNK-NAME.safetensors    features of finished blocks of a chunk that is not; one per process and session
+    state.safetensors                  the sums over the complete chunks (FeatureAccumulator.state)
+    features-CHUNK-NAME.safetensors    features of finished blocks of an incomplete chunk; one per process and session
 
-The sums are written under a temporary name and renamed, and files of features are removed only afterwards: whenever the
-process is killed, each image is in the sums, in a file of features of a later chunk, or not done. A file that is
-damaged, or of another layout, counts as not there (checked_tensors.py checks every bit).
+The sums are written under a temporary name and renamed, and only then are files of features removed. So whenever the
+process is killed, an image is in the sums, in a file of features of a later chunk, or not done. A file that is damaged
+or has another layout is ignored (checked_tensors.py checks every bit).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STATE = "state.safetensors"
 
 @contextmanager
 def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> Iterator[None]:
-    """The main process holds `folder` against other commands, and removes it at the end where it is empty.
+    """The main process locks `folder` against other commands, and removes it at the end where it is empty.
 
     Args:
         wait: seconds to wait for another command that holds it.
@@ -65,7 +65,7 @@ def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> It
 
 @dataclass(frozen=True)
 class Layout:
-    """How images are divided: blocks of `size` images, chunks of whole blocks. The last of each may be smaller."""
+    """How `count` images are divided into blocks of `size` images, and chunks of blocks. The last may be smaller."""
 
     count: int
     size: int
@@ -87,12 +87,12 @@ class Layout:
         return range(start, min(start + self.blocks_per_chunk, self.num_blocks))
 
     def about(self) -> dict[str, str]:
-        """What identifies the layout in a file."""
+        """The description of the layout in a file."""
         return {"layout": f"{FORMAT} {self.count} {self.size} {self.blocks_per_chunk}"}
 
 
 class Cost(NamedTuple):
-    """What was spent per image: network evaluations that a sampler asked for, and passes through a network."""
+    """The cost per image: network evaluations that a sampler asked for, and passes through a network."""
 
     nfe: float
     passes: float
@@ -111,7 +111,7 @@ class BlockFeatures:
 
 
 class SavedProgress:
-    """The progress of one pass in memory and in `folder`. Other sessions' files there are read when it is made.
+    """The progress of one pass, in memory and in `folder`, whose files from earlier sessions are read at the start.
 
     Args:
         accumulator: continued from the saved sums.
@@ -120,9 +120,9 @@ class SavedProgress:
 
     def __init__(self, folder: Path, accumulator: FeatureAccumulator, layout: Layout, *, name: str):
         self.folder, self.accumulator, self.layout = folder, accumulator, layout
-        self.chunk, self.spent = 0, Cost(0, 0)  # chunks in the sums; the sums of what their images cost
-        self.earlier: dict[int, BlockFeatures] = {}  # blocks of the chunk that other sessions finished
-        self.fresh: dict[int, BlockFeatures] = {}  # and this process in this session
+        self.chunk, self.spent = 0, Cost(0, 0)  # number of chunks in the sums, and the total cost of their images
+        self.earlier: dict[int, BlockFeatures] = {}  # blocks of the current chunk that earlier sessions finished
+        self.fresh: dict[int, BlockFeatures] = {}  # those that this process finished in this session
         self._name = f"{name}-{uuid.uuid4().hex[:8]}"
         self._saved_chunk, self._saved_blocks, self._saved_at = 0, 0, time.monotonic()
         with user_errors(self.folder):
@@ -137,7 +137,7 @@ class SavedProgress:
 
     @property
     def cost(self) -> Cost:
-        """What the images in the sums cost, as means."""
+        """The cost of the images in the sums, as means."""
         return Cost(*(total / self.layout.count for total in self.spent))
 
     @property
@@ -146,14 +146,14 @@ class SavedProgress:
         return self.accumulator.done + sum(len(block) for block in [*self.earlier.values(), *self.fresh.values()])
 
     def blocks_to_do(self) -> list[int]:
-        """Blocks of the current chunk that no earlier session finished; the same in every process."""
+        """The blocks of the current chunk that no earlier session finished; the same in every process."""
         return [block for block in self.layout.chunk_blocks(self.chunk) if block not in self.earlier]
 
     def add(self, block: int, features: BlockFeatures) -> None:
         self.fresh[block] = features
 
     def close_chunk(self, parts: Iterable[Mapping[int, BlockFeatures]]) -> None:
-        """Adds the chunk to the sums. `parts` are the fresh blocks of every process."""
+        """Adds the current chunk to the sums. `parts`: the fresh blocks of every process."""
         blocks = dict(self.earlier)
         for part in parts:
             blocks |= part
@@ -172,7 +172,7 @@ class SavedProgress:
             self.save(is_main=is_main)
 
     def save(self, *, is_main: bool) -> None:
-        """Writes what is not on disk yet: every process its blocks, the main one the sums."""
+        """Writes what is not on disk yet: every process its blocks, the main process the sums."""
         if len(self.fresh) > self._saved_blocks:
             self._write_features()
         if is_main and self.chunk > self._saved_chunk:
@@ -181,7 +181,7 @@ class SavedProgress:
 
     def remove(self) -> None:
         """Deletes the files, after the result is written elsewhere."""
-        with suppress(OSError):  # the record is written; what cannot be removed does no harm
+        with suppress(OSError):  # the record is written; files that remain do no harm
             for path in [self.folder / STATE, *self._feature_files()]:
                 path.unlink(missing_ok=True)
             remove_leftovers(self.folder)
@@ -204,7 +204,7 @@ class SavedProgress:
             self._saved_chunk = self.chunk
 
     def _read(self, path: Path) -> dict[str, Tensor]:
-        """The tensors of a file; none where it is missing, damaged, or of another layout."""
+        """The tensors in a file; none where it is missing, damaged, or has another layout."""
         with suppress(UserError):
             tensors, about = read_checked(path)
             if about == self.layout.about():
@@ -212,7 +212,7 @@ class SavedProgress:
         return {}
 
     def _feature_files(self) -> dict[Path, int]:
-        """The files of features of every process and session, and the chunk of each."""
+        """The files of features from every process and session, and the chunk of each."""
         pattern = re.compile(r"features-(\d{6})-\w+-\w+\.safetensors")
         return {
             path: int(found[1]) for path in sorted(self.folder.iterdir()) if (found := pattern.fullmatch(path.name))
@@ -229,7 +229,7 @@ class SavedProgress:
         self._saved_blocks = len(self.fresh)
 
     def _read_features(self) -> None:
-        """The blocks of the current chunk that earlier sessions saved."""
+        """Reads the blocks of the current chunk that earlier sessions saved."""
         self.earlier = {}
         for path, chunk in self._found.items():
             tensors = self._read(path) if chunk == self.chunk else {}

@@ -1,6 +1,6 @@
-"""The record of an evaluation: the figures, and everything that they depend on. One JSON file for each.
+"""The record of an evaluation, one JSON file: the figures, and everything that they depend on.
 
-`Protocol` is what is fixed before anything is measured; its hash names the file. `EvaluationRecord` adds the results.
+`Protocol` is what is fixed before anything is measured, and its hash names the file. `EvaluationRecord` adds results.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mpdit_core.sampling import PluginRecord, SamplingOptions
 from mpdit_core.settings import Result, Settings, setting, settings_error, spelling_of
 
 FORMAT = 3
-"""Version of the record's file. Another one is refused."""
+"""Version of the record's file. Other versions are refused."""
 
 Value = float | tuple[float, float] | None
 
 
 class ExtractorRecord(Settings):
-    """The features that everything was measured in."""
+    """The extractor of the features."""
 
     plugin: PluginRecord = setting(..., "the extractor")
     published: bool | None = setting(None, "whether Inception had the published weights; none: another network")
     fingerprint: str = setting(..., "hash of weights and preprocessing")
     weights: str = setting("", "file of the weights")
-    weights_sha256: str = setting("", "hash of that file")
+    weights_sha256: str = setting("", "SHA-256 of that file")
     resize: str = setting("", "rule by which images are resized")
 
 
@@ -41,7 +41,7 @@ class ModelRecord(Settings):
     """The model that made the images."""
 
     path: str | None = setting(None, "its folder")
-    weights_sha256: str = setting(..., "hash of its weights")
+    weights_sha256: str = setting(..., "SHA-256 of its weights")
     step: int = setting(0, "training step")
     preset: str | None = setting(None, "preset of its configuration")
     autoencoder: AutoencoderSpec | None = setting(None, "autoencoder that decoded its latents")
@@ -58,13 +58,13 @@ class SamplingRecord(Settings):
     passes: float | None = setting(None, "passes of an image through a network")
 
     def values(self) -> dict[str, Any]:
-        """The options that shape the images: those that `--sweep` may vary."""
+        """The options that the images depend on: those that `--sweep` may vary."""
         fields = SamplingOptions.model_fields
         return {name: getattr(self.options, name) for name, info in fields.items() if spelling_of(info).sweepable}
 
 
 class ImagesRecord(Settings):
-    """Images that were measured as they were found."""
+    """Images that were measured, not sampled."""
 
     kind: str = setting(..., "form in which they are stored")
     path: str = setting(..., "where they are")
@@ -74,15 +74,15 @@ class ImagesRecord(Settings):
 
 
 class ReferenceRecord(ImagesRecord):
-    """The images or statistics that were compared with."""
+    """The real images, or their statistics, that samples were compared with."""
 
-    count: int | None = setting(None, "number of images; None: stored statistics that do not say")
+    count: int | None = setting(None, "number of images; none: stored statistics that do not state it")
     rows: int = setting(0, "number of images whose features were kept, for precision and recall")
-    extractor: str = setting("", "fingerprint of the features that it was measured in")
+    extractor: str = setting("", "fingerprint of the extractor")
 
 
 class RulesRecord(Settings):
-    """The rules that figures depend on."""
+    """The rules by which figures are computed."""
 
     distances: str = setting(..., "data type of the distances for precision and recall")
     neighbours: int = setting(..., "k of precision and recall")
@@ -96,7 +96,7 @@ class RulesRecord(Settings):
 
 
 class RecordedWarning(Settings):
-    """Something that may spoil a figure."""
+    """A warning about the figures."""
 
     code: str
     text: str
@@ -113,21 +113,21 @@ class Protocol(Settings):
     labels: dict[str, str] = setting(..., "keys in `metrics` → names for people")
     extractor: ExtractorRecord
     rules: RulesRecord
-    samples: ImagesRecord | None = setting(None, "the finished images; none: sampled during the evaluation")
+    samples: ImagesRecord | None = setting(None, "the finished images; none: they are sampled for the evaluation")
     model: ModelRecord | None = setting(None, "the model, if it is known")
-    sampling: SamplingRecord | None = setting(None, "how it was sampled, if that is known")
+    sampling: SamplingRecord | None = setting(None, "how the images were sampled, if that is known")
     device: str = setting(..., "type of the device")
     versions: dict[str, str | None] = setting(..., "versions of the packages involved")
 
     def file_name(self, *more: Any) -> str:
-        """A name that changes with the protocol and with `more`. It begins with a letter or a digit."""
+        """A file name that changes with the protocol and with `more`. It begins with a letter or a digit."""
         text = json.dumps([jsonable(self.model_dump(mode="json")), *more], sort_keys=True, default=str)
         features = re.sub(r"[^\w.-]+", "-", self.extractor.plugin.name)[-60:].strip("._-")
         return f"{features}-{self.count}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
 
 
 class EvaluationRecord(Protocol, Result):
-    """The figures of one evaluation, and how they were made."""
+    """The figures of one evaluation, and how they were computed."""
 
     metrics: dict[str, Value] = setting(..., "the values; `KEY_std`, `KEY_bias` and `KEY_interval` belong to KEY")
     reference: ReferenceRecord
@@ -137,7 +137,7 @@ class EvaluationRecord(Protocol, Result):
 
     @model_validator(mode="after")
     def _has_its_figures(self) -> Self:
-        """What was measured has a figure, or None, under its key."""
+        """Refuses a record without a value, which may be None, under the key of each metric."""
         missing = {*self.keys.values(), *self.labels} - self.metrics.keys()
         if missing:
             raise ValueError(f"metrics lacks {', '.join(sorted(missing))}")
@@ -159,20 +159,25 @@ class EvaluationRecord(Protocol, Result):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises `UserError`: no such file, no record (`damaged-file`), one of another version (`unknown-format`)."""
+        """The record in a file.
+
+        Raises:
+            UserError: there is no such file (`no-such-file`), or it is not a record (`damaged-file`) or one of another
+                version (`unknown-format`).
+        """
         path = Path(path)
         values = read_json(path)
         if not isinstance(values, dict) or not {"metrics", "format"} <= values.keys():
             raise UserError(
-                f"{path} is not a record of an evaluation",
+                f"{path} is not the record of an evaluation",
                 code="damaged-file",
-                expected="a file in the evals folder of a run",
+                expected="a record that mpdit eval-fid wrote, such as one in the folder evals of a run",
             )
         if values["format"] != FORMAT:
             raise UserError(
                 f"{path} has format {values['format']}",
                 code="unknown-format",
-                expected=f"format {FORMAT}, which this version of mpdit writes",
+                expected=f"format {FORMAT}, which this version of mpdit reads",
                 remedy="delete it and evaluate again",
             )
         try:
@@ -181,13 +186,13 @@ class EvaluationRecord(Protocol, Result):
             raise settings_error(error, origin=str(path)) from None
 
     def write(self, path: Path) -> Self:
-        """Writes the record and returns it with its `path`. Raises `UserError` when the disk is full and the like."""
+        """Writes the record and returns it with its `path`. Raises `UserError` where it cannot be written."""
         write_json(path, jsonable(self.model_dump(mode="json", exclude={"path"})))
         return self.model_copy(update={"path": Path(path)})
 
 
 def read_records(folder: Path, *, report: Reporter = silent) -> list[EvaluationRecord]:
-    """All records in `folder`, in order of the model's step. Damaged ones are left out, and reported."""
+    """All records in `folder`, in order of the model's step. Damaged ones are left out, with a warning."""
     found = []
     for path in sorted(Path(folder).glob("*.json")):
         if is_sweep(path):

@@ -1,8 +1,8 @@
 """What samples are compared with: ADM's `.npz`, a folder of images, a data set, or the source of a latents folder.
 
-A `Reference` is the Gaussian of all its images, and the pool features of at most 10,000 of them for precision and
-recall (ADM's `arr_0` holds as many). It is measured once and kept in the latents folder's `reference.safetensors`, or
-in the user's cache, under a key of the format version, the extractor's weights and the data's fingerprint.
+A `Reference` holds the Gaussian of all images, and for precision and recall the pool features of at most 10,000 of them
+(as many as ADM's `arr_0` holds). It is measured once, then kept in the latents folder's `reference.safetensors` or in
+the user's cache, under a key made from the format version, the extractor's fingerprint and that of the images.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ ROWS = 10_000
 STORE = "reference.safetensors"
 BATCH = 64
 SECONDS_TO_WAIT = 6 * 3600.0  # for another process that measures the same reference
-LOOKED_AT = 8  # images of a folder or data set whose size is checked
-UNKNOWN_COUNT = 2**31  # images behind statistics that do not say: a whole data set
+LOOKED_AT = 8  # number of images of a folder or data set whose size is checked
+UNKNOWN_COUNT = 2**31  # number of images for statistics that do not state it, which are of a whole data set
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Plan:
     beside: Path | None = None  # a latents folder, where the measured reference is kept if that can be written
 
     def fingerprint(self) -> str:
-        """Changes with the reference's content: its pictures, and its stored statistics."""
+        """A hash that changes with the images and with the stored statistics."""
         images = self.images.fingerprint if self.images else ""
         return hashlib.sha256(f"{images} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
 
@@ -87,10 +87,10 @@ def plan_reference(
 
     Args:
         given: an `.npz`, a `.safetensors`, a folder (of images, of class folders, or of latents), or a data set.
-        resolution: size of the samples in pixels; folders and data sets are cropped and resized to it.
+        resolution: size of the samples in pixels; images of folders and data sets are cropped and resized to it.
         extractor: loaded.
-        mode: what the images of a folder or data set are made, as Pillow names it; latents know their own.
-        typed: whether the user typed `given`; else it was read from a file.
+        mode: Pillow's name of the mode that images of a folder or data set are converted to; latents state their own.
+        typed: whether the user typed `given`; otherwise it was read from a file.
         trust: whether a name that was read from a file may be code.
 
     Raises:
@@ -106,7 +106,7 @@ def plan_reference(
         raise UserError(
             f"{given} has no fixed resolution",
             code="no-resolution",
-            expected="the size in pixels to crop and resize it to",
+            expected="the size in pixels to which images are cropped and resized",
             remedy="--resolution N, or HxW",
         )
     if is_folder:
@@ -118,7 +118,7 @@ def plan_reference(
 
 
 def _refuse_enlarging(images: ImageSource, given: str) -> None:
-    """Raises `UserError` where the first images are all smaller than the samples: enlarged they are blurred."""
+    """Raises `UserError` where the first images are all smaller than the samples: enlarged, they would be blurred."""
     assert images.picture is not None
     pictures = [images.picture(index) for index in range(min(LOOKED_AT, images.count))]
     sizes = [Size(shown.height, shown.width) for shown in (upright(picture, picture) for picture in pictures)]
@@ -150,7 +150,7 @@ def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
         raise UserError(
             f"the images that {path} was made from cannot be opened: {reason}",
             code="no-source",
-            expected=source.given,
+            expected=f"the images at {source.given}",
             remedy="restore them, or choose another --reference",
         ) from error
     skipped = frozenset(item.key for item in manifest.skipped)
@@ -174,7 +174,7 @@ def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor)
 
 
 def _plan_npz(path: Path, extractor: FeatureExtractor) -> Plan:
-    """Statistics of other features are not taken; then there must be images."""
+    """Statistics of other features are ignored; the file must hold images then."""
     names = set(member_names(path))
     images = npz_images(path) if "arr_0" in names else None
     if not {"mu", "sigma"} <= names:
@@ -196,11 +196,11 @@ def _plan_npz(path: Path, extractor: FeatureExtractor) -> Plan:
 
 
 STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
-"""Names of mean and covariance in an ADM-style npz: of pool features, and of spatial ones, where there are any."""
+"""Names of mean and covariance in an ADM-style npz: of pool features, and of spatial features, if it has them."""
 
 
 def check_stored(plan: Plan, extractor: FeatureExtractor, device: torch.device) -> None:
-    """Raises `UserError` where stored statistics are damaged, or of another number of features than `extractor`'s."""
+    """Raises `UserError` where stored statistics are damaged, or have another number of features than `extractor`."""
     if plan.stored is None:
         return
     path, names = plan.stored, member_names(plan.stored)
@@ -217,13 +217,17 @@ def check_stored(plan: Plan, extractor: FeatureExtractor, device: torch.device) 
                 expected="[F] and [F, F], of floats",
             )
         if not all(np.isfinite(array).all() for array in found):
-            raise UserError(f"{path}: {mean} or {covariance} has values that are not finite", code="damaged-file")
+            raise UserError(
+                f"{path}: {mean} or {covariance} has values that are not finite",
+                code="damaged-file",
+                expected="finite numbers",
+            )
         if rows is not None and sizes[0] != [rows.shape[1]]:
             raise UserError(
                 f"{path}: {mean} has {sizes[0][0]} features; {extractor.name} computes {rows.shape[1]}",
                 code="other-features",
                 expected="statistics of the same features",
-                remedy="a reference made with these features: mpdit eval-fid SOURCE --make-reference OUT.npz",
+                remedy=f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz",
             )
 
 
@@ -236,13 +240,13 @@ def measure_reference(
     report: Reporter = silent,
     rows: bool = True,
 ) -> Reference:
-    """The measured reference, read where it was measured before. All processes of `world` call it.
+    """Measures the reference, or reads it where it was measured before. All processes of `world` call it.
 
     Args:
         rows: whether features of single images are needed (precision, recall, KID).
 
     Raises:
-        UserError: an image that cannot be read, or another process measures this reference for hours.
+        UserError: an image cannot be read, or another process measures this reference for more than six hours.
     """
     measured: Reference | None = None
     if plan.images is not None and (plan.stored is None or rows):
@@ -265,7 +269,7 @@ def measure_reference(
 def _measured_images(
     plan: Plan, extractor: FeatureExtractor, device: torch.device, world: World, report: Reporter
 ) -> Reference:
-    """The reference of `plan.images`: from beside the latents, else from the user's cache, else measured now."""
+    """The reference of `plan.images`: from the latents folder, else from the user's cache, else measured now."""
     assert plan.images is not None
     count = plan.images.count
     if count < 2:
@@ -308,7 +312,7 @@ def _measured_images(
 
 
 def _first_stored(places: Sequence[Path], key: str, report: Reporter) -> Reference | None:
-    """The reference of this key in the first of the `places` that has it."""
+    """The reference with this key in the first of the `places` that has it; None where none has."""
     for path in places:
         try:
             found = _read_store(path, key)
@@ -321,7 +325,7 @@ def _first_stored(places: Sequence[Path], key: str, report: Reporter) -> Referen
 
 
 def chosen_rows(count: int) -> np.ndarray:
-    """Indices of the images whose features are kept: 10,000 drawn at random, always the same; all of fewer."""
+    """Indices of the images whose features are kept: all, or 10,000 random ones of more, always the same."""
     return np.sort(np.random.RandomState(0).permutation(count)[:ROWS])
 
 
@@ -334,7 +338,7 @@ def _write_store(path: Path, key: str, reference: Reference) -> None:
 
 
 def _read_store(path: Path, key: str) -> Reference | None:
-    """The stored reference; None where there is none of this key. Raises `UserError` where it is damaged."""
+    """The stored reference; None where there is none with this key. Raises `UserError` where it is damaged."""
     if not path.exists():
         return None
     tensors, about = read_checked(path)
@@ -349,7 +353,7 @@ def _read_store(path: Path, key: str) -> Reference | None:
 
 
 def _may_write_in(folder: Path) -> bool:
-    """Whether files can be made in `folder`, which exists or can be made."""
+    """Whether `folder` exists or can be made, and files can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -373,7 +377,7 @@ def _read_npz(path: Path) -> tuple[Gaussian, Gaussian | None]:
 
 
 def write_npz(path: Path, reference: Reference, images: ImageSource, features: str) -> None:
-    """An ADM-compatible file: mu, sigma, mu_s, sigma_s of all images, arr_0 with those that precision/recall uses."""
+    """An ADM-compatible file: mu, sigma, mu_s, sigma_s of all images; arr_0 has those for precision and recall."""
     chosen = chosen_rows(images.count)
     parts = np.array_split(chosen, -(-len(chosen) // BATCH))
     arrays: dict[str, Any] = {

@@ -1,9 +1,8 @@
-"""Sets of samples that `sample` wrote, as images to measure: their own images alone.
+"""Images to measure from sets of samples that `sample` wrote, without their grids; and from folders of latents.
 
-And the images that a folder of latents decodes to: measured against those it was made from, rFID.
-
-Images come in order of their index, in whatever folders they are, so that chunks of the Inception Score are those of an
-evaluation of the model itself. The same seed and options then give the same figures in both ways.
+The images of a set come in order of their index, whatever folders they are in, so that the Inception Score has the same
+chunks as in an evaluation of the model itself: the same seed and options give the same figures in both ways. The
+decoded images of a folder of latents, measured against the images that it was made from, give rFID.
 """
 
 from __future__ import annotations
@@ -29,11 +28,6 @@ from mpdit_core.runtime.files import sha256
 from mpdit_core.sampling import SampleSet
 
 
-def is_sample_set(path: Path) -> bool:
-    """Whether `sample` wrote the folder `path`."""
-    return (path / "samples.json").is_file()
-
-
 def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
     """The images of a complete set of samples.
 
@@ -41,7 +35,7 @@ def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
         device: where latents are decoded.
 
     Raises:
-        UserError: not complete, images missing, or latents without the autoencoder that they belong to.
+        UserError: the set is not complete, images are missing, or its latents have no known autoencoder.
     """
     path = samples.path
     if not samples.complete:
@@ -49,7 +43,7 @@ def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
             f"{path} is not complete",
             code="not-complete",
             expected=f"all {samples.num_samples} images",
-            remedy="run the same `mpdit sample` again; it resumes",
+            remedy="run the same `mpdit sample` command again; it resumes",
         )
     if samples.format == "npz":
         images = npz_images(path / "samples.npz")
@@ -72,7 +66,7 @@ def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
 
 
 def _numbered_images(path: Path, count: int) -> ImageSource:
-    """Files named by the index of their image. One folder per class would have them in another order."""
+    """Images in order of the index in their file names, which is not that of the paths with one folder per class."""
     files = sorted(find_images(path).images, key=lambda file: _number(file.parts[-1]))
     if [_number(file.parts[-1]) for file in files] != list(range(count)):
         raise _incomplete(path, "other files than its images", f"images 0 to {count - 1}, each once")
@@ -80,13 +74,13 @@ def _numbered_images(path: Path, count: int) -> ImageSource:
 
 
 def _number(name: str) -> int:
-    """The number of an image from its file's name; -1 where the name is no number."""
+    """The number in the name of an image's file; -1 where the name is not a number."""
     stem = name.partition(".")[0]
     return int(stem) if stem.isdecimal() else -1
 
 
 def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> ImageSource:
-    """Latents in the files of a set of samples, decoded when they are asked for."""
+    """The latents in the files of a set of samples, decoded when they are read."""
     files = sorted(path.glob("*.safetensors"))
     places: dict[int, tuple[Path, int, int]] = {}  # index → file, row in it, label
     for file in files:
@@ -130,7 +124,7 @@ def _read(file: Path, *names: str) -> list[Tensor]:
 
 
 def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: bool = False) -> ImageSource:
-    """What the latents of a finished folder decode to: the means of their posteriors.
+    """The latents of a finished folder (the means of their posteriors), decoded when they are read.
 
     Args:
         trust: whether the autoencoder that the folder names may be code that is not installed.
@@ -163,5 +157,5 @@ def _incomplete(path: Path, there: str, expected: str) -> UserError:
         f"{path} holds {there}",
         code="not-complete",
         expected=expected,
-        remedy="sample them again, or evaluate only its folder images/",
+        remedy="sample again into another folder, or evaluate the folder images/ in it alone",
     )

@@ -13,7 +13,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import ImageSource, open_images, spread
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
-from mpdit_core.evaluation.samples import images_of, is_sample_set, reconstructed_images
+from mpdit_core.evaluation.samples import images_of, reconstructed_images
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.sampling import SampleSet, SamplingPlan
@@ -24,17 +24,17 @@ DEFAULT_SAMPLES = 50_000
 
 @dataclass(frozen=True)
 class Subject:
-    """`count` images of a model or of `images`, one of which is None; checked, but no weights are loaded yet."""
+    """`count` images from a model, or finished `images`; one of the two is None. No weights are loaded yet."""
 
     count: int
     model: ModelFolder | None = None
     images: ImageSource | None = None
-    sample_set: SampleSet | None = None  # that `images` are of
-    decoded: LatentSpec | None = None  # that `images` were decoded from
+    sample_set: SampleSet | None = None  # the complete set that `images` belong to
+    decoded: LatentSpec | None = None  # the latents that `images` are decoded from
 
     @property
     def latents(self) -> LatentSpec | None:
-        """The latents that the model was trained on, where they are known; or those that are decoded."""
+        """The latents that the model was trained on, where they are known, or those that are decoded."""
         source = self.model or self.sample_set
         return source.latents if source else self.decoded
 
@@ -63,7 +63,7 @@ class Subject:
         return self.model.run / "evals" if self.model and self.model.run else Path("evals")
 
     def model_record(self) -> ModelRecord | None:
-        """The model that makes the images, or made them, where it is known."""
+        """The model that makes or made the images, where it is known."""
         made = self.model or (self.sample_set.model if self.sample_set else None)
         if made is None:
             return None
@@ -76,16 +76,16 @@ class Subject:
         )
 
     def sampling_record(self, options: EvaluateOptions, device: torch.device) -> SamplingRecord | None:
-        """How the images are sampled, or were. Raises `UserError` for an option that cannot be."""
-        if self.sample_set:
-            samples = self.sample_set
+        """How the images are or were sampled, where it is known. Raises `UserError` for an invalid option."""
+        if samples := self.sample_set:
+            assert samples.counts is not None, "only complete sets are measured"
             return SamplingRecord(
                 options=samples.options,
                 sampler=samples.sampler,
                 guide=samples.guide,
                 dtype=samples.model.dtype,
-                nfe=samples.nfe,
-                passes=round(samples.counts.passes, 2) if samples.counts else None,
+                nfe=samples.counts.nfe,
+                passes=round(samples.counts.passes, 2),
             )
         if self.model is None:
             return None
@@ -100,7 +100,7 @@ class Subject:
         )
 
     def labels(self, options: EvaluateOptions) -> list[int] | None:
-        """Class of each image, where it is known."""
+        """The class of each image, where it is known."""
         if self.model:
             label_of = SamplingPlan(self.model, options).labels
             return [label_of(index) for index in range(self.count)]
@@ -113,17 +113,17 @@ def open_model_or_samples(
     """The model, the finished samples, or the folder of latents that `what` names.
 
     Args:
-        wanted: number of images; of finished ones the first, or ones at even distances where they are sorted by class.
+        wanted: number of images. Finished images are the first, or at even distances where they are sorted by class.
         device: where latents are decoded.
         trust: whether the autoencoder of a folder of latents may be code that is not installed.
 
     Raises:
-        UserError: it is neither, or fewer than `wanted` are finished (`too-few-images`).
+        UserError: it is none of them, or there are fewer images than `wanted` (`too-few-images`).
     """
     path = Path(what).expanduser()
     looks_like_model = any((path / name).exists() for name in ("checkpoints", "config.json", "config.toml"))
     if what.startswith("hf:") or looks_like_model:
-        return Subject(wanted or DEFAULT_SAMPLES, model=open_model(what))
+        return Subject(wanted or DEFAULT_SAMPLES, model=open_model(what if what.startswith("hf:") else path))
     if not path.exists():
         raise UserError(
             f"{what} does not exist",
@@ -132,7 +132,7 @@ def open_model_or_samples(
             "or a folder of latents",
         )
     device = device or torch.device("cpu")
-    sample_set = SampleSet.open(path) if is_sample_set(path) else None
+    sample_set = SampleSet.open(path) if (path / "samples.json").is_file() else None
     latents = LatentFolder(path) if (path / MANIFEST).is_file() else None
     if sample_set:
         images = images_of(sample_set, device)
@@ -145,6 +145,7 @@ def open_model_or_samples(
         raise UserError(
             f"{count} images to evaluate, but there are {images.count}",
             code="too-few-images",
+            expected=f"at most {images.count}",
             remedy=f"--num-samples {images.count}, or more samples",
         )
     if count < images.count and images.sorted_by_class:

@@ -1,4 +1,4 @@
-"""`eval-fid --sweep KEY=V1,V2,…`: every combination of options measured, as a table and a plot of the distance."""
+"""`eval-fid --sweep KEY=V1,V2,…`: an evaluation per combination of options, with a table and a plot of the distance."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ class SweepResult(Result):
     plotted: str = setting(..., "key of the metric in the plot")
     rows: tuple[SweepRow, ...] = setting(..., "one per combination")
     lowest: SweepRow = setting(..., "the row with the lowest value of `plotted`")
-    at_an_end: bool = setting(..., "whether the lowest is at an end of the first axis: a value outside may be lower")
+    at_an_end: bool = setting(..., "whether the lowest is at an end of the first axis: beyond it a value may be lower")
     note: str = setting(..., "number of samples and reference")
     path: Path = setting(..., "file of the table")
     plot: Path | None = setting(None, "the plot; None: matplotlib is not installed")
 
 
 def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> SweepResult:
-    """Measures every combination of `options.sweep`; each has its record, and one that was measured before is read.
+    """Evaluates every combination of `options.sweep`. Each has a record, which is read if it exists already.
 
     A sweep is `KEY=V1,V2` with an option of sampling, or `checkpoint=step-0001000,…` of the run `options.what`.
 
     Raises:
-        UserError: as `evaluate`, for whichever combination, before the first is sampled.
+        UserError: as `evaluate` for any combination, before the first is sampled.
     """
     what, axes = require_what(options), read_sweeps(options.sweep)
     if open_model_or_samples(what).model is None:
         raise UserError(
-            f"a sweep of {what}, which holds finished samples", code="not-a-model", expected="a model to sample"
+            f"{what} holds finished samples and cannot be swept", code="not-a-model", expected="a model to sample"
         )
     cells = list(product(*(axis.texts for axis in axes)))
     planned = [_options_of(options, axes, cell) for cell in cells]
@@ -95,7 +95,7 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
 
 
 def _told(event: Event) -> str | None:
-    """What a note or a warning says; evaluations that differ only in the figures of a warning say the same."""
+    """The text of a note or a warning, by which repeats are recognised; a code where figures in the text differ."""
     if isinstance(event, Warning) and event.code == "few-samples":
         return event.code
     return event.text if isinstance(event, Note | Warning) else None
@@ -111,17 +111,16 @@ def _options_of(options: EvaluateOptions, axes: list[Axis], cell: tuple[str, ...
 
 
 def _checkpoint(run: Path, text: str) -> Path:
-    """`step-0000800`, or a step as a number."""
-    there = find_checkpoints(run)[0]
+    """The checkpoint of a run that `text` means: `step-0000800`, or its step as a number."""
     name = RunFolder(run).checkpoint(int(text)).name if text.isdecimal() and len(text) < 20 else text
-    for folder in there:
-        if folder.name == name:
-            return folder
-    raise UserError(
-        f"sweep {CHECKPOINT}={text}: {run} has no such checkpoint",
-        code="no-such-checkpoint",
-        expected=", ".join(folder.name for folder in there) or "a run with checkpoints",
-    )
+    there = {folder.name: folder for folder in find_checkpoints(run)[0]}
+    if name not in there:
+        raise UserError(
+            f"sweep {CHECKPOINT}={text}: {run} has no such checkpoint",
+            code="no-such-checkpoint",
+            expected=", ".join(there) or "a run with checkpoints",
+        )
+    return there[name]
 
 
 def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: list[EvaluationRecord]) -> SweepResult:
@@ -155,13 +154,13 @@ def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: 
 
 
 def _figure(row: SweepRow, key: str) -> float:
-    """The value in the plot; not a number where this row has none."""
+    """The value under `key`; NaN where this row has none."""
     value = row.metrics.get(key)
     return value if isinstance(value, float) else math.nan
 
 
 def draw(axes: Sequence[Axis], result: SweepResult, path: Path) -> None:
-    """Writes the plot: the metric against the guidance scale (or the first key), one line per other combination."""
+    """Plots the metric against the guidance scale, or the first key; one line per combination of the other keys."""
     along = next((axis for axis in axes if axis.key == "guidance_scale"), axes[0])
     place = _places(along)
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -177,7 +176,7 @@ def draw(axes: Sequence[Axis], result: SweepResult, path: Path) -> None:
 
 
 def _places(axis: Axis) -> dict[str, float]:
-    """Where each value of the axis stands: at its number, or one after the other where they are words."""
+    """The position of each value on the axis: its number; if some are not numbers, 0, 1, 2, …"""
     if all(map(_is_number, axis.texts)):
         return {text: float(text) for text in axis.texts}
     return {text: float(place) for place, text in enumerate(axis.texts)}

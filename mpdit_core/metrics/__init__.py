@@ -1,8 +1,8 @@
-"""Distances and scores of images, usable alone: no files of ours and no commands.
+"""Distances and scores of images, without files of mpdit and without commands.
 
     features.py      images → feature vectors: the Inception network of FID, or a plugin's
     statistics.py    mean and covariance of a stream of feature vectors
-    accumulator.py   everything that the metrics need, collected in one pass over the images
+    accumulator.py   all that the metrics need, collected in one pass over the images
     scores.py        Fréchet distance, Inception Score, kernel distance
     neighbours.py    precision and recall
 

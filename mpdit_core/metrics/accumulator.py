@@ -1,7 +1,7 @@
 """Everything that the metrics need, collected in one pass over the images in order of their index.
 
-The order is fixed, so the sums are the same bits after any interruption and for any number of processes: whoever
-computes features on several of them brings them into order first (mpdit_core/evaluation/collecting.py does).
+The fixed order makes the sums bit-equal after any interruption and for any number of processes. Features from several
+processes must be put in order first, as mpdit_core/evaluation/collecting.py does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpdit_core.metrics.statistics import Gaussian, RunningStatistics
 
 @dataclass(frozen=True)
 class _Sums:
-    """What has been collected from the first `done` images."""
+    """The sums over the first `done` images."""
 
     done: int
     halves: tuple[RunningStatistics, RunningStatistics]  # of pool features, in two random halves of the images
@@ -49,7 +49,7 @@ class FeatureAccumulator:
         return self._sums.done if self._sums else 0
 
     def add(self, features: Features) -> None:
-        """Adds the features of the next n images. What is added becomes visible at once and whole.
+        """Adds the features of the next n images: all of them, or none where it is interrupted.
 
         Raises:
             ValueError: more images than `count`, or features that are not finite.
@@ -76,7 +76,7 @@ class FeatureAccumulator:
         return first.merged(second).gaussian()
 
     def half_gaussians(self) -> list[Gaussian]:
-        """The Gaussians of two random halves of the images, which show how a distance depends on their number."""
+        """The Gaussians of two random halves of the images, to measure how a distance depends on their number."""
         return [half.gaussian() for half in self._collected.halves if half.count > 1]
 
     def spatial_gaussian(self) -> Gaussian | None:
@@ -92,7 +92,7 @@ class FeatureAccumulator:
         return self._collected.rows
 
     def state(self) -> dict[str, Tensor]:
-        """Everything collected so far, as tensors on the CPU. Empty before the first image."""
+        """The sums as tensors on the CPU; empty before the first image."""
         if self._sums is None:
             return {}
         sums = self._sums
@@ -101,7 +101,7 @@ class FeatureAccumulator:
         return {"done": torch.tensor(sums.done), "rows": sums.rows, **tensors}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from `state`, in place of what has been collected."""
+        """Replaces the sums by those in `state`."""
         if not state:
             self._sums = None
             return
@@ -139,7 +139,7 @@ class FeatureAccumulator:
 
 
 def _random_bits(indices: Tensor) -> Tensor:
-    """A fair bit for each index, always the same, independent of classes that come in turn (splitmix's mixer)."""
+    """A fair bit per index, always the same, and independent of classes that come in turn (splitmix's mixer)."""
     x = indices.clone() + 0x1E3779B97F4A7C15
     x = (x ^ (x >> 30 & (2**34 - 1))) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & (2**37 - 1))) * -0x6B2FB644ECCEEE15

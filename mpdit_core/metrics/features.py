@@ -1,16 +1,15 @@
-"""Feature extractors: the Inception network of the published protocol, and any other by a plugin.
+"""Feature extractors: the Inception network of the published protocol, and others as plugins.
 
 `inception` is torch-fidelity's port of the TensorFlow graph that FID was defined with (2015-12-05); only its distance
-may be called FID. To add an extractor: a dataclass with the contract `mpdit_core.api.FeatureExtractor`, named by an
-entry point of the group `mpdit.features`, as this one is; its distance is reported as a Fréchet distance.
-torch-fidelity, and the torchvision it needs, are imported by `load` alone, so a broken one breaks nothing else.
+may be called FID. To add an extractor: a dataclass that keeps the contract `mpdit_core.api.FeatureExtractor`, named by
+an entry point of the group `mpdit.features`, as this one is; its distance is reported as a Fréchet distance.
+Only `load` imports torch-fidelity and the torchvision that it needs: a broken one affects nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from mpdit_core.runtime.files import sha256
 from mpdit_core.runtime.precision import computing_in
 
 PUBLISHED_SHA256 = "6726825d"
-"""How the SHA-256 of the published weights begins (it is part of their file name)."""
+"""The beginning of the SHA-256 of the published weights, which is part of their file name."""
 
 SPATIAL_CHANNELS = 7
 IMAGES_AT_ONCE = 64
@@ -38,20 +37,19 @@ IMAGES_AT_ONCE = 64
 class Inception:
     """FID's network. Pool [B, 2048], spatial [B, 2023] for sFID, logits [B, 1008] without bias for the Inception Score.
 
-    Resizes by the TensorFlow 1 rule to 299 × 299. Computes in float32, without TF32 and outside any autocast: bfloat16
-    moves the features by up to 0.84.
+    Resizes to 299 × 299 by TensorFlow 1's rule. Computes in float32 without TF32 and ignores autocast: bfloat16 changes
+    the features by up to 0.84.
     """
 
     name: ClassVar[str] = "inception"
     resize_rule: ClassVar[str] = "bilinear to 299 as TensorFlow 1 (no antialiasing, corners not aligned)"
-    sizes: ClassVar[dict[str, int]] = {"pool": 2048, "spatial": 2023, "logits": 1008}
 
     weights: str = option("", "a .pth or .safetensors file; empty: torch's cache, else downloaded")
     weights_path: Path | None = field(default=None, init=False)
     weights_sha256: str = field(default="", init=False)
 
     def load(self, device: torch.device) -> None:
-        """Raises `UserError`: no weights, foreign or broken weights, or a torchvision that does not import."""
+        """Raises `UserError`: missing, damaged or other weights, or a torchvision that does not import."""
         module = _import_network()
         url = module.URL_INCEPTION_V3
         self.weights_path = Path(self.weights).expanduser() if self.weights else find_weights(url)
@@ -59,7 +57,7 @@ class Inception:
             raise UserError(f"{self.weights_path} does not exist", code="no-such-file", remedy=_where_to_put(url))
         self.weights_sha256 = sha256(self.weights_path)
         state = read_weights(self.weights_path)
-        checked = io.BytesIO()  # torch-fidelity unpickles whatever it is given: hand it only what was checked
+        checked = io.BytesIO()  # torch-fidelity unpickles any file, so it gets only what was checked
         torch.save(state, checked)
         checked.seek(0)
         try:
@@ -89,12 +87,12 @@ class Inception:
         return Features(pool=pool, spatial=self._spatial, logits=logits)
 
     def _keep_spatial(self, _module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
-        # [B, 192, 17, 17] after its ReLU; flattened height, width, channel as TensorFlow lays it out
+        # [B, 192, 17, 17] after the ReLU; flattened in TensorFlow's order: height, width, channel
         self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 def _import_network() -> ModuleType:
-    """torch-fidelity's module of the network and of its weights' address."""
+    """torch-fidelity's module, which has the network and the URL of its weights."""
     try:
         from torch_fidelity import feature_extractor_inceptionv3
     except Exception as error:  # a torchvision of another torch raises RuntimeError or AttributeError
@@ -109,7 +107,7 @@ def _import_network() -> ModuleType:
 
 
 class PublishedWeights(NamedTuple):
-    """Where the published Inception weights are kept, where they come from, and what to do where neither works."""
+    """Where the published Inception weights are kept and come from, and the remedy where they cannot be downloaded."""
 
     path: Path
     url: str
@@ -127,19 +125,17 @@ def _cached_weights(url: str) -> Path:
 
 
 def find_weights(url: str) -> Path:
-    """The published weights: in torch's cache, or downloaded into it.
+    """The published weights, from torch's cache or downloaded into it.
 
     Raises:
-        UserError: neither cached nor reachable; it says where to put them.
+        UserError: they can be neither found nor downloaded; the remedy says where to put them.
     """
     path = _cached_weights(url)
     if path.is_file():
         return path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(temporary), hash_prefix=PUBLISHED_SHA256, progress=False)
-        temporary.replace(path)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED_SHA256, progress=False)  # whole or not
     except Exception as error:  # offline machines fail in many ways: DNS, proxies, certificates, wrong content
         raise UserError(
             f"the Inception weights are not at {path}, and cannot be downloaded: {_first_lines(error)}",
@@ -147,8 +143,6 @@ def find_weights(url: str) -> Path:
             expected=f"{path.name} (91 MiB, SHA-256 {PUBLISHED_SHA256}…) from {url}",
             remedy=_where_to_put(url),
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -160,7 +154,7 @@ def _where_to_put(url: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth or .safetensors file, without running anything in it. Raises `UserError`."""
+    """The tensors in a .pth or .safetensors file; no code in it is run. Raises `UserError`."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -177,7 +171,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(
-            f"{path} holds {type(state).__name__}", code="wrong-weights", expected="a state dict: tensors by name"
+            f"{path} holds no state dict, but {type(state).__name__}",
+            code="wrong-weights",
+            expected="tensors by name",
         )
     broken = [name for name, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
@@ -192,22 +188,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def build_extractor(
     name: str, *, weights: Path | None = None, options: Mapping[str, Any] | None = None
 ) -> FeatureExtractor:
-    """The extractor called `name` with its options; not loaded yet.
+    """The extractor `name` with its options; not loaded yet.
 
     Args:
-        weights: file for `inception` only.
+        weights: file of weights, for `inception` only.
 
     Raises:
-        UserError: unknown or broken plugin, or an option it does not have.
+        UserError: an unknown or broken plugin, or an option that it does not have.
     """
     options = dict(options or {})
     if weights is not None:
         if name != Inception.name:
             raise UserError(
-                f"the file of weights {weights} for the features {name}",
+                f"the features {name} do not take the file of weights {weights}",
                 code="invalid-value",
-                expected="a file of weights for the Inception network only",
-                remedy="a plugin takes its options by --set features.KEY=VALUE",
+                expected="a file of weights only for the features inception",
+                remedy="--set features.KEY=VALUE, for an option of the plugin",
             )
         options["weights"] = str(weights)
     return plugins.build("features", name, options)
@@ -216,7 +212,7 @@ def build_extractor(
 def load_extractor(
     name: str, *, device: torch.device, weights: Path | None = None, options: Mapping[str, Any] | None = None
 ) -> FeatureExtractor:
-    """As `build_extractor`, and ready to use on `device`. Raises `UserError` also where it cannot be loaded."""
+    """As `build_extractor`, but loaded on `device`. Raises `UserError` also where that fails."""
     extractor = build_extractor(name, weights=weights, options=options)
     with plugin_errors(extractor, "in load"):
         extractor.load(device)
@@ -224,20 +220,20 @@ def load_extractor(
 
 
 def features_name(extractor: FeatureExtractor) -> str:
-    """Names the features in a reference file: `inception` with the published weights, else name and fingerprint."""
+    """The features' name in a reference file: `inception` with the published weights, else name and fingerprint."""
     if isinstance(extractor, Inception) and extractor.is_published:
         return extractor.name
     return f"{extractor.name} {extractor.fingerprint()}"
 
 
-def extract(extractor: FeatureExtractor, images: Tensor, *, at_once: int = IMAGES_AT_ONCE) -> Features:
-    """Features of `images [B, 3, H, W]` uint8, computed `at_once` images at a time, checked, float32.
+def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
+    """Features of `images [B, 3, H, W]` uint8 in float32, computed for `IMAGES_AT_ONCE` at a time, and checked.
 
     Raises:
-        UserError: a plugin returns what its contract does not allow.
+        UserError: a plugin breaks its contract.
     """
     with plugin_errors(extractor, "in __call__"):
-        parts = [extractor(part) for part in images.split(at_once)]
+        parts = [extractor(part) for part in images.split(IMAGES_AT_ONCE)]
     if not all(isinstance(part, Features) for part in parts):
         raise UserError(
             f"features {extractor.name!r} returns {type(parts[0]).__name__}", code="broken-plugin", expected="Features"

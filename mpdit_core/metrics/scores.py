@@ -1,4 +1,4 @@
-"""The distances and scores themselves: Fréchet distance, Inception Score, kernel distance. Numbers in, numbers out.
+"""Fréchet distance, Inception Score and kernel distance, as functions of numbers.
 
 Precision and recall are in `neighbours.py`. Symbols: N rows, F features, K classes of the logits.
 """
@@ -20,16 +20,16 @@ IS_CHUNK = 5000
 """Images per chunk of the Inception Score, as OpenAI's ADM evaluator cuts them (its `batch_size=5000`)."""
 
 KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020
-"""As torch-fidelity draws them, so that its numbers can be repeated."""
+"""torch-fidelity's values, so that its numbers can be repeated."""
 
 
 def frechet_distance(a: Gaussian, b: Gaussian, *, rows_a: Tensor | None = None, rows_b: Tensor | None = None) -> float:
     """`|mean_a - mean_b|² + tr(Sa + Sb - 2 (Sa Sb)^½)` (Heusel et al. 2017, eq. 6).
 
-    The last trace is the sum of the square roots of the eigenvalues of the symmetric `Raᵀ Sb Ra` with `Sa = Ra Raᵀ`,
-    not a matrix square root: several times faster, and it cannot return complex numbers. With fewer rows than
-    features, and the rows available, `Ra` is the centred rows themselves, and with both available the trace is the
-    nuclear norm of `Raᵀ Rb`, exact to rounding.
+    The last trace is computed without a matrix square root, as the sum of the square roots of the eigenvalues of the
+    symmetric `Raᵀ Sb Ra` with `Sa = Ra Raᵀ`: several times faster, and never complex. If rows are given, and are fewer
+    than the features, `Ra` are the centred rows themselves; if that holds for both, the trace is the nuclear norm of
+    `Raᵀ Rb`, exact up to rounding.
 
     Args:
         rows_a: the rows [N, F] that `a` was computed from, if they are available.
@@ -58,14 +58,14 @@ def _trace_of_root(a: Gaussian, b: Gaussian, rows_a: Tensor | None, rows_b: Tens
 
 
 def _root_from_rows(gaussian: Gaussian, rows: Tensor | None) -> Tensor | None:
-    """R [F, N] with covariance = R Rᵀ, when that is smaller than the covariance."""
+    """R [F, N] with covariance = R Rᵀ, where it is smaller than the covariance."""
     if rows is None or len(rows) >= gaussian.size or len(rows) != gaussian.count:
         return None
     return (rows.to("cpu", torch.float64) - gaussian.mean).T / math.sqrt(gaussian.count - 1)
 
 
 class Score(NamedTuple):
-    """A score and its standard deviation over the parts it was averaged from."""
+    """A score and its standard deviation over the parts of which it is the mean."""
 
     value: float
     std: float
@@ -75,8 +75,8 @@ class Score(NamedTuple):
 class InceptionScore:
     """exp of the mean KL divergence of p(class | image) from its mean over a chunk; averaged over chunks.
 
-    Salimans et al. 2016, as ADM computes it: chunks of 5,000 images *contiguous by index*, weighted equally, the last
-    one with the images that remain. Image i belongs to chunk i // 5000. Immutable, as `RunningStatistics`.
+    Salimans et al. 2016, as ADM computes it: chunks of 5,000 images *contiguous by index*, weighted equally; the last
+    has the remaining images. Image i belongs to chunk i // 5000. Immutable, like `RunningStatistics`.
     """
 
     chunk: int
@@ -86,12 +86,12 @@ class InceptionScore:
 
     @classmethod
     def empty(cls, count: int, classes: int, *, chunk: int = IS_CHUNK) -> Self:
-        """The score of no image yet, of `count` images and K = `classes` in all."""
+        """The sums over no image yet, for `count` images and K = `classes`."""
         probability = torch.zeros(math.ceil(count / chunk), classes, dtype=torch.float64)
         return cls(chunk, probability.new_zeros(len(probability)), probability.new_zeros(len(probability)), probability)
 
     def plus(self, indices: Tensor, logits: Tensor) -> Self:
-        """With `logits [B, K]` of the images `indices [B]`; the softmax is taken in float64."""
+        """The sums with `logits [B, K]` of the images `indices [B]` added; the softmax is computed in float64."""
         log_p = torch.log_softmax(logits.to("cpu", torch.float64), dim=1)
         p = log_p.exp()
         part = indices.cpu() // self.chunk
@@ -116,11 +116,11 @@ class InceptionScore:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The score that `state` was taken of."""
+        """The sums that `state` returned."""
         return cls(**{**state, "chunk": int(state["chunk"])})
 
 
-def kernel_distance(reference: Tensor, samples: Tensor, *, seed: int = KID_SEED) -> Score:
+def kernel_distance(reference: Tensor, samples: Tensor) -> Score:
     """Unbiased squared MMD with the kernel `(x·y / F + 1)³` (Bińkowski et al. 2018), averaged over random subsets.
 
     100 subsets of 1,000 rows (all rows where there are fewer), in float64.
@@ -130,7 +130,7 @@ def kernel_distance(reference: Tensor, samples: Tensor, *, seed: int = KID_SEED)
         samples: [N, F].
     """
     size = min(KID_SUBSET_SIZE, len(reference), len(samples))
-    draw = np.random.RandomState(seed)
+    draw = np.random.RandomState(KID_SEED)
     values = []
     for _ in range(KID_SUBSETS):
         x = samples[torch.from_numpy(draw.choice(len(samples), size, replace=False))].to("cpu", torch.float64)
@@ -152,13 +152,13 @@ def _unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
     return within - 2 * xy.mean()
 
 
-def bootstrap_std(reference: Gaussian, samples: Tensor, *, replicates: int, seed: int = 0) -> float:
+def bootstrap_std(reference: Gaussian, samples: Tensor, *, replicates: int) -> float:
     """Standard deviation of the Fréchet distance when `samples [N, F]` are drawn again with replacement.
 
-    Percentiles of the replicates are not offered: drawing again doubles the bias of a small sample, so they lie above
-    the value itself, while their standard deviation is right.
+    Only the standard deviation of the replicates is right. Their percentiles lie above the value itself, because
+    drawing again doubles the bias of a small sample.
     """
-    draw = np.random.RandomState(seed)
+    draw = np.random.RandomState(0)
     rows = samples.to("cpu", torch.float64)
     root = _covariance_root(reference)
     values = []
@@ -183,5 +183,5 @@ def _covariance_root(gaussian: Gaussian) -> Tensor:
 
 
 def _sum_of_roots(symmetric: Tensor) -> Tensor:
-    """Sum of the roots of the eigenvalues of `symmetric` [F, F]; NumPy's solver takes a fraction of torch's time."""
+    """Sum of the square roots of the eigenvalues of `symmetric` [F, F], by NumPy, which is faster here than torch."""
     return torch.from_numpy(np.linalg.eigvalsh(symmetric.cpu().numpy())).clamp(min=0).sqrt().sum()

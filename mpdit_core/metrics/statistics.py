@@ -1,7 +1,7 @@
 """Mean and covariance of a stream of feature vectors, in float64.
 
-The sum of centred outer products is kept (Chan, Golub and LeVeque 1979, eq. 2.1), not that of raw ones, so features
-with a large mean lose nothing. 2,048 features take 34 MB for any number of images.
+The outer products are centred before they are summed (Chan, Golub and LeVeque 1979, eq. 2.1), so features with a large
+mean lose no precision. 2,048 features take 34 MB for any number of images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 512
-"""Rows are added in groups of this size, which bounds the memory of the centred copy."""
+"""Rows are added in groups of this size, which limits the memory of the centred copy."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class RunningStatistics:
-    """The sums over the rows seen so far. Immutable: adding rows gives new statistics, so no sum is ever half done."""
+    """The sums over the rows so far. Immutable: adding rows gives new statistics, so that no sum is ever half done."""
 
     count: int
     mean: Tensor  # [F] float64
@@ -40,11 +40,11 @@ class RunningStatistics:
 
     @classmethod
     def empty(cls, size: int, device: torch.device | str = "cpu") -> Self:
-        """Statistics of no row yet.
+        """Statistics of no rows.
 
         Args:
             size: number of features F.
-            device: where the sums are computed and kept; the CPU for a device without float64 (mps).
+            device: where the sums are computed and kept; instead of mps, which has no float64, the CPU.
         """
         device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         zeros = torch.zeros(size, size, dtype=torch.float64, device=device)
@@ -55,7 +55,7 @@ class RunningStatistics:
         return len(self.mean)
 
     def plus(self, rows: Tensor) -> Self:
-        """The statistics of the rows so far and of `rows [n, F]`, any float type.
+        """The statistics of the rows so far and of `rows [n, F]`, of any float type.
 
         Raises:
             ValueError: rows of another length, or with NaN or infinite values.
@@ -77,7 +77,7 @@ class RunningStatistics:
         return cls(len(rows), mean, centred.T @ centred)
 
     def merged(self, other: Self) -> Self:
-        """The statistics of the rows of both."""
+        """The statistics of the rows of both together."""
         total = self.count + other.count
         if not other.count:
             return self
@@ -99,11 +99,11 @@ class RunningStatistics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Self:
-        """The statistics that `state` was taken of, on `device` as for `empty`."""
+        """The statistics that `state` returned, on `device` as for `empty`."""
         place = cls.empty(1, device).mean.device
         return cls(int(state["count"]), state["mean"].to(place), state["scatter"].to(place))
 
 
 def statistics_of(rows: Tensor) -> Gaussian:
-    """The Gaussian of all `rows [n, F]` at once. Raises `ValueError` as `RunningStatistics`."""
+    """The Gaussian of `rows [n, F]`. Raises `ValueError` as `RunningStatistics` does."""
     return RunningStatistics.empty(rows.shape[1], rows.device).plus(rows).gaussian()

@@ -1,4 +1,4 @@
-"""Parameters, compute and memory of models: counted, compared, planned, searched, measured."""
+"""Parameters, compute and memory of models: counts, comparisons, plans, searches and measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything counted for one model, as one record; and records as CSV."""
+"""All counts of one model as one record, and records as CSV."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mpdit_core.profiling.results import Added, ModelCost
 from mpdit_core.profiling.targets import Target
 
 NOTHING = Added()
-SAMPLING_STEPS = 250  # as in the papers; with guidance, every step evaluates the network twice
+SAMPLING_STEPS = 250  # as in the papers; with guidance, every step takes two passes through the network
 
 
 def model_cost(target: Target, *, convention: Convention, batch_size: int, objective: Added = NOTHING) -> ModelCost:
-    """Exact integers (MACs and bytes); the same record for JSON and CSV."""
+    """The counts of `target`, exact integers. `objective`: what it adds to training."""
     model = target.model
     true, paper, used = count(model), count(model, convention="paper"), count(model, convention=convention)
     dense, dense_macs = count(model.dense()), forward_macs(model.dense(), convention=convention)
@@ -55,7 +55,7 @@ def model_cost(target: Target, *, convention: Convention, batch_size: int, objec
 
 
 def to_csv(models: Sequence[ModelCost]) -> str:
-    """One row per model; lists are joined by spaces, and each kind of work has its column."""
+    """One row per model. Lists are joined by spaces, and each kind of work has a column."""
     rows = [_row(model) for model in models]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")

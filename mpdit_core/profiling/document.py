@@ -1,4 +1,4 @@
-"""docs/compute.md, or the same for some models: the tables as Markdown, and what a reader must know about them."""
+"""docs/compute.md, or the same for some models: the tables as Markdown, with explanations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ between machines; `benchmarks/results/` holds timed training steps.
 
 
 def write(models: Sequence[ModelCost], *, named: bool) -> str:
-    """The whole document for all presets; or, where models are `named`, their tables alone."""
+    """The whole document for all presets; only the tables, where the user `named` models."""
     if named:
         return "\n".join([overview(models).to_markdown(), *(part for model in models for part in _detail(model))])
     example = next((model for model in models if model.preset == "xl-256"), models[0])
@@ -73,7 +73,7 @@ def _detail(model: ModelCost) -> tuple[str, str]:
 
 
 def published_rows() -> list[tuple[str, ModelConfig, str]]:
-    """Label, model, and the "GFLOPs" as printed in the MPDiT paper (arXiv 2603.26357), ablations and main tables."""
+    """Label, model, and "GFLOPs" as printed in the MPDiT paper (arXiv 2603.26357), from ablations and main tables."""
 
     def named(preset: str) -> ModelConfig:
         return load_preset(preset).model

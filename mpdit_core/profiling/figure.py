@@ -1,4 +1,4 @@
-"""MACs against resolution, as a picture (matplotlib, the extra `plot`)."""
+"""A figure of MACs against resolution (matplotlib, the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ LEVELS = {1: "dense", 2: "two-level", 3: "three-level"}
 
 
 def check(path: Path) -> None:
-    """Raises `UserError`, before any work: the file's ending is unknown, or matplotlib is missing."""
+    """Raises `UserError` where the file's ending is unknown, or matplotlib is missing."""
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"the figure {path}", code="invalid-value", expected="a file ending in " + ", ".join(FORMATS))
+        raise UserError(
+            f"the file of the figure is {path}", code="invalid-value", expected=f"an ending of {', '.join(FORMATS)}"
+        )
     if not has_matplotlib():
-        raise UserError("a figure needs matplotlib", code="missing-package", remedy=INSTALL_MATPLOTLIB)
+        raise UserError("the figure needs matplotlib", code="missing-package", remedy=INSTALL_MATPLOTLIB)
 
 
 def draw(targets: Sequence[Target], path: Path, *, convention: Convention) -> None:
-    """One line per model, over the resolutions that its patches divide."""
+    """Draws one line per model, over the resolutions that its patches divide."""
     with plot(path, x="resolution (side in pixels)", y="giga-MACs of one forward pass") as axes:
         for target in targets:
             points = _points(target, convention)
@@ -38,7 +40,7 @@ def draw(targets: Sequence[Target], path: Path, *, convention: Convention) -> No
 
 
 def legend(target: Target) -> str:
-    """`three-level: v2-xl-512`; without a resolution, as the line runs over many."""
+    """`three-level: v2-xl-512`, without a resolution, because the line covers many."""
     levels = len(target.model.stages)
     return f"{LEVELS.get(levels, f'{levels}-level')}: {target.name.partition(' @')[0]}"
 

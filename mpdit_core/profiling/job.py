@@ -1,4 +1,4 @@
-"""`mpdit profile-flops`: the compute of models, counted, compared, planned, searched, measured."""
+"""`mpdit profile-flops`: the compute of models, and plans, searches and measurements."""
 
 from __future__ import annotations
 
@@ -19,19 +19,30 @@ CHOSEN_BY_DEFAULT = "xl-256"  # the model of a plan or search that names none
 
 
 def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> ProfileResult:
-    """Counts, and whatever else is asked for.
+    """Counts, and whatever else `options` ask for.
 
     Raises:
-        UserError: an unknown model, key, value or file ending; before any work.
+        UserError: an unknown model, key, value or file ending, or options that exclude each other; before any work.
     """
     planned = None if options.plan is None else parse_plan(options.plan)
     searched = None if options.search is None else parse_keys(SearchOptions, options.search, origin="search")
+    others = [name for name in ("plan", "measure", "plot", "csv", "markdown") if getattr(options, name)]
+    if searched is not None and others:
+        raise UserError(
+            f"a search does not work together with {', '.join(others)}",
+            code="conflicting-options",
+            expected="a search alone",
+            remedy="search first, then profile a model that was found",
+        )
     if options.plot:
         figure.check(options.plot)
     named = bool(options.preset or options.model)
     if options.measure and not named:
         raise UserError(
-            "--measure runs a model, but none is given", code="no-model", remedy="add --preset NAME or a MODEL"
+            "no model is given to measure",
+            code="no-model",
+            expected="a preset or a model",
+            remedy="--preset NAME, or MODEL",
         )
     targets, left_out = find_targets(
         presets=options.preset, model=options.model, settings=options.settings, resolution=options.resolution
@@ -60,7 +71,7 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
 
 
 def _objective(target: Target, options: ProfileOptions) -> Added:
-    """What the run's objective adds. Torch is imported only where there is more than flow matching."""
+    """What the run's objective adds to training. Only terms beside flow matching need torch."""
     if target.run.objective.keys() == {FLOW_MATCHING}:
         return NOTHING
     from mpdit_core.flow.added_cost import added_cost
@@ -89,7 +100,7 @@ def _measured(targets: list[Target], options: ProfileOptions, report: Reporter) 
 
 
 def _drawn(targets: list[Target], *, named: bool) -> list[Target]:
-    """The named models, each after its dense counterpart; or the default ones."""
+    """The named models, each after its dense counterpart; without names, the default models."""
     if not named:
         return find_targets(presets=DRAWN_BY_DEFAULT, model=None, settings={}, resolution=None)[0]
     drawn: list[Target] = []

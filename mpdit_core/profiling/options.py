@@ -41,7 +41,7 @@ class ProfileOptions(DeviceOptions):
         metavar="KEYS", panel="Other work", chosen="none",
     )  # fmt: skip
     search: str | None = setting(
-        None, "shapes within a budget, e.g. 'target_macs=30e9'; also levels=[2,3], show=20",
+        None, "search for shapes within a budget, e.g. 'target_macs=30e9'; also levels=[2,3], show=20",
         metavar="KEYS", panel="Other work", chosen="none",
     )  # fmt: skip
     measure: bool = setting(False, "run and time the given models on this machine", panel="Other work")
@@ -57,10 +57,10 @@ class ProfileOptions(DeviceOptions):
 
 
 def parse_keys(kind: type[S], text: str, *, origin: str) -> S:
-    """What `--plan` or `--search` gave, `"epochs=240, levels=[2,3]"`, as a `kind`; the word `default` means nothing.
+    """The text of `--plan` or `--search`, `"epochs=240, levels=[2,3]"`, as a `kind`. `default` stands for no keys.
 
     Raises:
-        UserError: an unknown key (`unknown-key`), or a value that cannot be (`invalid-value`).
+        UserError: an unknown key (`unknown-key`) or an invalid value (`invalid-value`).
     """
     outside_brackets = r"[,\s]+(?![^\[]*\])"
     words = [word for word in re.split(outside_brackets, text) if word not in ("", "default", "defaults")]

@@ -1,4 +1,4 @@
-"""Where the time of a pass goes: by stage and kind of work, forward and backward, by torch's profiler.
+"""The time that a pass spends in each stage and kind of work, forward and backward, by torch's profiler.
 
 Hooks put every part of the network into a range of the profiler while it runs eagerly (a compiled block is one piece).
 A backward operation belongs to the part whose forward operation has the same sequence number.
@@ -26,11 +26,11 @@ from mpdit_core.runtime.device import synchronize
 REPEATS = 7
 RANGE = "mpdit/"
 PASS = "mpdit-pass"
-FORWARD_SCOPE = 0  # an operation has it; a node of the backward pass has 1, a range 7
+FORWARD_SCOPE = 0  # scope of an operation; a node of the backward pass has 1, a range 7
 BACKWARD = "autograd::engine::evaluate_function"
 
-# module of the network (by the end of its name) -> kind of work. A part has its time without the parts inside it, so
-# the attention's is that of its own two products.
+# Module of the network (by the end of its name) → kind of work. The time of a part is without that of the parts inside
+# it, so the time of the attention is that of its two products.
 PARTS: dict[str, Kind] = {
     "attention": "attention",
     "attention.qkv": "projections",
@@ -68,7 +68,7 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
 def part_times(
     taken: dict[str, list[float]], config: ModelConfig, batch_size: int, *, training: bool
 ) -> tuple[PartTime, ...]:
-    """What `profile_parts` measured, with the work of each part; in the order of the stages and of `KINDS`."""
+    """The result of `profile_parts` with the work of each part, in the order of the stages and of `KINDS`."""
     macs: dict[str, int] = defaultdict(int)
     for operation in operations(config):
         stage = "outside" if operation.stage is None else f"stage {operation.stage}"
@@ -82,7 +82,7 @@ def part_times(
 
 
 def deciles(seconds: list[float]) -> dict[str, float]:
-    """The fields of a `Timing`."""
+    """The fields of a `Timing` over these repeats."""
     tenths = statistics.quantiles(seconds, n=10, method="inclusive")
     return {"median_seconds": statistics.median(seconds), "p10_seconds": tenths[0], "p90_seconds": tenths[-1]}
 
@@ -107,22 +107,22 @@ def _mark(model: nn.Module) -> list[Any]:
 
 
 def _part(module: str) -> str | None:
-    """`stage 0/mlp` for the module `stages.0.blocks.3.mlp`; None for one without a part of its own."""
+    """`stage 0/mlp` for the module `stages.0.blocks.3.mlp`; None for a module inside another part."""
     place, _, inside = module.removeprefix("stages.").partition(".")
     stage = f"stage {place}" if module.startswith("stages.") else "outside"
     if module.startswith("stages.") and not inside:
         return f"{stage}/rest"
-    if module.startswith("time_embedding."):  # its layers are one part, whatever their names
+    if module.startswith("time_embedding."):  # all its layers are one part
         return None
     return next((f"{stage}/{kind}" for end, kind in PARTS.items() if f".{module}".endswith(f".{end}")), None)
 
 
 def _seconds(events: list[Any], *, on_gpu: bool) -> dict[str, list[float]]:
-    """Seconds of each part in each pass, without those of the parts inside it."""
+    """Seconds of each part in each pass, without the parts inside it."""
     events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
     starts = [event.time_range.start for event in events if event.name == PASS]
     taken: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(starts))
-    part_of: dict[int, str | None] = {}  # sequence number -> part; an operation without a node shares the next one's
+    part_of: dict[int, str | None] = {}  # sequence number → part; operations without a node have that of the next one
 
     def add(part: str, event: Any, sign: int = 1) -> None:
         this_pass = max(sum(start <= event.time_range.start for start in starts) - 1, 0)

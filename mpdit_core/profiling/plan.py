@@ -1,4 +1,4 @@
-"""What a training run will cost: device-hours, wall time and energy, for the model and its dense counterpart.
+"""The cost of a training run: device hours, wall time and energy, for the model and its dense counterpart.
 
 To add hardware: a line in `PEAK_TFLOPS` with its source (dense bfloat16 products summed in float32, no sparsity).
 """
@@ -35,13 +35,13 @@ PEAK_TFLOPS = {
 
 
 class PlanOptions(Settings):
-    """What `--plan "KEY=VALUE, …"` may hold."""
+    """The keys of `--plan "KEY=VALUE, …"`."""
 
     epochs: PositiveInt | None = setting(None, "epochs; none: as in the preset")
     dense_epochs: PositiveInt | None = setting(None, "epochs of the dense model; none: the same")
-    images: PositiveInt = setting(1_281_167, "images in the data set (those of ImageNet if not given)")
+    images: PositiveInt = setting(1_281_167, "number of images in the data set; ImageNet's if not given")
     hardware: str = setting("h100", "name of a device with a known peak rate, or measured")
-    peak_tflops: PositiveFloat | None = setting(None, "peak rate of one device, replaces that of the hardware")
+    peak_tflops: PositiveFloat | None = setting(None, "peak rate of one device, in place of that of the hardware")
     devices: PositiveInt = setting(8, "number of devices")
     utilisation: float = setting(0.4, "fraction of the peak rate that training reaches", gt=0, le=1)
     watts: PositiveFloat | None = setting(None, "power of one device in watts, for the energy")
@@ -51,21 +51,21 @@ def parse_plan(text: str) -> PlanOptions:
     """`"epochs=240, hardware=h100"` → options.
 
     Raises:
-        UserError: an unknown key (`unknown-key`), value (`invalid-value`) or device (`no-such-hardware`).
+        UserError: an unknown key (`unknown-key`) or device (`no-such-hardware`), or an invalid value (`invalid-value`).
     """
     options = parse_keys(PlanOptions, text, origin="plan")
     if options.peak_tflops is None and options.hardware not in (*PEAK_TFLOPS, "measured"):
         raise UserError(
-            f"hardware {options.hardware} is not in the table of peak rates",
+            f"the peak rate of the hardware {options.hardware} is not known",
             code="no-such-hardware",
             expected=", ".join([*PEAK_TFLOPS, "measured"]),
-            remedy="or give the number in its data sheet: peak_tflops=…",
+            remedy="give the number in its data sheet: peak_tflops=…",
         )
     return options
 
 
 def plan(target: Target, options: PlanOptions, *, measured_tflops: float | None = None) -> Plan:
-    """Work and time of training `target` and its dense counterpart.
+    """The cost of training `target` and its dense counterpart.
 
     Args:
         measured_tflops: rate of this machine's large matrix products, for `hardware=measured`.

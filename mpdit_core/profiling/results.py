@@ -1,4 +1,4 @@
-"""What `profile-flops` returns. Torch-free. MACs are of one forward pass of one image unless a name says otherwise."""
+"""What `profile-flops` returns. Torch-free. MACs are for one forward pass of one image unless a name says otherwise."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from mpdit_core.size import Size
 
 
 class Added(Result):
-    """What the terms of the loss beside flow matching add to training; nothing where there are none."""
+    """What the terms of the loss beside flow matching add to training."""
 
     parameters: int = setting(0, "parameters that are trained beside the network")
     macs: int = setting(0, "additional MACs of the forward and backward pass of one image")
 
 
 class ModelCost(Result):
-    """Everything that is counted for one model, exact."""
+    """All counts of one model, exact."""
 
     name: str = setting(..., "the model as it was asked for")
-    preset: str = setting(..., "the preset it started from")
+    preset: str = setting(..., "the preset that it is based on")
     resolution: Size = setting(..., "height and width of the images in pixels")
     width: int = setting(..., "features per token")
     num_heads: int = setting(..., "attention heads")
@@ -25,7 +25,7 @@ class ModelCost(Result):
     tokens: tuple[int, ...] = setting(..., "tokens that the attention sees, per stage", strict=False)
     parameters: int = setting(..., "trainable parameters")
     parameters_with_positions: int = setting(..., "number of parameters with position tables, as the paper counts")
-    convention: str = setting(..., "how `macs` and all that is compared with dense models are counted")
+    convention: str = setting(..., "convention of `macs` and of all comparisons with dense models")
     macs: int = setting(..., "MACs in the chosen convention")
     flops: int = setting(..., "twice that")
     macs_true: int = setting(..., "MACs, true convention")
@@ -35,7 +35,7 @@ class ModelCost(Result):
     objective: Added = setting(Added(), "what the terms of the loss add to training")
     training_step_macs: int = setting(..., "MACs of a training step, with what the objective adds")
     batch_size: int = setting(..., "images per training step, and rows at inference")
-    guided_sampling_macs: int = setting(..., "MACs of one guided sample of 250 steps")
+    guided_sampling_macs: int = setting(..., "MACs of one guided sample with 250 steps")
     is_dense: bool = setting(..., "whether the model is its own dense counterpart")
     dense_macs: int = setting(..., "MACs of the DiT of the same width, depth and finest patch")
     ratio_to_dense: float = setting(..., "macs / dense_macs")
@@ -65,7 +65,7 @@ class Plan(Result):
     name: str = setting(..., "the model as it was asked for")
     images: int = setting(..., "images in the data set")
     hardware: str = setting(..., "the device")
-    source: str = setting(..., "where its peak comes from: data sheet, given or measured")
+    source: str = setting(..., "source of its peak rate: data sheet, given or measured")
     peak_tflops: float = setting(..., "peak rate of one device, TFLOP/s")
     utilisation: float = setting(..., "fraction of the peak rate that training reaches")
     devices: int = setting(..., "number of devices")
@@ -96,7 +96,7 @@ class Found(Result):
 
 
 class Timing(Result):
-    """Seconds over repeats."""
+    """Seconds of a pass or a part, over repeats."""
 
     median_seconds: float = setting(..., "median")
     p10_seconds: float = setting(..., "10th percentile")
@@ -108,11 +108,11 @@ class PassTime(Timing):
 
     mode: str = setting(..., "eager or compiled")
     work: str = setting(..., "forward, or training: forward, loss and backward")
-    repeats: int = setting(..., "passes timed")
-    images_per_second: float = setting(..., "at the median")
-    flops_per_second: float = setting(..., "at the median latency, by the true count")
+    repeats: int = setting(..., "number of passes timed")
+    images_per_second: float = setting(..., "rate at the median latency")
+    flops_per_second: float = setting(..., "rate at the median latency, by the true count")
     share_of_matmul: float = setting(..., "flops_per_second / rate of large matrix products")
-    peak_bytes: int | None = setting(None, "peak memory on the device, on a GPU")
+    peak_bytes: int | None = setting(None, "peak memory of a GPU")
 
 
 class PartTime(Timing):
@@ -120,11 +120,11 @@ class PartTime(Timing):
 
     stage: str = setting(..., "stage 0, stage 1, …; or outside")
     kind: str = setting(..., "kind of work, or rest")
-    flops: int = setting(..., "floating-point operations of the batch in it, by the true count")
+    flops: int = setting(..., "floating-point operations in it for the batch, by the true count")
 
 
 class Measured(Result):
-    """A model timed on this machine, with random weights: the time does not depend on them."""
+    """A model timed on this machine. Its weights are random, because the time does not depend on them."""
 
     name: str = setting(..., "the model as it was asked for")
     device: str = setting(..., "the device")
@@ -132,11 +132,11 @@ class Measured(Result):
     batch_size: int = setting(..., "images per pass")
     matmul_tflops: float = setting(..., "rate of large matrix products on this device, TFLOP/s")
     passes: tuple[PassTime, ...] = setting(..., "whole passes", strict=False)
-    parts: dict[str, tuple[PartTime, ...]] = setting(..., "where the time of an eager pass goes, by kind of pass")
+    parts: dict[str, tuple[PartTime, ...]] = setting(..., "the parts of an eager pass, by kind of pass")
 
 
 class ProfileResult(Result):
-    """Every number, exact."""
+    """All numbers that were asked for."""
 
     convention: str = setting(..., "how MACs are counted")
     models: tuple[ModelCost, ...] = setting((), "the models counted", strict=False)

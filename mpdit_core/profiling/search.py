@@ -1,4 +1,4 @@
-"""Configurations within a compute budget: a fixed grid of widths, depths and stages, each counted by the formula."""
+"""Models within a compute budget, from a fixed grid of widths, depths and stages; each is counted by the formula."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD_WIDTH = 64
 
 
 class SearchOptions(Settings):
-    """What `--search "KEY=VALUE, …"` may hold. The shapes stay within what has been published and trained."""
+    """The keys of `--search "KEY=VALUE, …"`. By default the shapes are like those that were published and trained."""
 
     target_macs: PositiveFloat = setting(..., "maximum MACs of one forward pass of one image")
     levels: tuple[int, ...] = setting((1, 2, 3), "allowed numbers of stages", strict=False)
@@ -30,9 +30,9 @@ class SearchOptions(Settings):
 
 
 def search(base: Target, options: SearchOptions) -> Found:
-    """The best models of `base`'s resolution and switches within the budget: most parameters first.
+    """The models with the most parameters within the budget, with the resolution and switches of `base`.
 
-    Among models of the same width, number of stages and fine blocks only the largest that fits is kept, so that the
+    Of the models with the same width, number of stages and fine blocks, only the largest that fits is kept, so that the
     lines differ in kind.
 
     Raises:
@@ -65,7 +65,9 @@ def search(base: Target, options: SearchOptions) -> Found:
         )
     if not best:
         raise UserError(
-            f"no model fits target_macs={options.target_macs:g}", code="over-budget", expected=f"{smallest:g} or more"
+            f"no model fits target_macs={options.target_macs:g}",
+            code="over-budget",
+            expected=f"target_macs of {smallest:g} or more",
         )
     found = sorted(best.values(), key=lambda shape: (-shape.parameters, shape.macs))[: options.show]
     return Found(base=base.name, resolution=base.resolution, target_macs=options.target_macs, shapes=tuple(found))

@@ -15,7 +15,7 @@ BAR_WIDTH = 4
 
 
 def overview(models: Sequence[ModelCost]) -> Table:
-    """One line per model. Where all have one resolution, the title says it and not every line: so it fits."""
+    """One line per model. Where all have the same resolution, only the title states it, so that lines stay short."""
     resolutions = {model.resolution for model in models}
     alike = len(resolutions) == 1 and len(models) > 1
     image = f"image of {min(resolutions)} px" if alike else "image"
@@ -41,7 +41,7 @@ def overview(models: Sequence[ModelCost]) -> Table:
 
 
 def breakdown_table(model: ModelCost) -> Table:
-    """One model: a row per kind of work, a column per stage."""
+    """One model, with a row per kind of work and a column per stage."""
     stages, kinds = model.macs_by_stage, model.macs_by_kind
     rows = [
         ["blocks", *(str(depth) for _, depth in model.stages), "", str(sum(depth for _, depth in model.stages)), ""],
@@ -115,7 +115,7 @@ def _cells(cost: TrainingCost) -> list[str]:
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """`share` of `width` characters, in eighths; more than the whole is drawn as the whole."""
+    """A bar over `share` of `width` characters, in eighths; a share above 1 fills them."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     full, part = divmod(eighths, 8)
     return ("█" * full + (BLOCKS[part] if part else "")).ljust(width)

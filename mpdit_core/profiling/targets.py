@@ -1,6 +1,6 @@
-"""Which models to profile: presets, the field's names for them, and models on disk, at any resolution.
+"""The models to profile: presets, the names of published models, and models on disk, at any resolution.
 
-To add an alias: a line in `SIZES` (a new size) or a branch in `_alias`.
+To add an alias: a new size in `SIZES`, or a branch in `_alias`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two 
 
 @dataclass(frozen=True)
 class Target:
-    """A model to profile. `name` is as the user named it; `run` holds its configuration, and the epochs for a plan."""
+    """A model to profile: its name as the user wrote it, and its configuration, with the epochs for a plan."""
 
     name: str
     run: RunConfig
@@ -45,7 +45,7 @@ class Target:
 def find_targets(
     *, presets: Sequence[str], model: str | None, settings: Mapping[str, Any], resolution: Size | None
 ) -> tuple[list[Target], list[tuple[str, str]]]:
-    """The models asked for, or all presets; and those that cannot have `resolution`, each with the reason.
+    """The models asked for, or all presets; and the presets that cannot have `resolution`, each with the reason.
 
     Args:
         presets: names of presets, or aliases.
@@ -57,17 +57,17 @@ def find_targets(
         UserError: an unknown name or key, or a resolution that the patch sizes do not divide
             (`resolution-does-not-fit`).
     """
-    named = [*([(model, _on_disk(model))] if model else []), *((name, _named(name)) for name in presets)]
-    everything = [(run.preset, run) for run in map(load_preset, preset_names())]
-    if resolution is not None:  # models of pixels are not for large images
-        everything = [(name, run) for name, run in everything if run.model.input_size < run.resolution]
     if resolution is not None and "input_size" in settings.get("model", {}):
         raise UserError(
-            "resolution and model.input_size determine each other", code="conflict", remedy="give only one of them"
+            "resolution and model.input_size determine each other",
+            code="conflict",
+            expected="one of them",
+            remedy="leave the other out",
         )
+    named = [*([(model, _on_disk(model))] if model else []), *((name, _named(name)) for name in presets)]
     targets: list[Target] = []
     left_out: list[tuple[str, str]] = []
-    for name, base in named or everything:
+    for name, base in named or _all_presets(for_images=resolution is not None):
         native = _changed(base, settings)
         try:
             run = native if resolution is None else at_resolution(native, resolution)
@@ -88,11 +88,17 @@ def find_targets(
     return (targets if named else _without_twins(targets)), left_out
 
 
+def _all_presets(*, for_images: bool) -> list[tuple[str, RunConfig]]:
+    """All presets by name; without models of pixels, where they are to be used with larger images."""
+    runs = [load_preset(name) for name in preset_names()]
+    return [(run.preset, run) for run in runs if not for_images or run.model.input_size < run.resolution]
+
+
 def at_resolution(run: RunConfig, resolution: Size) -> RunConfig:
-    """The same network for images of `resolution` pixels: another latent size and position tables, nothing else.
+    """The same network for images of `resolution` pixels. Only latent size and position tables change.
 
     Raises:
-        UserError: the sides of the latents would not be whole, or not divisible by every patch size
+        UserError: the sides of the latents would not be whole numbers, or not divisible by every patch size
             (`resolution-does-not-fit`).
     """
     factor = _factor(run)
@@ -111,7 +117,7 @@ def at_resolution(run: RunConfig, resolution: Size) -> RunConfig:
 
 
 def _on_disk(model: str) -> RunConfig:
-    from mpdit_core.models.model_folder import open_model  # brings torch, which counting does without
+    from mpdit_core.models.model_folder import open_model  # imports torch, which counting does not need
 
     return open_model(model).config
 
@@ -129,7 +135,7 @@ def _named(name: str) -> RunConfig:
 
 
 def _alias(name: str) -> RunConfig | None:
-    """The configuration at 256 pixels of `DiT-XL/2` and similar names; None for any other name."""
+    """The configuration at 256 pixels for `DiT-XL/2` and similar names; None for other names."""
     dense = re.fullmatch(rf"(?:DiT|SiT)-({'|'.join(SIZES)})/([248])", name, flags=re.IGNORECASE)
     if dense:
         run = load_preset(f"dit-{dense[1].lower()}-256")
@@ -156,7 +162,7 @@ def _factor(run: RunConfig) -> int:
 
 
 def _without_twins(targets: list[Target]) -> list[Target]:
-    """Each network once: of `xl-256 @512` and `xl-512` the second is kept, which has the resolution by itself."""
+    """Each network once: of `xl-256 @512` and `xl-512`, the second, whose own resolution it is."""
     seen = [target.model for target in targets if "@" not in target.name]
     kept: list[Target] = []
     for target in targets:

@@ -1,4 +1,4 @@
-"""The type that samples are decoded in: float32, or bfloat16 where that gives the same pixels."""
+"""The data type that samples are decoded in: float32, or bfloat16 where that gives nearly the same pixels."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.runtime import seeding
 from mpdit_core.runtime.precision import LEAST_GAIN, LEAST_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees
 
-LARGEST_DIFFERENCE = 1.0  # mean absolute difference of pixels from float32's, in 8-bit levels
+LARGEST_DIFFERENCE = 1.0  # mean absolute difference between pixels and float32's, in 8-bit levels
 
 
 @torch.inference_mode()
 def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, spec: LatentSpec) -> ComputeType:
-    """bfloat16 if its pixels are within one 8-bit level of float32's on average, else float32; nothing is set.
+    """bfloat16 if its pixels are within one 8-bit level of float32's on average, else float32; changes nothing.
+
+    It is tried on normal noise, which has more detail than latents of images and is the same in every process.
 
     Args:
-        wanted: of the network; `auto` takes bfloat16 only where it is faster, `float32` never.
-
-    It is tried on normal noise, which has more detail than latents of images and is the same for every process.
+        wanted: precision of the network; `auto` takes bfloat16 only where it is faster, `float32` never.
     """
     factor, channels = autoencoder.spec.factor, autoencoder.spec.channels
     too_small = wanted == "auto" and autoencoder.parameters < LEAST_PARAMETERS
-    if factor == 1 or wanted == "float32" or too_small:  # with a factor of 1, nothing is computed
+    if factor == 1 or wanted == "float32" or too_small:  # with a factor of 1 there is no network
         return "float32"
     size = autoencoder.spec.trial_size(spec.resolution, TRIED_AT) // factor
     noise = torch.randn((TRIED_ON, channels, *size), generator=seeding.generator(0, "decode"))

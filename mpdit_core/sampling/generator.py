@@ -1,14 +1,13 @@
-"""The engine that everything which samples shares: images from a model, block by block.
+"""The engine that all sampling shares: images from a model, block by block.
 
     from mpdit_core import Generator
     images = Generator("runs/digits-1").images(classes=["3", "7"], guidance_scale=2.0, num_steps=25)  # PIL images
 
-Image i depends on the model, the seed, i and the sampling options only. Its noise comes from a noise source of its own,
-and so does the noise that a stochastic sampler draws. Blocks of images are fixed: block b holds
-[b·batch_size, (b+1)·batch_size) and belongs to process b % size, so that every block is the same computation wherever
-and whenever it is done.
+Image i depends on the model, the seed, i and the sampling options only. It has its own noise source, from which a
+stochastic sampler draws too. Blocks of images are fixed: block b holds [b·batch_size, (b+1)·batch_size) and belongs to
+process b % size, so a block is the same computation in every process and session.
 
-"Generator" is the class below and nothing else: a `torch.Generator` is called a noise source.
+"Generator" means the class below; a `torch.Generator` is called a noise source.
 
 Shapes: n images, C channels, h × w latents, H × W pixels.
 """
@@ -64,14 +63,14 @@ class SampleBatch:
     images: Tensor  # [n, K, H, W] uint8 on the CPU, mostly K = 3 (RGB); no images where they are not decoded
     nfe: int  # evaluations that the sampler asked for, per image
     passes: float  # full passes of an image through a network
-    saved: float  # passes that a guidance interval and zero velocities spared
+    saved: float  # passes that a guidance interval and zero velocities saved
 
 
 class SamplingPlan:
-    """A model and sampling options, with everything they name found and checked, but no weights loaded.
+    """A model and sampling options. All that they name is found and checked, but no weights are loaded.
 
     Raises:
-        UserError: an option that cannot be, a rule of guidance or a guide that does not fit the model.
+        UserError: an invalid option, or a rule of guidance or a guide that does not fit the model.
     """
 
     def __init__(self, folder: ModelFolder, options: SamplingOptions):
@@ -95,12 +94,15 @@ class SamplingPlan:
         self.guide = _open_guide(options.guide, folder)
 
     def recorded(self) -> tuple[SamplingOptions, PluginRecord]:
-        """What records hold: the options, those of sampler and guidance with their defaults, and the sampler itself."""
+        """For records: the options, with the defaults of sampler and guidance filled in, and the sampler."""
         record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
-        filled = dict(record.options)
-        settled = {"num_steps": filled.pop("num_steps"), "sampler_options": filled}
-        settled |= {"guidance_options": self.guidance.rule.model_dump()}
-        return SamplingOptions(**sampling_values(self.options) | settled), record
+        sampler_options = dict(record.options)
+        filled = {
+            "num_steps": sampler_options.pop("num_steps"),
+            "sampler_options": sampler_options,
+            "guidance_options": self.guidance.rule.model_dump(),
+        }
+        return SamplingOptions(**sampling_values(self.options) | filled), record
 
 
 class Generator(SamplingPlan):
@@ -110,11 +112,11 @@ class Generator(SamplingPlan):
         model: a run, a checkpoint, an export, `hf:ORG/NAME`, or one of them opened.
         options: how to sample; `SamplingOptions()` if not given.
         device: `auto`, `cpu`, `cuda`, `mps`, or a torch device.
-        num_samples: number of images; `blocks` covers them.
-        decode: whether to make images of the latents.
+        num_samples: number of images in all blocks.
+        decode: whether to decode the latents to images.
 
     Raises:
-        UserError: an option that cannot be, a damaged model, a guide of another shape, an autoencoder that is missing.
+        UserError: an invalid option, a damaged model, a guide of another shape, or an autoencoder that is missing.
     """
 
     def __init__(
@@ -130,13 +132,13 @@ class Generator(SamplingPlan):
         folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
-        _check_graphs(options, self.device)
         self._guide_networks: dict[Path, MPDiT] = {}
         self._plan(folder, options or SamplingOptions())
         self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
         self.network: MPDiT = self._load_network(self.folder)
 
     def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
+        _check_graphs(options, self.device)
         super().__init__(folder, options)
         self.dtype = choose_dtype(self.options.precision, self.device, folder.config.model)
         if self.guide and self.guide.path not in self._guide_networks:
@@ -144,7 +146,7 @@ class Generator(SamplingPlan):
 
     @property
     def types(self) -> ComputeTypes:
-        """What network and decoder compute in. They may be set: to those of another process, or of earlier images."""
+        """What network and decoder compute in. They may be set to those of another process, or of earlier images."""
         return ComputeTypes(dtype_name(self.dtype), self.autoencoder.decode_precision if self.autoencoder else None)
 
     @types.setter
@@ -155,18 +157,18 @@ class Generator(SamplingPlan):
 
     @property
     def spec(self) -> LatentSpec | None:
-        """What the model's latents are, where it says so."""
+        """The model's description of its latents, if it has one."""
         return self.folder.latents
 
     def images(self, *, num_samples: int | None = None, **changes: Any) -> list[Image.Image]:
-        """Images of PIL.
+        """Images as Pillow has them.
 
         Args:
             num_samples: how many; one per class where `classes` is a list, else the generator's number.
             changes: fields of `SamplingOptions` that differ from the generator's.
 
         Raises:
-            UserError: an option that cannot be.
+            UserError: an invalid option.
         """
         classes = changes.get("classes")
         if isinstance(classes, Sequence) and not isinstance(classes, str):
@@ -176,7 +178,7 @@ class Generator(SamplingPlan):
         return [tile(image) for batch in chosen.batches() for image in batch.images]
 
     def changed(self, *, num_samples: int | None = None, **changes: Any) -> Generator:
-        """The same loaded model under other options; `compile` stays as it was. Raises `UserError`."""
+        """The same loaded model, compiled as it is, with other options. Raises `UserError` as `Generator` does."""
         options = validate(SamplingOptions, sampling_values(self.options) | changes, origin="sampling")
         other = copy.copy(self)
         other.num_samples = num_samples or self.num_samples
@@ -198,17 +200,17 @@ class Generator(SamplingPlan):
         return list(range(start, min(start + self.options.batch_size, self.num_samples)))
 
     def blocks(self, world: World | None = None, *, done: Collection[int] = ()) -> list[int]:
-        """The blocks that this process has to make, `done` ones left out; all of them, for a process without others."""
+        """The blocks that this process of `world` computes, without those in `done`. A lone process computes all."""
         world = world or World()
         return [block for block in range(world.rank, self.num_blocks, world.size) if block not in done]
 
     def noise(self, indices: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
-        """x at t = 1 of these images, [n, C, h, w] float32, and the noise sources that a sampler may draw more from."""
+        """x at t = 1 of these images, [n, C, h, w] float32, and their noise sources, for a stochastic sampler."""
         noise, sources = starting_noise(self.network.config, self.options.seed, "noise", indices=indices)
         return noise.to(self.device), sources
 
     def velocity(self, labels: Sequence[int]) -> GuidedVelocity:
-        """The velocity function of a batch with these labels: network and guidance bound."""
+        """The velocity function of a batch with these labels, with guidance."""
         return GuidedVelocity(
             self.network,
             torch.tensor(list(labels), device=self.device),
@@ -228,8 +230,8 @@ class Generator(SamplingPlan):
         on_step: Callable[[Step], None] | None = None,
     ) -> Tensor:
         """Latents [n, C, h, w] on the device. Raises `UserError` as `flow.integrate`."""
-        first = noise.clone()  # made in inference mode as all later x_t: torch.compile makes no graph for it alone
-        return integrate(self.sampler, velocity, first, noise_sources, on_step=on_step)
+        x_t = noise.clone()  # an inference tensor as all later x_t, so that torch.compile needs no second graph
+        return integrate(self.sampler, velocity, x_t, noise_sources, on_step=on_step)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -239,11 +241,11 @@ class Generator(SamplingPlan):
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
 
     def batches(self, blocks: Iterable[int] | None = None) -> abc.Generator[SampleBatch, None, None]:
-        """These blocks in turn, several at once in threads; all blocks if not given. An iterator that can be closed.
+        """Yields these blocks in order (all blocks if not given), computed in threads. The iterator may be closed.
 
-        On a CPU each block is computed by one thread alone, as many blocks at once as there are threads: faster than
-        one block on all threads, and its numbers then do not depend on how many threads there are. On a GPU the
-        network works on a block while the one before is decoded.
+        On a CPU, one thread computes a block, and as many blocks are computed at once as there are threads: this is
+        faster than one block on all threads, and the numbers do not depend on the number of threads. On a GPU the
+        network computes a block while the one before is decoded.
 
         Raises:
             UserError: an image is not finite (`not-finite`), or as `integrate`.
@@ -268,7 +270,7 @@ class Generator(SamplingPlan):
             pool.shutdown(cancel_futures=True)
 
     def _whole_block(self, block: int, stop: Event) -> SampleBatch:
-        torch.set_num_threads(1)  # of this thread alone
+        torch.set_num_threads(1)  # for this thread only
         return self._finish(block, *self._latents(block, stop))
 
     def _latents(self, block: int, stop: Event) -> tuple[Tensor, GuidedVelocity]:
@@ -295,7 +297,7 @@ class Generator(SamplingPlan):
         )
 
     def _load_network(self, folder: ModelFolder) -> MPDiT:
-        """A network on the device, compiled where that is asked for or worth it."""
+        """The network on the device, compiled where the options ask for it or it is worth it."""
         network = folder.load(self.device)
         if self.options.compile == "graphs":
             network.compile_whole()
@@ -304,7 +306,7 @@ class Generator(SamplingPlan):
         return network
 
     def _load_autoencoder(self) -> LoadedAutoencoder:
-        """In bfloat16, where that is faster or asked for and the pixels stay the same."""
+        """The model's autoencoder, ready to decode."""
         autoencoder = load_autoencoder(self._require_latents().autoencoder, device=self.device)
         autoencoder.decode_precision = self._decode_precision(autoencoder)
         return autoencoder
@@ -316,16 +318,20 @@ class Generator(SamplingPlan):
         return self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
 
 
-def _check_graphs(options: SamplingOptions | None, device: torch.device) -> None:
-    if options is None or options.compile != "graphs":
+def _check_graphs(options: SamplingOptions, device: torch.device) -> None:
+    """Raises `UserError` for CUDA graphs on another device, or with a rule of guidance that takes the network apart."""
+    if options.compile != "graphs":
         return
     if device.type != "cuda":
         raise UserError(
-            f"CUDA graphs on {device.type}", code="no-cuda-graphs", expected="a CUDA device", remedy="--compile on"
+            f"there are no CUDA graphs on the device {device.type}",
+            code="no-cuda-graphs",
+            expected="a CUDA device",
+            remedy="--compile on",
         )
     if options.guidance == "skip-tokens":
         raise UserError(
-            "CUDA graphs and guidance skip-tokens",
+            "the guidance skip-tokens cannot run as a CUDA graph",
             code="conflicting-options",
             expected="a rule that evaluates the whole network, which is one graph",
             remedy="--compile on",
@@ -333,12 +339,12 @@ def _check_graphs(options: SamplingOptions | None, device: torch.device) -> None
 
 
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:
-    """The fields of `SamplingOptions` alone, of options that may have more."""
+    """The values of the fields of `SamplingOptions`, from options that may have more fields."""
     return {name: getattr(options, name) for name in SamplingOptions.model_fields}
 
 
 def _class_names(folder: ModelFolder) -> list[str]:
-    """A name for each label: the class's number where the data gave none; an empty one for the null label."""
+    """A name for each label: the class's number where the data give none; an empty name for the null label."""
     known, config = list(folder.latents.class_names) if folder.latents else [], folder.config.model
     if not config.num_classes:
         return ["" for _ in config.labels]
@@ -353,7 +359,7 @@ def require_finite(latents: Tensor, indices: Sequence[int]) -> None:
             f"image {bad} has NaN or infinite values",
             code="not-finite",
             expected="finite latents",
-            remedy="use a model whose training did not diverge, --precision float32, or a smaller guidance scale",
+            remedy="a model whose training did not diverge, --precision float32, or a smaller --guidance-scale",
         )
 
 
@@ -373,7 +379,7 @@ def _open_guide(where: str | None, model: ModelFolder) -> ModelFolder | None:
 
 
 def _latents_of(model: ModelFolder) -> dict[str, Any]:
-    """What a model and its guide must have in common."""
+    """What must be equal in a model and its guide."""
     config = model.config.model
     sizes = {name: getattr(config, name) for name in ("channels", "input_size", "num_classes")}
     return sizes | {"normalisation": model.latents.normalisation if model.latents else None}

@@ -1,4 +1,4 @@
-"""`mpdit sample`: images, latents or an npz from a model, as many as asked for, continued where it was stopped."""
+"""`mpdit sample`: images or latents from a model; a set that was stopped is continued."""
 
 from __future__ import annotations
 
@@ -23,13 +23,7 @@ from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling.generator import Generator, SampleBatch
 from mpdit_core.sampling.labels import require_classes
 from mpdit_core.sampling.naming import model_name, newest_folder
-from mpdit_core.sampling.options import (
-    SampleOptions,
-    SampleResult,
-    ViewResult,
-    options_without_effect,
-    warn_if_given,
-)
+from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult, options_without_effect, warn_if_given
 from mpdit_core.sampling.sample_set import BlockMarkers, SampledModel, SampleSet
 from mpdit_core.sampling.views import VIEWS
 from mpdit_core.sampling.writers import WRITERS
@@ -40,13 +34,13 @@ GRID = "grid.png"
 
 
 def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult | ViewResult:
-    """Generates the samples, or the view that `options` ask for.
+    """Makes the samples, or the view that `options` ask for.
 
     In a group of processes each writes its share of the blocks, and all return the same result.
 
     Raises:
-        UserError: anything `Generator` refuses, or a folder that holds something else; nothing is changed then. Later:
-            a disk that is full or gone; finished blocks are kept.
+        UserError: anything that `Generator` refuses, or a folder that holds something else; no file has changed then.
+            Later: a full or missing disk; finished blocks are kept.
         Interrupted: a signal came; finished blocks are kept, and the same call resumes.
     """
     for warning in _without_effect(options):
@@ -85,7 +79,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
 
 
 def _without_effect(options: SampleOptions) -> list[Warning]:
-    """Warnings of options that change nothing."""
+    """Warnings about options that change nothing."""
     found = options_without_effect(options, sweep=options.sweep)
     if options.nearest is None:
         found += warn_if_given(options, ["latents"], "it is the folder that --nearest searches")
@@ -95,7 +89,7 @@ def _without_effect(options: SampleOptions) -> list[Warning]:
 
 
 def _view(options: SampleOptions, report: Reporter) -> ViewResult:
-    """Raises `UserError` for two views at once, and for options that only a set of samples has."""
+    """The view that is asked for. Raises `UserError` for two at once, and for options of a set of samples."""
     name, *others = options.views
     if others:
         raise UserError(
@@ -104,15 +98,15 @@ def _view(options: SampleOptions, report: Reporter) -> ViewResult:
     if options.format != "png" or options.by_class:
         extra = "by_class" if options.by_class else f"format {options.format}"
         raise UserError(
-            f"{extra} with {name}",
+            f"{extra} has no meaning for the view {name}",
             code="conflicting-options",
-            expected="a set of samples: views do not have this option",
+            expected=f"a set of samples, or {name} alone",
         )
     return VIEWS[name](options, report=report)
 
 
 def _require_sampler_package(options: SampleOptions, folder: ModelFolder) -> None:
-    """Raises `UserError` naming the package of an unknown sampler, where the set to continue was begun with it."""
+    """Raises `UserError` where the sampler is unknown and the set to continue names the package that it came from."""
     if options.sampler in plugins.names("samplers"):
         return
     begun = _readable(options.out or newest_folder(model_name(options.model, folder)))
@@ -121,9 +115,9 @@ def _require_sampler_package(options: SampleOptions, folder: ModelFolder) -> Non
 
 
 def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
-    """The set to continue where there is one that was asked for in the same words, else a new one; nothing is written.
+    """The set to continue, where one was begun with the same options, else a new one; nothing is written.
 
-    Without `out`, only the newest folder of the model is continued, and only if it is not complete.
+    Without `out`, only the newest folder of the model may be continued, and only if it is not complete.
     """
     name = model_name(options.model, generator.folder)
     out = options.out or newest_folder(name)
@@ -171,7 +165,7 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
 
 
 class SetJob:
-    """One set that is being written: which blocks are there, writing the others, and what is made of all of them."""
+    """Writes one set: finds the blocks that are there, writes the others, then the files of the whole set."""
 
     def __init__(self, samples: SampleSet, generator: Generator, report: Reporter):
         self.samples, self.generator, self.report = samples, generator, report
@@ -182,12 +176,12 @@ class SetJob:
         """Rank 0: locks the folder until `held` ends, writes the record, and returns the blocks that are there."""
         held.enter_context(locked(self.samples.path))
         if not self.samples.is_there():
-            self.markers.remove()  # left by a set that was deleted: nobody knows of which images
+            self.markers.remove()  # of a set that was deleted: nobody knows which images they stand for
         self.samples.write()
         return self.finished_blocks()
 
     def finished_blocks(self) -> set[int]:
-        """The marked blocks that are whole; all other markers, and what a killed process left half written, go."""
+        """The marked blocks that are whole. Removes all other markers, and temporary files of a killed process."""
         for folder in (self.samples.path, self.markers.folder, self.writer.result):
             files.remove_leftovers(folder)
         done = set()
@@ -203,7 +197,7 @@ class SetJob:
         """Writes each block in a thread while the next is computed; all processes return when all blocks are written.
 
         Raises:
-            UserError: a block cannot be written, or the set was deleted meanwhile (`folder-gone`).
+            UserError: a block cannot be written, or the set was deleted in the meantime (`folder-gone`).
             Interrupted: some process received a signal; blocks that were finished then are written.
         """
         total, size = self.samples.num_samples, self.samples.options.batch_size
@@ -240,10 +234,10 @@ class SetJob:
             )
 
     def finish(self, rate: float) -> SampleSet:
-        """Rank 0, once all blocks are there: the files of the whole set, then the record that says it is complete.
+        """Rank 0, once all blocks are there: writes the files of the whole set, then the record of a complete set.
 
         Raises:
-            UserError: blocks are gone or damaged (`damaged-file`); the same command makes them again.
+            UserError: blocks are missing or damaged (`damaged-file`); the same command makes them again.
         """
         self.require_record()
         missing = sorted(set(range(self.generator.num_blocks)) - self.finished_blocks())

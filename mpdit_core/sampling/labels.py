@@ -1,4 +1,4 @@
-"""Which class image i belongs to: read from the option `classes`, by id or by name."""
+"""The class of image i, by the option `classes`: ids and names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import seeding
 
-FEW = 20  # classes up to this number are taken in their order
+FEW = 20  # up to so many classes are taken in their order
 MOST_DIGITS = 12  # of an id
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Image i's label, a function of i (and, where drawn, of the seed) alone.
+    """Image i's label, which depends on i alone, and on the seed where it is drawn.
 
-    `classes` are taken in turn, so any whole number of rounds is balanced; None: drawn at random from `num_classes`.
+    `classes` are taken in turn, so that every round holds each once; None: drawn at random from `num_classes`.
     """
 
     classes: tuple[int, ...] | None
@@ -36,16 +36,16 @@ class Labels:
 def read_classes(classes: str | Sequence[str | int], *, class_names: Sequence[str], seed: int) -> Labels:
     """Reads `all`, `random`, ids and names separated by commas, such as `207,volcano`, or a sequence of ids and names.
 
-    `id:10` is the class of this id and `name:10` the one of this name; a plain 10 is refused where the two differ. A
-    name is compared without regard to case, with the whole class name and with its parts between commas (ImageNet's
-    classes are called "goldfish, Carassius auratus").
+    `id:10` is the class with this id and `name:10` the class with this name; a plain 10 is refused where the two
+    differ. A name is compared with the whole class name and with its parts between commas (ImageNet's classes are
+    called "goldfish, Carassius auratus"), upper and lower case alike.
 
     Args:
         class_names: one for each class of the model.
 
     Raises:
-        UserError: an id or name that no class has (`no-such-class`), a name that several have, or a number that is the
-            id of one class and the name of another (`ambiguous-class`).
+        UserError: an id or name that no class has (`no-such-class`), a name that several classes have, or a number
+            that is the id of one class and the name of another (`ambiguous-class`).
     """
     count = len(class_names)
     texts = [classes.strip()] if isinstance(classes, str) else [f"id:{c}" if isinstance(c, int) else c for c in classes]
@@ -60,10 +60,10 @@ def read_classes(classes: str | Sequence[str | int], *, class_names: Sequence[st
 
 
 def require_classes(num_classes: int, what: str, remedy: str = "leave it out") -> None:
-    """Raises `UserError` (`no-classes`) for `what` an unconditional model does not have."""
+    """Raises `UserError` (`no-classes`) where `what`, which needs classes, is asked of an unconditional model."""
     if num_classes == 0:
         raise UserError(
-            f"{what} with a model that was trained without classes",
+            f"{what} needs classes, and the model was trained without them",
             code="no-classes",
             expected="a model with classes",
             remedy=remedy,
@@ -71,7 +71,7 @@ def require_classes(num_classes: int, what: str, remedy: str = "leave it out") -
 
 
 def class_order(num_classes: int) -> tuple[int, ...]:
-    """All classes once. Many are visited in golden-ratio strides, so that the first few are of all kinds."""
+    """All classes once. Many classes are taken in golden-ratio strides, so that the first few are of all kinds."""
     if num_classes <= FEW:
         return tuple(range(num_classes))
     stride = round(num_classes * 0.618)

@@ -1,4 +1,4 @@
-"""The names of folders that samples are written to where none is given: `samples/<model>-<n>`."""
+"""The folder that samples are written to where none is given: `samples/<model>-<n>`."""
 
 from __future__ import annotations
 

@@ -15,20 +15,20 @@ from mpdit_core.settings import Options, Result, Settings, setting
 
 Format = Literal["png", "npz", "latents"]
 VIEW_OPTIONS = ("sweep", "trajectory", "interpolate", "nearest")
-"""Options of which each asks for a view in place of a set of samples."""
+"""Options that each ask for a view in place of a set of samples."""
 
 MODEL = "run, checkpoint folder, exported model or hf:ORG/NAME"
 
 
 class ComputeTypes(NamedTuple):
-    """What images are computed in."""
+    """The data types that images are computed in."""
 
     network: NetworkType
     decoder: ComputeType | None  # None: they are not decoded
 
 
 class SamplingOptions(Options):
-    """Everything that fixes an image but the model and its number."""
+    """Everything that an image depends on, besides the model and the image's number."""
 
     classes: str | tuple[str | int, ...] = setting(
         "all",
@@ -67,7 +67,7 @@ class SamplingOptions(Options):
     )
     ema_width: EmaWidth | None = setting(
         None,
-        "width (sigma_rel) of the EMA of the weights, made of a run's snapshots (train.ema_widths)",
+        "width (sigma_rel) of the EMA of the weights, made from a run's snapshots (train.ema_widths)",
         panel="Sampling",
         chosen="the run's first EMA",
         sweepable=True,
@@ -104,7 +104,8 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     format: Format = setting("png", "format of the files to write", panel="Output")
     by_class: bool = setting(False, "write PNGs into one folder per class", panel="Output")
     sweep: tuple[str, ...] = setting(
-        (), "view of one noise with several values of an option, or of two (given twice); `;` separates pairs LO,HI",
+        (), "view of the same noise with several values of one option, or of two (given twice); "
+        "`;` separates values that hold commas",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Views",
     )  # fmt: skip
     trajectory: bool = setting(False, "view and GIF of x_t and of the data predicted from it, over t", panel="Views")
@@ -128,7 +129,7 @@ class SampleOptions(SamplingOptions, DeviceOptions):
 
 
 def options_without_effect(options: SamplingOptions, *, sweep: tuple[str, ...] = ()) -> list[Warning]:
-    """Warnings of options that change no image, given the others. `sweep`: what is varied, as `KEY=V1,V2`."""
+    """Warnings about options that, given the others, change no image. `sweep`: options that vary, as `KEY=V1,V2`."""
     swept = [text.partition("=")[0].strip().replace("-", "_") for text in sweep]
     found = []
     if options.guidance_scale == 1 and "guidance_scale" not in swept:
@@ -140,7 +141,7 @@ def options_without_effect(options: SamplingOptions, *, sweep: tuple[str, ...] =
 
 
 def warn_if_given(options: Options, names: Iterable[str], why: str) -> list[Warning]:
-    """A warning (`option-without-effect`) of those options among `names` that were given; none where there are none."""
+    """One warning (`option-without-effect`) about the options among `names` that were given; none where none was."""
     fields = type(options).model_fields
     given = [name for name in names if getattr(options, name) != fields[name].get_default(call_default_factory=True)]
     text = f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {why}"
@@ -148,7 +149,7 @@ def warn_if_given(options: Options, names: Iterable[str], why: str) -> list[Warn
 
 
 class PluginRecord(Settings):
-    """The plugin that computed something, with all its options, as `plugins.record` says."""
+    """The plugin that computed something, with all its options; `plugins.record` gives the fields."""
 
     kind: str = setting(..., "kind of the plugin")
     name: str = setting(..., "name by which it was requested")
@@ -156,11 +157,11 @@ class PluginRecord(Settings):
     version: str | None = setting(None, "version of the package")
     options: dict[str, Any] = setting({}, "all its options, defaults too")
     source: str | None = setting(None, "file of a plugin without a package")
-    sha256: str | None = setting(None, "hash of that file")
+    sha256: str | None = setting(None, "SHA-256 of that file")
 
 
 class SamplingCost(Result):
-    """What a set of samples cost, as means over its images."""
+    """The cost of a set of samples, as means over its images."""
 
     nfe: float = setting(..., "network evaluations per image that the sampler asked for")
     passes: float = setting(..., "passes of an image through a network; a guided evaluation takes two with most rules")
@@ -187,5 +188,5 @@ class ViewResult(Result):
     view: str = setting(..., "which view: sweep, trajectory, interpolation or nearest")
     out: Path = setting(..., "folder of the view")
     image: Path = setting(..., "the image")
-    facts: dict[str, str] = setting({}, "facts of the view, as text")
-    data: dict[str, Any] = setting({}, "facts of the view, as numbers")
+    facts: dict[str, str] = setting(..., "facts of the view, as text")
+    data: dict[str, Any] = setting(..., "facts of the view, as numbers")

@@ -1,14 +1,14 @@
 """The folder of a set of samples: its record samples.json, which this file alone reads and writes, and its progress.
 
-    samples.json               what was asked for and of which model; once it is complete, the counts
+    samples.json               the options and the model; once the set is complete, its cost
     images/000012.png          --format png (with --by-class: images/<class>/000012.png)
     samples.npz                --format npz: arr_0 uint8 [N, H, W, 3], arr_1 int64 [N] labels, as ADM's evaluator reads
     latents/000003.safetensors --format latents: a block's latents [n, C, h, w], labels and indices
     grid.png                   the first images, labelled
-    .progress/000003.json      a finished block; removed with the last
+    .progress/000003.json      marker of a finished block; removed with the last
 
-A block's marker is written after the block, so a block that is marked is there. A marker that cannot be read says
-nothing: its block is made again.
+A block's marker is written after the block, so a marked block is there. The block of a marker that cannot be read is
+made again.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 FORMAT = 2
 RECORD, PROGRESS = "samples.json", ".progress"
 LEFTOVERS = re.compile(r"\.progress|\.lock|\.lock\.owner|\..*\.(part|old)")
-"""Names of what a killed job leaves in a folder, or any job in one that was deleted: the folder counts as empty."""
+"""Names of files that a killed job leaves, or a job whose folder was deleted: a folder of these counts as empty."""
 
 REMAINS = {"images", "latents"}
-"""With `.progress` beside them, neither do these count: the block that was being written when the set was deleted."""
+"""Beside `.progress` these do not count either: they hold the block that was written while the set was deleted."""
 
 
 class SampledModel(Settings):
@@ -77,18 +77,13 @@ class SampleSet(Settings):
     def complete(self) -> bool:
         return self.counts is not None
 
-    @property
-    def nfe(self) -> float | None:
-        """Network evaluations per image; None for a set that is not complete."""
-        return self.counts.nfe if self.counts else None
-
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """The set in the folder `path`.
 
         Raises:
-            UserError: there is none (`no-such-file`), its samples.json is of another version of the format
-                (`unknown-format`), or it is damaged (`damaged-file`).
+            UserError: there is none (`no-such-file`), or its samples.json has another version of the format
+                (`unknown-format`) or is damaged (`damaged-file`).
         """
         record = Path(path) / RECORD
         if not record.is_file():
@@ -127,20 +122,20 @@ class SampleSet(Settings):
         return None
 
     def continuing(self, begun: SampleSet) -> SampleSet:
-        """This set, where it continues `begun`: counted as far as that is, and computed in its types."""
+        """This set as the continuation of `begun`: with its counts, and computed in its data types."""
         types = begun.model.types
         model = self.model.model_copy(update={"dtype": types.network, "decode_dtype": types.decoder})
         return self.model_copy(update={"counts": begun.counts, "model": model})
 
     def write(self) -> None:
-        """Writes samples.json; makes the folder where it is missing."""
+        """Writes samples.json, and makes the folder where it is missing."""
         files.write_json(self.path / RECORD, {"format": FORMAT, "samples": self.model_dump(mode="json")})
 
     def is_there(self) -> bool:
         return (self.path / RECORD).is_file()
 
     def identity(self) -> dict[str, Any]:
-        """All that fixes the images, by dotted key: what a later call must equal to continue the set."""
+        """All that the images depend on, by dotted key: a call that continues the set has the same."""
         return flatten(self.model_dump(mode="json", include=IDENTITY))
 
     def require_same(self, wanted: SampleSet) -> None:
@@ -157,7 +152,7 @@ class SampleSet(Settings):
             )
 
     def _reinstall(self, wanted: SampleSet) -> str:
-        """What to type where another version of the sampler's package is installed than the one begun with."""
+        """The command that installs the version of the sampler's package that the set was begun with, where needed."""
         before, now = self.sampler, wanted.sampler
         if before.package != now.package or before.version == now.version:
             return ""
@@ -173,11 +168,11 @@ IDENTITY: Any = {
     "guide": True,
     "model": {"step", "weights_sha256"},
 }
-"""The fields that fix the images. The guide counts by its weights, and where a model lies does not matter."""
+"""The fields that the images depend on. Of the guide only the weights count; the path of the model does not."""
 
 
 def require_empty(path: Path) -> None:
-    """Raises `UserError` (`folder-not-empty`) where `path` is a file or a folder that holds more than leftovers."""
+    """Raises `UserError` (`folder-not-empty`) where `path` is a file, or a folder with more than leftovers."""
     with files.user_errors(path):
         if path.exists() and (not path.is_dir() or _foreign(path)):
             raise UserError(
@@ -198,7 +193,7 @@ def _short(value: Any) -> str:
 
 
 class BlockCounts(Settings):
-    """The number of images in a finished block, and what each of them cost."""
+    """The number of images in a finished block, and the cost of each."""
 
     images: PositiveInt
     nfe: NonNegativeInt
@@ -217,7 +212,7 @@ class BlockMarkers:
         files.write_json(self._path(batch.block), counts.model_dump())
 
     def done(self) -> dict[int, BlockCounts]:
-        """The marked blocks; what is no marker, or a damaged one, is passed over."""
+        """The marked blocks. Damaged markers and other files are ignored."""
         found = {}
         for path in self._files():
             with suppress(UserError, ValidationError):
@@ -225,7 +220,7 @@ class BlockMarkers:
         return found
 
     def cost(self, *, images_per_second: float) -> SamplingCost:
-        """What the marked blocks cost, as means over their images."""
+        """The cost of the marked blocks, as means over their images."""
         blocks = self.done().values()
         count = sum(block.images for block in blocks)
         means = {key: sum(getattr(b, key) * b.images for b in blocks) / count for key in ("nfe", "passes", "saved")}
@@ -242,7 +237,7 @@ class BlockMarkers:
         return len(self._files())
 
     def remove(self) -> None:
-        """Removes the folder of progress, with whatever it holds."""
+        """Removes the folder of the markers with all that it holds."""
         files.remove(self.folder)
 
     def _path(self, block: int) -> Path:

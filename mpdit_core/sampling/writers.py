@@ -3,7 +3,7 @@
 To add a format: a subclass of `Writer` below, a line in `WRITERS`, and its name in `Format` (options.py).
 """
 
-# ruff: noqa: ARG002 - every format is told what some need
+# ruff: noqa: ARG002 - every format gets what some need
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Writer:
-    """Writes the blocks of a set in one format. Whatever it leaves under a final name is whole."""
+    """Writes the blocks of a set in one format. A file under its final name is whole."""
 
     needs_images = True
     result_name: ClassVar[str]
@@ -47,14 +47,14 @@ class Writer:
         raise NotImplementedError
 
     def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
-        """Whether the files of a marked block are whole (a power cut may tear what a kill cannot)."""
+        """Whether the files of a marked block are whole: after a kill they are, after a power cut perhaps not."""
         raise NotImplementedError
 
     def finish(self, num_blocks: int) -> None:
-        """Called once, by rank 0, when all blocks are there."""
+        """Rank 0 calls it once, when all blocks are there."""
 
     def image(self, index: int, label: int) -> np.ndarray:
-        """Image `index`, uint8 [3 or 4, H, W], read back; for formats that hold images."""
+        """Image `index`, read back, uint8 [3 or 4, H, W]. Only formats that hold images have it."""
         raise NotImplementedError
 
 
@@ -95,7 +95,7 @@ class PngWriter(Writer):
 
 
 def _is_whole_png(path: Path) -> bool:
-    """Whether a PNG begins and ends as one: files that a power cut tore are empty, cut short or full of zeros."""
+    """Whether a PNG has its first and last bytes: files torn by a power cut are empty, cut short or full of zeros."""
     try:
         with open(path, "rb") as file:
             begin = file.read(len(PNG_BEGIN))
@@ -125,7 +125,7 @@ class NpzWriter(Writer):
         return is_rgb and len(images) == len(indices) and stored.tolist() == labels
 
     def finish(self, num_blocks: int) -> None:
-        """One block is in memory at a time; for a moment the images are on the disk twice."""
+        """Joins the blocks, with one in memory at a time. Until it returns, the images are on the disk twice."""
         shape = (self.samples.num_samples, *map_member(self.block_path(0), "arr_0").shape[1:])
         with (
             files.writing(self.result) as temporary,

@@ -1,27 +1,24 @@
-"""Conformance checks that a plugin runs in its own tests; our own plugins pass the same ones.
+"""Checks that a plugin keeps its contract, to be called in its own tests; mpdit's plugins pass them too.
 
     from mpdit_core.testing import check_sampler
     def test_my_sampler(): check_sampler(MySampler)
 
-Each raises `ConformanceError` (an AssertionError) that says what was expected and what came.
+Each raises a `ConformanceError` (an AssertionError) that says what was expected and what was found.
 """
 
-from mpdit_core.testing.autoencoders import check_autoencoder
-from mpdit_core.testing.commands import check_command
-from mpdit_core.testing.conformance import ConformanceError
-from mpdit_core.testing.datasets import check_dataset
-from mpdit_core.testing.features import check_features
-from mpdit_core.testing.objectives import check_objective
-from mpdit_core.testing.samplers import GaussianFlow, SamplerReport, check_sampler
+from __future__ import annotations
 
-__all__ = [
-    "ConformanceError",
-    "GaussianFlow",
-    "SamplerReport",
-    "check_autoencoder",
-    "check_command",
-    "check_dataset",
-    "check_features",
-    "check_objective",
-    "check_sampler",
-]
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mpdit_core.testing.autoencoders import check_autoencoder
+    from mpdit_core.testing.commands import check_command
+    from mpdit_core.testing.conformance import ConformanceError
+    from mpdit_core.testing.datasets import check_dataset
+    from mpdit_core.testing.features import check_features
+    from mpdit_core.testing.objectives import check_objective
+    from mpdit_core.testing.samplers import GaussianFlow, SamplerReport, check_sampler
+
+__all__, __getattr__ = lazy_names(__name__, __file__)

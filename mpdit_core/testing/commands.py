@@ -5,18 +5,16 @@ from __future__ import annotations
 import inspect
 
 from mpdit_core.api import Command
-from mpdit_core.plugins import contract_problem
-from mpdit_core.testing.conformance import require
+from mpdit_core.testing.conformance import require, require_contract
 
 
 def check_command(command: Command) -> None:
-    """Checks a command against its contract: options that are all described, a job that takes them, a help text.
+    """Checks a command against its contract: options with descriptions, a job that takes them, and a help text.
 
     Raises:
-        ConformanceError: it does not keep the contract.
+        ConformanceError: it breaks the contract; the message says how.
     """
-    problem = contract_problem("commands", command)
-    require(problem is None, "an object with options, job and help", problem)
+    require_contract("commands", command, "an object with options, job and help")
     for name, info in command.options.model_fields.items():
         require(info.description, f"a description of the option {name}")
     try:

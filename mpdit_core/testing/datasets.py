@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
+from PIL import Image
+
 from mpdit_core.api import Dataset
-from mpdit_core.plugins import contract_problem
-from mpdit_core.testing.conformance import require
+from mpdit_core.testing.conformance import require, require_contract, require_fingerprint
 
 
 def check_dataset(dataset: Dataset, *, pictures: int = 8) -> None:
-    """Checks a data set against its contract: names, items, labels, pictures and fingerprint are fixed and consistent.
+    """Checks a data set against its contract: names, items, labels, pictures and fingerprint, the same every time.
 
     Args:
         dataset: an instance with real or made-up data.
-        pictures: number of pictures to decode, evenly spaced.
+        pictures: number of pictures to decode, at even distances.
 
     Raises:
-        ConformanceError: it does not keep the contract.
+        ConformanceError: it breaks the contract; the message says how.
     """
-    import numpy as np
-    from PIL import Image
-
-    problem = contract_problem("datasets", type(dataset))
-    require(problem is None, "a data set class", problem)
+    require_contract("datasets", type(dataset), "a data set class")
     names = dataset.class_names()
-    require(all(isinstance(n, str) and n for n in names), "class names, not empty", names)
+    require(all(isinstance(n, str) and n for n in names), "class names that are not empty", names)
     require(len(set(names)) == len(names), "no class name twice", names)
     items, last = list(dataset.items()), max(len(names) - 1, 0)  # without classes all labels are 0
     require(items, "at least one item")
@@ -35,8 +33,8 @@ def check_dataset(dataset: Dataset, *, pictures: int = 8) -> None:
     require(len({item.key for item in items}) == len(items), "no key twice", f"{len(items)} items")
     require(list(dataset.items()) == items, "the same items in the same order every time")
     copy = pickle.loads(pickle.dumps(dataset))
-    require(list(copy.items()) == items, "the same items from a pickled copy (as worker processes get it)")
-    require(isinstance(dataset.fingerprint(), str) and dataset.fingerprint(), "a fingerprint, text")
+    require(list(copy.items()) == items, "the same items from a pickled copy, as worker processes get it")
+    require_fingerprint(dataset)
     require(copy.fingerprint() == dataset.fingerprint(), "the same fingerprint from a copy")
     count = min(pictures, len(items))
     for index in (round(i * (len(items) - 1) / max(count - 1, 1)) for i in range(count)):

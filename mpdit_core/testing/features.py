@@ -1,35 +1,29 @@
-"""What a feature extractor must keep to."""
+"""The contract of feature extractors and teachers, as a check."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
 from mpdit_core.api import FeatureExtractor, Teacher
-from mpdit_core.plugins import contract_problem
-from mpdit_core.testing.conformance import require
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mpdit_core.testing.conformance import require, require_close, require_contract, require_fingerprint
 
 
 def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str = "cpu") -> None:
-    """Holds an extractor to its contract: float32 `[B, F]`, finite, repeatable, row by row the same in any batch.
+    """Checks an extractor against its contract: features `[B, F]` float32, finite, equal every time and in any batch.
 
-    So must be the map of one that is a `Teacher` too, `[B, F, rows, columns]`; and it must follow a mirrored image
-    where the class says that it does.
+    If it is a `Teacher`, the same is checked for its map `[B, F, rows, columns]`; and that the map of a mirrored image
+    is mirrored, where the class claims it.
 
     Args:
         extractor: an instance, not loaded.
-        side: side in pixels of the random images that it is given.
+        side: height and width in pixels of the random test images.
         device: device to compute on.
 
     Raises:
         ConformanceError: it breaks the contract; the message says how.
     """
-    import torch
-
-    problem = contract_problem("features", type(extractor))
-    require(problem is None, "a feature extractor class", problem)
+    require_contract("features", type(extractor), "a feature extractor class")
     require(isinstance(extractor.name, str) and extractor.name, "a name", extractor.name)
     extractor.load(torch.device(device))
     images = torch.randint(0, 256, (5, 3, side, side), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
@@ -37,7 +31,7 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
     images = images.to(device)
     before = images.clone()
     whole, again = extractor(images), extractor(images)
-    require(torch.equal(images, before), "the images to be left as they are")
+    require(torch.equal(images, before), "unchanged images")
     one_by_one = [extractor(images[i : i + 1]) for i in range(5)]
     with torch.autocast(device, dtype=torch.bfloat16):
         in_autocast = extractor(images)
@@ -50,33 +44,25 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
         require(not rows.requires_grad, f"{kind} without gradients")
         require(torch.isfinite(rows).all(), f"{kind} finite")
         require(torch.equal(rows, getattr(again, kind)), f"{kind} the same the second time")
-        scale = rows.abs().max().item()
         alone = torch.cat([getattr(features, kind) for features in one_by_one])
-        for what, others in (("whatever the batch size", alone), ("under autocast", getattr(in_autocast, kind))):
-            gap = (others.float() - rows).abs().max().item()
-            require(gap <= 1e-4 * max(scale, 1e-6), f"{kind} the same {what}", f"{gap:.2g} off, at up to {scale:.2g}")
+        require_close(alone, rows, f"{kind} the same whatever the batch size")
+        require_close(getattr(in_autocast, kind), rows, f"{kind} the same under autocast")
     require(not torch.allclose(whole.pool[0], whole.pool[4]), "other features for other images")
     if isinstance(extractor, Teacher):
         _check_feature_map(extractor, images, device=device)
-    require(isinstance(extractor.fingerprint(), str) and extractor.fingerprint(), "a fingerprint, text")
-    require(extractor.fingerprint() == extractor.fingerprint(), "the same fingerprint every time")
+    require_fingerprint(extractor)
 
 
 def _check_feature_map(teacher: Teacher, images: Tensor, *, device: str) -> None:
-    import torch
-
     whole = teacher.feature_map(images)
     require(whole.ndim == 4 and len(whole) == len(images), "feature_map [B, F, rows, columns]", list(whole.shape))
     require(whole.dtype == torch.float32 and not whole.requires_grad, "feature_map in float32, without gradients")
     require(torch.isfinite(whole).all(), "feature_map finite")
     require(torch.equal(whole, teacher.feature_map(images)), "feature_map the same the second time")
-    scale = max(whole.abs().max().item(), 1e-6)
     alone = torch.cat([teacher.feature_map(images[i : i + 1]) for i in range(len(images))])
+    require_close(alone, whole, "feature_map the same whatever the batch size")
     with torch.autocast(device, dtype=torch.bfloat16):
-        in_autocast = teacher.feature_map(images)
-    others = {"whatever the batch size": (whole, alone), "under autocast": (whole, in_autocast)}
+        require_close(teacher.feature_map(images), whole, "feature_map the same under autocast")
     if getattr(teacher, "flip_equivariant", False):
-        others["mirrored, of mirror images"] = (whole.flip(-1), teacher.feature_map(images.flip(-1)))
-    for what, (expected, found) in others.items():
-        gap = (found.float() - expected).abs().max().item()
-        require(gap <= 1e-4 * scale, f"feature_map the same {what}", f"{gap:.2g} off, at up to {scale:.2g}")
+        mirrored = teacher.feature_map(images.flip(-1))
+        require_close(mirrored, whole.flip(-1), "feature_map the mirrored one for mirrored images")

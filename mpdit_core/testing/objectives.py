@@ -1,21 +1,20 @@
-"""What a term of the training loss must keep to."""
+"""The contract of a term of the training loss, as a check."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.plugins import PluginError, contract_problem
+from mpdit_core.flow.loss import TrainingLoss, random_batch
+from mpdit_core.model.transformer import MPDiT
+from mpdit_core.plugins import PluginError
 from mpdit_core.size import Size
-from mpdit_core.testing.conformance import ConformanceError, require
-
-if TYPE_CHECKING:
-    import torch
-
-    from mpdit_core.flow.loss import TrainingLoss
+from mpdit_core.testing.conformance import ConformanceError, require, require_contract
 
 IMAGES = 8
 TEACHER_FEATURES = 12  # F
@@ -26,23 +25,22 @@ MODEL = ModelConfig(
 
 
 def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device: str = "cpu") -> None:
-    """Holds an objective to its contract, on a small network of random weights.
+    """Checks an objective against its contract, on a small network with random weights.
 
-    Checked: the loss is one finite number in float32; its gradient reaches the network and every parameter of the
-    objective's own modules; it is the mean over the images, the same for any order and any split into equal parts, and
-    so for any number of processes and any accumulation; it draws nothing at random and changes nothing that it is
-    given; a training that is stopped and resumed from its parameters ends with the same bits.
+    Checked: the loss is one finite number; its gradient reaches the network and every parameter of the objective's own
+    modules; it is the mean over the images, the same for any order and any split into equal parts, and so for any
+    number of processes and any accumulation; it draws no random numbers and does not change the batch; training that is
+    stopped and resumed from its parameters ends with the same bits.
 
     Args:
         objective: an instance.
-        model: shape of the network, for an objective that cannot serve the usual one.
+        model: configuration of the network, for an objective that does not work with the default.
         device: device to compute on.
 
     Raises:
         ConformanceError: it breaks the contract; the message says how.
     """
-    problem = contract_problem("objectives", type(objective))
-    require(problem is None, "an objective class", problem)
+    require_contract("objectives", type(objective), "an objective class")
     try:
         _check(objective, model, device)
     except PluginError as error:
@@ -50,10 +48,6 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
 
 
 def _check(objective: Objective, model: ModelConfig, device: str) -> None:
-    import torch
-
-    from mpdit_core.flow.loss import random_batch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loss = _loss(objective, model).to(device)
@@ -66,12 +60,7 @@ def _check(objective: Objective, model: ModelConfig, device: str) -> None:
 
 
 def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
-    """The objective alone, with a network of which no weight is zero."""
-    import torch
-
-    from mpdit_core.flow.loss import TrainingLoss
-    from mpdit_core.model.transformer import MPDiT
-
+    """The loss of the objective alone, with a network that has no zero weights."""
     network = MPDiT(model)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -86,8 +75,6 @@ def _rows(batch: TrainingBatch, rows: slice | list[int]) -> TrainingBatch:
 
 
 def _check_value(loss: TrainingLoss, batch: TrainingBatch) -> None:
-    import torch
-
     given, state = copy.deepcopy(batch), torch.get_rng_state()
     (first, parts), (second, _) = loss(batch), loss(batch)
     require(torch.isfinite(first), "a finite loss", first.item())
@@ -96,7 +83,7 @@ def _check_value(loss: TrainingLoss, batch: TrainingBatch) -> None:
     require(torch.equal(torch.get_rng_state(), state), "no random numbers but those of the batch")
     require(torch.equal(first, second), "the same loss the second time", f"{first.item()} and {second.item()}")
     unchanged = all(torch.equal(x, vars(batch)[name]) for name, x in vars(given).items() if x is not None)
-    require(unchanged, "the batch to be left as it is")
+    require(unchanged, "an unchanged batch")
 
 
 def _gradients(loss: TrainingLoss, batch: TrainingBatch) -> dict[str, torch.Tensor]:
@@ -116,8 +103,6 @@ def _check_gradients(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 
 def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
-    import torch
-
     turned = _rows(batch, list(reversed(range(IMAGES))))
     for what, parts in (
         ("in another order", [turned]),
@@ -138,8 +123,7 @@ def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 
 def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
-    """Two steps of gradient descent, against one, its parameters put into a new network, and another."""
-    import torch
+    """Compares two steps of gradient descent with one step, a new network with its parameters, and another step."""
 
     def step(one: TrainingLoss) -> None:
         for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):
@@ -157,7 +141,5 @@ def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch:
 
 
 def _all_gradients(loss: TrainingLoss, batch: TrainingBatch) -> list[torch.Tensor]:
-    import torch
-
     found = _gradients(loss, batch)
     return [found.get(name, torch.zeros_like(parameter)) for name, parameter in loss.named_parameters()]

@@ -1,4 +1,4 @@
-"""The contract of a sampler, checked on flows whose solution is known exactly."""
+"""The contract of samplers, as a check on flows whose solution is known exactly."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from mpdit_core.api import NoiseSource
-from mpdit_core.plugins import check_options, contract_problem
-from mpdit_core.testing.conformance import require
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from mpdit_core.plugins import check_options
+from mpdit_core.testing.conformance import require, require_contract
 
 MEAN, STD = 0.4, 0.6  # of the Gaussian data of the exact flow
-ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on one alone, leading errors may cancel by chance
+ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on a single one, leading errors may cancel by chance
 SHAPE = (3, 2, 8, 8)
 FLOOR = 2e-6  # errors below this are rounding: solvers may keep their times in float32
 
 
 @dataclass(frozen=True)
 class SamplerReport:
-    """What was measured: order of convergence (NaN where the error is rounding alone) and evaluations at 20 steps."""
+    """The measured order of convergence (NaN where all errors are rounding), and the evaluations at 20 steps."""
 
     order: float
     nfe: int
@@ -35,7 +34,7 @@ class GaussianFlow:
 
     x_t is normal with mean (1 - t)·mean and variance V = ((1 - t)·std)² + t²; the velocity is
     `-mean + (t - (1 - t)·std²) / V · (x_t - (1 - t)·mean)`, and the ODE takes noise z to `mean + std·z`.
-    It checks what a sampler calls it with and counts the evaluations.
+    It checks its arguments and counts the evaluations.
     """
 
     def __init__(self, like: Tensor, *, mean: float = MEAN, std: float = STD):
@@ -54,18 +53,18 @@ class GaussianFlow:
 def check_sampler(sampler: type, *, options: Mapping[str, Any] | None = None) -> SamplerReport:
     """Checks a sampler class against its contract, on flows whose solution is known exactly.
 
-    Checked: times fall and end at t = 0; shape, dtype (float32 and float64) and device are kept; `noise` is left alone;
-    the same generators give the same images; an image does not depend on the others of its batch; a stochastic one
-    uses the generator; the claimed order of convergence is reached (strong for ODEs; for stochastic ones weak, that of
-    mean and standard deviation, known exactly if noise comes from `draw_noise` and x is affine in it). A sampler with
-    `adaptive = True` takes as many steps as it likes and must be right to 1e-3.
+    Checked: times decrease and end at t = 0; shape, dtype (float32 and float64) and device stay the same; `noise` is
+    not changed; the same generators give the same images; an image does not depend on the others in its batch; a
+    stochastic sampler uses the generator; the claimed order of convergence is reached (the strong order for ODEs; for
+    stochastic samplers the weak order, of mean and standard deviation, which are known exactly if noise comes from
+    `draw_noise` and x is affine in it). A sampler with `adaptive = True` may take any number of steps, and its error
+    must be below 1e-3.
 
     Args:
         sampler: the class.
         options: fields other than `num_steps`.
     """
-    problem = contract_problem("samplers", sampler)
-    require(problem is None, "a sampler class", problem)
+    require_contract("samplers", sampler, "a sampler class")
     make = _maker(sampler, options or {})
     nfe = _check_steps(make)
     _check_repeatable(make)
@@ -79,14 +78,10 @@ def _maker(sampler: type, options: Mapping[str, Any]):
 
 
 def _noise(dtype: Any, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    import torch
-
     return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
 
 
 def _generators(count: int, offset: int = 0) -> list[torch.Generator]:
-    import torch
-
     return [torch.Generator().manual_seed(100 + offset + i) for i in range(count)]
 
 
@@ -99,8 +94,6 @@ def _run(sampler: Any, noise: Tensor, generator: NoiseSource = None, *, mean: fl
 
 
 def _check_steps(make: Any) -> int:
-    import torch
-
     nfe = 0
     for dtype in (torch.float32, torch.float64):
         noise = _noise(dtype)
@@ -110,7 +103,7 @@ def _check_steps(make: Any) -> int:
         require(steps, "at least one step")
         require(times[-1] == 0, "the last step to have t == 0", times[-1])
         require(times[0] < 1, "the first step to have t below 1 (it is the state after the step)", times[0])
-        require(all(a > b for a, b in itertools.pairwise(times)), "times that fall", times)
+        require(all(a > b for a, b in itertools.pairwise(times)), "times that decrease", times)
         if not getattr(sampler, "adaptive", False):
             require(len(steps) <= 20, "no more than num_steps = 20 steps", len(steps))
         for step in steps:
@@ -118,14 +111,12 @@ def _check_steps(make: Any) -> int:
             require(step.x_t.dtype == dtype, f"x_t to stay {dtype}", step.x_t.dtype)
             require(step.x_t.device == noise.device, f"x_t to stay on {noise.device}", step.x_t.device)
             require(torch.isfinite(step.x_t).all(), "finite x_t", f"NaN or infinity at t = {step.t}")
-        require(torch.equal(noise, before), "noise to be left as it is")
+        require(torch.equal(noise, before), "unchanged noise")
         nfe = flow.nfe
     return nfe
 
 
 def _check_repeatable(make: Any) -> None:
-    import torch
-
     noise = _noise(torch.float32)
     sampler = make(20)
     first = _run(sampler, noise, _generators(len(noise)))
@@ -143,15 +134,13 @@ def _check_repeatable(make: Any) -> None:
 
 
 def _order(make: Any) -> float:
-    """Strong order, the lowest of several flows. NaN for an adaptive or an exact sampler."""
+    """The strong order, the lowest over several flows; NaN for an adaptive or an exact sampler."""
     measured = [_order_on(make, mean, std) for mean, std in ORDER_FLOWS]
     return min((m for m in measured if not math.isnan(m)), default=math.nan)
 
 
 def _order_on(make: Any, mean: float, std: float) -> float:
-    """How the largest error falls as steps double, at the most steps whose error is not yet rounding."""
-    import torch
-
+    """The strong order on one flow: how the largest error falls when the number of steps doubles."""
     noise = _noise(torch.float64)
     claimed, exact = make(20).order, mean + std * noise
 
@@ -159,7 +148,7 @@ def _order_on(make: Any, mean: float, std: float) -> float:
         return (_run(make(count), noise, mean=mean, std=std) - exact).abs().max().item()
 
     if getattr(make(20), "adaptive", False):
-        require(error(20) < 1e-3, "an adaptive sampler to be right to 1e-3", f"{error(20):.2g}")
+        require(error(20) < 1e-3, "an adaptive sampler to have an error below 1e-3", f"{error(20):.2g}")
         return math.nan
     counts = (5, 10, 20, 40, 80, 160)
     errors = [error(count) for count in counts]
@@ -167,9 +156,9 @@ def _order_on(make: Any, mean: float, std: float) -> float:
 
 
 def _slope(counts: tuple[int, ...], errors: list[float], claimed: int, *, what: str) -> float:
-    """The slope over the last doubling of steps whose error is not yet rounding; NaN if all are."""
+    """The order by the last doubling of steps whose error is not yet rounding; NaN where all errors are."""
     shown = ", ".join(f"{n}: {e:.1e}" for n, e in zip(counts, errors, strict=True))
-    require(errors[2] < 1, "mean and deviation of the data to be reached", f"errors by steps {shown}")
+    require(errors[2] < 1, "mean and standard deviation of the data to be reached", f"errors by steps {shown}")
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors) if b > FLOOR]
     if not slopes:
         return math.nan
@@ -179,7 +168,7 @@ def _slope(counts: tuple[int, ...], errors: list[float], claimed: int, *, what: 
 
 
 def _weak_order(make: Any) -> float:
-    """Order of mean and standard deviation at the end: exact if they can be known without chance, else from samples."""
+    """The order of mean and standard deviation at the end, from exact values where possible, else from samples."""
     measured = [_weak_order_on(make, mean, std) for mean, std in ORDER_FLOWS]
     if None in measured:
         return _sampled_weak_order(make)
@@ -198,7 +187,7 @@ def _weak_order_on(make: Any, mean: float, std: float) -> float | None:
 
 
 class _Impulses:
-    """Noise for `draw_noise` without chance: draw k is a one in row k + 1 and in the last row, zeros elsewhere."""
+    """Noise for `draw_noise` that is not random: draw k is 1 in row k + 1 and in the last row, 0 elsewhere."""
 
     def __init__(self) -> None:
         self.draws = 0
@@ -213,12 +202,11 @@ class _Impulses:
 
 
 def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float] | None:
-    """Mean and standard deviation of x at the end on a Gaussian flow; None where the sampler hides its noise.
+    """Mean and standard deviation of x at the end, on a Gaussian flow; None where the noise is not from `draw_noise`.
 
-    There x is affine in the starting noise and in every draw, so its answers to a one in each of them determine both.
-    That it is affine is checked by a row with ones in all of them.
+    x is affine in the starting noise and in every draw, so the values of x for a 1 in each of them determine both. A
+    row with a 1 in all of them checks that x is affine.
     """
-    import torch
 
     def final(rows: int, start: list[int]) -> tuple[Tensor, int]:
         noise, impulses = torch.zeros(rows, 1, 1, 1, dtype=torch.float64), _Impulses()
@@ -237,9 +225,7 @@ def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float]
 
 
 def _sampled_weak_order(make: Any) -> float:
-    """How the error of mean and standard deviation falls from 10 to 40 steps, beyond what chance explains."""
-    import torch
-
+    """How the error of mean and standard deviation falls from 10 to 40 steps, apart from the error by chance."""
     noise = _noise(torch.float32, (64, 4, 32, 32))
     chance = 5 * STD / noise.numel() ** 0.5
     errors = []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluateOptions, EvaluationRecord, evaluate
 from mpdit_core.reporting import Event, Warning
 
@@ -36,13 +35,6 @@ def options(what: str | None = "a.npz", reference: str | None = "b.npz", **more:
 
 def measured(what: str = "a.npz", reference: str | None = "b.npz", **more: Any) -> EvaluationRecord:
     return evaluate(options(what, reference, **more))
-
-
-def code_of(call: Callable[..., object], *given: Any, **more: Any) -> str:
-    """The code of the `UserError` that the call ends with."""
-    with pytest.raises(UserError) as caught:
-        call(*given, **more)
-    return caught.value.code
 
 
 def warnings_of(events: Iterable[Event]) -> list[str]:

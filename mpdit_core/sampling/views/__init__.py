@@ -17,4 +17,4 @@ VIEWS: dict[str, Callable[..., ViewResult]] = {
     "interpolate": interpolation.interpolation,
     "nearest": nearest.nearest,
 }
-"""The option that asks for a view → what makes it."""
+"""The option that asks for a view → the function that makes it."""

@@ -1,4 +1,4 @@
-"""What all views share: the checked request, the folder they are written to, and the JSON file beside the image."""
+"""What all views share: the checked request, the folder to write to, and the JSON file beside the image."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mpdit_core.sampling.naming import model_name, newest_folder
 from mpdit_core.sampling.options import SampleOptions, SamplingOptions, ViewResult
 from mpdit_core.sampling.sample_set import require_empty
 
-MOST = 256  # images of one view
+MOST = 256  # images in one view
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A checked request for a view: the model, not yet loaded, where to compute and where to write."""
+    """A checked request for a view. The model is open, but not loaded."""
 
     name: str
     options: SampleOptions
@@ -37,13 +37,13 @@ class View:
     out: Path
 
     def generator(self, options: SamplingOptions | None = None) -> Generator:
-        """The loaded model, with these options or those that were asked for."""
+        """The loaded model with these options, or with those of the request."""
         return Generator(self.folder, options or self.options, device=self.device, num_samples=self.num_samples)
 
     def finish(
         self, image: Image.Image, generator: Generator, *, facts: dict[str, str], data: dict[str, Any], report: Reporter
     ) -> ViewResult:
-        """Writes the image and the JSON file beside it; what is seen is `facts` in words and `data` in numbers."""
+        """Writes the image, and `data` into the JSON file beside it. `facts` describe the image in words."""
         path = self.out / f"{self.name}.png"
         save_png(image, path)
         report(Saved(what=self.name, path=path))
@@ -66,16 +66,18 @@ def open_view(
     """Finds the model and a folder to write to; writes nothing yet.
 
     Args:
-        default_samples: number of samples where the options name none.
-        images_per_sample: images that the view holds for each sample.
-        most: images that it may hold.
+        default_samples: number of samples where the options do not set it.
+        images_per_sample: number of images in the view per sample.
+        most: largest number of images in the view.
 
     Raises:
         UserError: no model, several processes (`one-process`), too many images (`too-many-images`), or a folder that is
             not empty.
     """
     if under_torchrun():
-        raise UserError(f"several processes for one {name}", code="one-process", remedy="leave --nproc out")
+        raise UserError(
+            f"several processes for one {name}", code="one-process", expected="one", remedy="leave --nproc out"
+        )
     num_samples = options.num_samples or default_samples
     require_at_most(num_samples * images_per_sample, most)
     folder = open_model(options.model)
@@ -86,7 +88,7 @@ def open_view(
 
 
 def require_at_most(count: int, most: int = MOST) -> None:
-    """Raises `UserError` (`too-many-images`) for more images than one view may hold."""
+    """Raises `UserError` (`too-many-images`) for more than `most` images in one view."""
     if count > most:
         raise UserError(
             f"{count} images in one view",

@@ -1,8 +1,7 @@
 """`mpdit sample --interpolate A,B`: from image A to image B along the arc between their noises.
 
-A and B are numbers of images as in file names. Normal noise of many dimensions lies close to a sphere, so a straight
-line between two draws would leave it; the arc stays. The class stays fixed along a row: one row for each class of A and
-B, or for each of `--classes`.
+A and B are numbers of images as in file names. Normal noise of many dimensions lies close to a sphere; a straight line
+between two draws leaves the sphere, the arc does not. A row has one class: that of A, that of B, or one of `--classes`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ DEFAULT_SAMPLES = 9
 def slerp(a: Tensor, b: Tensor, s: float) -> Tensor:
     """The point `s` of the way from `a` to `b` along the arc between them; exactly `a` at 0 and `b` at 1.
 
-    `sin((1 - s)·angle)/sin(angle)·a + sin(s·angle)/sin(angle)·b` (Shoemake 1985), the angle being that of the flattened
-    tensors. Of opposite or parallel tensors, which have no one arc, the straight line.
+    `sin((1 - s)·angle)/sin(angle)·a + sin(s·angle)/sin(angle)·b` (Shoemake 1985), with the angle between the flattened
+    tensors. Parallel and opposite tensors, which have no unique arc, give the straight line.
     """
     cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).double()
     angle = torch.acos(cosine.clamp(-1, 1))
@@ -38,7 +37,7 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
     """Writes interpolation.png, `num_samples` images in a row with both ends.
 
     Raises:
-        UserError: as `Generator`, the same image twice, or fewer than 2 images; nothing is written then.
+        UserError: as `Generator`; the same image twice, or fewer than 2 images. Nothing is written then.
     """
     assert options.interpolate is not None
     first, last = options.interpolate
@@ -73,13 +72,13 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
 
 
 def _classes(generator: Generator, first: int, last: int) -> list[int]:
-    """Labels of the rows: those that `classes` names, else those of the two images."""
+    """The labels of the rows: the classes that `classes` names, else those of the two images."""
     named = generator.labels.classes if generator.options.classes not in ("all", "random") else None
     return list(dict.fromkeys(named or (generator.labels(first), generator.labels(last))))
 
 
 def _row(generator: Generator, first: int, last: int, *, label: int) -> Tensor:
-    """Images [n, 3, H, W] uint8. What a stochastic sampler draws on the way is the first image's noise throughout."""
+    """Images [n, 3, H, W] uint8. In all of them a stochastic sampler draws the noise of the first."""
     count = generator.num_samples
     (a, b), _ = generator.noise([first, last])
     _, noise_sources = generator.noise([first] * count)

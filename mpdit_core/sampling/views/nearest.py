@@ -1,12 +1,12 @@
 """`mpdit sample --nearest latents|pixels`: beside each sample the training images closest to it.
 
-A model that has learnt to copy shows it: its samples lie closer to some training image than that image does to any
-other. So each distance is given with that ratio; well below 1 is suspicious.
+Where a model copies, a sample is closer to a training image than that image is to any other. Each distance is given
+with the ratio of the two; well below 1 is suspicious.
 
-Training images come from the folder of latents, streamed; their mirror images are looked at too where the folder can
-give them. In latents the distance is the root mean square of the difference of standardised latents (posterior means);
-in pixels that of decoded images in RGB, in 8-bit levels. There are two passes, one for the samples and one for what was
-found; of decoded images as many as fit into `KEPT` are kept for the second.
+Training images are streamed from the folder of latents, with their mirror images where the folder has them. In latents,
+the distance is the root mean square of the difference of standardised latents (posterior means); in pixels, of decoded
+images in RGB, in 8-bit levels. There are two passes over the training images, one for the samples and one for the
+images found; as many decoded images as fit into `KEPT` are kept for the second.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KEPT = 2 * 2**30  # bytes of decoded images
 
 
 class Neighbours(NamedTuple):
-    """The closest of each query's, best first: `distance [n, k]` float64, `indices [n, k]`, `mirrored [n, k]` bool."""
+    """The images closest to each query, best first: `distance` float64, `indices`, `mirrored` bool, all [n, k]."""
 
     distance: Tensor
     indices: Tensor
@@ -46,17 +46,17 @@ class Neighbours(NamedTuple):
 
 
 def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
-    """Writes nearest.png: a row for each sample, then its neighbours with number and distance.
+    """Writes nearest.png: per sample a row with it and its neighbours, with their numbers and distances.
 
     Raises:
-        UserError: as `Generator`; the training latents are not there (`no-training-latents`) or are of another shape
+        UserError: as `Generator`; the training latents are missing (`no-training-latents`) or have another shape
             (`other-latents`).
     """
     assert options.nearest is not None
     view = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, images_per_sample=NEIGHBOURS + 1)
     training = find_training_images(view.folder, options.latents)
     if view.folder.latents and training.spec.fingerprint != view.folder.latents.fingerprint:
-        text = f"{training.path} holds latents that differ from those that the model was trained on"
+        text = f"the latents in {training.path} differ from those that the model was trained on"
         report(Warning(code="other-latents", text=text))
     generator = view.generator()
     batches = list(generator.batches())
@@ -90,16 +90,18 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
 
 
 def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder:
-    """The folder of latents, checked against the model. Raises `UserError`."""
-    spec = model.latents
-    where = given or (Path(spec.folder) if spec and spec.folder else None)
-    if where is None or not (given or where.is_dir()):
+    """The folder of training latents, `given` or that of the model, checked against it. Raises `UserError`."""
+    recorded = model.latents.folder if model.latents else None
+    if given is None and recorded and Path(recorded).is_dir():
+        given = Path(recorded)
+    if given is None:
         raise UserError(
-            f"the model's training latents were in {where or 'a folder that is not recorded'}, and are not there",
+            f"the training latents of the model are not in {recorded or 'a folder that it states'}",
             code="no-training-latents",
+            expected="a folder of latents",
             remedy="--latents DIR",
         )
-    folder = LatentFolder(where)
+    folder = LatentFolder(given)
     autoencoder, config = folder.spec.autoencoder, model.config.model
     channels, size = autoencoder.channels, folder.spec.latent_size
     if (channels, size) != (config.channels, config.input_size):
@@ -112,7 +114,7 @@ def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder
 
 
 class TrainingPoints:
-    """The training images as points [m, D], in the space that distances are taken in."""
+    """The training images as points [m, D] of the space in which distances are measured."""
 
     def __init__(self, folder: LatentFolder, generator: Generator, space: Space):
         assert generator.autoencoder is not None
@@ -124,7 +126,7 @@ class TrainingPoints:
         self._kept_bytes = 0
 
     def block(self, start: int, *, flip: bool = False) -> Tensor:
-        """The points [m, D] float32 on the CPU of `BLOCK` images from `start` on (fewer at the end)."""
+        """The points [m, D], float32 on the CPU, of the `BLOCK` images from `start`; at the end there are fewer."""
         indices = list(range(start, min(start + BLOCK, len(self.folder))))
         if self.space == "latents":
             return self.at(indices, flip=flip)
@@ -137,14 +139,14 @@ class TrainingPoints:
         return _flat(images)
 
     def at(self, indices: list[int], *, flip: bool = False) -> Tensor:
-        """These images' points [m, D] float32, on the CPU."""
+        """The points [m, D] of these images, float32 on the CPU."""
         if self.space == "pixels":
             return _flat(self.images(indices, [flip] * len(indices)))
         means = self.folder.batch(indices, flip=[flip] * len(indices)).mean
         return _flat(standardise(means, self.normalisation))
 
     def images(self, indices: list[int], flips: list[bool]) -> Tensor:
-        """[m, 3, H, W] uint8."""
+        """These images, [m, 3, H, W] uint8 on the CPU."""
         means = self.folder.batch(indices, flip=flips).mean
         return as_rgb(self.autoencoder.decode(means).cpu()).contiguous()
 
@@ -159,10 +161,10 @@ def search(
     leave_out: list[int] | None = None,
     report: Reporter = silent,
 ) -> Neighbours:
-    """The k training images closest to each of `queries [n, D]`, an image counted once with its mirror image.
+    """The k training images closest to each of `queries [n, D]`. An image and its mirror image count once.
 
     Args:
-        task: what the progress is called.
+        task: name of the progress.
         leave_out: for each query, a training image that does not count: itself.
     """
     count, total = len(queries), len(points.folder)
@@ -195,7 +197,7 @@ def _flat(values: Tensor) -> Tensor:
 
 
 def _grid(points: TrainingPoints, made: Tensor, captions: list[str], found: Neighbours) -> Image.Image:
-    """A row for each sample: the sample with its caption, then its neighbours with number and distance."""
+    """A row per sample: the sample with its caption, then its neighbours with number and distance."""
     images, labels = [], []
     for sample, caption, *row in zip(made, captions, *(values.tolist() for values in found), strict=True):
         distances, numbers, flips = row

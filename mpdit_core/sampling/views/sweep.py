@@ -1,4 +1,4 @@
-"""`mpdit sample --sweep KEY=V1,V2,…`: the same noise and labels under different options, on one sheet with axes."""
+"""`mpdit sample --sweep KEY=V1,V2,…`: the same noise and labels with different options, on one sheet with axes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SHEET = 1024  # images at most
 
 
 def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
-    """Writes sweep.png: the first key runs down, the second across (one key alone: across).
+    """Writes sweep.png: the values of the first key downwards, those of the second across; a single key across.
 
     Raises:
-        UserError: as `read_sweeps` and `Generator`, for whichever cell, or more than two keys; nothing is written then.
+        UserError: as `read_sweeps`, as `Generator` for any cell, or more than two keys. Nothing is written then.
     """
     down, across = _two_axes(read_sweeps(options.sweep))
     values = [
@@ -61,13 +61,13 @@ def _two_axes(axes: list[Axis]) -> tuple[Axis, Axis]:
     """(down, across); a sweep of one key has one row without a name."""
     if len(axes) > 2:
         raise UserError(
-            f"{len(axes)} keys on one sheet", code="too-many-keys", expected="one key, or two as the axes of a sheet"
+            f"{len(axes)} keys for one sheet", code="too-many-keys", expected="one key, or two for the two axes"
         )
     return (axes[0] if len(axes) == 2 else Axis("", ("",))), axes[-1]
 
 
 def _measure(generator: Generator) -> tuple[Tensor, dict[str, Any]]:
-    """The images of one cell, [n, 3, H, W] uint8, and what they cost."""
+    """The images of one cell, [n, 3, H, W] uint8, and their cost."""
     started = time.monotonic()
     batches = list(generator.batches())
     return torch.cat([batch.images for batch in batches]), {

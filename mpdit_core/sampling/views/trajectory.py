@@ -1,8 +1,8 @@
 """`mpdit sample --trajectory`: x_t and the data predicted from it, along t, as a strip and as a GIF.
 
-The predicted data are `x_t - t·velocity` (guided as the samples are): what the model would answer if it had to stop.
-They come from evaluations of their own at the states shown, so that any sampler may be looked at and none is disturbed;
-each stands alone, so a rule of guidance that remembers earlier evaluations has none to remember.
+The predicted data are `x_t - t·velocity`, guided as the samples are: the result of one step from there to t = 0. They
+come from additional evaluations at the states shown, which do not change the sampling and work with any sampler. A
+rule of guidance that remembers earlier evaluations starts anew in each of them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mpdit_core.sampling.options import SampleOptions, ViewResult
 from mpdit_core.sampling.views.common import open_view, short_name
 
 DEFAULT_SAMPLES = 6
-FRAMES = 25  # of the GIF at most, with both ends
-COLUMNS = 9  # of the strip at most, with both ends
-ROWS = 8  # images in the strip at most
+FRAMES = 25  # at most in the GIF, with both ends
+COLUMNS = 9  # at most in the strip, with both ends
+ROWS = 8  # images at most in the strip
 
 
 @dataclass(frozen=True)
 class State:
-    """One moment: time, x_t and predicted data, both as images [n, 3, H, W] uint8."""
+    """One time t: x_t and the predicted data, both as images [n, 3, H, W] uint8."""
 
     t: float
     x_t: Tensor
@@ -99,7 +99,7 @@ def _frame(state: State, columns: int) -> Image.Image:
 
 
 def spread_out(count: int, at_most: int) -> list[int]:
-    """Up to `at_most` of the numbers 0..count-1, evenly, with both ends: (50, 3) → [0, 24, 49]."""
+    """Up to `at_most` of the numbers 0..count-1 at even distances, with both ends: (50, 3) → [0, 24, 49]."""
     if count <= at_most:
         return list(range(count))
     return [i * (count - 1) // (at_most - 1) for i in range(at_most)]

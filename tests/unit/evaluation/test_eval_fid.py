@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
+from eval_helpers import enter_folder, measured, options, pictures, warnings_of
 from PIL import Image
 from precision_helpers import make_auto_mean
 from safetensors.torch import load_file, save_file
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 from mpdit_cli.app import main
 from mpdit_core.errors import UserError
@@ -51,11 +51,12 @@ def test_spatial_features_are_seven_channels_flattened_as_tensorflow_does(incept
     assert features.logits.shape == (2, 1008)
 
 
-def test_features_ignore_autocast_and_batch_size(inception):
+def test_features_ignore_autocast_and_batch_size(inception, monkeypatch):
     images = torch.from_numpy(pictures(3)).permute(0, 3, 1, 2)
     together = extract(inception, images)
+    monkeypatch.setattr("mpdit_core.metrics.features.IMAGES_AT_ONCE", 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        alone = extract(inception, images, at_once=1)
+        alone = extract(inception, images)
     assert (together.pool - alone.pool).abs().max() < 1e-4
 
 
@@ -310,6 +311,9 @@ def test_missing_and_broken_weights_are_found_before_sampling(here, monkeypatch)
         evaluate(options(features="inception"))
     assert caught.value.code == "no-weights"
     assert str(here / "torch/hub/checkpoints" / WEIGHTS) in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(here / "a.npz"))  # a file: no cache can be made there
+        assert code_of(evaluate, options(features="inception")) == "no-weights"
     Path("w.pth").write_bytes(b"torn")
     assert code_of(evaluate, options(features="inception", weights="w.pth")) == "damaged-file"
     torch.save({"fc.weight": torch.zeros(3)}, "v.pth")

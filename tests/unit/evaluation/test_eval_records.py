@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval_helpers import code_of, enter_folder, measured, options, pictures, warnings_of
+from eval_helpers import enter_folder, measured, options, pictures, warnings_of
 from launch import run
 from PIL import Image
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 import mpdit_core
 from mpdit_core.evaluation import Comparison, EvaluationRecord, compare_records, evaluate, read_records
@@ -192,20 +192,8 @@ def test_figures_of_unpublished_weights_never_stand_as_fid(here, inception_weigh
     assert not any(key.startswith("fid") for key in record.metrics)
     assert record.is_fid is False
     assert record.extractor.published is False
-    words = [
-        "a.npz",
-        "-n",
-        5,
-        "--reference",
-        "b.npz",
-        "--metrics",
-        "fid",
-        "--device",
-        "cpu",
-        "--weights",
-        inception_weights,
-    ]
-    assert "FID (unpublished weights)" in run("eval-fid", *words).out
+    words = ["-n", 5, "--reference", "b.npz", "--metrics", "fid", "--device", "cpu", "--weights", inception_weights]
+    assert "FID (unpublished weights)" in run("eval-fid", "a.npz", *words).out
     published = altered(record, "published.json", "extractor", "published", to=True)
     assert names(compared(published, record).reasons) == ["published weights"]
     alike = compared(record, record)

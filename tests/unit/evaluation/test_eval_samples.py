@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from eval_helpers import code_of, enter_folder, measured, options
+from eval_helpers import enter_folder, measured, options
 from launch import run
 from PIL import Image
-from sample_helpers import write_model
+from sample_helpers import code_of, write_model
 
 from mpdit_core.evaluation import evaluate
 from mpdit_core.sampling import SampleOptions, sample
@@ -79,6 +79,11 @@ def test_an_export_is_measured_as_its_run(here):
     assert from_run.path.parent == Path("run/evals")
     assert exported.path.parent == Path("evals")  # the export stays as it was
     assert not (here / "out" / "evals").exists()
+
+
+def test_a_model_in_the_home_of_the_user_is_found(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert measured("~/m", "digits", **QUICK).metrics == measured("m", "digits", **QUICK).metrics
 
 
 def test_a_model_of_the_hub_is_measured_by_its_address(here, monkeypatch):

@@ -1,24 +1,4 @@
-"""Acceptance lines of the protocol: the resize, torch-fidelity's own figures, memory of precision and recall.
-
-Where the other lines are tested:
-
-    features of sFID                     test_eval_fid.py: test_spatial_features_are_seven_channels_…
-    FID, sFID against numpy and sqrtm    test_metrics.py: test_frechet_is_adms_…, test_frechet_of_real_features_is_adms,
-                                         test_frechet_of_few_rows_agrees_by_all_three_ways
-    distance to itself, S2 = c·S1        test_metrics.py: test_distance_to_itself_is_zero, test_scaled_covariance_…
-    Inception Score                      test_metrics.py: test_inception_score_in_chunks_of_5000_in_any_order
-    precision and recall                 test_metrics.py: test_precision_and_recall_are_those_of_brute_force,
-                                         test_collapsed_samples_have_precision_and_no_recall
-    KID                                  test_metrics.py: test_kernel_distance_…
-    FID, ISC, KID of torch-fidelity      test_eval_torch_fidelity.py, from the images on
-    the same pixels in every form        test_eval_fid.py: test_every_form_of_the_same_pixels_gives_the_same
-    streaming against np.cov             test_metrics.py: test_streamed_statistics_are_those_of_numpy
-    interruptions, several processes     test_metrics.py: test_an_addition_that_is_interrupted_…;
-                                         test_eval_processes.py: the same bits in every history
-    a changed weight file or data set    test_eval_fid.py: test_fid_of_finished_samples_with_its_record,
-                                         test_a_changed_folder_is_measured_again
-    ADM's npz and back                   test_eval_fid.py: test_a_written_reference_gives_the_same_figures
-"""
+"""Acceptance lines of the protocol: the resize, torch-fidelity's own figures, memory of precision and recall."""
 
 from __future__ import annotations
 

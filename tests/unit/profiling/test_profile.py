@@ -285,6 +285,7 @@ def test_bars():
 @pytest.mark.parametrize(
     ("options", "code"),
     [
+        ({"model": "no/such/run"}, "no-such-file"),
         ({"preset": ["xl-257"]}, "no-such-preset"),
         ({"preset": ["DiT-XXL/2"]}, "no-such-preset"),
         ({"preset": ["xl-256"], "resolution": 250}, "resolution-does-not-fit"),
@@ -301,6 +302,7 @@ def test_bars():
         ({"search": "target_macs=1e3"}, "over-budget"),
         ({"search": "target_macs=1e9, levels=[4]"}, "nothing-to-search"),
         ({"search": "levels=[2]"}, "invalid-value"),
+        ({"search": "target_macs=30e9", "csv": "a.csv"}, "conflicting-options"),
         ({"plot": "figure.gif"}, "invalid-value"),
     ],
 )
@@ -308,11 +310,6 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], code: str):
     with pytest.raises(UserError) as error:
         profile_flops(validate(ProfileOptions, options))
     assert error.value.code == code
-
-
-def test_a_model_that_is_not_there_is_refused():
-    with pytest.raises(UserError):
-        profile(model="no/such/run")
 
 
 def test_what_an_objective_adds_is_counted():

@@ -239,6 +239,7 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
 
 def test_cuda_graphs_are_refused_elsewhere(model):
     assert code_of(make_generator, model, compile="graphs") == "no-cuda-graphs"
+    assert code_of(make_generator(model).changed, compile="graphs") == "no-cuda-graphs"
     apart = SamplingOptions(compile="graphs", guidance="skip-tokens")  # its stages are called one by one
     assert code_of(Generator, model, apart, device=torch.device("cuda")) == "conflicting-options"
 

@@ -71,8 +71,8 @@ def test_the_record_of_a_set(model, tmp_path):
     rules = {"sampler": "heun", "sampler_options": {"grid": "cosine"}, "guidance": "apg"}
     run_sample(model, out=tmp_path / "o", **rules, guidance_options={"eta": 0.5}, guide=str(weak.path))
     made = SampleSet.open(tmp_path / "o")
-    assert made.complete
-    assert (made.path, made.format, made.num_samples, made.nfe) == (tmp_path / "o", "png", 10, 8)
+    assert made.counts
+    assert (made.path, made.format, made.num_samples, made.counts.nfe) == (tmp_path / "o", "png", 10, 8)
     assert (made.options.sampler, made.options.num_steps, made.options.guidance_scale) == ("heun", 4, 2.0)
     assert made.options.sampler_options == {"grid": "cosine", "shift": None, "rho": 7.0}
     assert (made.options.guidance, made.options.guidance_options) == ("apg", {"eta": 0.5, **APG})
