@@ -291,8 +291,8 @@ def find_latents(root: Path | str = "latents", *, resolution: Size | None = None
     """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
 
     Raises:
-        UserError: there is none (`no-latents`), there is more than one (`ambiguous-latents`), or the only ones that there
-            are cannot be read (as `read_manifest`).
+        UserError: there is none (`no-latents`), there is more than one (`ambiguous-latents`), or none can be read (as
+            `read_manifest`).
     """
     root, found, unreadable = Path(root), {}, []
     for path in sorted(root.glob("*/manifest.json")):
