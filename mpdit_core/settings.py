@@ -338,12 +338,13 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
     return "\n".join(lines_of(settings.model_dump(mode="json"), ())) + "\n"
 
 
-def toml_value(value: Any) -> str:
-    """A value in TOML, tables in one line."""
+def toml_value(value: Any, *, comma: str = ", ") -> str:
+    """A value in TOML, on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(key)} = {toml_value(inner)}" for key, inner in value.items()) + "}"
+        pairs = (f"{_toml_key(key)}={toml_value(inner, comma=comma)}" for key, inner in value.items())
+        return "{" + comma.join(pairs) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(toml_value, value)) + "]"
+        return "[" + comma.join(toml_value(inner, comma=comma) for inner in value) + "]"
     return json.dumps(value)
 
 

@@ -62,7 +62,7 @@ class TrainOptions(DeviceOptions):
             words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         for key, value in flatten(self.settings).items():
             is_word = isinstance(value, str) and parse_value(value) == value
-            words += ["--set", f"{key}={value if is_word else toml_value(value)}"]
+            words += ["--set", f"{key}={value if is_word else toml_value(value, comma=',')}"]
         return shlex.join(words)
 
 
