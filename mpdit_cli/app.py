@@ -44,7 +44,7 @@ EXIT_DEFECT = 1
 
 
 def build_app(called: str = "") -> typer.Typer:
-    """All commands; where `called` is one of ours, that one alone. Of other packages', only `called` is imported."""
+    """The app with all commands, or with `called` alone if it is one of ours. Of plugins, only `called` is imported."""
     app = typer.Typer(
         name="mpdit",
         help="MPDiT: encode images, train, sample, evaluate and count the compute.",
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_USER_ERROR
         console.defect(error)
         return EXIT_DEFECT
-    except BaseException as error:  # nothing of ours raises others
+    except BaseException as error:  # our own code raises no others
         if "_MPDIT_COMPLETE" in os.environ:
             return 0
         if isinstance(error.__context__, BrokenPipeError):  # how Typer passes it on

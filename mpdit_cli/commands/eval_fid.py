@@ -1,4 +1,4 @@
-"""`mpdit eval-fid WHAT`: FID, sFID, Inception Score, precision and recall, with their protocol attached."""
+"""`mpdit eval-fid WHAT`: FID, sFID, Inception Score, precision and recall, with the protocol that gave them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def reference_summary(reference: ReferenceResult) -> console.Summary:
 
 
 def sweep_parts(sweep: SweepResult) -> list[Table | console.Summary]:
-    """One line per combination, and the lowest."""
+    """One line per combination, and the one with the lowest distance."""
     names = [key for key in sweep.labels if sweep.rows[0].metrics[key] is not None]
     rows = [
         [*row.values.values(), _text(row.nfe), _text(row.passes), *(_text(row.metrics[name]) for name in names)]
@@ -114,7 +114,7 @@ def comparison_parts(comparison: Comparison) -> list[Table | console.Summary]:
 
 
 def _figure(record: EvaluationRecord, key: str) -> str:
-    """With its error bar, where there is one."""
+    """The metric, with its error bar or standard deviation if it has one."""
     value, interval, deviation = (record.metrics.get(key + suffix) for suffix in ("", "_interval", "_std"))
     if value is None:
         return "not offered by these features or this reference"
@@ -124,7 +124,7 @@ def _figure(record: EvaluationRecord, key: str) -> str:
 
 
 def _label(key: str, labels: dict[str, str]) -> str:
-    """A metric's name, or that of what belongs to it, as `fid_std`."""
+    """The name of a metric; for a key such as `fid_std`, the name with the suffix behind it."""
     base, _, suffix = key.rpartition("_")
     return f"{labels[base]}: {suffix}" if key not in labels and base in labels else labels.get(key, key)
 

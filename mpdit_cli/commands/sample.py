@@ -81,6 +81,6 @@ def guidance(options: SamplingOptions) -> str:
 
 
 def view_summary(result: ViewResult, options: SampleOptions) -> console.Summary:
-    """The view, and what is seen in it."""
+    """The view in a few lines."""
     rows = {"where": str(result.image), **result.facts}
     return console.Summary(title=f"{result.view} of {options.model}", rows=rows)
