@@ -37,8 +37,8 @@ __all__ = [
     "read_class_names", "read_regular", "to_pixels", "to_range",
 ]  # fmt: skip
 
-# Helpers, imported when they are first used. For data sets: what mpdit's own sources read files with, however damaged or
-# unusual. For autoencoders: pixels to [-1, 1] and back.
+# Helpers, imported when they are first used. For data sets: what mpdit's own sources read files with, also damaged and
+# unusual ones. For autoencoders: pixels to [-1, 1] and back.
 _, __getattr__ = lazy_names(__name__, __file__)
 
 PLUGIN_API = 2
@@ -48,8 +48,8 @@ VelocityFn: TypeAlias = "Callable[[Tensor, float], Tensor]"
 """`velocity_fn(x_t [B, C, h, w], t: float) -> velocity [B, C, h, w]`; t is one time for the whole batch."""
 
 NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | Callable[[Tensor], Tensor] | None"
-"""One generator for the batch; one per image, so that an image does not depend on its batch; a function from a tensor to
-noise of its shape, with which `check_sampler` computes moments exactly; or None, torch's global generator."""
+"""One generator for the batch; one per image, so that an image does not depend on its batch; a function from a tensor
+to noise of its shape, with which `check_sampler` computes moments exactly; or None, torch's global generator."""
 
 
 class Step(NamedTuple):
@@ -70,7 +70,7 @@ class Sampler(Protocol):
     stochastic: ClassVar[bool]  # whether it draws noise during the steps
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        """Yields `num_steps` states, or as many as an adaptive sampler takes; `x_t` has the device and dtype of `noise`.
+        """Yields `num_steps` states, an adaptive sampler any number; `x_t` has the device and dtype of `noise`.
 
         Args:
             velocity_fn: the network with labels and guidance bound; each call is one evaluation (NFE).

@@ -10,7 +10,6 @@ from mpdit_core.doctor.options import Diagnosis, DoctorOptions
 from mpdit_core.table import Table
 
 
-
 @options_command(DoctorOptions)
 def command(options: DoctorOptions) -> None:
     """Examine this machine and installation: versions, devices and their rates, weights, disk, plugins, runs.

@@ -1,7 +1,8 @@
 """Samplers, data sets, feature extractors, autoencoders, objectives and commands by name.
 
-All, ours and other packages' alike, are entry points; ours are declared in pyproject.toml. Nothing is imported until it
-is named. `module:attribute` and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves only our own.
+All of them, those of mpdit and those of other packages, are entry points; mpdit's are declared in pyproject.toml. A
+plugin is imported only when it is named. `module:attribute` and `./file.py:Attribute` work in place of a name.
+`MPDIT_PLUGINS=off` leaves only the plugins of mpdit itself.
 
     contracts.py the kinds of plugin, and what a class of each must have
     finding.py   which packages offer what, from their metadata alone

@@ -28,8 +28,6 @@ def graph() -> grimp.ImportGraph:
     return grimp.build_graph("mpdit_core", "mpdit_cli", exclude_type_checking_imports=True)
 
 
-
-
 def imported_by(module: str) -> list[str]:
     return sorted(graph().find_modules_directly_imported_by(module))
 
@@ -65,7 +63,7 @@ def test_no_room_is_too_large(package: str):
 
 
 def test_plugins_import_the_contract_alone():
-    """Our packages in plugins/ import only what any plugin may. The playground, a program on top of mpdit, is exempt."""
+    """Our packages in plugins/ import what any plugin may; exempt is the playground, a program on top of mpdit."""
     for path in sorted((ROOT / "plugins").glob("*/mpdit_*/**/*.py")):
         if "mpdit-playground" in path.parts:
             continue
