@@ -178,7 +178,7 @@ def _samples(path: Path) -> dict[str, Any]:
         "about": _in_short(found.sampler.name, found.options),
     }
     if not found.complete:
-        remedy = "run the same `mpdit sample` command again; it resumes"
+        remedy = "run the same `mpdit sample` command again; it resumes where it stopped"
         facts |= {"status": "unfinished", "problem": f"the samples in {path} are not complete", "remedy": remedy}
     return facts
 

@@ -1,4 +1,4 @@
-"""`mpdit playground MODEL…`: its options, and starting the page. Torch-free and without Gradio until it is called."""
+"""`mpdit playground MODEL…`: opens the page and serves it. Imports torch and Gradio only when it is called."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class PluginCommand:
-    """What an entry point of the group `mpdit.commands` names."""
+    """A command, as the contract `mpdit_core.api.Command` describes it."""
 
     options: type[Options]
     job: Callable[..., Result]  # (options, *, report)
@@ -49,13 +49,13 @@ def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> Play
             remedy="--port N",
         ) from error
     if options.host not in LOCAL:
-        text = f"everybody who can connect to {options.host} can use this page"
+        text = f"anyone who can connect to {options.host} can use this page"
         report(Warning(code="open-to-network", text=text))
     report(Note(text=f"the page is at {url} until Ctrl-C"))
     try:
         threading.Event().wait()
     except (KeyboardInterrupt, Interrupted):
-        pass  # how one leaves
+        pass  # this is how the user ends it
     finally:
         page.close()
     return PlaygroundResult(url=url)
