@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mpdit_core.data.sources.archives import read_archive
     from mpdit_core.data.sources.class_lists import read_class_names
     from mpdit_core.data.sources.files import read_regular
+    from mpdit_core.settings import Options, Result
 
 __all__ = [
     "PLUGIN_API", "Autoencoder", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "LogPart",
@@ -304,15 +305,14 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
     return torch.stack(rows).to(like.device)
 
 
-class Command(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Command:
     """A command `mpdit NAME`: an object that an entry point of the group `mpdit.commands` names.
 
-    `mpdit plugins new command NAME` writes one, and `mpdit_core.testing.check_command` checks it.
-
-    Its module is imported only when the command is called. `options` is a subclass of `mpdit_core.settings.Options`,
-    each field of which is a flag. The job is `job(options, *, report) -> mpdit_core.settings.Result`.
+    `mpdit plugins new command NAME` writes one, and `mpdit_core.testing.check_command` checks it. Its module is
+    imported only when the command is called.
     """
 
-    options: type
-    job: Callable[..., Any]
-    help: str
+    options: type[Options]  # each of its fields is an argument or a flag
+    job: Callable[..., Result]  # job(options, *, report)
+    help: str  # a sentence

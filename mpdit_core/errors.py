@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 
@@ -26,12 +27,8 @@ class UserError(ValueError):
             lines.append(f"  remedy:   {remedy}")
         super().__init__("\n".join(lines))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # keyword-only arguments would be lost by the default pickling
-        return (_rebuild, (self.what, self.code, self.expected, self.remedy))
-
-
-def _rebuild(what: str, code: str, expected: str | None, remedy: str | None) -> UserError:
-    return UserError(what, code=code, expected=expected, remedy=remedy)
+    def __reduce__(self) -> tuple[Any, ...]:  # pickling would lose keyword-only arguments
+        return (partial(UserError, code=self.code, expected=self.expected, remedy=self.remedy), (self.what,))
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str | None:

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from mpdit_core.api import UserError
+from mpdit_core.api import Command, UserError
 from mpdit_core.errors import Interrupted
 from mpdit_core.reporting import Note, Reporter, Warning, silent
-from mpdit_core.settings import Options, Result
 from mpdit_playground.options import PlaygroundOptions, PlaygroundResult
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginCommand:
-    """A command, as the contract `mpdit_core.api.Command` describes it."""
-
-    options: type[Options]
-    job: Callable[..., Result]  # (options, *, report)
-    help: str
 
 
 def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> PlaygroundResult:
@@ -61,6 +49,6 @@ def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> Play
     return PlaygroundResult(url=url)
 
 
-playground_command = PluginCommand(
+playground_command = Command(
     options=PlaygroundOptions, job=playground, help="Open a local page to try a model, or several side by side."
 )
