@@ -111,8 +111,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             node = node.setdefault(table, {})
             if not isinstance(node, dict):
                 raise UserError(
-                    f"{key}: {table} already has a value and cannot contain {leaf}", code="not-an-assignment"
-                )
+                    f"{key}: {table} already has a value and cannot contain {leaf}", code="not-an-assignment",
+                    expected=f"either {table}=VALUE or {key}=VALUE",
+                )  # fmt: skip
         node[leaf] = parse_value(text)
     return tree
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import Options, merge, parse_assignments, parse_field, spelling_of, validate
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -63,7 +63,10 @@ def with_value(options: O, key: str, text: str) -> O:
         name, value = key, parse_field(kind, key, text)
     else:
         known = [*plain, *(f"{'TABLE' if table == '*' else table}.KEY" for table in tables)]
-        raise UserError(f"sweep {key}: no such option to vary", code="unknown-key", expected=", ".join(known))
+        raise UserError(
+            f"sweep {key}: there is no such option to vary", code="unknown-key", expected=", ".join(known),
+            remedy=did_you_mean(key, known),
+        )  # fmt: skip
     values = {name: getattr(options, name) for name in kind.model_fields}
     return validate(kind, values | {name: value}, origin="sweep")
 

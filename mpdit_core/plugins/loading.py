@@ -119,7 +119,7 @@ def _import_module(name: str, entry: Entry) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"{path} does not exist", code="no-such-file", expected="./file.py:Class")
+        raise UserError(f"{path} does not exist", code="no-such-file", expected="a Python file, as in ./file.py:Class")
     name = f"mpdit_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

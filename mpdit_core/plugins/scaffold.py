@@ -9,7 +9,7 @@ import keyword
 import re
 from pathlib import Path
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.plugins.contracts import KINDS
 from mpdit_core.plugins.finding import names
 from mpdit_core.reporting import Reporter, Saved, silent
@@ -36,7 +36,10 @@ def new_plugin(kind: str, name: str, out: Path | None = None, *, report: Reporte
             (`name-in-use`), or the folder exists (`folder-in-use`).
     """
     if kind not in GROUPS:
-        raise UserError(f"there is no kind of plugin called {kind!r}", code="no-such-kind", expected=", ".join(GROUPS))
+        raise UserError(
+            f"there is no kind of plugin called {kind!r}", code="no-such-kind", expected=", ".join(GROUPS),
+            remedy=did_you_mean(kind, GROUPS),
+        )  # fmt: skip
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(
             f"{name!r} cannot be the name of a plugin",

@@ -20,7 +20,10 @@ def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> Play
         UserError: no model (`no-model`), one that cannot be sampled, or a port that is taken (`port-in-use`).
     """
     if not options.models:
-        raise UserError("no model is given", code="no-model", expected="a run, checkpoint or export, or several")
+        raise UserError(
+            "no model is given", code="no-model", expected="a run, checkpoint or export, or several",
+            remedy="e.g. mpdit playground runs/digits-1",
+        )  # fmt: skip
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from mpdit_playground.page import Page
     from mpdit_playground.session import Playground
