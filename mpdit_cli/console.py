@@ -11,6 +11,7 @@ import json as json_module
 import os
 import signal
 import sys
+import textwrap
 import time
 import traceback
 import unicodedata
@@ -100,9 +101,12 @@ def show(result: Result, *parts: Table | Summary) -> None:
         return
     if _settings.json:
         _write_json({"event": "result"} | jsonable(result.model_dump()))
-    for part in parts:
-        if not _settings.quiet:
-            _draw_table(part) if isinstance(part, Table) else _draw_summary(part)
+    if _settings.quiet:
+        return
+    for number, part in enumerate(parts):
+        if number:
+            say("")
+        _draw_table(part) if isinstance(part, Table) else _draw_summary(part)
 
 
 @contextlib.contextmanager
@@ -179,9 +183,15 @@ def show_picture(path: str) -> None:
 
 def user_error(error: UserError) -> None:
     """Prints a user error: text on stderr, and with `--json` the last line of stdout."""
-    parts = {"what": error.what, "expected": error.expected, "remedy": error.remedy}
-    shown = UserError(**{name: part and clean(part) for name, part in parts.items()})
-    _error(str(shown), code=error.code, **parts)
+    from rich.console import Console
+
+    terminal = Console(stderr=True)
+    shown = UserError(
+        _wrapped(clean(error.what), terminal, indent=len("error: ")),
+        expected=error.expected and _wrapped(clean(error.expected), terminal, indent=len("  expected: ")),
+        remedy=error.remedy and clean(error.remedy),  # may be a command to copy
+    )
+    _error(str(shown), code=error.code, what=error.what, expected=error.expected, remedy=error.remedy)
 
 
 def usage_error(error: Any) -> None:
@@ -231,15 +241,29 @@ def _write_json(value: dict[str, Any]) -> None:
     stdout.flush()
 
 
+def _wrapped(text: str, console: Any, *, indent: int = 0) -> str:
+    """`text` broken between words at the width of the terminal; without a terminal, unchanged.
+
+    Args:
+        indent: columns that are left free, before the first line too.
+    """
+    if not console.is_terminal:
+        return text
+    lines = (
+        textwrap.wrap(line, max(20, console.width - indent), break_long_words=False, break_on_hyphens=False) or [""]
+        for line in text.split("\n")
+    )
+    return f"\n{' ' * indent}".join(line for wrapped in lines for line in wrapped)
+
+
 def _draw_table(table: Table) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
     console = _people()
-    drawn = RichTable(
-        title=table.title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False,
-        pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
+    if table.title:
+        say(_wrapped(table.title, console), style="bold")
+    drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in table.rows]
         longest = max(map(len, [column, *cells]))
@@ -255,14 +279,14 @@ def _draw_table(table: Table) -> None:
         console.width = WIDTH_OF_A_FILE
     console.print(drawn)
     if table.note:
-        say(table.note)
+        say(_wrapped(table.note, console))
 
 
 def _draw_summary(summary: Summary) -> None:
-    width = max((len(label) for label in summary.rows), default=0)
+    width, console = max((len(label) for label in summary.rows), default=0), _people()
     say(summary.title, style="bold")
     for label, value in summary.rows.items():
-        say(f"  {label:<{width}}  {clean(value)}")
+        say(f"  {label:<{width}}  {_wrapped(clean(value), console, indent=width + 4)}")
     if summary.next_command:
         say(f"next:  {summary.next_command}", style="green")
 
@@ -302,9 +326,9 @@ class _View:
                 )
                 self._progress("train", event.step, event.total_steps, "steps", text)
             case Note(text=text):
-                self._print(text)
+                self._print(_wrapped(text, self.console))
             case Warning(text=text):
-                self._print(f"warning: {text}", style="yellow")
+                self._print(_wrapped(f"warning: {text}", self.console), style="yellow")
             case Saved(what=what, path=path):
                 if self.panel is not None and what == "preview":
                     self.panel.preview = str(path)

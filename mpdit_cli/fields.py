@@ -64,11 +64,11 @@ Set = Annotated[
 # These two are read by app.main before the command runs, so that errors of parsing respect them.
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", metavar="", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING
-    ),
+    typer.Option("--json", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", metavar="", help="Only warnings, errors and the result.", **RUNNING)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Only warnings and errors; with --json also the result.", **RUNNING)
+]
 
 
 class Command(typer.core.TyperCommand):
@@ -77,8 +77,26 @@ class Command(typer.core.TyperCommand):
     def get_help_option(self, ctx: Any) -> Any:
         option: Any = super().get_help_option(ctx)
         if option is not None:
-            option.rich_help_panel, option.metavar = RUNNING["rich_help_panel"], ""
+            option.rich_help_panel = RUNNING["rich_help_panel"]
         return option
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_metavars(super().get_params(ctx))
+
+
+class Group(typer.core.TyperGroup):
+    """A command with subcommands."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_metavars(super().get_params(ctx))
+
+
+def without_metavars(parameters: list[Any]) -> list[Any]:
+    """The parameters, with nothing behind a switch in --help; Typer would show `<bool>`."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -112,7 +112,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             if not isinstance(node, dict):
                 raise UserError(
                     f"{key}: {table} already has a value and cannot contain {leaf}", code="not-an-assignment",
-                    expected=f"either {table}=VALUE or {key}=VALUE",
+                    expected=f"a value for {table} or for keys in it, not both",
                 )  # fmt: skip
         node[leaf] = parse_value(text)
     return tree

@@ -12,7 +12,7 @@ from mpdit_core.presets import propose_preset
 from mpdit_core.training.options import TrainOptions
 
 LISTED = 5  # skipped images
-FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
+FLIPS = {"stored": "stored too", "mirrored": "made from the latents, exactly", "none": "none"}
 
 
 @options_command(EncodeOptions)
@@ -36,7 +36,8 @@ def summary(result: EncodeResult) -> console.Summary:
     pixels = f"{result.resolution.height} × {result.resolution.width} pixels"
     classes = f"in {result.classes:,} classes" if result.classes else "without classes"
     rows = {
-        "images": f"{result.count:,} of {pixels} {classes}, mirror images: {FLIPS[result.flips]}",
+        "images": f"{result.count:,} of {pixels} {classes}",
+        "mirror images": FLIPS[result.flips],
         "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
         "mean": _numbers(result.measured_mean),
         "std": _numbers(result.measured_std),

@@ -54,21 +54,15 @@ def command(
 
 
 def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
-    """The figures of one evaluation."""
+    """The figures of one evaluation, and how its samples were made."""
     rows = [[label, _figure(record, key)] for key, label in record.labels.items()]
     note = f"{record.count} samples against {record.reference.path}"
-    values = {
-        label: f"{record.metrics[key]:.4f}"
-        for key, label in record.labels.items()
-        if isinstance(record.metrics[key], float)
-    }
-    if (made := record.sampling) and made.nfe is not None and made.passes is not None:
-        values["guidance"] = guidance(made.options)
-        values["cost"] = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
-    return [
-        Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note),
-        console.Summary(title="evaluated", rows=values),
-    ]
+    table = Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note)
+    made = record.sampling
+    if made is None or made.nfe is None or made.passes is None:
+        return [table]
+    cost = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
+    return [table, console.Summary(title="sampling", rows={"guidance": guidance(made.options), "cost": cost})]
 
 
 def reference_summary(reference: ReferenceResult) -> console.Summary:

@@ -10,7 +10,7 @@ import typer
 
 from mpdit_cli import console
 from mpdit_cli.console import Summary
-from mpdit_cli.fields import Command, Json, Quiet
+from mpdit_cli.fields import Command, Group, Json, Quiet
 from mpdit_core.plugins import KINDS, list_plugins, new_plugin, show_plugin
 from mpdit_core.table import Table
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KINDS_OF_NEW = ", ".join(contract.table for contract in KINDS.values())
 
-app = typer.Typer(help="List plugins, and why broken ones are broken; describe one; write a new one.")
+app = typer.Typer(cls=Group, help="List plugins and what is wrong with broken ones; describe one; write a new one.")
 
 
 @app.callback(invoke_without_command=True)
@@ -36,7 +36,7 @@ def command(context: typer.Context, json: Json = False, quiet: Quiet = False) ->
 
 @app.command(cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a plugin, module:Class or ./file.py:Class.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a plugin, module:Class or ./file.py:Class.")],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,9 +47,11 @@ def show(
 
 @app.command(cls=Command)
 def new(
-    kind: Annotated[str, typer.Argument(help=f"Kind of plugin, one of {KINDS_OF_NEW}.")],
-    name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Kind of plugin, one of {KINDS_OF_NEW}.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new plugin, such as my-sampler.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the new package (default: ./mpdit-NAME).")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,7 +66,8 @@ def list_tables(found: PluginList) -> list[Table]:
     for kind in KINDS:
         rows = [[report.name, report.package, _in_short(report)] for report in found.plugins if report.kind == kind]
         if rows:
-            tables.append(Table(title=kind.capitalize(), columns=["name", "package", "what it is"], rows=rows))
+            title = f"{KINDS[kind].word}s".capitalize()
+            tables.append(Table(title=title, columns=["name", "package", "what it is"], rows=rows))
     if tables:
         tables[-1] = dataclasses.replace(tables[-1], note="`mpdit plugins show NAME` describes one and its options.")
     return tables
@@ -76,10 +79,10 @@ def page(report: PluginReport) -> list[Summary | Table]:
     rows |= {key: str(value) for key, value in report.facts.items()}
     if report.status != "ok":
         rows |= {report.status: report.reason, "remedy": report.remedy}
-    summary = Summary(title=f"{report.name} ({report.kind})", rows={key: text for key, text in rows.items() if text})
+    word, table = KINDS[report.kind].word, KINDS[report.kind].table
+    summary = Summary(title=f"{report.name} ({word})", rows={key: text for key, text in rows.items() if text})
     if not report.options:
         return [summary]
-    table = KINDS[report.kind].table
     options = Table(
         title=f"options, given as --set {table}.KEY=VALUE",
         columns=["key", "type", "default", "what it is"],

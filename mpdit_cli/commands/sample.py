@@ -17,7 +17,7 @@ def command(
     options: SampleOptions,
     show: Annotated[
         bool,
-        typer.Option("--show", metavar="", help="Show the grid or the view in the terminal.", rich_help_panel="Output"),
+        typer.Option("--show", help="Show the grid or the view in the terminal.", rich_help_panel="Output"),
     ] = False,
     nproc: Nproc = "auto",
 ) -> None:
