@@ -116,6 +116,17 @@ def test_what_could_act_on_a_terminal_or_its_reader_is_shown_harmless(text, show
     assert console.clean("a\nb", lines=True) == "a\nb"
 
 
+def test_on_a_terminal_text_breaks_between_words_and_paths_stay_whole(capsys, monkeypatch):
+    wide = Console(force_terminal=True, width=40, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(console, "_people", lambda: wide)
+    value = f"ten words that do not fit in one line and {'p' * 50}"
+    console.show(Pie(slices=1, plate=Path("plate")), console.Summary(title="done", rows={"slices": value}))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "done", "  slices  ten words that do not fit in", "          one line and", f"          {'p' * 50}"
+    ]  # fmt: skip
+
+
 def test_of_a_group_rank_0_speaks(baked):
     out, err = baked(rank=1)
     assert out == "a library prints\n"
