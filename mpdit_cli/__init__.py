@@ -2,6 +2,6 @@
 
 import os
 
-# Pydantic looks for plugins of its own in every installed package, and one malformed entry_points.txt stops it. It
-# reads this when it is first imported.
+# Pydantic searches every installed package for plugins of its own, and fails where an entry_points.txt is malformed. It
+# reads this variable when it is first imported.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

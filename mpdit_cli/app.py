@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mpdit_cli import console
-from mpdit_cli.fields import Command
+from mpdit_cli.fields import Command, Group
 from mpdit_cli.plugin_commands import add_plugin_commands
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.runtime.signals import handle_stop_signals, interrupt
@@ -44,10 +44,12 @@ EXIT_DEFECT = 1
 
 
 def build_app(called: str = "") -> typer.Typer:
-    """All commands; where `called` is one of ours, that one alone. Of other packages', only `called` is imported."""
+    """The app with all commands, or with `called` alone if it is one of ours. Of plugins, only `called` is imported."""
     app = typer.Typer(
         name="mpdit",
-        help="MPDiT: encode images, train, sample, evaluate and count the compute.",
+        cls=Group,
+        help="Train, sample and evaluate MPDiT, a diffusion transformer that generates images.",
+        epilog="To begin: `mpdit demo`, or `mpdit encode-latents DIR` with your own images.",
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
@@ -58,9 +60,7 @@ def build_app(called: str = "") -> typer.Typer:
     def main(
         version: Annotated[
             bool,
-            typer.Option(
-                "--version", metavar="", help="Print the version and exit.", callback=_print_version, is_eager=True
-            ),
+            typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
         ] = False,
     ) -> None:
         pass
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_USER_ERROR
         console.defect(error)
         return EXIT_DEFECT
-    except BaseException as error:  # nothing of ours raises others
+    except BaseException as error:  # our own code raises no others
         if "_MPDIT_COMPLETE" in os.environ:
             return 0
         if isinstance(error.__context__, BrokenPipeError):  # how Typer passes it on

@@ -1,7 +1,7 @@
 """What the shell offers where a value is typed: presets, samplers, runs, latents, class names of the model given.
 
-By the name of the field, and so the same in every command. To add one: a function from the command's context to the
-values, and its row in `OFFERED`. Torch-free, for the shell waits.
+The name of the field decides, so it is the same in every command. To add one: a function from the command's context to
+the values, and its row in `OFFERED`. Torch-free, because the shell waits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Offer = Callable[[typer.Context], list[str]]
 
 
 def completer(field: str) -> Callable[..., list[str]] | None:
-    """What Typer asks for the values of `field` that begin with what is typed; None: the shell offers files."""
+    """A function that Typer calls for the values of `field` that begin with the typed text; None: files are offered."""
     offered = OFFERED.get(field)
     if offered is None:
         return None
@@ -40,7 +40,7 @@ def completer(field: str) -> Callable[..., list[str]] | None:
 
 
 def class_names(context: typer.Context) -> list[str]:
-    """The classes of the model that is given: by name, by number where the name has spaces or commas."""
+    """The classes of the model that is given: names, and numbers where a name has spaces or commas."""
     given = [context.params.get("model"), context.params.get("what"), *context.args]  # args: before an unfinished flag
     folder = Path(next((word for word in given if word), ""))
     found: Iterable[str] = ()

@@ -1,7 +1,7 @@
 """All printing: events as lines, progress bars and results for people, or as JSON lines for programs.
 
-People's text goes to stdout, and to stderr with `--json`, so that stdout then holds JSON alone. While a job runs so,
-whatever else prints, a plugin or a library, is sent to stderr too.
+Text for people goes to stdout. With `--json` it goes to stderr, as does everything that plugins and libraries print
+while a job runs, so that stdout holds JSON alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json as json_module
 import os
 import signal
 import sys
+import textwrap
 import time
 import traceback
 import unicodedata
@@ -24,17 +25,17 @@ from mpdit_core.reporting import Event, Note, Progress, Saved, Skipped, Step, Wa
 from mpdit_core.settings import Result
 from mpdit_core.table import Table
 
-SECONDS_BETWEEN_LINES = 5.0  # of progress where there is no terminal
-WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal
+SECONDS_BETWEEN_LINES = 5.0  # of progress, without a terminal
+WIDTH_OF_A_FILE = 160  # characters of a table's line, without a terminal
 LONGEST_UNBROKEN = 12  # characters of a column whose cells stay on one line, whatever the width
-LONGEST_NUMBER = 24  # characters of a number with what belongs to it, such as its unit
+LONGEST_NUMBER = 24  # characters of a number with its unit or error bar
 
 R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The end of a command as a person wants to read it: labelled values, and the command to type next."""
+    """What a command prints at its end for people: labelled values, and the command to type next."""
 
     title: str
     rows: dict[str, str]
@@ -52,14 +53,14 @@ _settings = _Settings()
 
 
 def configure(*, json: bool, quiet: bool) -> None:
-    """Set once by `app.main`, before any command runs, so that errors of parsing already respect it."""
+    """Called once by `app.main`, before the command line is parsed, so that its errors are printed accordingly."""
     _settings.json, _settings.quiet = json, quiet
 
 
 def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = "auto") -> R:
-    """Runs `job(*arguments, report=…)` here and returns its result; or this command line in `nproc` processes.
+    """Runs `job(*arguments, report=…)` here and returns its result; or runs this command line in `nproc` processes.
 
-    In a process of a group only rank 0 shows anything.
+    In a group of processes only rank 0 shows anything.
 
     Args:
         nproc: number of processes, or `auto`.
@@ -95,28 +96,28 @@ def _launch_if_several(nproc: str, device: str) -> None:
 
 
 def show(result: Result, *parts: Table | Summary) -> None:
-    """Prints a result: `parts` for people, or with `--json` the last JSON line. In a group, rank 0 does."""
+    """Prints a result: `parts` for people, and with `--json` the last JSON line. In a group only rank 0 prints."""
     if _rank() != 0:
         return
     if _settings.json:
         _write_json({"event": "result"} | jsonable(result.model_dump()))
-    for part in parts:
-        if not _settings.quiet:
-            _draw_table(part) if isinstance(part, Table) else _draw_summary(part)
+    if _settings.quiet:
+        return
+    for number, part in enumerate(parts):
+        if number:
+            say("")
+        _draw_table(part) if isinstance(part, Table) else _draw_summary(part)
 
 
 @contextlib.contextmanager
 def _stdout_for_json() -> Iterator[None]:
-    """With `--json`, keeps stdout for events; what anything prints in the meantime goes to stderr.
-
-    So does what code that is not Python's writes to file descriptor 1.
-    """
+    """With `--json`, keeps stdout for events: what Python or C code prints in the meantime goes to stderr."""
     if not _settings.json or _settings.stdout is not None:
         yield
         return
     sys.stdout.flush()
     ours = os.dup(1)
-    is_real = sys.stdout is sys.__stdout__  # not where a caller in Python has put something else in its place
+    is_real = sys.stdout is sys.__stdout__  # False where a caller in Python has replaced it
     os.dup2(2, 1)
     stdout = open(os.dup(ours), "w", encoding="utf-8") if is_real else sys.stdout  # noqa: SIM115
     _settings.stdout = stdout
@@ -134,7 +135,7 @@ def _stdout_for_json() -> Iterator[None]:
 
 
 def _flush_c_library() -> None:
-    """Writes out what C code has printed and C's library still holds."""
+    """Writes out what C code has printed and the C library still buffers."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows
@@ -145,10 +146,10 @@ IMITATED = "Traceback (most recent call last)"
 
 
 def clean(text: str, *, lines: bool = False) -> str:
-    """`text` without what a name in a file could do to a terminal or its reader.
+    """`text` made harmless, for it may contain names from files that are meant to mislead a terminal or its reader.
 
-    Control characters, escape sequences, marks that reverse the direction of writing, and undecodable bytes are shown
-    as Python escapes, and so are line ends, except where the `lines` are ours. Words that imitate a traceback go.
+    Control characters, escape sequences, marks that reverse the direction of writing, undecodable bytes and, unless
+    `lines` is true, line ends are shown as Python escapes. Text that imitates a traceback is replaced.
     """
     return _escaped(text, but="\n" if lines else "").replace(IMITATED, "(text of a traceback)")
 
@@ -160,13 +161,13 @@ def _escaped(text: str, *, but: str) -> str:
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """One line of text for people; of a group of processes, rank 0 says it."""
+    """Prints text for people; in a group only rank 0 prints."""
     if not _settings.quiet and _rank() == 0:
         _people().print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_picture(path: str) -> None:
-    """The picture as coloured half blocks, as wide as the terminal; a line that says why not where there is none."""
+    """Prints the picture as coloured half blocks, as wide as the terminal; without a terminal, says that it cannot."""
     console = _people()
     if _settings.quiet or not console.is_terminal:
         say(f"{path} is not shown: the output is not a terminal")
@@ -181,30 +182,36 @@ def show_picture(path: str) -> None:
 
 
 def user_error(error: UserError) -> None:
-    """What the user can correct: text on stderr, and with `--json` the last line of stdout."""
-    parts = {"what": error.what, "expected": error.expected, "remedy": error.remedy}
-    shown = UserError(**{name: part and clean(part) for name, part in parts.items()})
-    _error(str(shown), code=error.code, **parts)
+    """Prints a user error: text on stderr, and with `--json` the last line of stdout."""
+    from rich.console import Console
+
+    terminal = Console(stderr=True)
+    shown = UserError(
+        _wrapped(clean(error.what), terminal, indent=len("error: ")),
+        expected=error.expected and _wrapped(clean(error.expected), terminal, indent=len("  expected: ")),
+        remedy=error.remedy and clean(error.remedy),  # may be a command to copy
+    )
+    _error(str(shown), code=error.code, what=error.what, expected=error.expected, remedy=error.remedy)
 
 
 def usage_error(error: Any) -> None:
-    """A command line that cannot be read: click's own text on stderr, and with `--json` a line like `user_error`'s."""
+    """Prints click's own text about a command line that it cannot parse; with `--json` also a line as `user_error`."""
     error.show()
     if _settings.json:
         _write_json({"event": "error", "code": "usage", "what": error.format_message()})
 
 
 def stopped(interrupted: Interrupted, *, remedy: str) -> None:
-    """A signal ended the command. `remedy` is what to type to resume it."""
+    """Says that a signal ended the command, and `remedy`: what to type to resume it."""
     say(f"stopped; to resume: {remedy}")
     if _settings.json and _rank() == 0:
         _write_json({"event": "error", "code": "interrupted", "what": str(interrupted), "remedy": remedy})
 
 
 def defect(problem: BaseException) -> None:
-    """An error that is ours: the traceback, and what to do with it."""
+    """Prints the traceback of a defect of mpdit, and what to do with it."""
     print(_escaped("".join(traceback.format_exception(problem)), but="\n\t"), file=sys.stderr)
-    print("\nThis is a defect of mpdit, not of your input. Please report it with the text above.", file=sys.stderr)
+    print("\nThis is a defect in mpdit, not a mistake of yours. Please report it with the text above.", file=sys.stderr)
     if _settings.json:
         _write_json({"event": "error", "code": "defect", "what": f"{type(problem).__name__}: {problem}"})
 
@@ -234,15 +241,29 @@ def _write_json(value: dict[str, Any]) -> None:
     stdout.flush()
 
 
+def _wrapped(text: str, console: Any, *, indent: int = 0) -> str:
+    """`text` broken between words at the width of the terminal; without a terminal, unchanged.
+
+    Args:
+        indent: columns that are left free, before the first line too.
+    """
+    if not console.is_terminal:
+        return text
+    lines = (
+        textwrap.wrap(line, max(20, console.width - indent), break_long_words=False, break_on_hyphens=False) or [""]
+        for line in text.split("\n")
+    )
+    return f"\n{' ' * indent}".join(line for wrapped in lines for line in wrapped)
+
+
 def _draw_table(table: Table) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
     console = _people()
-    drawn = RichTable(
-        title=table.title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False,
-        pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
+    if table.title:
+        say(_wrapped(table.title, console), style="bold")
+    drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in table.rows]
         longest = max(map(len, [column, *cells]))
@@ -254,24 +275,24 @@ def _draw_table(table: Table) -> None:
         )
     for row in table.rows:
         drawn.add_row(*map(clean, row))
-    if not console.is_terminal and console.width < WIDTH_OF_A_FILE:  # a file has no width: do not squeeze the columns
+    if not console.is_terminal and console.width < WIDTH_OF_A_FILE:  # a file has no width to fit the columns into
         console.width = WIDTH_OF_A_FILE
     console.print(drawn)
     if table.note:
-        say(table.note)
+        say(_wrapped(table.note, console))
 
 
 def _draw_summary(summary: Summary) -> None:
-    width = max((len(label) for label in summary.rows), default=0)
+    width, console = max((len(label) for label in summary.rows), default=0), _people()
     say(summary.title, style="bold")
     for label, value in summary.rows.items():
-        say(f"  {label:<{width}}  {clean(value)}")
+        say(f"  {label:<{width}}  {_wrapped(clean(value), console, indent=width + 4)}")
     if summary.next_command:
         say(f"next:  {summary.next_command}", style="green")
 
 
 def _are_words(cells: Iterable[str]) -> bool:
-    """Whether most of a column's cells start with a letter: words stand on the left, numbers on the right."""
+    """Whether most of a column's cells start with a letter. Words are aligned to the left, numbers to the right."""
     starts = [cell[0].isalpha() or cell[0] in "`'“(" for cell in cells if cell]
     return sum(starts) * 2 > len(starts)
 
@@ -285,7 +306,7 @@ class _View:
         self.panel: Any = None
         self.tasks: dict[str, Any] = {}
         self.last_line: dict[str, float] = {}
-        self.started: dict[str, tuple[float, int]] = {}  # when, and at which number
+        self.started: dict[str, tuple[float, int]] = {}  # time, and what was done by then
         self.done: dict[str, int] = {}
 
     def show(self, event: Event) -> None:
@@ -305,9 +326,9 @@ class _View:
                 )
                 self._progress("train", event.step, event.total_steps, "steps", text)
             case Note(text=text):
-                self._print(text)
+                self._print(_wrapped(text, self.console))
             case Warning(text=text):
-                self._print(f"warning: {text}", style="yellow")
+                self._print(_wrapped(f"warning: {text}", self.console), style="yellow")
             case Saved(what=what, path=path):
                 if self.panel is not None and what == "preview":
                     self.panel.preview = str(path)

@@ -1,4 +1,4 @@
-"""An options class becomes the parameters of a command: each field one flag, its help and default from the field.
+"""Makes the parameters of a command from an options class: a flag per field, with the field's help and default.
 
     @options_command(SampleOptions)
     def command(options: SampleOptions) -> None: ...  # its docstring is the command's help
@@ -38,7 +38,7 @@ PANELS = ("What", "Measuring", "Sampling", "Views", "Output", "Other work", "Run
 """Groups of options in --help, in this order."""
 
 OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}
-"""A second way to type a field's flag, the same in every command."""
+"""A second spelling of a field's flag, the same in every command."""
 
 LONGEST_CHOICES = 26  # characters
 
@@ -57,28 +57,46 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any option or setting, by its key; values are TOML. Repeatable.",
+        help="Any option or setting, by its key; the value is TOML. Repeatable.",
         **RUNNING,
     ),
 ]
 # These two are read by app.main before the command runs, so that errors of parsing respect them.
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", metavar="", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING
-    ),
+    typer.Option("--json", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", metavar="", help="Only warnings, errors and the result.", **RUNNING)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Only warnings and errors; with --json also the result.", **RUNNING)
+]
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose --help stands at its end, with the other options that all commands have."""
+    """A command that lists --help at the end, with the other options that all commands have."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option: Any = super().get_help_option(ctx)
         if option is not None:
-            option.rich_help_panel, option.metavar = RUNNING["rich_help_panel"], ""
+            option.rich_help_panel = RUNNING["rich_help_panel"]
         return option
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_metavars(super().get_params(ctx))
+
+
+class Group(typer.core.TyperGroup):
+    """A command with subcommands."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_metavars(super().get_params(ctx))
+
+
+def without_metavars(parameters: list[Any]) -> list[Any]:
+    """The parameters, with nothing behind a switch in --help; Typer would show `<bool>`."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -106,7 +124,7 @@ def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Call
 
 
 def parameters_of(kind: type[Options]) -> list[inspect.Parameter]:
-    """A Typer parameter for each field that is typed on a command line. None stands for "not given" everywhere."""
+    """A Typer parameter for each field that can be typed on a command line. None means "not given"."""
     fields = [(name, info) for name, info in kind.model_fields.items() if spelling_of(info).typed]
     fields.sort(key=lambda field: _place(spelling_of(field[1])))
     return [_parameter(name, info) for name, info in fields]
@@ -120,7 +138,7 @@ def _place(spelling: Spelling) -> int:
 def read_options(
     kind: type[T], given: Mapping[str, Any], assignments: Iterable[str] = (), *, origin: str = "options"
 ) -> T:
-    """The options that a command line gives: values of flags, laid over what `--set` says.
+    """The options that a command line gives: values of flags, over those of `--set`.
 
     Args:
         given: by field name; None or an empty list: not given.
@@ -161,7 +179,7 @@ def help_text(info: FieldInfo) -> str:
 
 
 def flags_of(name: str, info: FieldInfo) -> list[str]:
-    """How a field is typed: `["--num-samples", "-n"]`; a switch that is not off by default has a `--no-` form too."""
+    """How a field is typed: `["--num-samples", "-n"]`; a switch has a `--no-` form too, unless it is off by default."""
     flag = name.replace("_", "-")
     if plain_type(info) is bool and info.default is not False:
         return [f"--{flag}/--no-{flag}"]
@@ -169,7 +187,7 @@ def flags_of(name: str, info: FieldInfo) -> list[str]:
 
 
 def metavar_of(info: FieldInfo) -> str:
-    """What stands behind a flag in --help and docs/cli.md; nothing behind a switch."""
+    """What follows a flag in --help and docs/cli.md; nothing for a switch."""
     words = {int: "INTEGER", float: "NUMBER", Path: "PATH", Size: "SIDE|HxW", bool: ""}
     if spelling_of(info).metavar:
         return spelling_of(info).metavar
@@ -185,7 +203,7 @@ def choices_of(info: FieldInfo) -> list[str]:
 
 
 def fits(choices: Sequence[str]) -> bool:
-    """Whether these stand behind a flag in --help; longer lists would be broken within words at 80 columns."""
+    """Whether these follow a flag in --help; longer lists would be broken within words at 80 columns."""
     return len("|".join(choices)) <= LONGEST_CHOICES
 
 
@@ -200,12 +218,11 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
         "metavar": metavar_of(info),
         "autocompletion": completer(name) if name != "classes" or kind is not Path else None,
     }
-    if not spelling.argument:
-        made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
-        return _keyword(name, Annotated[annotation | None, made], None)
-    made = typer.Argument(**shown)
-    if info.is_required():
-        return _keyword(name, Annotated[annotation, made], inspect.Parameter.empty)
+    if spelling.argument and info.is_required():
+        return _keyword(name, Annotated[annotation, typer.Argument(**shown)], inspect.Parameter.empty)
+    if spelling.argument:
+        return _keyword(name, Annotated[annotation | None, typer.Argument(**shown)], None)
+    made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
     return _keyword(name, Annotated[annotation | None, made], None)
 
 
@@ -216,7 +233,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _by_field(kind: type[Options], tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """What `--set` gave, by field: `{"sampler": {"grid": …}}` → `{"sampler_options": {"grid": …}}`.
 
-    A table `*` takes every table of values, and every key that is no field.
+    A table `*` takes every other table, and every key that is not a field.
     """
     tables = {spelling_of(info).table: name for name, info in kind.model_fields.items() if spelling_of(info).table}
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The live panel of `mpdit train` on a terminal: what a person glances at while a run trains."""
+"""The live panel of `mpdit train` on a terminal: loss, speed and time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEAN_STEPS = 100
 
 
 class TrainPanel:
-    """Drawn at the foot of the terminal; lines of text scroll by above it."""
+    """Drawn at the bottom of the terminal; lines of text scroll by above it."""
 
     def __init__(self, console: Any):
         from rich.live import Live
@@ -79,7 +79,7 @@ class TrainPanel:
         step, total = (self.event.step, self.event.total_steps) if self.event else (0, 1)
         width = min(80, self.console.width)
         title = f"training: step {step:,} of {total:,}"
-        whole = Table.grid()  # a bar of its own row: it draws no line end itself
+        whole = Table.grid()  # the bar needs a row of its own, because it draws no line end
         whole.add_row(ProgressBar(total=total, completed=step))
         whole.add_row(grid)
         return Panel(whole, title=title, title_align="left", width=width)

@@ -1,7 +1,7 @@
-"""Subcommands of other packages: listed by their metadata alone, imported when they are called or asked for help.
+"""Commands of other packages: listed by their metadata alone, imported when they are called or asked for help.
 
-A command of a package is an entry point of the group `mpdit.commands` (docs/plugins.md). It gets parameters made of its
-options class, `--set`, `--json`, `--quiet`, progress and exit codes like the commands of mpdit itself.
+A command is an entry point of the group `mpdit.commands` (docs/plugins.md). It gets parameters made from its options
+class, `--set`, `--json`, `--quiet`, progress and exit codes like the commands of mpdit itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _command(name: str) -> Any:
 
 
 def rows(result: Result) -> dict[str, str]:
-    """Labels and values of a result that has no words of its own."""
+    """Labels and values of a result, made from its fields."""
     return {name.replace("_", " "): str(value) for name, value in result if value is not None}
 
 

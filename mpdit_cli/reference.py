@@ -1,4 +1,4 @@
-"""The command-line reference, docs/cli.md, made from the commands: `python -m mpdit_cli.reference > docs/cli.md`."""
+"""Makes the command-line reference from the commands: `python -m mpdit_cli.reference > docs/cli.md`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reference() -> str:
 
 
 def _commands(called: str = "") -> dict[str, Any]:
-    """All commands by name. Of those of other packages, only `called` is whole."""
+    """All commands by name. Of those of other packages, only `called` has its options."""
     root: Any = typer.main.get_command(build_app(called))
     return root.commands
 
@@ -49,7 +49,7 @@ def _row(parameter: Any) -> str:
 
 
 def _escaped(cell: str) -> str:
-    """Text as a cell of a table: its bars end no cell, its brackets begin no link."""
+    """Text as a cell of a table: bars and brackets are shown, and do not end a cell or begin a link."""
     return cell.replace("\n", " ").replace("|", "\\|").replace("][", "]\\[")
 
 

@@ -1,4 +1,4 @@
-"""What a plugin may import: the contracts and two helpers. A plugin imports this and `mpdit_core.testing` alone.
+"""All that a plugin imports of mpdit, beside `mpdit_core.testing` for its tests: contracts and helpers.
 
 A plugin is a dataclass named by an entry point of its package. Its fields are its options, which
 `--set sampler.field=value` sets and every result records:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mpdit_core.data.sources.archives import read_archive
     from mpdit_core.data.sources.class_lists import read_class_names
     from mpdit_core.data.sources.files import read_regular
+    from mpdit_core.settings import Options, Result
 
 __all__ = [
     "PLUGIN_API", "Autoencoder", "Command", "Dataset", "FeatureExtractor", "Features", "Item", "LogPart",
@@ -37,8 +38,8 @@ __all__ = [
     "read_class_names", "read_regular", "to_pixels", "to_range",
 ]  # fmt: skip
 
-# Imported when they are first used. For data sets: the same care for damaged and odd files as mpdit's own sources take.
-# For autoencoders: pixels to [-1, 1] and back.
+# Helpers, imported when they are first used. For data sets: what mpdit's own sources read files with, also damaged and
+# unusual ones. For autoencoders: pixels to [-1, 1] and back.
 _, __getattr__ = lazy_names(__name__, __file__)
 
 PLUGIN_API = 2
@@ -48,8 +49,8 @@ VelocityFn: TypeAlias = "Callable[[Tensor, float], Tensor]"
 """`velocity_fn(x_t [B, C, h, w], t: float) -> velocity [B, C, h, w]`; t is one time for the whole batch."""
 
 NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | Callable[[Tensor], Tensor] | None"
-"""One generator for the batch; one for each image, which then does not depend on its batch; a function from a tensor to
-noise of its shape, with which `check_sampler` measures moments without chance; or None, torch's global generator."""
+"""One generator for the batch; one per image, so that an image does not depend on its batch; a function from a tensor
+to noise of its shape, with which `check_sampler` computes moments exactly; or None, torch's global generator."""
 
 
 class Step(NamedTuple):
@@ -67,10 +68,10 @@ class Sampler(Protocol):
     def num_steps(self) -> int: ...
 
     order: ClassVar[int]  # order of convergence of the final x, which mpdit_core.testing.check_sampler measures
-    stochastic: ClassVar[bool]  # draws noise on the way
+    stochastic: ClassVar[bool]  # whether it draws noise during the steps
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        """Yields `num_steps` states, an adaptive sampler as many as it takes; `x_t` keeps device and dtype of `noise`.
+        """Yields `num_steps` states, an adaptive sampler any number; `x_t` has the device and dtype of `noise`.
 
         Args:
             velocity_fn: the network with labels and guidance bound; each call is one evaluation (NFE).
@@ -129,7 +130,7 @@ class FeatureExtractor(Protocol):
     def __call__(self, images: Tensor) -> Features:
         """The features, float32, of `images [B, 3, H, W]` uint8 on the device given to `load`.
 
-        Those of an image do not depend on the batch it is in.
+        The features of an image do not depend on the batch it is in.
         """
         ...
 
@@ -142,7 +143,7 @@ class FeatureExtractor(Protocol):
 class Teacher(FeatureExtractor, Protocol):
     """A feature extractor that also gives a map: `encode-latents --teacher` stores it, `objective.alignment` uses it.
 
-    A class may carry `flip_equivariant = True`: the map of a mirror image is the mirrored map, and is not stored twice.
+    A class may have `flip_equivariant = True`: the map of a mirror image is the mirrored map, and is not stored twice.
     """
 
     def feature_map(self, images: Tensor) -> Tensor:
@@ -158,9 +159,9 @@ class Teacher(FeatureExtractor, Protocol):
 class Autoencoder(Protocol):
     """Takes images to latents and back. A dataclass; the three attributes may be fields, properties or constants.
 
-    A class may carry `flip_equivariant = True`: the latents of a mirror image are the mirrored latents, and are not
-    stored twice. `resolution`, where it is no None, is the only resolution in pixels that it takes. An autoencoder of
-    other images than RGB has an option `mode`, L, RGB or RGBA as Pillow names them: K = 1, 3 or 4 channels; else K = 3.
+    A class may have `flip_equivariant = True`: the latents of a mirror image are the mirrored latents, and are not
+    stored twice. It may have `resolution`: unless None, the only resolution in pixels that it takes. An autoencoder for
+    images other than RGB has an option `mode`, L, RGB or RGBA as Pillow names them: K = 1, 3 or 4 channels; else K = 3.
     """
 
     @property
@@ -173,15 +174,15 @@ class Autoencoder(Protocol):
     def stores(self) -> Literal["mean+std", "mean", "uint8"]: ...  # what `encode` gives
 
     def load(self, device: torch.device) -> None:
-        """Makes it ready; called once, before `encode` and `decode`. Raises `UserError` if it cannot."""
+        """Makes the autoencoder ready; called once, before `encode` and `decode`. Raises `UserError` if it cannot."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """What is stored for `images [B, K, H, W]` uint8: the raw latents of an image do not depend on its batch.
+        """What is stored for `images [B, K, H, W]` uint8; it does not depend on the batch that an image is in.
 
         `mean+std`: `[B, 2C, h, w]` float32, a posterior's mean, then its standard deviation; `mean`: `[B, C, h, w]`
         float32, the raw latents; `uint8`: `[B, C, h, w]` pixel values, read as raw latents x / 127.5 - 1,
-        always on the CPU. Called from several threads, under autocast where a faster type was seen to agree with
+        always on the CPU. Called from several threads, under autocast if a faster type was measured to agree with
         float32.
         """
         ...
@@ -199,13 +200,13 @@ class Autoencoder(Protocol):
 class TrainingBatch:
     """What the loss of B images is computed from, in one part of a step on one device.
 
-    `negative` and `teacher` are there only where a term of the loss names them in `needs`.
+    `negative` and `teacher` are None unless a term of the loss names them in `needs`.
     """
 
     latents: Tensor  # [B, C, h, w]
     noise: Tensor  # [B, C, h, w]
     t: Tensor  # [B]
-    labels: Tensor  # [B]; those that were dropped are the null label
+    labels: Tensor  # [B]; a dropped label is the null label
     negative: Tensor | None = None  # [B, C, h, w], the target velocity of another image, drawn at random
     teacher: Tensor | None = None  # [B, N, F], the teacher's features at the coarse stage's tokens, row by row
 
@@ -215,7 +216,7 @@ class NetworkShape(NamedTuple):
 
     latent_shape: tuple[int, int, int]  # C, h, w
     width: int  # D, features of a token
-    token_grid: tuple[int, int] | None  # rows and columns of the last coarse stage's tokens; None: it has one stage
+    token_grid: tuple[int, int] | None  # rows and columns of the last coarse stage's tokens; None: there is one stage
     num_classes: int
     teacher_features: int = 0  # F; 0: the latents hold no teacher's features
 
@@ -225,7 +226,7 @@ class Prediction(NamedTuple):
 
     x_t: Tensor  # [B, C, h, w]
     velocity: Tensor  # [B, C, h, w], in the type of the computations
-    tokens: Tensor | None  # [B, N, D], after the last coarse stage; None of a network of one stage
+    tokens: Tensor | None  # [B, N, D], after the last coarse stage; None for a network of one stage
 
 
 class TrainedNetwork(Protocol):
@@ -244,7 +245,7 @@ class TrainedNetwork(Protocol):
 
 
 LogPart: TypeAlias = "Callable[[str, Tensor], None]"
-"""`log(name, number)` writes a number of one element, a mean over images, to metrics.jsonl as `TERM/name`."""
+"""`log(name, number)` writes a tensor of one element, a mean over images, to metrics.jsonl as `TERM/name`."""
 
 
 @runtime_checkable
@@ -258,16 +259,16 @@ class Objective(Protocol):
     needs: ClassVar[tuple[str, ...]]  # which of "negative" and "teacher" a batch must have
 
     def modules(self, network: NetworkShape) -> nn.Module | None:  # noqa: ARG002
-        """What is trained beside the network: resumed with the run, without averages, never exported.
+        """What is trained beside the network. It is resumed with the run; it has no EMA and is never exported.
 
-        All that it learns are parameters; buffers are not saved. Raises `UserError` for a network it cannot serve.
+        It learns parameters only; buffers are not saved. Raises `UserError` for a network that it cannot be used with.
         """
         return None
 
     def loss(self, network: TrainedNetwork, batch: TrainingBatch, log: LogPart) -> Tensor:
-        """One number in float32: the mean over the batch's images, each of which counts by itself alone.
+        """One number in float32: the mean over the batch's images of a value that depends on one image alone.
 
-        So the mean over parts of equal size is that of the whole, for any number of processes and any accumulation.
+        The mean over parts of equal size is then the mean over the whole, for any processes and any accumulation.
         """
         ...
 
@@ -275,8 +276,8 @@ class Objective(Protocol):
 def option(default: Any, description: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
     """A dataclass field that is an option: `order: int = option(2, "order of the solver", minimum=1, maximum=3)`.
 
-    `mpdit plugins show NAME` prints the description; a value of another type or out of bounds is refused before any
-    work. For a choice of words annotate with `Literal`.
+    `mpdit plugins show NAME` prints the description. A value of another type or out of bounds is refused before any
+    work. For a choice of words, annotate the field with `Literal`.
     """
     return field(default=default, metadata={"description": description, "minimum": minimum, "maximum": maximum})
 
@@ -288,7 +289,7 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
     every device.
 
     Raises:
-        ValueError: another number of generators than rows.
+        ValueError: the number of generators is not that of the rows.
     """
     import torch
 
@@ -304,15 +305,14 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
     return torch.stack(rows).to(like.device)
 
 
-class Command(Protocol):
-    """A command of its own, `mpdit NAME`: an object that an entry point of the group `mpdit.commands` names.
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command `mpdit NAME`: an object that an entry point of the group `mpdit.commands` names.
 
-    `mpdit plugins new command NAME` writes one, and `mpdit_core.testing.check_command` checks it.
-
-    Its module is imported only when the command is called. `options` is a class of `mpdit_core.settings.Options`; each
-    of its fields is a flag. The job is `job(options, *, report) -> mpdit_core.settings.Result`.
+    `mpdit plugins new command NAME` writes one, and `mpdit_core.testing.check_command` checks it. Its module is
+    imported only when the command is called.
     """
 
-    options: type
-    job: Callable[..., Any]
-    help: str
+    options: type[Options]  # each of its fields is an argument or a flag
+    job: Callable[..., Result]  # job(options, *, report)
+    help: str  # a sentence

@@ -1,10 +1,10 @@
-"""What fixes a training run, and the layers a run's configuration is put together from.
+"""The configuration of a training run, and the layers that it is put together from.
 
 Precedence: preset < configuration file < `--set key=value` < named flags. Every mistake in a key, a type or a
 combination is a `UserError` that names the dotted key, before any work.
 
-To add a setting: a field in one of the classes below, made by `setting`. It is then known to `--config`, `--set`,
-`--dry-run`, the run's `config.toml` and every checkpoint.
+To add a setting: a field in one of the classes below, made by `setting`. `--config`, `--set`, `--dry-run`, the run's
+`config.toml` and every checkpoint then have it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from mpdit_core.size import Size
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
-NetworkType = Literal["float32", "bfloat16"]  # what `auto` can come to
+NetworkType = Literal["float32", "bfloat16"]  # what `auto` can choose
 ComputeType = Literal["float32", "tf32", "bfloat16"]  # of an autoencoder; tf32: float32 with shorter products
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 GuidanceName = Literal["cfg", "cfg-zero", "apg", "skip-tokens"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-WIDEST_EMA = 0.28  # of a profile that does not decrease: 1/√12
+WIDEST_EMA = 0.28  # a little less than 1/√12, the width of a constant profile
 EmaWidth = Annotated[float, Field(gt=0, le=WIDEST_EMA)]
 LARGEST_BATCH = 2**20
 
 
 def time_embedding_names() -> list[str]:
-    """The names of the files in model/time_embeddings/. Their torch code is not imported for it."""
+    """The names of the files in model/time_embeddings/, found without importing their torch code."""
     package = importlib.util.find_spec("mpdit_core.model.time_embeddings")
     assert package is not None
     return sorted(module.name for module in pkgutil.iter_modules(package.submodule_search_locations))
@@ -123,7 +123,7 @@ class ModelConfig(Settings):
 
     @property
     def labels(self) -> range:
-        """The labels that are sampled: of the classes; of an unconditional model the null label."""
+        """The labels to sample: those of the classes, or for an unconditional model the null label."""
         return range(max(self.num_classes, 1))
 
     @property
@@ -132,16 +132,14 @@ class ModelConfig(Settings):
 
     @property
     def mlp_hidden(self) -> int:
-        """Features of a block's hidden layer. SwiGLU has three matrices where the GELU's MLP has two, and so two thirds
-        of the features, rounded to a multiple of 8, which fast matrix products need.
+        """Features of a block's hidden layer. The MLP with SwiGLU has three matrices, not two, and so two thirds of the
+        features, rounded to a multiple of 8, which fast matrix products need.
         """
         hidden = self.mlp_ratio * self.width
         return hidden if self.mlp == "gelu" else max(8 * round(hidden / 12), 8)
 
     def dense(self) -> ModelConfig:
-        """The DiT of the same width and depth at the finest patch size, to compare with; MLP, norms and positions are
-        the same too.
-        """
+        """The DiT to compare with: the same width, depth, MLP, norms and positions, all at the finest patch size."""
         return self.model_copy(
             update={
                 "stages": (Stage(self.stages[-1].patch_size, self.depth),),
@@ -153,19 +151,21 @@ class ModelConfig(Settings):
 
 
 class TimeConfig(Settings):
-    """What the times of training are drawn from."""
+    """The distribution that the times of training are drawn from."""
 
     density: Literal["logit-normal", "uniform", "mode"] = setting("logit-normal", "distribution that t is drawn from")
     mean: float = setting(0.0, "mean before the sigmoid, for logit-normal")
     std: float = setting(1.0, "standard deviation before the sigmoid, for logit-normal", gt=0)
-    scale: float = setting(1.29, "how far mode prefers the middle, below 0 the ends", ge=-1, le=2 / (math.pi - 2))
+    scale: float = setting(
+        1.29, "preference for the middle times, for mode; below 0: for the ends", ge=-1, le=2 / (math.pi - 2)
+    )
     shift: Annotated[float, Field(gt=0)] | Literal["auto"] | None = setting(
-        None, "shift of t towards noise; auto: sqrt(C·h·w / 4096); none: 1, which shifts nothing"
+        None, "shift of t towards noise; auto: sqrt(C·h·w / 4096); none: no shift, as 1"
     )
 
 
 class AdamWSettings(Settings):
-    """What AdamW is told beside its learning rate (arXiv 1711.05101)."""
+    """The settings of AdamW other than its learning rate (arXiv 1711.05101)."""
 
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "betas of AdamW", strict=False)
     weight_decay: float = setting(0.01, "decoupled weight decay, applied to every weight", ge=0)
@@ -181,9 +181,9 @@ class AdamWConfig(AdamWSettings):
 class MuonConfig(AdamWSettings):
     """Muon for the weight matrices of the blocks (attention and MLP), AdamW for all other parameters.
 
-    A matrix moves by 0.2 · √(its longer side) times the orthogonalised momentum, whose root mean square is then that
-    of AdamW's steps, so that AdamW's learning rate and weight decay suit it too (Moonlight, arXiv 2502.16982, section
-    2.2). Muon is Keller Jordan's (kellerjordan.github.io/posts/muon).
+    A step is 0.2 · √(longer side of the matrix) times the orthogonalised momentum. Its root mean square is then that of
+    AdamW's steps, so AdamW's learning rate and weight decay fit it too (Moonlight, arXiv 2502.16982, section 2.2). Muon
+    was introduced by Keller Jordan (kellerjordan.github.io/posts/muon).
     """
 
     name: Literal["muon"] = setting("muon", "the optimizer: muon, or adamw")
@@ -205,7 +205,7 @@ OptimizerConfig = Annotated[
 """To add one: a class of settings above, its tag here, and a function in training/state/optimizers.py."""
 
 
-FLOW_MATCHING = "flow-matching"  # the term that is in every loss, unless its weight is 0
+FLOW_MATCHING = "flow-matching"  # the term that every loss has; a weight of 0 leaves it out
 
 
 class TrainConfig(Settings):
@@ -226,7 +226,7 @@ class TrainConfig(Settings):
     )
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
     decay_steps: PositiveInt | None = setting(
-        None, "number of last steps, in which wsd decreases; none: a tenth of all steps"
+        None, "number of final steps, over which wsd decreases; none: a tenth of all steps"
     )
     grad_clip: float | None = setting(None, "gradient norm to clip to; none: no clipping", gt=0)
     ema_decays: tuple[Decay, ...] = setting(
@@ -234,8 +234,8 @@ class TrainConfig(Settings):
     )
     ema_warmup: bool = setting(True, "whether the EMA decay is at most (1+n)/(10+n) after n steps (warm-up)")
     ema_widths: tuple[EmaWidth, ...] = setting(
-        (), "widths (sigma_rel, such as 0.05,0.1) of the power-function EMAs to track, of which --ema-width makes any "
-        "other; they are stored in snapshots", strict=False,
+        (), "widths (sigma_rel, such as 0.05,0.1) of the power-function EMAs to store in snapshots, from which "
+        "--ema-width makes any other width", strict=False,
     )  # fmt: skip
     ema_snapshot_every: PositiveInt | None = setting(
         None, "steps between snapshots of the power-function EMAs; none: a 32nd of all steps", resumable=True
@@ -276,7 +276,7 @@ class TrainConfig(Settings):
 
 
 class PreviewConfig(Settings):
-    """The sample grids made during training, always from the same noise and labels, and periodic evaluation."""
+    """The sample grids and evaluations made during training; the grids always from the same noise and labels."""
 
     every: int = setting(10_000, "steps between previews; 0: none", ge=0, resumable=True)
     num_images: PositiveInt = setting(16, "images per preview, classes in turn", le=4096, resumable=True)
@@ -288,7 +288,7 @@ class PreviewConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that fixes a training run but its data."""
+    """Everything that determines a training run, except its data."""
 
     preset: str = setting("custom", "preset that this configuration started from")
     resolution: Size = setting(..., "height × width of the images in pixels, or one number for a square")
@@ -307,16 +307,16 @@ class RunConfig(Settings):
 
 
 RESUMABLE = frozenset(key for key, info in dotted_fields(RunConfig) if spelling_of(info).resumable)
-"""Dotted keys that may change when a run is resumed: nothing that alters the updates already made."""
+"""Dotted keys that may change when a run is resumed, because the updates already made do not depend on them."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A run's values laid over each other, and which layer each came from.
+    """The values of a run, put together from layers, and the layer that each value came from.
 
     `origins` maps a dotted key to the name of the highest layer that gave it: `preset xl-256`, a file, `--set`, a flag,
-    `latents`, the run that is resumed. A key that no layer gave has its default. `fixed` are the keys whose value the
-    user gave: another layer may not adapt them.
+    `latents`, the run that is resumed. A key that no layer gave has its default. `fixed` are the keys that the user
+    gave, which are not adapted to the latents.
     """
 
     tree: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -326,10 +326,10 @@ class Layers:
     def over(self, values: Mapping[str, Any], origin: str, *, fixed: bool = False) -> Layers:
         """These layers with `values`, a tree, on top.
 
-        Epochs in it win over the steps of a lower layer, and another optimizer over all settings of the lower one.
+        Epochs in it replace the steps of lower layers, and another optimizer replaces all settings of the lower one.
 
         Args:
-            fixed: whether these are values that the user gave.
+            fixed: whether the user gave these values.
         """
         keys, lower = flatten(values), self
         if "train.epochs" in keys and "train.steps" not in keys:
@@ -354,9 +354,9 @@ class Layers:
         return Layers(self.tree | {"train": others}, origins, self.fixed - gone)
 
     def origin(self, key: str) -> str:
-        """Which layer gave the dotted `key`; `default` where none did."""
+        """The layer that gave the dotted `key`; `default` if none did."""
         return self.origins.get(key, "default")
 
     def config(self) -> RunConfig:
-        """The configuration. Raises `UserError` for any value that cannot be."""
+        """The configuration. Raises `UserError` for values that are not possible."""
         return validate(RunConfig, self.tree)

@@ -1,18 +1,19 @@
-"""What ends a command early: a user error or a signal. Anything else that is raised is a defect of ours."""
+"""What ends a command early: a user error or a signal. Any other exception is a defect in mpdit."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 
 class UserError(ValueError):
-    """A user error, which the user can correct: the CLI prints it without a traceback and exits with 2.
+    """An error that the user can correct: the CLI prints it without a traceback and exits with 2.
 
     Args:
         what: what was wrong, with the value or path that was given.
-        code: a short stable word for it, such as `no-such-class`. Tests and callers match this, never the text.
+        code: a short stable name, such as `no-such-class`. Tests and callers match this, never the text.
         expected: what would have been accepted.
         remedy: what to type or change now.
     """
@@ -26,18 +27,14 @@ class UserError(ValueError):
             lines.append(f"  remedy:   {remedy}")
         super().__init__("\n".join(lines))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # keyword-only arguments would be lost by the default pickling
-        return (_rebuild, (self.what, self.code, self.expected, self.remedy))
-
-
-def _rebuild(what: str, code: str, expected: str | None, remedy: str | None) -> UserError:
-    return UserError(what, code=code, expected=expected, remedy=remedy)
+    def __reduce__(self) -> tuple[Any, ...]:  # pickling would lose keyword-only arguments
+        return (partial(UserError, code=self.code, expected=self.expected, remedy=self.remedy), (self.what,))
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str | None:
-    """The remedy for a name that does not exist: the nearest of those that do, or `otherwise` where none is near.
+    """The remedy for a name that does not exist: the most similar `known` names, or `otherwise` if there are none.
 
-    A dotted key is near to those that end with the same word: `train.betas` to `train.optimizer.betas`.
+    Dotted keys that end with the same word come first: `train.optimizer.betas` for `train.betas`.
     """
     known = list(dict.fromkeys(known))
     elsewhere = [each for each in known if "." in each and each.rpartition(".")[2] == name.rpartition(".")[2]]
@@ -46,7 +43,7 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = Non
 
 
 class Interrupted(BaseException):
-    """A signal asked the process to end, and what there was to save is saved. The exit code is 128 + `signum`.
+    """A signal asked the process to end, and the work done so far is saved. The exit code is 128 + `signum`.
 
     Args:
         remedy: what to type to resume; the same command again if not given.

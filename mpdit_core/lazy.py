@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing the package stays cheap.
+"""Imports the names of a package when they are first used, so that importing the package stays cheap.
 
 if TYPE_CHECKING:  # the names of this package
     from mpdit_core.sampling.job import sample
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def lazy_names(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
-    """`__all__` and `__getattr__` of a package: what it imports for type checkers alone is imported on first use.
+    """`__all__` and `__getattr__` of a package: its imports for type checkers are carried out on first use.
 
     Args:
         package: the package's `__name__`.

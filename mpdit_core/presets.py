@@ -1,4 +1,4 @@
-"""The named configurations, one aligned row per model, and how a run's configuration is put together from one.
+"""The named configurations, one row per model, and how the configuration of a run is made from one.
 
 To add one: a row in `MODELS`, then `mpdit profile-flops --markdown docs/compute.md`. Sizes and optimisation are those
 of the MPDiT paper (arXiv 2603.26357, section 4 and its appendix) and of DiT (arXiv 2212.09748, table 1) unless a
@@ -17,12 +17,12 @@ from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import read_toml
 from mpdit_core.size import Size
 
-# The paper's four switches, as the rows of the paper's ablation flip them one after the other.
+# The paper's switches, changed one after the other as in the rows of the paper's ablation.
 DENSE = dict(modulation="per-block", class_tokens=0, time_embedding="sinusoid")
 SHARED = dict(modulation="shared", class_tokens=0, time_embedding="sinusoid")
 TOKENS = dict(modulation="shared", class_tokens=16, time_embedding="sinusoid")
 MPDIT = dict(modulation="shared", class_tokens=16, time_embedding="fno")
-# And LightningDiT's backbone (arXiv 2501.01423, section on architecture): SwiGLU, RMSNorm, and RoPE beside the position
+# LightningDiT's backbone (arXiv 2501.01423, section on architecture): SwiGLU, RMSNorm, and RoPE beside the position
 # table. Its QK norm is optional, for long training in bfloat16: `--set model.qk_norm=true`.
 PLUS = MPDIT | dict(mlp="swiglu", norm="rms", positions="both")
 DIGITS = MPDIT | dict(input_size=16, channels=1, num_classes=10, spectral_init_scale=1 / 32)
@@ -41,7 +41,7 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     "plus-l-256":        (256,  1024, 16, [(4, 18), (2, 6)],           PLUS,   "256"),
     "plus-xl-256":       (256,  1152, 16, [(4, 22), (2, 6)],           PLUS,   "256-long"),
     "plus-xl-512":       (512,  1152, 16, [(4, 22), (2, 6)],           PLUS,   "512"),
-    # For one's own pictures, with the width of DiT-S. The first two are for pixels, with the blocks and tokens of
+    # For your own pictures, with the width of DiT-S. The first two are for pixels, with the blocks and tokens of
     # MPDiT-B at 256 px. `propose_preset` fits them to latents of any size.
     "s-32":              (32,    384,  6, [(4, 6), (2, 6)],  MPDIT | dict(input_size=32, channels=3), "small"),
     "s-64":              (64,    384,  6, [(8, 6), (4, 6)],  MPDIT | dict(input_size=64, channels=3), "small"),
@@ -58,7 +58,7 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     "ablation-b-fno":    (256,   768, 12, [(2, 12)],                   MPDIT,  "256"),
     "ablation-b-k4":     (256,   768, 12, [(4, 8), (2, 4)],            MPDIT,  "256"),
     "ablation-b-k8":     (256,   768, 12, [(4, 4), (2, 8)],            MPDIT,  "256"),
-    # The demo: scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores. And the smallest model, for tests.
+    # The demo (scikit-learn's 8×8 digits at 16×16, trained in minutes on two cores), and the smallest model, for tests.
     "digits":            (16,     64,  4, [(4, 2), (2, 2)],            DIGITS | dict(class_tokens=4), "digits"),
     "tiny":              (16,     32,  2, [(4, 1), (2, 1)],            DIGITS | dict(class_tokens=2), "tiny"),
 }  # fmt: skip
@@ -99,7 +99,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> RunConfig:
-    """Raises `UserError` with the nearest names for one that does not exist."""
+    """The preset `name`. Raises `UserError` (`no-such-preset`) with the most similar names if there is none."""
     if name not in MODELS:
         raise UserError(
             f"there is no preset {name!r}",
@@ -122,26 +122,26 @@ def load_preset(name: str) -> RunConfig:
 
 
 NOT_PROPOSED = ("dit-", "ablation-", "plus-", "tiny")
-"""How the names of presets begin that are there for comparisons, experiments and tests."""
+"""Beginnings of the names of presets for comparisons, experiments and tests."""
 
-FOR_OWN_PICTURES = "s-"  # how those begin that are fitted to other latents than their own
+FOR_OWN_PICTURES = "s-"  # beginning of the names of presets that may be fitted to latents of other sizes
 
-IMAGES_FOR_THE_LARGEST = 1_000_000  # ImageNet, on which the paper trains its largest (the number is our choice)
+IMAGES_FOR_THE_LARGEST = 1_000_000  # the paper trains its largest model on ImageNet (the number is our choice)
 
 
 class Proposal(NamedTuple):
-    """A preset to train with, and the values, a tree, that fit it to the latents: empty where it fits as it is."""
+    """A preset to train with, and a tree of values that fit it to the latents; empty if it fits as it is."""
 
     preset: str
     fit: dict[str, Any]
 
 
 def propose_preset(*, resolution: Size, latent_shape: tuple[int, int, int], images: int) -> Proposal:
-    """The preset to train on latents [C, h, w] with: the smallest that fits, from a million images on the largest.
+    """The preset for training on latents [C, h, w]: the smallest that fits; for a million images or more, the largest.
 
-    A preset fits that has this resolution, C, h and w. Where none does, the one of the nearest area is fitted: its
-    patches become those that cut the latents into about as many tokens as its own. A run takes C, h, w and the number
-    of classes from its latents.
+    A preset fits if it has this resolution, C, h and w. If none does, the one with the nearest area is changed to fit:
+    it gets patches that cut the latents into about as many tokens as before. A run takes C, h, w and the number of
+    classes from its latents.
     """
     own = (resolution, latent_shape[0], latent_size := Size(*latent_shape[1:]))
     presets = [load_preset(name) for name in preset_names() if not name.startswith(NOT_PROPOSED)]
@@ -169,9 +169,9 @@ def _fit(preset: RunConfig, *, resolution: Size, latent_size: Size) -> dict[str,
 
 
 def fit_stages(stages: tuple[Stage, ...], *, scale: float, side: int) -> tuple[Stage, ...]:
-    """`stages` with patch sizes `scale` times as large, or the nearest that divide `side` and each other.
+    """`stages` with patch sizes `scale` times as large, or the nearest sizes that divide `side` and each other.
 
-    Where there is no coarser patch size, a stage's blocks join the next finer one.
+    If there is no coarser patch size, the blocks of a stage join the next finer stage.
     """
     found: list[Stage] = []
     for stage in reversed(stages):  # from fine to coarse
@@ -198,13 +198,13 @@ def layers(
 
     Args:
         fit: a tree of values that fit the preset to the latents.
-        base: what the run that is resumed has; then neither preset nor file is needed.
-        file: a TOML file; it may itself name its `preset`.
-        settings: a tree of values, what `--set` gave.
-        flags: values by dotted key, each named after its own flag (`{"train.steps": 100}`); None ones are left out.
+        base: the layers of the run that is resumed; preset and file are then not needed.
+        file: a TOML file, which may name its own `preset`.
+        settings: the tree of values that `--set` gave.
+        flags: values by dotted key (`{"train.steps": 100}`), whose origin is the flag (`--steps`); None: not given.
 
     Raises:
-        UserError: nothing to start from.
+        UserError: there is nothing to start from (`no-configuration`).
     """
     from_file = read_toml(file) if file else {}
     if "preset" in from_file:

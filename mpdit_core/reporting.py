@@ -1,11 +1,10 @@
-"""What a job reports while it runs. A job calls its `report` with one of these; the CLI draws them, tests collect them.
+"""Events: what a job passes to its `report` while it runs. The CLI draws them, tests collect them.
 
-To add one: a frozen dataclass below, and how it is drawn in mpdit_cli/console.py (others are printed as JSON only).
+To add one: a frozen dataclass below, and how it is drawn in mpdit_cli/console.py (without that, only `--json` has it).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,20 +13,16 @@ from typing import Any, TypeAlias, cast
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base of all events. The JSON name of `Saved` is `saved`."""
-
-    @classmethod
-    def name(cls) -> str:
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+    """Base of all events."""
 
     def as_json(self) -> dict[str, Any]:
-        """A dictionary of plain JSON values; `event` comes first."""
-        return {"event": self.name()} | {f.name: jsonable(getattr(self, f.name)) for f in fields(self)}
+        """A dictionary of plain JSON values; `event` comes first, `saved` for `Saved`."""
+        return {"event": type(self).__name__.lower()} | {f.name: jsonable(getattr(self, f.name)) for f in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """`done` of `total` `unit`s of `task`; sent as often as the job likes, the console thins them out."""
+    """`done` of `total` `unit`s of `task`; a job may send any number, because the console does not draw them all."""
 
     task: str
     done: int
@@ -51,7 +46,7 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A file or folder stands complete under its final name. `what` is a stable word: checkpoint, preview, grid."""
+    """A file or folder is complete, under its final name. `what` is a stable word: checkpoint, preview, grid."""
 
     what: str
     path: Path
@@ -59,7 +54,7 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped(Event):
-    """An input was left out, and why."""
+    """An input was left out, for this reason."""
 
     path: str
     reason: str
@@ -67,21 +62,21 @@ class Skipped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Note(Event):
-    """One line for the person who watches."""
+    """Text for people."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Warning(Event):
-    """Something that did not stop the job but may spoil its result. `code` is short and stable, `text` for people."""
+    """Something that does not stop the job but may spoil its result. `code` is short and stable, `text` for people."""
 
     code: str
     text: str
 
 
 Reporter: TypeAlias = Callable[[Event], None]
-"""Takes one event; returns nothing."""
+"""A function of one event that returns nothing."""
 
 
 def silent(event: Event) -> None:
@@ -89,20 +84,21 @@ def silent(event: Event) -> None:
 
 
 def without_repeats(report: Reporter, told: Callable[[Event], str | None]) -> Reporter:
-    """Passes on the first of the events of which `told` gives the same text, and all of which it gives None."""
-    texts: set[str] = set()
+    """A reporter that passes on one event for each text that `told` gives, and every event for which it gives None."""
+    seen: set[str] = set()
 
     def passing(event: Event) -> None:
         text = told(event)
-        if text is None or text not in texts:
+        if text not in seen:
             report(event)
-        texts.update([text] if text is not None else [])
+        if text is not None:
+            seen.add(text)
 
     return passing
 
 
 def jsonable(value: Any) -> Any:
-    """Paths become strings, tuples lists; NaN and infinities become None, which JSON can hold."""
+    """`value` as JSON can hold it: paths become strings, tuples lists, NaN and infinities None."""
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in cast(dict[Any, Any], value).items()}
     if isinstance(value, list | tuple):

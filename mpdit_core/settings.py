@@ -1,7 +1,7 @@
-"""The base of everything that is configured, asked for or returned, and how values are read into it.
+"""The base of configurations, options and results, and how values are read into their fields.
 
-A field is written once. Its name, type, default, bounds and description stand in its class; the command line, `--set`,
-`--sweep`, TOML files, docs/cli.md and the records read them from there. To add an option: one field, made by `setting`.
+A field is written once, with its name, type, default, bounds and description. The command line, `--set`, `--sweep`,
+TOML files, docs/cli.md and the records take them from there. To add an option: one field, made by `setting`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Settings(BaseModel):
 
 
 class Options(Settings):
-    """What a job is asked for. One class per command, in the `options.py` of its package."""
+    """The options of a job. One class per command, in the `options.py` of its package."""
 
 
 class Result(Settings):
@@ -43,23 +43,23 @@ class Result(Settings):
 S = TypeVar("S", bound=Settings)
 
 UNIONS = (typing.Union, types.UnionType)
-DEEPEST = 16  # tables and lists inside each other, or parts of a dotted key
-LARGEST_INTEGER = 2**63 - 1  # that of TOML, and of torch
+DEEPEST = 16  # levels of tables and lists, or parts of a dotted key
+LARGEST_INTEGER = 2**63 - 1  # the limit of TOML and of torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spelling:
-    """What a field has beyond its type: how it is typed on a command line, and whether it may change on resume."""
+    """How a field is typed on a command line, whether a resumed run may change it, and whether `--sweep` may."""
 
     metavar: str = ""
     argument: bool = False  # positional
     panel: str = "What"  # the group of options in --help
-    chosen: str = ""  # in --help, the default of a field whose None means that it is chosen
+    chosen: str = ""  # in --help, the default of a field whose None means that the job chooses
     table: str = ""  # a dict filled by `--set TABLE.KEY=VALUE`; "*" takes every key
-    repeated: bool = False  # a tuple given as one flag for each value, not as one list with commas
-    typed: bool = True  # False: not a flag; for Python and --set
-    resumable: bool = False  # a run may be resumed with another value
-    sweepable: bool = False  # `--sweep` may vary it
+    repeated: bool = False  # a tuple given by one flag per value, not by one list with commas
+    typed: bool = True  # False: has no flag, for Python and --set only
+    resumable: bool = False
+    sweepable: bool = False
 
 
 SPELLING = "mpdit"
@@ -111,14 +111,15 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             node = node.setdefault(table, {})
             if not isinstance(node, dict):
                 raise UserError(
-                    f"{key}: {table} already has a value and cannot contain {leaf}", code="not-an-assignment"
-                )
+                    f"{key}: {table} already has a value and cannot contain {leaf}", code="not-an-assignment",
+                    expected=f"a value for {table} or for keys in it, not both",
+                )  # fmt: skip
         node[leaf] = parse_value(text)
     return tree
 
 
 def _split_key(key: str) -> list[str]:
-    """The parts of a dotted key; one with dots of its own is quoted: `objective."./mine.py:Mine".weight`."""
+    """The parts of a dotted key; a part that contains dots is quoted: `objective."./mine.py:Mine".weight`."""
     return [part.strip('"') for part in re.split(r"""\.(?=(?:[^"]*"[^"]*")*[^"]*$)""", key)]
 
 
@@ -139,7 +140,7 @@ def parse_value(text: str) -> Any:
 
 
 def _require_moderate(value: Any, *, origin: str, key: str = "", depth: int = 0) -> None:
-    """Raises `UserError` for what no field means, wherever it stands: NaN, huge integers, deep nesting."""
+    """Raises `UserError` for NaN, huge integers and deep nesting, anywhere in a tree of values."""
     where = f"{origin or 'configuration refused'}: {shortened(key)}"
     if depth > DEEPEST:
         raise _too_large(f"{where} has too many nested tables or lists")
@@ -160,18 +161,18 @@ def _too_large(what: str) -> UserError:
 
 
 def shortened(text: str, length: int = 80) -> str:
-    """`text` for a message: on one line, printable, its middle left out where it is long."""
+    """`text` for a message: on one line, printable, without its middle if it is long."""
     if len(text) > length:
         text = f"{text[: length // 2]} … {text[-length // 4 :]}"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def parse_field(kind: type[BaseModel], key: str, value: Any) -> Any:
-    """A value as field `key` of `kind` takes it; flags, `--set` and `--sweep` are all read by this.
+    """A value as field `key` of `kind` takes it. Flags, `--set` and `--sweep` are all read by this function.
 
     Args:
-        value: text, such as `0.1,0.8` for a pair or `fid,is` for a list of words; or a TOML value, which stays as it is
-            unless it is a number where the field takes text.
+        value: text, such as `0.1,0.8` for a pair or `fid,is` for a list of words; or a TOML value, which is kept,
+            except that a number becomes text if the field takes text.
 
     Raises:
         UserError: another number of parts than the field has (`invalid-value`). Types are checked by `validate`.
@@ -190,7 +191,7 @@ def parse_field(kind: type[BaseModel], key: str, value: Any) -> Any:
 
 
 def _parse_plain(annotation: Any, text: str) -> Any:
-    """`text` as a bool, int or float, or as it is where it is none; `.5` and `1e3` are numbers too."""
+    """`text` as a bool, int or float if the type asks for one and it can be read so; `.5` and `1e3` are numbers too."""
     if annotation is bool:
         return parse_value(text)
     for number in (int, float) if annotation in (int, float) else ():
@@ -200,7 +201,7 @@ def _parse_plain(annotation: Any, text: str) -> Any:
 
 
 def plain_type(info: FieldInfo) -> Any:
-    """The type of a field without `None` and without pydantic's annotations; text, where text is one of several."""
+    """The type of a field without `None` and without pydantic's annotations; of several types, text if it is one."""
     annotation = info.annotation
     if get_origin(annotation) in UNIONS:
         kinds = [k for k in get_args(annotation) if k is not type(None)]
@@ -209,7 +210,7 @@ def plain_type(info: FieldInfo) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Raises `UserError` when the file is missing or not TOML, or as `parse_value`."""
+    """The tables of a TOML file. Raises `UserError` if it is missing or not TOML, or as `parse_value`."""
     try:
         tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
@@ -250,7 +251,7 @@ def validate(kind: type[S], values: Any, *, origin: str = "") -> S:
 
 
 def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[str] = ()) -> UserError:
-    """A pydantic error in words for people: key, given, possible. Its code is `unknown-key` or `invalid-value`."""
+    """A pydantic error for people: keys, given and expected values. Its code is `unknown-key` or `invalid-value`."""
     lines, known, code = [], list(known), "invalid-value"
     for problem in error.errors():
         key = shortened(".".join(str(part) for part in problem["loc"] if str(part)[:1] != "<"))  # the tag of a union
@@ -299,7 +300,7 @@ def dotted_fields(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Fi
 
 
 def tables_of(info: FieldInfo) -> list[type[BaseModel]]:
-    """The classes that a field's table may be: one, several of a union, or none where it is a plain value."""
+    """The classes that a field may hold: one, several for a union, or none for a plain value."""
     kinds = get_args(info.annotation) if get_origin(info.annotation) in UNIONS else (info.annotation,)
     kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -314,8 +315,8 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
     """The configuration as commented TOML that `read_toml` reads back (None is written as a comment).
 
     Args:
-        comments: by dotted key, what is said of each value in place of its description.
-        otherwise: what is said of a key that is not in `comments`.
+        comments: the comment on each value by dotted key, in place of the fields' descriptions.
+        otherwise: the comment on a key that is not in `comments`.
     """
 
     described = {key: info.description or "" for key, info in dotted_fields(type(settings))}
@@ -349,7 +350,7 @@ def toml_value(value: Any, *, comma: str = ", ") -> str:
 
 
 def _toml_key(name: str) -> str:
-    """A key of TOML: quoted where it has other characters than those of a bare key."""
+    """A key of TOML, quoted if it has characters that a bare key may not have."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 

@@ -12,8 +12,8 @@ MAX_RESOLUTION = 2**14
 
 
 class Size(NamedTuple):
-    """Height, then width. It is read from 256, "256", "256x384" or [256, 384], and written as 256 where both are equal,
-    as "256x384" otherwise: in JSON, TOML, text, and names of folders.
+    """Height, then width. Read from 256, "256", "256x384" or [256, 384]; written as 256 if both are equal, otherwise as
+    "256x384", in JSON, TOML, text and names of folders.
     """
 
     height: int

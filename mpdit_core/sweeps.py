@@ -1,7 +1,7 @@
-"""Options that are varied: `--sweep KEY=V1,V2,…` of `sample`, `eval-fid` and `train`.
+"""Varies options: `--sweep KEY=V1,V2,…` of `sample`, `eval-fid` and `train`.
 
-Which keys may vary stands at the fields of the options (`sweepable`). `TABLE.KEY` reaches a value within a field that
-has a `table`, such as an option of the sampler; a table `*` takes every dotted key, such as `train.learning_rate`.
+A field that is `sweepable` may vary. `TABLE.KEY` is a value within a field that has a `table`, such as an option of the
+sampler; a table `*` takes every dotted key, such as `train.learning_rate`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import Options, merge, parse_assignments, parse_field, spelling_of, validate
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -28,7 +28,7 @@ def read_sweeps(texts: Sequence[str]) -> list[Axis]:
     """`["guidance_scale=1,2", "guidance_interval=0,1;0.1,0.8"]` → two axes; `;` separates values that hold commas.
 
     Raises:
-        UserError: no KEY=V1,V2 (`not-a-sweep`), or the same key twice (`swept-twice`).
+        UserError: a text is not KEY=V1,V2 (`not-a-sweep`), or a key is given twice (`swept-twice`).
     """
     axes: list[Axis] = []
     for text in texts:
@@ -45,10 +45,10 @@ def read_sweeps(texts: Sequence[str]) -> list[Axis]:
 
 
 def with_value(options: O, key: str, text: str) -> O:
-    """`options` with one of them set to what `text` says.
+    """`options` with one of them set to the value in `text`.
 
     Raises:
-        UserError: an option that does not exist or cannot be swept (`unknown-key`), or a value that does not fit.
+        UserError: the option does not exist or cannot vary (`unknown-key`), or the value does not fit.
     """
     kind = type(options)
     spellings = {name: spelling_of(info) for name, info in kind.model_fields.items()}
@@ -63,7 +63,10 @@ def with_value(options: O, key: str, text: str) -> O:
         name, value = key, parse_field(kind, key, text)
     else:
         known = [*plain, *(f"{'TABLE' if table == '*' else table}.KEY" for table in tables)]
-        raise UserError(f"sweep {key}: no such option to vary", code="unknown-key", expected=", ".join(known))
+        raise UserError(
+            f"sweep {key}: there is no such option to vary", code="unknown-key", expected=", ".join(known),
+            remedy=did_you_mean(key, known),
+        )  # fmt: skip
     values = {name: getattr(options, name) for name in kind.model_fields}
     return validate(kind, values | {name: value}, origin="sweep")
 

@@ -1,4 +1,4 @@
-"""A table of text for people: `mpdit_cli.console` draws it on a terminal, a document takes it as Markdown."""
+"""A table of text: `mpdit_cli.console` draws it on a terminal, documents contain it as Markdown."""
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@ from mpdit_cli.fields import options_command
 from mpdit_core.doctor.options import Diagnosis, DoctorOptions
 from mpdit_core.table import Table
 
-MARKS = {"ok": "ok", "note": "note", "fault": "FAULT"}
-
 
 @options_command(DoctorOptions)
 def command(options: DoctorOptions) -> None:
@@ -18,7 +16,7 @@ def command(options: DoctorOptions) -> None:
 
     Examples: mpdit doctor; mpdit doctor plugins here --json
 
-    Exits with 2 where a command would fail by what was found. The output holds no secrets.
+    The exit code is 2 if a command would fail because of what was found. The output contains no secrets.
     """
     from mpdit_core.doctor import diagnose
 
@@ -36,7 +34,12 @@ def table(result: Diagnosis) -> Table:
     """One line per check."""
     areas = ["", *(check.area for check in result.checks)]
     rows = [
-        [check.area if check.area != before else "", check.name, MARKS[check.status], check.what]
+        [
+            check.area if check.area != before else "",
+            check.name,
+            "FAULT" if check.status == "fault" else check.status,
+            check.what,
+        ]
         for before, check in zip(areas, result.checks, strict=False)
     ]
     return Table(title="", columns=["area", "examined", "state", "found"], rows=rows)

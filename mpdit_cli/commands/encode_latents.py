@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from mpdit_cli import console
 from mpdit_cli.fields import Nproc, options_command
-from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
+from mpdit_core.errors import UserError
 from mpdit_core.presets import propose_preset
 from mpdit_core.training.options import TrainOptions
 
 LISTED = 5  # skipped images
-FLIPS = {"stored": "stored", "mirrored": "exact, by mirroring", "none": "none"}
+FLIPS = {"stored": "stored too", "mirrored": "made from the latents, exactly", "none": "none"}
 
 
 @options_command(EncodeOptions)
@@ -22,7 +21,7 @@ def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
 
     Example: mpdit encode-latents images/ --resolution 256
 
-    Killed at any point, the same command resumes. Options of plugins:
+    If it is stopped or killed, the same command resumes it. Options of plugins:
     `--set dataset.KEY=VALUE`, `--set autoencoder.KEY=VALUE` and `--set teacher.KEY=VALUE`.
     """
     from mpdit_core.encoding import encode_latents
@@ -32,12 +31,13 @@ def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
 
 
 def summary(result: EncodeResult) -> console.Summary:
-    """Counts, rate, size, statistics, skipped files, and what to type next."""
+    """Counts, shape, statistics, size, quality, rate, skipped files, and what to type next."""
     channels, height, width = result.latent_shape
     pixels = f"{result.resolution.height} × {result.resolution.width} pixels"
     classes = f"in {result.classes:,} classes" if result.classes else "without classes"
     rows = {
-        "images": f"{result.count:,} of {pixels} {classes}, mirror images: {FLIPS[result.flips]}",
+        "images": f"{result.count:,} of {pixels} {classes}",
+        "mirror images": FLIPS[result.flips],
         "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
         "mean": _numbers(result.measured_mean),
         "std": _numbers(result.measured_std),
@@ -64,17 +64,18 @@ def summary(result: EncodeResult) -> console.Summary:
 def next_command(result: EncodeResult) -> str:
     """The `mpdit train` command for these latents, with the preset that it would propose itself."""
     best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
-    latents = None if _is_only_one(result) else result.latents
+    latents = None if _is_found_by_train(result) else result.latents
     return TrainOptions(preset=best.preset, latents=latents, settings=best.fit).command_line()
 
 
-def _is_only_one(result: EncodeResult) -> bool:
-    """Whether `mpdit train` finds these latents by itself: no others of this resolution under latents/."""
-    folder = result.latents.parent
-    plans = (
-        [read_manifest(path.parent).plan for path in folder.glob(f"*/{MANIFEST}")] if folder == Path("latents") else []
-    )
-    return [plan.resolution for plan in plans].count(result.resolution) == 1
+def _is_found_by_train(result: EncodeResult) -> bool:
+    """Whether `mpdit train` finds these latents without `--latents`."""
+    from mpdit_core.data.latents import find_latents
+
+    try:
+        return find_latents(resolution=result.resolution) == result.latents
+    except UserError:  # there are several, or others are damaged
+        return False
 
 
 def _normalisation(result: EncodeResult) -> str:

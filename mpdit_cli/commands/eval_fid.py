@@ -1,4 +1,4 @@
-"""`mpdit eval-fid WHAT`: FID, sFID, Inception Score, precision and recall, with their protocol attached."""
+"""`mpdit eval-fid WHAT`: FID, sFID, Inception Score, precision and recall, with the protocol that gave them."""
 
 from __future__ import annotations
 
@@ -54,21 +54,15 @@ def command(
 
 
 def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
-    """The figures of one evaluation."""
+    """The figures of one evaluation, and how its samples were made."""
     rows = [[label, _figure(record, key)] for key, label in record.labels.items()]
     note = f"{record.count} samples against {record.reference.path}"
-    values = {
-        label: f"{record.metrics[key]:.4f}"
-        for key, label in record.labels.items()
-        if isinstance(record.metrics[key], float)
-    }
-    if (made := record.sampling) and made.nfe is not None and made.passes is not None:
-        values["guidance"] = guidance(made.options)
-        values["cost"] = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
-    return [
-        Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note),
-        console.Summary(title="evaluated", rows=values),
-    ]
+    table = Table(title=f"Evaluation of {record.what}", columns=["metric", "value"], rows=rows, note=note)
+    made = record.sampling
+    if made is None or made.nfe is None or made.passes is None:
+        return [table]
+    cost = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
+    return [table, console.Summary(title="sampling", rows={"guidance": guidance(made.options), "cost": cost})]
 
 
 def reference_summary(reference: ReferenceResult) -> console.Summary:
@@ -77,7 +71,7 @@ def reference_summary(reference: ReferenceResult) -> console.Summary:
 
 
 def sweep_parts(sweep: SweepResult) -> list[Table | console.Summary]:
-    """One line per combination, and the lowest."""
+    """One line per combination, and the one with the lowest distance."""
     names = [key for key in sweep.labels if sweep.rows[0].metrics[key] is not None]
     rows = [
         [*row.values.values(), _text(row.nfe), _text(row.passes), *(_text(row.metrics[name]) for name in names)]
@@ -114,7 +108,7 @@ def comparison_parts(comparison: Comparison) -> list[Table | console.Summary]:
 
 
 def _figure(record: EvaluationRecord, key: str) -> str:
-    """With its error bar, where there is one."""
+    """The metric, with its error bar or standard deviation if it has one."""
     value, interval, deviation = (record.metrics.get(key + suffix) for suffix in ("", "_interval", "_std"))
     if value is None:
         return "not offered by these features or this reference"
@@ -124,7 +118,7 @@ def _figure(record: EvaluationRecord, key: str) -> str:
 
 
 def _label(key: str, labels: dict[str, str]) -> str:
-    """A metric's name, or that of what belongs to it, as `fid_std`."""
+    """The name of a metric; for a key such as `fid_std`, the name with the suffix behind it."""
     base, _, suffix = key.rpartition("_")
     return f"{labels[base]}: {suffix}" if key not in labels and base in labels else labels.get(key, key)
 

@@ -1,4 +1,4 @@
-"""`mpdit export MODEL OUT`: a model for others, as a folder or on the Hub."""
+"""`mpdit export MODEL OUT`: a model to share, as a folder or on the Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpdit_core.interop.options import ExportOptions, ExportResult
 
 @options_command(ExportOptions)
 def command(options: ExportOptions) -> None:
-    """Write a model for others: weights, configuration and a model card.
+    """Write a model to share, as a folder or on the Hub: weights, configuration and a model card.
 
     Example: mpdit export runs/xl-256-1 models/mine --push me/mpdit-xl
     """

@@ -9,7 +9,7 @@ from mpdit_core.interop.options import ImportOptions, ImportResult
 
 @options_command(ImportOptions)
 def command(options: ImportOptions) -> None:
-    """Convert an official MPDiT, MPDiT v2, DiT or SiT checkpoint.
+    """Convert an official MPDiT, MPDiT v2, DiT or SiT checkpoint to a model of mpdit.
 
     Example: mpdit import DiT-XL-2-256x256.pt
     """

@@ -1,4 +1,4 @@
-"""`mpdit ls`: what stands under the working directory."""
+"""`mpdit ls`: runs, latents, samples and evaluations under a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpdit_core.workspace.options import Entry, Kind, Listing, ListOptions
 
 @options_command(ListOptions)
 def command(options: ListOptions) -> None:
-    """List runs, latents, samples and evaluations, the newest first.
+    """List runs, latents, samples and evaluations, newest first.
 
     Example: mpdit ls
     """
@@ -28,7 +28,7 @@ def command(options: ListOptions) -> None:
 
 
 def parts_of(found: Listing) -> list[Table | console.Summary]:
-    """A table per kind; where there is nothing, what to type first."""
+    """A table per kind; if there is nothing, what to type first."""
     if not found.entries:
         return [
             console.Summary(title=f"{found.folder} holds nothing made by mpdit", rows={}, next_command="mpdit demo")
@@ -51,7 +51,7 @@ def _distance(entry: Entry) -> str:
 
 
 def _if_ok(entry: Entry, text: str | None) -> str:
-    """`text`; in its place what is wrong with the entry, in one word."""
+    """`text`, or "damaged" or "unfinished" in its place."""
     return text or "" if entry.status == "ok" else entry.status
 
 
@@ -99,9 +99,9 @@ COLUMNS: dict[Kind, tuple[str, dict[str, Callable[[Entry], str]]]] = {
 
 
 def age(seconds: float) -> str:
-    """`5 min`, in the largest unit that gives 1 or more; at least seconds, at most days."""
+    """`5 min`: in seconds, minutes, hours or days, the largest unit of which there is at least one."""
     for length, unit in ((60, "s"), (60, "min"), (24, "h")):
         if seconds < length:
             return f"{max(0, int(seconds))} {unit}"
         seconds /= length
-    return f"{int(seconds)} days"
+    return "1 day" if seconds < 2 else f"{int(seconds)} days"

@@ -1,7 +1,8 @@
-"""`mpdit plugins`: what is installed and what is broken; `show NAME`; `new KIND NAME`."""
+"""`mpdit plugins`: the installed plugins, and which are broken; `show NAME`; `new KIND NAME`."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,24 +10,23 @@ import typer
 
 from mpdit_cli import console
 from mpdit_cli.console import Summary
-from mpdit_cli.fields import Command, Json, Quiet
+from mpdit_cli.fields import Command, Group, Json, Quiet
+from mpdit_core.plugins import KINDS, list_plugins, new_plugin, show_plugin
 from mpdit_core.table import Table
 
 if TYPE_CHECKING:
     from mpdit_core.plugins.job import PluginList, PluginReport
     from mpdit_core.plugins.scaffold import NewPlugin
 
-KINDS_OF_NEW = "sampler, dataset, features, autoencoder, objective or command"
+KINDS_OF_NEW = ", ".join(contract.table for contract in KINDS.values())
 
-app = typer.Typer(help="List plugins, with reason and remedy for broken ones; describe one; write a new one.")
+app = typer.Typer(cls=Group, help="List plugins and what is wrong with broken ones; describe one; write a new one.")
 
 
 @app.callback(invoke_without_command=True)
 def command(context: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
     """List the installed samplers, data sets, feature extractors, autoencoders and objectives."""
     if context.invoked_subcommand is None:
-        from mpdit_core.plugins import list_plugins
-
         found = console.run(list_plugins)
         console.show(found, *list_tables(found))
         for report in found.plugins:
@@ -36,58 +36,53 @@ def command(context: typer.Context, json: Json = False, quiet: Quiet = False) ->
 
 @app.command(cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a plugin, module:Class or ./file.py:Class.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a plugin, module:Class or ./file.py:Class.")],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Describe one plugin: its package and its options."""
-    from mpdit_core.plugins import show_plugin
-
     found = console.run(show_plugin, name)
     console.show(found, *[part for report in found.plugins for part in page(report)])
 
 
 @app.command(cls=Command)
 def new(
-    kind: Annotated[str, typer.Argument(help=f"Kind of plugin: {KINDS_OF_NEW}.")],
-    name: Annotated[str, typer.Argument(help="Name of the new plugin, such as my-sampler.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Package to write (default: ./mpdit-NAME).")] = None,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Kind of plugin, one of {KINDS_OF_NEW}.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new plugin, such as my-sampler.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the new package (default: ./mpdit-NAME).")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a package for a new plugin; it installs and passes its own test as written."""
-    from mpdit_core.plugins import new_plugin
-
+    """Write a package for a new plugin: an example that can be installed at once, with a test that passes."""
     written = console.run(new_plugin, kind, name, out)
     console.show(written, next_steps(written))
 
 
 def list_tables(found: PluginList) -> list[Table]:
     """One table per kind."""
-    from mpdit_core.plugins import KINDS
-
     tables = []
     for kind in KINDS:
         rows = [[report.name, report.package, _in_short(report)] for report in found.plugins if report.kind == kind]
         if rows:
-            tables.append(Table(title=kind.capitalize(), columns=["name", "package", "what it is"], rows=rows))
+            title = f"{KINDS[kind].word}s".capitalize()
+            tables.append(Table(title=title, columns=["name", "package", "what it is"], rows=rows))
     if tables:
-        tables[-1] = Table(**vars(tables[-1]) | {"note": "`mpdit plugins show NAME` describes one and its options."})
+        tables[-1] = dataclasses.replace(tables[-1], note="`mpdit plugins show NAME` describes one and its options.")
     return tables
 
 
 def page(report: PluginReport) -> list[Summary | Table]:
     """One plugin: what it is, and a table of its options."""
-    from mpdit_core.plugins import KINDS
-
     rows = {"what": report.summary, "package": f"{report.package} {report.version}".strip(), "code": report.value}
     rows |= {key: str(value) for key, value in report.facts.items()}
     if report.status != "ok":
         rows |= {report.status: report.reason, "remedy": report.remedy}
-    summary = Summary(title=f"{report.name} ({report.kind})", rows={key: text for key, text in rows.items() if text})
+    word, table = KINDS[report.kind].word, KINDS[report.kind].table
+    summary = Summary(title=f"{report.name} ({word})", rows={key: text for key, text in rows.items() if text})
     if not report.options:
         return [summary]
-    table = KINDS[report.kind].table
     options = Table(
         title=f"options, given as --set {table}.KEY=VALUE",
         columns=["key", "type", "default", "what it is"],

@@ -26,7 +26,7 @@ def command(options: ProfileOptions) -> None:
 
 
 def parts_of(result: ProfileResult, *, named: bool) -> list[Table | console.Summary]:
-    """What a person reads of the result; each of the `named` models in detail."""
+    """The result for people; with details of each model if the user `named` them."""
     from mpdit_core.profiling import breakdown_table, facts, overview, plan_table
 
     if result.search is not None:
@@ -43,7 +43,7 @@ def parts_of(result: ProfileResult, *, named: bool) -> list[Table | console.Summ
 
 
 def search_table(found: Found) -> Table:
-    """One line per model, and below the table the flags that make each."""
+    """One line per model, and below the table the settings that make each."""
     from mpdit_core.profiling import giga, millions
 
     rows = [

@@ -1,4 +1,4 @@
-"""`mpdit report RUN [RUN…]`: one HTML page about a run, with others drawn over it."""
+"""`mpdit report RUN [RUN…]`: one HTML page about a run, compared with other runs."""
 
 from __future__ import annotations
 

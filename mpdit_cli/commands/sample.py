@@ -17,7 +17,7 @@ def command(
     options: SampleOptions,
     show: Annotated[
         bool,
-        typer.Option("--show", metavar="", help="Show the grid or the view in the terminal.", rich_help_panel="Output"),
+        typer.Option("--show", help="Show the grid or the view in the terminal.", rich_help_panel="Output"),
     ] = False,
     nproc: Nproc = "auto",
 ) -> None:
@@ -81,6 +81,6 @@ def guidance(options: SamplingOptions) -> str:
 
 
 def view_summary(result: ViewResult, options: SampleOptions) -> console.Summary:
-    """The view, and what is seen in it."""
+    """The view in a few lines."""
     rows = {"where": str(result.image), **result.facts}
     return console.Summary(title=f"{result.view} of {options.model}", rows=rows)

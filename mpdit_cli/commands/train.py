@@ -21,7 +21,7 @@ def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
 
     Example: mpdit train --preset xl-256
 
-    Without a preset, the one that fits the latents is taken. With --sweep,
+    Without a preset, one that fits the latents is chosen. With --sweep,
     every combination of values is trained.
     """
     from mpdit_core.training import is_sweep_folder, train, train_sweep
@@ -86,7 +86,7 @@ def sweep_parts(sweep: TrainSweepResult) -> list[Table | console.Summary]:
 
 
 def _finished(cell: Cell) -> str:
-    """Number of runs that finished, of all; and of those that diverged."""
+    """The number of runs that finished, of how many, and the number that diverged."""
     finished, diverged = sum(run.finished for run in cell.runs), sum(run.diverged for run in cell.runs)
     return f"{finished} of {len(cell.runs)}" + (f", {diverged} diverged" if diverged else "")
 

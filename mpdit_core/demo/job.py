@@ -1,7 +1,7 @@
 """`mpdit demo`: the whole pipeline on scikit-learn's scans of digits, offline, in minutes on two CPU cores.
 
-Every step is the job that its command runs. The demo adds a measure of whether it worked: a classifier fitted on real
-digits has to recognise the samples, and their Fréchet distance is compared with that of real digits to each other.
+Every step is the job that its command runs. The demo adds a measure of success: a classifier trained on real digits has
+to recognise the samples, and their Fréchet distance to real digits is compared with that of other real digits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def demo(options: DemoOptions, *, report: Reporter = silent) -> DemoResult:
     """Runs all steps under `options.out`; a second run continues where the first ended.
 
     Raises:
-        UserError: the package mpdit-digits is missing (`missing-package`), or `out` cannot be written.
+        UserError: the package mpdit-digits is missing (`missing-package`), or as the jobs of the steps.
     """
     if "digits" not in plugins.names("datasets"):
         raise UserError(
@@ -94,11 +94,11 @@ def sample(engine: Generator, count: int, *, guidance_scale: float, seed: int) -
 
 
 def measure(engine: Generator, *, samples: int) -> tuple[float, float, float]:
-    """Three figures from fresh samples and the real digits that the model was trained on.
+    """Three figures from new samples and the real digits that the model was trained on.
 
     Returns:
-        The share of guided samples in which a classifier sees the digit asked for; the Fréchet distance of unguided
-        samples to real digits, on pixels; and that of other real digits to real digits, at the same count.
+        The fraction of guided samples that a classifier recognises as the requested digit; the Fréchet distance of
+        unguided samples to real digits, on pixels; and that of other real digits, of the same number.
     """
     classifier, pixels = (plugins.build("features", name) for name in ("digits", "digits-pixels"))
     for extractor in (classifier, pixels):

@@ -1,4 +1,4 @@
-"""What this machine and this installation can do, and what of it is broken."""
+"""Examines this machine and installation: what they can do, and what is broken."""
 
 from __future__ import annotations
 

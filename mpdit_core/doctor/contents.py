@@ -1,4 +1,4 @@
-"""What the working directory and the installed packages hold: runs and latents with their health, plugins."""
+"""Examines the working directory, for damaged and unfinished runs and data, and the installed plugins."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from mpdit_core.doctor.options import Check, DoctorOptions
 
-OWN = {"samplers": "euler", "features": "inception", "autoencoders": "pixels"}
-"""One plugin of mpdit itself for each kind that it has plugins of."""
+OWN = {"samplers": "euler", "features": "inception", "autoencoders": "pixels", "objectives": "flow-matching"}
+"""One plugin of mpdit itself for each kind of which it has plugins."""
 
 
 def here(_: DoctorOptions) -> Iterator[Check]:
-    """How many of each kind `mpdit ls` finds, and each that is damaged or unfinished."""
+    """The number of entries of each kind that `mpdit ls` finds, and each entry that is damaged or unfinished."""
     from mpdit_core.workspace import ListOptions, list_workspace
 
     entries = list_workspace(ListOptions(folder=Path())).entries
@@ -27,7 +27,7 @@ def here(_: DoctorOptions) -> Iterator[Check]:
 
 
 def plugins(_: DoctorOptions) -> Iterator[Check]:
-    """How many plugins are installed, and each that is broken or prints when it is imported."""
+    """The number of plugins of each kind, and each plugin that is broken or prints when it is imported."""
     from mpdit_core.plugins import list_plugins
 
     listed = list_plugins().plugins
@@ -38,8 +38,8 @@ def plugins(_: DoctorOptions) -> Iterator[Check]:
     registered = {(report.kind, report.name) for report in listed}
     for kind, own in OWN.items():
         if (kind, own) not in registered:
-            what = "it belongs to mpdit, but is not registered: the package metadata is older than the code"
-            remedy = "install mpdit again; in a checkout `pip install -e .`"
+            what = "this plugin of mpdit itself is not registered: the package metadata is older than the code"
+            remedy = "install mpdit again; in a checkout with `pip install -e .`"
             yield Check(area="plugins", name=f"{kind} {own}", status="fault", what=what, remedy=remedy)
     for report in listed:
         if report.status != "ok":

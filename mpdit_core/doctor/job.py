@@ -1,7 +1,7 @@
-"""`mpdit doctor`: a list of checks for a person, or for a report of a defect.
+"""`mpdit doctor`: checks of the machine and the installation, for the user or for the report of a defect.
 
 To add an area: a function from the options to its checks in a file of this folder, its row in `AREAS`, and its name in
-`options.Area`. A function imports what it examines when it is called, for that may be what is broken.
+`options.Area`. A function imports what it examines when it is called, because that import may be what is broken.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AREAS: dict[Area, Callable[[DoctorOptions], Iterable[Check]]] = {
 
 
 def diagnose(options: DoctorOptions, *, report: Reporter = silent) -> Diagnosis:
-    """Examines the areas that are asked for, or all. What is broken is no error: it is a check with a remedy."""
+    """Examines the areas that are asked for, or all. A fault is no error: it is a check with a remedy."""
     areas = options.areas or get_args(Area)
     checks: list[Check] = []
     for number, area in enumerate(areas):
@@ -42,14 +42,14 @@ def diagnose(options: DoctorOptions, *, report: Reporter = silent) -> Diagnosis:
 def _examined(area: Area, options: DoctorOptions) -> list[Check]:
     try:
         return list(AREAS[area](options))
-    except Exception as error:  # a broken installation fails in any way, and the other areas may tell why
+    except Exception as error:  # a broken installation may raise anything, and the other areas may show why
         what = f"cannot be examined: {type(error).__name__}: {error}"
         remedy = "pip install --force-reinstall mpdit, in a separate environment"
         return [Check(area=area, name=area, status="fault", what=what, remedy=remedy)]
 
 
 def _without_paths(check: Check) -> Check:
-    """The check with short names for the folders that say whose machine this is."""
+    """The check with short names for folders whose paths may contain the name of the user."""
     names = {Path.cwd(): ".", Path(sys.prefix): "ENVIRONMENT", Path.home(): "~"}
     texts = {"name": check.name, "what": check.what, "remedy": check.remedy}
     for folder in sorted(names, key=lambda folder: -len(str(folder))):

@@ -1,4 +1,4 @@
-"""The machine and what is installed on it: versions, devices and their rates, torch.compile, disk."""
+"""Examines the machine: versions, devices and their rates, torch.compile, disk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from mpdit_core.config import ComputeType
 
-OTHER_PACKAGES = ("torchvision", "triton")  # not asked for by mpdit, but they must fit the torch that is installed
+OTHER_PACKAGES = ("torchvision", "triton")  # not required by mpdit, but they must fit the installed torch
 SECONDS_TO_MEASURE = 0.1
-TYPICAL = "b-256"  # whose sizes `auto` is measured at
+TYPICAL = "b-256"  # the preset at whose sizes `auto` is measured
 SECONDS_TO_COMPILE = 180.0
 LEAST_FREE, LITTLE_FREE = 2**30, 10 * 2**30
 COMPILED = """
@@ -36,15 +36,15 @@ torch.testing.assert_close(torch.compile(wave)(x), wave(x))
 
 
 def versions(_: DoctorOptions) -> Iterator[Check]:
-    """The system, the packages that mpdit needs, and those of them that are missing or too old."""
+    """The system, the versions of the packages that mpdit needs, and which of them are missing or too old."""
     from packaging.requirements import Requirement
 
     from mpdit_core.plugins import installed_version
 
     where = f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
     yield Check(area="versions", name="mpdit", what=f"{__version__} on {where}", data={"mpdit": __version__})
-    asked = [Requirement(text) for text in importlib.metadata.requires("mpdit") or ()]
-    needed = [each for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]
+    declared = [Requirement(text) for text in importlib.metadata.requires("mpdit") or ()]
+    needed = [each for each in declared if each.marker is None or each.marker.evaluate({"extra": ""})]
     found = {name: installed_version(name) for name in (*(each.name for each in needed), *OTHER_PACKAGES)}
     installed = {name: version for name, version in found.items() if version is not None}
     text = ", ".join(f"{name} {version}" for name, version in installed.items())
@@ -57,7 +57,7 @@ def versions(_: DoctorOptions) -> Iterator[Check]:
 
 
 def devices(options: DoctorOptions) -> Iterator[Check]:
-    """Every device, or the one that is asked for, with the rate of a large matrix product in each precision."""
+    """Every device, or the one in the options, with the rate of a large matrix product in each precision."""
     import torch
 
     from mpdit_core.runtime.device import select_device
@@ -85,7 +85,7 @@ def _device(device: torch.device) -> Check:
     except RuntimeError as error:
         return Check(
             area="devices", name=str(device), status="fault", remedy="--device cpu, or another build of torch",
-            what=f"{name} does not compute: {str(error).splitlines()[0]}",
+            what=f"{name} cannot be used: {str(error).splitlines()[0]}",
         )  # fmt: skip
     shown = ", ".join(f"{precision} {rate / 1e12:.3g}" for precision, rate in rates.items())
     auto = dtype_name(choose_dtype("auto", device, load_preset(TYPICAL).model))
@@ -97,7 +97,7 @@ def _device(device: torch.device) -> Check:
 
 
 def _hardware(device: torch.device) -> tuple[str, int | None]:
-    """What the device is called, and its memory in bytes."""
+    """The device's name, and its memory in bytes."""
     import torch
 
     from mpdit_core.runtime.concurrency import usable_cores
@@ -121,7 +121,7 @@ def _rate(precision: ComputeType, device: torch.device) -> float:
 
 
 def compiler(options: DoctorOptions) -> Iterator[Check]:
-    """Whether torch.compile makes a small function that gives the same numbers; in a process that may crash."""
+    """Whether torch.compile compiles a small function correctly; in another process, because that may crash."""
     from mpdit_core.runtime.device import select_device
     from mpdit_core.runtime.precision import should_compile
 
@@ -146,13 +146,13 @@ def compiler(options: DoctorOptions) -> Iterator[Check]:
 
 
 def _last_line(text: str) -> str:
-    """The line that says what is wrong: torch adds advice behind it."""
+    """The line with the error: torch adds advice after it."""
     lines = [line.strip() for line in text.splitlines() if "Error" in line.partition(":")[0]]
     return lines[-1][:300] if lines else ""
 
 
 def disk(_: DoctorOptions) -> Iterator[Check]:
-    """Room where runs are written, and where weights are cached."""
+    """Free space in the working directory, where runs are written, and where weights are cached."""
     from huggingface_hub import constants
 
     for name, path in (("working directory", Path.cwd()), ("cache of the Hub", Path(constants.HF_HUB_CACHE))):

@@ -1,4 +1,4 @@
-"""What `mpdit doctor` is asked for, and what it returns. Torch-free."""
+"""The options and the result of `mpdit doctor`. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Area = Literal["versions", "devices", "compile", "weights", "disk", "here", "plu
 
 
 class DoctorOptions(DeviceOptions):
-    """What to examine. A device that is given is the only one that is measured."""
+    """What to examine. If a device is given, only that one is measured."""
 
     areas: tuple[Area, ...] = setting(
         (), f"areas to examine, of {', '.join(get_args(Area))}",
         argument=True, repeated=True, metavar="AREA", strict=False, chosen="all",
     )  # fmt: skip
-    paths: bool = setting(False, "show whole paths, not ~ for the home folder and . for the working directory")
+    paths: bool = setting(False, "show full paths, not ~ for the home folder and . for the working directory")
 
 
 class Check(Result):
-    """One thing that was examined."""
+    """The result of one check."""
 
     area: Area = setting(..., "area of the check")
     name: str = setting(..., "what was checked")
@@ -30,11 +30,11 @@ class Check(Result):
     )
     what: str = setting(..., "what was found")
     remedy: str = setting("", "what to do about it")
-    data: dict[str, Any] = setting({}, "what was found, in numbers: bytes, FLOP/s, versions")
+    data: dict[str, Any] = setting({}, "what was found, for programs: bytes, FLOP/s, versions")
 
 
 class Diagnosis(Result):
-    """Everything that was examined."""
+    """The results of all checks."""
 
-    checks: tuple[Check, ...] = setting(..., "in the order of the areas")
+    checks: tuple[Check, ...] = setting(..., "the checks, in the order of the areas")
     faults: int = setting(..., "number of faults")

@@ -1,4 +1,4 @@
-"""Weights that commands download when they need them: in the cache, or where they come from within reach."""
+"""Examines the weights that commands download: whether they are cached, or else can be downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS_TO_ANSWER = 3.0
 
 
 def downloads(_: DoctorOptions) -> Iterator[Check]:
-    """The Inception network of `eval-fid`, and the autoencoder of `encode-latents` and of the published models."""
+    """The Inception network for `eval-fid`, and the autoencoder for `encode-latents` and the published models."""
     yield _inception()
     yield _autoencoder()
 
@@ -46,17 +46,17 @@ def _autoencoder() -> Check:
 
 
 def _found(name: str, place: Path | None, url: str, remedy: str) -> Check:
-    """The check of weights at `place`, if they are there, or else at `url`; no URL: the network is not to be used."""
+    """The check of weights that are at `place`, if it is given, or else at `url`; empty: downloads are turned off."""
     if place is not None:
         return Check(area="weights", name=name, what=f"cached at {place}")
     if url and answers(url):
         return Check(area="weights", name=name, status="note", what="not cached; downloaded when first needed")
-    why = "the server that has them does not answer" if url else "HF_HUB_OFFLINE is set"
+    why = "their server does not answer" if url else "HF_HUB_OFFLINE is set"
     return Check(area="weights", name=name, status="fault", what=f"not cached, and {why}", remedy=remedy)
 
 
 def answers(url: str) -> bool:
-    """Whether there is a file at `url`; waits at most twice `SECONDS_TO_ANSWER`, for names may resolve slowly."""
+    """Whether there is a file at `url`; waits at most 2 · `SECONDS_TO_ANSWER`, because names may resolve slowly."""
     found: list[bool] = []
 
     def ask() -> None:

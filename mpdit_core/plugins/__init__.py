@@ -1,7 +1,8 @@
 """Samplers, data sets, feature extractors, autoencoders, objectives and commands by name.
 
-All, ours and other packages' alike, are entry points; ours are declared in pyproject.toml. Nothing is imported until it
-is named. `module:attribute` and `./file.py:Attribute` work in place of a name. `MPDIT_PLUGINS=off` leaves only our own.
+All of them, those of mpdit and those of other packages, are entry points; mpdit's are declared in pyproject.toml. A
+plugin is imported only when it is named. `module:attribute` and `./file.py:Attribute` work in place of a name.
+`MPDIT_PLUGINS=off` leaves only the plugins of mpdit itself.
 
     contracts.py the kinds of plugin, and what a class of each must have
     finding.py   which packages offer what, from their metadata alone
@@ -13,35 +14,20 @@ is named. `module:attribute` and `./file.py:Attribute` work in place of a name. 
     job.py       what `mpdit plugins` lists and shows
 """
 
-from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
-from mpdit_core.plugins.errors import PluginError, broken, plugin_errors
-from mpdit_core.plugins.finding import Entry, command_entries, installed_version, names
-from mpdit_core.plugins.job import list_plugins, show_plugin
-from mpdit_core.plugins.loading import build, load, resolve
-from mpdit_core.plugins.options import check_options
-from mpdit_core.plugins.records import options_in, rebuild, record, require_package
-from mpdit_core.plugins.scaffold import new_plugin
+from __future__ import annotations
 
-__all__ = [
-    "KINDS",
-    "Entry",
-    "Kind",
-    "PluginError",
-    "broken",
-    "build",
-    "check_options",
-    "command_entries",
-    "contract_problem",
-    "installed_version",
-    "list_plugins",
-    "load",
-    "names",
-    "new_plugin",
-    "options_in",
-    "plugin_errors",
-    "rebuild",
-    "record",
-    "require_package",
-    "resolve",
-    "show_plugin",
-]
+from typing import TYPE_CHECKING
+
+from mpdit_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
+    from mpdit_core.plugins.errors import PluginError, broken, plugin_errors
+    from mpdit_core.plugins.finding import Entry, command_entries, installed_version, names
+    from mpdit_core.plugins.job import list_plugins, show_plugin
+    from mpdit_core.plugins.loading import build, load, resolve
+    from mpdit_core.plugins.options import check_options
+    from mpdit_core.plugins.records import options_in, rebuild, record, require_package
+    from mpdit_core.plugins.scaffold import new_plugin
+
+__all__, __getattr__ = lazy_names(__name__, __file__)

@@ -1,8 +1,8 @@
 """The kinds of plugin and what each must have: one row per kind.
 
-To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS` here, and two templates in templates/ if `mpdit plugins
-new` is to make it. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when
-they are loaded, and recorded.
+To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS`, and two templates in templates/ for `mpdit plugins
+new`. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when they are
+loaded, and recorded.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Contract:
 
     Args:
         word: the kind in messages for people.
-        table: `mpdit plugins new TABLE NAME`, and the options' table: `--set TABLE.KEY=VALUE`.
+        table: the kind in `mpdit plugins new TABLE NAME` and in `--set TABLE.KEY=VALUE`.
         methods: method → number of arguments it is called with, beside self.
         attributes: other attributes of the class.
         fields: options it must have.
-        facts: attributes that `mpdit plugins show` prints where the class has them.
+        facts: attributes that `mpdit plugins show` prints if the class has them.
         parts: attribute of the object → what it must be, as a check and in words.
     """
 
@@ -78,7 +78,7 @@ KINDS: dict[Kind, Contract] = {
 
 
 def contract_problem(kind: Kind, found: Any) -> str | None:
-    """What keeps `found` from being a plugin of this kind, as a sentence; None where nothing does."""
+    """Why `found` is not a plugin of this kind, as a sentence; None if it is one."""
     if KINDS[kind].parts:
         return _part_problem(KINDS[kind], found)
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
@@ -104,7 +104,7 @@ def _part_problem(contract: Contract, found: Any) -> str | None:
 
 
 def _has_method(found: type, name: str) -> bool:
-    """Every class is callable, so `__call__` must be looked for in its bases, as all methods are here."""
+    """Whether the class or one of its bases defines it; `getattr` finds a `__call__` for every class."""
     return any(callable(vars(base).get(name)) for base in found.__mro__)
 
 

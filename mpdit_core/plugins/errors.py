@@ -1,11 +1,11 @@
-"""What a plugin raises, reported with its package and line where the plugin was called.
+"""Turns what a plugin raises into an error that names its package and line.
 
     with plugin_errors(sampler, "in steps"):
         step = next(steps)
 
-The body is the call and nothing else. An error is the plugin's unless it comes from code that the plugin was handed:
-what our own velocity function raises while a plugin's sampler calls it passes as it is. A library that the plugin
-calls is part of the plugin.
+The body is the call and nothing else. An error belongs to the plugin unless it comes from code that the plugin was
+given: what our own velocity function raises while a plugin's sampler calls it is raised unchanged. A library that the
+plugin calls is part of the plugin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from mpdit_core.errors import Interrupted, UserError
 
 CORE = Path(__file__).parents[1]
-CALLED_BY_PLUGINS = CORE / "api.py"  # the one file of ours whose errors are a plugin's wrong call
+CALLED_BY_PLUGINS = CORE / "api.py"  # an error in this file of ours comes from a wrong call by the plugin
 STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 labels: dict[type, str] = {}
@@ -27,7 +27,7 @@ labels: dict[type, str] = {}
 
 
 class PluginError(UserError):
-    """A plugin failed. `reason` alone says how, for the list of plugins."""
+    """A plugin failed. `reason` says how, without the plugin's name."""
 
     def __init__(self, label: str, doing: str, reason: str):
         self.label, self.doing, self.reason = label, doing, reason
@@ -43,13 +43,13 @@ class PluginError(UserError):
 
 @contextmanager
 def plugin_errors(plugin: object, doing: str) -> Iterator[None]:
-    """Turns what the body raises into a `PluginError`, where it is the fault of `plugin`.
+    """Turns what the body raises into a `PluginError` if it is the fault of `plugin`.
 
-    Let through as they are: every error of our own classes, `UserError`, Ctrl-C, termination, a device out of memory,
-    and errors of code that the plugin was handed.
+    Raised unchanged: every error of a plugin of mpdit itself, `UserError`, Ctrl-C, termination, a device out of memory,
+    and errors of code that the plugin was given.
 
     Args:
-        plugin: an instance; or the label of a plugin that is being loaded or built, to blame for whatever happens.
+        plugin: an instance; or the label of a plugin that is being loaded or built, whose fault every error is then.
         doing: for the message, such as `in steps`.
     """
     if type(plugin).__module__.startswith("mpdit_core."):
@@ -62,7 +62,7 @@ def plugin_errors(plugin: object, doing: str) -> Iterator[None]:
         raise PluginError(label, doing, f"it calls sys.exit({error.code!r}){_where(error)}") from error
     except (KeyboardInterrupt, Interrupted):
         raise
-    except BaseException as error:  # a GeneratorExit of its own too
+    except BaseException as error:  # also a GeneratorExit that it raises itself
         passes = isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError"
         if passes or not (isinstance(plugin, str) or is_the_plugins(error)):
             raise
@@ -85,10 +85,10 @@ def describe(error: BaseException) -> str:
 
 
 def is_the_plugins(error: BaseException) -> bool:
-    """Whether the innermost line, leaving libraries aside, is the plugin's."""
+    """Whether the innermost line outside of libraries is the plugin's."""
     frames, home = _inside(error)
-    told = [path for path, _ in frames if _is_in(home, path) or not _is_library(path)]
-    return not told or _is_in(home, told[-1])
+    own = [path for path, _ in frames if _is_in(home, path) or not _is_library(path)]
+    return not own or _is_in(home, own[-1])
 
 
 def _where(error: BaseException) -> str:
@@ -99,10 +99,10 @@ def _where(error: BaseException) -> str:
 
 
 def _inside(error: BaseException) -> tuple[list[tuple[Path, int]], Path]:
-    """The frames from where the plugin was entered, and the folder or file it lies in. No frames: it was not entered.
+    """The frames from the first one in the plugin, and the plugin's folder or file; no frames: it was never entered.
 
-    The plugin is entered at the first frame that is neither ours nor the standard library's, behind `plugin_errors`
-    and its body.
+    The first frame in the plugin is the first after `plugin_errors` and its body that is neither ours nor the standard
+    library's.
     """
     frames = [
         (Path(frame.filename), frame.lineno or 0)
@@ -116,7 +116,7 @@ def _inside(error: BaseException) -> tuple[list[tuple[Path, int]], Path]:
 
 
 def _home(path: Path) -> Path:
-    """The outermost package that holds the file; of a file in no package, the file among libraries, else its folder."""
+    """The outermost package of the file. Without a package: the file itself among libraries, elsewhere its folder."""
     home = path
     while (home.parent / "__init__.py").exists():
         home = home.parent
@@ -124,7 +124,7 @@ def _home(path: Path) -> Path:
 
 
 def _is_in(home: Path, path: Path) -> bool:
-    """Whether a file is the plugin's; a folder of plugins may hold an environment or a checkout of mpdit too."""
+    """Whether a file is the plugin's; its folder may also contain an environment or a checkout of mpdit."""
     return path.is_relative_to(home) and not path.is_relative_to(CORE) and _is_library(path) == _is_library(home)
 
 

@@ -1,4 +1,4 @@
-"""Which packages offer which plugins, read from their metadata; nothing of theirs is imported."""
+"""Finds which packages offer which plugins, in their metadata; nothing of theirs is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LISTED = "`mpdit plugins` lists what is installed"
 class Entry:
     """One declared plugin. `value` is `module:attribute`; package and version are those of the distribution.
 
-    A plugin that was named by its module or file has no package and no version.
+    A plugin that is named by its module or file has no package and no version.
     """
 
     kind: Kind
@@ -52,7 +52,7 @@ class BadMetadata:
 
 
 def entries(kind: Kind) -> list[Entry]:
-    """Declared plugins of a kind, sorted by name, then package; ours first. Not loaded."""
+    """Declared plugins of a kind, sorted by name; under one name ours first, then by package. Nothing is loaded."""
     found = [e for e in _scan() if isinstance(e, Entry) and e.kind == kind]
     return sorted(found, key=lambda e: (e.name, not e.is_ours, e.package))
 
@@ -66,10 +66,10 @@ def names(kind: Kind) -> list[str]:
 
 
 def command_entries(reserved: Collection[str] = ()) -> list[Entry]:
-    """Commands that can be called, sorted by name; for the command line, which loads one when it is called.
+    """Commands that can be called, sorted by name; a command of a name that two packages offer is left out.
 
     Args:
-        reserved: names that are taken; a command of such a name, or of one that two packages offer, is left out.
+        reserved: names of commands to leave out.
     """
     found = entries("commands")
     offered = Counter(entry.name for entry in found)
@@ -77,10 +77,11 @@ def command_entries(reserved: Collection[str] = ()) -> list[Entry]:
 
 
 def find(kind: Kind, name: str) -> Entry:
-    """The entry called `name`. A name of ours cannot be taken: another package's plugin under it is left aside.
+    """The entry called `name`. Another package's plugin under a name of ours is ignored.
 
     Raises:
-        UserError: unknown, with the nearest names (`no-such-plugin`), or offered by two packages (`ambiguous-plugin`).
+        UserError: the name is unknown (`no-such-plugin`, with similar names), or two packages offer it
+            (`ambiguous-plugin`).
     """
     found = [e for e in entries(kind) if e.name == name]
     if not found:
@@ -99,7 +100,7 @@ def find(kind: Kind, name: str) -> Entry:
 def _unknown(kind: Kind, name: str) -> UserError:
     remedy = did_you_mean(name, names(kind), otherwise=LISTED)
     if _only_ours():
-        remedy = f"{remedy} (MPDIT_PLUGINS=off is set, so only the plugins of mpdit itself are known)"
+        remedy = f"{remedy} (with MPDIT_PLUGINS=off only the plugins of mpdit itself are found)"
     return UserError(
         f"there is no {KINDS[kind].word} called {name!r}",
         code="no-such-plugin",
@@ -113,7 +114,7 @@ def _only_ours() -> bool:
 
 
 def _scan() -> Iterator[Entry | BadMetadata]:
-    """Every plugin of every package; of two installations of one package the first on the path counts, as in Python."""
+    """Every plugin of every package; of two installations of a package, that which Python would import."""
     seen: set[str] = set()
     for distribution in distributions():
         try:
@@ -139,7 +140,7 @@ def _plugins(distribution: Distribution, package: str, version: str) -> Iterator
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package that need not be installed."""
+    """The version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

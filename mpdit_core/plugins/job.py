@@ -1,7 +1,7 @@
 """What `mpdit plugins` lists and shows: every plugin with its package, its options and what is wrong with it.
 
 The list imports every plugin in this process, within `plugin_errors`. A plugin that crashes the interpreter or never
-finishes its import takes the list with it; `MPDIT_PLUGINS=off` and uninstalling it are the ways out.
+finishes its import also ends the list; then use `MPDIT_PLUGINS=off`, or uninstall the plugin.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mpdit_core.settings import Result, setting
 class PluginReport(Result):
     """One plugin, as it was found."""
 
-    kind: str = setting(..., "samplers, datasets, features, autoencoders or commands")
-    name: str = setting(..., "its name; ?: the metadata of its package cannot be read")
+    kind: str = setting(..., f"its kind, one of {', '.join(KINDS)}; ?: the metadata of its package cannot be read")
+    name: str = setting(..., "its name; ?: as kind")
     package: str = setting(..., "the package that offers it; empty: it was given by module or file")
     version: str = setting(..., "version of the package")
     value: str = setting(..., "where its class is: module:Class")
@@ -32,27 +32,27 @@ class PluginReport(Result):
     remedy: str = setting("", "what to do about it")
     summary: str = setting("", "its description by its author")
     options: tuple[Option, ...] = setting((), "its options")
-    facts: dict[str, Any] = setting({}, "what its class states about it, such as its order")
+    facts: dict[str, Any] = setting({}, "attributes of its class, such as the order of a sampler")
 
 
 class PluginList(Result):
     """Installed plugins."""
 
     plugins: tuple[PluginReport, ...] = setting(..., "one report per plugin")
-    broken: int = setting(..., "number of broken ones")
+    broken: int = setting(..., "number of broken plugins")
 
 
 def list_plugins(*, report: Reporter = silent) -> PluginList:  # noqa: ARG001 - a job takes a reporter
-    """All that is installed, each imported once. A broken plugin is no error: it is listed, with reason and remedy."""
+    """Reports all installed plugins. A broken one is no error: it is listed, with reason and remedy."""
     declared = [entry for kind in KINDS for entry in entries(kind)]
     return _listed([*_reports(declared), *map(_unreadable, bad_metadata())])
 
 
 def show_plugin(name: str, *, report: Reporter = silent) -> PluginList:  # noqa: ARG001
-    """What is called `name`, in every kind, or is at `module:Class` or `./file.py:Class`.
+    """Reports the plugins called `name`, of every kind, or the one at `module:Class` or `./file.py:Class`.
 
     Raises:
-        UserError: nothing has this name (`no-such-plugin`), with the nearest names.
+        UserError: there is none of this name (`no-such-plugin`, with similar names).
     """
     if ":" in name:
         return _listed([_at(name)])
@@ -73,7 +73,7 @@ def _reports(declared: Sequence[Entry]) -> list[PluginReport]:
 
 
 def _examine(entry: Entry) -> PluginReport:
-    """Imports one plugin and describes it, whatever its import raises."""
+    """Imports one plugin and describes it, or what its import raises."""
     try:
         loaded, printed = load_entry(entry)
     except PluginError as error:
@@ -131,7 +131,7 @@ def _reinstall(package: str) -> str:
 
 
 def _at(name: str) -> PluginReport:
-    """The one at `module:Class` or `./file.py:Class`, of the first kind whose contract it keeps."""
+    """The report on `module:Class` or `./file.py:Class`, as the first kind whose contract it keeps."""
     problems = []
     for kind in KINDS:
         try:

@@ -1,10 +1,10 @@
 """A plugin's name → its class, checked against the contract → an instance with checked options.
 
-What a plugin prints while it is imported or built is caught: it belongs to no result.
+What a plugin prints while it is imported or built is discarded.
 
-Code is what the user types and what is installed. A name that was read from a file of a run, a model, samples or
-latents is passed with `trusted=False`, and may then be that of an installed plugin only: a stranger's folder must not
-act.
+Only code that the user names or has installed is run. A name that was read from a file of a run, a model, samples or
+latents is passed with `trusted=False`, and must then be the name of an installed plugin, because somebody else may have
+written the file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def load(kind: Kind, name: str, *, trusted: bool = True) -> Any:
         trusted: False for a name that was read from a file, unless the user trusts it.
 
     Raises:
-        UserError: unknown (with the nearest names), ambiguous (naming both packages), broken (with the reason), or
-            code that nobody typed (`untrusted-code`).
+        UserError: the plugin is unknown (`no-such-plugin`), offered by two packages (`ambiguous-plugin`), broken
+            (`broken-plugin`), or code that the user did not name (`untrusted-code`).
     """
     return load_entry(resolve(kind, name, trusted=trusted))[0]
 
@@ -44,7 +44,7 @@ def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None, *, tr
     """An instance of plugin `name` with `options` checked against its fields.
 
     Raises:
-        UserError: as `load`, or an option that does not exist, does not fit, or is missing.
+        UserError: as `load`, or an option is unknown (`unknown-key`), wrong or missing (`invalid-value`).
     """
     entry = resolve(kind, name, trusted=trusted)
     cls, _ = load_entry(entry)
@@ -55,13 +55,13 @@ def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None, *, tr
             return cls(**checked)
         except UserError:
             raise
-        except ValueError as error:  # what a plugin says about its own options, in __post_init__
+        except ValueError as error:  # how a plugin refuses its options, in __post_init__
             remedy = f"`mpdit plugins show {name}` describes them"
             raise UserError(f"{origin}: {error}", code="invalid-value", remedy=remedy) from error
 
 
 def resolve(kind: Kind, name: str, *, trusted: bool = True) -> Entry:
-    """The entry that `name` stands for; one without a package for `module:attribute` and files. Nothing is imported."""
+    """The entry that `name` stands for; without a package for `module:attribute` and files. Nothing is imported."""
     if ":" not in name:
         return find(kind, name)
     where, _, attribute = name.rpartition(":")
@@ -85,8 +85,8 @@ def load_entry(entry: Entry) -> tuple[Any, str]:
     """The class, or object, of an entry and what its import printed.
 
     Raises:
-        UserError: there is no such file.
-        PluginError: it does not import, or is not what the contract asks for.
+        UserError: there is no such file (`no-such-file`).
+        PluginError: the import fails, or what it gives does not keep the contract.
     """
     where, _, attribute = entry.value.partition(" [")[0].rpartition(":")
     with plugin_errors(entry.label, "to load"), _quiet() as printed:
@@ -111,7 +111,7 @@ def _quiet():
 
 def _import_module(name: str, entry: Entry) -> ModuleType:
     importlib.invalidate_caches()
-    if not entry.package:  # `module:attribute` typed by the user: the working folder counts, as for `python -m`
+    if not entry.package:  # `module:attribute` may be in the working directory, as for `python -m`
         _add_to_path(Path.cwd())
     return importlib.import_module(name)
 
@@ -119,11 +119,11 @@ def _import_module(name: str, entry: Entry) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"{path} does not exist", code="no-such-file", expected="./file.py:Class")
+        raise UserError(f"{path} does not exist", code="no-such-file", expected="a Python file, as in ./file.py:Class")
     name = f"mpdit_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    _add_to_path(path.parent)  # so that it can import its neighbours
+    _add_to_path(path.parent)  # so that it can import other files there
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -24,7 +24,7 @@ class Option(Result):
 
 
 def option_types(loaded: type) -> dict[str, TypeAdapter]:
-    """A check for each option. Raises whatever a type that cannot be understood leads to."""
+    """A check for each option. Raises any exception for a type that cannot be understood."""
     fields = [f.name for f in dataclasses.fields(loaded) if f.init]
     hints = get_type_hints(loaded, include_extras=True) if fields else {}
     return {name: TypeAdapter(hints[name]) for name in fields}
@@ -35,10 +35,10 @@ def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name
 
     Args:
         origin: the plugin, for messages.
-        name: the plugin as a user types it; `loaded` says it if not given.
+        name: the plugin as a user types it, by default the name of its class.
 
     Raises:
-        UserError: one for all faults, `unknown-key` or `invalid-value`.
+        UserError: one error for all wrong options (`unknown-key` or `invalid-value`).
     """
     fields = {f.name: f for f in dataclasses.fields(loaded) if f.init}
     adapters, checked, faults = option_types(loaded), {}, []
@@ -67,7 +67,7 @@ def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name
 
 
 def _checked(adapter: TypeAdapter, value: Any) -> Any:
-    """Strict as JSON is: no text for a number, but a list may stand for a tuple and text for a path or an enum."""
+    """`value`, checked as JSON: text is no number, but a list may stand for a tuple, and text for a path or an enum."""
     try:
         return adapter.validate_python(value, strict=True)
     except ValidationError:

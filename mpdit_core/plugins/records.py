@@ -1,4 +1,4 @@
-"""What a result records about its plugins, so that it can be repeated, or names the package that is missing."""
+"""What a result records about its plugins: enough to build them again, or to name the package that is missing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mpdit_core.reporting import jsonable
 
 
 def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
-    """Plain JSON: kind, name, package, version, and *all* options of `instance`, defaults too.
+    """Plain JSON: kind, name, package, version, and all options of `instance`, also those with default values.
 
-    Without a package: the file of its source and that file's SHA-256.
+    Without a package: its source file and the SHA-256 of that.
     """
     entry = resolve(kind, name)
     options = options_in(instance)
@@ -31,7 +31,7 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
 
 
 def options_in(instance: Any) -> dict[str, Any]:
-    """All options of a plugin, defaults too, in plain JSON."""
+    """All options of a plugin in plain JSON, also those with default values."""
     return {f.name: jsonable(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
 
 
@@ -39,7 +39,7 @@ def rebuild(made: Mapping[str, Any], *, trusted: bool = False) -> Any:
     """The plugin that a record describes, with its options.
 
     Raises:
-        UserError: its package is not installed (naming it), its options no longer fit, or it is no installed plugin
+        UserError: its package is missing (`other-package`), its options no longer fit, or it is no installed plugin
             and not `trusted` (`untrusted-code`).
     """
     require_package(made)
@@ -47,7 +47,7 @@ def rebuild(made: Mapping[str, Any], *, trusted: bool = False) -> Any:
 
 
 def require_package(made: Mapping[str, Any]) -> None:
-    """Raises `UserError` (`other-package`) where the package in a record is missing, or another now has the name."""
+    """Raises `UserError` (`other-package`) if the recorded package is missing, or another one now has the name."""
     kind, name, package = made["kind"], made["name"], made.get("package")
     if not package:
         return
@@ -56,9 +56,9 @@ def require_package(made: Mapping[str, Any]) -> None:
         return
     version = made.get("version")
     wanted = f"{package}=={version}" if version else package
-    came = f"{KINDS[kind].word} {name!r} came from the package {wanted.replace('==', ' ')}"
+    came = f"{KINDS[kind].word} {name!r} is from the package {wanted.replace('==', ' ')}"
     raise UserError(
-        f"{came}, but is now offered by {now}" if now else f"{came}, which is not installed",
+        f"{came}, but the package {now} offers it now" if now else f"{came}, which is not installed",
         code="other-package",
         expected="the package that the result was made with",
         remedy=f"uninstall {now}, then pip install '{wanted}'" if now else f"pip install '{wanted}'",

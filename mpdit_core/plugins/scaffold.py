@@ -1,6 +1,6 @@
-"""New plugin packages: `mpdit plugins new sampler NAME` writes one that installs and passes its own test as written.
+"""`mpdit plugins new KIND NAME`: writes a plugin package that installs and passes its own test as it is.
 
-What is written stands in templates/: pyproject.toml, README.md, and a module with its test for each kind.
+Its files are made from templates/: pyproject.toml, README.md, and a module with its test for each kind.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import keyword
 import re
 from pathlib import Path
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.plugins.contracts import KINDS
 from mpdit_core.plugins.finding import names
 from mpdit_core.reporting import Reporter, Saved, silent
@@ -32,11 +32,14 @@ def new_plugin(kind: str, name: str, out: Path | None = None, *, report: Reporte
     """Writes an installable package for a plugin of a kind in `GROUPS` into `out` (default `./mpdit-NAME`).
 
     Raises:
-        UserError: unknown kind (`no-such-kind`), an impossible name (`invalid-value`), a name that is taken
-            (`name-in-use`), or a folder that exists (`folder-in-use`).
+        UserError: the kind is unknown (`no-such-kind`), the name is not possible (`invalid-value`) or taken
+            (`name-in-use`), or the folder exists (`folder-in-use`).
     """
     if kind not in GROUPS:
-        raise UserError(f"there is no kind of plugin called {kind!r}", code="no-such-kind", expected=", ".join(GROUPS))
+        raise UserError(
+            f"there is no kind of plugin called {kind!r}", code="no-such-kind", expected=", ".join(GROUPS),
+            remedy=did_you_mean(kind, GROUPS),
+        )  # fmt: skip
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(
             f"{name!r} cannot be the name of a plugin",
@@ -45,11 +48,11 @@ def new_plugin(kind: str, name: str, out: Path | None = None, *, report: Reporte
         )
     if name in names(GROUPS[kind]):
         raise UserError(
-            f"a {kind} called {name!r} is installed already", code="name-in-use", remedy="choose another name"
+            f"a {kind} called {name!r} is already installed", code="name-in-use", remedy="choose another name"
         )
     folder = out or Path(f"mpdit-{name}")
     if folder.exists():
-        raise UserError(f"{folder} exists already", code="folder-in-use", remedy="choose another name, or --out FOLDER")
+        raise UserError(f"{folder} already exists", code="folder-in-use", remedy="choose another name, or --out FOLDER")
     _write(folder, kind, name)
     report(Saved(what="package", path=folder))
     return NewPlugin(path=folder, kind=kind, name=name)

@@ -1,4 +1,4 @@
-"""A run as one HTML page."""
+"""Describes a run on one HTML page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Charts as SVG, with nothing to load: axes with ticks and a grid, lines, dots with error bars.
+"""Charts as SVG: axes with ticks and a grid, lines, dots with error bars.
 
-A line carries its numbers (`data-values`), which page.js.j2 shows under the pointer. page.css.j2 gives runs colours.
+A line holds its numbers (`data-values`), which page.js.j2 shows at the pointer. page.css.j2 gives runs their colours.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LEFT, RIGHT, TOP, BOTTOM = 50, WIDTH - 16, 8, HEIGHT - 22  # edges of the plot
 T = TypeVar("T")
 
 MOST_POINTS = 500  # of a line
-LEAST_LOG = 1e-200  # a logarithmic axis holds values above it
-COLOURS = 6  # in page.css; further runs have the same ones, dashed
+LEAST_LOG = 1e-200  # the values of a logarithmic axis are larger
+COLOURS = 6  # in page.css.j2; further runs have the same colours, dashed
 BEHIND = ("band", "faint")  # looks that are drawn first
 OF_OTHERS = ("band", "published")  # looks in grey, of what a run is compared with
 
@@ -45,7 +45,7 @@ class Axis:
 
     @classmethod
     def around(cls, values: Iterable[float], *, log: bool = False, margin: float = 0.0) -> Axis:
-        """The axis that shows all of `values`, with a margin as a share of it; logarithmic only of positive values."""
+        """The axis for `values`, with a margin as a fraction of their range; logarithmic only if all are positive."""
         values = list(values)
         low, high = min(values), max(values)
         if log and low > LEAST_LOG:
@@ -83,8 +83,8 @@ def chart(lines: Sequence[Line], *, steps: Axis, log: bool = False, label: str =
 
     Args:
         steps: the horizontal axis.
-        log: whether the vertical axis is logarithmic, where all values are positive.
-        label: what it shows, in words, for those who do not see it.
+        log: whether the vertical axis is logarithmic, if all values are positive.
+        label: what the chart shows, for screen readers.
     """
     ends = [end for line in lines for interval in line.intervals.values() for end in interval]
     values = Axis.around([*(value for line in lines for _, value in line.points), *ends], log=log, margin=0.06)

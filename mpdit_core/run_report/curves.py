@@ -1,6 +1,6 @@
-"""Which curves a report draws, and which values are in one line. charts.py draws them.
+"""The curves of a report, and which values form a line. charts.py draws them.
 
-To add one of steps: a row in `CURVES`.
+To add a quantity that is logged at steps: a row in `CURVES`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Figure:
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
-    """The charts of quantities that were logged twice, then those of figures that were measured twice, in any run."""
+    """The charts of logged quantities and then of evaluations, for those that have at least two points."""
     steps = Axis.around([0, *(run.history.last["step"] for run in runs)])
     made = []
     for key, (title, log, noisy) in CURVES.items():
@@ -110,7 +110,7 @@ def _published(run: Run) -> Iterator[Line]:
 
 
 def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:
-    """The key of a figure, and its values: a line for each protocol, and one of what only metrics.jsonl tells."""
+    """The key of a figure and a line of its values, for each protocol, and for what is only in metrics.jsonl."""
     groups: dict[str, list[EvaluationRecord]] = {}
     for record in run.records:
         settings = record.sampling.values() if record.sampling else {}
@@ -137,7 +137,7 @@ def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:
 
 
 def protocol_of(record: EvaluationRecord) -> str:
-    """How an evaluation was made, in few words."""
+    """The protocol of an evaluation in a few words."""
     parts = [f"{record.count:,} images"]
     if record.sampling is not None:
         options = record.sampling.options
@@ -146,7 +146,7 @@ def protocol_of(record: EvaluationRecord) -> str:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean over a window of a thirtieth of all `values` around each of them; at the ends, over what there is."""
+    """The mean over a window around each value, a thirtieth of all `values` wide and shorter at the ends."""
     half, sums = max(1, len(values) // 60), [0.0, *accumulate(values)]
     windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]

@@ -1,4 +1,4 @@
-"""What the lines of metrics.jsonl say about a run, read in one pass, in bounded memory."""
+"""The history of a run, read from the lines of metrics.jsonl in one pass and in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_SERIES = 200  # quantities; a damaged or foreign file may name any number
 
 
 class Series:
-    """The (step, value) points of a quantity in order. When there are too many, every second one is dropped."""
+    """The (step, value) points of a quantity in order. If there are too many, every second one is dropped."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
@@ -44,7 +44,7 @@ class History:
 
 
 def read_history(lines: Iterable[Mapping[str, float]]) -> History:
-    """`lines` as `RunFolder.metrics` gives them: those of steps tell the images seen, others are of evaluations."""
+    """The history in `lines` from `RunFolder.metrics`: lines of steps have the images seen, others are evaluations."""
     history = History()
     images_before = 0.0
     for line in lines:

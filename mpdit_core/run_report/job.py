@@ -1,7 +1,7 @@
-"""`mpdit report RUN [RUN…]`: one HTML page about a run that needs nothing else, with other runs drawn over it.
+"""`mpdit report RUN [RUN…]`: one HTML page about a run, compared with other runs.
 
-Curves and previews are inside it, so that it opens offline and can be sent by mail. The page itself is page.html.j2
-with page.css.j2 and page.js.j2; here are the values it shows.
+The page contains its curves and previews, so that it opens offline and can be sent by mail. Its templates are
+page.html.j2, page.css.j2 and page.js.j2; their values come from here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_report(options: ReportOptions, *, report: Reporter = silent) -> Report
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """A name for each run: that of its folder, with those above it where two are the same."""
+    """A name for each run: the name of its folder, with its parent folders if two names are the same."""
     paths = [folder.resolve() for folder in folders]
     parts = 1
     while parts < 4 and len({path.parts[-parts:] for path in paths}) < len(set(paths)):
@@ -71,14 +71,14 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def differences(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
-    """By key, the values of a setting that is not the same in all runs."""
+    """The settings that differ between the runs: by key, the value in each run."""
     flat = [{key: str(value) for key, value in flatten(config.model_dump(mode="json")).items()} for config in configs]
     values = {key: [of_run.get(key, "") for of_run in flat] for key in flat[0]}
     return {key: of_runs for key, of_runs in values.items() if len(set(of_runs)) > 1}
 
 
 def _evaluation(run: Run, record: EvaluationRecord) -> dict[str, Any]:
-    """Run, name, figures and protocol of an evaluation."""
+    """The run, name, figures and protocol of an evaluation, for the page."""
     figures = {}
     for key, label in record.labels.items():
         value, interval = record.metrics.get(key), record.metrics.get(f"{key}_interval")

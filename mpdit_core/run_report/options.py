@@ -1,4 +1,4 @@
-"""What `mpdit report` is asked for, and what it returns. Torch-free."""
+"""The options and the result of `mpdit report`. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpdit_core.settings import Result, setting
 
 
 class ReportOptions(DeviceOptions):
-    """A run to describe, and others to compare it with."""
+    """The run to describe, and others to compare it with."""
 
     run: Path = setting(..., "run folder", argument=True, metavar="RUN", strict=False)
     others: tuple[Annotated[Path, Field(strict=False)], ...] = setting(

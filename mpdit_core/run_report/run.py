@@ -1,4 +1,4 @@
-"""All that a report shows of a run, read from its folder."""
+"""Reads what a report shows of a run from its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_FRAMES, FRAME_WIDTH = 12, 480
 
 @dataclass(frozen=True)
 class Run:
-    """All that the page shows of a run."""
+    """What the page shows of a run."""
 
     name: str
     number: int  # its colour
@@ -60,7 +60,7 @@ def read_run(folder: Path, name: str, *, number: int, report: Reporter) -> Run:
 
 
 def facts_of(config: RunConfig, history: History) -> dict[str, str]:
-    """The run in words: its model, how far it is, what it took."""
+    """The run in words: its model, its progress, its time and compute."""
     last, counted = history.last, count(config.model)
     spent = 2 * counted.training_macs * last["images_seen"]
     loss = f"{last['loss']:.4f}" if "loss" in last else "not finite"
@@ -78,7 +78,7 @@ def facts_of(config: RunConfig, history: History) -> dict[str, str]:
 
 
 def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
-    """The chosen previews; damaged ones are left out, and reported."""
+    """At most `MOST_FRAMES` previews; damaged ones are left out, and reported."""
     frames = []
     for path in thinned(run.previews(), MOST_FRAMES):
         try:

@@ -1,4 +1,4 @@
-"""What stands under a folder: runs, latents, samples and evaluations, and which of them are damaged."""
+"""Lists what is under a folder: runs, latents, samples and evaluations, and which of them are damaged."""
 
 from __future__ import annotations
 

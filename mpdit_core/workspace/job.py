@@ -1,17 +1,18 @@
-"""`mpdit ls`: what stands under a folder, from its records alone. Torch-free; nothing is changed, and nothing hashed.
+"""`mpdit ls`: lists what is under a folder. Torch-free; it reads records only, and neither changes nor hashes a file.
 
 To add a kind: its file in `_kind`, a function that reads it in `READERS`, and its name in `options.Kind`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.errors import UserError
@@ -23,18 +24,21 @@ from mpdit_core.workspace.options import Entry, Kind, Listing, ListOptions
 
 DEPTH = 2  # `runs/digits-1` and `latents/digits-16`, seen from the working directory
 EVALS = "evals"
-SWEEP = "sweep.json"  # in a folder of runs, which are looked for however deep it is
+SWEEP = "sweep.json"  # in a folder of runs, which is searched at any depth
 RESTORE = "restore it from a copy, or remove it"
 
 
 def list_workspace(options: ListOptions, *, report: Reporter = silent) -> Listing:  # noqa: ARG001 - a job takes a reporter
-    """Everything under `options.folder`, the newest first. A damaged one is no error: it is listed as such.
+    """Lists everything under `options.folder`, newest first. A damaged entry is no error: it is listed as damaged.
 
     Raises:
         UserError: there is no such folder (`no-such-folder`).
     """
     if not options.folder.is_dir():
-        raise UserError(f"{options.folder} is not a folder", code="no-such-folder", remedy="mpdit ls DIR")
+        raise UserError(
+            f"{options.folder} is not a folder", code="no-such-folder", expected="a folder to search",
+            remedy="mpdit ls DIR",
+        )  # fmt: skip
     entries = [_entry(kind, path) for kind, path in _found(options.folder, DEPTH)]
     entries = [_with_distance(entry, entries) for entry in entries]
     entries.sort(key=lambda entry: entry.changed, reverse=True)
@@ -43,7 +47,7 @@ def list_workspace(options: ListOptions, *, report: Reporter = silent) -> Listin
 
 
 def _found(folder: Path, depth: int) -> Iterator[tuple[Kind, Path]]:
-    """What is in `folder`, or is the folder itself; hidden folders are passed over."""
+    """What is in `folder`, and the folder itself if it is a run, latents or samples; hidden folders are left out."""
     kind = _kind(folder)
     if kind:
         yield kind, folder
@@ -66,12 +70,12 @@ def _folders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as children:
             return sorted(folder / child.name for child in children if child.name[0] != "." and child.is_dir())
-    except OSError:  # of another user
+    except OSError:  # a folder of another user
         return []
 
 
 def _kind(folder: Path) -> Kind | None:
-    """What the folder is, by the files that only this kind has; they may be damaged."""
+    """What the folder is, by files that only this kind has; they may be damaged."""
     if (folder / "run.json").is_file() or (RunFolder.exists(folder) and (folder / "checkpoints").is_dir()):
         return "run"
     if (folder / "encoding" / "plan.json").is_file() or (
@@ -98,7 +102,7 @@ def _entry(kind: Kind, path: Path) -> Entry:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Of a regular file; None for others, and for one that has just gone."""
+    """Size and times of a regular file; None for anything else, and for a file that was just deleted."""
     try:
         status = path.lstat()
     except OSError:
@@ -123,7 +127,7 @@ def _run(path: Path) -> dict[str, Any]:
 
 
 def _fault_of_checkpoint(newest: Path | None) -> dict[str, Any]:
-    """What keeps a run's newest checkpoint from being resumed; nothing where nothing does."""
+    """What is wrong with a run's newest checkpoint; empty if nothing is."""
     if newest is None:
         return {}
     torn = [file for file in {newest / "model.safetensors", *newest.rglob("*.safetensors")} if not _is_whole(file)]
@@ -135,15 +139,11 @@ def _fault_of_checkpoint(newest: Path | None) -> dict[str, Any]:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a .safetensors file is as long as its header says."""
+    """Whether a .safetensors file has the length that its header gives."""
     try:
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            size = file.stat().st_size
-            header = json.loads(stream.read(length)) if length < size else {}
-        ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
-        return 8 + length + max(ends) == size
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        with safe_open(file, "np"):
+            return True
+    except (OSError, SafetensorError):
         return False
 
 
@@ -201,7 +201,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 
 def _with_distance(entry: Entry, entries: list[Entry]) -> Entry:
-    """A run with the lowest distance of its evaluations: of FIDs, where there are any, for no other is comparable."""
+    """A run gets the lowest distance of its evaluations: the lowest FID if it has one, because FIDs are comparable."""
     if entry.kind != "run":
         return entry
     own = [each for each in entries if each.path.parent == entry.path / EVALS and each.distance is not None]

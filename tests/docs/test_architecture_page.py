@@ -1,4 +1,4 @@
-"""docs/architecture.md names files that exist, every room, and every file that says how something is added."""
+"""docs/architecture.md names existing files, every room, and every file that says how something is added."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from mpdit_cli.reference import reference
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_read_and_their_options_valid(page: str, monkeypatch: pytest.MonkeyPatch):
-    """Each is run until its options are read; the job is left out."""
+    """Each is run until its options are read, without the job."""
 
     def read_and_leave(*arguments, **options):
         read_options(*arguments, **options)

@@ -1,4 +1,4 @@
-"""docs/plugins.md from its top to its end, and README's sampler: files written, tests run, commands called."""
+"""The steps of docs/plugins.md, all in order, and README's sampler: files written, tests run, commands called."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = {"sample": ("-n", "12"), "eval-fid": ("--metrics", "fid")}
 
 
 def install(folder: Path) -> None:
-    """What `pip install -e` does, without a package index: metadata from pyproject.toml, the folder on the path."""
+    """Does what `pip install -e` does, but offline: metadata from pyproject.toml, the folder on the path."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     write_metadata(folder, project["name"], project["entry-points"], version=project["version"])
 
@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def follow(step: Step, folder: Path) -> dict:
-    """Does what the page says; the result of a command."""
+    """Does what the page says, and returns the result of a command."""
     if step.file:
         Path(step.file).write_text(step.text)
         if step.file.startswith("test_"):

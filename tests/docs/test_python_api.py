@@ -13,13 +13,13 @@ from sample_helpers import write_model
 
 RUN = Path("runs/digits-1/checkpoints/step-0000007")
 SMALLER = {"steps=1200": "steps=4", "num_samples=500": "num_samples=12", "num_samples=1000": "num_samples=12"}
-"""So that the pages may show what one would type, and the test ends soon."""
+"""The pages show realistic numbers; the test uses smaller ones."""
 
 TESTED_HERE = {"README.md", "docs/python-api.md", "docs/ecosystem.md", "docs/plugins.md", "docs/flow-matching.md"}
 
 
 def run_blocks(blocks: list[str], names: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the blocks leave behind, executed one after the other in one module."""
+    """The names that the blocks define, executed one after the other in one module."""
     names = {} if names is None else names
     for block in blocks:
         for written, smaller in SMALLER.items():

@@ -16,7 +16,7 @@ def picture(value: int) -> bytes:
 
 
 def archive(*members: tuple[str, bytes | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT) -> bytes:
-    """`members`: (name, bytes), or (name, a header of another kind)."""
+    """A .tar of `members`: (name, bytes), or (name, a header of another kind)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, what in members:

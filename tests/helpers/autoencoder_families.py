@@ -1,6 +1,6 @@
 """Every family of image autoencoders in diffusers: its published configuration, thinner, with random weights.
 
-Layout, factor, channels and which convolutions exist are those of the published config.json; widths are not.
+Layout, factor, channels and the existing convolutions are those of the published config.json; widths are not.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Reporter, silent
 
 SMALL = ["--autoencoder", "pixels", "--resolution", "8", "--shard-size", "4", "--batch-size", "2", "--device", "cpu"]
-"""The settings of `encode`, as flags."""
+"""The settings of `encode` as flags."""
 
 
 def photo(index: int, size: tuple[int, int] = (20, 14)) -> Image.Image:
@@ -41,7 +41,7 @@ def encode(source: object, out: Path, *, report: Reporter = silent, **more: Any)
 
 @contextmanager
 def refused(code: str, *words: str) -> Iterator[None]:
-    """The body raises a `UserError` with `code`; what is wrong names all `words` (values of this test, not prose)."""
+    """The body must raise a `UserError` with `code` whose `what` has all `words` (values of the test, not prose)."""
     with pytest.raises(UserError) as caught:
         yield
     assert caught.value.code == code, caught.value

@@ -1,4 +1,4 @@
-"""Files as the official code leaves them, made from the golden weights; and a small model folder and run of ours."""
+"""Files as the official code writes them, made from the golden weights; and a small model folder and run of ours."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dense_weights() -> dict[str, Tensor]:
 
 
 def with_variance(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As DiT and SiT have it: each output patch (p, p, 2C), the second C channels something else."""
+    """With the output layer of DiT and SiT: each output patch is (p, p, 2C), the second C channels are not velocity."""
     changed = dict(weights)
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         rows = weights[name].view(2, 2, 4, *weights[name].shape[1:])
@@ -43,7 +43,7 @@ def with_variance(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def random_model(config: RunConfig | None = None, *, seed: int = 0) -> tuple[MPDiT, RunConfig]:
-    """A network whose output layers are not zero, as they are at the start of training."""
+    """A network whose output layers are not zero, unlike at the start of training."""
     config = config or load_preset("tiny")
     torch.manual_seed(seed)
     model = MPDiT(config.model)

@@ -1,4 +1,4 @@
-"""Images and options for evaluations that take a moment."""
+"""Images and options for short evaluations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def enter_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(what: str | None = "a.npz", reference: str | None = "b.npz", **more: Any) -> EvaluateOptions:
-    """In the features of the digits' classifier, on the CPU."""
+    """Options of an evaluation with the features of the digits' classifier, on the CPU."""
     return EvaluateOptions(what=what, reference=reference, **{"features": "digits", "device": "cpu", **more})
 
 

@@ -1,6 +1,6 @@
 """A stand-in for the Hugging Face Hub: the part of its HTTP API that uploads and downloads of models use.
 
-Files are kept in memory. Names ending in .safetensors or .png go the way of Git LFS, the others into the commit.
+Files are kept in memory. Names ending in .safetensors or .png are uploaded by Git LFS, the others in the commit.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Hub:
         self.gated: set[str] = set()
         self.requests: list[str] = []
         self.unknown: list[str] = []
-        self.headers: dict[str, str] = {}  # in place of the true ones, in answers on files
-        self.bodies: dict[str, bytes] = {}  # by a part of the path, what is answered in place of the truth
-        self.hangs_at = ""  # a method that is not answered before the end
+        self.headers: dict[str, str] = {}  # that replace those of files
+        self.bodies: dict[str, bytes] = {}  # that replace answers, by a part of the path
+        self.hangs_at = ""  # a method that is answered only at the end
         self.ended = threading.Event()
 
     def __enter__(self) -> Hub:
@@ -62,27 +62,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.route("GET")
-
-    def do_HEAD(self) -> None:
-        self.route("HEAD")
-
-    def do_POST(self) -> None:
-        self.route("POST")
-
-    def do_PUT(self) -> None:
-        self.route("PUT")
-
-    def route(self, method: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = self.path.partition("?")[0]
+        method, path = self.command, self.path.partition("?")[0]
         self.hub.requests.append(f"{method} {path}")
         if method == self.hub.hangs_at and "/resolve/" in path:
             self.hub.ended.wait(60)
             return
-        for part, told in self.hub.bodies.items():
+        for part, content in self.hub.bodies.items():
             if part in path and method == "GET":
-                self.answer(200, raw=told)
+                self.answer(200, raw=content)
                 return
         for wanted, pattern, action in ROUTES:
             match = re.fullmatch(pattern, path)
@@ -91,6 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self.hub.unknown.append(f"{method} {path}")
         self.answer(404, {"error": "no such route"})
+
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names of http.server
 
     def answer(self, status: int, value: Any = None, headers: dict[str, str] | None = None, raw: bytes = b"") -> None:
         content = raw if value is None else json.dumps(value).encode()

@@ -1,4 +1,4 @@
-"""Weights for the real Inception network that need no network to fetch."""
+"""Random weights for the real Inception network, which need no download."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def write_random_weights(path: Path) -> Path:
-    """A state dict of random values in the file format torch-fidelity loads.
+    """A state dict of random values in the file format that torch-fidelity loads.
 
-    Scaled so that activations keep their size through the layers (He et al. 2015): as torch starts them the features
-    come out as 1e-7, and every distance as nought.
+    They are scaled so that activations keep their size through the layers (He et al. 2015). With torch's own
+    initialisation features are about 1e-7, and every distance is 0.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

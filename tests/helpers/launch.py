@@ -1,13 +1,13 @@
-"""The one way that tests start commands and processes.
+"""How tests start commands and processes.
 
 run("sample", model, "-n", 2)              a command line in this process
 run_python("-c", code)                     Python in a process of its own
 with started("-c", code) as p:             the same, to be killed: `kill_when(p, condition)`
-with forked("sample", model, …) as p:      the same of a command line; forked, so that it need not import torch again
+with forked("sample", model, …) as p:      a command line in a forked process, which need not import torch again
 run_forked(work, …)                        `work(…)` in a process forked from the test
 fork_group(work, size=2)                   `work(rank)` in forked ranks of one group, which need not import torch again
-SERVER.Process(target=…)                   a process that trains: forked too, but from one that never computed anything
-serve_group(work, …, size=2)               `work(…)` in such processes, a rank of one group each
+SERVER.Process(target=…)                   a process that trains, forked from a server that never computed anything
+serve_group(work, …, size=2)               `work(…)` in such processes, each a rank of one group
 serve_command("train", …, size=2)          a command line in such a group, as torchrun would start it
 """
 
@@ -34,8 +34,8 @@ from typing import Any
 SECONDS = 120.0  # no test waits longer for a process
 FORK = multiprocessing.get_context("fork")
 
-# Autograd does not survive a fork of a process that has used it, as the tests' own may have. This server never does; it
-# imports what takes seconds once, also what torch imports when an optimizer or a sharded model is first made.
+# Autograd does not survive the fork of a process that has used it, as the process of the tests may have. This server
+# never uses it. It imports once what takes seconds, also what torch imports when an optimizer or sharded model is made.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["pytest", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint.hf_storage",
@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The last of the events: a result, or an error with its code."""
+        """The last event: a result, or an error with its code."""
         return self.events[-1]
 
 
@@ -89,7 +89,7 @@ def run_python(*words: object, env: Mapping[str, str] | None = None, cwd: Path |
 def started(
     *words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """`python WORDS` as a process that runs beside the test; killed at the end of the body if it still does."""
+    """`python WORDS` as a process that runs beside the test, and is killed at the end of the body."""
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {}),
@@ -103,7 +103,7 @@ def started(
 
 @dataclass(frozen=True)
 class Forked:
-    """A process of `forked`, with what `subprocess.Popen` has for it."""
+    """A process of `forked`, with the methods of `subprocess.Popen` that tests use."""
 
     process: Any
     folder: Path  # of what it prints
@@ -129,13 +129,13 @@ class Forked:
 
 @contextlib.contextmanager
 def forked(*words: object) -> Iterator[Forked]:
-    """`mpdit WORDS` as a process that runs beside the test; killed at the end of the body if it still does."""
+    """`mpdit WORDS` as a process that runs beside the test, and is killed at the end of the body."""
     with _forked(_main, [str(word) for word in words]) as process:
         yield process
 
 
 def run_forked(work: Callable[..., int | None], *arguments: object) -> Outcome:
-    """How `work(*arguments)` ended in a process forked from this one. What it returns is its exit code."""
+    """How `work(*arguments)` ended in a process forked from this one; its return value is the exit code."""
     with _forked(work, *arguments) as process:
         return _outcome(process)
 
@@ -162,7 +162,7 @@ def kill_when(
 ) -> Outcome:
     """Sends `signum` as soon as `condition()` holds, and waits for the end. Fails where the process ends first."""
     wait_until(lambda: condition() or process.poll() is not None)
-    assert process.poll() is None, f"it came to its end before it was to be killed: {process.communicate()}"
+    assert process.poll() is None, f"it ended before it was to be killed: {process.communicate()}"
     process.send_signal(signum)
     return _outcome(process)
 
@@ -183,7 +183,7 @@ def fork_group(work: Callable[[int], object], *, size: int = 2) -> None:
 
 
 def serve_group(work: Callable[..., int | None], *arguments: object, size: int = 2) -> list[Outcome]:
-    """How `work(*arguments)` ended in `size` processes of one group, by rank. What it returns is its exit code."""
+    """How `work(*arguments)` ended in `size` processes of one group, by rank; its return value is the exit code."""
     rendezvous = _rendezvous(size)
     with tempfile.TemporaryDirectory() as name:
         ranked = [(rank, Path(name), _enter, (rendezvous, rank, work, *arguments)) for rank in range(size)]
@@ -212,7 +212,7 @@ def _enter(rendezvous: Mapping[str, str], rank: int, work: Callable[..., Any], *
 
 
 def _enter_printing(rank: int, folder: Path, work: Callable[..., int | None], arguments: tuple[Any, ...]) -> None:
-    """Ends this process with the code that `work(*arguments)` returns; what it prints is in files of `folder`."""
+    """Ends this process with the code that `work(*arguments)` returns; what it prints goes to files in `folder`."""
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - not pytest's
@@ -234,7 +234,7 @@ def _printed(folder: Path, rank: int) -> tuple[str, str]:
 
 
 def _end_codes(group: list[Any]) -> list[int]:
-    """Exit codes of processes that are started here, and killed where they do not end."""
+    """Exit codes of processes that are started here, and killed if they do not end in time."""
     for process in group:
         process.start()
     for process in group:

@@ -1,6 +1,6 @@
-"""Pictures of unusual form, 16 × 16 pixels, with the pixels that are right: `odd_images()`.
+"""Files of pictures in unusual formats, 16 × 16 pixels, with their true pixels: `odd_images()`.
 
-The files are put together byte by byte, so that the expected pixels are the numbers that went in and no reader's.
+The files are written byte by byte, so that the expected pixels do not come from a library that reads them.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _netpbm(colour: np.ndarray, alpha: np.ndarray, random: np.random.Generator) 
 
 
 def _exif(colour: np.ndarray, alpha: np.ndarray, random: np.random.Generator) -> dict[str, Odd]:
-    """Pictures stored turned, with an EXIF orientation that says so; or beside EXIF data that are damaged."""
+    """Pictures stored rotated, with the EXIF orientation; and pictures with damaged EXIF data."""
     turned = {
         1: colour, 2: colour[:, ::-1], 3: colour[::-1, ::-1], 4: colour[::-1], 5: colour.transpose(1, 0, 2),
         6: np.rot90(colour), 7: colour[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(colour, -1),

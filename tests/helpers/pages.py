@@ -1,8 +1,8 @@
-"""Pages of documentation as something to run: their code blocks and their command lines, in order.
+"""The code blocks and command lines of a page of documentation, in order.
 
-```python            a block to be executed
-# mine.py            … or, with a file name as its first line, to be written
-    mpdit train …    an indented command line; so is one in a block of `sh`
+```python            a block to execute
+# mine.py            … or, with a file name as its first line, to write
+    mpdit train …    an indented command line; or one in a block of `sh`
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FILE = re.compile(r"# (?P<file>[\w./-]+\.\w+)\n")
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a page tells its reader to do: `language` of a block, or `command`."""
+    """One step of a page; `language` is that of a block, or `command`."""
 
     language: str
     text: str
@@ -32,7 +32,7 @@ class Step:
 
     @property
     def words(self) -> list[str]:
-        """A command line as the program gets it, its comment left out."""
+        """The words of a command line, without its comment."""
         return shlex.split(self.text, comments=True)
 
 
@@ -57,7 +57,7 @@ def _of_block(match: re.Match) -> Iterator[Step]:
 
 
 def python_blocks(page: str) -> list[str]:
-    """The blocks of Python that are to be executed, not written to a file."""
+    """The blocks of Python to execute, without those to write to a file."""
     return [step.text for step in steps(page) if step.language == "python" and not step.file]
 
 

@@ -1,4 +1,4 @@
-"""Packages of plugins as pip would leave them in a folder on the path, without pip."""
+"""Writes packages of plugins into a folder on the path, as pip would."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 def write_metadata(
     site: Path, package: str, groups: Mapping[str, Mapping[str, str]], *, version: str = "1.2", summary: str = "A test"
 ) -> Path:
-    """The metadata of an installed package.
+    """Writes the metadata of an installed package.
 
     Args:
         groups: `{"mpdit.samplers": {"mine": "my_module:Mine"}}`.
@@ -27,7 +27,7 @@ def write_metadata(
 
 
 def install(site: Path, name: str, code: str, *, package: str, group: str = "mpdit.samplers") -> Path:
-    """A package of one module, whose attribute `S` is the plugin `name`; its metadata's folder."""
+    """Writes a package of one module, whose attribute `S` is the plugin `name`; returns the folder of its metadata."""
     module = package.replace("-", "_")
     (site / f"{module}.py").write_text(code)
     return write_metadata(site, package, {group: {name: f"{module}:S"}}, summary="Pies of all kinds")

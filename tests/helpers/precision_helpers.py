@@ -1,4 +1,4 @@
-"""What a measurement of precision finds, set by a test: networks of any width are then "measured"."""
+"""Sets what a measurement of precision finds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpdit_core.runtime import precision
 
 
 def make_auto_mean(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """From now on, `auto` comes to the type `name`, for networks however narrow."""
+    """Makes `auto` choose the type `name`, also for networks too narrow to be measured."""
     gain = 2.0 if name == "bfloat16" else 0.5
     found = {torch.float32: gain, torch.bfloat16: 1.0}
     monkeypatch.setattr(precision, "measured_seconds", lambda device, sizes: found)

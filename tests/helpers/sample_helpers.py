@@ -1,4 +1,4 @@
-"""A tiny model folder to sample from: random weights, but a velocity that depends on x, t and the label."""
+"""A tiny model to sample from, with random weights and a velocity that depends on x, t and the label."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_model(folder: Path, *, seed: int = 0, latents: LatentSpec | bool = Tru
     torch.manual_seed(seed)
     model = MPDiT(config.model)
     with torch.no_grad():
-        for parameter in model.parameters():  # the published start has a zero output layer: nothing would happen
+        for parameter in model.parameters():  # the published initialisation has a zero output layer
             if float(parameter.abs().sum()) == 0:
                 parameter.normal_(std=0.1)
     described = latents if isinstance(latents, LatentSpec) else spec() if latents else None

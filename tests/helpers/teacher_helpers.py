@@ -1,4 +1,4 @@
-"""A teacher in a few lines, and the hashes of what one stores."""
+"""A small teacher, and the hashes of the features that a teacher stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEACHER = "teacher_helpers:Cells"
 
 @dataclass
 class Cells:
-    """The mean of each 2 × 2 pixels, values 0..255, and a fourth feature: the column, or with `ramp` off nothing."""
+    """The mean of each 2 × 2 pixels, values 0..255, and a fourth feature: the number of the column, or 0."""
 
     name: ClassVar[str] = "cells"
     ramp: bool = option(True, "the fourth feature is the number of the column")
@@ -43,5 +43,5 @@ class Cells:
 
 
 def feature_hashes(folder: Path) -> dict[str, str]:
-    """Of a teacher's features, and their projection."""
+    """The hashes of a teacher's features and their projection."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("teacher-*.safetensors"))}

@@ -20,7 +20,7 @@ EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
 
 
 def options(latents: Path, run: Path, *assignments: str, **more: Any) -> TrainOptions:
-    """The preset `tiny` without previews, a checkpoint every 4 steps."""
+    """Options of training: the preset `tiny` without previews, a checkpoint every 4 steps."""
     settings = parse_assignments((*QUICK, *assignments))
     return TrainOptions(
         **{"preset": "tiny", "latents": latents, "run": run, "device": "cpu", "settings": settings} | more
@@ -48,12 +48,12 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """What is exact of each line of metrics.jsonl."""
+    """The reproducible values of each line of metrics.jsonl."""
     return [{key: line[key] for key in EXACT} for line in RunFolder(run).metrics()]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Two runs ended with the same bits."""
+    """The two runs must have ended with the same bits."""
     first, second = state_of(a), state_of(b)
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
@@ -68,6 +68,6 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 
 def arguments(latents: Path, run: Path, *assignments: str) -> list[str]:
-    """What is typed after `mpdit` for the same runs."""
+    """The words after `mpdit` for the same runs."""
     words = ["train", "--preset", "tiny", "--latents", str(latents), "--run", str(run), "--device", "cpu"]
     return words + [word for assignment in (*QUICK, *assignments) for word in ("--set", assignment)]

@@ -17,12 +17,12 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "alignment": ("objective.alignment.weight=0.5", "objective.alignment.projector=convolution"),
     "with-modules": ('objective."train_objectives:Reader".weight=0.5', "train.grad_clip=0.5"),
 }
-"""What is set for a run with each objective, and once with what else the loss depends on."""
+"""The settings for a run with each objective, and for other settings that the loss depends on."""
 
 
 @dataclass
 class Reader(Objective):
-    """Reads the mean noise of a patch out of each coarse token, by a layer that is trained beside the network."""
+    """Predicts the mean noise of a patch from each coarse token, by a layer that is trained beside the network."""
 
     weight: float = option(1.0, "factor of this term in the loss")
 

@@ -20,7 +20,7 @@ from mpdit_core.training import TrainOptions, train
 
 
 def train_and_die(wanted: TrainOptions, steps: int, seconds: float) -> None:
-    """Trains; SIGKILL comes `seconds` after so many steps: at any moment of a step, of a write or of the start."""
+    """Trains until a SIGKILL, `seconds` after so many steps: at any moment of a step, a write or the start."""
     death = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
     left = steps
 
@@ -34,11 +34,11 @@ def train_and_die(wanted: TrainOptions, steps: int, seconds: float) -> None:
     if steps == 0:
         death.start()
     train(wanted, report=watch)
-    sys.exit("it came to its end: make the run longer")
+    sys.exit("the run ended before the kill: make it longer")
 
 
 def torchrun(words: list[str]) -> None:
-    """An agent of torchrun, which starts processes of its own."""
+    """Runs an agent of torchrun, which starts its own processes."""
     from torch.distributed.run import main
 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -47,7 +47,7 @@ def torchrun(words: list[str]) -> None:
 
 
 def last_checkpoint_fails(latents: Path, run: Path) -> int:
-    """A file is where the folder of checkpoints was."""
+    """Trains while a file stands in the place of the folder of checkpoints."""
 
     def watch(event: Event) -> None:
         if isinstance(event, Step) and event.step == 1 and os.environ["RANK"] == "0":
@@ -57,7 +57,7 @@ def last_checkpoint_fails(latents: Path, run: Path) -> int:
 
 
 def one_part_fails(latents: Path, run: Path) -> int:
-    """Process 1 alone may write no more after the first checkpoint."""
+    """Trains; process 1 cannot write after the first checkpoint."""
 
     def watch(event: Event) -> None:
         if isinstance(event, Step) and event.step == 2 and os.environ["RANK"] == "1":
@@ -71,7 +71,7 @@ def one_part_fails(latents: Path, run: Path) -> int:
 
 
 def _refused(wanted: TrainOptions, watch: Reporter) -> int:
-    """Prints how the training was refused, as the last line."""
+    """Trains, and prints how the training was refused as the last line."""
     try:
         train(wanted, report=watch)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Any autoencoder through all five commands as typed, without a line of code: only its folder or name differs."""
+"""Any autoencoder works in all five commands, as typed; only its folder or name differs."""
 
 from __future__ import annotations
 

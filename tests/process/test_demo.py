@@ -1,5 +1,4 @@
-"""The demo, shortened: every step runs and its figures move the right way. Its full quality is measured by
-`make demo` and recorded by benchmarks/demo.py."""
+"""The demo, shortened: every step runs. `make demo` measures its full quality, and benchmarks/demo.py records it."""
 
 from __future__ import annotations
 
@@ -40,12 +39,12 @@ def test_every_step_says_which_command_it_is(shortened):
     assert any(isinstance(event, Step) for event in events)
 
 
-def test_ends_with_the_picture_and_honest_figures(shortened):
+def test_ends_with_the_picture_and_figures_of_a_short_training(shortened):
     result, events = shortened
     assert Saved(what="grid", path=result.picture) in events
     with Image.open(result.picture) as picture:
         assert picture.width > 10 * 16
-    # 40 steps are not enough, and the figures show it: noise is seen as any digit, and is far from real ones.
+    # 40 steps are not enough, and the figures must show it.
     assert result.recognised < 0.97
     assert result.distance > 4 * result.distance_of_real
     assert result.cost.macs == forward_macs(load_preset("digits").model)

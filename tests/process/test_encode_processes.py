@@ -36,7 +36,7 @@ def records(out: Path) -> int:
 
 
 def encode_in_child(source: object, out: Path, **more: Any) -> int:
-    """Starts `encode` in a forked process and returns its id; torch is imported already, so a start costs nothing."""
+    """Starts `encode` in a forked process, which need not import torch again, and returns its id."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -49,7 +49,7 @@ def encode_in_child(source: object, out: Path, **more: Any) -> int:
 
 
 def test_killed_twenty_times(tmp_path: Path):
-    """SIGKILL at random moments of one and the same command; the bytes are those of an undisturbed run."""
+    """SIGKILL at random moments of the same command; the bytes are those of an undisturbed run."""
     source, out = image_folder(tmp_path / "images", each=60), tmp_path / "broken"
     started = time.monotonic()
     encode(source, tmp_path / "whole", workers=1)
@@ -63,7 +63,7 @@ def test_killed_twenty_times(tmp_path: Path):
         assert status in (0, signal.SIGKILL)
         kills += status == signal.SIGKILL
         resumed += 0 < records(out) < len(whole)
-        if (out / "manifest.json").exists():  # it was quicker: begin anew
+        if (out / "manifest.json").exists():  # it ended before the kill: begin again
             assert shard_hashes(out) == whole
             shutil.rmtree(out)
     assert resumed >= 3
@@ -73,7 +73,7 @@ def test_killed_twenty_times(tmp_path: Path):
 
 
 def test_a_streamed_data_set_is_resumed_after_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """SIGKILL after a finished shard, again and again: the same bytes, and finished shards are not encoded again."""
+    """SIGKILL after finished shards: the same bytes, and finished shards are not encoded again."""
     source, out = hub_data_set(image_folder(tmp_path / "images", each=12), tmp_path, monkeypatch), tmp_path / "out"
     encode(source, tmp_path / "whole")  # stored, which counts it
     whole, kept = shard_hashes(tmp_path / "whole"), {}
@@ -93,7 +93,7 @@ def test_a_streamed_data_set_is_resumed_after_kills(tmp_path: Path, monkeypatch:
 
 
 def test_features_of_a_teacher_after_kills(tmp_path: Path):
-    """SIGKILL after a finished shard of features, again and again, then two processes: the same bytes."""
+    """SIGKILL after finished shards of features, then two processes: the same bytes."""
     source, out = image_folder(tmp_path / "images", each=12), tmp_path / "out"
     given: dict[str, Any] = {"teacher": TEACHER, "teacher_dims": 3, "shard_size": 3}
     encode(source, tmp_path / "whole", **given)
@@ -120,7 +120,7 @@ def test_two_processes(images: Path, tmp_path: Path):
 
 
 def test_a_group_that_another_launcher_started(images: Path, tmp_path: Path):
-    """As torchrun starts it, on several machines too: the environment says who is in it."""
+    """As torchrun starts it, also on several machines: the environment describes the group."""
     encode(images, tmp_path / "one")
     fork_group(lambda _rank: encode(images, tmp_path / "two"))
     assert shard_hashes(tmp_path / "one") == shard_hashes(tmp_path / "two")
@@ -154,7 +154,7 @@ def test_full_disk(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pytest.skip("mounting is not allowed here")
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 2**40)  # as when another program fills it
+            patch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 2**40)  # as if another program filled it
             with refused("disk-full"):
                 encode(images, disk / "out")
         finished = shard_hashes(disk / "out")

@@ -1,4 +1,4 @@
-"""Evaluations over two processes, killed, stopped and resumed: the same bits in every history."""
+"""Evaluations by two processes, killed, stopped and resumed: the bits are always the same."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_stopped_in_two_processes_and_resumed_in_one_gives_the_same_bits(tmp_pat
 
 
 def test_killed_anywhere_nothing_is_counted_twice(tmp_path, monkeypatch):
-    """SIGKILL after every save there is, one after the other."""
+    """SIGKILL after each save, one after the other."""
     monkeypatch.setattr("mpdit_core.evaluation.progress.SECONDS_BETWEEN_SAVES", 0.0)
     folder = tmp_path / "p"
     for kills in range(14):
@@ -168,7 +168,7 @@ def test_killed_anywhere_nothing_is_counted_twice(tmp_path, monkeypatch):
 
 
 def test_two_processes_that_are_killed_give_the_same_bits_as_one(tmp_path, monkeypatch):
-    """SIGKILL in both, after any number of blocks: the order of the sums does not depend on what happened before."""
+    """SIGKILL in both, after any number of blocks: the order of the sums does not depend on the kills."""
     monkeypatch.setattr("mpdit_core.evaluation.progress.SECONDS_BETWEEN_SAVES", 0.0)
     folder = tmp_path / "p"
     for most in (1, 2):
@@ -253,7 +253,7 @@ def test_killed_while_it_samples_a_model_it_resumes(here, monkeypatch):
         wait_until(lambda pattern=pattern: list(Path("killed").glob(pattern)))
         child.kill()
         child.join()
-        assert not list(Path("killed").glob("*.json")), "it came to its end: make it longer"
+        assert not list(Path("killed").glob("*.json")), "it ended before the kill: make it longer"
     monkeypatch.setattr(saves, 60.0)
     outcome = run(*MODEL[:-1], "--out", "killed", "--json")
     assert any("resuming" in event.get("text", "") for event in outcome.events)

@@ -35,7 +35,7 @@ OPTIMIZERS = pytest.mark.parametrize(
 
 
 def test_killed_again_and_again_and_resumed_is_bit_equal(latents, tmp_path):
-    """SIGKILL some steps after each start, on the way to the first of them too."""
+    """SIGKILL some steps after each start, also before the first step."""
     run, steps, dice = tmp_path / "killed", 200, random.Random(0)
     snapshots = ("train.ema_widths=[0.1]", "train.ema_snapshot_every=3")
     for trial in range(TRIALS):
@@ -44,7 +44,7 @@ def test_killed_again_and_again_and_resumed_is_bit_equal(latents, tmp_path):
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
-    assert 8 <= open_model(run).step < steps, "the kills were to fall into the training, over several checkpoints"
+    assert 8 <= open_model(run).step < steps, "the kills must hit the training, over several checkpoints"
     run_to_end(options(latents, run, *snapshots, steps=steps))
     run_to_end(options(latents, tmp_path / "straight", *snapshots, steps=steps))
     assert_same_run(run, tmp_path / "straight")
@@ -69,7 +69,7 @@ def test_two_processes_equal_one_and_either_resumes_the_other(latents, tmp_path,
 
 @OPTIMIZERS
 def test_sharded_training_equals_one_process(latents, tmp_path, optimizer, tolerance):
-    """With previews, two averages and snapshots of two more, stopped and resumed, then resumed by one process."""
+    """With previews, two EMAs and snapshots of two more, stopped and resumed, then resumed by one process."""
     two, one = tmp_path / "sharded", tmp_path / "one"
     clip = (optimizer, "train.grad_clip=0.5", "train.ema_decays=[0.99, 0.5]", "preview.every=2",
             "train.ema_widths=[0.05, 0.1]", "train.ema_snapshot_every=2")  # fmt: skip
@@ -93,7 +93,7 @@ def test_sharded_training_equals_one_process(latents, tmp_path, optimizer, toler
 
 
 def test_two_processes_equal_one_with_every_objective(latents, tmp_path):
-    """All terms in one loss: whole for two steps, sharded for two, and two more alone in two parts."""
+    """All terms in one loss: two steps with DDP, two with FSDP, and two by one process with gradient accumulation."""
     assignments = [each for objective in OBJECTIVES.values() for each in objective]
     two, one = tmp_path / "two", tmp_path / "one"
     for parallel, steps in (("ddp", 2), ("fsdp", 4)):
@@ -241,7 +241,7 @@ def half_written(latents, tmp_path_factory):
 
 
 def test_a_sharded_checkpoint_that_one_process_cannot_write_is_given_up_by_all(half_written):
-    """A warning on the way, an error at the end; the older checkpoint stays."""
+    """A warning during the training, an error at its end; the older checkpoint is kept."""
     run, outcomes = half_written
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     for printed in ends(outcomes):
@@ -281,7 +281,7 @@ def test_evaluation_in_a_run_of_two_processes_is_that_of_one(latents, tmp_path):
     outcomes = serve_command(*arguments(latents, run.path, *measured), "--steps", 4)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     values = {}
-    for _ in range(2):  # the second time after the finished run was started again, which measures nothing anew
+    for _ in range(2):  # the second time after the finished run was started again, which measures nothing
         records = read_records(run.evals)
         values = {record.step: record.metrics["frechet_distance"] for record in records}
         assert sorted(values) == [2, 4]

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py on the CPU, at the smallest sizes: the first minute on a GPU is not spent on a mistake in it."""
+"""benchmarks/gpu.py on the CPU, at the smallest sizes, so that its mistakes are not found on a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def gpu(tmp_path, monkeypatch) -> ModuleType:
-    """The benchmark, whose results go to a folder of the test, and whose graphs run as they are captured."""
+    """The benchmark, with results in a folder of the test, and compiling for the CPU."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers"))
     monkeypatch.setattr(importlib.import_module("report"), "RESULTS", tmp_path)

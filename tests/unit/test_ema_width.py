@@ -1,4 +1,4 @@
-"""One EMA width through all that takes a model: a generator, samples, views, evaluations, exports."""
+"""An EMA width works wherever a model is taken: a generator, samples, views, evaluations, exports."""
 
 from __future__ import annotations
 
@@ -64,9 +64,8 @@ def test_samples_of_a_width_are_recorded_and_not_continued_with_another(run, tmp
 def test_a_sheet_of_widths_names_their_weights(run, tmp_path):
     result = sample(sample_options(run, tmp_path / "v", sweep=("ema_width=0.05,0.15",)))
     cells = json.loads((tmp_path / "v" / "sweep.json").read_text())["cells"]
-    assert [(cell["ema_width"], cell["weights_sha256"]) for cell in cells] == [
-        ("0.05", weights_of(run, 0.05)), ("0.15", weights_of(run, 0.15))
-    ]  # fmt: skip
+    expected = [(text, weights_of(run, float(text))) for text in ("0.05", "0.15")]
+    assert [(cell["ema_width"], cell["weights_sha256"]) for cell in cells] == expected
     assert isinstance(result, ViewResult)
     assert result.facts["ema_width"] == "0.05; 0.15"
 
@@ -83,10 +82,7 @@ def test_an_evaluation_records_the_width_and_its_weights(run, here):
     swept = evaluation.evaluate_sweep(eval_options(str(run), "digits", sweep=("ema_width=0.05,0.15",), **options))
     records = [EvaluationRecord.read(row.record) for row in swept.rows]
     hashes = [each.model and each.model.weights_sha256 for each in records]
-    assert hashes == [
-        weights_of(run, 0.05),
-        weights_of(run, 0.15),
-    ]
+    assert hashes == [weights_of(run, width) for width in (0.05, 0.15)]
 
 
 def test_widths_out_of_reach_are_refused_before_the_first_evaluation(run, here):

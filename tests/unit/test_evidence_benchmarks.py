@@ -1,4 +1,4 @@
-"""The benchmarks that compare trainings: their rows are possible and cost the same; their pictures are made right."""
+"""The benchmarks that compare trainings: their rows are valid and cost the same; their pictures are right."""
 
 from __future__ import annotations
 

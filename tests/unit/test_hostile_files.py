@@ -1,4 +1,4 @@
-"""Every file that mpdit reads, with bytes and values changed: it opens, or a user error says what is wrong with it."""
+"""Every file that mpdit reads, with bytes and values changed: it opens, or a user error says what is wrong."""
 
 from __future__ import annotations
 

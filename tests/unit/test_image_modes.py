@@ -1,4 +1,4 @@
-"""Grey stays grey and transparency stays, from the source's pixels to the PNGs of samples; metrics see RGB."""
+"""Grey and transparent images keep their mode from the source to the PNGs of samples; metrics see RGB."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_samples_have_the_mode(mode: Mode, tmp_path: Path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_decoded_pixels_are_the_reference(mode: Mode, tmp_path: Path):
-    """The reference is prepared as the latents were: the distance is that of images to themselves."""
+    """The reference is prepared as the latents were: the distance of the images to themselves is 0."""
     folder = encode(pictures(tmp_path / "x", "RGBA"), tmp_path / "latents", mode=mode, resolution=16).latents
     record = measured(folder, reference=str(folder), num_samples=12, out=tmp_path / "evals")
     assert record.value("fid") == pytest.approx(0, abs=1e-6)
@@ -82,7 +82,7 @@ def test_decoded_pixels_are_the_reference(mode: Mode, tmp_path: Path):
 
 
 def test_the_source_is_the_reference_in_the_same_mode_as_its_latents(tmp_path: Path):
-    """The latents may be gone: then the images that they were made from are the reference."""
+    """If the latents are gone, the images that they were made from are the reference."""
     folder = encode(pictures(tmp_path / "x", "RGB"), tmp_path / "latents", mode="L", resolution=16).latents
     model = write_model(tmp_path / "m", latents=LatentFolder(folder).spec, num_classes=0, channels=1)
     beside = measured(model.path, batch_size=4)

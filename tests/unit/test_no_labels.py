@@ -1,4 +1,4 @@
-"""Images without classes, from an unlabelled source to samples; and data of one class only."""
+"""Images without classes, from an unlabelled source to samples; and data with a single class."""
 
 from __future__ import annotations
 

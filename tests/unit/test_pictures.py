@@ -1,4 +1,4 @@
-"""Pictures: where images, labels and axes come to lie, and what a terminal is sent."""
+"""Pictures: the places of images, labels and axes, and the text for a terminal."""
 
 from __future__ import annotations
 

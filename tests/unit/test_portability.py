@@ -1,4 +1,4 @@
-"""Every module imports where the operating system offers less: no fcntl, no resource, no signals of POSIX alone."""
+"""Every module can be imported where the system has no fcntl, no resource, and no signals of POSIX alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 IMPORT_EVERYTHING = """
 import importlib, importlib.abc, importlib.machinery, os, signal, sys, types
-import torch, huggingface_hub, filelock  # these have ways of their own to do without
+import torch, huggingface_hub, filelock  # these have their own replacements
 
 class Stub(types.ModuleType):
     def __getattr__(self, name):
@@ -19,7 +19,7 @@ class Stub(types.ModuleType):
         return type(name, (), {}) if name[0].isupper() else lambda function: function  # a class, or a decorator
 
 class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    # libraries that take ten seconds to import and are not what is tested
+    # libraries that take ten seconds to import and are not tested here
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("diffusers", "datasets", "torch_fidelity"):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
@@ -47,7 +47,7 @@ sys.exit("\\n".join(failed) or 0)
 
 
 def modules() -> list[str]:
-    """Every module of the program, leaving out those that are programs of their own."""
+    """Every module of mpdit, except `__main__`."""
     paths = [path.relative_to(ROOT) for root in ("mpdit_core", "mpdit_cli") for path in (ROOT / root).rglob("*.py")]
     names = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths}
     return sorted(name for name in names if not name.endswith("__main__"))

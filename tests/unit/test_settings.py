@@ -1,4 +1,4 @@
-"""Whatever is typed after `--set`, or stands in a TOML file, is taken or refused by a user error."""
+"""Any text after `--set` or in a TOML file is accepted, or refused by a user error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXTREME = [
 
 
 def dry_run(assignments: list[str]) -> RunConfig:
-    """What `train --dry-run` makes of `--set`, before it looks at latents."""
+    """What `train --dry-run` does with `--set`, before it looks at latents."""
     config = presets.layers(preset="tiny", settings=parse_assignments(assignments)).config()
     require_fit(config.model)
     assert estimate(config, total_steps=10).memory_bytes > 0

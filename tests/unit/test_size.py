@@ -1,4 +1,4 @@
-"""Height and width: read from all their spellings, written as one number where they are equal."""
+"""Height and width: read from all spellings, written as one number if they are equal."""
 
 from __future__ import annotations
 

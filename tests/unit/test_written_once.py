@@ -1,4 +1,4 @@
-"""No option name, default or help text stands twice in the source: shared options are inherited, not repeated."""
+"""No option name, default or help text is written twice: shared options are inherited."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def every_command_is_imported():
 def classes(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
     """All classes of values that derive from `base` in the program itself."""
     for kind in base.__subclasses__():
-        if kind.__module__.startswith(("mpdit_core.", "mpdit_cli.")):  # not the packages that other tests write
+        if kind.__module__.startswith(("mpdit_core.", "mpdit_cli.")):  # not packages that other tests write
             yield kind
         yield from classes(kind)
 

@@ -43,9 +43,9 @@ def gray(images: Tensor) -> Tensor:
 
 @dataclass
 class DigitFeatures:
-    """A small classifier of real digits. `pool` [B, 64], its last hidden layer, and its `logits` [B, 10].
+    """A small classifier of real digits: `pool` [B, 64] is its last hidden layer, `logits` [B, 10] its output.
 
-    Fitted by `python -m mpdit_digits.fit`; the weights come with the package, so that all machines compare alike.
+    Trained by `python -m mpdit_digits.fit`; the weights are in the package, so that figures of all machines compare.
     """
 
     name: ClassVar[str] = "digits"

@@ -1,6 +1,6 @@
-"""Makes `classifier.safetensors`: `python -m mpdit_digits.fit OUT.safetensors` (about a minute on two cores).
+"""Trains `classifier.safetensors`: `python -m mpdit_digits.fit OUT.safetensors` (about a minute on two cores).
 
-Every sixth scan is held out; the accuracy on those is stored with the weights.
+Every sixth scan is held out; the accuracy on these scans is stored with the weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH = 64
 
 
 def real_digits() -> tuple[Tensor, Tensor]:
-    """All pictures as the extractor gets them, [1797, 3, 16, 16] uint8, and their labels [1797]."""
+    """All pictures as the extractor receives them, [1797, 3, 16, 16] uint8, and their labels [1797]."""
     data = Digits()
     items = data.items()
     pictures = np.stack([np.asarray(data.image(index)) for index in range(len(items))])

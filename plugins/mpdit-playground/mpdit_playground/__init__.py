@@ -1,7 +1,9 @@
-"""`mpdit playground MODEL…`: a local page to play with models.
+"""`mpdit playground MODEL…`: a local page to try models.
 
-command.py       the options, and starting the page
-session.py       images with the pictures on the way, stopping, history; no Gradio
+options.py       the options and the result
+command.py       the command: opens the page, and serves it until Ctrl-C
+session.py       requests, runs, visitors with their history, and the models that they share; no Gradio
+columns.py       columns of images, computed as by `mpdit sample`, with intermediate pictures; no Gradio
 controls.py      fields of options classes, samplers and rules of guidance → Gradio components
 page.py          the layout, and what happens on a click
 show.py          pictures as HTML, PNGs that hold their settings

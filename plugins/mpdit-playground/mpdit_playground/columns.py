@@ -1,6 +1,6 @@
-"""Columns of pictures, one for each model and setting, and how they are filled. No Gradio.
+"""Computes columns of pictures, one column per model and setting. No Gradio.
 
-Every block of images is computed exactly as `mpdit sample` computes it, so the images are the same to the byte.
+Every block of images is computed as by `mpdit sample`, so the images are bit-equal to its images.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from mpdit_core.sampling import Generator
 from mpdit_playground.command_line import sample_command
 
 SECONDS_BETWEEN_FRAMES = 0.25
-SHARE_OF_PICTURES = 0.2  # of the time of a block, at most, goes into decoding pictures on the way
+SHARE_OF_PICTURES = 0.2  # largest fraction of a block's time for decoding intermediate pictures
 
 
 @dataclass(eq=False)
 class Picture:
-    """One image: the data predicted at time t while it resolves, the sample at t = 0."""
+    """One image: the data predicted at time t, and at the end the sample, at t = 0."""
 
     index: int
     label: int
     t: float = 1.0
     image: np.ndarray | None = None  # [3, H, W] uint8
     latent: Tensor | None = None  # [C, h, w], standardised; of a finished image
-    html: str = ""  # of the image as it is now, kept by show.py
+    html: str = ""  # the image as HTML, cached by show.py
 
     def update(self, image: Tensor, t: float, latent: Tensor | None = None) -> None:
         self.image, self.t, self.latent, self.html = image.numpy(), t, latent, ""
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(eq=False)
 class Column:
-    """One model under one setting."""
+    """The images of one model with one setting."""
 
     model: str
     varied: str  # `guidance_scale 2`, or empty
@@ -66,7 +66,7 @@ class Column:
         return names[picture.label].partition(",")[0] if picture.label < len(names) else ""
 
     def settings(self, picture: Picture) -> dict[str, Any]:
-        """Everything that fixes an image, as plain JSON values."""
+        """Everything that determines an image, as plain JSON values."""
         which = {"image": picture.index, "label": picture.label, "class": self.class_name(picture)}
         return which | self._shared_settings
 
@@ -83,10 +83,10 @@ class Column:
 
 
 def compute(columns: Sequence[Column], stop: threading.Event) -> Iterator[None]:
-    """Fills the columns, and yields a few times per second meanwhile.
+    """Fills the columns, and yields a few times per second until they are full.
 
-    On a CPU each block is computed by one thread alone, as many at once as there are threads, as `Generator.batches`
-    does it; on a GPU one after the other.
+    On a CPU each block is computed by one thread, and as many blocks at once as there are threads, as in
+    `Generator.batches`; on a GPU one after the other.
 
     Raises:
         CancelledError: `stop` was set.
@@ -145,9 +145,9 @@ def _update(pictures: Sequence[Picture], images: Tensor, t: float, latents: Tens
 
 
 class Preview:
-    """A velocity function that remembers the data predicted from its last evaluation, `x_t - t·velocity`.
+    """A velocity function that keeps the data predicted by its last evaluation, `x_t - t·velocity`.
 
-    No evaluation is added, and a picture is made only so often that decoding takes `SHARE_OF_PICTURES` of the time.
+    It adds no evaluation, and shows so few pictures that decoding takes at most `SHARE_OF_PICTURES` of the time.
     """
 
     def __init__(self, velocity: Callable[[Tensor, float], Tensor], show: Callable[[Tensor, float], None]):

@@ -1,28 +1,16 @@
-"""`mpdit playground MODEL…`: its options, and starting the page. Torch-free and without Gradio until it is called."""
+"""`mpdit playground MODEL…`: opens the page and serves it. Imports torch and Gradio only when it is called."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from mpdit_core.api import UserError
+from mpdit_core.api import Command, UserError
 from mpdit_core.errors import Interrupted
 from mpdit_core.reporting import Note, Reporter, Warning, silent
-from mpdit_core.settings import Options, Result
 from mpdit_playground.options import PlaygroundOptions, PlaygroundResult
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginCommand:
-    """What an entry point of the group `mpdit.commands` names."""
-
-    options: type[Options]
-    job: Callable[..., Result]  # (options, *, report)
-    help: str
 
 
 def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> PlaygroundResult:
@@ -32,7 +20,10 @@ def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> Play
         UserError: no model (`no-model`), one that cannot be sampled, or a port that is taken (`port-in-use`).
     """
     if not options.models:
-        raise UserError("no model is given", code="no-model", expected="a run, checkpoint or export, or several")
+        raise UserError(
+            "no model is given", code="no-model", expected="a run, checkpoint or export, or several",
+            remedy="e.g. mpdit playground runs/digits-1",
+        )  # fmt: skip
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from mpdit_playground.page import Page
     from mpdit_playground.session import Playground
@@ -49,18 +40,18 @@ def playground(options: PlaygroundOptions, *, report: Reporter = silent) -> Play
             remedy="--port N",
         ) from error
     if options.host not in LOCAL:
-        text = f"everybody who can connect to {options.host} can use this page"
+        text = f"anyone who can connect to {options.host} can use this page"
         report(Warning(code="open-to-network", text=text))
     report(Note(text=f"the page is at {url} until Ctrl-C"))
     try:
         threading.Event().wait()
     except (KeyboardInterrupt, Interrupted):
-        pass  # how one leaves
+        pass  # this is how the user ends it
     finally:
         page.close()
     return PlaygroundResult(url=url)
 
 
-playground_command = PluginCommand(
+playground_command = Command(
     options=PlaygroundOptions, job=playground, help="Open a local page to try a model, or several side by side."
 )

@@ -13,14 +13,14 @@ from mpdit_core.settings import Options, spelling_of
 
 
 def sample_command(model: str, options: SamplingOptions, *, num_samples: int, device: str = "auto") -> str:
-    """The command for a shell. Its image i is the page's image i."""
+    """The command for a shell. Its image i is image i of the page."""
     more = {"model": model, "num_samples": num_samples, "device": device}
     asked = SampleOptions(**sampling_values(options) | more)
     return shlex.join(["mpdit", "sample", model, *flags(asked)])
 
 
 def flags(options: Options) -> list[str]:
-    """The flags for every field that differs from its default: `["--num-steps", "25", "--set", "sampler.rho=3"]`."""
+    """The flags for all fields that differ from their defaults: `["--num-steps", "25", "--set", "sampler.rho=3"]`."""
     parts = []
     for name, field in type(options).model_fields.items():
         value, spelling, flag = getattr(options, name), spelling_of(field), name.replace("_", "-")

@@ -1,6 +1,6 @@
-"""Fields of options classes, samplers and rules of guidance as Gradio components: a new option appears by itself.
+"""Makes Gradio components from the fields of options classes, samplers and rules of guidance.
 
-To show a type in another way: a line in `_component`.
+A new option appears by itself. To change how a type is shown: `control`.
 """
 
 # Gradio is not in .venv (see Makefile).
@@ -39,12 +39,13 @@ class Control:
 def control(
     name: str, kind: Any, value: Any, info: str, *, empty: str = "", read_text: Callable[[str], Any] = parse_value
 ) -> Control:
-    """The control for a value of type `kind`; text that `read_text` reads, where the type has no component of its own.
+    """The control for a value of type `kind`.
 
     Bounds are left to the option's own check, whose message says more.
 
     Args:
         empty: what an empty text stands for.
+        read_text: reads the text of a type that has no component of its own.
     """
     plain, optional = _plain(kind)
     shown: dict[str, Any] = {
@@ -68,7 +69,7 @@ def control(
 
 
 def _plain(kind: Any) -> tuple[Any, bool]:
-    """A type without None and annotations, and whether it may be None."""
+    """A type without None and annotations, and whether None is allowed."""
     optional = False
     if get_origin(kind) in (typing.Union, types.UnionType):
         optional = type(None) in get_args(kind)
@@ -92,7 +93,7 @@ def _none_if_empty(value: Any) -> Any:
 
 
 def number_of(kind: Any) -> Callable[[Any], Any]:
-    """Makes whole numbers of what a browser sends for an int, and decimals for a float; leaves the rest as it is."""
+    """A function that makes what a browser sends for a number an int or float, and returns other values unchanged."""
     if kind is int:
         return lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
     return lambda value: float(value) if kind is float and type(value) is int else value
@@ -157,7 +158,7 @@ def _summary(kind: type) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedOption:
-    """One option. Choices that declare it alike share the control, and so its value."""
+    """An option whose control, and so its value, is shared by all choices that declare it equally."""
 
     control: Control
     default: Any
@@ -167,7 +168,7 @@ class ChoiceControls:
     """The options of all samplers, or of all rules of guidance; those of the chosen one are visible.
 
     Args:
-        table: where `--set` finds the options, as `sampler`.
+        table: the options' table in `--set`, such as `sampler`.
         chosen, given: the choice that the page begins with, and its options.
     """
 
@@ -195,7 +196,7 @@ class ChoiceControls:
         return [option.control.component for option in self._alike.values()]
 
     def summary(self, name: str) -> str:
-        """What this choice is; nothing for a broken plugin."""
+        """A description of this choice; empty for a broken plugin."""
         return self.choices[name].summary if name in self.choices else ""
 
     def _of(self, chosen: str) -> dict[int, str]:
@@ -209,12 +210,12 @@ class ChoiceControls:
         return {name: value for name, value in read.items() if value != options[name].default}
 
     def visibility(self, chosen: str) -> list[Any]:
-        """Updates of `components` that show the options of this choice, whatever their values."""
+        """Updates of `components` that show the options of this choice and leave their values."""
         visible = self._of(chosen)
         return [gr.update(visible=component._id in visible) for component in self.components]
 
     def updates(self, chosen: str, given: Mapping[str, Any]) -> list[Any]:
-        """Updates of `components` that show the options of this choice with the values given, else their defaults."""
+        """Updates of `components` that show the options of this choice with the given values or their defaults."""
         visible, found = self._of(chosen), []
         for option in self._alike.values():
             name = visible.get(option.control.component._id)
@@ -224,12 +225,12 @@ class ChoiceControls:
 
 
 def class_names(generator: Generator) -> list[str]:
-    """Names of the classes to choose from; none for a model without classes, whose null label has no name."""
+    """Names of the classes to choose from; none for a model without classes."""
     return generator.class_names[: generator.folder.config.model.num_classes]
 
 
 class RequestControls:
-    """All that a visitor can set: laid out where it is made, read into a `Request`, and set to one again."""
+    """Everything that a visitor can set: laid out where it is created, read as a `Request`, and set from one."""
 
     def __init__(self, playground: Playground):
         self.playground, self.start = playground, playground.start
@@ -279,7 +280,7 @@ class RequestControls:
             self._add("seed")
 
     def _lay_out_rest(self) -> None:
-        """The guide, one of the page's models, and every other option of sampling."""
+        """Every other option of sampling, and the guide, which is one of the page's models."""
         own = {"classes", "sampler", "sampler_options", "guide", *self.fields}
         for name, field in SamplingOptions.model_fields.items():
             if spelling_of(field).panel == "Sampling" and name not in own:
@@ -327,7 +328,7 @@ class RequestControls:
         return [*own, *fields, *self.samplers.components, *self.rules.components]
 
     def read(self, values: Sequence[Any]) -> Request:
-        """Raises `UserError` for what cannot be."""
+        """The request that these values of `components` make. Raises `UserError` for values that are not possible."""
         by_id = {component._id: value for component, value in zip(self.components, values, strict=True)}
         models, which, classes, number, sampler, key, texts = values[:7]
         if which == CHOSEN and not classes:

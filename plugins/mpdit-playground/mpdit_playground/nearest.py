@@ -1,4 +1,4 @@
-"""The training images closest to a sample, in the space of latents."""
+"""Finds the training images closest to a sample, by the distance of latents."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NEIGHBOURS = 4
 
 @torch.inference_mode()
 def nearest(generator: Generator, latent: Tensor, *, latents: Path | None) -> list[tuple[Image.Image, str]]:
-    """The closest training images, best first, each with its number and distance.
+    """The closest training images, closest first, each with its number and distance.
 
     Args:
         latent: [C, h, w], standardised.
-        latents: the folder of training latents; where they were during training if not given.
+        latents: the folder of training latents, by default where it was during training.
 
     Raises:
-        UserError: the latents are not there (`no-training-latents`) or are of another shape (`other-latents`).
+        UserError: the latents are missing (`no-training-latents`) or have another shape (`other-latents`).
     """
     training = find_training_images(generator.folder, latents)
     points = TrainingPoints(training, generator, "latents")

@@ -1,4 +1,4 @@
-"""What `mpdit playground` is asked for, and what it returns. Torch-free."""
+"""The options and the result of `mpdit playground`. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpdit_core.settings import Result, setting
 
 
 class PlaygroundOptions(SamplingOptions, DeviceOptions):
-    """What `mpdit playground` is asked for. The options of sampling are what the page begins with."""
+    """The models, the page, and the options of sampling that the page begins with."""
 
     models: tuple[str, ...] = setting(
         ..., f"{MODEL}; several to compare", argument=True, repeated=True, strict=False, metavar="MODEL…"
@@ -30,6 +30,6 @@ class PlaygroundOptions(SamplingOptions, DeviceOptions):
 
 
 class PlaygroundResult(Result):
-    """A page that was closed."""
+    """The page, after it was closed."""
 
     url: str = setting(..., "address of the page")

@@ -1,4 +1,4 @@
-"""The page: its layout, and what happens on a click. One job computes at a time; whoever comes second waits."""
+"""The page: its layout, and what happens on a click. One job computes at a time; the jobs of other visitors wait."""
 
 # Gradio is not in .venv (see Makefile).
 # pyright: reportMissingImports=false
@@ -14,24 +14,24 @@ from gradio.themes import Base
 
 from mpdit_core.api import UserError
 from mpdit_playground import show
-from mpdit_playground.controls import RequestControls
+from mpdit_playground.controls import RequestControls, sentence
 from mpdit_playground.nearest import nearest
 from mpdit_playground.session import Playground, Run, Visitor
 
 THEME = Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
     body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500"
 )
-"""Fonts of the system: nothing is fetched. The faint text is dark enough to read."""
+"""Fonts of the system, so that nothing is downloaded, and faint text that is dark enough to read."""
 
 JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 TO_PICTURES = """() => {
     if (innerWidth < 800) setTimeout(() => document.querySelector('#status').scrollIntoView({behavior: 'smooth'}), 700);
 }"""
-"""On a phone the pictures stand below the options."""
+"""Scrolls to the pictures on a phone, where they are below the options."""
 
 TO_DETAILS = "() => document.querySelector('#details').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
-"""Below many pictures the details are out of sight."""
+"""Scrolls to the details, which are out of sight below many pictures."""
 
 
 class Page:
@@ -97,7 +97,7 @@ class Page:
         rule.change(rules.visibility, rule, rules.components, **AT_ONCE)
         rule.change(lambda name: gr.update(info=rules.summary(name)), rule, rule, **AT_ONCE)
         begun = self.sample.click(self._begin, None, [self.status, *buttons], js=TO_PICTURES, **AT_ONCE)
-        outputs = [self.status, *shown]  # the status says more than Gradio's progress, which would dim it
+        outputs = [self.status, *shown]  # the status says more than Gradio's own progress, which would dim it
         done = begun.then(self._sample, controls.components, outputs, show_progress="hidden", **JOB)
         done.then(self._end, None, buttons, **AT_ONCE)
         self.stop.click(self._stop, None, self.status, **AT_ONCE)
@@ -150,7 +150,7 @@ class Page:
             yield show.status_html(text, kind="error"), *nothing
 
     def _shown(self, visitor: Visitor) -> list[Any]:
-        """Pictures, details, command, the button for the nearest images and these, history."""
+        """The updates of pictures, details, command, the button for the nearest images, those images, and history."""
         run = visitor.shown
         if run is None:
             return [gr.skip()] * 6
@@ -198,9 +198,5 @@ class Page:
 
 
 def _message(error: UserError) -> str:
-    """The parts of an error that make sense on a page, in one line; remedies speak of command lines."""
-    return sentence_of(error.what) + (f" Expected: {error.expected}." if error.expected else "")
-
-
-def sentence_of(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
+    """An error in one line, without its remedy, which is about command lines."""
+    return f"{sentence(error.what)}." + (f" Expected: {error.expected}." if error.expected else "")

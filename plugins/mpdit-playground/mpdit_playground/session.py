@@ -1,4 +1,4 @@
-"""Who plays and what: requests, runs, visitors with their history, and the models they share. No Gradio."""
+"""Requests, runs, visitors with their history, and the models that they share. No Gradio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEPT_RUNS = 12  # per visitor
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a visitor asks for. `compare`: `KEY=V1,V2`, or empty."""
+    """What a visitor asks for. `compare` is `KEY=V1,V2` or empty."""
 
     models: tuple[str, ...]
     options: SamplingOptions
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(eq=False)
 class Run:
-    """One click on Sample: its columns, filled while it is computed."""
+    """The result of one click on Sample; its columns are filled while it is computed."""
 
     request: Request
     columns: list[Column]
@@ -61,7 +61,7 @@ class Visitor:
 
 
 class Playground:
-    """The loaded models, which all visitors share. The page lets one job at a time compute.
+    """The loaded models, which all visitors share, and the queue of jobs, of which one computes at a time.
 
     Raises:
         UserError: as `Generator`, for every model.
@@ -76,19 +76,19 @@ class Playground:
         }
         self.samplers = sorted({*plugins.names("samplers"), options.sampler})
         self.visitors: dict[str, Visitor] = {}
-        self.jobs: list[Visitor] = []  # the one that computes, then those that wait
+        self.jobs: list[Visitor] = []  # the visitor whose job computes, then those whose jobs wait
 
     def visitor(self, key: str | None) -> Visitor:
         return self.visitors.setdefault(key or "", Visitor())
 
     def leave(self, key: str | None) -> None:
-        """A page was closed: its job ends, its history goes."""
+        """Ends the job and deletes the history of a visitor whose page was closed."""
         visitor = self.visitors.pop(key or "", Visitor())
         visitor.stop.set()
         self.done(visitor)
 
     def queue(self, visitor: Visitor) -> int:
-        """Takes a place in the queue. Returns how many jobs come before."""
+        """Adds the visitor's job to the queue. Returns the number of jobs before it."""
         visitor.stop.clear()
         if visitor not in self.jobs:
             self.jobs.append(visitor)
@@ -99,10 +99,10 @@ class Playground:
             self.jobs.remove(visitor)
 
     def columns(self, request: Request) -> list[Column]:
-        """The models × the values compared.
+        """A column for each model and each compared value.
 
         Raises:
-            UserError: options that cannot be, or that a visitor must not set.
+            UserError: the options are not possible, or a visitor must not set them.
         """
         variants = [("", request.options)]
         for axis in read_sweeps([request.compare] if request.compare else []):
@@ -133,7 +133,7 @@ class Playground:
         return self.generators[model]
 
     def _allow(self, options: SamplingOptions) -> None:
-        """A sampler may be named by a file and a guide by a path; a visitor must not reach the server's disk so."""
+        """Refuses samplers and guides that the page does not offer: a visitor must not name files of the server."""
         if options.sampler not in self.samplers:
             raise UserError(
                 f"there is no sampler called {options.sampler!r}",
@@ -148,12 +148,12 @@ class Playground:
             )
 
     def names_latents(self, model: str) -> bool:
-        """Whether it is known where the training images are; a model from elsewhere does not say it."""
+        """Whether the folder of the training images is known; a model from elsewhere does not name it."""
         spec = self.generators[model].spec
         return self.options.latents is not None or bool(spec and spec.folder)
 
     def run(self, request: Request, visitor: Visitor) -> Iterator[Run]:
-        """The run, again and again while its pictures resolve, and at last finished or stopped; then in the history.
+        """Yields the run repeatedly while it is computed, and at last finished or stopped and in the history.
 
         Raises:
             UserError: as `columns` and `Generator.integrate`.

@@ -1,4 +1,4 @@
-"""Runs as HTML, and images as PNGs that hold their settings. Works without Gradio."""
+"""Runs as HTML, and images as PNGs that hold their settings. No Gradio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mpdit_playground.session import Run, Visitor
 CHUNK = "mpdit"
 """Keyword of the PNG text chunk that holds the settings as JSON."""
 
-BLURRED_BELOW = 100  # pixels: smaller images are enlarged without smoothing
+BLURRED_BELOW = 100  # pixels; smaller images are enlarged without smoothing
 PREVIEW_QUALITY = 80
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def png(column: Column, picture: Picture) -> bytes:
 
 
 def run_html(run: Run, chosen: tuple[int, int] | None = None) -> str:
-    """The columns side by side, those of several models and settings in one row per model.
+    """The columns side by side; with several models and settings, one row per model.
 
     Args:
         chosen: the column and image to mark.
@@ -54,7 +54,7 @@ def run_html(run: Run, chosen: tuple[int, int] | None = None) -> str:
 
 
 def _title(run: Run, column: Column) -> str:
-    """The last part of the model's path where that tells the models apart, and the setting that is varied."""
+    """The model, by the last part of its path if that is unique, and the setting that is varied."""
     models = run.request.models
     names = [Path(model).name for model in models]
     model = Path(column.model).name if len(set(names)) == len(models) else column.model
@@ -66,12 +66,16 @@ def _column(run: Run, number: int, chosen: tuple[int, int] | None) -> str:
     column = run.columns[number]
     head = _title(run, column)
     t = max(picture.t for picture in column.pictures)
-    done = ' class="done"' * (t == 0)  # keeps its place, so that columns stay level
+    done = ' class="done"' * (t == 0)  # hidden, but keeps its place, so that columns stay aligned
     bar = f'<progress value="{1 - t:.3f}" aria-label="progress"{done}></progress>'
     cells = "".join(_cell(column, p, f"{number},{p.index}", chosen == (number, p.index)) for p in column.pictures)
     side = next((p.image.shape[-1] for p in column.pictures if p.image is not None), 0)
-    kind = "pictures small" if side < BLURRED_BELOW else "pictures"
-    return f'<section>{head}{bar}<div class="{kind}">{cells}</div></section>'
+    return f'<section>{head}{bar}<div class="pictures{_small(side)}">{cells}</div></section>'
+
+
+def _small(side: int) -> str:
+    """A class of CSS for images that are enlarged without smoothing."""
+    return " small" if side < BLURRED_BELOW else ""
 
 
 def _cell(column: Column, picture: Picture, pick: str, chosen: bool) -> str:
@@ -99,9 +103,8 @@ def details_html(run: Run, chosen: tuple[int, int]) -> str:
     """The chosen image, large, with a link that saves it."""
     column = run.columns[chosen[0]]
     picture = column.pictures[chosen[1]]
-    if picture.latent is None:
+    if picture.latent is None or picture.image is None:
         return ""
-    kind = "large small" if picture.image is not None and picture.image.shape[-1] < BLURRED_BELOW else "large"
     facts = {
         "Image": str(picture.index),
         "Class": f"{column.class_name(picture)} ({picture.label})" if column.class_name(picture) else "",
@@ -112,7 +115,8 @@ def details_html(run: Run, chosen: tuple[int, int]) -> str:
     rows = "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in facts.items() if v)
     name = f"{Path(column.model).name}-seed-{column.generator.options.seed}-{picture.index:06d}.png"
     link = f'<a class="save" download="{escape(name)}" href="{_uri("png", png(column, picture))}">Save PNG</a>'
-    return f'<div class="details {kind}">{_image(column, picture)}<div><dl>{rows}</dl>{link}</div></div>'
+    small = _small(picture.image.shape[-1])
+    return f'<div class="details{small}">{_image(column, picture)}<div><dl>{rows}</dl>{link}</div></div>'
 
 
 def nearest_html(found: Sequence[tuple[Image.Image, str]]) -> str:
@@ -122,8 +126,7 @@ def nearest_html(found: Sequence[tuple[Image.Image, str]]) -> str:
         f"<figcaption>{escape(text)}</figcaption></figure>"
         for image, text in found
     ]
-    kind = "pictures small" if found[0][0].width < BLURRED_BELOW else "pictures"
-    return f'<div class="{kind}">{"".join(cells)}</div>'
+    return f'<div class="pictures{_small(found[0][0].width)}">{"".join(cells)}</div>'
 
 
 def history_html(visitor: Visitor) -> str:
@@ -147,7 +150,7 @@ def _thumbnail(picture: Picture) -> str:
 
 
 def status_html(text: str, *, kind: str = "") -> str:
-    """One line above the pictures; `kind`: error, busy or nothing."""
+    """The line above the pictures; `kind` is error, busy or empty."""
     role = "alert" if kind == "error" else "status"
     return f'<div class="status {kind}" role="{role}">{escape(text)}</div>'
 

@@ -116,6 +116,34 @@ def test_what_could_act_on_a_terminal_or_its_reader_is_shown_harmless(text, show
     assert console.clean("a\nb", lines=True) == "a\nb"
 
 
+def test_on_a_terminal_a_job_has_a_bar_then_the_panel(monkeypatch):
+    drawn = io.StringIO()
+    monkeypatch.setattr(console, "_people", lambda: Console(file=drawn, force_terminal=True, width=80))
+
+    def train(*, report) -> Pie:
+        report(Progress(task="encode", done=2, total=4, unit="images"))
+        report(Progress(task="encode", done=0, total=4, unit="images"))  # in the next run of a sweep
+        report(STEP)
+        report(Progress(task="preview", done=1, total=2, unit="images"))
+        report(Saved(what="preview", path=Path("step-3.png")))
+        return Pie(slices=1, plate=Path("plate"))
+
+    console.run(train)
+    for text in ("encode", "0/4", "step 3 of 9", "last preview", "preview: 1/2 images"):
+        assert text in drawn.getvalue()
+
+
+def test_on_a_terminal_text_breaks_between_words_and_paths_stay_whole(capsys, monkeypatch):
+    wide = Console(force_terminal=True, width=40, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(console, "_people", lambda: wide)
+    value = f"ten words that do not fit in one line and {'p' * 50}"
+    console.show(Pie(slices=1, plate=Path("plate")), console.Summary(title="done", rows={"slices": value}))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "done", "  slices  ten words that do not fit in", "          one line and", f"          {'p' * 50}"
+    ]  # fmt: skip
+
+
 def test_of_a_group_rank_0_speaks(baked):
     out, err = baked(rank=1)
     assert out == "a library prints\n"

@@ -16,6 +16,7 @@ import mpdit_core.plugins
 from mpdit_core.doctor import Check, DoctorOptions, contents, diagnose, job, machine, weights
 from mpdit_core.doctor.options import Area
 from mpdit_core.metrics.features import published_weights
+from mpdit_core.plugins.finding import entries
 from mpdit_core.plugins.job import PluginList, PluginReport
 
 
@@ -134,6 +135,12 @@ def test_plugins(monkeypatch: pytest.MonkeyPatch):
     assert [check.status for check in found.values()] == ["ok", "fault", "note", "fault"]
     assert found["features missing"].status == "fault"
     assert found["samplers bad of a"].remedy == "pip install b"
+
+
+def test_a_plugin_of_every_kind_that_mpdit_has_is_looked_for():
+    own = {kind: {entry.name for entry in entries(kind) if entry.is_ours} for kind in mpdit_core.plugins.KINDS}
+    assert contents.OWN.keys() == {kind for kind, names in own.items() if names}
+    assert all(name in own[kind] for kind, name in contents.OWN.items())
 
 
 def test_an_area_that_cannot_be_examined_is_a_fault_among_the_others(monkeypatch: pytest.MonkeyPatch):

@@ -253,6 +253,17 @@ def test_summary_names_what_was_skipped_and_what_comes_next(images: Path, tmp_pa
     assert next_command(gray) == f"mpdit train --preset digits --latents {tmp_path / 'out'}"
 
 
+def test_the_next_command_after_encoding_beside_damaged_latents(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = encode(images, Path("latents/whole"))
+    assert " --latents " not in next_command(result)
+    Path("latents/damaged").mkdir()
+    Path("latents/damaged/manifest.json").write_text("{")
+    assert " --latents latents/whole" in next_command(result)
+
+
 def test_poor_reconstructions_are_warned_of(images: Path, tmp_path: Path):
     events: list[Event] = []
     vae = save_autoencoder(tmp_path / "vae")  # random weights: nothing like the source comes back

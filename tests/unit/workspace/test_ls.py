@@ -145,7 +145,7 @@ def test_the_command_needs_no_torch_and_says_what_to_do_first(work: Path, tmp_pa
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (61, "1 min"), (7200, "2 h"), (86400 * 9, "9 days"), (-5, "0 s")],
+    [(0.2, "0 s"), (61, "1 min"), (7200, "2 h"), (86400, "1 day"), (86400 * 9, "9 days"), (-5, "0 s")],
 )
 def test_age(seconds: float, text: str):
     assert age(seconds) == text
