@@ -18,10 +18,10 @@ Data = dict[str, Any]
 
 HEADER = """# Measurements
 
-Every benchmark with all of its results, newest first. This page is made by `python benchmarks/measurements.py` from
-the files of `benchmarks/results/`, which the dates link to and which hold more; a test compares it. Commands run in a
-checkout of the repository. Results of other machines are welcome ([CONTRIBUTING](../CONTRIBUTING.md)). The compute of a
-model is counted, not measured: [Compute](compute.md).
+All benchmarks and their results, newest first. `python benchmarks/measurements.py` makes this page from the files in
+`benchmarks/results/`, which contain more; the dates link to them. The commands run in a checkout of the repository.
+Results of other machines are welcome ([CONTRIBUTING](../CONTRIBUTING.md)). The compute of models is counted, not
+measured: [Compute](compute.md).
 """
 
 

@@ -129,12 +129,12 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "",
         f"Fréchet distance on pixels of {about['samples']} unguided samples of the demo's model to "
         f"{about['reference_images']} real digits (float32, CPU; mean of {about['seeds']} seeds); lower is better. "
-        f"{about['samples']} other real digits are at {about['distance_of_real']:.3f} from the same reference. A cell "
-        "is the most steps that fit the budget of evaluations (NFE). Bold: within 2 % of the best of its column. "
-        f"Between seeds the numbers differ by {of_seeds:.0%} (median), but alike for all samplers, which start from "
-        f"the same noise: their ratios to `euler` with {BUDGETS[-1]} evaluations differ by {of_ratios:.1%}. Much of "
-        "each number is the bias of so few samples, which real digits have too; what shows is how soon a sampler comes "
-        "down to its level.",
+        f"{about['samples']} other real digits have the distance {about['distance_of_real']:.3f} to the same "
+        "reference. Each cell uses the largest number of steps within the budget of evaluations (NFE). Bold: within "
+        f"2 % of the best of its column. The values of two seeds differ by {of_seeds:.0%} (median). All samplers start "
+        f"from the same noise, so their ratios to `euler` with {BUDGETS[-1]} evaluations differ by {of_ratios:.1%} "
+        "only. Much of each value is the bias of so few samples, which real digits have too; compare how soon each "
+        "sampler reaches its final value.",
         "",
         "| sampler | " + " | ".join(f"NFE {b}" for b in BUDGETS) + " |",
         "|---|" + "---|" * len(BUDGETS),
@@ -147,11 +147,11 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "![distance against evaluations](images/sampler-quality.png)",
+        "![Fréchet distance against the number of evaluations, one curve per sampler](images/sampler-quality.png)",
         "",
-        "In parentheses: the evaluations used, where fewer than the budget. `dopri5` chooses them itself. A dash: not "
-        f"even one step fits. {' and '.join(f'`{name}`' for name in SAME_AS_EULER)} do as `euler` with as many "
-        "evaluations. Measured by `python benchmarks/sampler_quality.py MODEL`.",
+        "In parentheses: the number of evaluations, if smaller than the budget. `dopri5` chooses it itself. A dash: "
+        f"the budget allows no step. {' and '.join(f'`{name}`' for name in SAME_AS_EULER)} give the same as `euler` "
+        "with as many evaluations. Measured by `python benchmarks/sampler_quality.py MODEL`.",
         "",
     ]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""A sampler of one's own, its order measured and its error beside those of ours: `python examples/a_sampler.py`.
+"""A sampler of your own: measures its order and compares its error with others: `python examples/a_sampler.py`.
 
-`mpdit sample MODEL --sampler ./examples/a_sampler.py:Ralston` uses it as it stands.
+`mpdit sample MODEL --sampler ./examples/a_sampler.py:Ralston` uses this file directly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mpdit_core.testing import GaussianFlow, check_sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Ralston:
-    """Ralston's method (1962): of all second-order methods with two evaluations, that with the smallest error bound."""
+    """Ralston's method (1962): the second-order method with two evaluations that has the smallest error bound."""
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
@@ -38,14 +38,14 @@ class Ralston:
 
 
 def error(sampler: Sampler) -> float:
-    """Largest error at t = 0 on a flow whose solution is known."""
+    """Largest error at t = 0 on a flow with a known solution."""
     noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     flow = GaussianFlow(noise)
     return (integrate(sampler, flow, noise) - (flow.mean + flow.std * noise)).abs().max().item()
 
 
 def main() -> None:
-    report = check_sampler(Ralston)  # fails where the class breaks the contract, or does not reach its order
+    report = check_sampler(Ralston)  # fails if the class breaks the contract or does not reach its order
     print(f"Ralston: order {report.order:.2f}, {report.nfe} evaluations for 20 steps")
     for nfe in (10, 20, 40, 80):
         euler = error(load_sampler("euler", num_steps=nfe))

@@ -1,7 +1,7 @@
-"""One's own pictures end to end: `python examples/own_pictures.py photos/`.
+"""Your own pictures from end to end: `python examples/own_pictures.py photos/`.
 
-`photos/` holds one folder per class, or images without classes. Everything is written under ./own/, and a second call
-resumes where the first one ended.
+`photos/` holds one folder per class, or images without classes. Everything is written to ./own/, and a second call
+resumes the first one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpdit_core.training import TrainOptions
 
 
 def show(event: Event) -> None:
-    """What a job reports on its way; every other event is left out."""
+    """Prints the steps and warnings of a job, and no other event."""
     if isinstance(event, Step):
         print(
             f"step {event.step} of {event.total_steps}, loss {event.loss:.3f}, {event.images_per_second:.0f} images/s"
@@ -29,7 +29,7 @@ def show(event: Event) -> None:
 
 
 def main(photos: str, *, steps: int = 2000, num_samples: int = 64, settings: dict[str, Any] | None = None) -> None:
-    """`settings` are those of a run, as `--set` gives them to `mpdit train`."""
+    """`settings` are those that `mpdit train --set` takes, as nested dictionaries."""
     own = Path("own")
     encoded = encode_latents(
         EncodeOptions(source=photos, resolution=32, autoencoder="pixels", out=own / "latents"), report=show
@@ -42,7 +42,7 @@ def main(photos: str, *, steps: int = 2000, num_samples: int = 64, settings: dic
     )
     print(f"{sampled.images} images in {sampled.samples}")
 
-    # A distance without a download, in the pixels of the package mpdit-digits. FID is that of the features "inception".
+    # A Fréchet distance of pixels (package mpdit-digits), without a download. The features "inception" give the FID.
     record = evaluate(
         EvaluateOptions(what=str(sampled.samples), features="digits-pixels", reference=photos, metrics=("fid",)),
         report=show,

@@ -106,7 +106,7 @@ def multi_patch() -> Svg:
     svg.text(160, middle - 10, f"patch {stages[0].patch_size}", "middle small")
     svg.text(495, middle - 10, "1 → 2 × 2", "middle small")
     svg.arrow((70, top + side + 50), (70, 318), (616, 318), (616, top + side + 32))
-    svg.text(340, 311, f"the skip: x_t once more, by patches of {stages[1].patch_size}", "middle small")
+    svg.text(340, 311, f"skip: x_t in patches of {stages[1].patch_size}", "middle small")
     _noise(svg, 836, top, side, kind="fine")
     svg.text(892, top + side + 24, "velocity")
     svg.text(80, 35, "t")

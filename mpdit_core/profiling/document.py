@@ -15,30 +15,30 @@ from mpdit_core.table import Table
 
 HEAD = """# Compute
 
-This file is written by `mpdit profile-flops --markdown docs/compute.md` and compared with it in the tests.
+`mpdit profile-flops --markdown docs/compute.md` writes this page; a test compares it.
 
 MACs are multiply-accumulates of matrix products (linear layers, attention, the FNO's spectral products); FLOPs are
 twice that. Biases, norms, activations, softmax, look-ups and 32-point FFTs are not counted, as is usual in the field.
-All numbers come from one closed formula (`mpdit_core/model/compute.py`). The tests compare it with torch's count of the
-real model, and the two are equal: for every preset, and for random configurations, forward and backward.
+All numbers come from one closed formula (`mpdit_core/model/compute.py`). In the tests it equals torch's count of the
+real model, for every preset and for random configurations, forward and backward.
 """
 
 PUBLISHED_NOTE = """Neither convention gives the dense numbers that other papers print, 118.66 (DiT-XL/2 at 256 px) and
-524.6 (at 512 px): the exact counts are 118.62 and 524.52, 0.04 % and 0.02 % lower, and the papers do not say how theirs
-were made. The row “shared modulation” is cut, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at 512 px is the
-ratio of the linear layers alone; with attention it is 41.5 %.
+524.6 (at 512 px). The exact counts are 118.62 and 524.52, 0.04 % and 0.02 % lower, and the papers do not say how they
+counted. The printed value of “shared modulation” is truncated, not rounded (22.96 → 22.9). The “43.5 % of DiT-XL/2” at
+512 px is the ratio of the linear layers alone; with attention it is 41.5 %.
 """
 
 MEMORY_NOTE = """Memory is counted too: weights, gradients, AdamW's moments, one EMA copy, and the tensors that the
 eager model keeps for its backward pass (within 1 % of what autograd keeps). The framework and unused memory of the
-allocator are added to it, and torch.compile keeps less. The totals have not been compared with a GPU's own figures.
+allocator come on top; torch.compile keeps less. The totals have not been compared with measurements on a GPU.
 """
 
-MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model on your machine: median
-and deciles of the latency, images per second, achieved FLOP/s and their share of the rate of the device's own matrix
-products, forward and training, eager and compiled; and the time of each stage and kind of work in the eager passes (a
-compiled block is one piece). `--json` gives every figure to a program. Nothing measured is on this page, as it differs
-between machines; `benchmarks/results/` holds timed training steps.
+MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model on your machine. For the
+forward pass and for training, eager and compiled, it prints the median and deciles of the latency, images per second,
+achieved FLOP/s and their fraction of the rate of the device's matrix products. For eager passes it also prints the time
+of each stage and kind of operation. `--json` prints every value for programs. This page has no measurements, because
+they differ between machines; `benchmarks/results/` has measured training steps.
 """
 
 

@@ -38,7 +38,7 @@ def test_images_from_a_model(example, capsys):
     write_model(Path("run/checkpoints/step-0000007"))
     example("sample_a_model.py")("run", num_steps=2)
     assert capsys.readouterr().out.startswith("4 evaluations, 8 passes")
-    assert all(Image.open(name).size > (16, 16) for name in ("parts.png", "way.png"))
+    assert all(Image.open(name).size > (16, 16) for name in ("grid.png", "trajectory.png"))
 
 
 def test_a_sampler_and_its_order(example, capsys):
