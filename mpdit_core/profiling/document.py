@@ -31,7 +31,8 @@ counted. The printed value of “shared modulation” is truncated, not rounded 
 
 MEMORY_NOTE = """Memory is counted too: weights, gradients, AdamW's moments, one EMA copy, and the tensors that the
 eager model keeps for its backward pass (within 1 % of what autograd keeps). The memory of the framework and
-unused memory of the allocator are not counted; torch.compile keeps less. The totals have not been compared with measurements on a GPU.
+unused memory of the allocator are not counted; torch.compile keeps less. The totals have not been compared with
+measurements on a GPU.
 """
 
 MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model on your machine. For the
