@@ -32,7 +32,8 @@ class EncodeOptions(DeviceOptions):
     )
     resolution: Size | None = setting(None, "size in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
-        None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
+        None, "autoencoder: ORG/NAME:SUBFOLDER@REVISION on the Hub (the last two are optional), a local folder, or a "
+        "plugin such as pixels",
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
     mode: Literal["L", "RGB", "RGBA"] | None = setting(
@@ -45,7 +46,7 @@ class EncodeOptions(DeviceOptions):
         None, "split of the data set; in a folder, a subfolder", chosen="train, if there is one"
     )
     classes: Path | None = setting(
-        None, "file of class names in label order, one per line", metavar="FILE", chosen="as found", strict=False
+        None, "file of class names in label order, one per line", metavar="FILE", chosen="of the source", strict=False
     )
     labels: Path | None = setting(
         None, "file that gives each image its class, if there are no class folders",
