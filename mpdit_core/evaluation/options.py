@@ -91,7 +91,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     )  # fmt: skip
     resolution: Size | None = setting(
         None, "size in pixels of a reference made from a folder or data set",
-        panel="Other work", chosen="that of the latents",
+        panel="Other work", chosen="as in the latents",
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ class ImportOptions(DeviceOptions):
         "auto", "code that wrote the file; auto: recognised from its tensors"
     )
     num_heads: PositiveInt | None = setting(
-        None, "number of attention heads, required if the width is not that of a published model", chosen="by the width"
+        None, "number of attention heads, required if no published model has this width", chosen="by the width"
     )
     weights: Literal["ema", "model"] | None = setting(
         None, "name of the weights to import", chosen="ema, if there are any"

@@ -31,7 +31,7 @@ class ProfileOptions(DeviceOptions):
     )
     resolution: Size | None = setting(
         None, "size of the images in pixels, divisible into patches",
-        chosen="that of the preset",
+        chosen="from the preset",
     )  # fmt: skip
     batch_size: PositiveInt = setting(1, "number of images per training step, for the memory and for --measure")
     convention: Convention = setting("true", "token counts of attention: the true ones, or the paper's")

@@ -114,7 +114,7 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     )  # fmt: skip
     trajectory: bool = setting(False, "view and GIF of x_t and of the data predicted from it, over t", panel="Views")
     interpolate: tuple[int, int] | None = setting(
-        None, "view of the interpolation from the noise of image A to that of image B",
+        None, "view of images from A to B, whose noises are interpolated",
         strict=False, metavar="A,B", panel="Views", chosen="none",
     )  # fmt: skip
     nearest: Literal["latents", "pixels"] | None = setting(

@@ -18,7 +18,7 @@ class TrainOptions(DeviceOptions):
 
     preset: str | None = setting(
         None, "name of the preset to start from",
-        chosen="that of --config or of the run, otherwise one that fits the latents", sweepable=True,
+        chosen="from --config or the run, otherwise one that fits the latents", sweepable=True,
     )  # fmt: skip
     latents: Path | None = setting(
         None, "folder of latents", metavar="DIR", strict=False, chosen="the matching one under latents/"
