@@ -85,7 +85,7 @@ def alignment(data: Data) -> str:
 
 
 def encode(data: Data) -> str:
-    return f"{data['images_per_second']:.2f} images/s, {data['ratio']:.2f} × the bare parts"
+    return f"{data['images_per_second']:.2f} images/s, {data['ratio']:.2f} of the rate of decoding or encoding alone"
 
 
 def encode_precision(data: Data) -> str:

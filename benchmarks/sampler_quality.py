@@ -130,11 +130,11 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         f"Fréchet distance on pixels of {about['samples']} unguided samples of the demo's model to "
         f"{about['reference_images']} real digits (float32, CPU; mean of {about['seeds']} seeds); lower is better. "
         f"{about['samples']} other real digits have the distance {about['distance_of_real']:.3f} to the same "
-        "reference. Each cell uses the largest number of steps within the budget of evaluations (NFE). Bold: within "
-        f"2 % of the best of its column. The values of two seeds differ by {of_seeds:.0%} (median). All samplers start "
-        f"from the same noise, so their ratios to `euler` with {BUDGETS[-1]} evaluations differ by {of_ratios:.1%} "
-        "only. Much of each value is the bias of so few samples, which real digits have too; compare how soon each "
-        "sampler reaches its final value.",
+        "reference. Each cell uses the largest number of steps that the budget of evaluations (NFE) allows. Bold: "
+        f"within 2 % of the best of its column. The values of two seeds differ by {of_seeds:.0%} (median). All "
+        f"samplers start from the same noise, so the ratio of each distance to that of `euler` with {BUDGETS[-1]} "
+        f"evaluations differs between seeds by only {of_ratios:.1%}. The bias of so few samples is a large part of "
+        "each value, also of the value of real digits; compare how soon each sampler reaches its final value.",
         "",
         "| sampler | " + " | ".join(f"NFE {b}" for b in BUDGETS) + " |",
         "|---|" + "---|" * len(BUDGETS),
@@ -149,9 +149,9 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "",
         "![Fréchet distance against the number of evaluations, one curve per sampler](images/sampler-quality.png)",
         "",
-        "In parentheses: the number of evaluations, if smaller than the budget. `dopri5` chooses it itself. A dash: "
-        f"the budget allows no step. {' and '.join(f'`{name}`' for name in SAME_AS_EULER)} give the same as `euler` "
-        "with as many evaluations. Measured by `python benchmarks/sampler_quality.py MODEL`.",
+        "In parentheses: the number of evaluations, if smaller than the budget. `dopri5` chooses this number itself. A "
+        f"dash: the budget allows no step. {' and '.join(f'`{name}`' for name in SAME_AS_EULER)} give the same as "
+        "`euler` with as many evaluations. Measured by `python benchmarks/sampler_quality.py MODEL`.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A sampler of your own: measures its order and compares its error with others: `python examples/a_sampler.py`.
+"""A sampler of your own, its measured order, and its error beside other samplers': `python examples/a_sampler.py`.
 
 `mpdit sample MODEL --sampler ./examples/a_sampler.py:Ralston` uses this file directly.
 """

@@ -64,10 +64,10 @@ Set = Annotated[
 # These two are read by app.main before the command runs, so that errors of parsing respect them.
 Json = Annotated[
     bool,
-    typer.Option("--json", help="One JSON object per line on stdout; text for people goes to stderr.", **RUNNING),
+    typer.Option("--json", help="Print one JSON object per line on stdout, and text for people on stderr.", **RUNNING),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Only warnings and errors; with --json also the result.", **RUNNING)
+    bool, typer.Option("--quiet", help="Print only warnings and errors; with --json also the result.", **RUNNING)
 ]
 
 

@@ -9,7 +9,7 @@ from mpdit_core.demo.options import DemoOptions, DemoResult
 
 @options_command(DemoOptions)
 def command(options: DemoOptions) -> None:
-    """See the whole pipeline on real digits: encode, train, sample, evaluate, count. Offline, a few minutes."""
+    """Run the whole pipeline on real digits, offline, in a few minutes: encode, train, sample, evaluate, count MACs."""
     from mpdit_cli.commands.profile_flops import parts_of
     from mpdit_core.demo import demo
     from mpdit_core.profiling import ProfileResult

@@ -25,7 +25,7 @@ app = typer.Typer(cls=Group, help="List plugins and what is wrong with broken on
 
 @app.callback(invoke_without_command=True)
 def command(context: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
-    """List the installed samplers, data sets, feature extractors, autoencoders and objectives."""
+    """List the installed plugins of every kind."""
     if context.invoked_subcommand is None:
         found = console.run(list_plugins)
         console.show(found, *list_tables(found))

@@ -14,10 +14,10 @@ class DoctorOptions(DeviceOptions):
     """What to examine. If a device is given, only that one is measured."""
 
     areas: tuple[Area, ...] = setting(
-        (), f"areas to examine, of {', '.join(get_args(Area))}",
+        (), f"areas to examine, of {', '.join(get_args(Area))} (here: runs, latents, samples in this folder)",
         argument=True, repeated=True, metavar="AREA", strict=False, chosen="all",
     )  # fmt: skip
-    paths: bool = setting(False, "show full paths, not ~ for the home folder and . for the working directory")
+    paths: bool = setting(False, "show full paths, instead of ~ for the home folder and . for the working directory")
 
 
 class Check(Result):

@@ -22,29 +22,35 @@ class EncodeOptions(DeviceOptions):
     )  # fmt: skip
     from_latents: Path | None = setting(
         None, "folder of latents made by another program, to import instead of SOURCE",
-        metavar="DIR", chosen="encode SOURCE", strict=False,
+        metavar="DIR", chosen="none", strict=False,
     )  # fmt: skip
     latents_scale: float | None = setting(
-        None, "factor that the latents in DIR were multiplied by; 1: raw", gt=0, chosen="required with DIR"
+        None,
+        "factor that the latents in DIR were multiplied by; 1: raw latents",
+        gt=0,
+        chosen="none; required with DIR",
     )
     resolution: Size | None = setting(None, "size in pixels that images are cropped and scaled to", chosen="256")
     autoencoder: str | None = setting(
-        None, "autoencoder: ORG/NAME[:SUBFOLDER][@REVISION] on the Hub, a local folder, or a plugin such as pixels",
+        None, "autoencoder: ORG/NAME:SUBFOLDER@REVISION on the Hub (the last two are optional), a local folder, or a "
+        "plugin such as pixels",
         metavar="ID|DIR|NAME", chosen="stabilityai/sd-vae-ft-ema",
     )  # fmt: skip
     mode: Literal["L", "RGB", "RGBA"] | None = setting(
-        None, "grey, RGB, or RGB with transparency; for pixels, and other autoencoders with this option", chosen="RGB"
+        None, "grey, RGB, or RGB with transparency; only for pixels and for plugins with an option mode", chosen="RGB"
     )
     autoencoder_options: dict[str, Any] = setting(
         {}, "options of an autoencoder plugin", table="autoencoder", typed=False
     )
-    split: str | None = setting(None, "part of the data set; of a folder, a subfolder", chosen="train, if there is one")
+    split: str | None = setting(
+        None, "split of the data set; in a folder, a subfolder", chosen="train, if there is one"
+    )
     classes: Path | None = setting(
-        None, "file of class names in label order, one per line", metavar="FILE", chosen="as found", strict=False
+        None, "file of class names in label order, one per line", metavar="FILE", chosen="of the source", strict=False
     )
     labels: Path | None = setting(
-        None, "file that gives each image its class, for images without class folders",
-        metavar="FILE", chosen="class folders; none: images without classes", strict=False,
+        None, "file that gives each image its class, if there are no class folders",
+        metavar="FILE", chosen="class folders, if there are any", strict=False,
     )  # fmt: skip
     allow_empty_classes: bool = setting(
         False, "keep class folders without images as classes, instead of stopping with an error"
@@ -61,7 +67,10 @@ class EncodeOptions(DeviceOptions):
         chosen="on, unless the autoencoder is flip-equivariant",
     )  # fmt: skip
     normalisation: Literal["measured", "published"] | None = setting(
-        None, "statistics that training standardises the latents with", panel="Output", chosen="measured"
+        None,
+        "statistics that standardise the latents: measured on them, or the published ones of Stable Diffusion",
+        panel="Output",
+        chosen="measured",
     )
     out: Path | None = setting(
         None, "folder of the latents", metavar="DIR", panel="Output", chosen="latents/SOURCE-RESOLUTION", strict=False
@@ -74,12 +83,12 @@ class EncodeOptions(DeviceOptions):
     )
     teacher: str | None = setting(
         None, "teacher for objective.alignment, whose features are stored beside the latents: a feature extractor with "
-        "a map, such as efficientnet or dinov2, or the latents themselves (latents)",
+        "a feature map, such as efficientnet or dinov2, or latents (the latents themselves)",
         metavar="NAME", panel="Other work", chosen="none",
     )  # fmt: skip
     teacher_options: dict[str, Any] = setting({}, "options of the teacher's plugin", table="teacher", typed=False)
     teacher_patch_size: PositiveInt = setting(
-        4, "latent pixels per token of the teacher along a side: the patch size of the model's last coarse stage",
+        4, "side of a teacher's token in latent pixels; must equal the patch size of the model's last coarse stage",
         panel="Other work",
     )  # fmt: skip
     teacher_dims: PositiveInt | None = setting(
@@ -87,19 +96,19 @@ class EncodeOptions(DeviceOptions):
         panel="Other work", chosen="all",
     )  # fmt: skip
     replace_teacher: bool = setting(
-        False, "delete features that were stored with other settings, and make these", panel="Other work"
+        False, "delete teacher features stored with other settings, and compute them again", panel="Other work"
     )
     verify: bool = setting(
-        False, "check finished shards; the next run without this option rewrites damaged ones", panel="Other work"
+        False, "only check finished shards; the next call without this option rewrites damaged ones", panel="Other work"
     )
     reference_stats: bool = setting(
-        False, "measure the statistics that eval-fid compares samples with", panel="Other work"
+        False, "also compute the reference that eval-fid compares samples with", panel="Other work"
     )
     reconstruction_images: int = setting(
         64, "number of random images to compare with their decoded latents; 0: none", ge=0, panel="Other work"
     )
     reconstruction_fid: bool = setting(
-        False, "measure the FID of decoded latents (rFID) of up to 50,000 images, as eval-fid does", panel="Other work"
+        False, "also measure the FID of up to 50,000 decoded latents (rFID), as eval-fid does", panel="Other work"
     )
     batch_size: PositiveInt | None = setting(
         None, "number of images encoded at once", panel="Running", chosen="depends on the resolution; 32 at 256 pixels"
@@ -109,7 +118,7 @@ class EncodeOptions(DeviceOptions):
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = setting(
         "auto",
-        "data type that the encoder computes in; auto: the fastest in a measurement that is within 1e-2 of float32",
+        "data type that the encoder computes in; auto: the fastest whose latents are within 1e-2 of float32",
         panel="Running",
     )
 

@@ -41,7 +41,7 @@ else:
 
 
 class EvaluateOptions(SamplingOptions, DeviceOptions):
-    """What is measured and against what. `SamplingOptions` say how images of a model are sampled."""
+    """What to measure, and the reference. `SamplingOptions` say how images of a model are sampled."""
 
     what: str | None = setting(
         None,
@@ -54,7 +54,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
         chosen="50,000, or all in WHAT",
     )  # fmt: skip
     reference: str | None = setting(
-        None, "real images to compare with: ADM .npz, folder, latents folder or data set",
+        None, "real images to compare with: ADM's .npz, folder of images, latents folder or data set",
         panel="Measuring", chosen="the model's training images",
     )  # fmt: skip
     metrics: tuple[MetricName, ...] = setting(
@@ -68,31 +68,30 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     feature_options: dict[str, Any] = setting({}, "options of the feature extractor", table="features", typed=False)
     weights: Path | None = setting(
         None, "file with the Inception weights", metavar="FILE", panel="Measuring",
-        strict=False, chosen="torch's cache, else downloaded",
+        strict=False, chosen="torch's cache, otherwise a download",
     )  # fmt: skip
     half_distances: bool = setting(
         False, "use float16 distances for precision and recall, as ADM's evaluator does", panel="Measuring"
     )
     bootstrap: int = setting(0, "bootstrap replicates for the error bar of the distance", ge=0, panel="Measuring")
     sweep: tuple[str, ...] = setting(
-        (), "evaluate every combination of these values, such as guidance_scale=1,1.5,2",
+        (), "evaluate every combination of these values, such as guidance_scale=1,1.5,2; "
+        "`;` separates values that contain commas",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Measuring",
     )  # fmt: skip
     force: bool = setting(False, "measure again, even if there is a record", panel="Measuring")
     out: Path | None = setting(
         None, "folder of the record", metavar="DIR", panel="Output", strict=False, chosen="evals/ of the run"
     )
-    trust: bool = setting(
-        False, "run code that a model or latents name, such as file.py:Class as their data set", panel="Running"
-    )
-    keep_samples: bool = setting(False, "keep the sampled images too", panel="Output")
+    trust: bool = setting(False, "run code that a model or latents refer to, such as file.py:Class", panel="Running")
+    keep_samples: bool = setting(False, "keep the sampled images", panel="Output")
     make_reference: Path | None = setting(
-        None, "write an ADM-style reference made from WHAT instead", metavar="OUT.npz",
-        panel="Other work", strict=False, chosen="evaluate",
+        None, "reference in ADM's format to write from WHAT, without an evaluation", metavar="OUT.npz",
+        panel="Other work", strict=False, chosen="none",
     )  # fmt: skip
     resolution: Size | None = setting(
         None, "size in pixels of a reference made from a folder or data set",
-        panel="Other work", chosen="that of the latents",
+        panel="Other work", chosen="as in the latents",
     )  # fmt: skip
 
 

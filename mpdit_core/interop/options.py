@@ -26,10 +26,10 @@ class ImportOptions(DeviceOptions):
         None, "model folder to write", metavar="DIR", panel="Output", strict=False, chosen="models/<name of the file>"
     )
     kind: Literal["auto", "mpdit", "dit", "sit"] = setting(
-        "auto", "code that wrote it; auto: recognised from its tensors"
+        "auto", "code that wrote the file; auto: recognised from its tensors"
     )
     num_heads: PositiveInt | None = setting(
-        None, "number of attention heads, required if the width is not that of a published model", chosen="by the width"
+        None, "number of attention heads, required if no published model has this width", chosen="by the width"
     )
     weights: Literal["ema", "model"] | None = setting(
         None, "name of the weights to import", chosen="ema, if there are any"
@@ -66,7 +66,7 @@ class ExportOptions(DeviceOptions):
         "mpdit", "format of the export"
     )
     ema_width: EmaWidth | None = setting(
-        None, "width (sigma_rel) of the EMA of the weights to export, made of a run's snapshots",
+        None, "width (sigma_rel) of the EMA of the weights to export, made from a run's snapshots",
         chosen="the first EMA of the run",
     )  # fmt: skip
     half: bool = setting(False, "store the weights as float16")
@@ -74,7 +74,7 @@ class ExportOptions(DeviceOptions):
         None, "licence of the weights, for the model card: its identifier on the Hub, such as cc-by-4.0",
         chosen="unknown", pattern=r"^[\w.+-]+$",
     )  # fmt: skip
-    push: str | None = setting(None, "Hub repository to upload it to", metavar="ORG/NAME", chosen="no upload")
+    push: str | None = setting(None, "Hub repository to upload the export to", metavar="ORG/NAME", chosen="none")
     private: bool = setting(False, "make the Hub repository private")
 
     @field_validator("push")
@@ -89,7 +89,7 @@ class ExportResult(Result):
     """A finished export."""
 
     path: Path = setting(..., "the folder")
-    format: str = setting(..., "its form")
+    format: str = setting(..., "its format")
     bytes: int = setting(..., "its size")
     images: int | None = setting(None, "number of images in a data set")
     step: int | None = setting(None, "training step of the model")

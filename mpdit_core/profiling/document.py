@@ -30,8 +30,9 @@ counted. The printed value of “shared modulation” is truncated, not rounded 
 """
 
 MEMORY_NOTE = """Memory is counted too: weights, gradients, AdamW's moments, one EMA copy, and the tensors that the
-eager model keeps for its backward pass (within 1 % of what autograd keeps). The framework and unused memory of the
-allocator come on top; torch.compile keeps less. The totals have not been compared with measurements on a GPU.
+eager model keeps for its backward pass (within 1 % of what autograd keeps). The memory of the framework and
+unused memory of the allocator are not counted; torch.compile keeps less. The totals have not been compared with
+measurements on a GPU.
 """
 
 MEASURE_NOTE = """`mpdit profile-flops --preset b-256 --measure --batch-size 8` runs the model on your machine. For the
@@ -60,7 +61,7 @@ def write(models: Sequence[ModelCost], *, named: bool) -> str:
         "## Published numbers\n",
         _published_table().to_markdown(),
         PUBLISHED_NOTE,
-        "## The paper's headline as a plan\n",
+        "## The paper's main comparison as a plan\n",
         '`mpdit profile-flops --preset xl-256 --plan "epochs=240, dense_epochs=1400, watts=700"`\n',
         _headline().to_markdown(),
     ]

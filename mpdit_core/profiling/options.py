@@ -23,7 +23,7 @@ class ProfileOptions(DeviceOptions):
         None, "model to count: a run, checkpoint folder, exported model or hf:ORG/NAME", argument=True, metavar="MODEL"
     )
     preset: tuple[str, ...] = setting(
-        (), "preset, or DiT-XL/2, SiT-B/4, MPDiT-XL/4x, MPDiT-XL/8x; repeatable",
+        (), "preset, or published name such as DiT-XL/2, SiT-B/4, MPDiT-XL/4x (two stages) or /8x (three); repeatable",
         strict=False, repeated=True, chosen="all presets",
     )  # fmt: skip
     settings: dict[str, Any] = setting(
@@ -31,28 +31,34 @@ class ProfileOptions(DeviceOptions):
     )
     resolution: Size | None = setting(
         None, "size of the images in pixels, divisible into patches",
-        chosen="that of the preset",
+        chosen="from the preset",
     )  # fmt: skip
     batch_size: PositiveInt = setting(1, "number of images per training step, for the memory and for --measure")
-    convention: Convention = setting("true", "convention of counting: true, or paper (as the paper publishes it)")
+    convention: Convention = setting("true", "token counts of attention: the true ones, or the paper's")
     plan: str | None = setting(
-        None, "cost of training, e.g. 'epochs=240, dense_epochs=1400, hardware=h100, devices=8, utilisation=0.4, "
-        "watts=700, images=1281167'; 'default': the preset's epochs; hardware=measured times this machine",
+        None, "cost of training to compute, such as 'epochs=240, dense_epochs=1400, hardware=h100, devices=8, "
+        "utilisation=0.4, watts=700, images=1281167'; 'default': the preset's epochs; "
+        "hardware=measured times this machine",
         metavar="KEYS", panel="Other work", chosen="none",
     )  # fmt: skip
     search: str | None = setting(
-        None, "search for shapes within a budget, e.g. 'target_macs=30e9'; also levels=[2,3], show=20",
+        None, "search for network shapes within a budget, such as 'target_macs=30e9, levels=[2,3], show=20'",
         metavar="KEYS", panel="Other work", chosen="none",
     )  # fmt: skip
     measure: bool = setting(False, "run and time the given models on this machine", panel="Other work")
     plot: Path | None = setting(
-        None, "figure to draw: MACs against resolution", metavar="FILE", panel="Output", strict=False, chosen="none"
+        None, "figure to write: MACs against resolution", metavar="FILE", panel="Output", strict=False, chosen="none"
     )
     csv: Path | None = setting(
-        None, "table of all numbers to write", metavar="FILE", panel="Output", strict=False, chosen="none"
+        None, "CSV file to write, with all numbers", metavar="FILE", panel="Output", strict=False, chosen="none"
     )
     markdown: Path | None = setting(
-        None, "tables for a paper to write", metavar="FILE", panel="Output", strict=False, chosen="none"
+        None,
+        "Markdown file to write, with tables for a paper",
+        metavar="FILE",
+        panel="Output",
+        strict=False,
+        chosen="none",
     )
 
 

@@ -80,7 +80,7 @@ def facts(model: ModelCost) -> dict[str, str]:
         f"({2 * SAMPLING_STEPS} evaluations, no autoencoder)",
         f"memory to train, batch {model.batch_size}": f"{size_text(training['bfloat16'])} in bfloat16, "
         f"{size_text(training['float32'])} in float32",
-        f"memory to infer, {model.batch_size} rows": f"{size_text(inference['bfloat16'])} in bfloat16, "
+        f"memory to infer, batch {model.batch_size}": f"{size_text(inference['bfloat16'])} in bfloat16, "
         f"{size_text(inference['float32'])} in float32",
     }
 

@@ -32,7 +32,7 @@ class Verdict(Result):
     quantity: Literal["loss", "FID"] = setting(..., "the quantity")
     place: Place = setting(
         ...,
-        "where it is beside the band or the published figures; beside what holds for every run, where there are none",
+        "position relative to the band or the published values; without these, to the values that hold for every run",
     )
     text: str = setting(..., "one sentence")
 

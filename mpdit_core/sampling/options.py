@@ -28,7 +28,7 @@ class ComputeTypes(NamedTuple):
 
 
 class SamplingOptions(Options):
-    """Everything that an image depends on, besides the model and the image's number."""
+    """Everything that an image depends on, besides the model and the number of the image."""
 
     classes: str | tuple[str | int, ...] = setting(
         "all",
@@ -38,7 +38,11 @@ class SamplingOptions(Options):
     )  # fmt: skip
     guidance_scale: float = setting(1.0, "guidance scale; 1: off", ge=0, panel="Sampling", sweepable=True)
     num_steps: PositiveInt | None = setting(
-        None, "number of steps (intervals of time)", panel="Sampling", chosen="the sampler's, 50", sweepable=True
+        None,
+        "number of steps (intervals of time)",
+        panel="Sampling",
+        chosen="depends on the sampler, usually 50",
+        sweepable=True,
     )
     sampler: str = setting(
         "euler", "name of the sampler (`mpdit plugins` lists them)", panel="Sampling", sweepable=True
@@ -74,9 +78,9 @@ class SamplingOptions(Options):
     )
     ema_step: PositiveInt | None = setting(
         None,
-        "step of the run at which that EMA ends",
+        "step of the run at which the EMA of --ema-width ends",
         panel="Sampling",
-        chosen="the last one with a snapshot, up to the checkpoint's",
+        chosen="last snapshot up to the checkpoint",
         sweepable=True,
     )
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
@@ -97,25 +101,25 @@ class SampleOptions(SamplingOptions, DeviceOptions):
     """What `mpdit sample` is asked for: a set of samples, or one of the views below."""
 
     model: str = setting(..., MODEL, argument=True, metavar="MODEL")
-    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; in a view fewer")
+    num_samples: PositiveInt | None = setting(None, "number of images to sample", chosen="16; fewer in a view")
     out: Path | None = setting(
         None, "folder of the samples", metavar="DIR", panel="Output", chosen="samples/MODEL-N", strict=False
     )
     format: Format = setting("png", "format of the files to write", panel="Output")
     by_class: bool = setting(False, "write PNGs into one folder per class", panel="Output")
     sweep: tuple[str, ...] = setting(
-        (), "view of the same noise with several values of one option, or of two (given twice); "
-        "`;` separates values that hold commas",
+        (), "view of the same noise with several values of an option; given twice: of two options; "
+        "`;` separates values that contain commas",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Views",
     )  # fmt: skip
     trajectory: bool = setting(False, "view and GIF of x_t and of the data predicted from it, over t", panel="Views")
     interpolate: tuple[int, int] | None = setting(
-        None, "view of the interpolation from the noise of image A to that of image B",
-        strict=False, metavar="A,B", panel="Views", chosen="no such view",
+        None, "view of images from A to B, whose noises are interpolated",
+        strict=False, metavar="A,B", panel="Views", chosen="none",
     )  # fmt: skip
     nearest: Literal["latents", "pixels"] | None = setting(
-        None, "view of each sample next to its nearest training images, by distance in this space",
-        panel="Views", chosen="no such view",
+        None, "view of each sample beside its nearest training images, by distance in latents or in pixels",
+        panel="Views", chosen="none",
     )  # fmt: skip
     latents: Path | None = setting(
         None, "folder of training latents for --nearest",

@@ -18,12 +18,12 @@ class TrainOptions(DeviceOptions):
 
     preset: str | None = setting(
         None, "name of the preset to start from",
-        chosen="that of --config or of the run, otherwise one that fits the latents", sweepable=True,
+        chosen="from --config or the run, otherwise one that fits the latents", sweepable=True,
     )  # fmt: skip
     latents: Path | None = setting(
-        None, "folder of latents", metavar="DIR", strict=False, chosen="the one that fits under latents/"
+        None, "folder of latents", metavar="DIR", strict=False, chosen="the matching one under latents/"
     )
-    steps: PositiveInt | None = setting(None, "number of optimizer steps", chosen="by train.epochs")
+    steps: PositiveInt | None = setting(None, "number of optimizer steps", chosen="from train.epochs")
     config: Path | None = setting(
         None, "TOML file whose values replace those of the preset", metavar="FILE", strict=False, chosen="none"
     )
@@ -42,10 +42,11 @@ class TrainOptions(DeviceOptions):
         False, "check everything and show configuration, memory and disk; write nothing", panel="Output"
     )
     sweep: tuple[str, ...] = setting(
-        (), "train every combination of these values, such as train.learning_rate=1e-4,2e-4; `;` separates lists",
+        (), "train every combination of these values, such as train.learning_rate=1e-4,2e-4; "
+        "`;` separates values that contain commas",
         strict=False, repeated=True, metavar="KEY=V1,V2,…", panel="Other work",
     )  # fmt: skip
-    seeds: PositiveInt = setting(1, "number of seeds to train with, one run per seed", panel="Other work")
+    seeds: PositiveInt = setting(1, "number of seeds, with one run per seed", panel="Other work")
     trust: bool = setting(
         False,
         "run code that the run, its configuration or its latents refer to, such as file.py:Class",
@@ -87,7 +88,7 @@ class ResourceEstimate(Result):
 
 
 class DryRunResult(ResourceEstimate):
-    """What a run would be, and what it would need. Nothing was written."""
+    """The run that would be started, and what it would need. Nothing was written."""
 
     run: Path = setting(..., "the run folder")
     latents: Path = setting(..., "the latents")

@@ -17,7 +17,7 @@ class PlaygroundOptions(SamplingOptions, DeviceOptions):
     models: tuple[str, ...] = setting(
         ..., f"{MODEL}; several to compare", argument=True, repeated=True, strict=False, metavar="MODEL…"
     )
-    num_samples: PositiveInt = setting(8, "number of images that the page starts with")
+    num_samples: PositiveInt = setting(8, "initial number of images")
     latents: Path | None = setting(
         None, "folder of training latents to search for the nearest images", metavar="DIR",
         strict=False, chosen="those that the model was trained on",
