@@ -100,7 +100,7 @@ def measure(preset: str, projector: str, arguments: argparse.Namespace) -> dict[
         "preset": preset,
         "projector": projector,
         "batch_size": size,
-        "parameters_beside": sum(p.numel() for p in trainer.model.loss.trained_beside.parameters()),
+        "parameters_beside": sum(p.numel() for p in trainer.model.loss.term_modules.parameters()),
         "seconds": seconds,
         "flops": flops,
         "cost_of_the_term": medians["term"] / medians["plain"],

@@ -98,8 +98,8 @@ def _check_gradients(loss: TrainingLoss, batch: TrainingBatch) -> None:
         require(gradient.isfinite().all(), f"a finite gradient of {name}")
     reached = [name for name, gradient in found.items() if name.startswith("network.") and gradient.any()]
     require(reached, "a gradient that reaches the network", "none")
-    for name, _ in loss.trained_beside.named_parameters():
-        require(f"trained_beside.{name}" in found, "a gradient of every parameter of its modules", f"none of {name}")
+    for name, _ in loss.term_modules.named_parameters():
+        require(f"term_modules.{name}" in found, "a gradient of every parameter of its modules", f"none of {name}")
 
 
 def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
