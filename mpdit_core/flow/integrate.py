@@ -1,4 +1,4 @@
-"""Runs a sampler from noise at t = 1 to data at t = 0, and checks every state. All sampling goes through `integrate`."""
+"""Runs a sampler from noise at t = 1 to data at t = 0, and checks every state. All sampling uses `integrate`."""
 
 # The checks are for plugins, which may yield anything.
 # pyright: reportUnnecessaryIsInstance=false

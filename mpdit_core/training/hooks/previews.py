@@ -25,7 +25,7 @@ WIDENING = 1.2  # factor on the columns of a square grid, because screens are wi
 
 
 class Previews:
-    """Writes a grid of samples from the first EMA, one from the weights themselves, and a GIF of all the EMA's grids."""
+    """Writes a grid of samples from the first EMA, one from the weights themselves, and a GIF of the EMA's grids."""
 
     def __init__(self, session: Session, metrics: StepMetrics):
         self.session, self.metrics, self.preview = session, metrics, session.config.preview
