@@ -29,8 +29,8 @@ PASS = "mpdit-pass"
 FORWARD_SCOPE = 0  # scope of an operation; a node of the backward pass has 1, a range 7
 BACKWARD = "autograd::engine::evaluate_function"
 
-# Module of the network (by the end of its name) → kind of work. The time of a part does not include parts inside it: for
-# `attention` it is the time of the two products.
+# Module of the network (by the end of its name) → kind of work. The time of a part does not include the parts inside
+# it: the time of `attention` is the time of its two products.
 PARTS: dict[str, Kind] = {
     "attention": "attention",
     "attention.qkv": "projections",
