@@ -13,7 +13,7 @@ from mpdit_core.interop.official.names import convert_state_dict
 from mpdit_core.model.transformer import MPDiT
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))
-TOLERANCE = 2e-5  # relative to the largest value, as tests/golden/ states
+TOLERANCE = 2e-5  # relative to the largest value
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

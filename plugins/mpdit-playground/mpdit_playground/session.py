@@ -148,7 +148,7 @@ class Playground:
             )
 
     def names_latents(self, model: str) -> bool:
-        """Whether the folder of the training latents is known; a model that was imported does not name it."""
+        """Whether the folder of the training latents is known; an exported model does not name it."""
         spec = self.generators[model].spec
         return self.options.latents is not None or bool(spec and spec.folder)
 
