@@ -1,4 +1,4 @@
-"""What each switch does to real colour pictures at equal compute, with error bars, at a size that one core trains.
+"""The effect of each switch on quality at equal compute, with error bars: real colour pictures, models for one core.
 
     npm pack emoji-datasource-google emoji-datasource-twitter
     python benchmarks/colour_pictures.py emoji-datasource-*.tgz --out pictures
@@ -158,8 +158,8 @@ def trained(name: str, arguments: argparse.Namespace, *, seeds: int) -> dict[str
 
 
 class Clock:
-    """Prints what is worth reading, and takes the processor's time of the steps, which another program's does not
-    lengthen much, and evaluations not at all.
+    """Prints notes and warnings, and measures the processor time of steps, without evaluations. Other programs change
+    it only a little.
     """
 
     def __init__(self) -> None:
@@ -172,7 +172,7 @@ class Clock:
             self.steps.append((event.step, time.process_time()))
 
     def seconds(self, path: Path, steps: int) -> float:
-        """What `steps` steps take, by the median over what was seen; kept in `path` for when nothing is trained."""
+        """Seconds of `steps` steps, from the median step; kept in `path` for calls that train nothing."""
         pairs = zip(self.steps, self.steps[1:], strict=False)
         found = [(t2 - t1) / (step2 - step1) for (step1, t1), (step2, t2) in pairs if step2 > step1]
         noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
@@ -269,7 +269,7 @@ def fill(page: Path, text: str, *, by: str) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """The distance of each row, and of some against the compute spent: means and standard deviations over seeds."""
+    """Draws the distance of each row, and of some rows against compute: means and standard deviations over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,14 +1,14 @@
-"""What `objective.alignment` costs a training step with stored features, and with the teacher in the loop.
+"""The cost of `objective.alignment` in a training step: with stored features, and with the teacher in the loop.
 
     python benchmarks/alignment.py
     python benchmarks/alignment.py --preset b-256 --batch-size 64 --device cuda
 
-A step is the whole of it: forward, backward, gradient norm, AdamW, EMA. In turns: a step without the term, one with it,
-the term alone (forward and backward, of tokens that are given), and EfficientNet-Lite0's maps of as many images, which
-a program that stores none computes at each step. Two steps differ by more than the term costs, so its cost is the term
-alone over the step without it; the difference of the two steps is given too. On a CPU, seconds are those of the
-processor, so that other programs do not count. FLOPs are those of matrix products, counted by torch. Needs
-mpdit-efficientnet.
+A step is a whole one: forward, backward, gradient norm, AdamW, EMA. Four parts are timed in turns: a step without the
+term; a step with it; the term alone (forward and backward, from given tokens); and EfficientNet-Lite0's maps of as many
+images, which a program without stored features computes at each step. The steps vary by more than the term costs, so
+its cost is the time of the term alone divided by the step without it; the difference of the two steps is printed too.
+On a CPU, the processor's time is measured, so that other programs do not count. FLOPs are those of matrix products,
+counted by torch. Needs mpdit-efficientnet.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ def measure(preset: str, projector: str, arguments: argparse.Namespace) -> dict[
     flops = {name: count_flops(part) for name, part in parts.items()}
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(arguments.steps):
-        for name, part in parts.items():  # in turns, so that a machine that slows down slows all
+        for name, part in parts.items():  # in turns: if the machine slows down, all parts become slower
             seconds[name].append(timed(part, device))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "preset": preset,
         "projector": projector,
         "batch_size": size,
-        "parameters_beside": sum(p.numel() for p in trainer.model.loss.trained_beside.parameters()),
+        "parameters_beside": sum(p.numel() for p in trainer.model.loss.term_modules.parameters()),
         "seconds": seconds,
         "flops": flops,
         "cost_of_the_term": medians["term"] / medians["plain"],

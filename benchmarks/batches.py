@@ -3,9 +3,9 @@
     python benchmarks/batches.py
     python benchmarks/batches.py --threads 1
 
-What is compared: `RandomTable` as training uses it; and what it replaced, a torch generator for each sample that draws
-time, flip, label drop, noise and a posterior sample. A deterministic autoencoder, pixels among them, needs no posterior
-sample, so the table does not draw one. The two take turns, and the best turn of each counts.
+It compares `RandomTable`, as training uses it, with the method before it: a torch generator for each sample, which
+draws time, flip, label drop, noise and a posterior sample. For a deterministic autoencoder (also `pixels`), the table
+draws no posterior sample. The two take turns, and the best turn of each counts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def compare(stores: str, shape: tuple[int, int, int], draws: int, threads: int) 
 
 
 def generators(size: int, shape: tuple[int, int, int]) -> None:
-    """Every sample from a generator of its own: three numbers, noise and a posterior sample."""
+    """One generator per sample: three numbers, noise and a posterior sample."""
     own = [generator(0, "sample", 1, position) for position in range(size)]
     torch.cat([torch.randn(1, generator=g) for g in own])
     torch.stack([torch.rand(2, generator=g) for g in own])
@@ -65,7 +65,7 @@ def generators(size: int, shape: tuple[int, int, int]) -> None:
 
 
 def fastest(*works: Callable[[], object]) -> list[float]:
-    """The best time of each work in seconds, after a turn that warms up."""
+    """The best time of each work in seconds, after one turn as a warm-up."""
     times: list[list[float]] = [[] for _ in works]
     for _ in range(TURNS + 1):
         for work, taken in zip(works, times, strict=True):

@@ -1,10 +1,10 @@
-"""Real colour pictures in class folders, to train on: emoji of 64 × 64 pixels by group.
+"""Makes class folders of real colour pictures to train on: emoji of 64 × 64 pixels, by group.
 
     npm pack emoji-datasource-google emoji-datasource-twitter
     python benchmarks/colour_pictures.py emoji-datasource-*.tgz --out pictures
 
-The pictures are Noto's (Apache-2.0) and Twemoji's (CC BY 4.0), 729 from each package of version 16.0.0. They are
-transparent, and are laid on white here.
+The pictures are Noto's (Apache-2.0) and Twemoji's (CC BY 4.0), 729 from each package of version 16.0.0. Their
+transparent background becomes white.
 """
 
 from __future__ import annotations

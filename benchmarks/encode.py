@@ -1,4 +1,4 @@
-"""Writing latents: all of `encode-latents` against its bare parts, in one run, on photos made here.
+"""Speed of `encode-latents` against its slowest part alone (decoding, or the encoder), on generated photos.
 
 python benchmarks/encode.py                         # pixels: against cores × decode-and-crop
 python benchmarks/encode.py --autoencoder kl        # Stable Diffusion's form, random weights: against the encoder
@@ -35,7 +35,7 @@ TURNS = 3
 
 
 def make_photos(root: Path, count: int) -> None:
-    """JPEGs of about ImageNet's mean size (500 × 375, some 100 kB): smooth shapes under noise."""
+    """JPEGs of about ImageNet's mean size (500 × 375, about 100 kB): smooth shapes with noise."""
     for n in range(count):
         random = np.random.default_rng(n)
         coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), 3)
@@ -58,7 +58,7 @@ def save_kl(folder: Path) -> Path:
 
 
 def bare_decoding(root: Path, resolution: Size) -> float:
-    """Images/s of one thread that decodes and crops, and does nothing else."""
+    """Images/s of one thread that only decodes and crops."""
     paths = sorted(root.rglob("*.jpg"))[:300]
     started = time.perf_counter()
     for path in paths:
@@ -67,7 +67,7 @@ def bare_decoding(root: Path, resolution: Size) -> float:
 
 
 def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: Size) -> dict[str, float]:
-    """Images/s of the encoder alone, with the same batch: as one call, and an image per thread as on CPUs."""
+    """Images/s of the encoder alone, with the same batch: in one call; on a CPU also with one image per thread."""
     autoencoder = load_autoencoder(name, device=device)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *resolution, 3), dtype=np.uint8)
     repeats = 20 if device.type == "cuda" else 2
@@ -90,7 +90,7 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
 
 
 def ratios(folder: Path, device: torch.device, batch_size: int, resolution: Size) -> dict[str, dict[str, float]]:
-    """Images/s of encoder and decoder in float32 and bfloat16, and the ratio: medians of turns taken one by one."""
+    """Images/s of encoder and decoder in float32 and bfloat16, in turns, and the ratio of the medians."""
     autoencoder = load_autoencoder(str(folder), device=device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, *resolution), dtype=torch.uint8, generator=generator).to(device)
@@ -141,9 +141,9 @@ def main() -> None:
     parser.add_argument(
         "--count",
         type=int,
-        help="number of photos (default: 2000; with kl 96: an encoder takes a second for each on a CPU)",
+        help="number of photos (default: 2000; with kl 96, because an encoder takes a second per photo on a CPU)",
     )
-    parser.add_argument("--precision", action="store_true", help="ratios of bfloat16 to float32 only")
+    parser.add_argument("--precision", action="store_true", help="measure only the ratios of bfloat16 to float32")
     parser.add_argument("--batch-size", type=int, help="default: 16; with --precision 4")
     parser.add_argument("--resolution", type=Size.parse, default="256")
     parser.add_argument("--device", default="auto")

@@ -1,12 +1,12 @@
-"""What `eval-fid` costs beside sampler and extractor: `python benchmarks/evaluate.py [PART …]`. The parts are:
+"""The cost of `eval-fid` besides sampler and extractor: `python benchmarks/evaluate.py [PART …]`. The parts are:
 
     solve        the Fréchet solve for 2,048 features against `scipy.linalg.sqrtm`, in one run
     neighbours   precision and recall of 50,000 samples against 10,000 reference images: time and peak memory
-    sums         adding a chunk of 4,096 images to the sums, and saving them: what a fixed order of addition costs
-    pass         an evaluation of a tiny model by the real Inception network (random weights): where the time goes
+    sums         adding a chunk of 4,096 images to the sums, and saving them: the cost of a fixed order of addition
+    pass         an evaluation of a tiny model with the real Inception network (random weights): the time of each part
 
-Without arguments all, in this order: the share of a whole evaluation of 50,000 needs what the first two measured.
-Each writes its own file under results/.
+Without arguments it runs all in this order, because `pass` uses the results of the first two for its estimate for
+50,000 images. Each part writes its own file under results/.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def solve() -> dict[str, Any]:
 
 
 def neighbours() -> dict[str, Any]:
-    """Runs in a process of its own, whose peak of memory it reports."""
+    """Reports the peak memory of its process, so it runs in a separate one."""
     from mpdit_core.metrics.neighbours import precision_recall
 
     draw = torch.Generator().manual_seed(0)
@@ -121,10 +121,10 @@ class Stopwatch:
 
     def begin(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.first: float | None = None  # when the sampler was first asked
+        self.first: float | None = None  # when the sampler was first called
 
     def end(self) -> dict[str, float]:
-        """Seconds since the sampler was first asked, by part; `rest` is what no part took."""
+        """Seconds since the sampler was first called, by part; `rest` is the time outside all parts."""
         assert self.first is not None
         whole = time.perf_counter() - self.first
         return self.seconds | {"rest": whole - sum(self.seconds.values())}
@@ -158,7 +158,7 @@ class Stopwatch:
 
 
 def one_pass(images: int) -> dict[str, Any]:
-    """Where the time goes while samples are generated and measured: at a quarter of `images` and at all of them.
+    """The time of each part of an evaluation, for a quarter of `images` and for all of them.
 
     From both, the time outside sampler and extractor is divided into a part per image and a part per evaluation.
     """
@@ -203,7 +203,10 @@ def one_pass(images: int) -> dict[str, Any]:
 
 
 def share_of_full(one: dict[str, Any], solved: dict[str, Any], near: dict[str, Any]) -> float:
-    """The share in an evaluation of 50,000: the pass as measured, two solves, precision and recall against 10,000."""
+    """The share of time outside sampler and extractor for 50,000 images, computed from the parts.
+
+    It is the pass per image, two solves, and precision and recall against 10,000 images.
+    """
     inside = (one["seconds_sampler"] + one["seconds_extractor"]) / one["images"] * FULL
     rest = one["rest_seconds_per_image"] * FULL + one["rest_seconds_per_evaluation"]
     outside = rest + 2 * solved["seconds_symmetric"] + near["seconds"]
@@ -211,7 +214,7 @@ def share_of_full(one: dict[str, Any], solved: dict[str, Any], near: dict[str, A
 
 
 def in_its_own_process(part: str) -> dict[str, Any]:
-    """The part's result as written; earlier parts leave no memory behind that would count."""
+    """The part's result, from a new process: memory of earlier parts does not count."""
     import subprocess
 
     subprocess.run([sys.executable, __file__, part], check=True)

@@ -1,11 +1,11 @@
-"""All that is worth knowing of a GPU, in one command and a few minutes: `python benchmarks/gpu.py --minutes 9`.
+"""Correctness, speed and memory on a GPU, in one command and a few minutes: `python benchmarks/gpu.py --minutes 9`.
 
-In order of worth: whether numbers are right (bfloat16, compiled, CUDA graphs, NCCL, resume), speed and memory of
-training against the dense DiTs, of guided sampling, of a Stable Diffusion autoencoder and the Inception network, and a
-profile of the training that uses the device least. A piece that does not fit into what is left of the time is skipped,
-and so is one that lacks a package. The file of results is written after every piece: a run that is stopped loses one.
+The most important pieces come first: whether numbers are right (bfloat16, compiled, CUDA graphs, NCCL, resume); speed
+and memory of training against the dense DiTs; guided sampling; a Stable Diffusion autoencoder and the Inception
+network; a profile of the training with the lowest utilisation. A piece is skipped if the time left is too short for it,
+or a package is missing. The file of results is written after every piece, so a run that is stopped loses only one.
 
-`--device cpu --tiny` runs every piece on the smallest sizes, which takes a minute and says nothing of speed.
+`--device cpu --tiny` runs every piece with the smallest sizes. It takes a minute, and its speeds mean nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """One measurement. `seconds`: what it may take, start included; it is skipped when less is left."""
+    """One measurement. `seconds`: how long it may take, with its start; it is skipped when less time is left."""
 
     name: str
     seconds: float
@@ -52,7 +52,7 @@ class Piece:
 
 @dataclass
 class Session:
-    """Device and sizes of all pieces, and what they found."""
+    """Device and sizes for all pieces, and their results."""
 
     device: torch.device
     tiny: bool
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def attempt(piece: Piece, *, left: float, tiny: bool) -> Values:
-    """What the piece found; or why there is nothing."""
+    """The result of the piece; or why there is none."""
     if left < (0 if tiny else piece.seconds):
         return {"skipped": f"it may take {piece.seconds:.0f} s, {left:.0f} s are left"}
     started = time.monotonic()
@@ -102,7 +102,7 @@ def attempt(piece: Piece, *, left: float, tiny: bool) -> Values:
         return {**piece.run(), "took": round(time.monotonic() - started, 1)}
     except ImportError as error:
         return {"skipped": f"the package {error.name} is not installed"}
-    except Exception as error:  # whatever one piece meets, the others are worth their time
+    except Exception as error:  # an error in one piece must not stop the others
         traceback.print_exc()
         return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
     finally:
@@ -112,7 +112,7 @@ def attempt(piece: Piece, *, left: float, tiny: bool) -> Values:
 
 
 def pieces(session: Session) -> Iterator[Piece]:
-    """In order of worth."""
+    """All pieces, the most important first."""
     first, *others = session.presets
     yield Piece("right: types and compiling", 60, partial(compare_modes, session))
     yield Piece("right: resume", 30, partial(resume, session))
@@ -137,7 +137,7 @@ def pieces(session: Session) -> Iterator[Piece]:
 
 
 def compare_modes(session: Session) -> Values:
-    """Velocities of a guided evaluation, relative to those of float32, eager."""
+    """Differences of guided velocities from those in eager float32, relative to their norm."""
     config = session.config("tiny" if session.tiny else "b-256").model
     torch.manual_seed(0)
     network = MPDiT(config).to(session.device).eval()
@@ -178,7 +178,7 @@ def trainer_of(session: Session) -> tuple[Trainer, list[Batch]]:
 
 
 def resume(session: Session) -> Values:
-    """Four steps at once, and two and two with all state put away and taken back between."""
+    """Compares four steps with two steps, a snapshot that another trainer restores, and two steps."""
     straight, batches = trainer_of(session)
     broken, _ = trainer_of(session)
     again, _ = trainer_of(session)
@@ -232,7 +232,7 @@ def train(session: Session, preset: str, *, dense: bool = False, compiled: bool 
 
 
 def sample_guided(session: Session, preset: str, mode: Literal["off", "on", "graphs"]) -> Values:
-    """Latents of two blocks, after one that compiles: guided, and without the autoencoder."""
+    """Guided latents of two blocks, after one for compiling; without the autoencoder."""
     batch_size, num_steps = (2, 2) if session.tiny else (64, 20)
     folder = session.folder / preset
     if not folder.exists():
@@ -257,7 +257,7 @@ def sample_guided(session: Session, preset: str, mode: Literal["off", "on", "gra
 
 
 def rate_of(work: Callable[[], object], images: int, device: torch.device, *, seconds: float = 2.0) -> float:
-    """Images/s, after one call that warms up."""
+    """Images/s, after one call as a warm-up."""
     work()
     synchronize(device)
     started, calls = time.perf_counter(), 0
@@ -269,7 +269,7 @@ def rate_of(work: Callable[[], object], images: int, device: torch.device, *, se
 
 
 def autoencoder_rates(session: Session) -> Values:
-    """Encoding and decoding by an autoencoder of Stable Diffusion's form, with random weights, in each type."""
+    """Images/s of an autoencoder with Stable Diffusion's architecture and random weights, in each data type."""
     from encode import save_kl
 
     from mpdit_core.data.autoencoders import load_autoencoder
@@ -307,7 +307,7 @@ def inception_rate(session: Session) -> Values:
 
 
 def profile_slowest(session: Session) -> Values:
-    """The operations that take longest in the training step that uses the device least."""
+    """The slowest operations in the training step with the lowest utilisation."""
     used = {name: found["utilisation"] for name, found in session.results.items() if "utilisation" in found}
     if not used:
         return {"skipped": "no training was measured"}

@@ -1,7 +1,7 @@
-"""Reading latents: shards of mpdit against a folder of one .npy per image, same content, in one run.
+"""Speed of reading latents: mpdit's shards against one .npy file per image with the same content.
 
-Both are read by one process in which everything is imported and has run before; before a cold turn the system's caches
-are emptied. Turns alternate. What an import costs is in neither.
+One process reads both, in turns, after everything is imported and has run once, so imports do not count. Before a cold
+turn the system's caches are emptied.
 
 python benchmarks/latents_read.py --count 50000
 """
@@ -26,7 +26,7 @@ from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.size import Size
 
-SETTLE = 1.0  # seconds; the system still frees the 100,000 forgotten files after the call returns
+SETTLE = 1.0  # seconds to wait: the system still frees the cache of 100,000 files after the call returns
 SHAPE = (8, 32, 32)  # of Stable Diffusion's moments at 256 px
 BATCH = 256
 
@@ -55,7 +55,7 @@ def make(root: Path, count: int) -> None:
 
 
 def forget(root: Path) -> str:
-    """Empties the system's cache of files and of folders; says how. Only root can empty that of folders."""
+    """Empties the system's caches of files and folders, and returns how. Only root can empty the cache of folders."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
@@ -87,7 +87,7 @@ def from_files(folder: Path, batches: int) -> tuple[float, float]:
 
 
 def from_shards(path: Path, batches: int) -> tuple[float, float]:
-    """The same from shards, through what training uses."""
+    """The same from shards, with the classes that training uses."""
     started = time.perf_counter()
     folder = LatentFolder(path)
     order = EpochOrder(len(folder), seed=0)
@@ -100,7 +100,7 @@ def from_shards(path: Path, batches: int) -> tuple[float, float]:
 
 
 def anonymous_mib() -> float:
-    """Memory of this process that is not a mapped file."""
+    """Memory of this process in MiB, without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
@@ -108,9 +108,9 @@ def anonymous_mib() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50_000)
-    parser.add_argument("--dir", help="where to put the data; the system's temporary folder")
-    parser.add_argument("--batches", type=int, default=60, help="of 256, in steady state")
-    parser.add_argument("--repeats", type=int, default=5, help="both in turn; medians are reported")
+    parser.add_argument("--dir", help="folder for the data; default: the system's temporary folder")
+    parser.add_argument("--batches", type=int, default=60, help="number of batches of 256 images in a warm turn")
+    parser.add_argument("--repeats", type=int, default=5, help="number of turns; medians are reported")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(dir=arguments.dir))
     try:

@@ -1,4 +1,4 @@
-"""Records the losses of runs that differ in their seeds only, for `mpdit report` to compare others with.
+"""Records the losses of runs that differ only in their seeds. `mpdit report` compares other runs with them.
 
     mpdit demo
     mpdit train --preset digits --latents demo/latents/digits-16 --run runs/digits --seeds 5
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def recorded(runs: Sequence[Run], *, what: str, command: str) -> LossBand:
-    """The band of `runs`, as far as the shortest of them is."""
+    """The band of `runs`, up to the end of the shortest run."""
     first = runs[0]
     for run in runs[1:]:
         different = changes(first.config, run.config).keys() - RESUMABLE - WITHOUT_EFFECT

@@ -1,4 +1,4 @@
-"""docs/measurements.md from the files in results/: `python benchmarks/measurements.py > docs/measurements.md`.
+"""Makes docs/measurements.md from the files in results/: `python benchmarks/measurements.py > docs/measurements.md`.
 
 To add a benchmark: a row in `BENCHMARKS`. A test compares the page.
 """
@@ -27,7 +27,7 @@ measured: [Compute](compute.md).
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`name` matches the results' field `benchmark`; `figure` says in a few words what one of them found."""
+    """`name` matches the field `benchmark` of results; `figure` summarises one result in a few words."""
 
     name: str
     what: str

@@ -1,10 +1,10 @@
-"""Whether quality holds in bfloat16: the same runs in float32 and in bfloat16, several seeds each.
+"""Quality in bfloat16 against float32: the same runs in both types, with several seeds.
 
     python benchmarks/precision.py --latents latents/pictures-32
 
-Two models: the demo's digits, and a model of width 192 on the colour pictures that benchmarks/ablation.py names.
-Each is `mpdit train --sweep train.precision=float32,bfloat16 --seeds 3`. Started again, it resumes. Writes a table to
-docs/training.md and a JSON result. Needs the plugins mpdit-digits, mpdit-dct and mpdit-efficientnet.
+Two models: the demo's digits, and a model of width 192 on the colour pictures that benchmarks/ablation.py describes.
+Each is `mpdit train --sweep train.precision=float32,bfloat16 --seeds 3`. If it is started again, it resumes. It writes
+a table to docs/training.md and a JSON result. Needs the plugins mpdit-digits, mpdit-dct and mpdit-efficientnet.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TYPES = ("float32", "bfloat16")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=Path, required=True, help="of the colour pictures")
-    parser.add_argument("--steps", type=int, nargs=2, default=(400, 300), help="of digits and of pictures")
+    parser.add_argument("--latents", type=Path, required=True, help="folder of latents of the colour pictures")
+    parser.add_argument("--steps", type=int, nargs=2, default=(400, 300), help="steps for digits and for pictures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-samples", type=int, default=300, help="images per evaluation")
     parser.add_argument("--work", type=Path, default=Path("runs/precision"), help="folder of the runs")
@@ -62,15 +62,15 @@ def main() -> None:
     fill(Path(__file__).parents[1] / "docs" / "training.md", table(rows, path), by="precision.py")
 
 
-def compared(name: str, steps: int, exact: Cell, narrow: Cell) -> list[dict[str, Any]]:
-    """Both types, and bfloat16 less float32 seed by seed."""
-    pairs = list(zip(narrow.runs, exact.runs, strict=True))
-    less = {
+def compared(name: str, steps: int, float32: Cell, bfloat16: Cell) -> list[dict[str, Any]]:
+    """One row per type, and one with the difference bfloat16 - float32 per seed."""
+    pairs = list(zip(bfloat16.runs, float32.runs, strict=True))
+    differences = {
         "loss": statistics([b.loss - a.loss for b, a in pairs if a.loss and b.loss]),
         "distance": statistics([b.evaluations[-1].distance - a.evaluations[-1].distance for b, a in pairs]),
     }
-    rows = [(cell.values["train.precision"], cell.loss, cell.distance) for cell in (exact, narrow)]
-    rows.append(("difference per seed", less["loss"], less["distance"]))
+    rows = [(cell.values["train.precision"], cell.loss, cell.distance) for cell in (float32, bfloat16)]
+    rows.append(("difference per seed", differences["loss"], differences["distance"]))
     return [
         {"model": name, "steps": steps, "type": kind, "loss": plain(loss), "distance": plain(distance)}
         for kind, loss, distance in rows

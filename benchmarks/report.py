@@ -1,4 +1,4 @@
-"""Where results of benchmarks go: one JSON file each, named by date, hardware and benchmark, with what they ran on."""
+"""Writes results of benchmarks: one JSON file each, named by date, hardware and benchmark, with the versions used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_result(name: str, data: dict[str, Any]) -> Path:
-    """Writes `results/<date>-<hardware>-<name>.json` and returns its path; one of the same day is replaced."""
+    """Writes `results/<date>-<hardware>-<name>.json` and returns its path; a result of the same day is replaced."""
     import torch
 
     import mpdit_core
@@ -44,7 +44,7 @@ def gpu_name() -> str:
 
 
 def cpu_name() -> str:
-    """Model of the processor as the system knows it."""
+    """Model of the processor, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,16 +1,16 @@
-"""Speed of sampling against our own eager float32, the machine, and the network alone: `python benchmarks/sample.py`.
+"""Speed of sampling against eager float32, the machine's rate, and the network alone: `python benchmarks/sample.py`.
 
     python benchmarks/sample.py --preset b-256 -n 8 --num-steps 5
     python benchmarks/sample.py --preset xl-256 --device cuda -n 128 --num-steps 50 --batch-size 64
     python benchmarks/sample.py --memory -n 50000 --num-steps 1 --guidance-scale 1
 
-The whole job is timed, PNGs included; the weights are random, which costs the same. Jobs as asked for (`--precision`,
-`--compile`) and plain ones, eager in float32, take turns. Shares are FLOPs of the network's matrix products / time /
-the rate of one large matrix product in each type. Latents of four channels are written as they are unless --autoencoder
-says what decodes them; decoding then counts as time outside. On a CPU one thread works and network calls are timed. On
-a GPU, where waiting for each call would change what is measured, as many calls of the network alone are timed
-afterwards. With --memory each format is written by a process of its own, for 2,000 images and for -n, and the most
-memory that each process held is compared.
+The whole job is timed, with its PNGs; the weights are random, which takes the same time. Jobs with the given options
+(`--precision`, `--compile`) and plain ones, eager in float32, take turns. Shares are FLOPs of the network's matrix
+products / time / the rate of one large matrix product in each type. Latents of four channels are written as they are
+unless --autoencoder decodes them; decoding counts as time outside the network. On a CPU, one thread is used and network
+calls are timed. On a GPU, waiting for each call would change the result, so as many calls of the network alone are
+timed afterwards. With --memory, a separate process writes each format, for 2,000 images and for -n, and the peak memory
+of these processes is compared.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=25)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--guidance-scale", type=float, default=1.5)
-    parser.add_argument("--autoencoder", help="a Hub id or folder, for presets on its latents")
+    parser.add_argument("--autoencoder", help="Hub id or folder of the autoencoder that decodes the latents")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="off", choices=["off", "on", "graphs"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", action="store_true", help="peak memory for few and for many images, instead")
+    parser.add_argument("--memory", action="store_true", help="measure only peak memory, for few and for many images")
     arguments = parser.parse_args()
     device = select_device(arguments.device)
     torch.set_num_threads(1)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def random_model(folder: Path, config: RunConfig, arguments: argparse.Namespace) -> str:
-    """A model of `config` whose latents are the pixels themselves, or those of --autoencoder."""
+    """Writes a model of `config` with random weights, whose latents are pixels, or those of --autoencoder."""
     channels = config.model.channels
     if arguments.autoencoder:
         autoencoder = AutoencoderSpec(id=arguments.autoencoder, factor=8, channels=channels)
@@ -106,13 +106,13 @@ def random_model(folder: Path, config: RunConfig, arguments: argparse.Namespace)
     return str(folder)
 
 
-FEW = 2000  # images that the memory for many is compared with
+FEW = 2000  # number of images in the smaller job of `compare_memory`
 
 
 def compare_memory(arguments: argparse.Namespace, folder: Path) -> None:
     """Peak resident memory of whole jobs in each format, for `FEW` and for -n images; writes the result.
 
-    By a small network on colour images of 64 pixels, 12 KiB each: held in memory, 50,000 would show.
+    A small network makes colour images of 64 pixels, 12 KiB each: 50,000 of them in memory would be visible.
     """
     config = load_preset("tiny")
     shape = {"channels": 3, "input_size": Size.square(64), "stages": (Stage(16, 1), Stage(8, 1))}
@@ -132,7 +132,7 @@ def compare_memory(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def memory_of(where: str, arguments: argparse.Namespace, count: int, format_: Format, out: Path) -> dict[str, Any]:
-    """One job, in this process: which must do nothing else, since what is measured is its peak."""
+    """One job in this process, which must do nothing else, because its peak memory is measured."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     sample(sample_options(where, arguments, count=count, format_=format_, out=out))
@@ -201,7 +201,7 @@ def measure(where: str, arguments: argparse.Namespace, device: torch.device, out
 
 @torch.inference_mode()
 def network_alone(where: str, options: SampleOptions, device: torch.device, *, evaluations: int) -> float:
-    """Seconds for as many evaluations of as many images, nothing else."""
+    """Seconds for the same number of evaluations of the same number of images, without anything else."""
     network = open_model(where).load(device)
     config, twice = network.config, 1 if options.guidance_scale == 1 else 2
     dtype, images = choose_dtype(options.precision, device, config), options.num_samples or 0

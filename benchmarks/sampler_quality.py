@@ -1,9 +1,10 @@
 """Evaluations of the network against quality, for every sampler: `python benchmarks/sampler_quality.py MODEL`.
 
-MODEL is a run on the demo's digits (`mpdit demo` makes one). For each sampler and budget of evaluations the largest
-number of steps that fits is taken, unguided, in float32; every sampler starts from the same noises, one set a seed. The
-distance is Fréchet's, on pixels, to the real digits but as many as there are samples; these, left out, are measured
-against the same and stand for the best there is. Writes docs/sampler-quality.md, its picture and a JSON result.
+MODEL is a run on the demo's digits (`mpdit demo` makes one). For each sampler and budget of evaluations, the largest
+number of steps within the budget is used, unguided, in float32; all samplers start from the same noise for each seed.
+The real digits are divided: as many as there are samples are left out, the others are the reference. The distance is
+the Fréchet distance on pixels to the reference. The digits left out are measured against it too, and their distance is
+the best to expect. Writes docs/sampler-quality.md, its picture and a JSON result.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling import Generator, SamplingOptions
 
 BUDGETS = (5, 10, 20, 50, 100)
-ADAPTIVE = ("dopri5",)  # choose their evaluations themselves
-SAME_AS_EULER = ("euler-official", "diffusers-euler")  # at as many evaluations; not measured again
+ADAPTIVE = ("dopri5",)  # samplers that choose the number of evaluations themselves
+SAME_AS_EULER = ("euler-official", "diffusers-euler")  # equal to euler with as many evaluations; not measured
 DOCS = Path(__file__).parent.parent / "docs"
 CPU = torch.device("cpu")
 
@@ -37,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=2, help="0, 1, …; a number is the mean over them")
-    parser.add_argument("--sampler", action="append", help="repeatable; all by default")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds; results are means over them")
+    parser.add_argument("--sampler", action="append", help="name of a sampler; repeatable; default: all")
     arguments = parser.parse_args()
     measure = Measure(arguments.model, arguments.samples)
     rows = []
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 class Measure:
-    """The model and the real digits, measured once: `samples` of them left out, the others the reference."""
+    """The model, and the statistics of real digits: `samples` of them are left out, the others are the reference."""
 
     def __init__(self, model: str, samples: int):
         options = SamplingOptions(precision="float32")
@@ -86,13 +87,13 @@ class Measure:
         }
 
     def baseline(self) -> dict[str, float]:
-        """The distance of as many real digits to the same reference: what no sampler can be expected to beat."""
+        """The distance of the digits left out to the reference: no sampler can be expected to have a smaller one."""
         real = frechet_distance(self.reference, self.statistics(self.left_out))
         return {"reference_images": len(self.others), "distance_of_real": real}
 
 
 def combined(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over the seeds, and each seed's distance; what failed for one has failed."""
+    """The mean over the seeds, and each seed's distance; a failure if any seed failed."""
     failed = next((f for f in found if "failed" in f), None)
     if failed is not None:
         return failed
@@ -101,7 +102,7 @@ def combined(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def largest_steps(name: str, budget: int) -> int | None:
-    """The most steps that cost at most `budget` evaluations; counted, not assumed. None: not even one fits."""
+    """The largest number of steps with at most `budget` evaluations, counted in a run; None if there is none."""
     for num_steps in range(budget + 1, 0, -1):
         calls = 0
 
@@ -158,8 +159,8 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 def spreads(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """How far seeds lie apart (largest less smallest, over the mean), medians over all cells: the distances, and their
-    ratios to Euler's with the most evaluations.
+    """Relative range over the seeds, (largest - smallest) / mean, as medians over all cells: of the distances, and of
+    their ratios to Euler's distance with the most evaluations.
     """
     euler = next(r["distances"] for r in rows if (r["sampler"], r["budget"]) == ("euler", BUDGETS[-1]))
     apart: tuple[list[float], list[float]] = ([], [])

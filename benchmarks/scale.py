@@ -1,13 +1,13 @@
-"""What a million of something costs at the start of a command, against a tenth of it: `python benchmarks/scale.py`.
+"""Time and memory of commands with a million files or lines, against a tenth of them: `python benchmarks/scale.py`.
 
     files      listing images in 1,000 class folders, and their fingerprint: `encode-latents`
     latents    opening a folder of latents, the order of an epoch and the first batch: `train`
     metrics    reading metrics.jsonl: dropping lines past a checkpoint (resuming `train`), `ls`, and the page of
                `report`
 
-The images are empty files, as nothing of them is read; the latents have 4 × 4 pixels. All is made in a temporary folder
-and removed. A cost is linear where ten times as many take at most `LINEAR` times as long. Memory is by how much the
-process grew beyond its peak until then: what comes first in a row of measurements must need least.
+The images are empty files, because their content is not read; the latents have 4 × 4 pixels. All files are in a
+temporary folder, which is removed. A cost is linear if ten times as many take at most `LINEAR` times as long. Memory is
+the increase of the process's peak, so measurements in one process must be in order of their memory.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def main() -> None:
     rows = []
     for name, measure in measured.items():
         if arguments.only in (None, name):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # peaks of its own
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # with its own peak memory
                 rows += pool.submit(compare, measure, arguments.count).result()
     print(write_result("scale", {"count": arguments.count, "rows": rows}))
 
 
 def compare(measure: Callable[[Path, int], dict[str, Cost]], count: int) -> list[dict[str, object]]:
-    """The cost of each thing measured, for a tenth of `count` and for all of it."""
+    """The costs for a tenth of `count` and for all of it."""
     found = []
     for n in (CLASSES, count // 10, count):  # the first imports what is needed
         with tempfile.TemporaryDirectory() as folder:

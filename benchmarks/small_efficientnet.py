@@ -1,4 +1,4 @@
-"""The features of mpdit-efficientnet at 112 pixels, which pictures of 32 pixels do not fill either."""
+"""The features of mpdit-efficientnet at 112 pixels: faster, and still larger than pictures of 32 pixels."""
 
 from dataclasses import dataclass
 from typing import ClassVar

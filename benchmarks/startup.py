@@ -1,7 +1,7 @@
-"""How long commands take to start, against `python -c "import torch"`: `python benchmarks/startup.py`.
+"""Time that commands take to start, against `python -c "import torch"`: `python benchmarks/startup.py`.
 
-Whole processes are timed, in turns, and the shortest time of each counts. Commands that compute nothing with torch have
-0.6 s; `mpdit sample` of a tiny model, to its first image on the disk, has 1.5 × the import of torch.
+Whole processes are timed, in turns, and the shortest time of each counts. The targets: 0.6 s for commands that compute
+nothing with torch; for `mpdit sample` of a tiny model, until its first image is on the disk, 1.5 × the import of torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mpdit_core.evaluation import EvaluateOptions, evaluate
 from mpdit_core.presets import load_preset
 
 MPDIT = (sys.executable, "-m", "mpdit_cli")
-MOST_SECONDS = 0.6  # without torch
-MOST_TIMES = 1.5  # the import of torch
+MOST_SECONDS = 0.6  # target for commands without torch
+MOST_TIMES = 1.5  # target for `sample`, in times of the import of torch
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
-"""Speed of training steps against our own eager float32 step, the dense DiT of the same width, and the machine.
+"""Speed of training steps against the eager float32 step, the dense DiT of the same width, and the machine's rate.
 
     python benchmarks/train_step.py --preset b-256 --batch-size 16 --compile both
     python benchmarks/train_step.py --preset xl-256 --batch-size 64 --device cuda --compile both
 
-A step is the whole of it: forward, backward, gradient norm, AdamW, EMA. Every measurement is a process of its own, so
-that its peak memory is its own too, and they take turns (float32, multi-patch, dense, float32, …), so that a machine
-that slows down slows all of them. Shares are FLOPs of the model's matrix products (forward and backward, closed
-formula, nothing recomputed) / time / the rate of one large matrix product in each type, measured in the same processes,
-before and after the steps.
+A step is a whole one: forward, backward, gradient norm, AdamW, EMA. Every measurement has its own process, and so its
+own peak memory. They take turns (float32, multi-patch, dense, float32, …), so all become slower if the machine does.
+Shares are FLOPs of the model's matrix products (forward and backward, closed formula, nothing recomputed) / time / the
+rate of one large matrix product in each type, measured in the same processes before and after the steps.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, compil
 
 
 def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled: bool) -> dict[str, Any]:
-    """Times `arguments.steps` steps of one model here."""
+    """Times `arguments.steps` steps of one model, in this process."""
     from mpdit_core.model.compute import training_macs
     from mpdit_core.runtime.device import matmul_rate, peak_memory, synchronize
     from mpdit_core.runtime.precision import DTYPES, dtype_name
@@ -149,7 +148,7 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled
 
 
 def summarise(preset: str, runs: dict[Variant, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row for each variant; the best rate seen by any is the peak of all."""
+    """One row for each variant. The peak rate is the best of all processes."""
     peaks = {
         name: max(r for taken in runs.values() for run in taken for r in run["matmul_flops"][name]) for name in TYPES
     }

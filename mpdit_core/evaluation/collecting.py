@@ -1,8 +1,8 @@
 """The pass over images that evaluations and references share: blocks of images → features → sums, in all processes.
 
-Images come in fixed blocks, and whole blocks of together about 4,096 images form a chunk. The processes share the
-blocks of a chunk; when its features are complete, every process adds them in order of index. Blocks, chunks and order
-do not depend on the number of processes or on interruptions, so the sums have the same bits in every case.
+Images come in fixed blocks, and blocks of about 4,096 images in total form a chunk. The processes share the blocks of a
+chunk; when its features are complete, every process adds them in order of index. Blocks, chunks and order do not depend
+on the number of processes or on interruptions, so the sums have the same bits in every case.
 
 A signal to stop takes effect between blocks. Finished blocks are saved (progress.py), and the same command resumes.
 """
@@ -76,7 +76,7 @@ class FinishedBlocks:
 
 @dataclass(frozen=True)
 class SampledBlocks:
-    """Images that are sampled when they are read; written to the folder `keep` too, where one is given."""
+    """Images that are sampled when they are read, and also written to the folder `keep` if it is given."""
 
     generator: Generator
     keep: Path | None = None
@@ -145,7 +145,7 @@ def collected(
         while not progress.complete:
             measure_share(stop)
             received = next((signum for signum in world.gather_objects(stop.received) if signum), None)
-            if received is not None:  # any process was told to stop: all do
+            if received is not None:  # by any process: then all stop
                 progress.save(is_main=world.is_main)
                 raise Interrupted(received)
             progress.close_chunk(world.gather_objects(progress.fresh))

@@ -1,7 +1,7 @@
-"""Two records side by side, and whether their figures may be compared.
+"""Two records side by side, and whether their metrics may be compared.
 
-To add a rule: a row in `MUST_AGREE` (if it differs, figures are not comparable), or in `CAUTIONS` or `SAMPLER_CAUTIONS`
-(figures are comparable, but something else than the model may have caused a difference).
+To add a rule: a row in `MUST_AGREE` (if it differs, metrics are not comparable), or in `CAUTIONS` or `SAMPLER_CAUTIONS`
+(metrics are comparable, but a difference may have another cause than the model).
 """
 
 from __future__ import annotations

@@ -50,11 +50,11 @@ class ImageSource:
     resolution: Size
     batch: Batch
     hash_content: Callable[[], str]  # changes with the pixels
-    picture: Callable[[int], Image.Image] | None = None  # an image in its own size, where `batch` crops and resizes
+    picture: Callable[[int], Image.Image] | None = None  # an image in its original size, where `batch` resizes
     labels: list[int] | None = None  # class of each, where it is known
     lossy: bool = False  # whether some were compressed with loss
     sorted_by_class: bool = False  # whether the first ones are of a few classes only
-    notes: Sequence[Note | Warning] = ()  # what a person should know about how they were found
+    notes: Sequence[Note | Warning] = ()  # for the user, about how they were found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,12 +87,13 @@ def open_images(path: Path) -> ImageSource:
 def folder_images(path: Path, resolution: Size | None = None, *, mode: Mode = "RGB") -> ImageSource:
     """All images under `path`, a folder or .tar, in natural order of their names (2.png before 10.png).
 
-    The same files count as images as in `encode-latents`.
+    It finds the same files as `encode-latents`.
 
     Args:
         resolution: size to which they are cropped and resized by ADM's rule; None: they stay as they are, and must all
             have one size.
-        mode: Pillow's name of the mode that they are converted to then; transparency is laid on white afterwards.
+        mode: Pillow's name of the mode that they are converted to, if a resolution is given; transparency is laid on
+            white afterwards.
     """
     found = find_images(path)
     files = sorted(found.images, key=lambda entry: natural_order(entry.key))
@@ -102,7 +103,7 @@ def folder_images(path: Path, resolution: Size | None = None, *, mode: Mode = "R
 
 
 def image_files(path: Path, files: list[Entry], resolution: Size | None = None, *, mode: Mode = "RGB") -> ImageSource:
-    """These files under `path` as images, in this order; the rest as in `folder_images`."""
+    """These files under `path` as images, in this order; the other arguments are those of `folder_images`."""
 
     def name(index: int) -> str:
         return f"{path}/{files[index].key}"
@@ -233,7 +234,7 @@ def dataset_images(
     """The images of a data set (plugin, class folders, Hub), cropped and resized by ADM's rule.
 
     Args:
-        name: name for people.
+        name: name to show.
         skipped: keys of faulty images, which are left out.
         mode: Pillow's name of the mode that they are converted to; transparency is laid on white afterwards.
     """
@@ -265,7 +266,7 @@ def dataset_images(
     )
 
 
-def spread(source: ImageSource, count: int) -> ImageSource:
+def evenly_spread_images(source: ImageSource, count: int) -> ImageSource:
     """`count` images at even distances, so that all classes are among them where the source is sorted by class."""
     places, part = evenly_spread(source.count, count), f"{count} of {source.count}"
     note = Note(text=f"{part} images, at even distances, because they are sorted by class")
@@ -306,12 +307,12 @@ def _stack(images: Iterable[np.ndarray]) -> Tensor:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Turns whatever decoders raise in the body into a `UserError` that names the image."""
+    """Turns errors of image decoders in the body into a `UserError` that names the image."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError) and not isinstance(error, FaultyImageError):
-            raise  # from a plugin, or with the name already
+            raise  # it is from a plugin, or names the image already
         reason = error.what if isinstance(error, UserError) else str(error)
         raise UserError(
             f"{name} cannot be read: {reason}",

@@ -1,4 +1,4 @@
-"""`eval-fid`: a model, or finished samples, measured against a reference, with a record of how.
+"""`eval-fid`: measures a model, or finished samples, against a reference, and writes a record.
 
 Everything that may be missing or wrong is checked before the first image is sampled.
 """
@@ -18,8 +18,8 @@ from mpdit_core import __version__, plugins
 from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.collecting import Blocks, FinishedBlocks, SampledBlocks, collected
-from mpdit_core.evaluation.figures import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.images import ImageSource, are_sorted
+from mpdit_core.evaluation.metric_values import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
 from mpdit_core.evaluation.progress import Cost, held
 from mpdit_core.evaluation.record import EvaluationRecord, ExtractorRecord, Protocol, RecordedWarning, RulesRecord
@@ -40,7 +40,7 @@ PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pil
 
 
 def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> EvaluationRecord:
-    """Measures `options.what` against the reference, or reads the record where it was measured with the same options.
+    """Measures `options.what` against the reference, or reads the record of an earlier call with the same options.
 
     Raises:
         UserError: something is missing or does not fit; no image was sampled then.
@@ -76,7 +76,7 @@ class _Planned:
 def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Planned:
     """Opens and checks everything that `evaluate` needs. Raises `UserError`.
 
-    All processes take the protocol of rank 0: it gives the record's file name, and holds a precision that was measured.
+    All processes take the protocol of rank 0, because it contains a measured precision and gives the record's name.
     """
     subject = open_model_or_samples(
         require_what(options), wanted=options.num_samples, device=device, trust=options.trust
@@ -199,7 +199,7 @@ def _extractor(options: EvaluateOptions, device: torch.device) -> FeatureExtract
 
 
 def check_features(name: str, device: torch.device, *, trusted: bool = True) -> None:
-    """Raises `UserError` where the feature extractor `name` is missing, cannot be loaded, or is code not to be trusted.
+    """Raises `UserError` where the feature extractor `name` is missing, cannot be loaded, or is not trusted.
 
     Args:
         trusted: False for a name that was read from a file.
@@ -267,7 +267,7 @@ def _protocol(
 
 
 def _notes_of(what: str, images: ImageSource) -> Iterator[Note | Warning]:
-    """What a person should know about how the images were found. `what`: their name in the texts."""
+    """The notes and warnings about how the images were found. `what`: their name in the texts."""
     return (replace(note, text=f"{what}: {note.text}") for note in images.notes)
 
 
@@ -282,14 +282,14 @@ def _warnings_of_images(planned: _Planned, report: Reporter) -> Iterator[Warning
 
 
 def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
-    """Warnings about options without effect, and about inputs that make the figures unreliable."""
+    """Warnings about options without effect, and about inputs that make the metrics unreliable."""
     options, subject, extractor = planned.options, planned.subject, planned.extractor
     yield from warn_if_given(options, ["resolution"], "it applies to make_reference only")
     if subject.model:
         yield from options_without_effect(options, sweep=options.sweep)
     else:
         yield from warn_if_given(
-            options, [*_SHAPING, "keep_samples"], "the samples are finished images; nothing is sampled"
+            options, [*_SAMPLING_OPTIONS, "keep_samples"], "the samples are finished images; nothing is sampled"
         )
     if not {"precision", "recall"} & set(options.metrics):
         yield from warn_if_given(options, ["half_distances"], "precision and recall are not measured")
@@ -307,12 +307,21 @@ def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
         yield Warning(code="sorted-samples", text=text)
 
 
-_SHAPING = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
-"""Options that sampled images depend on."""
+_SAMPLING_OPTIONS = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
+"""Options that sampled images depend on; they have no effect on finished images."""
 
 
 def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
-    names = [*_SHAPING, "reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
+    names = [
+        *_SAMPLING_OPTIONS,
+        "reference",
+        "num_samples",
+        "metrics",
+        "half_distances",
+        "bootstrap",
+        "sweep",
+        "keep_samples",
+    ]
     return warn_if_given(options, names, "a reference is made from all images in WHAT")
 
 

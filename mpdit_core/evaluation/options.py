@@ -19,20 +19,20 @@ class Metric(NamedTuple):
     label: str  # with the published Inception weights
     other_key: str  # in the record, and
     other_label: str  # for people, with other features
-    compute: str  # `module:function`; the function takes a `Measured`
+    compute: str  # `module:function`; the function takes a `MetricInputs`
     needs_rows: bool = False  # whether it needs the features of single images
 
 
-FIGURES = "mpdit_core.evaluation.figures"
+VALUES = "mpdit_core.evaluation.metric_values"
 METRICS = {
-    "fid":       Metric("FID", "frechet_distance", "Fréchet distance", f"{FIGURES}:fid"),
-    "sfid":      Metric("sFID", "spatial_frechet_distance", "spatial Fréchet distance", f"{FIGURES}:sfid"),
-    "is":        Metric("Inception Score", "class_score", "class score", f"{FIGURES}:inception_score"),
-    "precision": Metric("precision", "precision", "precision", f"{FIGURES}:precision", needs_rows=True),
-    "recall":    Metric("recall", "recall", "recall", f"{FIGURES}:recall", needs_rows=True),
-    "kid":       Metric("KID", "kernel_distance", "kernel distance", f"{FIGURES}:kid", needs_rows=True),
+    "fid":       Metric("FID", "frechet_distance", "Fréchet distance", f"{VALUES}:fid"),
+    "sfid":      Metric("sFID", "spatial_frechet_distance", "spatial Fréchet distance", f"{VALUES}:sfid"),
+    "is":        Metric("Inception Score", "class_score", "class score", f"{VALUES}:inception_score"),
+    "precision": Metric("precision", "precision", "precision", f"{VALUES}:precision", needs_rows=True),
+    "recall":    Metric("recall", "recall", "recall", f"{VALUES}:recall", needs_rows=True),
+    "kid":       Metric("KID", "kernel_distance", "kernel distance", f"{VALUES}:kid", needs_rows=True),
 }  # fmt: skip
-"""To add one: a row, and its function in figures.py or in a file of its own."""
+"""To add one: a row, and its function in metric_values.py or in another file."""
 
 if TYPE_CHECKING:
     MetricName: TypeAlias = str

@@ -39,7 +39,7 @@ STATE = "state.safetensors"
 
 @contextmanager
 def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> Iterator[None]:
-    """The main process locks `folder` against other commands, and removes it at the end where it is empty.
+    """Locks `folder` against other commands (in the main process), and removes it at the end if it is empty.
 
     Args:
         wait: seconds to wait for another command that holds it.
@@ -56,7 +56,7 @@ def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> It
         except UserError as error:
             if error.code != "folder-in-use" or not wait:
                 raise
-            report(Note(text="another command is measuring the same: waiting for it"))
+            report(Note(text="another command is measuring the same images; waiting for it"))
             stack.enter_context(locked(folder, seconds=wait))
         yield
     with suppress(OSError):
@@ -127,7 +127,7 @@ class SavedProgress:
         self._saved_chunk, self._saved_blocks, self._saved_at = 0, 0, time.monotonic()
         with user_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._found = self._feature_files()  # now: later ones are this session's
+        self._found = self._feature_files()  # of earlier sessions: this one has written none yet
         self._read_state()
         self._read_features()
 
@@ -181,7 +181,7 @@ class SavedProgress:
 
     def remove(self) -> None:
         """Deletes the files, after the result is written elsewhere."""
-        with suppress(OSError):  # the record is written; files that remain do no harm
+        with suppress(OSError):  # the result is written; files that remain do no harm
             for path in [self.folder / STATE, *self._feature_files()]:
                 path.unlink(missing_ok=True)
             remove_leftovers(self.folder)

@@ -1,6 +1,7 @@
-"""The record of an evaluation, one JSON file: the figures, and everything that they depend on.
+"""The record of an evaluation, one JSON file: the metrics, and everything that they depend on.
 
-`Protocol` is what is fixed before anything is measured, and its hash names the file. `EvaluationRecord` adds results.
+`Protocol` holds everything that is fixed before measuring; its hash is in the file name. `EvaluationRecord` adds the
+results.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class ReferenceRecord(ImagesRecord):
 
 
 class RulesRecord(Settings):
-    """The rules by which figures are computed."""
+    """The rules by which metrics are computed."""
 
     distances: str = setting(..., "data type of the distances for precision and recall")
     neighbours: int = setting(..., "k of precision and recall")
@@ -96,21 +97,21 @@ class RulesRecord(Settings):
 
 
 class RecordedWarning(Settings):
-    """A warning about the figures."""
+    """A warning about the metrics."""
 
     code: str
     text: str
 
 
 class Protocol(Settings):
-    """Everything that is fixed before anything is measured."""
+    """Everything that is fixed before measuring."""
 
     format: Literal[3] = setting(FORMAT, "version of the record")
     what: str = setting(..., "what was evaluated, as it was given")
     count: int = setting(..., "number of images")
     is_fid: bool = setting(..., "whether the metrics may be compared with published ones")
     keys: dict[str, str] = setting(..., "requested metrics → their keys in `metrics`")
-    labels: dict[str, str] = setting(..., "keys in `metrics` → names for people")
+    labels: dict[str, str] = setting(..., "keys in `metrics` → names to show")
     extractor: ExtractorRecord
     rules: RulesRecord
     samples: ImagesRecord | None = setting(None, "the finished images; none: they are sampled for the evaluation")
@@ -127,7 +128,7 @@ class Protocol(Settings):
 
 
 class EvaluationRecord(Protocol, Result):
-    """The figures of one evaluation, and how they were computed."""
+    """The metrics of one evaluation, and how they were computed."""
 
     metrics: dict[str, Value] = setting(..., "the values; `KEY_std`, `KEY_bias` and `KEY_interval` belong to KEY")
     reference: ReferenceRecord
@@ -136,8 +137,8 @@ class EvaluationRecord(Protocol, Result):
     path: Path = Field(default=Path(), description="file of the record; not stored in it")
 
     @model_validator(mode="after")
-    def _has_its_figures(self) -> Self:
-        """Refuses a record without a value, which may be None, under the key of each metric."""
+    def _has_all_metrics(self) -> Self:
+        """Refuses a record that lacks the key of a metric. The value may be None."""
         missing = {*self.keys.values(), *self.labels} - self.metrics.keys()
         if missing:
             raise ValueError(f"metrics lacks {', '.join(sorted(missing))}")
@@ -154,7 +155,7 @@ class EvaluationRecord(Protocol, Result):
         return self.keys.get("fid")
 
     def value(self, metric: str) -> Value:
-        """The figure of `metric`, such as `fid`, whatever its key is; None where it was not measured."""
+        """The value of `metric`, such as `fid`, whatever its key is; None where it was not measured."""
         return self.metrics.get(self.keys.get(metric, ""))
 
     @classmethod
@@ -205,5 +206,5 @@ def read_records(folder: Path, *, report: Reporter = silent) -> list[EvaluationR
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether `path` is the table of a sweep, which lies beside the records."""
+    """Whether `path` is the table of a sweep, which is in the same folder as the records."""
     return path.name.startswith("sweep-")

@@ -1,8 +1,8 @@
-"""What samples are compared with: ADM's `.npz`, a folder of images, a data set, or the source of a latents folder.
+"""The reference of an evaluation: ADM's `.npz`, a folder of images, a data set, or the source of a latents folder.
 
 A `Reference` holds the Gaussian of all images, and for precision and recall the pool features of at most 10,000 of them
 (as many as ADM's `arr_0` holds). It is measured once, then kept in the latents folder's `reference.safetensors` or in
-the user's cache, under a key made from the format version, the extractor's fingerprint and that of the images.
+the user's cache, under a key made from the format version and the fingerprints of extractor and images.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STORE = "reference.safetensors"
 BATCH = 64
 SECONDS_TO_WAIT = 6 * 3600.0  # for another process that measures the same reference
 LOOKED_AT = 8  # number of images of a folder or data set whose size is checked
-UNKNOWN_COUNT = 2**31  # number of images for statistics that do not state it, which are of a whole data set
+UNKNOWN_COUNT = 2**31  # stands for the number of images, where statistics (of a whole data set) do not state it
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Plan:
     images: ImageSource | None  # None: statistics only
     stored: Path | None  # an ADM-style npz with mu and sigma
     name: str
-    beside: Path | None = None  # a latents folder, where the measured reference is kept if that can be written
+    latents_folder: Path | None = None  # where the measured reference is kept, if it can be written
 
     def fingerprint(self) -> str:
         """A hash that changes with the images and with the stored statistics."""
@@ -156,7 +156,7 @@ def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
     skipped = frozenset(item.key for item in manifest.skipped)
     mode = manifest.plan.autoencoder.mode
     images = dataset_images(dataset, manifest.plan.resolution, source.given, skipped=skipped, mode=mode)
-    return Plan(images, None, source.given, beside=path)
+    return Plan(images, None, source.given, latents_folder=path)
 
 
 def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor) -> Plan:
@@ -214,7 +214,7 @@ def check_stored(plan: Plan, extractor: FeatureExtractor, device: torch.device) 
             raise UserError(
                 f"{path}: {mean} and {covariance} are {found[0].dtype} {sizes[0]} and {found[1].dtype} {sizes[1]}",
                 code="damaged-file",
-                expected="[F] and [F, F], of floats",
+                expected="floating-point arrays [F] and [F, F]",
             )
         if not all(np.isfinite(array).all() for array in found):
             raise UserError(
@@ -276,7 +276,7 @@ def _measured_images(
         raise UserError(f"the reference {plan.name} has {count} image", code="too-few-images", expected="at least 2")
     key = hashlib.sha256(f"{FORMAT} {extractor.fingerprint()} {plan.images.fingerprint}".encode()).hexdigest()
     shared = _cache_folder() / f"reference-{key[:16]}.safetensors"
-    places = [plan.beside / STORE, shared] if plan.beside else [shared]
+    places = [plan.latents_folder / STORE, shared] if plan.latents_folder else [shared]
 
     def stored(places: Sequence[Path]) -> Reference | None:
         return world.broadcast_object(_first_stored(places, key, report) if world.is_main else None)
@@ -325,7 +325,7 @@ def _first_stored(places: Sequence[Path], key: str, report: Reporter) -> Referen
 
 
 def chosen_rows(count: int) -> np.ndarray:
-    """Indices of the images whose features are kept: all, or 10,000 random ones of more, always the same."""
+    """Indices of the images whose features are kept: all, or 10,000 random ones, always the same."""
     return np.sort(np.random.RandomState(0).permutation(count)[:ROWS])
 
 
@@ -377,7 +377,7 @@ def _read_npz(path: Path) -> tuple[Gaussian, Gaussian | None]:
 
 
 def write_npz(path: Path, reference: Reference, images: ImageSource, features: str) -> None:
-    """An ADM-compatible file: mu, sigma, mu_s, sigma_s of all images; arr_0 has those for precision and recall."""
+    """An ADM-compatible file: mu, sigma, mu_s, sigma_s of all images; arr_0, the images for precision and recall."""
     chosen = chosen_rows(images.count)
     parts = np.array_split(chosen, -(-len(chosen) // BATCH))
     arrays: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Images to measure from sets of samples that `sample` wrote, without their grids; and from folders of latents.
+"""Images to evaluate from a set of samples that `sample` wrote, without its grid; and from a folder of latents.
 
-The images of a set come in order of their index, whatever folders they are in, so that the Inception Score has the same
-chunks as in an evaluation of the model itself: the same seed and options give the same figures in both ways. The
+The images of a set come in order of their index, whatever folders they are in. So the Inception Score has the same
+chunks as in an evaluation of the model itself, and the same seed and options give the same metrics in both cases. The
 decoded images of a folder of latents, measured against the images that it was made from, give rFID.
 """
 
@@ -66,7 +66,7 @@ def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
 
 
 def _numbered_images(path: Path, count: int) -> ImageSource:
-    """Images in order of the index in their file names, which is not that of the paths with one folder per class."""
+    """Images in order of the index in their file names. With one folder per class, paths have another order."""
     files = sorted(find_images(path).images, key=lambda file: _number(file.parts[-1]))
     if [_number(file.parts[-1]) for file in files] != list(range(count)):
         raise _incomplete(path, "other files than its images", f"images 0 to {count - 1}, each once")
@@ -152,9 +152,9 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
     )
 
 
-def _incomplete(path: Path, there: str, expected: str) -> UserError:
+def _incomplete(path: Path, found: str, expected: str) -> UserError:
     return UserError(
-        f"{path} holds {there}",
+        f"{path} holds {found}",
         code="not-complete",
         expected=expected,
         remedy="sample again into another folder, or evaluate the folder images/ in it alone",

@@ -10,7 +10,7 @@ import torch
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import MANIFEST, LatentSpec
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import ImageSource, open_images, spread
+from mpdit_core.evaluation.images import ImageSource, evenly_spread_images, open_images
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import ModelRecord, SamplingRecord
 from mpdit_core.evaluation.samples import images_of, reconstructed_images
@@ -113,7 +113,7 @@ def open_model_or_samples(
     """The model, the finished samples, or the folder of latents that `what` names.
 
     Args:
-        wanted: number of images. Finished images are the first, or at even distances where they are sorted by class.
+        wanted: number of images; of finished ones the first, or evenly spread ones if they are sorted by class.
         device: where latents are decoded.
         trust: whether the autoencoder of a folder of latents may be code that is not installed.
 
@@ -149,5 +149,5 @@ def open_model_or_samples(
             remedy=f"--num-samples {images.count}, or more samples",
         )
     if count < images.count and images.sorted_by_class:
-        images = spread(images, count)
+        images = evenly_spread_images(images, count)
     return Subject(count, images=images, sample_set=sample_set, decoded=latents.spec if latents else None)

@@ -37,7 +37,7 @@ class SweepRow(Settings):
     values: dict[str, str] = setting(..., "key → its value, as text")
     nfe: float | None = setting(None, "network evaluations per image")
     passes: float | None = setting(None, "passes of an image through a network")
-    metrics: dict[str, Value] = setting(..., "its figures")
+    metrics: dict[str, Value] = setting(..., "its metrics")
     record: Path = setting(..., "its record")
 
 
@@ -47,7 +47,7 @@ class SweepResult(Result):
     format: int = setting(FORMAT, "format version of the table")
     what: str = setting(..., "the model that was evaluated")
     axes: tuple[str, ...] = setting(..., "the keys, in order")
-    labels: dict[str, str] = setting(..., "keys of metrics → names for people")
+    labels: dict[str, str] = setting(..., "keys of metrics → names to show")
     plotted: str = setting(..., "key of the metric in the plot")
     rows: tuple[SweepRow, ...] = setting(..., "one per combination")
     lowest: SweepRow = setting(..., "the row with the lowest value of `plotted`")
@@ -68,14 +68,16 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     what, axes = require_what(options), read_sweeps(options.sweep)
     if open_model_or_samples(what).model is None:
         raise UserError(
-            f"{what} holds finished samples and cannot be swept", code="not-a-model", expected="a model to sample"
+            f"{what} holds finished samples, but a sweep samples with each combination of options",
+            code="not-a-model",
+            expected="a model to sample",
         )
     cells = list(product(*(axis.texts for axis in axes)))
     planned = [_options_of(options, axes, cell) for cell in cells]
     for chosen in planned:
         SamplingPlan(open_model(require_what(chosen)), chosen)
     plotted = can_plot(report)
-    records, once = [], without_repeats(report, _told)
+    records, once = [], without_repeats(report, _repeat_key)
     with process_group(select_device(options.device)) as world:
         for number, chosen in enumerate(planned):
             report(Progress(task="sweep", done=number, total=len(cells), unit="evaluations"))
@@ -94,8 +96,8 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     return result
 
 
-def _told(event: Event) -> str | None:
-    """The text of a note or a warning, by which repeats are recognised; a code where figures in the text differ."""
+def _repeat_key(event: Event) -> str | None:
+    """The key that a repeated note or warning has: its text, or its code if the numbers in its text may differ."""
     if isinstance(event, Warning) and event.code == "few-samples":
         return event.code
     return event.text if isinstance(event, Note | Warning) else None

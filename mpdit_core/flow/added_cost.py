@@ -1,6 +1,6 @@
-"""What the terms of a loss add to flow matching: parameters, and MACs per image of a training step.
+"""The extra cost of a loss over flow matching alone: parameters, and MACs per image of a training step.
 
-Both are counted while the real modules run on tensors without data, less what flow matching alone takes.
+Both are counted while the real modules run on tensors without data. `mpdit profile-flops --set objective.…` shows them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mpdit_core.config import FLOW_MATCHING, ModelConfig, RunConfig
 from mpdit_core.flow.loss import Terms, TrainingLoss, build_terms, needs, random_batch
 from mpdit_core.model.transformer import without_values
 
-TEACHER_FEATURES = 768  # F of DINOv2-B, as there are no latents here that state it
+TEACHER_FEATURES = 768  # F of DINOv2-B: without latents the teacher is not known
 
 
 def added_cost(run: RunConfig, *, trusted: Callable[[str], bool]) -> tuple[int, int]:
-    """Parameters, and MACs per image of a step, of the run's objective beyond flow matching alone.
+    """(parameters, MACs per image of a step) that the run's objective adds to flow matching alone.
 
     Raises:
         UserError: as `build_terms`.
@@ -30,10 +30,10 @@ def added_cost(run: RunConfig, *, trusted: Callable[[str], bool]) -> tuple[int, 
 
 
 def _counted(model: ModelConfig, terms: Terms) -> tuple[int, int]:
-    """MACs of a forward and backward pass of one image, and parameters trained beside the network."""
+    """(MACs of a forward and backward pass of one image, parameters of the terms' own modules)."""
     with FakeTensorMode():
         loss = TrainingLoss(without_values(model), terms, teacher_features=TEACHER_FEATURES)
         counter = FlopCounterMode(display=False)
-        with sdpa_kernel(SDPBackend.MATH), counter:  # whose products torch counts the same in every version
+        with sdpa_kernel(SDPBackend.MATH), counter:  # every torch counts this backend's products alike
             loss(random_batch(model, needs(terms), images=1, teacher_features=TEACHER_FEATURES))[0].backward()
-    return counter.get_total_flops() // 2, sum(p.numel() for p in loss.trained_beside.parameters())
+    return counter.get_total_flops() // 2, sum(p.numel() for p in loss.term_modules.parameters())

@@ -1,6 +1,6 @@
-"""The one loop over a sampler: from noise at t = 1 to data at t = 0, with every state checked."""
+"""Runs a sampler from noise at t = 1 to data at t = 0, and checks every state. All sampling uses `integrate`."""
 
-# A plugin may yield what its contract forbids.
+# The checks are for plugins, which may yield anything.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def starting_noise(
 ) -> tuple[Tensor, list[torch.Generator]]:
     """x at t = 1 of the images with these numbers, [n, C, h, w] float32 on the CPU, and one noise source per image.
 
-    Image i depends on `key` (a seed and a purpose) and i alone. A stochastic sampler draws its noise from the sources.
+    Image i depends only on `key` (a seed and a purpose) and i. Stochastic samplers draw further noise from its source.
     """
     sources = [seeding.generator(*key, i) for i in indices]
     shape = (config.channels, *config.input_size)
@@ -40,11 +40,11 @@ def integrate(
     """x at t = 0, [B, C, h, w], from `noise [B, C, h, w]` at t = 1.
 
     Args:
-        noise_source: where a stochastic sampler draws its noise from: one per image, or one for the batch.
-        on_step: called with the state after each step; what it raises ends the integration.
+        noise_source: random generators for a stochastic sampler: one per image, or one for the batch.
+        on_step: called with the state after each step; an exception from it ends the integration.
 
     Raises:
-        UserError: the sampler, a plugin's, failed or broke its contract (`broken-plugin`).
+        UserError: the sampler of a plugin failed or broke its contract (`broken-plugin`).
     """
     step = None
     for step in _steps(sampler, velocity_fn, noise, noise_source):

@@ -1,7 +1,7 @@
 """The training loss: the weighted sum of its terms, which are plugins of the kind `objectives` (flow/objectives/).
 
-All terms share one pass of the network. `TrainingLoss` holds the network and what the terms train beside it: it is the
-module that DDP and FSDP share among devices.
+All terms share one pass of the network. `TrainingLoss` is the module that DDP and FSDP wrap: the network, and the
+modules that the terms train along with it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def build_terms(
     """The terms that the table `objective` of a configuration asks for, without those of weight 0.
 
     Args:
-        trusted: whether code of this name may be loaded that is not installed.
+        trusted: tells by its name whether an objective that is not installed may be loaded.
 
     Raises:
         UserError: an unknown name or option, code that is not trusted (`untrusted-code`), or no term is left
@@ -58,7 +58,7 @@ def needs(terms: Terms) -> frozenset[str]:
 
 
 def require_fit(terms: Terms, model: ModelConfig) -> None:
-    """Raises the `UserError` of a term that cannot serve the network. Nothing is computed."""
+    """Raises the `UserError` of a term that does not fit the network. Nothing is computed."""
     with torch.device("meta"):
         for name, term in terms.items():
             _build_modules(name, term, network_shape(model, teacher_features=1))
@@ -67,7 +67,7 @@ def require_fit(terms: Terms, model: ModelConfig) -> None:
 def _build_modules(name: str, term: Objective, shape: NetworkShape) -> nn.Module | None:
     if "teacher" in term.needs and shape.token_grid is None:
         raise UserError(
-            f"the objective {name} for a network of one stage, which has no coarse tokens",
+            f"the objective {name} needs coarse tokens, but the network has only one stage",
             code="does-not-fit",
             expected="a network of two or more stages",
             remedy=f"another preset, or --set objective.{name}.weight=0",
@@ -77,7 +77,7 @@ def _build_modules(name: str, term: Objective, shape: NetworkShape) -> nn.Module
 
 
 def network_shape(model: ModelConfig, *, teacher_features: int = 0) -> NetworkShape:
-    """What the modules of the terms are built for."""
+    """The shapes from which terms build their modules."""
     coarse = model.stages[-2].patch_size if len(model.stages) > 1 else None
     h, w = model.input_size
     return NetworkShape(
@@ -107,22 +107,22 @@ class TrainingLoss(nn.Module):
     """The loss of a batch, and its parts.
 
     Args:
-        teacher_features: F, number of a teacher's features per token in the latents; 0: none.
+        teacher_features: F, number of features per token of the latents' teacher; 0: no teacher.
     """
 
     def __init__(self, network: MPDiT, terms: Terms, *, teacher_features: int = 0):
         super().__init__()
         self.network, self.terms = network, terms
         shape = network_shape(network.config, teacher_features=teacher_features)
-        self.trained_beside = nn.ModuleDict()
+        self.term_modules = nn.ModuleDict()
         self.modules_of: dict[str, nn.Module | None] = {}
         for name, term in terms.items():
             modules = self.modules_of[name] = _build_modules(name, term, shape)
             if modules is not None:
-                self.trained_beside[name.replace(".", "_")] = modules  # torch allows no dots in these names
+                self.term_modules[name.replace(".", "_")] = modules  # torch allows no dots in these names
 
     def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts without gradients: `loss/TERM` if there are several terms, and what they log."""
+        """The loss, and its parts without gradients: `loss/TERM` if there are several terms; `TERM/NAME` as logged."""
         shared = _SharedPass(self.network, batch)
         losses: list[Tensor] = []
         parts: dict[str, Tensor] = {}
@@ -143,7 +143,7 @@ class TrainingLoss(nn.Module):
 
 
 class _SharedPass:
-    """The network over one batch: run when a term first asks for it."""
+    """One pass of the network over a batch, made when the first term asks for its prediction."""
 
     def __init__(self, network: MPDiT, batch: TrainingBatch):
         self.network, self.batch = network, batch
@@ -157,7 +157,7 @@ class _SharedPass:
 
 
 class _Network:
-    """The network for one term (`TrainedNetwork`)."""
+    """The network as one term sees it, with the term's own modules (`TrainedNetwork`)."""
 
     def __init__(self, shared: _SharedPass, modules: nn.Module | None):
         self._shared, self.modules = shared, modules

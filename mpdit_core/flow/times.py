@@ -18,17 +18,17 @@ UNSHIFTED_VALUES = 4096  # C·h·w of a 256-pixel latent of the Stable Diffusion
 
 
 def uniform(uniforms: Tensor, time: TimeConfig) -> Tensor:  # noqa: ARG001
-    """All times equally often (flow matching, arXiv 2210.02747)."""
+    """All times are equally likely (flow matching, arXiv 2210.02747)."""
     return uniforms
 
 
 def logit_normal(uniforms: Tensor, time: TimeConfig) -> Tensor:
-    """`sigmoid(mean + std·normal)` (arXiv 2403.03206, equation 19; with 0 and 1 in the MPDiT paper)."""
+    """`sigmoid(mean + std·normal)` (arXiv 2403.03206, equation 19; mean 0 and std 1 in the MPDiT paper)."""
     return torch.sigmoid(time.mean + time.std * torch.special.ndtri(uniforms))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def mode(uniforms: Tensor, time: TimeConfig) -> Tensor:
-    """More times in the middle, or at the ends if the scale is below 0 (arXiv 2403.03206, equation 20).
+    """Times in the middle are more likely; at the ends if the scale is below 0 (arXiv 2403.03206, equation 20).
 
     `1 - u - s·(cos²(πu/2) - 1 + u)` for scale s; written with the sine, which keeps small u exact.
     """
@@ -43,10 +43,10 @@ DENSITIES: dict[str, Callable[[Tensor, TimeConfig], Tensor]] = {
 
 
 def shift_of(time: TimeConfig, latent_values: int) -> float:
-    """The shift for latents of `latent_values` = C·h·w: as given, 1 where none is, or for "auto" by their number.
+    """The shift that `time` sets, for latents of `latent_values` = C·h·w values; 1 if it sets none.
 
-    "auto" is `sqrt(values / 4096)`: it follows the resolution as in Stable Diffusion 3 (arXiv 2403.03206, equation 23),
-    and the channels as representation autoencoders need it (RAE, arXiv 2510.11690, section on noise schedules).
+    "auto" is `sqrt(latent_values / 4096)`. It grows with the resolution as in Stable Diffusion 3 (arXiv 2403.03206,
+    equation 23), and with the number of channels as in RAE (arXiv 2510.11690, section on noise schedules).
     """
     if time.shift == "auto":
         return math.sqrt(latent_values / UNSHIFTED_VALUES)
@@ -54,7 +54,7 @@ def shift_of(time: TimeConfig, latent_values: int) -> float:
 
 
 def draw_times(time: TimeConfig, uniforms: Tensor, *, latent_values: int) -> Tensor:
-    """Times in [0, 1] from uniform numbers in (0, 1), of that shape.
+    """Times in [0, 1] from uniform numbers in (0, 1), in the same shape.
 
     Args:
         latent_values: C·h·w, number of values of one image's latents.

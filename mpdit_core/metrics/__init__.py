@@ -1,4 +1,4 @@
-"""Distances and scores of images, without files of mpdit and without commands.
+"""Distances and scores of images. Nothing here depends on mpdit's files or commands.
 
     features.py      images → feature vectors: the Inception network of FID, or a plugin's
     statistics.py    mean and covariance of a stream of feature vectors
@@ -6,6 +6,6 @@
     scores.py        Fréchet distance, Inception Score, kernel distance
     neighbours.py    precision and recall
 
-To add a metric: a row in `METRICS` of mpdit_core/evaluation/options.py, and the function it names, there in figures.py
-or in a file of its own, with a test against an independent formula.
+To add a metric: a row in `METRICS` of mpdit_core/evaluation/options.py, and the function that it names, in
+metric_values.py there or in another file, with a test against an independent formula.
 """

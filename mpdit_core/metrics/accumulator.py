@@ -139,7 +139,7 @@ class FeatureAccumulator:
 
 
 def _random_bits(indices: Tensor) -> Tensor:
-    """A fair bit per index, always the same, and independent of classes that come in turn (splitmix's mixer)."""
+    """A pseudo-random bit per index, always the same, and independent of classes that alternate (splitmix's mixer)."""
     x = indices.clone() + 0x1E3779B97F4A7C15
     x = (x ^ (x >> 30 & (2**34 - 1))) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & (2**37 - 1))) * -0x6B2FB644ECCEEE15

@@ -3,7 +3,7 @@
 `inception` is torch-fidelity's port of the TensorFlow graph that FID was defined with (2015-12-05); only its distance
 may be called FID. To add an extractor: a dataclass that keeps the contract `mpdit_core.api.FeatureExtractor`, named by
 an entry point of the group `mpdit.features`, as this one is; its distance is reported as a Fréchet distance.
-Only `load` imports torch-fidelity and the torchvision that it needs: a broken one affects nothing else.
+torch-fidelity and torchvision are imported only when `inception` is used, so a broken one affects nothing else.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Inception:
     weights_sha256: str = field(default="", init=False)
 
     def load(self, device: torch.device) -> None:
-        """Raises `UserError`: missing, damaged or other weights, or a torchvision that does not import."""
+        """Raises `UserError`: missing, damaged or wrong weights, or a torchvision that does not import."""
         module = _import_network()
         url = module.URL_INCEPTION_V3
         self.weights_path = Path(self.weights).expanduser() if self.weights else find_weights(url)
@@ -57,7 +57,7 @@ class Inception:
             raise UserError(f"{self.weights_path} does not exist", code="no-such-file", remedy=_where_to_put(url))
         self.weights_sha256 = sha256(self.weights_path)
         state = read_weights(self.weights_path)
-        checked = io.BytesIO()  # torch-fidelity unpickles any file, so it gets only what was checked
+        checked = io.BytesIO()  # torch-fidelity unpickles any file, so it gets only these checked tensors
         torch.save(state, checked)
         checked.seek(0)
         try:
@@ -135,7 +135,7 @@ def find_weights(url: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED_SHA256, progress=False)  # whole or not
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED_SHA256, progress=False)  # or no file
     except Exception as error:  # offline machines fail in many ways: DNS, proxies, certificates, wrong content
         raise UserError(
             f"the Inception weights are not at {path}, and cannot be downloaded: {_first_lines(error)}",

@@ -1,4 +1,4 @@
-"""Fréchet distance, Inception Score and kernel distance, as functions of numbers.
+"""Fréchet distance, Inception Score and kernel distance, computed from features.
 
 Precision and recall are in `neighbours.py`. Symbols: N rows, F features, K classes of the logits.
 """
@@ -40,9 +40,9 @@ def frechet_distance(a: Gaussian, b: Gaussian, *, rows_a: Tensor | None = None, 
     """
     if a.size != b.size:
         raise ValueError(f"{a.size} against {b.size} features")
-    away = a.mean - b.mean
+    difference = a.mean - b.mean
     traces = torch.trace(a.covariance) + torch.trace(b.covariance) - 2 * _trace_of_root(a, b, rows_a, rows_b)
-    return float(away @ away + traces)
+    return float(difference @ difference + traces)
 
 
 def _trace_of_root(a: Gaussian, b: Gaussian, rows_a: Tensor | None, rows_b: Tensor | None) -> Tensor:
@@ -155,7 +155,7 @@ def _unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
 def bootstrap_std(reference: Gaussian, samples: Tensor, *, replicates: int) -> float:
     """Standard deviation of the Fréchet distance when `samples [N, F]` are drawn again with replacement.
 
-    Only the standard deviation of the replicates is right. Their percentiles lie above the value itself, because
+    Only the standard deviation of the replicates can be used. Their percentiles lie above the value itself, because
     drawing again doubles the bias of a small sample.
     """
     draw = np.random.RandomState(0)
@@ -170,16 +170,17 @@ def bootstrap_std(reference: Gaussian, samples: Tensor, *, replicates: int) -> f
         cross = centred @ root  # its nuclear norm is tr (S_sample S_reference)^½
         product = cross.T @ cross if cross.shape[0] >= cross.shape[1] else cross @ cross.T
         root_trace = _sum_of_roots(product)
-        away = mean - reference.mean
-        values.append(float(away @ away + trace + torch.trace(reference.covariance) - 2 * root_trace))
+        difference = mean - reference.mean
+        distance = difference @ difference + trace + torch.trace(reference.covariance) - 2 * root_trace
+        values.append(float(distance))
     return float(np.std(values, ddof=1))
 
 
 def _covariance_root(gaussian: Gaussian) -> Tensor:
-    """`R` [F, rank] with `R Rᵀ` the covariance."""
+    """R [F, rank] with R Rᵀ = covariance."""
     values, vectors = (torch.from_numpy(part) for part in np.linalg.eigh(gaussian.covariance.cpu().numpy()))
-    there = values > values[-1] * gaussian.size * torch.finfo(torch.float64).eps
-    return vectors[:, there] * values[there].sqrt()
+    positive = values > values[-1] * gaussian.size * torch.finfo(torch.float64).eps
+    return vectors[:, positive] * values[positive].sqrt()
 
 
 def _sum_of_roots(symmetric: Tensor) -> Tensor:

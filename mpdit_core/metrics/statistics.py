@@ -32,7 +32,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class RunningStatistics:
-    """The sums over the rows so far. Immutable: adding rows gives new statistics, so that no sum is ever half done."""
+    """The sums over the rows so far. Immutable: adding rows gives new statistics, so an interruption leaves no part."""
 
     count: int
     mean: Tensor  # [F] float64
@@ -81,10 +81,10 @@ class RunningStatistics:
         total = self.count + other.count
         if not other.count:
             return self
-        away = other.mean - self.mean
+        difference = other.mean - self.mean
         scatter = self.scatter + other.scatter
-        scatter.addr_(away, away, alpha=self.count * other.count / total)
-        return type(self)(total, self.mean + away * (other.count / total), scatter)
+        scatter.addr_(difference, difference, alpha=self.count * other.count / total)
+        return type(self)(total, self.mean + difference * (other.count / total), scatter)
 
     def gaussian(self) -> Gaussian:
         """Raises `ValueError` for fewer than two rows, which have no covariance."""

@@ -19,7 +19,7 @@ from mpdit_core.model.positions import rotate
 
 
 class Modulation(NamedTuple):
-    """The six vectors [B, 1, D] that steer a block, in the order the linear layer gives them."""
+    """The six vectors [B, 1, D] that modulate a block, in the order of the linear layer's output."""
 
     shift_attention: Tensor
     scale_attention: Tensor
@@ -58,7 +58,7 @@ def modulated_norm(tokens: Tensor, *, norm: str, shift: Tensor, scale: Tensor) -
 class HeadNorm(nn.Module):
     """RMSNorm of queries or keys `[B, L, heads, d]` over the features of a head, with a learned scale (QK norm).
 
-    Keeps the attention's logits bounded, which low precision needs in large models (ViT-22B, arXiv 2302.05442).
+    It bounds the attention logits, which large models need in low precision (ViT-22B, arXiv 2302.05442).
     """
 
     def __init__(self, head_width: int):
@@ -121,10 +121,10 @@ MLPS = {"gelu": GELUMLP, "swiglu": SwiGLU}
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normed, modulated and gated onto the residual (DiT's adaLN-Zero block).
+    """Attention and MLP, each with norm, modulation and a gated residual connection (DiT's adaLN-Zero block).
 
-    With modulation per block it turns `cond` into its six vectors itself (DiT); otherwise it takes the network's
-    shared ones (MPDiT, section 3.3).
+    With modulation per block it computes its six vectors from `cond` (DiT); otherwise it takes the shared ones (MPDiT,
+    section 3.3).
     """
 
     def __init__(self, config: ModelConfig):

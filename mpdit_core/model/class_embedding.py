@@ -1,4 +1,4 @@
-"""Embedding of the class: labels [B] -> class tokens [B, M, D], or one vector (M = 1) where classes are not tokens."""
+"""Embedding of the class: labels [B] -> class tokens [B, M, D]; without class tokens one vector (M = 1) for `cond`."""
 
 from __future__ import annotations
 

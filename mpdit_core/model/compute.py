@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-accumulates (MACs) as exact integers, from its configuration alone.
+"""The cost of a model: parameters and multiply-accumulates (MACs) as exact integers, from its configuration alone.
 
 Torch-free: `operations` lists every matrix product and every table of weights of the network, stage by stage, and
 everything else here is a sum over that list. Tests compare the sums with a count of the real model on tensors without
@@ -9,8 +9,8 @@ multiply-add; a product of two complex numbers counts as one MAC, as in torch's 
 in the field: biases, norms, activations, softmax, table look-ups and the FNO's 32-point FFTs.
 FLOPs are 2 × MACs. What the papers call "GFLOPs" are giga-MACs of one forward pass of one image.
 
-To add a part of the network: its operations below, in the order of the forward pass. A time embedding needs none: if
-it is not listed here, it is measured.
+To add a part of the network: its operations below, in the order of the forward pass. A new time embedding needs no
+entry: the cost of one that is not listed is measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from mpdit_core.config import ModelConfig
 
 if TYPE_CHECKING:
-    from mpdit_core.model.unlisted_cost import UnlistedCost
+    from mpdit_core.model.time_embedding_cost import TimeEmbeddingCost
 
 Convention = Literal["true", "paper"]
 Amount = Literal["macs", "backward_macs", "parameters"]
@@ -44,8 +44,8 @@ PAPER_ATTENTION_TOKENS = 256
 """The papers count the attention of every block as if it ran on 256 tokens, in every stage."""
 
 WHY_CONVENTIONS_DIFFER = (
-    "paper: the published way, attention counted as if every block had 256 tokens (linear layers at their real token "
-    "counts): too much for coarse stages, too little for fine ones. true: the real token counts everywhere."
+    "paper: as published, attention counted as if every block had 256 tokens (too much for coarse stages, too little "
+    "for fine ones), linear layers with their real number of tokens. true: the real number of tokens everywhere."
 )
 
 SINUSOID_FEATURES = 256
@@ -165,7 +165,7 @@ def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
         yield _linear(None, "time", "sinusoid out", rows=1, size=(width, width))
         return
     if config.time_embedding != "fno":
-        cost = unlisted_cost(config.time_embedding, width)
+        cost = measured_time_embedding_cost(config.time_embedding, width)
         yield Operation(
             stage=None, kind="time", name=config.time_embedding, macs=cost.macs, backward_macs=cost.backward_macs,
             parameters=cost.parameters,
@@ -180,9 +180,9 @@ def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
     yield _linear(None, "time", "FNO out", rows=1, size=(FNO_WIDTH, width))
 
 
-def unlisted_cost(name: str, width: int) -> UnlistedCost:
-    """The cost of a time embedding that is not listed above: it is measured, which imports torch."""
-    return importlib.import_module("mpdit_core.model.unlisted_cost").measure(name, width)
+def measured_time_embedding_cost(name: str, width: int) -> TimeEmbeddingCost:
+    """The cost of a time embedding that is not listed above. Measuring it imports torch."""
+    return importlib.import_module("mpdit_core.model.time_embedding_cost").measure(name, width)
 
 
 def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
@@ -194,7 +194,7 @@ def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
     if stage == 0:
         yield patch
         return
-    group = (config.stages[stage - 1].patch_size // here) ** 2  # fine tokens that one coarse token becomes
+    group = (config.stages[stage - 1].patch_size // here) ** 2  # fine tokens per coarse token
     yield _linear(stage, "upsampling", "expand", rows=fine // group, size=(width, width * group))
     yield _linear(stage, "upsampling", "refine", rows=fine + config.class_tokens, size=(width, width))
     if config.skip:
@@ -208,8 +208,8 @@ def _blocks(config: ModelConfig, stage: int, convention: Convention) -> Iterator
     if config.modulation == "per-block":
         yield _linear(stage, "conditioning", "block modulation", rows=1, size=(width, 6 * width), repeats=depth)
     yield _linear(stage, "projections", "qkv", rows=length, size=(width, 3 * width), repeats=depth)
-    seen = PAPER_ATTENTION_TOKENS if convention == "paper" else length
-    attention = depth * 2 * seen**2 * width
+    counted = PAPER_ATTENTION_TOKENS if convention == "paper" else length
+    attention = depth * 2 * counted**2 * width
     yield Operation(
         stage=stage, kind="attention", name="attention", macs=attention, backward_macs=2 * attention,
         parameters=depth * 2 * head_width if config.qk_norm else 0,

@@ -15,7 +15,7 @@ def initialize(model: nn.Module, *, spectral_scale: float) -> None:
 
     Args:
         model: an `MPDiT`.
-        spectral_scale: factor on the standard normal of the spectral weights; 1 as published.
+        spectral_scale: standard deviation of the spectral weights (of an FNO); 1 as published.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

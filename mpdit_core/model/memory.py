@@ -16,9 +16,9 @@ from mpdit_core.model.compute import (
     FNO_MODES,
     FNO_WIDTH,
     image_tokens,
+    measured_time_embedding_cost,
     parameter_count,
     tokens,
-    unlisted_cost,
 )
 from mpdit_core.runtime import files
 
@@ -29,7 +29,7 @@ MLP_MATRICES = {"gelu": 2, "swiglu": 3}  # of width × hidden features, in one b
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `weights` are float32, with their copies for bfloat16 products where those are used."""
+    """Bytes on one device. `weights`: in float32, and for bfloat16 products their copies."""
 
     weights: int
     gradients: int
@@ -56,7 +56,7 @@ def training_memory(
     Args:
         batch_size: number of images computed together: those of one device and one accumulation part.
         optimizer: name of the optimizer.
-        checkpointing: whether blocks are recomputed in the backward pass; then their inputs are kept, and the other
+        checkpointing: whether blocks are recomputed in the backward pass. Then only their inputs are kept, and all
             activations of one block at a time.
     """
     parameters = parameter_count(config)
@@ -70,7 +70,7 @@ def training_memory(
 
 
 def optimizer_values(config: ModelConfig, optimizer: str) -> int:
-    """Number of values that the optimizer keeps: two per parameter; one for those of Muon, the blocks' matrices."""
+    """Number of values that the optimizer keeps: two per parameter; one if Muon updates it (matrices of the blocks)."""
     matrices = config.depth * (4 * config.width**2 + MLP_MATRICES[config.mlp] * config.width * config.mlp_hidden)
     return 2 * parameter_count(config) - (matrices if optimizer == "muon" else 0)
 
@@ -110,7 +110,7 @@ def saved_activations(config: ModelConfig, *, precision: NetworkType = "bfloat16
         kept += max(blocks)
     else:
         kept = sum(depth * block for depth, block in zip(depths, blocks, strict=True))
-    return kept + _around(config, precision)
+    return kept + _outside_blocks(config, precision)
 
 
 def _bytes(precision: NetworkType) -> int:
@@ -147,8 +147,8 @@ def _norm_bytes(config: ModelConfig) -> int:
     return {"layer": 8, "rms": 4}[config.norm]
 
 
-def _around(config: ModelConfig, precision: NetworkType) -> int:
-    """Everything but the blocks: entries of the stages, time embedding, head."""
+def _outside_blocks(config: ModelConfig, precision: NetworkType) -> int:
+    """Everything outside the blocks: entries of the stages, time embedding, head, loss."""
     size, width = _bytes(precision), config.width
     total = 0
     fine = image_tokens(config)
@@ -167,6 +167,6 @@ def _around(config: ModelConfig, precision: NetworkType) -> int:
     total += 4 * config.channels * config.input_size.area  # the loss
     if config.time_embedding == "fno":
         total += FNO_LAYERS * (2 * 4 * FNO_GRID * FNO_WIDTH + 8 * (FNO_MODES + 1) * FNO_WIDTH)
-    elif config.time_embedding != "sinusoid":  # whose vectors are too few to count
-        total += unlisted_cost(config.time_embedding, width).saved_bytes
+    elif config.time_embedding != "sinusoid":  # the sinusoid keeps a negligible amount
+        total += measured_time_embedding_cost(config.time_embedding, width).saved_bytes
     return total + 8 * width * size

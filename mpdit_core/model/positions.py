@@ -1,7 +1,7 @@
 """Where a token is on the image: a table added to the tokens, or rotations of queries and keys (RoPE), or both.
 
-Rotations depend on the centre of a token in latent pixels, so that a coarse token lies in the middle of its fine ones:
-the same distance is the same angle at every patch size and resolution.
+Rotations depend on the centre of a token in latent pixels. So a coarse token lies in the middle of its fine tokens, and
+equal distances are equal angles at every patch size and resolution.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from mpdit_core.size import Size
 
 ROTATION_BASE = 100
 """Ratio of the shortest and the longest wavelength. RoPE-ViT (arXiv 2403.13298), section 3.2: an image has few tokens
-along a side, so 100 and not the 10,000 of language models."""
+along a side, so 100 replaces the 10,000 of language models."""
 
 
 def position_tables(config: ModelConfig, patch_size: int) -> tuple[Tensor, Tensor | None]:
-    """The fixed tables of a stage: positions `[N, D]`, or zeros `[1, D]` where only rotations are used; rotations."""
+    """(positions, rotations) of a stage, both fixed. Positions `[N, D]`; zeros `[1, D]` where only rotations are used.
+
+    Rotations as in `rotation_table`; None where only positions are used.
+    """
     grid = config.input_size // patch_size
     table = torch.zeros(1, config.width) if config.positions == "rope" else position_table(config.width, grid)
     if config.positions == "sincos":
@@ -56,7 +59,7 @@ def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _on_grid(line: Tensor, grid: Size) -> Tensor:
-    """From features `[n, F]` per coordinate those of all places of the grid, row by row: `[N, 2F]`, column then row."""
+    """Features `[n, F]` of each coordinate → `[N, 2F]` of each position, row by row: those of its column, then row."""
     columns = line[None, : grid.width].expand(grid.height, -1, -1)
     rows = line[: grid.height, None].expand(-1, grid.width, -1)
     return torch.cat([columns, rows], dim=2).flatten(0, 1)

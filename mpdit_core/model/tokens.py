@@ -1,4 +1,4 @@
-"""From planes to tokens and back: patches, and the step from a coarse grid to a finer one.
+"""From latents to tokens and back: patches, and the step from a coarse grid to a finer one.
 
 x_t    [B, C, h, w]     latents
 tokens [B, N, D]        N = h/p · w/p; row-major over the grid

@@ -3,7 +3,7 @@
     x_t [B, C, h, w] · t [B] or [1], 1 noise, 0 data · labels [B], num_classes = null -> velocity [B, C, h, w]
     tokens [B, N, D] · class_tokens [B, M, D] (M may be 0) · cond [B, D]
 
-Source: MPDiT (arXiv 2603.26357), section 3; the dense special case is DiT (arXiv 2212.09748).
+Source: MPDiT (arXiv 2603.26357), section 3; with one stage it is DiT (arXiv 2212.09748).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mpdit_core.model.positions import position_tables
 from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
 
-MOST_GRAPHS = 64
-LEAST_TIME = 0.05  # smallest divisor of the difference to predicted latents (JiT, arXiv 2511.13720)
+MAX_GRAPHS = 64
+MIN_TIME = 0.05  # lower bound of t, by which x_t - predicted latents is divided (JiT, arXiv 2511.13720)
 
 
 class MPDiT(nn.Module):
@@ -79,24 +79,24 @@ class MPDiT(nn.Module):
         patches = self.head(tokens, cond, shared)
         output = unpatchify(patches, size=self.config.input_size, patch_size=self.config.stages[-1].patch_size)
         if self.config.prediction == "latents":
-            return (x_t - output) / t.clamp(min=LEAST_TIME).view(-1, 1, 1, 1)
+            return (x_t - output) / t.clamp(min=MIN_TIME).view(-1, 1, 1, 1)
         return output
 
     def compile_blocks(self) -> None:
         """Compiles block by block: one small graph per stage, which all its blocks share.
 
-        Shapes are static. By default torch sees another number of tokens in the second stage and makes a graph for any
-        number, which runs at less than half the speed.
+        Shapes are static. By default, torch would compile one graph for any number of tokens, because stages differ in
+        it; that graph has less than half the speed.
         """
         for stage in self.stages:
             for block in stage.get_submodule("blocks").children():
                 _compile(block)
 
     def compile_whole(self) -> None:
-        """Compiles the network in one piece; on a GPU its kernels become one CUDA graph, which is launched at once.
+        """Compiles the network in one piece; on a GPU all its kernels become one CUDA graph with a single launch.
 
-        It takes minutes for a large model, and pays where launching kernels takes longer than running them. The next
-        evaluation overwrites the velocity.
+        This takes minutes for a large model. It is useful where launching kernels takes longer than running them. Each
+        evaluation overwrites the velocity of the one before.
         """
         _compile(self, mode="reduce-overhead")
 
@@ -110,7 +110,7 @@ class MPDiT(nn.Module):
 
 
 def without_values(config: ModelConfig) -> MPDiT:
-    """The network with its positions, but with uninitialised weights, for a state to be loaded.
+    """The network with its positions, but with uninitialised weights, to load a state into.
 
     Random weights would take as long as loading; the device "meta" would take seconds for its imports.
     """
@@ -119,7 +119,7 @@ def without_values(config: ModelConfig) -> MPDiT:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves tensors as they are where starting values would be written."""
+    """Skips every operation that would write starting values."""
 
     IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.zero_)
 
@@ -132,15 +132,15 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def _compile(module: nn.Module, **options: Any) -> None:
-    """Compiles for static shapes, with room for as many graphs as a job needs: beyond 8, torch would run eager.
+    """Compiles for static shapes, and raises torch's limit of 8 graphs, beyond which it runs eagerly.
 
-    There is one for each stage, batch size (guided or not, the last block) and time ([1] or [B]), with and without
-    gradients: 48 at most with three stages.
+    There is one graph for each stage, batch size (guided or not, last block or not) and shape of t ([1] or [B]), with
+    and without gradients: 48 at most with three stages.
     """
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # the configuration is each thread's own then
-        options["recompile_limit"] = MOST_GRAPHS
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's only
+        options["recompile_limit"] = MAX_GRAPHS
     else:
-        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
     module.compile(dynamic=False, **options)
 
 
@@ -198,13 +198,13 @@ class Stage(nn.Module):
         class_tokens, fine = self.upsample(class_tokens, tokens)
         if self.patch_embedding is not None and self.skip is not None:
             fine = fine + self.skip(self.patch_embedding(x_t))
-        return class_tokens, fine + self.positions  # float32 under autocast, and so the residual stream
+        return class_tokens, fine + self.positions  # float32 also under autocast, as is the residual stream
 
 
 class Head(nn.Module):
     """Norm, scale and shift, linear: tokens [B, N, D] -> patches [B, N, p·p·C].
 
-    With shared modulation its scale and shift are those of the blocks' MLPs; otherwise it has its own layer.
+    With shared modulation it uses the shift and scale of the blocks' MLPs; otherwise it has its own layer.
     """
 
     def __init__(self, config: ModelConfig):

@@ -1,4 +1,4 @@
-"""All counts of one model as one record, and records as CSV."""
+"""All counts of a model as one record, and such records as CSV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLING_STEPS = 250  # as in the papers; with guidance, every step takes two pa
 
 
 def model_cost(target: Target, *, convention: Convention, batch_size: int, objective: Added = NOTHING) -> ModelCost:
-    """The counts of `target`, exact integers. `objective`: what it adds to training."""
+    """The counts of `target`, exact integers. `objective`: the cost that its loss adds to training."""
     model = target.model
     true, paper, used = count(model), count(model, convention="paper"), count(model, convention=convention)
     dense, dense_macs = count(model.dense()), forward_macs(model.dense(), convention=convention)

@@ -1,4 +1,4 @@
-"""docs/compute.md, or the same for some models: the tables as Markdown, with explanations."""
+"""The tables as Markdown: docs/compute.md with explanations, or the tables alone for the models that are named."""
 
 from __future__ import annotations
 

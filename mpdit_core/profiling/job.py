@@ -1,4 +1,4 @@
-"""`mpdit profile-flops`: the compute of models, and plans, searches and measurements."""
+"""`mpdit profile-flops`: the compute of models, and plans of trainings, searches for shapes, and measurements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
     others = [name for name in ("plan", "measure", "plot", "csv", "markdown") if getattr(options, name)]
     if searched is not None and others:
         raise UserError(
-            f"a search does not work together with {', '.join(others)}",
+            f"a search cannot be combined with {', '.join(others)}",
             code="conflicting-options",
             expected="a search alone",
             remedy="search first, then profile a model that was found",
@@ -71,7 +71,7 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
 
 
 def _objective(target: Target, options: ProfileOptions) -> Added:
-    """What the run's objective adds to training. Only terms beside flow matching need torch."""
+    """The cost that the run's objective adds to training. Counting terms other than flow matching needs torch."""
     if target.run.objective.keys() == {FLOW_MATCHING}:
         return NOTHING
     from mpdit_core.flow.added_cost import added_cost

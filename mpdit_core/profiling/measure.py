@@ -1,4 +1,4 @@
-"""Measurements of a model on this machine: latency, images/s, achieved FLOP/s, and where the time is spent."""
+"""Measurements of a model on this machine: latency, images/s, achieved FLOP/s, and the time of each part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpdit_core.reporting import Note, Progress, Reporter, Warning, silent
 from mpdit_core.runtime.device import matmul_rate, synchronize
 from mpdit_core.runtime.precision import autocast, choose_dtype, dtype_name
 
-SECONDS = 2.0  # duration of the repeats per figure, after the warm-up
+SECONDS = 2.0  # how long each kind of pass is repeated, after the warm-up
 REPEATS = (5, 200)  # smallest and largest number
 
 
@@ -30,7 +30,7 @@ def matmul_tflops(device: torch.device) -> float:
 def measure(target: Target, batch_size: int, *, device: torch.device, report: Reporter = silent) -> Measured:
     """Times forward and training passes, eager and compiled.
 
-    Where torch.compile does not work, its figures are missing, and a warning (`cannot-compile`) says why.
+    Where torch.compile does not work, compiled passes are missing, and a warning (`cannot-compile`) says why.
     """
     dtype = choose_dtype("auto", device, target.model)
     rate = matmul_rate(device, dtype) / 1e12
@@ -68,7 +68,7 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
                     **timing,
                 )
             )
-            report(Progress(task="measure", done=len(passes), total=2 * len(works), unit="figures"))
+            report(Progress(task="measure", done=len(passes), total=2 * len(works), unit="passes"))
 
     time_passes("eager")
     try:
@@ -111,7 +111,7 @@ def _train(model: MPDiT, inputs: tuple[Tensor, Tensor, Tensor], dtype: torch.dty
 
 
 def _repeat(work: Callable[[], object], device: torch.device) -> tuple[list[float], int | None]:
-    """Seconds of each repeat, after two for warming up; and on a GPU the peak memory in bytes."""
+    """Seconds of each repeat, after a warm-up of two; and on a GPU the peak memory in bytes."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -128,7 +128,7 @@ def _repeat(work: Callable[[], object], device: torch.device) -> tuple[list[floa
 
 
 def describe(device: torch.device) -> str:
-    """The name of the device for people."""
+    """The name of the device, to show."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

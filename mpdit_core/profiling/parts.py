@@ -29,8 +29,8 @@ PASS = "mpdit-pass"
 FORWARD_SCOPE = 0  # scope of an operation; a node of the backward pass has 1, a range 7
 BACKWARD = "autograd::engine::evaluate_function"
 
-# Module of the network (by the end of its name) → kind of work. The time of a part is without that of the parts inside
-# it, so the time of the attention is that of its two products.
+# Module of the network (by the end of its name) → kind of work. The time of a part does not include the parts inside
+# it: the time of `attention` is the time of its two products.
 PARTS: dict[str, Kind] = {
     "attention": "attention",
     "attention.qkv": "projections",
@@ -68,7 +68,7 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
 def part_times(
     taken: dict[str, list[float]], config: ModelConfig, batch_size: int, *, training: bool
 ) -> tuple[PartTime, ...]:
-    """The result of `profile_parts` with the work of each part, in the order of the stages and of `KINDS`."""
+    """The times from `profile_parts`, with the operations of each part, in the order of the stages and of `KINDS`."""
     macs: dict[str, int] = defaultdict(int)
     for operation in operations(config):
         stage = "outside" if operation.stage is None else f"stage {operation.stage}"
@@ -122,7 +122,7 @@ def _seconds(events: list[Any], *, on_gpu: bool) -> dict[str, list[float]]:
     events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
     starts = [event.time_range.start for event in events if event.name == PASS]
     taken: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(starts))
-    part_of: dict[int, str | None] = {}  # sequence number → part; operations without a node have that of the next one
+    part_of: dict[int, str | None] = {}  # sequence number → part; an operation without a node has the next one's number
 
     def add(part: str, event: Any, sign: int = 1) -> None:
         this_pass = max(sum(start <= event.time_range.start for start in starts) - 1, 0)
@@ -144,7 +144,7 @@ def _seconds(events: list[Any], *, on_gpu: bool) -> dict[str, list[float]]:
 
 
 def _innermost(event: Any) -> str | None:
-    """The part that an event lies in."""
+    """The innermost part that contains an event."""
     while event is not None:
         if event.name.startswith(RANGE):
             return event.name.removeprefix(RANGE)

@@ -41,7 +41,7 @@ class PlanOptions(Settings):
     dense_epochs: PositiveInt | None = setting(None, "epochs of the dense model; none: the same")
     images: PositiveInt = setting(1_281_167, "number of images in the data set; ImageNet's if not given")
     hardware: str = setting("h100", "name of a device with a known peak rate, or measured")
-    peak_tflops: PositiveFloat | None = setting(None, "peak rate of one device, in place of that of the hardware")
+    peak_tflops: PositiveFloat | None = setting(None, "peak rate of one device, in place of the hardware's")
     devices: PositiveInt = setting(8, "number of devices")
     utilisation: float = setting(0.4, "fraction of the peak rate that training reaches", gt=0, le=1)
     watts: PositiveFloat | None = setting(None, "power of one device in watts, for the energy")

@@ -7,9 +7,9 @@ from mpdit_core.size import Size
 
 
 class Added(Result):
-    """What the terms of the loss beside flow matching add to training."""
+    """The cost that the terms of the loss other than flow matching add to training."""
 
-    parameters: int = setting(0, "parameters that are trained beside the network")
+    parameters: int = setting(0, "parameters of the terms' own modules")
     macs: int = setting(0, "additional MACs of the forward and backward pass of one image")
 
 
@@ -32,8 +32,8 @@ class ModelCost(Result):
     macs_paper: int = setting(..., "MACs, paper convention")
     linear_macs: int = setting(..., "MACs without attention")
     training_macs: int = setting(..., "MACs of the forward and backward pass of one image")
-    objective: Added = setting(Added(), "what the terms of the loss add to training")
-    training_step_macs: int = setting(..., "MACs of a training step, with what the objective adds")
+    objective: Added = setting(Added(), "cost that the terms of the loss add to training")
+    training_step_macs: int = setting(..., "MACs of a training step, including the objective's")
     batch_size: int = setting(..., "images per training step, and rows at inference")
     guided_sampling_macs: int = setting(..., "MACs of one guided sample with 250 steps")
     is_dense: bool = setting(..., "whether the model is its own dense counterpart")

@@ -32,11 +32,12 @@ class SearchOptions(Settings):
 def search(base: Target, options: SearchOptions) -> Found:
     """The models with the most parameters within the budget, with the resolution and switches of `base`.
 
-    Of the models with the same width, number of stages and fine blocks, only the largest that fits is kept, so that the
-    lines differ in kind.
+    Of the models with the same width, number of stages and fine blocks, only the largest that fits is kept, so that no
+    two lines are almost the same.
 
     Raises:
-        UserError: not even the smallest shape fits (`over-budget`), or there is no shape to try (`nothing-to-search`).
+        UserError: the smallest shape is over the budget (`over-budget`), or no shape is within the bounds
+            (`nothing-to-search`).
     """
     best: dict[tuple[int, int, int], Shape] = {}
     smallest: int | None = None

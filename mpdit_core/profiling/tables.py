@@ -1,4 +1,4 @@
-"""Counts as tables for people: on a terminal of 80 columns, and in Markdown."""
+"""Counts as tables to read: on a terminal of 80 columns, and in Markdown."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def facts(model: ModelCost) -> dict[str, str]:
 
 
 def plan_table(plans: Sequence[Plan]) -> Table:
-    """Two lines per model: its own training, and that of its dense counterpart."""
+    """Two lines per model: the cost of its training, and the cost for its dense counterpart."""
     first = plans[0]
     energy = first.model.kwh is not None
     rows = []

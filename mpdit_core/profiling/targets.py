@@ -24,7 +24,7 @@ ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two 
 
 @dataclass(frozen=True)
 class Target:
-    """A model to profile: its name as the user wrote it, and its configuration, with the epochs for a plan."""
+    """A model to profile: its name as the user wrote it, and its configuration (a plan uses the epochs in it)."""
 
     name: str
     run: RunConfig
@@ -85,11 +85,11 @@ def find_targets(
             code="resolution-does-not-fit",
             expected="a multiple of 16 pixels (two-level models: 32, three-level models: 64)",
         )
-    return (targets if named else _without_twins(targets)), left_out
+    return (targets if named else _without_duplicates(targets)), left_out
 
 
 def _all_presets(*, for_images: bool) -> list[tuple[str, RunConfig]]:
-    """All presets by name; without models of pixels, where they are to be used with larger images."""
+    """All presets by name. `for_images`: without models of pixels, which are not for larger images."""
     runs = [load_preset(name) for name in preset_names()]
     return [(run.preset, run) for run in runs if not for_images or run.model.input_size < run.resolution]
 
@@ -109,7 +109,7 @@ def at_resolution(run: RunConfig, resolution: Size) -> RunConfig:
         raise UserError(
             f"resolution {resolution} does not fit {run.preset}",
             code="resolution-does-not-fit",
-            expected=f"a multiple of {unit} pixels (latents of 1/{factor} the side, patches of {patches})",
+            expected=f"a multiple of {unit} pixels (latents have 1/{factor} of the side, patches have {patches})",
             remedy=f"--resolution {near}",
         )
     model = run.model.model_copy(update={"input_size": resolution // factor})
@@ -161,8 +161,8 @@ def _factor(run: RunConfig) -> int:
     return run.resolution.height // run.model.input_size.height
 
 
-def _without_twins(targets: list[Target]) -> list[Target]:
-    """Each network once: of `xl-256 @512` and `xl-512`, the second, whose own resolution it is."""
+def _without_duplicates(targets: list[Target]) -> list[Target]:
+    """Each network once: of `xl-256 @512` and `xl-512`, which are the same, only the second."""
     seen = [target.model for target in targets if "@" not in target.name]
     kept: list[Target] = []
     for target in targets:

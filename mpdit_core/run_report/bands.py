@@ -1,7 +1,7 @@
-"""Loss bands: what the loss of recorded runs was as they trained, and which other runs may be compared with it.
+"""Loss bands: the losses of recorded runs during training, and which other runs may be compared with them.
 
-A run is compared with runs of the same network, loss, times of training and latents. Optimisation may differ, and is
-then named.
+A run is compared with runs of the same network, loss, times of training and latents. Differences in optimisation are
+allowed, and listed.
 
 To add one: `python benchmarks/loss_band.py` with three runs or more, which writes a file into bands/.
 """

@@ -75,13 +75,13 @@ def _lines_of_steps(run: Run, key: str, *, noisy: bool) -> Iterator[Line]:
 
 
 def _bands(runs: Sequence[Run]) -> list[Line]:
-    """Each band once, as far as the longest run is that it is for."""
+    """Each band once, up to the last step of the longest run that it applies to."""
     by_length = sorted(runs, key=lambda run: run.history.last["step"])
     return list({line.points[0]: line for run in by_length for line in _band(run)}.values())
 
 
 def _band(run: Run) -> Iterator[Line]:
-    """The losses of recorded runs, as far as the run is, each in the middle of its window."""
+    """The losses of recorded runs up to the run's last step, each in the middle of its window."""
     band = band_for(run.config, run.latents)
     if band is None:
         return
@@ -99,7 +99,7 @@ def _band(run: Run) -> Iterator[Line]:
 
 
 def _published(run: Run) -> Iterator[Line]:
-    """The published FIDs up to the first that the run has not reached, if its own were measured as they were."""
+    """The published FIDs, up to the first that the run has not reached. None if no FID of the run is comparable."""
     if not any(by_adm_protocol(record) for record in run.records):
         return
     steps_per_epoch = run.latents.count / run.config.train.batch_size
@@ -110,7 +110,7 @@ def _published(run: Run) -> Iterator[Line]:
 
 
 def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:
-    """The key of a figure and a line of its values, for each protocol, and for what is only in metrics.jsonl."""
+    """(key of a metric, line of its values) for each protocol, and for values that are only in metrics.jsonl."""
     groups: dict[str, list[EvaluationRecord]] = {}
     for record in run.records:
         settings = record.sampling.values() if record.sampling else {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 MEAN_STEPS = 100
 MOST_POINTS = 20_000  # of a quantity; many times what a chart draws
-MOST_SERIES = 200  # quantities; a damaged or foreign file may name any number
+MOST_SERIES = 200  # quantities; a damaged file may have any number of names
 
 
 class Series:

@@ -39,7 +39,7 @@ def published_fids() -> tuple[PublishedFid, ...]:
 def published_for(config: RunConfig, latents: LatentSpec) -> list[PublishedFid]:
     """What was published for the network of a run, in order of epochs; nothing for another network, loss or data.
 
-    Optimisation and times of training are free: papers differ in them, too.
+    Optimisation and times of training may differ, as they do between papers.
     """
     if not (plain_flow_matching(config) and _of_imagenet(latents)):
         return []

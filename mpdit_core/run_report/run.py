@@ -1,4 +1,4 @@
-"""Reads what a report shows of a run from its folder."""
+"""Reads from a run's folder everything that a report shows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_FRAMES, FRAME_WIDTH = 12, 480
 
 @dataclass(frozen=True)
 class Run:
-    """What the page shows of a run."""
+    """The parts of a run that the page shows."""
 
     name: str
     number: int  # its colour
@@ -89,7 +89,7 @@ def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
 
 
 def _frame(path: Path) -> dict[str, Any]:
-    """Step and PNG in base64. Raises `FaultyImageError`, or `UserError` for what is no regular file."""
+    """Step, and PNG in base64. Raises `FaultyImageError`, or `UserError` if it is not a regular file."""
     if not path.is_file():
         raise UserError("it is not a regular file", code="cannot-read")
     picture = to_rgb(open_image(path.read_bytes()))

@@ -23,7 +23,7 @@ MEANING = {"above": "it learns more slowly", "below": "it learns faster"}
 
 
 def verdicts_on(run: Run) -> tuple[Verdict, ...]:
-    """What can be said of the run's loss, if it was ever finite, and of its FID, if it was measured."""
+    """The verdicts on the run's loss, if it was ever finite, and on its FID, if it was measured."""
     found = [_of_loss(run) if "loss" in run.history.series else None, _of_fid(run)]
     return tuple(verdict for verdict in found if verdict)
 
@@ -61,15 +61,15 @@ def _against_band(run: Run, band: LossBand) -> Verdict | None:
 
 
 def _against_rescaling(run: Run, *, why: str) -> Verdict:
-    """What holds for every network. `why`: that the run is not compared with recorded ones."""
+    """The comparison with a bound for every network. `why`: why the run is not compared with recorded runs."""
     limit = loss_of_rescaling(run.config, run.latents)
     if limit is None:
         return Verdict(quantity="loss", place="unknown", text=f"{why}, and nothing is known of this loss in general")
     loss = run.history.recent_loss()
     below = loss < limit
-    meaning = "is below that, as it must become" if below else "is not below that: nothing of the images is learnt yet"
+    meaning = "is below that, as it should be" if below else "is not below that: nothing about the images is learnt yet"
     text = (
-        f"{why}; that of any network begins near 2, and rescaling x_t is enough for {limit:.3f}: the mean of the last "
+        f"{why}; any network begins near 2 and can reach {limit:.3f} by rescaling x_t; the mean of the last "
         f"{MEAN_STEPS} steps, {loss:.4f}, {meaning}"
     )
     return Verdict(quantity="loss", place="below" if below else "above", text=text)
@@ -111,7 +111,7 @@ def _of_fid(run: Run) -> Verdict | None:
 
 
 def _against_published(run: Run, record: EvaluationRecord, published: list[PublishedFid]) -> Verdict:
-    """FID falls as a training goes on: it should be between what was published for fewer and for more epochs."""
+    """FID falls during training, so it should be between the values published for fewer and for more epochs."""
     epochs = record.step * run.config.train.batch_size / run.latents.count
     fid = record.value("fid")
     assert isinstance(fid, float)

@@ -1,9 +1,9 @@
 """Samplers: how x gets from t = 1 (noise) to t = 0 (data).
 
-To add one: a file here with a `OneStepSampler` (euler.py is the shortest) or any other dataclass as
-`mpdit_core.api.Sampler` describes, and a line under `[project.entry-points."mpdit.samplers"]` in pyproject.toml, which
-`make setup` installs. The shared test in tests/unit/samplers then measures the order it claims; its row in
-docs/sampling.md is written by hand. A sampler may also be in a package of its own: see docs/plugins.md.
+To add one: a file here with a `OneStepSampler` (euler.py is the shortest) or another dataclass that keeps the contract
+`mpdit_core.api.Sampler`, and a line under `[project.entry-points."mpdit.samplers"]` in pyproject.toml, which
+`make setup` installs. The shared test in tests/unit/samplers then measures its order; its row in docs/sampling.md is
+written by hand. A sampler may also be in another package: see docs/plugins.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def load_sampler(name: str, *, num_steps: int | None = None, **options: Any) -> 
         options: its other fields, by name.
 
     Raises:
-        UserError: there is no such sampler, or an option does not exist or does not fit.
+        UserError: there is no such sampler, an option does not exist, or its value is invalid.
     """
     if num_steps is not None:
         options["num_steps"] = num_steps

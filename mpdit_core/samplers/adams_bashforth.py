@@ -1,8 +1,8 @@
-"""Adams-Bashforth: each step from the velocities of the last ones; high order at one evaluation per step.
+"""Adams-Bashforth: each step uses the velocities of earlier steps; high order with one evaluation per step.
 
 Source: Hairer, Nørsett, Wanner: Solving ODEs I, sections III.1 and III.5 (variable steps): the polynomial through the
-last velocities is integrated over the step, on any grid. The first steps have too few velocities before them: they are
-taken by a Runge-Kutta method exact enough to keep the order. Each class names the extra evaluations that this costs.
+last velocities is integrated over the step, on any grid. The first steps, with too few earlier velocities, use a
+Runge-Kutta method of sufficient order. Each class states how many extra evaluations this costs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpdit_core.samplers.rk4 import runge_kutta_4
 
 @dataclass(frozen=True, kw_only=True)
 class _AdamsBashforth(FixedGridSampler):
-    """`order` velocities per step. Before there are as many: a method whose local error is of that degree."""
+    """Each step uses the last `order` velocities; the first steps, a method whose local error has the same order."""
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
         x_t = noise

@@ -23,7 +23,7 @@ class Euler(OneStepSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class EulerOfficial(Euler):
-    """Euler as the official code counts. `num_steps` is the number of time *points*: 250 are 249 evaluations."""
+    """Euler, counted as in the official code. `num_steps` is the number of time *points*: 250 are 249 evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,8 +3,8 @@
     dx = (v - w_t·score) dt + sqrt(2·w_t) dW,  time running from 1 to 0
     score = -((1 - t)·v + x) / t
 
-Source: SiT (arXiv 2401.08740), section 2.3 and table 1 (there t runs the same way); the published SDE runs of MPDiT use
-it. The order claimed is the weak one, that of the distribution, which is what matters for sampling.
+Source: SiT (arXiv 2401.08740), section 2.3 and table 1 (with the same direction of t); the published SDE samples of
+MPDiT use it. `order` is the weak order, the order of the error of the distribution, which matters for sampling.
 
 To add a diffusion: a line in `DIFFUSIONS` and its name in `DiffusionName`.
 """
@@ -34,11 +34,11 @@ DIFFUSIONS: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class WithDiffusion(OneStepSampler):
-    """The options that SDE samplers share. Steps that are not wholly within [t_min, t_max] are taken without noise."""
+    """The options that SDE samplers share. A step adds noise only if it lies within [t_min, t_max]."""
 
     stochastic: ClassVar[bool] = True
 
-    diffusion: DiffusionName = option("sigma", "w_t: SBDM, sigma, constant, decreasing or increasing-decreasing")
+    diffusion: DiffusionName = option("sigma", "w_t, one of SBDM, sigma, constant, decreasing, increasing-decreasing")
     norm: float = option(1.0, "factor of the diffusion", minimum=0)
     t_max: float = option(0.96, "above this time steps are deterministic; below 1 for SBDM", minimum=0, maximum=1)
     t_min: float = option(0.04, "below this time steps are deterministic", minimum=0, maximum=1)
@@ -55,11 +55,11 @@ class WithDiffusion(OneStepSampler):
 
     def is_noisy(self, t: float, s: float) -> bool:
         """Whether the step from t to s adds noise. The step to t = 0 never does."""
-        slack = 1e-9  # a grid may hit the ends up to rounding
-        return t <= self.t_max + slack and s >= self.t_min - slack and s > 0
+        tolerance = 1e-9  # times on a grid are rounded
+        return t <= self.t_max + tolerance and s >= self.t_min - tolerance and s > 0
 
-    def kick(self, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
-        """The noise of the step, with the diffusion at its start."""
+    def noise_term(self, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
+        """The noise that the step from t to s adds, with the diffusion w_t at its start."""
         return math.sqrt(2 * self.w(t) * (t - s)) * draw_noise(x_t, generator)
 
     def drift(self, velocity_fn: VelocityFn, x_t: Tensor, t: float) -> Tensor:
@@ -82,21 +82,21 @@ class EulerMaruyama(WithDiffusion):
         if not self.is_noisy(t, s):
             return x_t + (s - t) * velocity_fn(x_t, t)
         x_s = x_t + (s - t) * self.drift(velocity_fn, x_t, t)
-        return x_s + self.kick(x_t, t=t, s=s, generator=generator)
+        return x_s + self.noise_term(x_t, t=t, s=s, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EulerMaruyamaOfficial(WithDiffusion):
-    """The official SDE sampler. `num_steps` *points* from t_max 0.96 to t_min 0.04, where x at 0.96 is taken to be pure
-    noise, then a noise-free step of the same drift to 0. That is `num_steps` evaluations and as many states.
+    """The official SDE sampler: `num_steps` time *points* from t_max 0.96 to t_min 0.04, then a step to 0 with the same
+    drift and no noise. It starts from pure noise at 0.96, and takes `num_steps` evaluations.
     """
 
-    order: ClassVar[int] = 0  # starting pure noise at 0.96 leaves an error that does not vanish with the step
+    order: ClassVar[int] = 0  # x at 0.96 is not pure noise: this leaves an error that more steps do not reduce
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.grid != "uniform":
-            raise ValueError("the official sampler has the uniform grid only; euler-maruyama has them all")
+            raise ValueError("the official sampler has only the uniform grid; euler-maruyama has all grids")
 
     def times(self, noise: Tensor) -> list[float]:
         n = self.num_steps
@@ -105,4 +105,4 @@ class EulerMaruyamaOfficial(WithDiffusion):
 
     def step(self, velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, generator: NoiseSource) -> Tensor:
         x_s = x_t + (s - t) * self.drift(velocity_fn, x_t, t)
-        return x_s + self.kick(x_t, t=t, s=s, generator=generator) if s > 0 else x_s
+        return x_s + self.noise_term(x_t, t=t, s=s, generator=generator) if s > 0 else x_s

@@ -1,7 +1,7 @@
-"""The times at which a sampler stops: grids of `num_steps` intervals from t = 1 (noise) to t = 0 (data).
+"""The times of a sampler: grids of `num_steps` intervals from t = 1 (noise) to t = 0 (data).
 
-To add one: a function `(positions, grid, size) -> times` below and its name in `GRIDS` and `GridName`. `positions` run
-evenly from 1 to 0; the first time must be 1, the last 0, and each must be below the one before.
+To add one: a function `(positions, sampler, values) -> times` below, and its name in `GRIDS` and `GridName`. Times must
+decrease from 1 to 0. `positions` decrease evenly from 1 to 0; `values` is C·h·w, the number of values of an image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FixedGridSampler:
     num_steps: int = option(50, "intervals between t = 1 and t = 0", minimum=1)
     grid: GridName = option("uniform", "grid of times: uniform, shifted, cosine or karras")
     shift: float | None = option(None, "for grid=shifted; none: sqrt(C·h·w / 4096), 1 for 256-pixel latents", minimum=0)
-    rho: float = option(DEFAULT_RHO, "for grid=karras; larger: more steps close to the data", minimum=0)
+    rho: float = option(DEFAULT_RHO, "for grid=karras, the exponent; larger: more steps close to the data", minimum=0)
 
     def __post_init__(self) -> None:
         if self.shift is not None and self.shift <= 0:
@@ -43,7 +43,7 @@ class FixedGridSampler:
             raise ValueError(f"rho applies to grid=karras only, but the grid is {self.grid}")
 
     def times(self, noise: Tensor) -> list[float]:
-        """`num_steps + 1` times from 1 down to 0. Of `noise`, only the number of values of an image matters."""
+        """`num_steps + 1` times from 1 down to 0. `noise [B, C, h, w]` only gives the number of values per image."""
         positions = [1 - i / self.num_steps for i in range(self.num_steps + 1)]
         times = GRIDS[self.grid](positions, self, noise[0].numel() if len(noise) else 4096)
         return [1.0, *times[1:-1], 0.0]
@@ -55,7 +55,7 @@ class FixedGridSampler:
 
 @dataclass(frozen=True, kw_only=True)
 class OneStepSampler(FixedGridSampler):
-    """A sampler whose next state depends on the last one alone."""
+    """A sampler whose next state depends only on the current one."""
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
         x_t = noise
@@ -68,35 +68,35 @@ class OneStepSampler(FixedGridSampler):
         raise NotImplementedError
 
 
-def uniform(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
-    """Equal intervals; what the paper uses."""
+def uniform(positions: list[float], sampler: FixedGridSampler, values: int) -> list[float]:
+    """Equal intervals, as in the paper."""
     return positions
 
 
-def shifted(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
-    """More of the steps close to the noise, as larger images need: `t = a·u / (1 + (a - 1)·u)`.
+def shifted(positions: list[float], sampler: FixedGridSampler, values: int) -> list[float]:
+    """More steps close to the noise, as larger images need: `t = a·u / (1 + (a - 1)·u)`.
 
-    Source: Stable Diffusion 3 (arXiv 2403.03206), equation 23, `a = sqrt(m / n)`, with n = 4096, the values of a
-    256-pixel latent.
+    Source: Stable Diffusion 3 (arXiv 2403.03206), equation 23, `a = sqrt(m / n)`. n = 4096 is the number of values of
+    the latents of a 256-pixel image.
     """
-    a = math.sqrt(size / 4096) if grid.shift is None else grid.shift
+    a = math.sqrt(values / 4096) if sampler.shift is None else sampler.shift
     return [a * u / (1 + (a - 1) * u) for u in positions]
 
 
-def cosine(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
-    """The signal-to-noise ratios of the cosine schedule, evenly ("CosMap", arXiv 2403.03206, section 3.1)."""
+def cosine(positions: list[float], sampler: FixedGridSampler, values: int) -> list[float]:
+    """The signal-to-noise ratios of an evenly spaced cosine schedule ("CosMap", arXiv 2403.03206, section 3.1)."""
     angles = [math.pi / 2 * u for u in positions]
     return [math.sin(a) / (math.sin(a) + math.cos(a)) for a in angles]
 
 
-def karras(positions: list[float], grid: FixedGridSampler, size: int) -> list[float]:
+def karras(positions: list[float], sampler: FixedGridSampler, values: int) -> list[float]:
     """EDM's grid (arXiv 2206.00364, equation 5; sigma from 80 to 0.002), with `t = sigma / (1 + sigma)`.
 
     Its last interval goes from 0.002 to 0, as in EDM.
     """
-    largest, smallest = 80.0 ** (1 / grid.rho), 0.002 ** (1 / grid.rho)
+    largest, smallest = 80.0 ** (1 / sampler.rho), 0.002 ** (1 / sampler.rho)
     last = max(len(positions) - 2, 1)
-    sigmas = [(largest + i / last * (smallest - largest)) ** grid.rho for i in range(len(positions) - 1)]
+    sigmas = [(largest + i / last * (smallest - largest)) ** sampler.rho for i in range(len(positions) - 1)]
     return [*[sigma / (1 + sigma) for sigma in sigmas], 0.0]
 
 

@@ -1,4 +1,4 @@
-"""Heun's method: Euler's step, corrected by the velocity where it led (EDM, arXiv 2206.00364, algorithm 1).
+"""Heun's method: an Euler step, corrected with the velocity at its end (EDM, arXiv 2206.00364, algorithm 1).
 
 Unlike EDM, the last step is corrected too: the velocity is finite at t = 0.
 """
@@ -25,7 +25,7 @@ class Heun(OneStepSampler):
 
 
 def heun(velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, v_t: Tensor | None = None) -> Tensor:
-    """x at time s from `x_t` at time t, in one step. `v_t`: the velocity there, if it is known already."""
+    """x at time s from `x_t` at time t, in one step. `v_t`: the velocity at time t, if it is known already."""
     h = s - t
     v_t = velocity_fn(x_t, t) if v_t is None else v_t
     v_s = velocity_fn(x_t + h * v_t, s)

@@ -20,7 +20,7 @@ from mpdit_core.samplers.heun import heun
 
 @dataclass(frozen=True, kw_only=True)
 class HeunSDE(WithDiffusion):
-    """Heun for the reverse SDE. Two evaluations per step. Steps without noise are Heun's."""
+    """Heun for the reverse SDE. Two evaluations per step. Steps without noise are ordinary Heun steps."""
 
     order: ClassVar[int] = 2
 
@@ -28,7 +28,7 @@ class HeunSDE(WithDiffusion):
         if not self.is_noisy(t, s):
             return heun(velocity_fn, x_t, t=t, s=s)
         h = s - t
-        kick = math.sqrt((self.w(t) + self.w(s)) * -h) * draw_noise(x_t, generator)
+        noise_term = math.sqrt((self.w(t) + self.w(s)) * -h) * draw_noise(x_t, generator)
         d_t = self.drift(velocity_fn, x_t, t)
-        d_s = self.drift(velocity_fn, x_t + h * d_t + kick, s)
-        return x_t + h / 2 * (d_t + d_s) + kick
+        d_s = self.drift(velocity_fn, x_t + h * d_t + noise_term, s)
+        return x_t + h / 2 * (d_t + d_s) + noise_term

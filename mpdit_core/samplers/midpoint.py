@@ -1,6 +1,6 @@
-"""The midpoint method: a step with the velocity of its middle (Hairer, Nørsett, Wanner: Solving ODEs I, section II.1).
+"""The midpoint method: a step with the velocity at its middle (Hairer, Nørsett, Wanner: Solving ODEs I, section II.1).
 
-It never evaluates the network at t = 0, where training with logit-normal times hardly ever looks.
+It never evaluates the network at t = 0, close to which logit-normal times give almost no training samples.
 """
 
 from __future__ import annotations

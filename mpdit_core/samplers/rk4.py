@@ -22,7 +22,7 @@ class RungeKutta4(OneStepSampler):
 
 
 def runge_kutta_4(velocity_fn: VelocityFn, x_t: Tensor, *, t: float, s: float, v_t: Tensor | None = None) -> Tensor:
-    """x at time s from `x_t` at time t, in one step. `v_t`: the velocity there, if it is known already."""
+    """x at time s from `x_t` at time t, in one step. `v_t`: the velocity at time t, if it is known already."""
     h = s - t
     middle = t + h / 2
     v_1 = velocity_fn(x_t, t) if v_t is None else v_t

@@ -1,4 +1,4 @@
-"""Images from a model: the engine, sets of samples, and views of them."""
+"""Images from a model: the generator, sets of samples, and views."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ LARGEST_DIFFERENCE = 1.0  # mean absolute difference between pixels and float32'
 
 @torch.inference_mode()
 def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, spec: LatentSpec) -> ComputeType:
-    """bfloat16 if its pixels are within one 8-bit level of float32's on average, else float32; changes nothing.
+    """bfloat16 if its pixels differ from float32's by at most one 8-bit level on average, else float32.
 
-    It is tried on normal noise, which has more detail than latents of images and is the same in every process.
+    Both decode the same normal noise, which has more detail than latents of images. `autoencoder` stays unchanged.
 
     Args:
         wanted: precision of the network; `auto` takes bfloat16 only where it is faster, `float32` never.

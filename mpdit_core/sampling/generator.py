@@ -49,7 +49,7 @@ from mpdit_core.sampling.labels import read_classes, require_classes
 from mpdit_core.sampling.options import ComputeTypes, PluginRecord, SamplingOptions
 from mpdit_core.settings import validate
 
-WORTH_COMPILING = 2000  # images
+WORTH_COMPILING = 2000  # number of images from which compiling saves time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +60,14 @@ class SampleBatch:
     indices: list[int]
     labels: list[int]
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
-    images: Tensor  # [n, K, H, W] uint8 on the CPU, mostly K = 3 (RGB); no images where they are not decoded
+    images: Tensor  # [n, K, H, W] uint8 on the CPU, K = 3 for RGB; n = 0 if latents are not decoded
     nfe: int  # evaluations that the sampler asked for, per image
     passes: float  # full passes of an image through a network
     saved: float  # passes that a guidance interval and zero velocities saved
 
 
 class SamplingPlan:
-    """A model and sampling options. All that they name is found and checked, but no weights are loaded.
+    """A model and sampling options. Everything that they name is found and checked, but no weights are loaded.
 
     Raises:
         UserError: an invalid option, or a rule of guidance or a guide that does not fit the model.
@@ -94,7 +94,7 @@ class SamplingPlan:
         self.guide = _open_guide(options.guide, folder)
 
     def recorded(self) -> tuple[SamplingOptions, PluginRecord]:
-        """For records: the options, with the defaults of sampler and guidance filled in, and the sampler."""
+        """(options with the defaults of sampler and guidance filled in, sampler), for records."""
         record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
         sampler_options = dict(record.options)
         filled = {
@@ -146,7 +146,7 @@ class Generator(SamplingPlan):
 
     @property
     def types(self) -> ComputeTypes:
-        """What network and decoder compute in. They may be set to those of another process, or of earlier images."""
+        """The data types of network and decoder. Set them to compute as another process, or as earlier images."""
         return ComputeTypes(dtype_name(self.dtype), self.autoencoder.decode_precision if self.autoencoder else None)
 
     @types.setter
@@ -161,10 +161,10 @@ class Generator(SamplingPlan):
         return self.folder.latents
 
     def images(self, *, num_samples: int | None = None, **changes: Any) -> list[Image.Image]:
-        """Images as Pillow has them.
+        """The images, as Pillow images.
 
         Args:
-            num_samples: how many; one per class where `classes` is a list, else the generator's number.
+            num_samples: number of images; default: one per class if `classes` is a list, else the generator's number.
             changes: fields of `SamplingOptions` that differ from the generator's.
 
         Raises:
@@ -230,7 +230,7 @@ class Generator(SamplingPlan):
         on_step: Callable[[Step], None] | None = None,
     ) -> Tensor:
         """Latents [n, C, h, w] on the device. Raises `UserError` as `flow.integrate`."""
-        x_t = noise.clone()  # an inference tensor as all later x_t, so that torch.compile needs no second graph
+        x_t = noise.clone()  # an inference tensor, as all later x_t: torch.compile then needs no second graph
         return integrate(self.sampler, velocity, x_t, noise_sources, on_step=on_step)
 
     @torch.inference_mode()
@@ -241,7 +241,7 @@ class Generator(SamplingPlan):
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
 
     def batches(self, blocks: Iterable[int] | None = None) -> abc.Generator[SampleBatch, None, None]:
-        """Yields these blocks in order (all blocks if not given), computed in threads. The iterator may be closed.
+        """Yields these blocks in order (all blocks if not given), computed in threads. Closing it stops the threads.
 
         On a CPU, one thread computes a block, and as many blocks are computed at once as there are threads: this is
         faster than one block on all threads, and the numbers do not depend on the number of threads. On a GPU the
@@ -297,7 +297,7 @@ class Generator(SamplingPlan):
         )
 
     def _load_network(self, folder: ModelFolder) -> MPDiT:
-        """The network on the device, compiled where the options ask for it or it is worth it."""
+        """The network on the device, compiled if the options ask for it or it saves time."""
         network = folder.load(self.device)
         if self.options.compile == "graphs":
             network.compile_whole()
@@ -319,7 +319,7 @@ class Generator(SamplingPlan):
 
 
 def _check_graphs(options: SamplingOptions, device: torch.device) -> None:
-    """Raises `UserError` for CUDA graphs on another device, or with a rule of guidance that takes the network apart."""
+    """Raises `UserError` for CUDA graphs on another device, or if the guidance runs the network stage by stage."""
     if options.compile != "graphs":
         return
     if device.type != "cuda":
@@ -344,7 +344,7 @@ def sampling_values(options: SamplingOptions) -> dict[str, Any]:
 
 
 def _class_names(folder: ModelFolder) -> list[str]:
-    """A name for each label: the class's number where the data give none; an empty name for the null label."""
+    """A name for each label: the class's number if its name is not known; an empty name for the null label."""
     known, config = list(folder.latents.class_names) if folder.latents else [], folder.config.model
     if not config.num_classes:
         return ["" for _ in config.labels]
@@ -374,12 +374,13 @@ def _open_guide(where: str | None, model: ModelFolder) -> ModelFolder | None:
                 f"the guide {where} has {what} {found}",
                 code="guide-does-not-fit",
                 expected=f"{what} {wanted}, as in the model that is sampled",
+                remedy="choose another --guide",
             )
     return guide
 
 
 def _latents_of(model: ModelFolder) -> dict[str, Any]:
-    """What must be equal in a model and its guide."""
+    """The values that must be equal in a model and its guide."""
     config = model.config.model
     sizes = {name: getattr(config, name) for name in ("channels", "input_size", "num_classes")}
     return sizes | {"normalisation": model.latents.normalisation if model.latents else None}

@@ -1,4 +1,4 @@
-"""`mpdit sample`: images or latents from a model; a set that was stopped is continued."""
+"""`mpdit sample`: images or latents from a model. An unfinished set is continued."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     In a group of processes each writes its share of the blocks, and all return the same result.
 
     Raises:
-        UserError: anything that `Generator` refuses, or a folder that holds something else; no file has changed then.
-            Later: a full or missing disk; finished blocks are kept.
+        UserError: anything that `Generator` refuses, or a folder that holds something else, before any file changes;
+            or later, a full or missing disk. Finished blocks are kept.
         Interrupted: a signal came; finished blocks are kept, and the same call resumes.
     """
     for warning in _without_effect(options):
@@ -65,7 +65,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
         job = SetJob(samples, generator, report)
         if samples.complete:
             if world.is_main:
-                job.markers.remove()  # a kill came before that
+                job.markers.remove()  # the process that finished the set may have been killed before it removed them
             report(Note(text=f"{samples.path} is complete: nothing to do"))
             return job.result(samples)
         done = world.on_main(lambda: job.begin(held))
@@ -106,7 +106,7 @@ def _view(options: SampleOptions, report: Reporter) -> ViewResult:
 
 
 def _require_sampler_package(options: SampleOptions, folder: ModelFolder) -> None:
-    """Raises `UserError` where the sampler is unknown and the set to continue names the package that it came from."""
+    """Raises a `UserError` that names the missing package, if the set to continue was made with this sampler."""
     if options.sampler in plugins.names("samplers"):
         return
     begun = _readable(options.out or newest_folder(model_name(options.model, folder)))
@@ -165,7 +165,7 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
 
 
 class SetJob:
-    """Writes one set: finds the blocks that are there, writes the others, then the files of the whole set."""
+    """Writes one set: finds finished blocks, writes the others, then the files of the whole set."""
 
     def __init__(self, samples: SampleSet, generator: Generator, report: Reporter):
         self.samples, self.generator, self.report = samples, generator, report
@@ -173,22 +173,22 @@ class SetJob:
         self.writer = WRITERS[samples.format](samples, generator.class_names)
 
     def begin(self, held: ExitStack) -> set[int]:
-        """Rank 0: locks the folder until `held` ends, writes the record, and returns the blocks that are there."""
+        """Rank 0: locks the folder until `held` ends, writes the record, and returns the finished blocks."""
         held.enter_context(locked(self.samples.path))
-        if not self.samples.is_there():
-            self.markers.remove()  # of a set that was deleted: nobody knows which images they stand for
+        if not self.samples.exists():
+            self.markers.remove()  # of a deleted set: the images that they stand for are unknown
         self.samples.write()
         return self.finished_blocks()
 
     def finished_blocks(self) -> set[int]:
-        """The marked blocks that are whole. Removes all other markers, and temporary files of a killed process."""
+        """The marked blocks whose files are complete. Removes other markers, and temporary files of killed jobs."""
         for folder in (self.samples.path, self.markers.folder, self.writer.result):
             files.remove_leftovers(folder)
         done = set()
         for block, counts in self.markers.done().items():
             indices = self.generator.block_indices(block)
             whole = counts.images == len(indices) and block < self.generator.num_blocks
-            if whole and self.writer.is_there(block, indices, [self.generator.labels(i) for i in indices]):
+            if whole and self.writer.is_complete(block, indices, [self.generator.labels(i) for i in indices]):
                 done.add(block)
         self.markers.keep(done)
         return done
@@ -225,7 +225,7 @@ class SetJob:
                 raise Interrupted(received)
 
     def require_record(self) -> None:
-        if not self.samples.is_there():
+        if not self.samples.exists():
             raise UserError(
                 f"{self.samples.path} was deleted or moved while samples were written to it",
                 code="folder-gone",
@@ -234,7 +234,7 @@ class SetJob:
             )
 
     def finish(self, rate: float) -> SampleSet:
-        """Rank 0, once all blocks are there: writes the files of the whole set, then the record of a complete set.
+        """Rank 0, when all blocks are finished: writes the files of the whole set, then the record of a complete set.
 
         Raises:
             UserError: blocks are missing or damaged (`damaged-file`); the same command makes them again.

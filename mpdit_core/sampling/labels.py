@@ -1,4 +1,4 @@
-"""The class of image i, by the option `classes`: ids and names."""
+"""The class of each image, from the option `classes`: ids and names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import seeding
 
-FEW = 20  # up to so many classes are taken in their order
+FEW = 20  # up to this number, classes are taken in their order
 MOST_DIGITS = 12  # of an id
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Image i's label, which depends on i alone, and on the seed where it is drawn.
+    """The label of image i, which depends only on i, and on the seed if labels are random.
 
-    `classes` are taken in turn, so that every round holds each once; None: drawn at random from `num_classes`.
+    `classes` are taken in turn, so that every round has each once; None: labels are random, from `num_classes` classes.
     """
 
     classes: tuple[int, ...] | None
@@ -38,7 +38,7 @@ def read_classes(classes: str | Sequence[str | int], *, class_names: Sequence[st
 
     `id:10` is the class with this id and `name:10` the class with this name; a plain 10 is refused where the two
     differ. A name is compared with the whole class name and with its parts between commas (ImageNet's classes are
-    called "goldfish, Carassius auratus"), upper and lower case alike.
+    called "goldfish, Carassius auratus"). Case does not matter.
 
     Args:
         class_names: one for each class of the model.
@@ -60,7 +60,7 @@ def read_classes(classes: str | Sequence[str | int], *, class_names: Sequence[st
 
 
 def require_classes(num_classes: int, what: str, remedy: str = "leave it out") -> None:
-    """Raises `UserError` (`no-classes`) where `what`, which needs classes, is asked of an unconditional model."""
+    """Raises `UserError` (`no-classes`) for an unconditional model. `what`: the request that needs classes."""
     if num_classes == 0:
         raise UserError(
             f"{what} needs classes, and the model was trained without them",
@@ -71,7 +71,7 @@ def require_classes(num_classes: int, what: str, remedy: str = "leave it out") -
 
 
 def class_order(num_classes: int) -> tuple[int, ...]:
-    """All classes once. Many classes are taken in golden-ratio strides, so that the first few are of all kinds."""
+    """All classes once. Many classes are taken in golden-ratio strides, so that the first few are different kinds."""
     if num_classes <= FEW:
         return tuple(range(num_classes))
     stride = round(num_classes * 0.618)
@@ -88,7 +88,7 @@ def _read(text: str, class_names: Sequence[str]) -> list[int]:
 
 
 def _class(part: str, class_names: Sequence[str]) -> int:
-    """The class that an id, a name, `id:10` or `name:10` means."""
+    """The class that `part` means: an id, a name, `id:10` or `name:10`."""
     kind, _, said = part.partition(":")
     if kind == "id" and said.isdecimal():
         return _by_id(said, len(class_names))

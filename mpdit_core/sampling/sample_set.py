@@ -7,8 +7,8 @@
     grid.png                   the first images, labelled
     .progress/000003.json      marker of a finished block; removed with the last
 
-A block's marker is written after the block, so a marked block is there. The block of a marker that cannot be read is
-made again.
+A block's marker is written after the block, so a marked block is finished. If a marker cannot be read, its block is
+computed again.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 FORMAT = 2
 RECORD, PROGRESS = "samples.json", ".progress"
 LEFTOVERS = re.compile(r"\.progress|\.lock|\.lock\.owner|\..*\.(part|old)")
-"""Names of files that a killed job leaves, or a job whose folder was deleted: a folder of these counts as empty."""
+"""Names of files that remain after a job was killed or its folder deleted. A folder of only these counts as empty."""
 
 REMAINS = {"images", "latents"}
-"""Beside `.progress` these do not count either: they hold the block that was written while the set was deleted."""
+"""In a folder with `.progress`, these do not count either: they hold a block written while the set was deleted."""
 
 
 class SampledModel(Settings):
@@ -131,11 +131,11 @@ class SampleSet(Settings):
         """Writes samples.json, and makes the folder where it is missing."""
         files.write_json(self.path / RECORD, {"format": FORMAT, "samples": self.model_dump(mode="json")})
 
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         return (self.path / RECORD).is_file()
 
     def identity(self) -> dict[str, Any]:
-        """All that the images depend on, by dotted key: a call that continues the set has the same."""
+        """Everything that the images depend on, by dotted key. A call that continues the set must have the same."""
         return flatten(self.model_dump(mode="json", include=IDENTITY))
 
     def require_same(self, wanted: SampleSet) -> None:
@@ -184,6 +184,7 @@ def require_empty(path: Path) -> None:
 
 
 def _foreign(folder: Path) -> list[Path]:
+    """The files in `folder` that are not leftovers."""
     return [path for path in folder.iterdir() if not LEFTOVERS.fullmatch(path.name)]
 
 

@@ -3,7 +3,7 @@
 To add a format: a subclass of `Writer` below, a line in `WRITERS`, and its name in `Format` (options.py).
 """
 
-# ruff: noqa: ARG002 - every format gets what some need
+# ruff: noqa: ARG002 - all formats get the same arguments
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Writer:
-    """Writes the blocks of a set in one format. A file under its final name is whole."""
+    """Writes the blocks of a set in one format. A file under its final name is complete."""
 
     needs_images = True
     result_name: ClassVar[str]
@@ -46,15 +46,15 @@ class Writer:
     def write(self, batch: SampleBatch) -> None:
         raise NotImplementedError
 
-    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
-        """Whether the files of a marked block are whole: after a kill they are, after a power cut perhaps not."""
+    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
+        """Whether the files of a marked block are complete: always after a kill, perhaps not after a power cut."""
         raise NotImplementedError
 
     def finish(self, num_blocks: int) -> None:
-        """Rank 0 calls it once, when all blocks are there."""
+        """Writes the files of the whole set. Rank 0 calls it once, when all blocks are finished."""
 
     def image(self, index: int, label: int) -> np.ndarray:
-        """Image `index`, read back, uint8 [3 or 4, H, W]. Only formats that hold images have it."""
+        """Image `index` as it was written, uint8 [3 or 4, H, W]; only for formats with `needs_images`."""
         raise NotImplementedError
 
 
@@ -69,7 +69,7 @@ class PngWriter(Writer):
         slug = re.sub(r"[^\w.-]+", "_", self.class_names[label]).strip("_.")[:60]
         return slug if slug == str(label) else f"{label:04d}-{slug}"
 
-    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
         return all(_is_whole_png(self.path(i, label)) for i, label in zip(indices, labels, strict=True))
 
     def write(self, batch: SampleBatch) -> None:
@@ -116,7 +116,7 @@ class NpzWriter(Writer):
         with files.writing(self.block_path(batch.block)) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=pixels, arr_1=np.asarray(batch.labels, dtype=np.int64))
 
-    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
         try:
             images, stored = (map_member(self.block_path(block), name) for name in ("arr_0", "arr_1"))
         except UserError:
@@ -159,7 +159,7 @@ class LatentsWriter(Writer):
         with files.writing(self.block_path(batch.block)) as temporary:
             save_file(tensors, temporary)
 
-    def is_there(self, block: int, indices: list[int], labels: list[int]) -> bool:
+    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
         try:
             with opened(self.block_path(block)) as file:
                 size = file.get_slice("latents").get_shape()[0]

@@ -27,10 +27,10 @@ MODEL = ModelConfig(
 def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device: str = "cpu") -> None:
     """Checks an objective against its contract, on a small network with random weights.
 
-    Checked: the loss is one finite number; its gradient reaches the network and every parameter of the objective's own
-    modules; it is the mean over the images, the same for any order and any split into equal parts, and so for any
-    number of processes and any accumulation; it draws no random numbers and does not change the batch; training that is
-    stopped and resumed from its parameters ends with the same bits.
+    Checked: the loss is one finite number. Its gradient reaches the network and every parameter of the objective's own
+    modules. It is the mean over the images: the same for any order and any split into equal parts, so that the number
+    of processes and the accumulation do not matter. It draws no random numbers and does not change the batch. Training
+    that is stopped and resumed from its parameters ends with the same bits.
 
     Args:
         objective: an instance.
@@ -98,14 +98,14 @@ def _check_gradients(loss: TrainingLoss, batch: TrainingBatch) -> None:
         require(gradient.isfinite().all(), f"a finite gradient of {name}")
     reached = [name for name, gradient in found.items() if name.startswith("network.") and gradient.any()]
     require(reached, "a gradient that reaches the network", "none")
-    for name, _ in loss.trained_beside.named_parameters():
-        require(f"trained_beside.{name}" in found, "a gradient of every parameter of its modules", f"none of {name}")
+    for name, _ in loss.term_modules.named_parameters():
+        require(f"term_modules.{name}" in found, "a gradient of every parameter of its modules", f"none of {name}")
 
 
 def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
-    turned = _rows(batch, list(reversed(range(IMAGES))))
+    reordered = _rows(batch, list(reversed(range(IMAGES))))
     for what, parts in (
-        ("in another order", [turned]),
+        ("in another order", [reordered]),
         ("in two parts", [_rows(batch, slice(0, 4)), _rows(batch, slice(4, 8))]),
         ("image by image", [_rows(batch, slice(i, i + 1)) for i in range(IMAGES)]),
     ):
@@ -123,7 +123,7 @@ def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 
 def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
-    """Compares two steps of gradient descent with one step, a new network with its parameters, and another step."""
+    """Compares two steps of gradient descent with one step, a second network with those parameters, and its step."""
 
     def step(one: TrainingLoss) -> None:
         for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):

@@ -16,7 +16,7 @@ from mpdit_core.plugins import check_options
 from mpdit_core.testing.conformance import require, require_contract
 
 MEAN, STD = 0.4, 0.6  # of the Gaussian data of the exact flow
-ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on a single one, leading errors may cancel by chance
+ORDER_FLOWS = ((MEAN, STD), (-0.7, 0.25), (1.0, 1.6))  # on only one, leading errors may cancel by chance
 SHAPE = (3, 2, 8, 8)
 FLOOR = 2e-6  # errors below this are rounding: solvers may keep their times in float32
 
@@ -55,10 +55,10 @@ def check_sampler(sampler: type, *, options: Mapping[str, Any] | None = None) ->
 
     Checked: times decrease and end at t = 0; shape, dtype (float32 and float64) and device stay the same; `noise` is
     not changed; the same generators give the same images; an image does not depend on the others in its batch; a
-    stochastic sampler uses the generator; the claimed order of convergence is reached (the strong order for ODEs; for
-    stochastic samplers the weak order, of mean and standard deviation, which are known exactly if noise comes from
-    `draw_noise` and x is affine in it). A sampler with `adaptive = True` may take any number of steps, and its error
-    must be below 1e-3.
+    stochastic sampler uses the generator; the claimed order of convergence is reached. That is the strong order for
+    ODEs. For stochastic samplers it is the weak order, of mean and standard deviation, which are known exactly if noise
+    comes from `draw_noise` and x is affine in it. A sampler with `adaptive = True` may take any number of steps, and
+    its error must be below 1e-3.
 
     Args:
         sampler: the class.
@@ -156,7 +156,7 @@ def _order_on(make: Any, mean: float, std: float) -> float:
 
 
 def _slope(counts: tuple[int, ...], errors: list[float], claimed: int, *, what: str) -> float:
-    """The order by the last doubling of steps whose error is not yet rounding; NaN where all errors are."""
+    """The order from the last doubling of steps whose error is above rounding; NaN if all errors are rounding."""
     shown = ", ".join(f"{n}: {e:.1e}" for n, e in zip(counts, errors, strict=True))
     require(errors[2] < 1, "mean and standard deviation of the data to be reached", f"errors by steps {shown}")
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors) if b > FLOOR]
@@ -193,8 +193,6 @@ class _Impulses:
         self.draws = 0
 
     def __call__(self, like: Tensor) -> Tensor:
-        import torch
-
         self.draws += 1
         noise = torch.zeros_like(like)
         noise[[min(self.draws, len(like) - 1), -1]] = 1
@@ -204,7 +202,7 @@ class _Impulses:
 def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float] | None:
     """Mean and standard deviation of x at the end, on a Gaussian flow; None where the noise is not from `draw_noise`.
 
-    x is affine in the starting noise and in every draw, so the values of x for a 1 in each of them determine both. A
+    x is affine in the starting noise and in every draw, so its responses to a 1 in each of them give both numbers. A
     row with a 1 in all of them checks that x is affine.
     """
 
@@ -215,13 +213,13 @@ def _exact_moments(sampler: Any, mean: float, std: float) -> tuple[float, float]
 
     try:
         draws = final(1, [])[1]
-        x = final(draws + 3, [-2, -1])[0]  # nothing; one draw each; the starting noise; everything
+        x = final(draws + 3, [-2, -1])[0]  # rows: no noise; one draw each; the starting noise; all
     except Exception:  # it draws without draw_noise
         return None
-    answers = x[1:-1] - x[0]
-    if draws == 0 or abs(x[0] + answers.sum() - x[-1]) > 1e-9 * (1 + x.abs().max()):
+    responses = x[1:-1] - x[0]
+    if draws == 0 or abs(x[0] + responses.sum() - x[-1]) > 1e-9 * (1 + x.abs().max()):
         return None
-    return x[0].item(), answers.norm().item()
+    return x[0].item(), responses.norm().item()
 
 
 def _sampled_weak_order(make: Any) -> float:

@@ -1,7 +1,7 @@
-"""What the network sees at a step: a function of seed, step and position in the global batch alone.
+"""The batches of training. A sample depends only on seed, step and position in the global batch.
 
-Time, noise, posterior sample, flip and label drop of each sample are one row of a table of random numbers, so the
-sequence is the same for any number of processes, any accumulation, and after any restart.
+Time, noise, posterior sample, flip and label drop of each sample are one row of a table of random numbers. So batches
+are the same for any number of processes, any accumulation, and after any restart.
 
 Shapes: n samples, C latent channels, h × w latents.
 """
@@ -39,7 +39,7 @@ class Batch(TrainingBatch):
         return Batch(**{name: x.pin_memory().to(device, non_blocking=True) for name, x in self.tensors().items()})
 
     def chunks(self, parts: int) -> Iterator[Batch]:
-        """The batch in `parts` parts."""
+        """The batch, split into `parts` micro-batches."""
         for tensors in zip(*(x.chunk(parts) for x in self.tensors().values()), strict=True):
             yield Batch(**dict(zip(self.tensors(), tensors, strict=True)))
 
@@ -73,7 +73,7 @@ class BatchSource:
         share = self.batch_size // world.size
         self.positions = range(world.rank * share, (world.rank + 1) * share)
         self.order = EpochOrder(len(latents), self.seed)
-        draws = latents.spec.autoencoder.form.copies  # noise; and of the posterior, where it has a standard deviation
+        draws = latents.spec.autoencoder.form.copies  # 1: noise; 2: noise, and a draw from the posterior
         self.shape = (draws, config.model.channels, *config.model.input_size)
         self.table = RandomTable(self.seed, "batches", uniforms=3, normals=math.prod(self.shape))
 
@@ -100,9 +100,9 @@ class BatchSource:
         return Batch(latents, draws[:, 0].contiguous(), t, labels, teacher=stored.teacher)
 
     def _negative(self, step: int, batch: Batch) -> Tensor:
-        """For each sample the target velocity of the one `distance` positions further in the global batch, cyclically.
+        """For each sample, the target velocity of the one `distance` positions later in the global batch, cyclically.
 
-        The distance is drawn for each step. Samples of other processes are made here a second time.
+        The distance is drawn for each step. Samples of other processes are computed here again.
         """
         distance = 1 + hash_seed(self.seed, "negative", step) % (self.batch_size - 1)
         if len(self.positions) == self.batch_size:
@@ -114,7 +114,7 @@ class BatchSource:
         return torch.cat([target_velocity(other.latents, other.noise) for other in others])
 
     def _places(self, step: int) -> tuple[int, int]:
-        """The first of this process's samples of step `step` and one past the last, counted over all steps."""
+        """(start, stop) of this process's samples of step `step`, counted over all steps."""
         start = step * self.batch_size
         return start + self.positions.start, start + self.positions.stop
 

@@ -9,7 +9,7 @@ MEAN_DECAY = 0.99
 
 
 @dataclass(kw_only=True, eq=False)
-class BadStep(Exception):  # noqa: N818  # no error: the run may go back and leave the batch out
+class BadStep(Exception):  # noqa: N818  # not an error: the run may go back and skip the batch
     """The loss or gradient of a step is not finite, or the loss is a spike. All processes raise it at once."""
 
     what: str  # in words

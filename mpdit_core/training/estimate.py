@@ -21,7 +21,7 @@ def least_memory(config: RunConfig, *, world_size: int) -> int:
 
 
 def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> ResourceEstimate:
-    """What `config` needs on each of `world_size` devices; the larger need where the precision is not known yet."""
+    """What `config` needs on each of `world_size` devices. For precision `auto`, the larger need of the two."""
     train = config.train
     averages = len(averages_of(train))
     share = train.batch_size // (train.accumulation * world_size)
@@ -49,5 +49,5 @@ def estimate(config: RunConfig, *, total_steps: int, world_size: int = 1) -> Res
         activation_bytes=needed.activations,
         switched_memory_bytes=memory(not train.activation_checkpointing).total,
         checkpoint_bytes=checkpoint,
-        disk_bytes=checkpoint * (kept + 1) + snapshot * snapshots,  # + 1: old ones go once a new one is written
+        disk_bytes=checkpoint * (kept + 1) + snapshot * snapshots,  # + 1: old ones are deleted after a new one
     )

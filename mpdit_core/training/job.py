@@ -115,7 +115,11 @@ def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
 
 
 def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
-    """The newest complete checkpoint. Raises `UserError` if it is beyond the plan's last step (`nothing-to-train`)."""
+    """The newest complete checkpoint, if there is one.
+
+    Raises:
+        UserError: it is beyond the plan's last step (`nothing-to-train`).
+    """
     complete, torn = find_checkpoints(plan.run.path)
     while complete:
         try:
@@ -142,7 +146,7 @@ def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
 
 
 def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) -> None:
-    """Restores the checkpoint, or starts at the first step."""
+    """Restores the checkpoint, or starts at step 0 with the weights of `init_from` or with random ones."""
     if checkpoint is not None:
         session.trainer.restore(read(checkpoint))
         if init_from:

@@ -50,7 +50,7 @@ class TrainingLoop:
         self.metrics.rewind()
         with StopRequest() as stop, self.checkpoints.writer, self.ema_snapshots.writer:
             self.ema_snapshots.rewind()
-            self.evaluation.make_up()
+            self.evaluation.run_missing()
             if self.session.is_finished:
                 text = f"{self.session.run} has done all of its {self.session.step} steps; raise train.steps for more"
                 self.session.report(Warning(code="nothing-to-train", text=text))
@@ -62,7 +62,7 @@ class TrainingLoop:
                     self.ema_snapshots.rewind()
             self.ema_snapshots.wait()
             self.checkpoints.save()
-            self.session.world.on_main(self.metrics.write_the_rest)
+            self.session.world.on_main(self.metrics.write_unwritten)
         if self.metrics.stop_requested:
             self.session.report(Note(text=f"stopped after step {self.session.step}, which is saved"))
             raise Interrupted(stop.received or signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What follows a bad step: its images are recorded; then the run goes back and skips the batch, or stops."""
+"""What a run does after a bad step: it records the images, then goes back and skips the batch, or stops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROLLBACKS_IN_A_ROW = 5  # without a checkpoint in between
 
 
 class Rollback:
-    """Made before a session's first step, whose state it keeps if there is no checkpoint to go back to."""
+    """Recovers from bad steps. If the run has no checkpoint, it keeps the state before the session's first step."""
 
     def __init__(self, session: Session, *, batches: BatchSource, checkpoints: Checkpoints, metrics: StepMetrics):
         self.session, self.batches, self.checkpoints, self.metrics = session, batches, checkpoints, metrics
@@ -35,7 +35,7 @@ class Rollback:
         """
         self.checkpoints.wait()
         evidence = self._keep_evidence(bad)
-        newest = self.session.world.on_main(self.checkpoints.newest)  # it alone knows that the write has ended
+        newest = self.session.world.on_main(self.checkpoints.newest)  # other processes may not see it yet
         good = read(newest) if newest and not self.stops else self.start
         self.count = self.count + 1 if good and good.position.step == self.last_good else 1
         if good is None or self.count > ROLLBACKS_IN_A_ROW:

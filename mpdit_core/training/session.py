@@ -37,7 +37,7 @@ class WorkClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not training: previews and evaluations."""
+        """A context for work that is not training: previews and evaluations. Its time is not counted."""
         begun = self._now()
         try:
             yield
@@ -47,7 +47,7 @@ class WorkClock:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A plan, its trainer, device and processes: every part of the loop is made from this."""
+    """A plan, its trainer, device and processes. Every part of the loop is made from a session."""
 
     plan: Plan
     trainer: Trainer

@@ -33,8 +33,8 @@ class Plan:
     run: RunFolder
     total_steps: int
     resumes: bool
-    trust: bool  # whether code that files of the run and its latents name may be loaded
-    trusts_features: bool  # likewise for `preview.evaluate_features`, which may have been typed
+    trust: bool  # whether code may be loaded that the run's configuration or its latents refer to
+    trusts_features: bool  # likewise for `preview.evaluate_features`; a name from the command line is trusted
 
     @property
     def teacher_features(self) -> int:
@@ -43,7 +43,7 @@ class Plan:
 
 
 def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
-    """The plan of the run that `options` ask for. Raises `UserError` for anything that could not work."""
+    """The plan of the run that `options` ask for. Raises `UserError` for settings that cannot work."""
     saved = _saved_run(options)
     layers, latents = _layers_and_latents(options, saved, report)
     layers = fit_to_latents(layers, latents.spec, report=report)
@@ -73,7 +73,7 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
 def _layers_and_latents(
     options: TrainOptions, saved: RunFolder | None, report: Reporter
 ) -> tuple[Layers, LatentFolder]:
-    """The configuration and the latents. Where no preset is named, it follows from the latents, else they from it."""
+    """The configuration and the latents. Without preset and file, the latents determine the preset of a new run."""
     if saved is None and options.preset is None and options.config is None:
         latents = LatentFolder(options.latents or find_latents(options.latents_root))
         return _layers(options, proposed=_proposed_preset(latents, report)), latents
@@ -95,7 +95,7 @@ def _layers(
         base=Layers().over(before.model_dump(), f"the run {saved}") if before else None,
     )
     if before and layers.config().train.precision == "auto" and layers.origin("train.precision") != "--set":
-        # the `auto` of a preset or file was settled when the run began
+        # `auto` of a preset or file: the run keeps the precision that was measured at its start
         layers = layers.over({"train": {"precision": before.train.precision}}, f"the run {saved}")
     return layers
 
@@ -124,12 +124,12 @@ def total_steps(config: RunConfig, images: int) -> int:
 
 
 def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Layers:
-    """The layers with the latents' size, channels and number of classes on top. Presets are for squares, so a
-    rectangle's resolution comes from the latents too.
+    """The layers with the latents' size, channels and number of classes on top. Presets are for squares, so the
+    resolution of a rectangle comes from the latents too.
 
     Raises:
-        UserError: the latents have another resolution (`wrong-resolution`) or not the value that the user gave
-            (`latents-do-not-fit`), or there is guidance without classes (`no-classes`).
+        UserError: the latents have another resolution (`wrong-resolution`), the user gave a value that differs from
+            theirs (`latents-do-not-fit`), or there is guidance without classes (`no-classes`).
     """
     config = layers.config()
     if not spec.resolution.is_square and config.resolution.is_square and "resolution" not in layers.fixed:
@@ -180,13 +180,16 @@ def _without_guidance(layers: Layers, report: Reporter) -> Layers:
 
 
 def _saved_run(options: TrainOptions) -> RunFolder | None:
-    """The run that is to be resumed, or None for a new run."""
+    """The run to resume, or None for a new run."""
     path = options.run
     if path is None or RunFolder.is_free(path):
         return None
     if not RunFolder.exists(path):
         raise UserError(
-            f"{path} is not empty and not a run", code="not-a-run", expected="a run of `mpdit train`, or a new folder"
+            f"{path} is not empty and not a run",
+            code="not-a-run",
+            expected="a run of `mpdit train`, or a new folder",
+            remedy="choose another --run",
         )
     if not options.resume:
         raise UserError(
@@ -211,7 +214,7 @@ def _check_division(config: RunConfig, world_size: int) -> None:
             code="batch-not-divisible",
             expected=f"a multiple of {parts}, e.g. {near}",
             remedy=f"--set train.batch_size={near}"
-            + (f", or --set train.accumulation= one of {accumulations}" if accumulations else ""),
+            + (f", or --set train.accumulation=N, N one of {accumulations}" if accumulations else ""),
         )
 
 
@@ -247,7 +250,7 @@ def _check_teacher(config: RunConfig, terms: Terms, latents: LatentFolder) -> No
 
 
 def _check_same_run(run: RunFolder, config: RunConfig) -> None:
-    """Raises `UserError` when a value has changed that would have altered the updates already made."""
+    """Raises `UserError` when a value has changed with which the steps so far would have been different."""
     changed = changes(run.config(), config)
     fixed = [f"{key}: {old} → {new}" for key, (old, new) in changed.items() if key not in RESUMABLE]
     if fixed:
@@ -267,7 +270,7 @@ def _check_same_data(saved: LatentSpec, given: LatentSpec, terms: Terms) -> None
             f"the teacher's features in {given.folder} are not those that this run was trained on",
             code="different-latents",
             expected=f"features with the hash {saved.teacher[:12]}, not {given.teacher[:12]}",
-            remedy="store the old teacher's again (encode-latents --replace-teacher), or start another run",
+            remedy="store the old teacher's features again (encode-latents --replace-teacher), or start another run",
         )
     if saved.fingerprint != given.fingerprint:
         raise UserError(

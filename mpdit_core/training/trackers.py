@@ -45,8 +45,8 @@ class TensorBoard:
 class WandB:
     """A run of the project `mpdit` under the run folder's name, with local files in `RUN/trackers`.
 
-    Its id is kept there, so that another folder of the same name is another run. The terminal is not recorded: the
-    panel would fill the record.
+    Its id is kept there, so that another folder of the same name is another run. Terminal output is not recorded: the
+    progress panel would fill the log.
     """
 
     def __init__(self, run: RunFolder, config: RunConfig, *, step: int):

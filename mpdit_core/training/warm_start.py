@@ -1,15 +1,15 @@
-"""Beginning a run with another model's weights (`--init-from`) where the two fit, and reporting where they do not.
+"""Starts a run with the weights of another model (`--init-from`), and reports which of them do not fit.
 
 Parts are matched by what they do, not by their number:
 
     blocks            in order, counted through all stages, so a dense model's 12 blocks fill stages of 6 and 6
-    patch embeddings  from the stage of the same patch size: a dense model's feeds the finest stage's skip
+    patch embeddings  from the stage of the same patch size: a dense model's goes to the skip of the finest stage
     upsampling, skip  from the stage of the same patch size
     class table       row by row, matched by class name; the null label's row to the null label's row
     all else          by name
 
-A layer is loaded whole or not at all. Position tables are computed from the configuration, so another resolution needs
-nothing. The averages (EMA) start from the loaded weights.
+A layer is loaded whole or not at all. Position tables are computed from the configuration, so the resolution may
+differ. The averages (EMA) start from the loaded weights.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ CLASS_TABLE = "class_embedding.table"
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMatch:
-    """Which classes the model knew. `by`: how they were matched; None: its table does not fit, and the new one starts
-    as initialised.
-    """
+    """Which classes the model knew. `by`: how they were matched; None: its class table does not fit and is not used."""
 
     by: Literal["name", "position"] | None
     known: int = 0
@@ -54,8 +52,8 @@ class WarmStart:
     loaded: int  # number of weights loaded, out of `total`, both without the table of classes
     total: int
     classes: ClassMatch
-    new: tuple[str, ...]  # layers of the new model that start as initialised
-    left_behind: tuple[str, ...]  # layers of the old model that are not used
+    new: tuple[str, ...]  # layers of the new model that start with random weights
+    unused: tuple[str, ...]  # layers of the old model that are not used
 
 
 def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: Reporter = silent) -> WarmStart:
@@ -93,7 +91,7 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
         total=sum(tensor.numel() for tensors in layers.values() for tensor in tensors.values()),
         classes=classes,
         new=tuple(layer for layer in layers if layer not in loaded),
-        left_behind=tuple(layer for layer in given if layer not in loaded.values()),
+        unused=tuple(layer for layer in given if layer not in loaded.values()),
     )
     for text in _summary(start, old, target):
         report(Note(text=text))
@@ -116,7 +114,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def same_part(layer: str, source: ModelConfig, target: ModelConfig) -> str:
-    """The layer of `source` that does what `layer` does in `target`; empty where there is none."""
+    """The layer of `source` with the function that `layer` has in `target`; empty where there is none."""
     match = re.fullmatch(r"stages\.(\d+)\.(?:blocks\.(\d+)\.)?(.+)", layer)
     if match is None:
         return layer
@@ -135,8 +133,8 @@ def match_classes(
 ) -> list[tuple[int, int]]:
     """(new label, old label) of the classes that are the same, the null label last.
 
-    Equal lists of names match by position, others by name (its first, where it occurs twice). Where the old names are
-    not known, equal counts match by position.
+    Equal lists of names match by position, others by name (if it occurs twice, its first class). Where the old names
+    are not known, equal counts match by position.
     """
     null = [(new_count, old_count)]
     if old is None or tuple(new) == tuple(old):
@@ -148,7 +146,7 @@ def match_classes(
 def _match_table(
     table: Tensor, fresh: Tensor, source: ModelFolder, target: ModelConfig, spec: LatentSpec
 ) -> tuple[Tensor, ClassMatch]:
-    """`fresh` with the rows of `table` for the classes that are the same."""
+    """`fresh`, with the rows of `table` for the classes that the model knew."""
     old = source.config.model
     if table.shape[1] != fresh.shape[1] or bool(target.class_tokens) != bool(old.class_tokens):
         return fresh, ClassMatch(by=None, new=spec.class_names)
@@ -189,18 +187,18 @@ def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterato
         yield f"classes: {start.classes.known} of {target.num_classes} known to the model{how}{rows}"
     if start.new:
         yield f"new, as initialised: {shorten(start.new)}"
-    if start.left_behind:
+    if start.unused:
         differing = [
             f"{name.replace('_', ' ')} {getattr(old, name)}, here {getattr(target, name)}"
             for name in ("modulation", "time_embedding", "mlp", "channels", "depth")
             if getattr(old, name) != getattr(target, name)
         ]
         why = f" ({'; '.join(differing)})" if differing else ""
-        yield f"weights of the model that are not used: {shorten(start.left_behind)}{why}"
+        yield f"weights of the model that are not used: {shorten(start.unused)}{why}"
 
 
 def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Iterator[str]:
-    """Differences with which weights load but do not mean the same."""
+    """Differences that change the meaning of weights which fit by their shapes."""
     prediction = source.extra.get("prediction", "velocity")
     if prediction != "velocity":
         yield f"the model predicted {prediction}: its output layer must be trained again"

@@ -1,6 +1,6 @@
-"""Every family of image autoencoders in diffusers: its published configuration, thinner, with random weights.
+"""Every family of image autoencoders in diffusers: its published configuration with small widths and random weights.
 
-Layout, factor, channels and the existing convolutions are those of the published config.json; widths are not.
+Layout, factor, channels and the set of convolutions are those of the published config.json; widths are not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def kl(channels: int, **more: Any) -> dict[str, Any]:
 
 
 def dc(channels: int, stages: int) -> dict[str, Any]:
-    """DC-AE: residual blocks, then EfficientViT blocks, one halving less than there are stages."""
+    """DC-AE: residual blocks, then EfficientViT blocks. The factor is 2^(stages - 1)."""
     blocks = ["ResBlock"] * (stages - 3) + ["EfficientViTBlock"] * 3
     scales = [[]] * (stages - 3) + [[5]] * 3
     widths = [8] * (stages - 3) + [32, 32, channels]

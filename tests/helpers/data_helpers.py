@@ -1,4 +1,4 @@
-"""Small image folders and a small AutoencoderKL for the tests of data and encoding, and encoding in one line."""
+"""Small image folders and a small AutoencoderKL for the tests of data and encoding, and functions to encode them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Reporter, silent
 
 SMALL = ["--autoencoder", "pixels", "--resolution", "8", "--shard-size", "4", "--batch-size", "2", "--device", "cpu"]
-"""The settings of `encode` as flags."""
+"""The defaults of `encode` below, as flags of `mpdit encode-latents`."""
 
 
 def photo(index: int, size: tuple[int, int] = (20, 14)) -> Image.Image:
@@ -41,7 +41,7 @@ def encode(source: object, out: Path, *, report: Reporter = silent, **more: Any)
 
 @contextmanager
 def refused(code: str, *words: str) -> Iterator[None]:
-    """The body must raise a `UserError` with `code` whose `what` has all `words` (values of the test, not prose)."""
+    """Requires a `UserError` with `code` whose `what` contains all `words` (values of the test, not prose)."""
     with pytest.raises(UserError) as caught:
         yield
     assert caught.value.code == code, caught.value
@@ -69,7 +69,7 @@ def hub_data_set(images: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def save_autoencoder(folder: Path, seed: int = 0) -> Path:
-    """A randomly initialised AutoencoderKL of the Stable Diffusion autoencoder's form (factor 8, 4 channels), thin."""
+    """An AutoencoderKL like Stable Diffusion's (factor 8, 4 channels), with small widths and random weights."""
     import torch
     from diffusers import AutoencoderKL
 

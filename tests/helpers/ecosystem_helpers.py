@@ -1,4 +1,4 @@
-"""Files as the official code writes them, made from the golden weights; and a small model folder and run of ours."""
+"""Files as the official code writes them, made from the golden weights; and a small model folder and run of mpdit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DENSE = Path(__file__).parents[1] / "golden" / "dit_dense.safetensors"
 
 
 def official_file(weights: dict[str, Tensor], path: Path, *, model: str = "", prefix: str = "") -> Path:
-    """A `.pt` as the official training script saves it: the EMA holds `weights`, `model` something else."""
+    """A `.pt` as the official training script saves it. `ema` holds `weights`; `model` holds other values."""
     ema = {prefix + name: tensor for name, tensor in weights.items()}
     raw = {prefix + name: tensor + (name != "pos_embed") for name, tensor in weights.items()}
     opt = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
@@ -34,7 +34,7 @@ def dense_weights() -> dict[str, Tensor]:
 
 
 def with_variance(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the output layer of DiT and SiT: each output patch is (p, p, 2C), the second C channels are not velocity."""
+    """The weights with DiT's and SiT's output layer: an output patch is (p, p, 2C), and the last C are not velocity."""
     changed = dict(weights)
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         rows = weights[name].view(2, 2, 4, *weights[name].shape[1:])

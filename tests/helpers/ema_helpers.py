@@ -1,4 +1,4 @@
-"""A run with snapshots of EMAs, whose weights scatter around fixed ones, and its exact averages of several widths."""
+"""A run with snapshots of EMAs, whose weights vary around fixed values, and its exact averages of several widths."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mpdit_core.interop.official.names import convert_state_dict
 from mpdit_core.model.transformer import MPDiT
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))
-TOLERANCE = 2e-5  # relative to the largest value: the files' own promise
+TOLERANCE = 2e-5  # relative to the largest value
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -28,7 +28,7 @@ def official_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_model(path: Path) -> tuple[MPDiT, dict[str, Tensor]]:
-    """Our model holding the file's weights, and the file's tensors."""
+    """(mpdit's model with the file's weights, the file's tensors)."""
     arguments, tensors = read(path)
     config, state = convert_state_dict(official_weights(tensors), num_heads=arguments["num_heads"])
     model = MPDiT(config)

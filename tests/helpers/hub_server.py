@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: the part of its HTTP API that uploads and downloads of models use.
+"""A local server in place of the Hugging Face Hub, with the part of its HTTP API that model transfers use.
 
 Files are kept in memory. Names ending in .safetensors or .png are uploaded by Git LFS, the others in the commit.
 """
@@ -23,9 +23,9 @@ class Hub:
         self.gated: set[str] = set()
         self.requests: list[str] = []
         self.unknown: list[str] = []
-        self.headers: dict[str, str] = {}  # that replace those of files
-        self.bodies: dict[str, bytes] = {}  # that replace answers, by a part of the path
-        self.hangs_at = ""  # a method that is answered only at the end
+        self.headers: dict[str, str] = {}  # sent in place of a file's own headers
+        self.bodies: dict[str, bytes] = {}  # part of a path → the content that GET returns for it
+        self.hangs_at = ""  # a method whose requests for files get no answer
         self.ended = threading.Event()
 
     def __enter__(self) -> Hub:

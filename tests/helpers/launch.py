@@ -34,8 +34,8 @@ from typing import Any
 SECONDS = 120.0  # no test waits longer for a process
 FORK = multiprocessing.get_context("fork")
 
-# Autograd does not survive the fork of a process that has used it, as the process of the tests may have. This server
-# never uses it. It imports once what takes seconds, also what torch imports when an optimizer or sharded model is made.
+# Autograd fails in a fork of a process that has used it, as the process of the tests may have. This server never uses
+# it. It imports slow modules once, also those that torch imports when an optimizer or a sharded model is made.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["pytest", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint.hf_storage",
@@ -89,7 +89,7 @@ def run_python(*words: object, env: Mapping[str, str] | None = None, cwd: Path |
 def started(
     *words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """`python WORDS` as a process that runs beside the test, and is killed at the end of the body."""
+    """`python WORDS` as a process in the background, which is killed at the end of the body."""
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {}),
@@ -129,7 +129,7 @@ class Forked:
 
 @contextlib.contextmanager
 def forked(*words: object) -> Iterator[Forked]:
-    """`mpdit WORDS` as a process that runs beside the test, and is killed at the end of the body."""
+    """`mpdit WORDS` as a process in the background, which is killed at the end of the body."""
     with _forked(_main, [str(word) for word in words]) as process:
         yield process
 
@@ -199,7 +199,7 @@ def serve_command(*words: object, size: int = 2) -> list[Outcome]:
 def _main(words: list[str]) -> int:
     from mpdit_cli.app import main
 
-    sys.argv = ["mpdit", *words]  # which a launcher gives to its processes
+    sys.argv = ["mpdit", *words]  # as in a process that torchrun starts
     return main(words)
 
 
@@ -215,7 +215,7 @@ def _enter_printing(rank: int, folder: Path, work: Callable[..., int | None], ar
     """Ends this process with the code that `work(*arguments)` returns; what it prints goes to files in `folder`."""
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - not pytest's
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - in place of pytest's
     code = 1
     try:
         code = work(*arguments) or 0

@@ -25,7 +25,7 @@ class Odd(NamedTuple):
 
 
 def odd_images() -> dict[str, Odd]:
-    """By name; the same every time."""
+    """All files by name; the same every time."""
     random = np.random.default_rng(0)
     colour = random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     alpha = random.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
@@ -234,7 +234,7 @@ def tiff(values: np.ndarray, bits: int, *, photometric: int = 1, kind: int = 1, 
     """A TIFF of one strip; `kind`: 1 unsigned, 2 with a sign, 3 float; `photometric`: 0 and 1 grey, 2 colours."""
     data = zlib.compress(values.tobytes()) if deflate else values.tobytes()
     channels = 3 if photometric == 2 else 1
-    behind = 8 + len(data) + 2 + 12 * 10 + 4  # where numbers lie that do not fit in their entry
+    behind = 8 + len(data) + 2 + 12 * 10 + 4  # offset of numbers that do not fit in their entry
     depth = (bits, 0) if channels == 1 else struct.unpack("<HH", struct.pack("<I", behind))
     tags = [
         (256, 1, SIDE), (257, 1, SIDE), (258, channels, depth), (259, 1, 8 if deflate else 1), (262, 1, photometric),

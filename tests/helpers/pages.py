@@ -39,7 +39,7 @@ class Step:
 def steps(page: str) -> list[Step]:
     """Every block and every command line of a page, in its order."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    text = text.replace("\\\n", "")  # a command line that is continued
+    text = text.replace("\\\n", "")  # joins continued command lines
     found = [(match.start(), step) for match in _BLOCK.finditer(text) for step in _of_block(match)]
     outside = _BLOCK.sub(lambda match: " " * len(match.group()), text)
     found += [(m.start(), Step("command", m["command"])) for m in _COMMAND.finditer(outside)]

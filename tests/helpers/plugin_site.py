@@ -1,4 +1,4 @@
-"""Writes packages of plugins into a folder on the path, as pip would."""
+"""Installs packages of plugins into a folder on `sys.path`, as pip would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets what a measurement of precision finds."""
+"""Replaces the measurement behind the precision `auto`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training runs for tests; a module of its own, so that a fork server's children can import it by name."""
+"""Training runs for tests; a separate module, so that a fork server's children can import it by name."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 
 def arguments(latents: Path, run: Path, *assignments: str) -> list[str]:
-    """The words after `mpdit` for the same runs."""
+    """The command line (after `mpdit`) with the same settings as `options`."""
     words = ["train", "--preset", "tiny", "--latents", str(latents), "--run", str(run), "--device", "cpu"]
     return words + [word for assignment in (*QUICK, *assignments) for word in ("--set", assignment)]

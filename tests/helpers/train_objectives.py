@@ -1,4 +1,4 @@
-"""Objectives for tests of training; a module of its own, so that the processes of a test find it by name."""
+"""Objectives for tests of training; a separate module, so that the processes of a test find it by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class Reader(Objective):
-    """Predicts the mean noise of a patch from each coarse token, by a layer that is trained beside the network."""
+    """Predicts the mean noise of a patch from each coarse token, by its own linear layer."""
 
     weight: float = option(1.0, "factor of this term in the loss")
 

@@ -1,4 +1,4 @@
-"""What the processes of a test train; a module of its own, so that the children of `launch.SERVER` find it by name."""
+"""Trainings for processes of a test; a separate module, so that the children of `launch.SERVER` find it by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mpdit_core.training import TrainOptions, train
 
 
 def train_and_die(wanted: TrainOptions, steps: int, seconds: float) -> None:
-    """Trains until a SIGKILL, `seconds` after so many steps: at any moment of a step, a write or the start."""
+    """Trains until a SIGKILL `seconds` after step `steps`: in the middle of a step, of a write, or of the start."""
     death = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
     left = steps
 
@@ -38,7 +38,7 @@ def train_and_die(wanted: TrainOptions, steps: int, seconds: float) -> None:
 
 
 def torchrun(words: list[str]) -> None:
-    """Runs an agent of torchrun, which starts its own processes."""
+    """Runs torchrun itself, which starts its own processes."""
     from torch.distributed.run import main
 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -47,7 +47,7 @@ def torchrun(words: list[str]) -> None:
 
 
 def last_checkpoint_fails(latents: Path, run: Path) -> int:
-    """Trains while a file stands in the place of the folder of checkpoints."""
+    """Trains while a file has the name of the folder of checkpoints, so that none can be written."""
 
     def watch(event: Event) -> None:
         if isinstance(event, Step) and event.step == 1 and os.environ["RANK"] == "0":
@@ -57,7 +57,7 @@ def last_checkpoint_fails(latents: Path, run: Path) -> int:
 
 
 def one_part_fails(latents: Path, run: Path) -> int:
-    """Trains; process 1 cannot write after the first checkpoint."""
+    """Trains, sharded, while process 1 cannot write after the first checkpoint."""
 
     def watch(event: Event) -> None:
         if isinstance(event, Step) and event.step == 2 and os.environ["RANK"] == "1":

@@ -1,13 +1,13 @@
-"""Guidance: the velocity that a sampler sees, made of two evaluations of networks.
+"""Guidance: the velocity for a sampler, combined from two evaluations of networks.
 
     velocity = weak + w(t)·(strong - weak)
 
 strong is the network with the label; weak is the network with the null label (classifier-free guidance), a second,
-weaker model with the label (autoguidance, arXiv 2406.02507), or what a rule makes it. Some rules change the formula.
+weaker model with the label (autoguidance, arXiv 2406.02507), or defined by the rule. Some rules change the formula.
 
     strength.py  how strongly and when: scale, interval, schedule
     velocity.py  the velocity function of one batch, which counts what it computes
-    rule.py      what a rule is
+    rule.py      the base of all rules
     cfg.py · cfg_zero.py · apg.py · skip_tokens.py   the rules
 
 To add a rule: a file here with a subclass of `GuidanceRule` whose fields are its options (cfg.py is the shortest), a
@@ -40,5 +40,5 @@ GUIDANCE_RULES: dict[GuidanceName, type[GuidanceRule]] = {
 
 
 def load_rule(name: GuidanceName, options: Mapping[str, Any]) -> GuidanceRule:
-    """The rule of this name. Raises `UserError` for an option that it does not have, or that does not fit."""
+    """The rule of this name. Raises `UserError` for an unknown option or an invalid value."""
     return validate(GUIDANCE_RULES[name], options, origin=f"guidance {name}")

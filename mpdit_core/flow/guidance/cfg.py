@@ -15,5 +15,5 @@ class ClassifierFree(GuidanceRule):
 
 
 def extrapolate(strong: Tensor, weak: Tensor, *, w: float, x_t: Tensor, t: float) -> Tensor:  # noqa: ARG001
-    """`weak + w·(strong - weak)`; it is the same at every x_t and t."""
+    """`weak + w·(strong - weak)`. `x_t` and `t` are not used."""
     return weak + w * (strong - weak)

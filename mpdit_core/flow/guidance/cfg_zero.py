@@ -2,8 +2,8 @@
 
     velocity = s·weak + w·(strong - s·weak),   s = <strong, weak> / |weak|² per image;   0 in the first steps
 
-The first steps are those with t > 1 - zero_init, however often a sampler evaluates per step: on a uniform grid of n
-steps they are the first zero_init·n, rounded up.
+The velocity is 0 at times t > 1 - zero_init, for every sampler. On a uniform grid of n steps these are the first
+zero_init·n steps, rounded up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mpdit_core.flow.guidance.cfg import extrapolate
-from mpdit_core.flow.guidance.rule import Combine, GuidanceRule, coefficient
+from mpdit_core.flow.guidance.rule import Combine, GuidanceRule, projection_coefficient
 from mpdit_core.settings import setting
 
 
@@ -27,9 +27,9 @@ class CFGZero(GuidanceRule):
         return extrapolate_from_scaled if self.optimised_scale else extrapolate
 
     def is_zero_at(self, t: float) -> bool:
-        return t > 1 - self.zero_init + 1e-9  # a grid may hit the end up to rounding
+        return t > 1 - self.zero_init + 1e-9  # times on a grid are rounded
 
 
 def extrapolate_from_scaled(strong: Tensor, weak: Tensor, *, w: float, x_t: Tensor, t: float) -> Tensor:
     """`extrapolate` from the multiple of `weak` that is closest to `strong`."""
-    return extrapolate(strong, coefficient(strong, weak) * weak, w=w, x_t=x_t, t=t)
+    return extrapolate(strong, projection_coefficient(strong, onto=weak) * weak, w=w, x_t=x_t, t=t)

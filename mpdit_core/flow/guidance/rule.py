@@ -1,4 +1,4 @@
-"""What a guidance rule is: where the weak velocity comes from, and how strong and weak become one velocity."""
+"""The base of guidance rules. A rule defines the weak velocity, and combines the strong and the weak one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Pair(NamedTuple):
-    """Where strong and weak come from, bound to the labels of a batch."""
+    """The function that computes strong and weak velocity for the labels of one batch, and its cost."""
 
     evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     """`evaluate(x_t, t [1]) -> strong, weak`, both [B, C, h, w] float32."""
 
     passes: float
-    """Cost of both: number of passes of an image through a network."""
+    """Number of passes of an image through a network, for strong and weak together."""
 
 
 class Combine(Protocol):
@@ -38,7 +38,7 @@ class GuidanceRule(Settings):
     """The base of all rules. The fields of a rule are its options."""
 
     def combine(self) -> Combine:
-        """The function for one batch, which may keep values from one evaluation to the next."""
+        """A new combining function for one batch; it may keep values from one evaluation to the next."""
         raise NotImplementedError
 
     def pair(self, network: Network, labels: Tensor, null_label: int) -> Pair:
@@ -56,11 +56,11 @@ class GuidanceRule(Settings):
         return False
 
     def require_fit(self, config: ModelConfig, *, guided_by_model: bool) -> None:
-        """Raises `UserError` where the rule does not fit the network, or a second model that guides it."""
+        """Raises `UserError` if the rule cannot be used with this network, or together with a guide."""
 
 
 def velocity_of(network: Network, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    """The velocity in float32, copied: a CUDA graph overwrites its output at the next evaluation."""
+    """The velocity, copied to a float32 tensor: a CUDA graph overwrites its output at the next evaluation."""
     return network(x_t, t, labels).to(torch.float32, copy=True)
 
 
@@ -78,6 +78,6 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=(1, 2, 3), keepdim=True)
 
 
-def coefficient(of: Tensor, on: Tensor) -> Tensor:
-    """The number c [B, 1, 1, 1] per image for which `c·on` is closest to `of`; 0 where `on` is 0."""
-    return dot(of, on) / dot(on, on).clamp_min(1e-30)
+def projection_coefficient(vector: Tensor, *, onto: Tensor) -> Tensor:
+    """The number c per image, [B, 1, 1, 1], for which `c·onto` is closest to `vector`; 0 where `onto` is 0."""
+    return dot(vector, onto) / dot(onto, onto).clamp_min(1e-30)

@@ -1,7 +1,7 @@
-"""Guidance away from the same network without class tokens in its last stage: a weak velocity for a part of a pass.
+"""Guidance `skip-tokens`: the weak velocity is from the same network, with no class tokens in its last stage.
 
 Both velocities share the coarse stages, which see the class tokens. The last stage is computed twice: as trained, and
-on the image tokens alone, which know the class from the coarse stages only. No paper has this rule. Related:
+on the image tokens alone, which know the class from the coarse stages only. The rule is not from a paper. Related:
 autoguidance by a weaker model (arXiv 2406.02507), and perturbed attention in the same model (arXiv 2403.17377).
 """
 
@@ -45,8 +45,8 @@ class SkipTokens(GuidanceRule):
             )
         if guided_by_model:
             raise UserError(
-                "guidance skip-tokens and a guide",
+                "guidance skip-tokens cannot be combined with a guide",
                 code="conflicting-options",
-                expected="one weak velocity: by the guide, or by the same model without class tokens",
-                remedy="leave --guide out, or --guidance cfg",
+                expected="one weak velocity: from the guide, or from the same model without class tokens",
+                remedy="leave --guide out, or use --guidance cfg",
             )

@@ -25,7 +25,7 @@ SCHEDULES: dict[GuidanceSchedule, Callable[[float], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How strongly, when, and by which rule. Scale 1 is off. `interval`: (lo, hi) of t, both ends inclusive."""
+    """Strength, times and rule of guidance. Scale 1 is off. `interval`: (lo, hi) of t, both ends inclusive."""
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
@@ -51,10 +51,10 @@ class Guidance:
         return self.scale == 1
 
     def acts_at(self, t: float) -> bool:
-        """Whether `t` lies in the interval; never where guidance is off."""
+        """Whether guidance is on and `t` lies in the interval."""
         lo, hi = self.interval
-        slack = 1e-9  # a grid may hit the ends up to rounding
-        return not self.is_off and lo - slack <= t <= hi + slack
+        tolerance = 1e-9  # times on a grid are rounded
+        return not self.is_off and lo - tolerance <= t <= hi + tolerance
 
     def scale_at(self, t: float) -> float:
         """w(t); 1 outside the interval."""

@@ -1,4 +1,4 @@
-"""The velocity function that a sampler integrates: a network, labels and guidance bound, and its cost counted."""
+"""The velocity function that a sampler integrates: network, labels and guidance in one. It counts its cost."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mpdit_core.runtime.precision import autocast
 
 
 class GuidedVelocity:
-    """The velocity function of one batch on its way from t = 1 to 0. Where w(t) = 1, the weak half is not computed.
+    """The velocity function of one batch, for one integration from t = 1 to 0. If w(t) = 1, only strong is computed.
 
     Args:
         network: the model.
         labels: [B] int64 on the network's device.
-        null_label: what the network takes for "no class".
+        null_label: the label that means no class.
         guidance: off by default.
         guide: a second, weaker network for autoguidance; then the null label is not used.
-        dtype: the type to compute in, by autocast. The result has the type of x_t either way.
+        dtype: data type of the computation, by autocast. The result has the type of x_t.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class GuidedVelocity:
         self.combine = rule.combine()
         self.nfe = 0
         """Number of evaluations that the sampler asked for."""
-        self.plain = 0
-        """Number of those without guidance, of the network alone."""
-        self.zero = 0
-        """Number of those that returned 0 and ran no network."""
+        self.unguided = 0
+        """Number of those that ran the network once, without guidance."""
+        self.zero_velocities = 0
+        """Number of those that returned 0 without running a network."""
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         """The guided velocity [B, C, h, w] at `x_t [B, C, h, w]` and time `t`, in the type of `x_t`."""
         self.nfe += 1
         if self.guidance.acts_at(t) and self.guidance.rule.is_zero_at(t):
-            self.zero += 1
+            self.zero_velocities += 1
             return torch.zeros_like(x_t)
         w = self.guidance.scale_at(t)
-        time = x_t.new_full((1,), t)  # filled on the device: nothing waits for it
+        time = x_t.new_full((1,), t)  # filled on the device, not copied from the host
         with autocast(x_t.device, self.dtype):
             if w == 1:
-                self.plain += 1
+                self.unguided += 1
                 return velocity_of(self.network, x_t, time, self.labels).to(x_t.dtype)
             strong, weak = self.pair.evaluate(x_t, time)
         return self.combine(strong, weak, w=w, x_t=x_t, t=t).to(x_t.dtype)
@@ -62,11 +62,11 @@ class GuidedVelocity:
     @property
     def passes(self) -> float:
         """Number of passes of one image through a network; a part of a pass counts by its MACs."""
-        return self.plain + self.pair.passes * (self.nfe - self.plain - self.zero)
+        return self.unguided + self.pair.passes * (self.nfe - self.unguided - self.zero_velocities)
 
     @property
     def saved(self) -> float:
-        """Number of passes that the interval and zero velocities saved, against guidance at every evaluation."""
+        """Number of passes that the interval and zero velocities save, compared with guidance at every evaluation."""
         if self.guidance.is_off:
             return 0
-        return (self.pair.passes - 1) * self.plain + self.pair.passes * self.zero
+        return (self.pair.passes - 1) * self.unguided + self.pair.passes * self.zero_velocities

@@ -1,7 +1,7 @@
 """Alignment of the coarse stage's tokens with a teacher's features (REPA, arXiv 2410.06940; iREPA, arXiv 2512.10794).
 
-`mpdit encode-latents --teacher NAME` has stored the features on the coarse stage's grid, so no second network runs in
-training. Shapes: tokens [B, N, D], features [B, N, F], N tokens row by row.
+`mpdit encode-latents --teacher NAME` stores the features on the coarse stage's grid, so training runs no second
+network. Shapes: tokens [B, N, D], features [B, N, F], N tokens row by row.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ EPSILON = 1e-6  # added to a standard deviation
 class Alignment(Objective):
     """Minus the cosine between the projected tokens of the coarse stage and the teacher's features, over all tokens.
 
-    With `projector="convolution"` and `normalise="spatial"` it is the loss of iREPA, without them that of REPA.
+    With `projector="convolution"` and `normalise="spatial"` it is the loss of iREPA; with the defaults, of REPA.
     """
 
-    weight: float = option(0.5, "factor of this term in the loss, as published 0.5; 0: left out", minimum=0)
+    weight: float = option(0.5, "factor of this term in the loss; published: 0.5; 0: left out", minimum=0)
     projector: Literal["mlp", "convolution"] = option(
         "mlp", "from tokens to features: three linear layers with SiLU (REPA), or a convolution of 3 × 3 tokens (iREPA)"
     )
-    hidden: int = option(0, "width of the hidden layers of the mlp; 0: the network's. REPA's is 2048", minimum=0)
+    hidden: int = option(0, "width of the mlp's hidden layers; 0: the network's width; REPA: 2048", minimum=0)
     normalise: Literal["none", "spatial"] = option(
         "none", "the teacher's features: as they are, or standardised over the tokens of each image (iREPA)"
     )
@@ -39,7 +39,7 @@ class Alignment(Objective):
     needs: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def modules(self, network: NetworkShape) -> nn.Module:
-        assert network.token_grid is not None, "refused, as `teacher` is in `needs`"
+        assert network.token_grid is not None, "flow/loss.py refuses a network without it, as `needs` has `teacher`"
         if self.projector == "convolution":
             return Convolution(network.width, network.teacher_features, grid=network.token_grid)
         hidden = self.hidden or network.width

@@ -1,4 +1,4 @@
-"""Contrastive flow matching: away from the velocity of another image (arXiv 2506.05350, equation 6)."""
+"""Contrastive flow matching: a large distance to the velocity of another image (arXiv 2506.05350, equation 6)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mpdit_core.api import LogPart, Objective, TrainedNetwork, TrainingBatch, op
 class Contrastive(Objective):
     """Minus the mean squared distance to the target velocity of another image, drawn at random from the same batch.
 
-    It keeps the velocities of classes apart where these overlap. The default weight is the published one; with a weight
-    near 1 the sum with flow matching has no minimum.
+    It separates the velocities of classes that overlap. The default weight is the published one; with a weight near 1
+    the sum with flow matching has no minimum.
     """
 
     weight: float = option(0.05, "factor of this term in the loss; 0: left out", minimum=0)

@@ -22,14 +22,14 @@ Weighting = Literal["uniform", "snr", "min-snr"]
 
 
 def snr(t: Tensor, snr_limit: float) -> Tensor:  # noqa: ARG001
-    """The signal-to-noise ratio times the squared error of the latents: the squared error of the noise, as in DDPM
-    (arXiv 2006.11239, equation 14).
+    """The loss becomes the squared error of the noise, as in DDPM (arXiv 2006.11239, equation 14): the squared error
+    of the latents times the signal-to-noise ratio.
     """
     return (1 - t).square()
 
 
 def min_snr(t: Tensor, snr_limit: float) -> Tensor:
-    """The smaller of ratio and limit, times the squared error of the latents (arXiv 2303.09556, section 3.4)."""
+    """The squared error of the latents times min(signal-to-noise ratio, limit) (arXiv 2303.09556, section 3.4)."""
     return torch.minimum((1 - t).square(), snr_limit * t.square())
 
 
@@ -41,7 +41,9 @@ class FlowMatching(Objective):
     """The mean squared error of the velocity, weighted by time."""
 
     weight: float = option(1.0, "factor of this term in the loss; 0: left out", minimum=0)
-    weighting: Weighting = option("uniform", "weight of an image by its time: uniform, snr (of the noise) or min-snr")
+    weighting: Weighting = option(
+        "uniform", "weight of the error by time: uniform, snr (error of the noise) or min-snr"
+    )
     snr_limit: float = option(5.0, "largest signal-to-noise ratio that min-snr counts", minimum=0)
 
     needs: ClassVar[tuple[str, ...]] = ()

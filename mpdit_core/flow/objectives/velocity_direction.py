@@ -1,5 +1,5 @@
 """The direction of the velocity: one minus the cosine of the angle to the target (FasterDiT, arXiv 2410.10356, section
-on supervision), beside the squared error.
+on supervision), used in addition to the squared error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class VelocityDirection(Objective):
 
     weight: float = option(1.0, "factor of this term in the loss; 0: left out", minimum=0)
     vector: Literal["pixel", "image"] = option(
-        "pixel", "what is one vector: the channels of each latent pixel, as published, or all values of an image"
+        "pixel", "vectors to compare: the channels of each latent pixel (published), or all values of an image"
     )
 
     needs: ClassVar[tuple[str, ...]] = ()

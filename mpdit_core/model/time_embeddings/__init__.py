@@ -7,7 +7,7 @@ To add one: a file here (fno.py and sinusoid.py are the examples) with a class `
     initialize(*, spectral_scale: float)     starting values, drawn after those of every linear layer
 
 `--set model.time_embedding=NAME` then finds it. Compute and memory of the two published ones have closed formulas;
-those of any other are measured on tensors without data (unlisted_cost.py).
+those of any other are measured on tensors without data (time_embedding_cost.py).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _classes(generator: Generator, first: int, last: int) -> list[int]:
 
 
 def _row(generator: Generator, first: int, last: int, *, label: int) -> Tensor:
-    """Images [n, 3, H, W] uint8. In all of them a stochastic sampler draws the noise of the first."""
+    """Images [n, 3, H, W] uint8. For all of them, a stochastic sampler draws the noise of image `first`."""
     count = generator.num_samples
     (a, b), _ = generator.noise([first, last])
     _, noise_sources = generator.noise([first] * count)

@@ -1,12 +1,12 @@
 """`mpdit sample --nearest latents|pixels`: beside each sample the training images closest to it.
 
-Where a model copies, a sample is closer to a training image than that image is to any other. Each distance is given
-with the ratio of the two; well below 1 is suspicious.
+A copied sample is closer to a training image than any other training image is. So each distance is shown with its ratio
+to the distance between that image and its own nearest training image. A ratio well below 1 suggests a copy.
 
 Training images are streamed from the folder of latents, with their mirror images where the folder has them. In latents,
 the distance is the root mean square of the difference of standardised latents (posterior means); in pixels, of decoded
-images in RGB, in 8-bit levels. There are two passes over the training images, one for the samples and one for the
-images found; as many decoded images as fit into `KEPT` are kept for the second.
+images in RGB, in 8-bit levels. The first pass over the training images finds the neighbours of the samples, the second
+the neighbours of those. Decoded images are kept for the second, up to `KEPT` bytes.
 """
 
 from __future__ import annotations
@@ -90,13 +90,15 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
 
 
 def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder:
-    """The folder of training latents, `given` or that of the model, checked against it. Raises `UserError`."""
+    """The folder of training latents: `given`, or the one that the model names, if it fits. Raises `UserError`."""
     recorded = model.latents.folder if model.latents else None
     if given is None and recorded and Path(recorded).is_dir():
         given = Path(recorded)
     if given is None:
         raise UserError(
-            f"the training latents of the model are not in {recorded or 'a folder that it states'}",
+            f"the training latents of the model are not at {recorded}"
+            if recorded
+            else "the model does not name its training latents",
             code="no-training-latents",
             expected="a folder of latents",
             remedy="--latents DIR",
@@ -109,6 +111,7 @@ def find_training_images(model: ModelFolder, given: Path | None) -> LatentFolder
             f"{folder.path} holds latents of {channels} channels and size {size}",
             code="other-latents",
             expected=f"{config.channels} channels and size {config.input_size}, as the model's",
+            remedy="choose another --latents",
         )
     return folder
 
@@ -165,7 +168,7 @@ def search(
 
     Args:
         task: name of the progress.
-        leave_out: for each query, a training image that does not count: itself.
+        leave_out: for each query, the training image that it is itself, which does not count.
     """
     count, total = len(queries), len(points.folder)
     best = [torch.empty(count, 0, dtype=kind) for kind in (torch.float64, torch.int64, torch.bool)]

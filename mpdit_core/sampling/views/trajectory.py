@@ -1,8 +1,8 @@
 """`mpdit sample --trajectory`: x_t and the data predicted from it, along t, as a strip and as a GIF.
 
 The predicted data are `x_t - t·velocity`, guided as the samples are: the result of one step from there to t = 0. They
-come from additional evaluations at the states shown, which do not change the sampling and work with any sampler. A
-rule of guidance that remembers earlier evaluations starts anew in each of them.
+come from additional evaluations at the states shown, which do not change the sampling and work with any sampler. Rules
+of guidance that depend on earlier evaluations have none to use in these.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Checkpoints:
         """Begins to write the checkpoint of `step`, where one is due."""
         if self.writer.is_done:
             self.wait()
-        # `save` writes the one of the last step, and waits for it
+        # `save` writes the checkpoint of the last step, and waits for it
         if step % self.session.config.train.checkpoint_every == 0 and not self.session.is_finished:
             self.metrics.drain()
             self._start()
@@ -51,7 +51,7 @@ class Checkpoints:
         self.metrics.drain()
         self._start()
         path = self.session.world.on_main(self.writer.wait)
-        self.writer.wait()  # of the other processes: their own parts
+        self.writer.wait()  # other processes: for their own parts
         self._report(path)
 
     def wait(self) -> None:

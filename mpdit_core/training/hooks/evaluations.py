@@ -25,7 +25,7 @@ def check_evaluation(plan: Plan, device: torch.device) -> None:
 
 
 class Evaluation:
-    """Writes a checkpoint, samples from its first EMA without guidance, and measures their Fréchet distance.
+    """Writes a checkpoint, samples from its first EMA without guidance, and measures the samples' Fréchet distance.
 
     Records are written to the run's `evals/`, values to its metrics. Training itself does not depend on it.
     """
@@ -52,8 +52,8 @@ class Evaluation:
         if self.session.world.is_main:
             self.metrics.log_values(values, step=step)
 
-    def make_up(self) -> None:
-        """Measures the checkpoint that the run was resumed from, if it was killed before that was logged."""
+    def run_missing(self) -> None:
+        """Measures the checkpoint that the run resumes from, if its evaluation is due and not logged yet."""
         step = self.session.step
         if self._is_due(step) and not self.session.world.on_main(lambda: self._is_logged(step)):
             self.after(step)

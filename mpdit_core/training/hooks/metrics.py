@@ -1,4 +1,4 @@
-"""The numbers of each step, checked and logged; those of a GPU are read late, so that the host never waits for it."""
+"""Checks and logs the numbers of each step. A GPU's are read two steps later, so that the host never waits for it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StepMetrics:
         self.pending: deque[PendingStep] = deque()
         self.last: Step | None = None
         self.stop_requested = False
-        self._unwritten: list[dict[str, Any]] = []  # lines that the disk did not take
+        self._unwritten: list[dict[str, Any]] = []  # lines that could not be written yet
         peak = matmul_rate(session.device, session.trainer.model.dtype, seconds=0.05) * session.world.size
         self.seconds_per_image = 2 * training_macs(session.config.model) / peak  # at the rate of a matrix product
 
@@ -82,7 +82,7 @@ class StepMetrics:
             self.session.run.require()
 
     def rewind(self) -> None:
-        """Forgets what came after the trainer's position, at which a session begins or to which a rollback returned."""
+        """Forgets everything after the trainer's position; called at the start of a session and after a rollback."""
         position = self.session.trainer.position
         self.divergence.mean = position.loss_mean
         self.pending.clear()
@@ -92,26 +92,26 @@ class StepMetrics:
         self.session.clock.restart(position.step)
 
     def log_values(self, values: dict[str, float], *, step: int) -> None:
-        """Logs one line. One that the disk does not take is kept, and written with a later one."""
+        """Logs one line. A line that cannot be written is kept, and written with a later one."""
         had_failed = bool(self._unwritten)
         self._unwritten.append({"step": step} | values)
         self.trackers.log(values, step=step)
         self.session.run.require()
         try:
-            self.write_the_rest()
+            self.write_unwritten()
         except UserError as error:
             if not had_failed:
                 text = f"the metrics from step {step} could not be written yet, training continues: {error.what}"
                 self.session.report(Warning(code="metrics-not-written", text=text))
 
-    def write_the_rest(self) -> None:
-        """Writes the lines that the disk did not take before. Raises `UserError` when it still does not."""
+    def write_unwritten(self) -> None:
+        """Writes the lines that could not be written before. Raises `UserError` when they still cannot."""
         if self._unwritten:
             self.session.run.append_metrics(*self._unwritten)
             self._unwritten.clear()
 
     def _averaged(self, values: list[torch.Tensor], stopping: bool) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """The means over all processes of the values, and of whether to stop; a GPU's are still being copied."""
+        """The means of `values` and `stopping` over all processes, on the CPU once the event (of a GPU) has passed."""
         world, device = self.session.world, self.session.device
         numbers = torch.stack([*values, torch.full((), float(stopping), device=device)])
         if world.size > 1:

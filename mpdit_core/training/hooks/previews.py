@@ -21,11 +21,11 @@ from mpdit_core.samplers import load_sampler
 from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.session import Session
 
-WIDER = 1.2  # columns per row of a grid, as a screen is wider than it is high
+WIDENING = 1.2  # factor on the columns of a square grid, because screens are wider than high
 
 
 class Previews:
-    """Writes a grid of samples of the first EMA, one of the weights themselves, and a GIF of all the EMA's grids."""
+    """Writes a grid of samples from the first EMA, one from the weights themselves, and a GIF of the EMA's grids."""
 
     def __init__(self, session: Session, metrics: StepMetrics):
         self.session, self.metrics, self.preview = session, metrics, session.config.preview
@@ -93,5 +93,5 @@ class Previews:
         noise, _ = starting_noise(config, self.session.config.train.seed, "preview", indices=range(len(labels)))
         latents = integrate(load_sampler("euler", num_steps=self.preview.num_steps), velocity_fn, noise.to(device))
         images = autoencoder.decode(unstandardise(latents, spec.normalisation)).cpu()
-        columns = math.ceil(math.sqrt(len(images)) * WIDER)
+        columns = math.ceil(math.sqrt(len(images)) * WIDENING)
         save_png(labelled_grid(images, [spec.class_name(label) for label in labels], columns), path)

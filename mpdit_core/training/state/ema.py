@@ -1,7 +1,7 @@
-"""Averages of the weights, in float32, several at once: exponential ones, and power-function ones of a width.
+"""Averages of the weights in float32, several at once: exponential averages, and power-function averages.
 
-The first is used for samples. To add a kind: a class with `name` and `share_kept` here, and its
-settings in `averages_of`.
+The first is used for samples. To add a kind: a class with `name` and `share_kept` here, and its settings in
+`averages_of`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ExponentialAverage:
 
 @dataclass(frozen=True)
 class PowerAverage:
-    """The average of EDM2 that becomes longer as the run does; `width` is its sigma_rel."""
+    """EDM2's average: its length is a constant fraction of the run so far. `width` is its sigma_rel."""
 
     width: float
 
@@ -84,11 +84,11 @@ class EMA:
             torch._foreach_lerp_(averages, weights, 1 - kind.share_kept(updates))
 
     def state(self, index: int = 0) -> dict[str, Tensor]:
-        """Names and averages of the kind number `index`; the tensors are live, not copies."""
+        """Names and averages of kind `index`; the tensors themselves, not copies."""
         return dict(zip(self._parameters, self.averages[index], strict=True))
 
     @torch.no_grad()
     def load(self, index: int, state: Mapping[str, Tensor]) -> None:
-        """Copies the averages of the kind number `index` from `state`, which is sharded as they are."""
+        """Copies the averages of kind `index` from `state`, which must be sharded as they are."""
         for name, average in self.state(index).items():
             average.copy_(state[name])

@@ -1,4 +1,4 @@
-"""The optimizer of a run: which torch optimizer moves which parameter, and their state as named tensors.
+"""The optimizer of a run: which torch optimizer updates which parameter, and their state as named tensors.
 
 To add one: its settings in config.py (`OptimizerConfig`), a function here, and its call in `Optimizer`.
 """
@@ -20,12 +20,12 @@ Parameters = Mapping[str, Tensor]
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon moves the parameter: a weight matrix of a block's attention or MLP."""
+    """Whether Muon updates the parameter: a weight matrix of a block's attention or MLP."""
     return name.startswith("stages.") and ".blocks." in name and ".modulation." not in name and parameter.ndim == 2
 
 
 def adamw(parameters: Parameters, config: AdamWSettings, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """AdamW for all of them."""
+    """AdamW for all parameters."""
     return [
         torch.optim.AdamW(
             parameters.values(),
@@ -49,7 +49,7 @@ def muon(parameters: Parameters, config: MuonConfig, learning_rate: float) -> li
 
 
 class Optimizer:
-    """Moves the parameters of these names, which may be sharded."""
+    """Updates the named parameters, which may be sharded."""
 
     def __init__(self, parameters: Parameters, train: TrainConfig):
         self.parameters = dict(parameters)
@@ -61,7 +61,7 @@ class Optimizer:
         self.part_of = {p: part for part in self.parts for p in part.param_groups[0]["params"]}
 
     def step(self, factor: float) -> None:
-        """Moves the parameters at `factor` times the peak learning rates, and clears their gradients."""
+        """Updates the parameters with `factor` times the peak learning rates, and clears their gradients."""
         for part, peak in zip(self.parts, self.peaks, strict=True):
             part.param_groups[0]["lr"] = peak * factor
             part.step()
@@ -76,9 +76,9 @@ class Optimizer:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """`exp_avg.<parameter>`, `momentum_buffer.<parameter>`, …: the state itself, by name.
+        """`exp_avg.<parameter>`, `momentum_buffer.<parameter>`, …: the tensors themselves, by name.
 
-        In the same order after a restore, which the files of a sharded checkpoint follow.
+        Their order, which the files of a sharded checkpoint follow, is the same after a restore.
         """
         return {
             f"{slot}.{name}": value

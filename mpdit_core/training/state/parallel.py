@@ -1,7 +1,7 @@
 """One model on one or many devices: DDP or FSDP2, compiled block by block, and its state as plain tensors.
 
-State is given out on the CPU and without prefixes, whole or as the parts that `sharded.py` writes. It is taken back
-whole, so that a run can be resumed with another number of processes or another kind of parallelism. This, the bit-exact
+State is returned on the CPU and without prefixes, whole or as the parts that `sharded.py` writes. It is loaded whole,
+so that a run can be resumed with another number of processes or another kind of parallelism. This, the bit-exact
 resume and quick imports are why torch.distributed.checkpoint.state_dict is not used here.
 """
 
@@ -21,17 +21,17 @@ from mpdit_core.flow.loss import TrainingLoss
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
 
-BESIDE = "objective."  # prefix of the names of what is trained beside the network
+TERM_PREFIX = "objective."  # of the names of parameters in the modules of the loss's terms
 
 
 class ParallelModel:
     """`forward` computes the loss of a batch; `module` holds the network's parameters under their plain names,
-    `trained_beside` those of the loss's terms.
+    `term_modules` those of the loss's terms.
     """
 
     def __init__(self, loss: TrainingLoss, train: TrainConfig, *, device: torch.device, world: World):
         self.loss = loss.to(device)
-        self.module, self.trained_beside = loss.network, loss.trained_beside
+        self.module, self.term_modules = loss.network, loss.term_modules
         self.module.activation_checkpointing = train.activation_checkpointing
         self.sharded = train.parallel == "fsdp" and world.size > 1
         self.dtype = choose_dtype(train.precision, device, self.module.config)
@@ -48,7 +48,7 @@ class ParallelModel:
                 )
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """The context of one part's backward pass: gradients are exchanged only after the last part of a batch."""
+        """A context for the backward pass of a micro-batch: only the `last` of a batch exchanges gradients."""
         if self.sharded:
             self.loss.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
         elif isinstance(self.forward, DistributedDataParallel) and not last:
@@ -63,13 +63,13 @@ class ParallelModel:
         """The raw weights by name: the parameters themselves, sharded ones as DTensors."""
         return dict(self.module.named_parameters())
 
-    def weights_beside(self) -> dict[str, Tensor]:
-        """What the terms of the loss train beside the network, likewise: `objective.TERM.…`."""
-        return {f"{BESIDE}{name}": parameter for name, parameter in self.trained_beside.named_parameters()}
+    def term_weights(self) -> dict[str, Tensor]:
+        """The parameters in the modules of the loss's terms, likewise: `objective.TERM.…`."""
+        return {f"{TERM_PREFIX}{name}": parameter for name, parameter in self.term_modules.named_parameters()}
 
     def trained(self) -> dict[str, Tensor]:
-        """All that the optimizer moves: `weights` and `weights_beside`."""
-        return self.weights() | self.weights_beside()
+        """All that the optimizer updates: `weights` and `term_weights`."""
+        return self.weights() | self.term_weights()
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:

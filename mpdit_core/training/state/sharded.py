@@ -73,7 +73,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     try:
         described = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         tensors = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in described.items()}  # pyright: ignore[reportAttributeAccessIssue]
-        with warnings.catch_warnings(action="ignore"):  # that this process reads alone, which is meant
+        with warnings.catch_warnings(action="ignore"):  # about reading in one process, which is intended
             load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except Exception as error:  # of the file system, of safetensors, of the planner
         raise UserError(

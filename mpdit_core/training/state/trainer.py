@@ -102,8 +102,8 @@ class Trainer:
         in_parts = self.model.sharded and not whole
         copy = copy_to_cpu if in_parts else self.model.whole
         weights, optimizer = copy(self.model.weights()), copy(self.optimizer.state())
-        beside = copy(self.model.weights_beside())
-        return Snapshot(self.position, weights, optimizer, averages, beside, sharded=in_parts)
+        term_weights = copy(self.model.term_weights())
+        return Snapshot(self.position, weights, optimizer, averages, term_weights, sharded=in_parts)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
@@ -114,7 +114,7 @@ class Trainer:
         """
         self._require_fit(snapshot)
         self.position = snapshot.position
-        self.model.load(snapshot.weights | snapshot.beside)
+        self.model.load(snapshot.weights | snapshot.term_weights)
         self.optimizer.load(snapshot.optimizer)
         parameters = self.model.weights()
         for i, kind in enumerate(self.ema.kinds):
@@ -126,7 +126,7 @@ class Trainer:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.weights().items()}
         for state in (snapshot.weights, *(snapshot.averages.get(kind.name, {}) for kind in self.ema.kinds)):
             require_shapes(shapes, state, where=where)
-        beside = {name: tuple(parameter.shape) for name, parameter in self.model.weights_beside().items()}
-        require_shapes(beside, snapshot.beside, where=where)
+        term_weights = {name: tuple(parameter.shape) for name, parameter in self.model.term_weights().items()}
+        require_shapes(term_weights, snapshot.term_weights, where=where)
         if snapshot.optimizer:  # empty before the first step
             require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)

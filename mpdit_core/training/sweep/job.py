@@ -4,7 +4,7 @@
     runs/sweep-1/train.learning_rate=1e-4-seed0/        a run like any other
     runs/sweep-1/table.json, distance.png               the results
 
-A sweep has no state beside its runs: started again, it leaves out those that have finished and resumes the others.
+A sweep has no state besides its runs. If it is started again, it skips finished runs and resumes the others.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _folder(options: TrainOptions) -> Path:
 
 
 def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
-    """The options that the sweep was begun with, replaced by those that are given now."""
+    """The options that the sweep was begun with; those that are given now replace them."""
     if not is_sweep_folder(folder):
         return options
     about = files.read_json(folder / ABOUT)

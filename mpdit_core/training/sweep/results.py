@@ -13,16 +13,16 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.settings import Result, Settings, setting
 
 DISTANCES = {"eval/fid": METRICS["fid"].label, f"eval/{METRICS['fid'].other_key}": METRICS["fid"].other_label}
-"""Keys of metrics.jsonl that hold the distance of an evaluation → names for people."""
+"""Keys of metrics.jsonl that hold the distance of an evaluation → names to show."""
 
 
-class Measured(Settings):
+class RunEvaluation(Settings):
     """One evaluation of a run."""
 
     step: int = setting(..., "optimizer steps done")
     flops: float = setting(..., "floating-point operations of the training up to that step")
     distance: float = setting(..., "Fréchet distance of its samples")
-    name: str = setting(..., "what that distance is called")
+    name: str = setting(..., "name of that distance")
 
 
 class RunOutcome(Settings):
@@ -34,7 +34,7 @@ class RunOutcome(Settings):
     finished: bool = setting(..., "whether it did all its steps and the evaluation after the last")
     diverged: bool = setting(..., "whether it stopped because it diverged")
     loss: float | None = setting(..., "mean of the last tenth of its logged losses")
-    evaluations: tuple[Measured, ...] = setting(..., "its evaluations, in order of step")
+    evaluations: tuple[RunEvaluation, ...] = setting(..., "its evaluations, in order of step")
 
 
 class Statistics(Settings):
@@ -77,7 +77,7 @@ def outcome_of(path: Path, *, config: RunConfig, total_steps: int) -> RunOutcome
     losses, step = [line["loss"] for line in logged], max((line["step"] for line in logged), default=0)
     flops = 2 * training_macs(config.model) * config.train.batch_size
     evaluations = tuple(
-        Measured(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]), name=name)
+        RunEvaluation(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]), name=name)
         for line in lines
         for key, name in DISTANCES.items()
         if key in line

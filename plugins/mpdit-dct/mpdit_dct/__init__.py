@@ -1,4 +1,4 @@
-"""The autoencoder `dct`: the low frequencies of blocks of pixels, of luminance and chrominance, without weights.
+"""The autoencoder `dct`: low frequencies of luminance and chrominance, for each block of pixels. It has no weights.
 
 Shapes: B images of H × W pixels, F = factor, h = H / F; K coefficients of luminance, k of each of two chrominances.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from mpdit_core.api import option, to_pixels, to_range
 
 YCBCR = (
-    (0.299, 0.587, 0.114),  # luminance: ITU-R BT.601, on the full range, as JFIF has it
+    (0.299, 0.587, 0.114),  # luminance: ITU-R BT.601, full range, as in JFIF
     (-0.168736, -0.331264, 0.5),
     (0.5, -0.418688, -0.081312),
 )
@@ -26,8 +26,8 @@ YCBCR = (
 class DCT:
     """The orthonormal cosine transform of blocks of pixels, which keeps the low frequencies of each block.
 
-    Channels: the coefficients of luminance by rising frequency, then those of Cb, then those of Cr. Each chrominance
-    has an eighth of all channels, near which the reconstruction of photos is best: eyes see less detail in it.
+    Channels: the coefficients of luminance by rising frequency, then of Cb, then of Cr. Each chrominance has an eighth
+    of all channels, which is about the best share for photos: eyes see less detail in chrominance.
     """
 
     stores: ClassVar[Literal["mean"]] = "mean"
@@ -40,7 +40,7 @@ class DCT:
             raise ValueError(f"channels = {self.channels}: an RGB block has {3 * self.factor**2} coefficients")
 
     def load(self, device: torch.device) -> None:
-        beyond = math.ceil((self.channels - self.factor**2) / 2)  # what luminance has no coefficients for
+        beyond = math.ceil((self.channels - self.factor**2) / 2)  # more channels than luminance has coefficients
         chrominance = max(1, self.channels // 8, beyond)
         kept = (self.channels - 2 * chrominance, chrominance, chrominance)
         waves = _waves(self.factor).to(device)

@@ -21,7 +21,7 @@ from mpdit_core.api import NoiseSource, Step, VelocityFn, option
 
 
 def _follow(scheduler: Any, velocity_fn: VelocityFn, x_t: Tensor) -> Iterator[Step]:
-    """Runs a scheduler whose times are set; yields a step where t decreases (Heun evaluates twice at one t)."""
+    """Runs a scheduler whose times are set; yields a step when t decreases (Heun takes two evaluations for that)."""
     sigmas, dtype = scheduler.sigmas.tolist(), x_t.dtype
     for i, timestep in enumerate(scheduler.timesteps):
         velocity = velocity_fn(x_t, sigmas[i])
@@ -65,7 +65,7 @@ class Heun:
 
 @dataclass(frozen=True, kw_only=True)
 class _Multistep:
-    """Solvers in log(alpha / sigma), which is infinite at t = 1: an Euler step leads to their first sigma."""
+    """Solvers in log(alpha / sigma), which is infinite at t = 1: they begin with an Euler step to their first sigma."""
 
     stochastic: ClassVar[bool] = False
     plugin_api: ClassVar[int] = 2
@@ -89,8 +89,8 @@ class _Multistep:
 class DPM(_Multistep):
     """DPM-Solver++, multistep. One evaluation per step."""
 
-    # Reached with every solver_order. Measured by check_sampler, on three Gaussian flows from 80 to 160 steps:
-    # solver_order=1 1.00, =2 1.56 to 1.79 (1.70 to 1.81 from 160 to 320), =3 2.00 to 2.23. Diffusers'
+    # The order that every solver_order reaches. check_sampler measures, on three Gaussian flows from 80 to 160 steps:
+    # solver_order=1 1.00, =2 1.56 to 1.79 (1.70 to 1.81 from 160 to 320), =3 2.00 to 2.23. Diffusers' options
     # lower_order_final and euler_at_final make no difference; with final_sigmas_type="sigma_min" it does not converge.
     order: ClassVar[int] = 1
 
@@ -109,7 +109,7 @@ class DPM(_Multistep):
 class UniPC(_Multistep):
     """UniPC. A predictor and a corrector in one evaluation per step."""
 
-    # As above: solver_order=1 1.73 to 1.95, =2 2.33 to 2.51, =3 1.38 to 1.79, best at few steps.
+    # Measured as above: solver_order=1 1.73 to 1.95, =2 2.33 to 2.51, =3 1.38 to 1.79, which is best with few steps.
     order: ClassVar[int] = 1
 
     solver_order: Literal[1, 2, 3] = option(2, "1, 2 or 3: number of past evaluations used in a step")

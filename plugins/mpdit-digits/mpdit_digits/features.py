@@ -45,7 +45,7 @@ def gray(images: Tensor) -> Tensor:
 class DigitFeatures:
     """A small classifier of real digits: `pool` [B, 64] is its last hidden layer, `logits` [B, 10] its output.
 
-    Trained by `python -m mpdit_digits.fit`; the weights are in the package, so that figures of all machines compare.
+    Trained by `python -m mpdit_digits.fit`. The weights are in the package, so distances are comparable everywhere.
     """
 
     name: ClassVar[str] = "digits"
@@ -67,7 +67,7 @@ class DigitFeatures:
 
 @dataclass
 class PixelFeatures:
-    """The grey values themselves. `pool` [B, H·W], in 0..1, row by row; for pictures as small as the digits."""
+    """The grey values themselves. `pool` [B, H·W], in 0..1, row by row; only for small pictures such as the digits."""
 
     name: ClassVar[str] = "digits-pixels"
 

@@ -43,7 +43,7 @@ class DINOv2:
             raise UserError(f"size {self.size!r}", code="invalid-value", expected=", ".join(LETTERS))
 
     def load(self, device: torch.device) -> None:
-        """Reads the weights. Raises `UserError` where there are none, or those of another network."""
+        """Reads the weights. Raises `UserError` if they are missing or belong to another network."""
         path = Path(self.weights).expanduser() if self.weights else self._find()
         state = _read(path)
         network = timm.create_model(
@@ -111,8 +111,8 @@ class DINOv2:
 def resize_positions(table: Tensor) -> Tensor:
     """Position embeddings [1, 1 + n², F] of an n × n grid, interpolated to 16 × 16: [1, 257, F].
 
-    The rule is that of DINOv2's published features: bicubic, without antialiasing, scaled by a factor with 0.1 of a
-    patch added. Raises `ValueError` for a table that is not of a square grid and a class token.
+    By the rule of DINOv2's published features: bicubic, without antialiasing, with the scale factor (16 + 0.1) / n.
+    Raises `ValueError` if the table does not have a square grid and a class token.
     """
     n = math.isqrt(table.shape[1] - 1) if table.ndim == 3 else 0
     if table.ndim != 3 or n * n + 1 != table.shape[1]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpdit_core.api import Features, UserError, option
 
-MAP_SIDE = 256  # pixels; its map is 8 × 8, as the tokens of the coarse stage at 256 px
+MAP_SIDE = 256  # pixels; the map has 8 × 8 positions, like the tokens of the coarse stage at 256 px
 
 
 @dataclass

@@ -28,7 +28,7 @@ SHARE_OF_PICTURES = 0.2  # largest fraction of a block's time for decoding inter
 
 @dataclass(eq=False)
 class Picture:
-    """One image: the data predicted at time t, and at the end the sample, at t = 0."""
+    """One image: first the data predicted at time t; at the end, at t = 0, the sample."""
 
     index: int
     label: int
@@ -114,7 +114,7 @@ def compute(columns: Sequence[Column], stop: threading.Event) -> Iterator[None]:
 def _compute_block(column: Column, block: int, ended: Callable[[], bool]) -> None:
     generator = column.generator
     if generator.device.type == "cpu":
-        torch.set_num_threads(1)  # of this thread alone
+        torch.set_num_threads(1)  # for this thread only
     indices = generator.block_indices(block)
     pictures = [column.pictures[i] for i in indices]
     velocity = generator.velocity([picture.label for picture in pictures])
@@ -147,7 +147,7 @@ def _update(pictures: Sequence[Picture], images: Tensor, t: float, latents: Tens
 class Preview:
     """A velocity function that keeps the data predicted by its last evaluation, `x_t - t·velocity`.
 
-    It adds no evaluation, and shows so few pictures that decoding takes at most `SHARE_OF_PICTURES` of the time.
+    It adds no evaluation. It shows pictures so rarely that decoding takes at most `SHARE_OF_PICTURES` of the time.
     """
 
     def __init__(self, velocity: Callable[[Tensor, float], Tensor], show: Callable[[Tensor, float], None]):

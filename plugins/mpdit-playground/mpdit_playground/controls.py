@@ -1,6 +1,6 @@
 """Makes Gradio components from the fields of options classes, samplers and rules of guidance.
 
-A new option appears by itself. To change how a type is shown: `control`.
+A new option appears without a change here. To change how a type is shown: `control`.
 """
 
 # Gradio is not in .venv (see Makefile).
@@ -29,7 +29,7 @@ CHOSEN = "chosen"  # classes that are picked by name
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A component, and how its value becomes the option's and back."""
+    """A component, and the conversions of its value: `read` to the option's value, `show` back."""
 
     component: Any
     read: Callable[[Any], Any] = lambda value: value
@@ -41,7 +41,7 @@ def control(
 ) -> Control:
     """The control for a value of type `kind`.
 
-    Bounds are left to the option's own check, whose message says more.
+    It has no bounds: the option checks them itself, with a better message.
 
     Args:
         empty: what an empty text stands for.
@@ -93,7 +93,7 @@ def _none_if_empty(value: Any) -> Any:
 
 
 def number_of(kind: Any) -> Callable[[Any], Any]:
-    """A function that makes what a browser sends for a number an int or float, and returns other values unchanged."""
+    """A function that converts a number from the browser to int or float, and returns other values unchanged."""
     if kind is int:
         return lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
     return lambda value: float(value) if kind is float and type(value) is int else value
@@ -115,14 +115,14 @@ class Declared(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A sampler or a rule of guidance: what it is, and its options."""
+    """A sampler or a rule of guidance: a summary, and its options."""
 
     summary: str
     options: list[Declared]
 
 
 def sampler_choices(samplers: Sequence[str]) -> dict[str, Choice]:
-    """The samplers, with all their options but `num_steps`."""
+    """The samplers, with all their options except `num_steps`."""
     choices = {}
     for sampler in samplers:
         try:
@@ -165,7 +165,7 @@ class SharedOption:
 
 
 class ChoiceControls:
-    """The options of all samplers, or of all rules of guidance; those of the chosen one are visible.
+    """The controls for all samplers, or for all rules of guidance; only the chosen one's are visible.
 
     Args:
         table: the options' table in `--set`, such as `sampler`.
@@ -230,7 +230,7 @@ def class_names(generator: Generator) -> list[str]:
 
 
 class RequestControls:
-    """Everything that a visitor can set: laid out where it is created, read as a `Request`, and set from one."""
+    """All controls of a visitor. They are laid out when created, read as a `Request`, and set from a `Request`."""
 
     def __init__(self, playground: Playground):
         self.playground, self.start = playground, playground.start
@@ -328,7 +328,7 @@ class RequestControls:
         return [*own, *fields, *self.samplers.components, *self.rules.components]
 
     def read(self, values: Sequence[Any]) -> Request:
-        """The request that these values of `components` make. Raises `UserError` for values that are not possible."""
+        """The request from these values of `components`. Raises `UserError` for impossible values."""
         by_id = {component._id: value for component, value in zip(self.components, values, strict=True)}
         models, which, classes, number, sampler, key, texts = values[:7]
         if which == CHOSEN and not classes:

@@ -1,4 +1,4 @@
-"""The page: its layout, and what happens on a click. One job computes at a time; the jobs of other visitors wait."""
+"""The page: its layout, and its reactions to clicks. One job computes at a time; the jobs of other visitors wait."""
 
 # Gradio is not in .venv (see Makefile).
 # pyright: reportMissingImports=false
@@ -21,7 +21,7 @@ from mpdit_playground.session import Playground, Run, Visitor
 THEME = Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
     body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500"
 )
-"""Fonts of the system, so that nothing is downloaded, and faint text that is dark enough to read."""
+"""The system's fonts, so that nothing is downloaded; and a grey for secondary text that is dark enough to read."""
 
 JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -97,7 +97,7 @@ class Page:
         rule.change(rules.visibility, rule, rules.components, **AT_ONCE)
         rule.change(lambda name: gr.update(info=rules.summary(name)), rule, rule, **AT_ONCE)
         begun = self.sample.click(self._begin, None, [self.status, *buttons], js=TO_PICTURES, **AT_ONCE)
-        outputs = [self.status, *shown]  # the status says more than Gradio's own progress, which would dim it
+        outputs = [self.status, *shown]  # no progress by Gradio: it would hide the status, which says more
         done = begun.then(self._sample, controls.components, outputs, show_progress="hidden", **JOB)
         done.then(self._end, None, buttons, **AT_ONCE)
         self.stop.click(self._stop, None, self.status, **AT_ONCE)
@@ -150,7 +150,7 @@ class Page:
             yield show.status_html(text, kind="error"), *nothing
 
     def _shown(self, visitor: Visitor) -> list[Any]:
-        """The updates of pictures, details, command, the button for the nearest images, those images, and history."""
+        """The updates of pictures, details, command, button for the nearest images, these images, and history."""
         run = visitor.shown
         if run is None:
             return [gr.skip()] * 6

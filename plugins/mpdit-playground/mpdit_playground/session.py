@@ -102,7 +102,7 @@ class Playground:
         """A column for each model and each compared value.
 
         Raises:
-            UserError: the options are not possible, or a visitor must not set them.
+            UserError: impossible options, or options that a visitor must not set.
         """
         variants = [("", request.options)]
         for axis in read_sweeps([request.compare] if request.compare else []):
@@ -148,12 +148,12 @@ class Playground:
             )
 
     def names_latents(self, model: str) -> bool:
-        """Whether the folder of the training images is known; a model from elsewhere does not name it."""
+        """Whether the folder of the training latents is known; an exported model does not name it."""
         spec = self.generators[model].spec
         return self.options.latents is not None or bool(spec and spec.folder)
 
     def run(self, request: Request, visitor: Visitor) -> Iterator[Run]:
-        """Yields the run repeatedly while it is computed, and at last finished or stopped and in the history.
+        """Yields the run repeatedly while it is computed; the last time, finished or stopped, it is in the history.
 
         Raises:
             UserError: as `columns` and `Generator.integrate`.

@@ -150,7 +150,7 @@ def _thumbnail(picture: Picture) -> str:
 
 
 def status_html(text: str, *, kind: str = "") -> str:
-    """The line above the pictures; `kind` is error, busy or empty."""
+    """The line above the pictures. `kind`: `error`, `busy`, or an empty string."""
     role = "alert" if kind == "error" else "status"
     return f'<div class="status {kind}" role="{role}">{escape(text)}</div>'
 

@@ -15,9 +15,9 @@ from mpdit_core.api import NoiseSource, Step, VelocityFn, option
 
 @dataclass(frozen=True, kw_only=True)
 class Dopri5:
-    """Dormand-Prince 5(4), adaptive. As many evaluations as the tolerances ask for, six a step.
+    """Dormand-Prince 5(4), adaptive. Six evaluations per step; the tolerances determine the number of steps.
 
-    Step sizes are chosen for a batch as a whole, so an image may differ with its batch by as much as the tolerance.
+    A batch has common step sizes, so an image may depend on the other images of its batch, within the tolerance.
     """
 
     order: ClassVar[int] = 5
@@ -39,7 +39,7 @@ class Dopri5:
         def derivative(t: Tensor, x_t: Tensor) -> Tensor:
             return velocity_fn(x_t, t.item())
 
-        # step_t: a solver's step ends at t = 0, rather than beyond it where there is no velocity
+        # step_t: a solver's step ends at t = 0; beyond that there is no velocity
         states = odeint(
             derivative, noise, times, rtol=self.rtol, atol=self.atol, method="dopri5", options={"step_t": times[-1:]}
         )

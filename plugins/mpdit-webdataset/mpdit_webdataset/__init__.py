@@ -1,8 +1,8 @@
 """Tar shards as a data set for mpdit: the WebDataset format, `000123.jpg` beside `000123.cls` in .tar files.
 
 The key of a sample is its path up to the first dot of the file name: `v1.0/0001.input.png` has the key `v1.0/0001`.
-The label is in `KEY.cls` (a whole number, or a text: then labels follow the sorted texts) or in `KEY.json`, under
-"label" or "cls". To read one more extension of images: `PICTURES`.
+The label is in `KEY.cls`, or in `KEY.json` under "label" or "cls". It is a whole number, or a text; texts are numbered
+in sorted order. To read another extension of images: `PICTURES`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Place(NamedTuple):
 
 @dataclass
 class WebDataset:
-    """Labelled pictures in uncompressed .tar shards, which are read at random: their bytes are found once."""
+    """Labelled pictures in uncompressed .tar shards. The places of all pictures are found once, then read directly."""
 
     shards: str = option("", "path of the shards, with a range in braces: data/train-{0000..0041}.tar")
     classes: str = option("", "file with one class name per line, in label order; empty: the labels themselves")
@@ -143,7 +143,7 @@ def _label(shard: str, path: str, data: bytes) -> int | str | None:
 
 
 def _number(labels: Sequence[int | str], listed: list[str] | None, where: str) -> tuple[list[str], list[int]]:
-    """(class names, labels). Whole numbers are labels; the label of a text is its place in `listed`, or when sorted."""
+    """(class names, labels). Whole numbers are labels; a text has its place in `listed`, or in sorted order."""
     if not labels:
         raise UserError(f"{where} holds no samples", code="no-images", expected="pictures with labels")
     numbers = [label for label in labels if isinstance(label, int)]
@@ -152,7 +152,12 @@ def _number(labels: Sequence[int | str], listed: list[str] | None, where: str) -
         place = {name: n for n, name in enumerate(names)}
         missing = sorted({str(label) for label in labels} - place.keys())
         if missing:
-            raise UserError(f"the list of classes lacks {missing[0]!r}, a label in {where}", code="bad-class-list")
+            raise UserError(
+                f"the list of classes lacks {missing[0]!r}, a label in {where}",
+                code="bad-class-list",
+                expected="every label, one per line",
+                remedy="correct the file that --set dataset.classes names",
+            )
         return names, [place[str(label)] for label in labels]
     top = len(listed) if listed else 100_000
     if len(numbers) < len(labels) or min(numbers) < 0 or max(numbers) >= top or (not listed and min(numbers) > 0):
@@ -171,7 +176,7 @@ def _number(labels: Sequence[int | str], listed: list[str] | None, where: str) -
 def _is_file(path: str) -> bool:
     try:
         return Path(path).is_file()
-    except (OSError, ValueError):  # names that are too long
+    except (OSError, ValueError):  # the name is too long, or impossible
         return False
 
 

@@ -199,7 +199,7 @@ def test_a_reference_beside_read_only_latents_goes_to_the_cache(here, monkeypatc
     unused: Any = None
     plan = reference.plan_reference("b.npz", resolution=Size.square(16), extractor=unused)
     Path("latents").mkdir()
-    own = dataclasses.replace(plan, beside=Path("latents").absolute())
+    own = dataclasses.replace(plan, latents_folder=Path("latents").absolute())
     monkeypatch.setattr("mpdit_core.evaluation.job.plan_reference", lambda *_given, **_more: own)
     monkeypatch.setattr(reference, "_may_write_in", lambda folder: folder.name != "latents")
     measured()

@@ -137,7 +137,7 @@ def test_a_bias_is_told_where_it_is_one(here, monkeypatch):
     bias = distance().metrics["frechet_distance_bias"]
     assert f"{bias:.3g}" in warning.text
     first = iter([1.0, 0.9, 0.9])
-    monkeypatch.setattr("mpdit_core.evaluation.figures.frechet_distance", lambda *_, **__: next(first))
+    monkeypatch.setattr("mpdit_core.evaluation.metric_values.frechet_distance", lambda *_, **__: next(first))
     (warning,) = distance(force=True).warnings
     assert warning.code == "few-samples"
     assert "-0.1" not in warning.text

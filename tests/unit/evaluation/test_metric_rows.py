@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from mpdit_core.evaluation.figures import compute_metrics, key_and_label
+from mpdit_core.evaluation.metric_values import compute_metrics, key_and_label
 from mpdit_core.evaluation.options import METRICS, EvaluateOptions, Metric
 
 

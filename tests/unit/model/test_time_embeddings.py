@@ -10,8 +10,8 @@ from mpdit_core.config import ModelConfig, Stage, time_embedding_names
 from mpdit_core.model import time_embeddings
 from mpdit_core.model.compute import count
 from mpdit_core.model.memory import saved_activations
+from mpdit_core.model.time_embedding_cost import measure
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.model.unlisted_cost import measure
 from mpdit_core.settings import validate
 from mpdit_core.size import Size
 

@@ -25,7 +25,7 @@ from mpdit_core.sweeps import with_value
 from mpdit_core.training import TrainOptions, is_sweep_folder, train_sweep
 from mpdit_core.training.batches import BatchSource
 from mpdit_core.training.sweep.plot import draw, points_of
-from mpdit_core.training.sweep.results import Measured, RunOutcome, TrainSweepResult, best_of, cell_of, statistics
+from mpdit_core.training.sweep.results import RunEvaluation, RunOutcome, TrainSweepResult, best_of, cell_of, statistics
 
 RATES = ("train.learning_rate=1e-3,4e-3",)
 
@@ -200,7 +200,7 @@ def test_folders_of_other_things_are_left_alone(latents, tmp_path):
 
 def test_the_best_has_the_lowest_mean_distance_of_those_whose_runs_all_finished(tmp_path):
     def run(loss, distance, *, finished=True):
-        evaluations = () if distance is None else (Measured(step=1, flops=1.0, distance=distance, name="FID"),)
+        evaluations = () if distance is None else (RunEvaluation(step=1, flops=1.0, distance=distance, name="FID"),)
         return RunOutcome(run=tmp_path, seed=0, step=1, finished=finished, diverged=False, loss=loss,
                           evaluations=evaluations)  # fmt: skip
 
@@ -220,7 +220,7 @@ def test_the_best_has_the_lowest_mean_distance_of_those_whose_runs_all_finished(
 @pytest.mark.filterwarnings("error")
 def test_seeds_alone_are_drawn_without_a_legend(tmp_path):
     pytest.importorskip("matplotlib")
-    measured = (Measured(step=1, flops=1.0, distance=2.0, name="d"),)
+    measured = (RunEvaluation(step=1, flops=1.0, distance=2.0, name="d"),)
     run = RunOutcome(run=tmp_path, seed=0, step=1, finished=True, diverged=False, loss=1.0, evaluations=measured)
     cell = cell_of({}, [run], flops=1.0, command="")
     draw(TrainSweepResult(path=tmp_path, axes=(), cells=(cell,), distance="d", best=cell), tmp_path / "plot.png")

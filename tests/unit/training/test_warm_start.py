@@ -66,7 +66,7 @@ def test_the_same_configuration_loads_whole_and_the_averages_start_there(tmp_pat
     assert (summary.source, summary.step) == (tmp_path / "m", 7)
     assert summary.loaded == summary.total == sum(t.numel() for n, t in saved.items() if "class_embedding" not in n)
     assert summary.classes == ClassMatch(by="name", known=3)
-    assert summary.new == summary.left_behind == ()
+    assert summary.new == summary.unused == ()
 
 
 def test_another_class_set_is_matched_by_name(tmp_path):
@@ -107,7 +107,7 @@ def test_other_channels_leave_patches_and_output_new(tmp_path):
     weights, fresh, summary, _ = start(tmp_path / "m", configuration(channels=4))
     new = {n for n in weights if "patch_embedding" in n or n.startswith("head.linear")}
     assert all(torch.equal(weights[n], fresh[n] if n in new else saved[n]) for n in weights)
-    assert set(summary.new) == set(summary.left_behind) == {n.rpartition(".")[0] for n in new}
+    assert set(summary.new) == set(summary.unused) == {n.rpartition(".")[0] for n in new}
 
 
 def test_dense_fills_the_stages_in_order(tmp_path):
@@ -127,8 +127,8 @@ def test_dense_fills_the_stages_in_order(tmp_path):
     assert torch.equal(weights["modulation.linear.weight"], fresh["modulation.linear.weight"])
     assert torch.equal(weights["head.linear.weight"], saved["head.linear.weight"])
     assert torch.equal(weights["class_embedding.table.weight"], fresh["class_embedding.table.weight"])
-    assert {f"stages.0.blocks.{number}.modulation.linear" for number in (0, 1)} <= set(summary.left_behind)
-    assert shorten(summary.left_behind).count("stages.*.blocks.*.modulation.linear × 2") == 1
+    assert {f"stages.0.blocks.{number}.modulation.linear" for number in (0, 1)} <= set(summary.unused)
+    assert shorten(summary.unused).count("stages.*.blocks.*.modulation.linear × 2") == 1
     assert summary.classes.by is None
 
 

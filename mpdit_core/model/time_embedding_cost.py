@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpdit_core.model.time_embeddings import time_embedding
 
 
-class UnlistedCost(NamedTuple):
+class TimeEmbeddingCost(NamedTuple):
     """Per image: MACs forward and backward, bytes kept for the backward pass; and the trainable parameters."""
 
     macs: int
@@ -23,10 +23,10 @@ class UnlistedCost(NamedTuple):
 
 
 @cache
-def measure(name: str, width: int) -> UnlistedCost:
+def measure(name: str, width: int) -> TimeEmbeddingCost:
     """Runs the time embedding called `name` once, forward and backward.
 
-    Fake tensors are meta tensors that know their device: autocast does not know the device "meta".
+    On fake tensors, which have the device "cpu": autocast does not support the device "meta".
     """
     forward, backward, saved = FlopCounterMode(display=False), FlopCounterMode(display=False), []
     with FakeTensorMode():
@@ -42,7 +42,7 @@ def measure(name: str, width: int) -> UnlistedCost:
             vector = module(torch.empty(1))
         with backward:
             vector.sum().backward()
-    return UnlistedCost(
+    return TimeEmbeddingCost(
         macs=forward.get_total_flops() // 2,
         backward_macs=backward.get_total_flops() // 2,
         saved_bytes=sum(saved),
@@ -51,4 +51,4 @@ def measure(name: str, width: int) -> UnlistedCost:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # what tells the memory of tensors without data apart
+    return tensor.untyped_storage()._cdata  # identifies the memory of tensors without data

@@ -1,6 +1,6 @@
-"""The figures: how they are computed from samples and reference, and their names.
+"""The values of metrics: how they are computed from samples and reference, and their names.
 
-Only Inception with the published weights gives what papers call FID, sFID and so on. Figures from other Inception
+Only Inception with the published weights gives what papers call FID, sFID and so on. Values from other Inception
 weights or other features have other keys in the record and other labels, so that no program confuses them.
 """
 
@@ -21,7 +21,7 @@ from mpdit_core.metrics.neighbours import NEIGHBOURS, precision_recall
 from mpdit_core.metrics.scores import bootstrap_std, frechet_distance, kernel_distance
 
 FEW = 10_000  # with fewer samples a warning states the bias of the Fréchet distance
-NORMAL_95 = 1.96  # 95 % of a normal distribution lie within so many standard deviations
+NORMAL_95 = 1.96  # standard deviations of a normal distribution that contain 95 %
 
 Values = dict[str, Value]
 
@@ -43,7 +43,7 @@ def key_and_label(metric: str, published: bool | None, features: str) -> tuple[s
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricInputs:
     """Samples and their reference, from which the function of a metric computes its values."""
 
     options: EvaluateOptions
@@ -67,11 +67,11 @@ class Measured:
 def compute_metrics(
     options: EvaluateOptions, reference: Reference, samples: FeatureAccumulator, keys: Mapping[str, str]
 ) -> Values:
-    """The values of `options.metrics` under their `keys`; None where the features or the reference lack what is needed.
+    """The values of `options.metrics` under their `keys`; None where features or reference are not sufficient.
 
     Standard deviation, bias and interval of a metric have its key with `_std`, `_bias` and `_interval` appended.
     """
-    measured = Measured(options, reference, samples)
+    measured = MetricInputs(options, reference, samples)
     values: Values = {}
     for metric in options.metrics:
         module, _, function = METRICS[metric].compute.partition(":")
@@ -85,10 +85,10 @@ def needs_rows(options: EvaluateOptions) -> bool:
     return any(METRICS[metric].needs_rows for metric in options.metrics) or options.bootstrap > 0
 
 
-# Each returns its figure under "", and further values under the suffix of their key.
+# The functions of `METRICS`. Each returns its value under "", and further values under the suffix of their key.
 
 
-def fid(measured: Measured) -> Values:
+def fid(measured: MetricInputs) -> Values:
     """The Fréchet distance of pool features; with few samples its bias; its error bar where that is asked for."""
     reference, samples, rows = measured.reference, measured.samples, measured.rows
     pool = samples.gaussian()
@@ -106,29 +106,29 @@ def fid(measured: Measured) -> Values:
     return values
 
 
-def sfid(measured: Measured) -> Values:
+def sfid(measured: MetricInputs) -> Values:
     """The Fréchet distance of spatial features."""
     theirs, ours = measured.reference.spatial, measured.samples.spatial_gaussian()
     return {"": None if theirs is None or ours is None else frechet_distance(theirs, ours)}
 
 
-def inception_score(measured: Measured) -> Values:
+def inception_score(measured: MetricInputs) -> Values:
     """The Inception Score, with its standard deviation over chunks."""
     score, deviation = measured.samples.inception_score() or (None, None)
     return {"": score, "std": deviation}
 
 
-def precision(measured: Measured) -> Values:
+def precision(measured: MetricInputs) -> Values:
     """The share of samples that lie among the real images."""
     return {"": measured.precision_recall[0]}
 
 
-def recall(measured: Measured) -> Values:
+def recall(measured: MetricInputs) -> Values:
     """The share of real images that lie among the samples."""
     return {"": measured.precision_recall[1]}
 
 
-def kid(measured: Measured) -> Values:
+def kid(measured: MetricInputs) -> Values:
     """The kernel distance, with its standard deviation over subsets."""
     theirs = measured.reference.rows
     distance, deviation = kernel_distance(theirs, measured.rows) if theirs is not None else (None, None)
