@@ -76,8 +76,8 @@ def resolve(kind: Kind, name: str, *, trusted: bool = True) -> Entry:
             f"a file that was read refers to the code {name}, which may do anything on this machine",
             code="untrusted-code",
             expected=f"a {KINDS[kind].word} that is installed, or code that you give on the command line",
-            remedy="give its name on the command line; or, if you know who wrote it, install it as a package, or use --trust "
-            "where the command has it",
+            remedy="give its name on the command line; or, if you know who wrote it, install it as a package, or use "
+            "--trust where the command has it",
         )
     return Entry(kind, name, name)
 
