@@ -8,7 +8,7 @@ from typing import Any
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
-from mpdit_core.data.sources import classes_of, count_items, read_class_names, source_given, source_name
+from mpdit_core.data.sources import absolute_source, classes_and_fingerprint, count_items, read_class_names, source_name
 from mpdit_core.encoding.foreign_latents import ForeignLatents, Holding
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.precision import choose_precision
@@ -44,10 +44,10 @@ def make_plan(
     count, given = count_items(source), what_is_encoded(options)
     if count == 0:
         raise UserError(f"{given} holds no images", code="no-images", expected="at least one image in a class folder")
-    class_names, fingerprint = classes_of(source)
+    class_names, fingerprint = classes_and_fingerprint(source)
     plan = EncodingPlan(
         source=SourceSpec(
-            given=source_given(given),
+            given=absolute_source(given),
             split=options.split,
             options=source_arguments(options),
             fingerprint=fingerprint,

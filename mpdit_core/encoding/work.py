@@ -18,7 +18,7 @@ from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.signals import StopRequest
 
-SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
+SECONDS_BETWEEN_CHECKS = 0.1  # at the records of other processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,4 +91,4 @@ def _wait_for_others(work: ShardWork, stop: StopRequest, *, world: World, report
         if os.getppid() != launcher:
             raise SystemExit("the launcher has ended")
         stop.check()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_CHECKS)

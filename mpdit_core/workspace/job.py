@@ -156,7 +156,7 @@ def _latents(path: Path) -> dict[str, Any]:
     bad = [shard.file for shard in manifest.shards if _size(path / shard.file) != shard.bytes]
     if not bad:
         return facts
-    remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
+    remedy = "run the `mpdit encode-latents` command of this folder again, first with --verify, then without"
     problem = f"{path / bad[0]} is missing or incomplete" + (f", and {len(bad) - 1} more" if bad[1:] else "")
     return facts | {"status": "damaged", "problem": problem, "remedy": remedy}
 

@@ -36,7 +36,7 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
         UserError: there is nothing to export, `out` is not free, or the format cannot hold this model; then nothing
             is written. After a failed upload the folder is complete, and the remedy says how to upload it.
     """
-    files.require_free(options.out)
+    files.require_empty(options.out)
     if options.half and options.format not in HALVED:
         raise UserError(
             f"half precision with the format {options.format}",

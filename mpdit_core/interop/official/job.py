@@ -105,7 +105,7 @@ def import_official(
 
 
 def _import(options: ImportOptions, out: Path) -> ModelFolder:
-    files.require_free(out)
+    files.require_empty(out)
     file = read_official(options.file, weights=options.weights)
     made = convert(file, options)
     latents = _latents(made.config, made.kind, options.autoencoder)
