@@ -11,7 +11,7 @@ from mpdit_core.run_report.options import ReportOptions
 def command(options: ReportOptions) -> None:
     """Write one HTML page about a run that opens offline: curves, previews, evaluations, configuration, compute.
 
-    The loss is compared with recorded runs of the same network and data, and FID with what was published. The curves
+    The loss is compared with recorded runs of the same network and data, and FID with published results. The curves
     of further runs are drawn over those of the first, and the settings that differ are listed.
 
     Example: mpdit report runs/xl-256-1 runs/xl-256-2
