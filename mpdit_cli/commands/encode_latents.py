@@ -74,7 +74,7 @@ def _is_found_by_train(result: EncodeResult) -> bool:
 
     try:
         return find_latents(resolution=result.resolution) == result.latents
-    except UserError:  # there are several, or others are damaged
+    except UserError:  # there are several
         return False
 
 
