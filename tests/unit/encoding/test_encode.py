@@ -261,7 +261,9 @@ def test_the_next_command_after_encoding_beside_damaged_latents(
     assert " --latents " not in next_command(result)
     Path("latents/damaged").mkdir()
     Path("latents/damaged/manifest.json").write_text("{")
-    assert " --latents " not in next_command(result)  # `find_latents` passes over damaged folders
+    assert " --latents " not in next_command(result)  # the damaged one is passed over
+    encode(images, Path("latents/second"))
+    assert " --latents latents/whole" in next_command(result)
 
 
 def test_poor_reconstructions_are_warned_of(images: Path, tmp_path: Path):
