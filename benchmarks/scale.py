@@ -30,7 +30,7 @@ from mpdit_core.config import RunConfig
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan, SourceSpec
 from mpdit_core.data.shards import ShardContent, write_shard
-from mpdit_core.data.sources import classes_of, count_items, open_source
+from mpdit_core.data.sources import classes_and_fingerprint, count_items, open_source
 from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.models.run_folder import METRICS, RunFolder
 from mpdit_core.presets import load_preset
@@ -105,7 +105,10 @@ def list_files(root: Path, count: int) -> dict[str, Cost]:
         for n in range(count // CLASSES):
             (folder / f"{n}.JPEG").touch()
     source = open_source(str(root))
-    return {"listing files": cost_of(lambda: count_items(source)), "fingerprint": cost_of(lambda: classes_of(source))}
+    return {
+        "listing files": cost_of(lambda: count_items(source)),
+        "fingerprint": cost_of(lambda: classes_and_fingerprint(source)),
+    }
 
 
 def make_latents(root: Path, count: int) -> Path:

@@ -1,7 +1,7 @@
-"""What the shell offers where a value is typed: presets, samplers, runs, latents, class names of the model given.
+"""Completes values in the shell: presets, samplers, runs, latents, class names of the model that is given.
 
-The name of the field decides, so it is the same in every command. To add one: a function from the command's context to
-the values, and its row in `OFFERED`. Torch-free, because the shell waits.
+The name of the field decides what is offered, so it is the same in every command. To add one: a function from the
+command's context to the values, and its row in `OFFERED`. Torch-free, because the shell waits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def completer(field: str) -> Callable[..., list[str]] | None:
 
 def class_names(context: typer.Context) -> list[str]:
     """The classes of the model that is given: names, and numbers where a name has spaces or commas."""
-    given = [context.params.get("model"), context.params.get("what"), *context.args]  # args: before an unfinished flag
+    given = [
+        context.params.get("model"),
+        context.params.get("what"),
+        *context.args,
+    ]  # args: before an unfinished flag
     folder = Path(next((word for word in given if word), ""))
     found: Iterable[str] = ()
     with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):

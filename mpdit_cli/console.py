@@ -64,7 +64,7 @@ def run(job: Callable[..., R], *arguments: Any, nproc: str = "1", device: str = 
 
     Args:
         nproc: number of processes, or `auto`.
-        device: what `auto` counts.
+        device: the kind of device that `auto` counts.
 
     Raises:
         typer.Exit: with the exit code of the processes, after they were started and have ended.
@@ -142,16 +142,16 @@ def _flush_c_library() -> None:
         ctypes.CDLL(None).fflush(None)
 
 
-IMITATED = "Traceback (most recent call last)"
+TRACEBACK = "Traceback (most recent call last)"
 
 
 def clean(text: str, *, lines: bool = False) -> str:
-    """`text` made harmless, for it may contain names from files that are meant to mislead a terminal or its reader.
+    """`text` made harmless: it may contain names from files that are meant to mislead a terminal or its reader.
 
     Control characters, escape sequences, marks that reverse the direction of writing, undecodable bytes and, unless
     `lines` is true, line ends are shown as Python escapes. Text that imitates a traceback is replaced.
     """
-    return _escaped(text, but="\n" if lines else "").replace(IMITATED, "(text of a traceback)")
+    return _escaped(text, but="\n" if lines else "").replace(TRACEBACK, "(text of a traceback)")
 
 
 def _escaped(text: str, *, but: str) -> str:
@@ -163,12 +163,12 @@ def _escaped(text: str, *, but: str) -> str:
 def say(text: str, *, style: str | None = None) -> None:
     """Prints text for people; in a group only rank 0 prints."""
     if not _settings.quiet and _rank() == 0:
-        _people().print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
+        _console_for_people().print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_picture(path: str) -> None:
     """Prints the picture as coloured half blocks, as wide as the terminal; without a terminal, says that it cannot."""
-    console = _people()
+    console = _console_for_people()
     if _settings.quiet or not console.is_terminal:
         say(f"{path} is not shown: the output is not a terminal")
         return
@@ -229,7 +229,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))  # set by torchrun; asking mpdit_core.runtime.distributed would import torch
 
 
-def _people() -> Any:
+def _console_for_people() -> Any:
     from rich.console import Console
 
     return Console(stderr=_settings.json)
@@ -260,7 +260,7 @@ def _draw_table(table: Table) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
-    console = _people()
+    console = _console_for_people()
     if table.title:
         say(_wrapped(table.title, console), style="bold")
     drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
@@ -283,7 +283,7 @@ def _draw_table(table: Table) -> None:
 
 
 def _draw_summary(summary: Summary) -> None:
-    width, console = max((len(label) for label in summary.rows), default=0), _people()
+    width, console = max((len(label) for label in summary.rows), default=0), _console_for_people()
     say(summary.title, style="bold")
     for label, value in summary.rows.items():
         say(f"  {label:<{width}}  {_wrapped(clean(value), console, indent=width + 4)}")
@@ -301,7 +301,7 @@ class _View:
     """Draws the events of one job. A progress bar on a terminal; elsewhere a line every few seconds."""
 
     def __init__(self) -> None:
-        self.console = _people()
+        self.console = _console_for_people()
         self.bars: Any = None
         self.panel: Any = None
         self.tasks: dict[str, Any] = {}

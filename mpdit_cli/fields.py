@@ -3,7 +3,7 @@
     @options_command(SampleOptions)
     def command(options: SampleOptions) -> None: ...  # its docstring is the command's help
 
-`--set KEY=VALUE` reaches every field by its name, and the options of plugins by `TABLE.KEY`; a flag wins over it.
+`--set KEY=VALUE` reaches every field by its name, and the options of plugins by `TABLE.KEY`; a flag has precedence.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Set = Annotated[
         **RUNNING,
     ),
 ]
-# These two are read by app.main before the command runs, so that errors of parsing respect them.
+# These two are read by app.main before the command runs, so that parsing errors respect them.
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object per line on stdout, and text for people on stderr.", **RUNNING),
@@ -92,7 +92,7 @@ class Group(typer.core.TyperGroup):
 
 
 def without_metavars(parameters: list[Any]) -> list[Any]:
-    """The parameters, with nothing behind a switch in --help; Typer would show `<bool>`."""
+    """The parameters, with nothing after a switch in --help; Typer would show `<bool>`."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
@@ -203,7 +203,7 @@ def choices_of(info: FieldInfo) -> list[str]:
 
 
 def fits(choices: Sequence[str]) -> bool:
-    """Whether these follow a flag in --help; longer lists would be broken within words at 80 columns."""
+    """Whether --help lists these after the flag; a longer list would be broken within words at 80 columns."""
     return len("|".join(choices)) <= LONGEST_CHOICES
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from mpdit_core.reporting import Step
 
-MEAN_STEPS = 100
+MEAN_STEPS = 100  # over which the loss is averaged
 
 
 class TrainPanel:
-    """Drawn at the bottom of the terminal; lines of text scroll by above it."""
+    """Stays at the bottom of the terminal; text scrolls above it."""
 
     def __init__(self, console: Any):
         from rich.live import Live

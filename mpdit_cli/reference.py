@@ -12,7 +12,7 @@ from mpdit_cli.app import build_app
 HEADER = """# Commands
 
 Every command also takes `--help`, and `--set KEY=VALUE` for any option by its name. This page is made by
-`python -m mpdit_cli.reference` from the same fields as the commands; a test compares it.
+`python -m mpdit_cli.reference` from the same fields as the commands; a test checks that it is current.
 """
 
 

@@ -38,19 +38,20 @@ __all__ = [
     "read_class_names", "read_regular", "to_pixels", "to_range",
 ]  # fmt: skip
 
-# Helpers, imported when they are first used. For data sets: what mpdit's own sources read files with, also damaged and
-# unusual ones. For autoencoders: pixels to [-1, 1] and back.
+# Helpers, imported when they are first used. For data sets: how mpdit's own sources read files, unusual and damaged
+# ones included. For autoencoders: pixels to [-1, 1] and back.
 _, __getattr__ = lazy_names(__name__, __file__)
 
 PLUGIN_API = 2
-"""Version of these contracts. A plugin class may carry `plugin_api = 2`; another number is refused with a reason."""
+"""Version of these contracts. A plugin class may state `plugin_api = 2`; one that states another number is refused."""
 
 VelocityFn: TypeAlias = "Callable[[Tensor, float], Tensor]"
 """`velocity_fn(x_t [B, C, h, w], t: float) -> velocity [B, C, h, w]`; t is one time for the whole batch."""
 
 NoiseSource: TypeAlias = "torch.Generator | Sequence[torch.Generator] | Callable[[Tensor], Tensor] | None"
-"""One generator for the batch; one per image, so that an image does not depend on its batch; a function from a tensor
-to noise of its shape, with which `check_sampler` computes moments exactly; or None, torch's global generator."""
+"""Where noise comes from: one generator for the batch; one per image, so that an image does not depend on its batch; a
+function that returns noise of a tensor's shape (`check_sampler` computes exact moments with it); or None, the global
+generator of torch."""
 
 
 class Step(NamedTuple):
@@ -62,20 +63,20 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Integrates `dx/dt = velocity` from t = 1 to 0. A dataclass with at least a field `num_steps`, intervals."""
+    """Integrates `dx/dt = velocity` from t = 1 to 0. A dataclass with at least the field `num_steps`."""
 
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int: ...  # number of intervals
 
-    order: ClassVar[int]  # order of convergence of the final x, which mpdit_core.testing.check_sampler measures
+    order: ClassVar[int]  # order of convergence of the final x_t, which mpdit_core.testing.check_sampler measures
     stochastic: ClassVar[bool]  # whether it draws noise during the steps
 
     def steps(self, velocity_fn: VelocityFn, noise: Tensor, generator: NoiseSource = None) -> Iterator[Step]:
-        """Yields `num_steps` states, an adaptive sampler any number; `x_t` has the device and dtype of `noise`.
+        """Yields `num_steps` states (an adaptive sampler: any number); `x_t` has the device and dtype of `noise`.
 
         Args:
             velocity_fn: the network with labels and guidance bound; each call is one evaluation (NFE).
-            noise: x at t = 1, [B, C, h, w], float32.
+            noise: x_t at t = 1, [B, C, h, w], float32.
             generator: the source that a stochastic sampler draws from, through `draw_noise`.
         """
         ...
@@ -157,11 +158,11 @@ class Teacher(FeatureExtractor, Protocol):
 
 @runtime_checkable
 class Autoencoder(Protocol):
-    """Takes images to latents and back. A dataclass; the three attributes may be fields, properties or constants.
+    """Converts images to latents and back. A dataclass; the three attributes may be fields, properties or constants.
 
     A class may have `flip_equivariant = True`: the latents of a mirror image are the mirrored latents, and are not
-    stored twice. It may have `resolution`: unless None, the only resolution in pixels that it takes. An autoencoder for
-    images other than RGB has an option `mode`, L, RGB or RGBA as Pillow names them: K = 1, 3 or 4 channels; else K = 3.
+    stored twice. It may have `resolution`: the only resolution in pixels that it accepts (None: any). If its images are
+    not RGB, it has an option `mode` with Pillow's names: L, RGB or RGBA for K = 1, 3 or 4 channels; without it, K = 3.
     """
 
     @property
@@ -181,8 +182,8 @@ class Autoencoder(Protocol):
         """What is stored for `images [B, K, H, W]` uint8; it does not depend on the batch that an image is in.
 
         `mean+std`: `[B, 2C, h, w]` float32, a posterior's mean, then its standard deviation; `mean`: `[B, C, h, w]`
-        float32, the raw latents; `uint8`: `[B, C, h, w]` pixel values, read as raw latents x / 127.5 - 1,
-        always on the CPU. Called from several threads, under autocast if a faster type was measured to agree with
+        float32, the raw latents; `uint8`: `[B, C, h, w]` pixel values x, always on the CPU; they are read back as raw
+        latents x / 127.5 - 1. Called from several threads, under autocast if a faster type was measured to agree with
         float32.
         """
         ...
@@ -198,7 +199,7 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What the loss of B images is computed from, in one part of a step on one device.
+    """The inputs of the loss for B images: one micro-batch on one device.
 
     `negative` and `teacher` are None unless a term of the loss names them in `needs`.
     """
@@ -212,7 +213,7 @@ class TrainingBatch:
 
 
 class NetworkShape(NamedTuple):
-    """What an objective's modules are built for."""
+    """The shapes that an objective's modules are built for."""
 
     latent_shape: tuple[int, int, int]  # C, h, w
     width: int  # D, features of a token
@@ -259,16 +260,16 @@ class Objective(Protocol):
     needs: ClassVar[tuple[str, ...]]  # which of "negative" and "teacher" a batch must have
 
     def modules(self, network: NetworkShape) -> nn.Module | None:  # noqa: ARG002
-        """What is trained beside the network. It is resumed with the run; it has no EMA and is never exported.
+        """A module that is trained with the network. It is resumed with the run, has no EMA and is never exported.
 
-        It learns parameters only; buffers are not saved. Raises `UserError` for a network that it cannot be used with.
+        Only its parameters are trained and saved, not its buffers. Raises `UserError` for a network that does not fit.
         """
         return None
 
     def loss(self, network: TrainedNetwork, batch: TrainingBatch, log: LogPart) -> Tensor:
         """One number in float32: the mean over the batch's images of a value that depends on one image alone.
 
-        The mean over parts of equal size is then the mean over the whole, for any processes and any accumulation.
+        So the loss of a step does not depend on how its images are divided into processes and micro-batches.
         """
         ...
 
@@ -289,7 +290,7 @@ def draw_noise(like: Tensor, generator: NoiseSource = None) -> Tensor:
     every device.
 
     Raises:
-        ValueError: the number of generators is not that of the rows.
+        ValueError: the number of generators is not the number of rows.
     """
     import torch
 
@@ -315,4 +316,4 @@ class Command:
 
     options: type[Options]  # each of its fields is an argument or a flag
     job: Callable[..., Result]  # job(options, *, report)
-    help: str  # a sentence
+    help: str  # one sentence, which `mpdit --help` shows

@@ -1,4 +1,4 @@
-"""The configuration of a training run, and the layers that it is put together from.
+"""The configuration of a training run, and the layers that it is built from.
 
 Precedence: preset < configuration file < `--set key=value` < named flags. Every mistake in a key, a type or a
 combination is a `UserError` that names the dotted key, before any work.
@@ -24,7 +24,7 @@ from mpdit_core.size import Size
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 NetworkType = Literal["float32", "bfloat16"]  # what `auto` can choose
-ComputeType = Literal["float32", "tf32", "bfloat16"]  # of an autoencoder; tf32: float32 with shorter products
+ComputeType = Literal["float32", "tf32", "bfloat16"]  # of an autoencoder; tf32: matrix products of float32 in TF32
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 GuidanceName = Literal["cfg", "cfg-zero", "apg", "skip-tokens"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -53,7 +53,7 @@ class ModelConfig(Settings):
     width: PositiveInt = setting(..., "D, number of features per token")
     num_heads: PositiveInt = setting(..., "number of attention heads; must divide the width")
     stages: tuple[Stage, ...] = setting(
-        ..., "(patch size, depth) of each stage, coarse to fine; the last patch size is that of the output",
+        ..., "(patch size, depth) of each stage, coarse to fine; the output has the last patch size",
         strict=False, min_length=1,
     )  # fmt: skip
     input_size: Size = setting(..., "h × w of the latents, or one number for a square")
@@ -68,7 +68,7 @@ class ModelConfig(Settings):
         "shared", "one modulation layer for the whole network, or one per block"
     )
     time_embedding: str = setting("fno", "time embedding: fno, sinusoid, or a file in model/time_embeddings/")
-    skip: bool = setting(True, "whether every later stage reads x_t again, in finer patches")
+    skip: bool = setting(True, "whether each stage after the first also reads x_t, in its finer patches")
     mlp_ratio: PositiveInt = setting(
         4, "hidden features of a block's MLP, as a multiple of the width; with swiglu, two thirds of that"
     )
@@ -81,10 +81,10 @@ class ModelConfig(Settings):
         "sincos", "position encoding: a table added to the tokens, rotary queries and keys, or both"
     )
     prediction: Literal["velocity", "latents"] = setting(
-        "velocity", "what the output layer predicts; from latents the network computes the velocity that it returns"
+        "velocity", "what the output layer predicts; latents are converted to the velocity that the network returns"
     )
     spectral_init_scale: float = setting(
-        1.0, "standard deviation of the normal initialisation of the spectral weights (1: as published)", gt=0
+        1.0, "standard deviation of the initial spectral weights of the fno time embedding (1: as published)", gt=0
     )
 
     @field_validator("time_embedding")
@@ -157,10 +157,10 @@ class TimeConfig(Settings):
     mean: float = setting(0.0, "mean before the sigmoid, for logit-normal")
     std: float = setting(1.0, "standard deviation before the sigmoid, for logit-normal", gt=0)
     scale: float = setting(
-        1.29, "preference for the middle times, for mode; below 0: for the ends", ge=-1, le=2 / (math.pi - 2)
+        1.29, "preference for the middle times, or if below 0 for the ends; for mode", ge=-1, le=2 / (math.pi - 2)
     )
     shift: Annotated[float, Field(gt=0)] | Literal["auto"] | None = setting(
-        None, "shift of t towards noise; auto: sqrt(C·h·w / 4096); none: no shift, as 1"
+        None, "shift of t towards noise; auto: sqrt(C·h·w / 4096); none: no shift, the same as 1"
     )
 
 
@@ -194,6 +194,7 @@ class MuonConfig(AdamWSettings):
 
 
 def _optimizer_tag(given: Any) -> str:
+    """The union's tag for an optimizer; `settings_error` leaves parts in angle brackets out of the keys it prints."""
     if isinstance(given, Mapping):
         return f"<{cast(Mapping[str, Any], given).get('name', 'adamw')}>"
     return f"<{getattr(given, 'name', None)}>"
@@ -209,7 +210,7 @@ FLOW_MATCHING = "flow-matching"  # the term that every loss has; a weight of 0 l
 
 
 class TrainConfig(Settings):
-    """Optimisation, and how it runs."""
+    """How the network is trained: optimisation, precision, checkpoints, logs."""
 
     batch_size: PositiveInt = setting(
         1024, "images per step, over all devices and gradient accumulation", le=LARGEST_BATCH
@@ -226,7 +227,7 @@ class TrainConfig(Settings):
     )
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
     decay_steps: PositiveInt | None = setting(
-        None, "number of final steps, over which wsd decreases; none: a tenth of all steps"
+        None, "number of final steps in which wsd decreases the rate; none: a tenth of all steps"
     )
     grad_clip: float | None = setting(None, "gradient norm to clip to; none: no clipping", gt=0)
     ema_decays: tuple[Decay, ...] = setting(
@@ -253,7 +254,7 @@ class TrainConfig(Settings):
     checkpoint_every: PositiveInt = setting(10_000, "steps between checkpoints", resumable=True)
     keep_last: PositiveInt = setting(2, "number of newest checkpoints to keep", resumable=True)
     keep_every: PositiveInt | None = setting(
-        None, "steps between checkpoints that are never deleted; none: no such checkpoint", resumable=True
+        None, "steps between checkpoints that are never deleted; none: only keep_last are kept", resumable=True
     )
     on_nonfinite: Literal["stop", "rollback"] = setting(
         "stop", "what to do when the loss or the gradient is not finite, or the loss spikes", resumable=True
@@ -312,7 +313,7 @@ RESUMABLE = frozenset(key for key, info in dotted_fields(RunConfig) if spelling_
 
 @dataclass(frozen=True)
 class Layers:
-    """The values of a run, put together from layers, and the layer that each value came from.
+    """The values of a run's configuration, merged from layers, and the layer that each value came from.
 
     `origins` maps a dotted key to the name of the highest layer that gave it: `preset xl-256`, a file, `--set`, a flag,
     `latents`, the run that is resumed. A key that no layer gave has its default. `fixed` are the keys that the user
@@ -358,5 +359,5 @@ class Layers:
         return self.origins.get(key, "default")
 
     def config(self) -> RunConfig:
-        """The configuration. Raises `UserError` for values that are not possible."""
+        """The configuration. Raises `UserError` for impossible values."""
         return validate(RunConfig, self.tree)

@@ -32,7 +32,7 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str | None:
-    """The remedy for a name that does not exist: the most similar `known` names, or `otherwise` if there are none.
+    """The remedy for a name that does not exist: the most similar `known` names, or `otherwise` if none is similar.
 
     Dotted keys that end with the same word come first: `train.optimizer.betas` for `train.betas`.
     """

@@ -24,8 +24,8 @@ from mpdit_core.runtime.files import writing
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
 SMALLEST_SIDE = 72  # smallest side of an image in a grid, in pixels
-GAP = 4
-LINE = 2  # between the images in a cell
+GAP = 4  # between images, in pixels
+LINE = 2  # between the images in a cell of a contact sheet, in pixels
 TEXT_SIZE = 12
 FRAME_MS, LAST_FRAME_MS = 80, 1500  # of a GIF, in milliseconds
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (150, 150, 150)
@@ -146,13 +146,16 @@ def square_columns(count: int, *, classes: int = 0) -> int:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Raises `UserError` where the file cannot be written. An older file stays until the new one is complete."""
+    """Writes a PNG as `files.writing` does: an older file stays until the new one is complete."""
     with writing(path) as temporary:
         image.save(temporary, format="PNG")
 
 
 def save_tile(image: Any, path: Path) -> None:
-    """Writes `image [1, 3 or 4, H, W]` as a PNG, which a kill leaves whole or missing; a power cut may tear it."""
+    """Writes `image [1, 3 or 4, H, W]` as a PNG without fsync, which would slow down a set of thousands.
+
+    If the process is killed, the file is complete or missing; a power cut may damage it.
+    """
     temporary = path.with_name(f".{path.name}.part")
     tile(image).save(temporary, format="PNG")
     temporary.replace(path)
@@ -194,7 +197,7 @@ def can_plot(report: Reporter) -> bool:
 def plot(path: Path, *, x: str, y: str) -> Iterator[Any]:
     """Yields matplotlib's axes with these labels. `path` is written after the body has drawn on them.
 
-    The ending of `path` sets the format. The legend holds the lines that have a label.
+    The file extension sets the format. The legend lists the lines that have a label.
     """
     from matplotlib.figure import Figure  # not pyplot, which would choose a window system
 
@@ -220,7 +223,7 @@ def text_height(font: Font) -> int:
 
 
 def shorten(text: str, font: Font, width: float) -> str:
-    """`text`; where it is wider than `width` pixels, cut and with an ellipsis."""
+    """`text`, cut to `width` pixels with an ellipsis where it is wider."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

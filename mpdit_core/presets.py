@@ -45,7 +45,7 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     # MPDiT-B at 256 px. `propose_preset` fits them to latents of any size.
     "s-32":              (32,    384,  6, [(4, 6), (2, 6)],  MPDIT | dict(input_size=32, channels=3), "small"),
     "s-64":              (64,    384,  6, [(8, 6), (4, 6)],  MPDIT | dict(input_size=64, channels=3), "small"),
-    # The three levels of v2-B: an eighth of b-256's compute.
+    # The three stages of v2-B at half its width: an eighth of b-256's compute.
     "s-256":             (256,   384,  6, [(8, 6), (4, 4), (2, 2)],    MPDIT,  "small"),
     "dit-s-256":         (256,   384,  6, [(2, 12)],                   DENSE,  "256"),
     "dit-b-256":         (256,   768, 12, [(2, 12)],                   DENSE,  "256"),
@@ -63,7 +63,7 @@ MODELS: dict[str, tuple[int, int, int, list[tuple[int, int]], dict[str, Any], st
     "tiny":              (16,     32,  2, [(4, 1), (2, 1)],            DIGITS | dict(class_tokens=2), "tiny"),
 }  # fmt: skip
 
-# Epochs, global batch, learning rate (paper, appendix; the 512 recipe also serves 1024, which nobody has published).
+# Epochs, global batch, learning rate (paper, appendix; the 512 recipe also serves 1024, for which none is published).
 # The others are our own; "small" is for one GPU and any number of images, with `--steps` for fewer steps on a CPU.
 RECIPES = {
     "256":      dict(train=TrainConfig(epochs=80,  batch_size=1024, learning_rate=2e-4)),
@@ -122,15 +122,15 @@ def load_preset(name: str) -> RunConfig:
 
 
 NOT_PROPOSED = ("dit-", "ablation-", "plus-", "tiny")
-"""Beginnings of the names of presets for comparisons, experiments and tests."""
+"""Beginnings of the names of presets for comparisons, experiments and tests, which `propose_preset` leaves out."""
 
 FOR_OWN_PICTURES = "s-"  # beginning of the names of presets that may be fitted to latents of other sizes
 
-IMAGES_FOR_THE_LARGEST = 1_000_000  # the paper trains its largest model on ImageNet (the number is our choice)
+IMAGES_FOR_THE_LARGEST = 1_000_000  # our choice: the paper trains its largest model on ImageNet's 1.28 million
 
 
 class Proposal(NamedTuple):
-    """A preset to train with, and a tree of values that fit it to the latents; empty if it fits as it is."""
+    """A preset to train with, and the tree of values that fit it to the latents (empty if it fits unchanged)."""
 
     preset: str
     fit: dict[str, Any]

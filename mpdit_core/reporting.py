@@ -16,7 +16,7 @@ class Event:
     """Base of all events."""
 
     def as_json(self) -> dict[str, Any]:
-        """A dictionary of plain JSON values; `event` comes first, `saved` for `Saved`."""
+        """A dictionary of plain JSON values. Its first key, `event`, holds the class name in lower case."""
         return {"event": type(self).__name__.lower()} | {f.name: jsonable(getattr(self, f.name)) for f in fields(self)}
 
 
@@ -83,12 +83,12 @@ def silent(event: Event) -> None:
     """The reporter of a job that nobody watches."""
 
 
-def without_repeats(report: Reporter, told: Callable[[Event], str | None]) -> Reporter:
-    """A reporter that passes on one event for each text that `told` gives, and every event for which it gives None."""
+def without_repeats(report: Reporter, text_of: Callable[[Event], str | None]) -> Reporter:
+    """A reporter that drops an event whose `text_of` it has reported before; events for which that is None all pass."""
     seen: set[str] = set()
 
     def passing(event: Event) -> None:
-        text = told(event)
+        text = text_of(event)
         if text not in seen:
             report(event)
         if text is not None:

@@ -54,7 +54,7 @@ class Spelling:
     metavar: str = ""
     argument: bool = False  # positional
     panel: str = "What"  # the group of options in --help
-    chosen: str = ""  # in --help, the default of a field whose None means that the job chooses
+    chosen: str = ""  # the default that --help shows where None lets the job choose
     table: str = ""  # a dict filled by `--set TABLE.KEY=VALUE`; "*" takes every key
     repeated: bool = False  # a tuple given by one flag per value, not by one list with commas
     typed: bool = True  # False: has no flag, for Python and --set only
@@ -62,7 +62,7 @@ class Spelling:
     sweepable: bool = False
 
 
-SPELLING = "mpdit"
+SPELLING = "mpdit"  # key under which a field keeps its `Spelling` in `json_schema_extra`
 
 
 def setting(default: Any, description: str, *, strict: bool | None = None, **more: Any) -> Any:
@@ -79,7 +79,7 @@ def setting(default: Any, description: str, *, strict: bool | None = None, **mor
 
 
 def spelling_of(field: FieldInfo) -> Spelling:
-    """The `Spelling` of a field; that of a plain flag where the field has none."""
+    """The `Spelling` of a field; where the field has none, the defaults, which are those of a plain flag."""
     extra = field.json_schema_extra
     found = extra.get(SPELLING) if isinstance(extra, dict) else None
     return found if isinstance(found, Spelling) else Spelling()
@@ -105,7 +105,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             )
         *tables, leaf = _split_key(key)
         if len(tables) >= DEEPEST:
-            raise _too_large(f"{shortened(key)} has too many dots")
+            raise _beyond_limits(f"{shortened(key)} has too many dots")
         node = tree
         for table in tables:
             node = node.setdefault(table, {})
@@ -134,27 +134,27 @@ def parse_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text.strip()
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
-        raise _too_large(f"{shortened(text)} has thousands of digits or brackets") from None
-    _require_moderate(tree, origin=shortened(text))
+        raise _beyond_limits(f"{shortened(text)} has thousands of digits or brackets") from None
+    _require_within_limits(tree, origin=shortened(text))
     return tree["value"] if tree.keys() == {"value"} else text.strip()
 
 
-def _require_moderate(value: Any, *, origin: str, key: str = "", depth: int = 0) -> None:
+def _require_within_limits(value: Any, *, origin: str, key: str = "", depth: int = 0) -> None:
     """Raises `UserError` for NaN, huge integers and deep nesting, anywhere in a tree of values."""
     where = f"{origin or 'configuration refused'}: {shortened(key)}"
     if depth > DEEPEST:
-        raise _too_large(f"{where} has too many nested tables or lists")
+        raise _beyond_limits(f"{where} has too many nested tables or lists")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise _too_large(f"{where} is an integer of more than 64 bits")
+        raise _beyond_limits(f"{where} is an integer of more than 64 bits")
     if isinstance(value, float) and math.isnan(value):
-        raise _too_large(f"{where} is NaN")
+        raise _beyond_limits(f"{where} is NaN")
     named = value.items() if isinstance(value, Mapping) else ()
     listed = value if isinstance(value, list | tuple) else ()
     for name, inner in [*named, *(("", each) for each in listed)]:
-        _require_moderate(inner, origin=origin, key=f"{key}.{name}".strip("."), depth=depth + 1)
+        _require_within_limits(inner, origin=origin, key=f"{key}.{name}".strip("."), depth=depth + 1)
 
 
-def _too_large(what: str) -> UserError:
+def _beyond_limits(what: str) -> UserError:
     return UserError(
         what, code="invalid-value", expected=f"finite numbers, integers below 2^63, at most {DEEPEST} levels"
     )
@@ -201,7 +201,7 @@ def _parse_plain(annotation: Any, text: str) -> Any:
 
 
 def plain_type(info: FieldInfo) -> Any:
-    """The type of a field without `None` and without pydantic's annotations; of several types, text if it is one."""
+    """The type of a field without `None` and without pydantic's annotations; of a union: text if it is one."""
     annotation = info.annotation
     if get_origin(annotation) in UNIONS:
         kinds = [k for k in get_args(annotation) if k is not type(None)]
@@ -215,11 +215,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path} does not exist", code="no-such-file", expected="a TOML configuration file") from None
-    except (OSError, ValueError, RecursionError) as error:  # no text, no TOML, an integer without end
+    except (OSError, ValueError, RecursionError) as error:  # not text, not TOML, or thousands of digits or brackets
         raise UserError(
             f"{path} is not TOML: {error}", code="damaged-file", expected="tables [model], [objective], [train], …"
         ) from error
-    _require_moderate(tree, origin=str(path))
+    _require_within_limits(tree, origin=str(path))
     return tree
 
 
@@ -243,7 +243,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def validate(kind: type[S], values: Any, *, origin: str = "") -> S:
     """`values` as a `kind`. Raises `UserError` with one line per mistake, each naming its dotted key."""
-    _require_moderate(values, origin=origin)
+    _require_within_limits(values, origin=origin)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

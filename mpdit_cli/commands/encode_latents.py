@@ -12,7 +12,7 @@ from mpdit_core.presets import propose_preset
 from mpdit_core.training.options import TrainOptions
 
 LISTED = 5  # skipped images
-FLIPS = {"stored": "stored too", "mirrored": "made from the latents, exactly", "none": "none"}
+FLIPS = {"stored": "stored too", "mirrored": "computed from the latents, exactly", "none": "none"}
 
 
 @options_command(EncodeOptions)
@@ -62,7 +62,7 @@ def summary(result: EncodeResult) -> console.Summary:
 
 
 def next_command(result: EncodeResult) -> str:
-    """The `mpdit train` command for these latents, with the preset that it would propose itself."""
+    """The `mpdit train` command for these latents, with the preset that `mpdit train` would choose itself."""
     best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
     latents = None if _is_found_by_train(result) else result.latents
     return TrainOptions(preset=best.preset, latents=latents, settings=best.fit).command_line()

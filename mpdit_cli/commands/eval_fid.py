@@ -118,7 +118,7 @@ def _figure(record: EvaluationRecord, key: str) -> str:
 
 
 def _label(key: str, labels: dict[str, str]) -> str:
-    """The name of a metric; for a key such as `fid_std`, the name with the suffix behind it."""
+    """The name of a metric; for a key such as `fid_std`, the name with the suffix after it."""
     base, _, suffix = key.rpartition("_")
     return f"{labels[base]}: {suffix}" if key not in labels and base in labels else labels.get(key, key)
 

@@ -99,7 +99,7 @@ COLUMNS: dict[Kind, tuple[str, dict[str, Callable[[Entry], str]]]] = {
 
 
 def age(seconds: float) -> str:
-    """`5 min`: in seconds, minutes, hours or days, the largest unit of which there is at least one."""
+    """`5 min`: in the largest unit, from seconds to days, of which there is at least one."""
     for length, unit in ((60, "s"), (60, "min"), (24, "h")):
         if seconds < length:
             return f"{max(0, int(seconds))} {unit}"

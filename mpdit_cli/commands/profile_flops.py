@@ -88,7 +88,7 @@ def pass_table(measured: Measured) -> Table:
 
 
 def parts_table(name: str, work: str, times: tuple[PartTime, ...]) -> Table:
-    """Where the time of an eager pass goes."""
+    """The time of an eager pass, by part of the network."""
     total = sum(each.median_seconds for each in times)
     rows = [
         [
@@ -101,7 +101,7 @@ def parts_table(name: str, work: str, times: tuple[PartTime, ...]) -> Table:
         for each in times
     ]
     return Table(
-        title=f"{name}: where the time of an eager {work} pass goes",
+        title=f"{name}: time of an eager {work} pass, by part",
         columns=["part", "median ms", "10–90 %", "share", "GFLOP/s"],
         rows=rows,
         note="rest: norms, modulation of the tokens, residuals, memory transfers"

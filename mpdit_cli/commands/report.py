@@ -11,8 +11,8 @@ from mpdit_core.run_report.options import ReportOptions
 def command(options: ReportOptions) -> None:
     """Write one HTML page about a run that opens offline: curves, previews, evaluations, configuration, compute.
 
-    The loss is compared with recorded runs of the same network and data, and the FID with published values. The curves
-    of further runs are drawn over the first run's, and the settings that differ are listed.
+    The loss is compared with recorded runs of the same network and data, and FID with published results. The curves
+    of further runs are drawn over those of the first, and the settings that differ are listed.
 
     Example: mpdit report runs/xl-256-1 runs/xl-256-2
     """

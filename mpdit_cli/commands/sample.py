@@ -43,7 +43,7 @@ def one_process(nproc: str) -> str:
     """`1`, for one view. Raises `UserError` (`one-process`) where several processes are asked for."""
     if nproc not in ("auto", "1"):
         raise UserError(
-            f"{nproc} processes for one view", code="one-process", expected="one", remedy="leave --nproc out"
+            f"{nproc} processes cannot make one view", code="one-process", expected="one", remedy="leave --nproc out"
         )
     return "1"
 

@@ -50,7 +50,7 @@ def _trained(result: TrainResult) -> console.Summary:
 def _dry_run(result: DryRunResult) -> console.Summary:
     checkpointing = result.config.train.activation_checkpointing
     other = "off" if checkpointing else "on"
-    cost = "saves the second forward pass" if checkpointing else "costs a third more computing"
+    cost = "saves the second forward pass" if checkpointing else "adds a third to the compute"
     rows = {
         "latents": f"{result.latents}, {result.images:,} images",
         "steps": f"{result.total_steps:,}",

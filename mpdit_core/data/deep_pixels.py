@@ -1,7 +1,7 @@
-"""Pictures of more than 8 bits per channel, and grey ones of fewer, as 8 bits: scaled and rounded, never clipped.
+"""Converts pictures with other than 8 bits per channel to 8 bits: values are scaled and rounded, never clipped.
 
-Pillow keeps only the high byte of 16-bit colours and gives no scale for integers and floats; the rules are here. Where
-the scale is not known, `ValueError` says what to do.
+Pillow keeps only the high byte of 16-bit colours and gives no scale for integers and floats; `_on_unit_scale` has the
+rules. Where the scale is not known, `ValueError` says what to do.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 import numpy as np
 from PIL import Image, ImageFile
 
-# Ends of raw modes of 16-bit numbers: the one with which Pillow reads the high byte, and the one for the low byte.
+# Endings of Pillow's raw modes for 16-bit numbers: the one that reads the high byte → the one that reads the low byte.
 LOW_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 
 WIDTH, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF: bits per sample, what 0 means, kind of number
-COUNTS_FROM_WHITE, SIGNED = 0, 2
+COUNTS_FROM_WHITE, SIGNED = 0, 2  # values of the last two
 
 
 def raw_mode(image: ImageFile.ImageFile) -> str:
@@ -60,8 +60,8 @@ def _read_as(data: bytes, mode: str, raw: str) -> tuple[ImageFile.ImageFile, np.
     return image, np.asarray(image)
 
 
-def spread_transparent_grey(image: ImageFile.ImageFile) -> None:
-    """Scales the transparent value of a PNG of 2 or 4 bits to 8 bits: Pillow scales only the pixels."""
+def scale_transparent_grey(image: ImageFile.ImageFile) -> None:
+    """Scales the value that means transparent in a PNG of 2 or 4 bits to 8 bits: Pillow scales only the pixels."""
     if raw_mode(image) in ("L;2", "L;4") and "transparency" in image.info:
         image.info["transparency"] *= 255 // (2 ** int(raw_mode(image)[-1]) - 1)
 

@@ -1,7 +1,7 @@
-"""Compares shards with their recorded hashes while they are read, in a thread of its own, once per file.
+"""Compares shards with their recorded hashes in a background thread, once per file, while they are read.
 
-Reading does not wait for it, so a fault is raised some time after the shard was first read. Of several processes on a
-machine only the first one checks. `MPDIT_VERIFY=off` in the environment turns it off.
+Reading does not wait for the check, so a fault is raised some time after the shard was first read. Of several processes
+on a machine only the first one checks. `MPDIT_VERIFY=off` in the environment turns the check off.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class HashCheck:
                 found = str(error)
             if found != recorded:
                 self._fault = self._fault or UserError(
-                    f"{path} is not what was written: its SHA-256 is {found[:16]}…",
+                    f"{path} has changed since it was written: its SHA-256 is {found[:16]}…",
                     code="damaged-file",
                     expected=f"{recorded[:16]}…, as its manifest says",
-                    remedy="run the `mpdit encode-latents` command that made it with --verify, then without; "
-                    "MPDIT_VERIFY=off reads it without the check",
+                    remedy="run the `mpdit encode-latents` command of this folder again, first with --verify, then "
+                    "without; MPDIT_VERIFY=off reads it without the check",
                 )
             self._waiting.task_done()

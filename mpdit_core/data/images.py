@@ -24,12 +24,12 @@ from mpdit_core.size import Size
 FORMATS = (
     "PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "ICO", "QOI",
 )  # fmt: skip
-"""The formats that are read. Others of Pillow's start other programs (EPS), or hold no pictures (HDF5, MPEG)."""
+"""The formats that are read. Pillow's other formats start other programs (EPS) or hold no pictures (HDF5, MPEG)."""
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-"""Larger images are refused, before decoding and after scaling: files of a few bytes can claim to be huge."""
+"""Larger images are refused before they are decoded or scaled: a file of a few bytes can state a huge size."""
 
-MAX_TEXT_BYTES = 64 * 2**20  # of text in a PNG, which is ignored; Pillow refuses more than 1 MiB
+MAX_TEXT_BYTES = 64 * 2**20  # of text in a PNG, which is ignored; Pillow's own limit is 1 MiB
 
 Mode: TypeAlias = Literal["L", "RGB", "RGBA"]
 """Pillow's name for what a picture is converted to: grey, RGB, or RGB with transparency. One channel per letter."""
@@ -85,7 +85,7 @@ def _decode(data: bytes) -> Image.Image:
     if deep_pixels.is_deep_colour(image):
         return deep_pixels.read_deep_colour(image, data)
     deep_pixels.refuse_signed_bytes(image)
-    deep_pixels.spread_transparent_grey(image)
+    deep_pixels.scale_transparent_grey(image)
     image.load()
     return image
 

@@ -1,4 +1,4 @@
-"""Reading a folder of latents while training: memory-mapped shards, random access, an order with any start.
+"""Reading a folder of latents while training: memory-mapped shards, random access, an order with any beginning.
 
 Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are what the autoencoder decodes; `latents`
 [n, C, h, w] are a standardised draw from the posterior. A teacher's features are [n, N, F], N tokens row by row.
@@ -51,11 +51,11 @@ class LatentBatch(NamedTuple):
 class LatentFolder:
     """A finished folder of latents. Opening it reads the manifest alone; shards are mapped when they are first read.
 
-    A mapped shard has the size, shapes and labels of the manifest; its hash is compared in the background (`hashes`),
-    and a fault is raised by a later `batch`.
+    Mapping a shard checks its size, shapes and labels. Its hash is compared in the background (`hashes`); a later
+    `batch` raises the fault.
 
     Raises:
-        UserError: the folder is missing, unfinished or damaged, or a shard is missing or has another size than it had.
+        UserError: the folder is missing, unfinished or damaged, or a shard is missing or its size has changed.
     """
 
     def __init__(self, path: Path | str):
@@ -73,7 +73,7 @@ class LatentFolder:
 
     @property
     def has_flips(self) -> bool:
-        """Whether `batch` can give mirror images: stored ones, or the mirrored latents where these are the same."""
+        """Whether `batch` can give mirror images: stored ones, or those of a flip-equivariant autoencoder."""
         return self.manifest.plan.flip or self.spec.autoencoder.flip_equivariant
 
     @cached_property
@@ -98,7 +98,7 @@ class LatentFolder:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels of all images, int64 [n]; read once, 8 bytes per image."""
-        self._map(range(len(self.manifest.shards)))
+        self._map_together(range(len(self.manifest.shards)))
         return np.concatenate([np.array(self.shard(i)["labels"]) for i in range(len(self.manifest.shards))])
 
     def batch(
@@ -134,7 +134,7 @@ class LatentFolder:
             features = gather(self._feature_shard, plan, places=places, mirrored=mirrored, mirror=mirror)
         shards, rows = places
         numbers = np.unique(shards).tolist()
-        self._map(numbers)
+        self._map_together(numbers)
         stored = gather(self.shard, self.manifest.plan, places=places, mirrored=mirrored, mirror=lambda x: x.flip(-1))
         labels = np.empty(len(wanted), dtype=np.int64)
         for number in numbers:
@@ -168,7 +168,7 @@ class LatentFolder:
             self.hashes.add(self.path / shard.file, shard.sha256)
         return self._maps[shard.file]
 
-    def _map(self, numbers: Iterable[int]) -> None:
+    def _map_together(self, numbers: Iterable[int]) -> None:
         """Maps these shards at the same time: on a cold disk, nearly all of the time is waiting."""
         missing = [number for number in numbers if self.manifest.shards[number].file not in self._maps]
         if len(missing) > 1:
@@ -187,9 +187,11 @@ class LatentFolder:
             size = None
         if size != shard.bytes:
             raise UserError(
-                f"{path} is missing" if size is None else f"{path} has {size} bytes, its manifest says {shard.bytes}",
+                f"{path} is missing"
+                if size is None
+                else f"{path} has {size} bytes, but its manifest says {shard.bytes}",
                 code="no-such-file" if size is None else "damaged-file",
-                remedy="run the `mpdit encode-latents` command that made it again; it rebuilds only what is missing"
+                remedy="run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
                 + ("" if size is None else " (with --verify first, which finds what is damaged)"),
             )
 

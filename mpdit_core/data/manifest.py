@@ -25,8 +25,8 @@ S = TypeVar("S", bound=Settings)
 
 PUBLISHED_MEAN = (5.81, 3.25, 0.12, -2.15)
 PUBLISHED_STD = (4.17, 4.62, 3.71, 3.28)
-"""The official code's constants for the SD autoencoder (measured elsewhere, on pixels in [0, 1]): only to repeat the
-paper or to use its checkpoints."""
+"""The official code's constants for the SD autoencoder, measured on pixels in [0, 1] instead of [-1, 1]: only for
+repeating the paper or using its checkpoints."""
 
 
 class StoredForm(NamedTuple):
@@ -62,7 +62,7 @@ class AutoencoderSpec(Settings):
     )
 
     def trial_size(self, resolution: Size, at_most: int) -> Size:
-        """The size of images to try it on in place of `resolution`: whole latent pixels, sides of `at_most` pixels."""
+        """The size of trial images: `resolution`, its sides limited to about `at_most` pixels (whole latent pixels)."""
         if self.resolution:
             return resolution
         side = max(self.factor, at_most // self.factor * self.factor)
@@ -133,7 +133,7 @@ class SourceSpec(Settings):
 
 
 class EncodingPlan(Settings):
-    """Everything that fixes the bytes of the shards of latents. Encoding resumes only under the plan it began with."""
+    """Everything that determines the bytes of the shards. Encoding resumes only under the plan it began with."""
 
     format: int = FORMAT
     source: SourceSpec
@@ -148,7 +148,7 @@ class EncodingPlan(Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         factor = self.autoencoder.factor
-        _require(self.resolution.is_multiple(factor), f"a resolution of {self.resolution} for a factor of {factor}")
+        _require(self.resolution.is_multiple(factor), f"resolution {self.resolution} is not a multiple of {factor}")
         return self
 
     @property
@@ -226,7 +226,7 @@ class Shard(Settings):
     )
 
     def fault(self, number: int, plan: EncodingPlan) -> str | None:
-        """What keeps this from being the record of shard `number` under `plan`; None where nothing does."""
+        """Why this cannot be the record of shard `number` under `plan`; None if it can."""
         start, stop = plan.shard_range(number)
         if (self.file, self.start, self.stop) != (shard_name(number), start, stop):
             return f"shard {number} is {self.file} of items {self.start} to {self.stop}, not {start} to {stop}"
@@ -238,7 +238,7 @@ class Shard(Settings):
 
 
 class TeacherPlan(Settings):
-    """Everything that fixes the bytes of a teacher's features, apart from the plan of the latents beside them."""
+    """Everything that determines the bytes of a teacher's features, apart from the plan of the latents beside them."""
 
     dtype: ClassVar[Literal["float16"]] = "float16"
 
@@ -307,14 +307,14 @@ class Manifest(Settings):
             fault = shard.fault(number, self.plan)
             _require(fault is None, fault or "")
         there = sum(shard.count for shard in self.shards)
-        _require(self.count == there, f"count is {self.count}, that of the shards {there}")
+        _require(self.count == there, f"count is {self.count}, but the shards hold {there} images")
         norm = self.normalisation
         lengths = {len(values) for values in (self.measured_mean, self.measured_std, norm.mean, norm.std)}
         _require(lengths == {self.plan.autoencoder.channels}, "not one mean and std for each channel")
         if self.teacher is not None:
             expected = [(feature_shard_name(number), shard.count) for number, shard in enumerate(self.shards)]
             stored = [(shard.file, shard.count) for shard in self.teacher.shards]
-            _require(stored == expected, "teacher: not the images of the shards")
+            _require(stored == expected, "teacher: its files do not match the shards")
         return self
 
     @property

@@ -44,7 +44,7 @@ class ShardContent:
 
 
 def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shard:
-    """Writes the shard under its final name and returns its record for the manifest. The content alone fixes its bytes.
+    """Writes the shard under its final name and returns its record for the manifest. Equal content gives equal bytes.
 
     Raises:
         UserError: latents that are not finite (`not-finite`), or no space, or no right to write.
@@ -132,10 +132,10 @@ def _file_fault(path: Path, shard: Shard | FeatureShard, mapping: Callable[[], o
     if not path.is_file():
         return "the file is missing"
     if path.stat().st_size != shard.bytes:
-        return f"{path.stat().st_size} bytes, the manifest says {shard.bytes}"
+        return f"{path.stat().st_size} bytes, but the manifest says {shard.bytes}"
     digest = sha256(path)
     if digest != shard.sha256:
-        return f"its SHA-256 is {digest[:16]}…, the manifest says {shard.sha256[:16]}…"
+        return f"its SHA-256 is {digest[:16]}…, but the manifest says {shard.sha256[:16]}…"
     try:
         mapping()
     except UserError as error:
@@ -210,7 +210,7 @@ def _listed(tensors: Tensors) -> str:
 def same_sums(sums: Sums, shard: Shard) -> bool:
     """Whether `sums` equal the recorded ones, up to the order in which numbers were added; False if not finite.
 
-    Positive and negative means may cancel, so their sum may differ by as much as that of the squares.
+    Positive and negative means may cancel, so their sum may differ by as much as the sum of the squares.
     """
     recorded = np.array([shard.sum_mean, shard.sum_square])
     difference = np.abs(np.array(sums) - recorded)

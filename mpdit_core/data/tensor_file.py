@@ -1,6 +1,6 @@
 """A safetensors file as shards use it: written and hashed in one pass, and read by mapping it into memory.
 
-The library's own writer needs the whole file in memory once more, and its reader reads it whole.
+The safetensors library needs a second copy in memory to write, and reads the whole file at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mpdit_core.errors import UserError
 
 DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-FIRST_READ = 64 * 2**10  # bytes of a file: its header and the labels of some 8,000 images, in one go
+FIRST_READ = 64 * 2**10  # bytes of a file: its header and the labels of some 8,000 images, in one read
 LONGEST_HEADER = 2**20  # bytes; ours have some 300
 BLOCK = 256 * 2**10  # bytes hashed and written at once, so that they are in the processor's cache the second time
 
@@ -47,7 +47,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[int, s
 
 
 def _write_all(file: io.FileIO, data: memoryview) -> None:
-    """An unbuffered file may take less than it is given."""
+    """Writes all of `data`: one `write` to an unbuffered file may write only a part."""
     while data:
         data = data[file.write(data) :]
 
@@ -76,7 +76,7 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def damaged(path: Path, what: str, expected: str) -> UserError:
-    remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
+    remedy = "run the `mpdit encode-latents` command of this folder again, first with --verify, then without"
     return UserError(f"{path} is damaged: {what}", code="damaged-file", expected=expected, remedy=remedy)
 
 
@@ -88,9 +88,9 @@ def _arrays(header: Mapping[str, Any], mapped: mmap.mmap, *, begin: int, size: i
             continue
         dtype, shape, (start, stop) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
-            raise ValueError(f"the shape or place of {name}")
+            raise ValueError(f"the shape or position of {name} is not possible")
         if start != end or stop - start != math.prod(shape) * dtype.itemsize or begin + stop > size:
-            raise ValueError(f"{name} of shape {shape} at bytes {start} to {stop}")
+            raise ValueError(f"{name} of shape {shape} does not fit bytes {start} to {stop}")
         arrays[name] = np.frombuffer(mapped, dtype, math.prod(shape), begin + start).reshape(shape)
         end = stop
     if begin + end != size:

@@ -56,7 +56,7 @@ def demo(options: DemoOptions, *, report: Reporter = silent) -> DemoResult:
     encode_latents(EncodeOptions(source="digits", out=latents, device=device), report=report)
 
     headline(
-        "2. Train a two-level MPDiT: 2 blocks on 16 coarse tokens, 2 blocks on 64 fine ones",
+        "2. Train a two-stage MPDiT: 2 blocks on 16 coarse tokens, 2 blocks on 64 fine ones",
         "mpdit train --preset xl-256",
     )
     train(TrainOptions(preset="digits", latents=latents, run=run, steps=options.steps, device=device), report=report)
@@ -98,7 +98,7 @@ def measure(engine: Generator, *, samples: int) -> tuple[float, float, float]:
 
     Returns:
         The fraction of guided samples that a classifier recognises as the requested digit; the Fréchet distance of
-        unguided samples to real digits, on pixels; and that of other real digits, of the same number.
+        unguided samples to real digits, on pixels; and the distance of as many other real digits to them.
     """
     classifier, pixels = (plugins.build("features", name) for name in ("digits", "digits-pixels"))
     for extractor in (classifier, pixels):

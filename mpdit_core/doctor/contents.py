@@ -1,4 +1,4 @@
-"""Examines the working directory, for damaged and unfinished runs and data, and the installed plugins."""
+"""Examines the installed plugins, and the working directory for damaged and unfinished runs and data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from mpdit_core.doctor.options import Check, DoctorOptions
 
 OWN = {"samplers": "euler", "features": "inception", "autoencoders": "pixels", "objectives": "flow-matching"}
-"""One plugin of mpdit itself for each kind of which it has plugins."""
+"""By kind, one plugin of mpdit itself, which must be registered."""
 
 
 def here(_: DoctorOptions) -> Iterator[Check]:

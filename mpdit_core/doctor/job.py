@@ -27,7 +27,7 @@ AREAS: dict[Area, Callable[[DoctorOptions], Iterable[Check]]] = {
 
 
 def diagnose(options: DoctorOptions, *, report: Reporter = silent) -> Diagnosis:
-    """Examines the areas that are asked for, or all. A fault is no error: it is a check with a remedy."""
+    """Examines the areas that are asked for, or all. A fault is not an error: it is a check with a remedy."""
     areas = options.areas or get_args(Area)
     checks: list[Check] = []
     for number, area in enumerate(areas):

@@ -25,8 +25,8 @@ OTHER_PACKAGES = ("torchvision", "triton")  # not required by mpdit, but they mu
 SECONDS_TO_MEASURE = 0.1
 TYPICAL = "b-256"  # the preset at whose sizes `auto` is measured
 SECONDS_TO_COMPILE = 180.0
-LEAST_FREE, LITTLE_FREE = 2**30, 10 * 2**30
-COMPILED = """
+LEAST_FREE, LITTLE_FREE = 2**30, 10 * 2**30  # bytes on the disk: below them a fault, a note
+COMPILE_TEST = """
 import sys, torch
 x = torch.linspace(-1, 1, 64, device=sys.argv[1])
 def wave(x):
@@ -126,11 +126,11 @@ def compiler(options: DoctorOptions) -> Iterator[Check]:
     from mpdit_core.runtime.precision import should_compile
 
     device = select_device(options.device)
-    command = [sys.executable, "-c", COMPILED, device.type]
+    command = [sys.executable, "-c", COMPILE_TEST, device.type]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
         problem = (
-            "" if done.returncode == 0 else _last_line(done.stderr) or f"it ended with exit code {done.returncode}"
+            "" if done.returncode == 0 else _error_line(done.stderr) or f"it ended with exit code {done.returncode}"
         )
     except subprocess.TimeoutExpired:
         problem = f"it took more than {SECONDS_TO_COMPILE:.0f} s"
@@ -145,8 +145,8 @@ def compiler(options: DoctorOptions) -> Iterator[Check]:
     )  # fmt: skip
 
 
-def _last_line(text: str) -> str:
-    """The line with the error: torch adds advice after it."""
+def _error_line(text: str) -> str:
+    """The last line that names an error: torch adds advice after it."""
     lines = [line.strip() for line in text.splitlines() if "Error" in line.partition(":")[0]]
     return lines[-1][:300] if lines else ""
 

@@ -1,6 +1,6 @@
 """A folder of latents while it is being written: its plan, the records of finished shards, and the manifest at the end.
 
-encoding/plan.json          what fixes the bytes; encoding under another plan is refused
+encoding/plan.json          what determines the bytes; encoding under another plan is refused
 encoding/shard-00007.json   the record of a finished shard, written after it
 manifest.json               all records; written last, then `encoding/` is removed
 """
@@ -32,7 +32,7 @@ from mpdit_core.runtime.files import remove_leftovers, user_errors, write_json
 from mpdit_core.runtime.locks import locked
 from mpdit_core.settings import Settings, changes
 
-OURS = (
+OURS = (  # patterns of the files that encode-latents writes
     MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "reconstruction.json", "shard-*",
     "teacher", "teacher-*", ".*",
 )  # fmt: skip
@@ -92,7 +92,7 @@ class ShardRecords:
 
 
 class EncodingFolder(ShardRecords):
-    """Latents being written, see the module. Rank 0 holds and prepares it; every process adds records of its shards."""
+    """Latents being written, see the module. Rank 0 locks and prepares it; every process adds records of its shards."""
 
     def __init__(self, path: Path):
         super().__init__(path, "encoding")
@@ -116,7 +116,7 @@ class EncodingFolder(ShardRecords):
         foreign = self._foreign()
         if foreign:
             raise UserError(
-                f"the output folder {self.path} holds files that are not its own, such as {foreign[0]}",
+                f"the output folder {self.path} holds files other than latents, such as {foreign[0]}",
                 code="foreign-files",
                 expected="an empty or new folder, or one that this command started to fill",
                 remedy="choose another --out",
@@ -129,7 +129,7 @@ class EncodingFolder(ShardRecords):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other commands out of the folder until the body ends; a complete one may be read-only."""
+        """Locks the folder until the body ends. A complete folder may be read-only: then it is not locked."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path))
@@ -139,7 +139,7 @@ class EncodingFolder(ShardRecords):
             yield
 
     def prepare(self, plan: EncodingPlan) -> None:
-        """Makes the folder ready for shards, once it is held and checked."""
+        """Makes the folder ready for shards, once it is locked and checked."""
         # In a repair, the manifest's records of the shards that are there stay valid.
         recorded = enumerate(read_manifest(self.path).shards) if self.has_manifest else ()
         self._begin(plan, {number: shard for number, shard in recorded if self._is_there(shard)})

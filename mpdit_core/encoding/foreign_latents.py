@@ -2,7 +2,7 @@
 
 Three layouts are known:
 
-    NAME_features/0.npy, NAME_labels/0.npy    one pair of files per image, of one stem (DiT, fast-DiT, SiT)
+    NAME_features/0.npy, NAME_labels/0.npy    one pair of files per image, with one name (DiT, fast-DiT, SiT)
     dataset.json and *.npy                    {"labels": [["00000/img-mean-std-0.npy", 3], …]} (EDM2, REPA)
     *.safetensors or *.npz                    shards with `latents`, `labels`, perhaps `latents_flip` (LightningDiT)
 
@@ -35,7 +35,7 @@ from mpdit_core.size import Size
 
 LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
 ALL = slice(0, None)
-LOOKED_AT = 64  # latents whose values show what the files hold
+FIRST_LATENTS = 64  # latents, by whose values the format is detected
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class ForeignLatents:
 
 
 @dataclass(frozen=True)
-class Holding:
-    """What the files hold: the spec of their autoencoder with what is stored, and a description for the user."""
+class LatentFormat:
+    """What the latents in the files are: the spec of their autoencoder, and `text`, a description for the user."""
 
     autoencoder: AutoencoderSpec
     size: Size  # h × w
@@ -109,8 +109,8 @@ def find_foreign_latents(folder: Path) -> ForeignLatents:
     )
 
 
-def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None) -> Holding:
-    """What the files hold, judged by the first latents.
+def detect_format(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None) -> LatentFormat:
+    """What the latents in the files are, as the first ones show.
 
     Args:
         scale: factor that raw latents were multiplied by; None: not given.
@@ -118,7 +118,7 @@ def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None
     Raises:
         UserError: they are not of this autoencoder (`other-shape`), or `scale` is not given (`scale-not-known`).
     """
-    first, *flips = found.read(0, min(LOOKED_AT, len(found)))
+    first, *flips = found.read(0, min(FIRST_LATENTS, len(found)))
     channels, height, width = first.shape[1:]
     if channels not in (spec.channels, 2 * spec.channels):
         raise UserError(
@@ -127,10 +127,10 @@ def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None
             expected=f"{spec.channels} channels, or {2 * spec.channels} with standard deviations, of {spec.id}",
             remedy="--autoencoder ID, with the autoencoder that they were made with",
         )
-    spread = first[:, : spec.channels].std().item()
+    std = first[:, : spec.channels].std().item()
     if scale is None:
         raise UserError(
-            f"{found.folder} does not state how its latents are scaled; their standard deviation is {spread:.3g}",
+            f"{found.folder} does not state how its latents are scaled; their standard deviation is {std:.3g}",
             code="scale-not-known",
             expected="the factor that the raw latents were multiplied by: about 1 / their standard deviation if the "
             "standard deviation is near 1",
@@ -141,31 +141,31 @@ def look_at(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None
     is_log_variance = has_std and bool((first[:, spec.channels :] < 0).any())
     second = "logarithms of variances" if is_log_variance else "standard deviations"
     what = f"means and {second}" if has_std else "one draw per image"
-    return Holding(
+    return LatentFormat(
         autoencoder=spec.model_copy(update={"stores": "mean+std" if has_std else "mean"}),
         size=Size(height, width),
         has_flips=bool(flips),
         is_log_variance=is_log_variance,
         text=f"{len(found):,} latents {spec.channels} × {height} × {width}: {what}, divided by {scale:g} "
-        f"(standard deviation {spread:.3g}, then {spread / scale:.3g})",
+        f"(standard deviation {std:.3g} before, {std / scale:.3g} after)",
     )
 
 
-def take_over(
-    found: ForeignLatents, holding: Holding, plan: EncodingPlan, shards: Sequence[int], *, scale: float
+def import_shards(
+    found: ForeignLatents, latent_format: LatentFormat, plan: EncodingPlan, shards: Sequence[int], *, scale: float
 ) -> Iterator[Encoded]:
     """The content of `shards`, one after the other, as raw latents."""
     for number in shards:
         start, stop = plan.shard_range(number)
         tensors = {
-            name: _raw(stored, holding, scale).to(torch.float16).numpy()
+            name: _raw(stored, latent_format, scale).to(torch.float16).numpy()
             for name, stored in zip(plan.tensor_names, found.read(start, stop), strict=True)
         }
         yield Encoded(stop - start, [], ShardContent(number, tensors, found.labels[start:stop], []))
 
 
-def _raw(stored: Tensor, holding: Holding, scale: float) -> Tensor:
-    if holding.is_log_variance:  # that of raw latents: programs that store it scale the draw later
+def _raw(stored: Tensor, latent_format: LatentFormat, scale: float) -> Tensor:
+    if latent_format.is_log_variance:  # of raw latents: programs that store it scale only the draw
         mean, log_variance = stored.chunk(2, dim=1)
         stored = torch.cat([mean, (log_variance / 2).exp() * scale], dim=1)
     return stored / scale
@@ -242,7 +242,7 @@ def _read(path: Path, rows: slice) -> list[Tensor]:
     count = rows.stop - rows.start
     if not found or any(tensor.ndim != 4 or len(tensor) != count for tensor in found):
         shapes = [list(tensor.shape) for tensor in found]
-        raise _damaged(path, f"{shapes} from {rows.start} on, where {count} latents should be")
+        raise _damaged(path, f"it holds {shapes} from latent {rows.start} on, not {count} latents")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Figures of finished latents with Inception, by the protocol of eval-fid: reference statistics, and rFID."""
+"""Measures finished latents with Inception, by the protocol of eval-fid: reference statistics, and rFID."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
 
 
 def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
-    """Holds the folder until `held` ends; returns the shards to encode, which no other command changes then."""
+    """Locks the folder until `held` closes; returns the shards to encode, which no other command can change."""
     _check_disk(job, job.unfinished_shards() or [])
     held.enter_context(job.folder.held())
     job.folder.check(job.plan)
@@ -72,7 +72,7 @@ def _check_disk(job: EncodeJob, unfinished: list[int]) -> None:
         need += job.plan.count_items(job.missing_features()) * job.teacher.plan.bytes_per_image
     if need > free:
         raise UserError(
-            f"{job.folder.path} still needs {files.size_text(need)}, and {files.size_text(free)} are free there",
+            f"{job.folder.path} still needs {files.size_text(need)}, but {files.size_text(free)} are free there",
             code="disk-full",
             expected="enough space for all shards",
             remedy="free some space, choose another --out"
@@ -120,7 +120,7 @@ def _finish(job: EncodeJob) -> None:
 
 
 def _revisit(job: EncodeJob) -> None:
-    """A complete folder: nothing is encoded, but another normalisation may be chosen."""
+    """Changes the normalisation of a complete folder if another one is requested; nothing is encoded."""
     if not job.world.is_main:
         return
     path, wanted = job.folder.path, job.options.normalisation
@@ -149,7 +149,7 @@ def _inspect(job: EncodeJob, *, is_new: bool) -> None:
 
 
 def _is_typed(job: EncodeJob) -> bool:
-    """Whether the source in the manifest is the one that was typed, and may be code."""
+    """Whether the user typed the source that is in the manifest, which may then be code."""
     return read_manifest(job.folder.path).plan.source.given == job.plan.source.given
 
 

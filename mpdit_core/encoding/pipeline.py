@@ -4,7 +4,7 @@ The encoder is an autoencoder, or a teacher whose features are stored beside the
 
 On a CPU the thread that decodes an image also encodes it: this is faster than a batch over all cores (1.6 times for
 the Stable Diffusion autoencoder on two), needs little memory, and gives the same bytes for any number of cores. On a
-GPU a batch is one call, which runs while the latents of the last one are fetched. Pillow and torch release Python's
+GPU a batch is one call, which runs while the latents of the previous one are fetched. Pillow and torch release Python's
 lock, so threads suffice, and nothing is copied between processes. Batches and shards cover fixed ranges of items: the
 content of a shard depends neither on the process that makes it nor on the time.
 """
@@ -146,7 +146,7 @@ def encode_shards(
         UserError: an image cannot be used and `skip_faulty` is off (`faulty-image`), or no class has its label
             (`no-such-class`).
     """
-    under_way = 1 if encoder.takes_batches else 0  # a GPU works on one batch while the last one is fetched
+    under_way = 1 if encoder.takes_batches else 0  # a GPU computes one batch while the previous one is fetched
     waiting: deque[tuple[Batch, list[SkippedItem], list[Tensor]]] = deque()
 
     def finished() -> Encoded:

@@ -1,4 +1,4 @@
-"""From the options of `encode-latents` to its plan: every choice that fixes bytes is made here."""
+"""Makes the plan of `encode-latents` from its options: every choice that determines the bytes is made here."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
-from mpdit_core.data.sources import classes_of, count_items, read_class_names, source_given, source_name
-from mpdit_core.encoding.foreign_latents import ForeignLatents, Holding
+from mpdit_core.data.sources import absolute_source, classes_and_fingerprint, count_items, read_class_names, source_name
+from mpdit_core.encoding.foreign_latents import ForeignLatents, LatentFormat
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.precision import choose_precision
 from mpdit_core.errors import UserError
 from mpdit_core.size import Size
 
 DEFAULT_RESOLUTION = Size.square(256)
-SHARD_BYTES = 128 * 2**20
-SHARD_ITEMS = 4096
+SHARD_BYTES, SHARD_ITEMS = 128 * 2**20, 4096  # at most, unless --shard-size is given
 SHARDS_AT_LEAST = 16  # for a small data set, so that several processes can share the work
-FOR_IMAGES = frozenset(
+FOR_IMAGES = frozenset(  # options that --from-latents refuses
     {"split", "labels", "streaming", "allow_empty_classes", "dataset_options", "resolution", "flip", "on_error",
      "precision", "batch_size", "reference_stats", "reconstruction_fid"}
 )  # fmt: skip
@@ -33,10 +32,10 @@ def make_plan(
     resolution: Size,
     begun: EncodingPlan | None,
 ) -> EncodingPlan:
-    """Settles every option that fixes bytes; no default depends on the number of processes.
+    """Decides every option that determines the bytes; no default depends on the number of processes.
 
     Args:
-        begun: the plan that encoding continues, whose precision is kept for `auto`.
+        begun: the plan under which encoding has begun; for `auto`, its precision is kept.
 
     Raises:
         UserError: the source holds no images (`no-images`), or cannot be read.
@@ -44,10 +43,10 @@ def make_plan(
     count, given = count_items(source), what_is_encoded(options)
     if count == 0:
         raise UserError(f"{given} holds no images", code="no-images", expected="at least one image in a class folder")
-    class_names, fingerprint = classes_of(source)
+    class_names, fingerprint = classes_and_fingerprint(source)
     plan = EncodingPlan(
         source=SourceSpec(
-            given=source_given(given),
+            given=absolute_source(given),
             split=options.split,
             options=source_arguments(options),
             fingerprint=fingerprint,
@@ -66,7 +65,7 @@ def make_plan(
     return _in_shards(plan, options.shard_size)
 
 
-def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holding) -> EncodingPlan:
+def plan_import(options: EncodeOptions, found: ForeignLatents, latent_format: LatentFormat) -> EncodingPlan:
     """The plan for latents that another program made.
 
     Raises:
@@ -78,7 +77,7 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
     names = tuple(read_class_names(options.classes)) if options.classes else tuple(map(str, range(most)))
     if len(names) < most:
         raise UserError(
-            f"the latents have labels up to {most - 1}, and {options.classes} has {len(names)} names",
+            f"the latents have labels up to {most - 1}, but {options.classes} has {len(names)} names",
             code="no-such-class",
             expected=f"{most} names",
         )
@@ -89,9 +88,9 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
             fingerprint=found.fingerprint(),
             items=len(found),
         ),
-        resolution=holding.size * holding.autoencoder.factor,
-        autoencoder=holding.autoencoder,
-        flip=holding.has_flips,
+        resolution=latent_format.size * latent_format.autoencoder.factor,
+        autoencoder=latent_format.autoencoder,
+        flip=latent_format.has_flips,
         batch_size=1,
         shard_size=1,
         class_names=names,
@@ -100,7 +99,7 @@ def plan_take_over(options: EncodeOptions, found: ForeignLatents, holding: Holdi
 
 
 def _in_shards(plan: EncodingPlan, wanted: int | None) -> EncodingPlan:
-    """`plan` with shards of the size that is `wanted`, or else of one that fits whole batches."""
+    """`plan` with `wanted` items per shard; by default with whole batches of at most about `SHARD_BYTES`."""
     fitting = min(SHARD_ITEMS, SHARD_BYTES // plan.bytes_per_image, -(-plan.source.items // SHARDS_AT_LEAST))
     whole_batches = max(1, round(fitting / plan.batch_size)) * plan.batch_size
     return plan.model_copy(update={"shard_size": wanted or whole_batches})

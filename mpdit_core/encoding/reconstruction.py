@@ -121,7 +121,7 @@ def ssim(images: Tensor, decoded: Tensor) -> Tensor:
     """Structural similarity, [B], of uint8 images [B, K, H, W] (Wang et al. 2004, eq. 13).
 
     The mean over colours and all places where the window fits, with the paper's window, a Gaussian of 11 pixels and
-    standard deviation 1.5, and its constants 0.01 and 0.03. For images of less than 11 pixels the window is as large.
+    standard deviation 1.5, and its constants 0.01 and 0.03. If a side is below 11 pixels, the window has that size.
     """
     side = min(11, *images.shape[-2:])
     offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2

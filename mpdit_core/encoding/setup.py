@@ -14,14 +14,14 @@ from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, LoadedAutoencoder,
 from mpdit_core.data.manifest import EncodingPlan, normalisation_of
 from mpdit_core.data.sources import open_source, source_notes
 from mpdit_core.encoding.folder import EncodingFolder
-from mpdit_core.encoding.foreign_latents import find_foreign_latents, look_at, take_over
+from mpdit_core.encoding.foreign_latents import detect_format, find_foreign_latents, import_shards
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.pipeline import Encoded, encode_shards, latents_encoder
 from mpdit_core.encoding.plan import (
     DEFAULT_RESOLUTION,
     make_plan,
     output_folder,
-    plan_take_over,
+    plan_import,
     source_arguments,
     what_is_encoded,
 )
@@ -71,8 +71,8 @@ class EncodeJob:
 
 def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
     """Opens everything, makes the plan, and refuses what cannot be done; in every process."""
-    opened = _open_foreign if options.from_latents else _open_source
-    job = opened(options, device=device, world=world, report=report)
+    open_input = _open_foreign if options.from_latents else _open_source
+    job = open_input(options, device=device, world=world, report=report)
     autoencoder = job.autoencoder.spec
     if ":" in autoencoder.id and is_plugin(autoencoder.id):
         text = f"{autoencoder.id} is not an installed plugin: `mpdit train` decodes these latents only with --trust"
@@ -128,15 +128,15 @@ def _open_foreign(options: EncodeOptions, *, device: torch.device, world: World,
     """Latents of another program to import."""
     found = find_foreign_latents(Path(what_is_encoded(options)))
     autoencoder = _load_autoencoder(options, None, device=device, world=world)
-    holding = look_at(found, autoencoder.spec, scale=options.latents_scale)
-    report(Note(text=holding.text))
-    plan = plan_take_over(options, found, holding)
+    latent_format = detect_format(found, autoencoder.spec, scale=options.latents_scale)
+    report(Note(text=latent_format.text))
+    plan = plan_import(options, found, latent_format)
     return EncodeJob(
         options=options,
         plan=plan,
         folder=EncodingFolder(output_folder(options, plan.resolution)),
         source=None,
-        shards_of=partial(take_over, found, holding, scale=options.latents_scale or 1.0),
+        shards_of=partial(import_shards, found, latent_format, scale=options.latents_scale or 1.0),
         autoencoder=autoencoder,
         world=world,
         report=report,

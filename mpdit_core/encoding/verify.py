@@ -25,7 +25,7 @@ from mpdit_core.encoding.teacher.teachers import LoadedTeacher
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Progress, Reporter
 
-SAMPLED = 16
+SAMPLED = 16  # images that are encoded again
 TOLERANCE = 1e-2  # relative to a channel's standard deviation, or to features: devices and batch sizes differ by less
 FLOAT16_STEPS = 2**-9  # two steps of float16, relative
 
@@ -56,7 +56,7 @@ def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAu
 
 
 def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Reporter) -> None:
-    """Checks the features beside latents that `verify` has checked; bad shards are renamed as there.
+    """Checks the features beside latents that `verify` has checked, and renames bad shards as it does.
 
     Without the teacher, no feature is computed again.
 

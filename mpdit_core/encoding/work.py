@@ -1,4 +1,4 @@
-"""Shards that all processes make together, each its share; finished ones are kept whenever the work stops."""
+"""Makes shards with all processes, each its share; finished ones are kept whenever the work stops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.signals import StopRequest
 
-SECONDS_BETWEEN_LOOKS = 0.1  # at the records of other processes
+SECONDS_BETWEEN_CHECKS = 0.1  # of the records of other processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,9 @@ def make_shards(work: ShardWork, *, world: World, report: Reporter) -> None:
 
 
 def _make_share(work: ShardWork, stop: StopRequest, *, world: World, report: Reporter) -> None:
-    """A shard is written while the next is encoded. A signal takes effect after the batch under way.
+    """Makes this process's share: a shard is written while the next is encoded.
 
-    Every shard that was complete by then is written.
+    A signal takes effect after the current batch. Every shard that is complete by then is written.
     """
     count = len(work.unfinished)
     share = work.unfinished[count * world.rank // world.size : count * (world.rank + 1) // world.size]
@@ -82,13 +82,13 @@ def _make_share(work: ShardWork, stop: StopRequest, *, world: World, report: Rep
 
 
 def _wait_for_others(work: ShardWork, stop: StopRequest, *, world: World, report: Reporter) -> None:
-    """Waits until all shards are recorded; by looking, because collective calls time out on slow storage."""
-    launcher, told, records = os.getppid(), False, work.records
+    """Waits until all shards are recorded, by polling: collective calls would time out on slow storage."""
+    launcher, has_reported, records = os.getppid(), False, work.records
     while world.size > 1 and records.count_records() < work.plan.num_shards and not records.is_complete:
-        if not told:
+        if not has_reported:
             report(Note(text="waiting for the other processes"))
-            told = True
+            has_reported = True
         if os.getppid() != launcher:
             raise SystemExit("the launcher has ended")
         stop.check()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_CHECKS)

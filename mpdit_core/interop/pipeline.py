@@ -299,7 +299,7 @@ def _guidance_scale(given: float | None, num_classes: int) -> float:
         return 4.0 if num_classes else 1.0
     if given > 1 and not num_classes:
         raise UserError(
-            f"guidance_scale {given:g}", code="no-classes", expected="1, which is off: the model has no classes"
+            f"guidance_scale {given:g} needs classes, but the model has none", code="no-classes", expected="1 (off)"
         )
     return given
 

@@ -1,4 +1,4 @@
-"""Snapshots of a run's power-function EMAs, and models of any EMA width that are made of them after the training.
+"""Snapshots of a run's power-function EMAs, and models of any EMA width, made from them after training.
 
     RUN/ema/step-0000400.safetensors    the tracked averages after 400 steps, in float16:
         <first>.<parameter>                 the average of the first width
@@ -47,8 +47,8 @@ def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]]) -
 
 def _stored(tensor: Tensor) -> Tensor:
     """In float16, or unchanged where a value is outside its range."""
-    halved = tensor.to(STORED)
-    return halved if bool(torch.isfinite(halved).all()) else tensor
+    rounded = tensor.to(STORED)
+    return rounded if bool(torch.isfinite(rounded).all()) else tensor
 
 
 class ReconstructedModel(ModelFolder):
@@ -68,7 +68,7 @@ class ReconstructedModel(ModelFolder):
         return hashlib.sha256(save(self._average, metadata=FILE_METADATA)).hexdigest()
 
     def weights(self) -> dict[str, Tensor]:
-        """In float32. Raises `UserError`: a snapshot is gone (`no-such-file`) or damaged (`damaged-file`)."""
+        """The average in float32. Raises `UserError` if a snapshot is missing (`no-such-file`) or damaged."""
         return dict(self._average)
 
     @cached_property
@@ -87,7 +87,7 @@ class ReconstructedModel(ModelFolder):
         return average
 
     def _coefficients(self) -> dict[int, dict[str, float]]:
-        """By step, the factor of each part of its snapshot; that of the first average is the sum of all its step's."""
+        """Step → part of its snapshot → factor. The first average's factor is the sum of the step's coefficients."""
         found: dict[int, dict[str, float]] = {}
         first = self.config.train.ema_widths[0]
         for (width, step), coefficient in zip(self.profiles, self.combination.coefficients, strict=True):
@@ -99,7 +99,7 @@ class ReconstructedModel(ModelFolder):
 
 
 def at_ema_width(model: ModelFolder, width: float | None, step: int | None = None) -> ModelFolder:
-    """The model with the average of `width` for weights; without a width, the model with its stored weights.
+    """The model with the average of `width` as its weights; without a width, with its stored weights.
 
     Args:
         step: step of the run at which the average ends; by default the last one with a snapshot, up to the model's.
@@ -167,7 +167,7 @@ def _out_of_reach(
     lowest, highest = widths_within(profiles, profiles[-1].step)
     count = len({profile.step for profile in profiles})
     return UserError(
-        f"an EMA of width {width:g} cannot be made of the {count} snapshots of {model.run}: the closest profile "
+        f"an EMA of width {width:g} cannot be made from the {count} snapshots of {model.run}: the closest profile "
         f"differs from it by {combination.residual:.1%} of its norm, and multiplies the rounding of float16 by "
         f"{combination.amplification:.1f}",
         code="width-out-of-reach",

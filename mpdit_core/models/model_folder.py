@@ -1,7 +1,7 @@
 """Folders that hold a model: writing them whole, finding the newest, opening any of them by path or name on the Hub.
 
     <folder>/model.safetensors   the weights to use (in training: the first EMA), names without prefixes
-    <folder>/config.json         format, configuration, what the latents were, step
+    <folder>/config.json         format, configuration, description of the latents, step
     <folder>/training.safetensors    in a run's checkpoints only; training/ if sharded
     <folder>/ema-<decay>.safetensors, power-<width>.safetensors     likewise: the other averages
 
@@ -39,9 +39,10 @@ FORMAT = 3
 """Version of a model folder; any other is refused."""
 
 FILE_METADATA = {"format": "pt"}
+RESTORE_OR_REMOVE = "restore it, or remove this folder to continue from the checkpoint before it"
 TRAINING = "training.safetensors"
 SHARDS = "training"
-"""In place of TRAINING in a sharded run: a folder with one file per process; `extra` has their number."""
+"""In place of TRAINING in a sharded run: a folder with one file per process, whose number is in `extra`."""
 
 
 class ModelFolder(Settings):
@@ -71,7 +72,7 @@ class ModelFolder(Settings):
             files.verify(self.path / name, recorded)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of the weights' file, which must be what was written.
+        """The tensors of the weights file, after a check of its hash and its size.
 
         Raises:
             UserError: the file is torn or has changed, or does not fit the configuration (`damaged-file`).
@@ -85,7 +86,7 @@ class ModelFolder(Settings):
         return state
 
     def _require_size(self, path: Path) -> None:
-        """Refuses a configuration of another size than the weights, before a network of that size is built."""
+        """Refuses a configuration that does not fit the weights or the memory, before its network is built."""
         with opened(path) as file:
             found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
         wanted = parameter_count(self.config.model)
@@ -208,7 +209,9 @@ def _check_complete(checkpoint: Path) -> None:
     parts = _read_folder(checkpoint).extra.get(SHARDS, 0)
     there = len(list((checkpoint / SHARDS).glob("*.safetensors")))
     if there < parts:
-        raise UserError(f"{checkpoint / SHARDS} holds {there} of its {parts} parts", code="damaged-file")
+        raise UserError(
+            f"{checkpoint / SHARDS} holds {there} of its {parts} parts", code="damaged-file", remedy=RESTORE_OR_REMOVE
+        )
     for file in checkpoint.rglob("*.safetensors"):
         _check_header(file)
 
@@ -263,7 +266,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_header(path: Path) -> None:
-    with opened(path, remedy="restore it, or remove this folder to continue from the checkpoint before it"):
+    with opened(path, remedy=RESTORE_OR_REMOVE):
         pass
 
 

@@ -44,7 +44,7 @@ class Combination(NamedTuple):
 
     coefficients: tuple[float, ...]
     residual: float  # norm of the difference from that profile, as a fraction of its norm
-    amplification: float  # of an error that all averages of a step share, against that of one average
+    amplification: float  # factor by which an error that all averages of a step share grows
 
     @property
     def is_close(self) -> bool:

@@ -1,7 +1,7 @@
 """A run's folder. `RunFolder` alone knows the names of the files in it, and how they are written and read.
 
 config.toml                       the resolved configuration
-run.json                          version of this format, and what the latents are
+run.json                          version of this format, and the description of the latents
 metrics.jsonl                     one line per logged step, and one per evaluation
 checkpoints/step-0000400/         model folders with the state of training
 ema/step-0000400.safetensors      snapshots of the power-function EMAs (ema_snapshots.py)
@@ -34,7 +34,7 @@ FORMAT = 3
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
 LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; longer lines are not ours
-LARGEST_NUMBER = 2**63
+LARGEST_NUMBER = 2**63  # of a metric; larger ones are left out, as NaN is
 
 
 def step_of(path: Path) -> int:
@@ -84,7 +84,7 @@ class RunFolder:
         return validate(RunConfig, read_toml(self.path / CONFIG), origin=str(self.path / CONFIG))
 
     def latents(self) -> LatentSpec:
-        """What the latents are that the run is trained on. Raises `UserError` as `config`."""
+        """The description of the latents that the run is trained on. Raises `UserError` as `config`."""
         return validate(LatentSpec, self._about().get("latents"), origin=str(self.path / ABOUT))
 
     def _about(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class RunFolder:
             yield values
 
     def newest_metrics(self) -> Iterator[dict[str, Any]]:
-        """As `metrics`, from the last line to the first: the last one is there at once, however long the file is."""
+        """As `metrics`, from the last line to the first: the last is read at once, even from a long file."""
         path = self.path / METRICS
         if not path.is_file() or path.stat().st_size == 0:
             return

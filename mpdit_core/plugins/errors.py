@@ -49,7 +49,7 @@ def plugin_errors(plugin: object, doing: str) -> Iterator[None]:
     and errors of code that the plugin was given.
 
     Args:
-        plugin: an instance; or the label of a plugin that is being loaded or built, whose fault every error is then.
+        plugin: an instance; or the label of a plugin that is being loaded or built: then every error is its fault.
         doing: for the message, such as `in steps`.
     """
     if type(plugin).__module__.startswith("mpdit_core."):
@@ -64,7 +64,7 @@ def plugin_errors(plugin: object, doing: str) -> Iterator[None]:
         raise
     except BaseException as error:  # also a GeneratorExit that it raises itself
         passes = isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError"
-        if passes or not (isinstance(plugin, str) or is_the_plugins(error)):
+        if passes or not (isinstance(plugin, str) or is_plugin_fault(error)):
             raise
         raise PluginError(label, doing, describe(error)) from error
 
@@ -84,7 +84,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' if text else ''}{text}{_where(error)}"
 
 
-def is_the_plugins(error: BaseException) -> bool:
+def is_plugin_fault(error: BaseException) -> bool:
     """Whether the innermost line outside of libraries is the plugin's."""
     frames, home = _inside(error)
     own = [path for path, _ in frames if _is_in(home, path) or not _is_library(path)]

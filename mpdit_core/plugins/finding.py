@@ -66,7 +66,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def command_entries(reserved: Collection[str] = ()) -> list[Entry]:
-    """Commands that can be called, sorted by name; a command of a name that two packages offer is left out.
+    """Commands that can be called, sorted by name; a name that two packages offer is left out.
 
     Args:
         reserved: names of commands to leave out.
@@ -114,7 +114,7 @@ def _only_ours() -> bool:
 
 
 def _scan() -> Iterator[Entry | BadMetadata]:
-    """Every plugin of every package; of two installations of a package, that which Python would import."""
+    """Every plugin of every package; of two installations of a package, the one that Python would import."""
     seen: set[str] = set()
     for distribution in distributions():
         try:

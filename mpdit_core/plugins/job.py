@@ -131,7 +131,7 @@ def _reinstall(package: str) -> str:
 
 
 def _at(name: str) -> PluginReport:
-    """The report on `module:Class` or `./file.py:Class`, as the first kind whose contract it keeps."""
+    """The report on `module:Class` or `./file.py:Class`, as the first kind whose contract it fulfils."""
     problems = []
     for kind in KINDS:
         try:

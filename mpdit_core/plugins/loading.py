@@ -87,7 +87,7 @@ def load_entry(entry: Entry) -> tuple[Any, str]:
 
     Raises:
         UserError: there is no such file (`no-such-file`).
-        PluginError: the import fails, or what it gives does not keep the contract.
+        PluginError: the import fails, or what it gives does not fulfil the contract.
     """
     where, _, attribute = entry.value.partition(" [")[0].rpartition(":")
     with plugin_errors(entry.label, "to load"), _quiet() as printed:
@@ -104,7 +104,7 @@ def load_entry(entry: Entry) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _quiet():
-    """Yields what the body prints."""
+    """Captures what the body prints, and yields it."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         yield printed

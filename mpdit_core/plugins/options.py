@@ -50,8 +50,8 @@ def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name
         try:
             checked[key] = _checked(adapters[key], value)
         except ValidationError as error:
-            told = {problem["msg"][:1].lower() + problem["msg"][1:] for problem in error.errors()}
-            faults.append(f"{key} = {json.dumps(value, default=str)}: {'; '.join(sorted(told))}")
+            reasons = {problem["msg"][:1].lower() + problem["msg"][1:] for problem in error.errors()}
+            faults.append(f"{key} = {json.dumps(value, default=str)}: {'; '.join(sorted(reasons))}")
             continue
         if not _within(fields[key].metadata, checked[key]):
             faults.append(f"{key} = {checked[key]}: must be {_bounds(fields[key].metadata)}")
@@ -67,7 +67,7 @@ def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name
 
 
 def _checked(adapter: TypeAdapter, value: Any) -> Any:
-    """`value`, checked as JSON: text is no number, but a list may stand for a tuple, and text for a path or an enum."""
+    """`value`, checked as JSON: text is not a number, but a list may stand for a tuple, text for a path or an enum."""
     try:
         return adapter.validate_python(value, strict=True)
     except ValidationError:

@@ -23,11 +23,11 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
     """
     entry = resolve(kind, name)
     options = options_in(instance)
-    made = {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "options": options}
+    recorded = {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "options": options}
     if not entry.package:
         source = Path(inspect.getsourcefile(load(kind, name)) or "")
-        made |= {"package": None, "version": None, "source": str(source), "sha256": _sha256(source)}
-    return made
+        recorded |= {"package": None, "version": None, "source": str(source), "sha256": _sha256(source)}
+    return recorded
 
 
 def options_in(instance: Any) -> dict[str, Any]:
@@ -35,26 +35,26 @@ def options_in(instance: Any) -> dict[str, Any]:
     return {f.name: jsonable(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
 
 
-def rebuild(made: Mapping[str, Any], *, trusted: bool = False) -> Any:
+def rebuild(recorded: Mapping[str, Any], *, trusted: bool = False) -> Any:
     """The plugin that a record describes, with its options.
 
     Raises:
         UserError: its package is missing (`other-package`), its options no longer fit, or it is no installed plugin
             and not `trusted` (`untrusted-code`).
     """
-    require_package(made)
-    return build(made["kind"], made["name"], made.get("options"), trusted=trusted)
+    require_package(recorded)
+    return build(recorded["kind"], recorded["name"], recorded.get("options"), trusted=trusted)
 
 
-def require_package(made: Mapping[str, Any]) -> None:
+def require_package(recorded: Mapping[str, Any]) -> None:
     """Raises `UserError` (`other-package`) if the recorded package is missing, or another one now has the name."""
-    kind, name, package = made["kind"], made["name"], made.get("package")
+    kind, name, package = recorded["kind"], recorded["name"], recorded.get("package")
     if not package:
         return
     now = resolve(kind, name).package if name in names(kind) else None
     if now == package:
         return
-    version = made.get("version")
+    version = recorded.get("version")
     wanted = f"{package}=={version}" if version else package
     came = f"{KINDS[kind].word} {name!r} is from the package {wanted.replace('==', ' ')}"
     raise UserError(

@@ -13,7 +13,7 @@ from mpdit_core.size import Size
 
 RESOLUTIONS = range(256, 2048 + 1, 256)
 FORMATS = (".png", ".svg", ".pdf")
-LEVELS = {1: "dense", 2: "two-level", 3: "three-level"}
+STAGES = {1: "dense", 2: "two stages", 3: "three stages"}
 
 
 def check(path: Path) -> None:
@@ -40,9 +40,9 @@ def draw(targets: Sequence[Target], path: Path, *, convention: Convention) -> No
 
 
 def legend(target: Target) -> str:
-    """`three-level: v2-xl-512`, without a resolution, because the line covers many."""
-    levels = len(target.model.stages)
-    return f"{LEVELS.get(levels, f'{levels}-level')}: {target.name.partition(' @')[0]}"
+    """`three stages: v2-xl-512`, without a resolution, because the line covers many."""
+    stages = len(target.model.stages)
+    return f"{STAGES.get(stages, f'{stages} stages')}: {target.name.partition(' @')[0]}"
 
 
 def _points(target: Target, convention: Convention) -> dict[int, float]:

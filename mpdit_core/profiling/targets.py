@@ -19,7 +19,7 @@ from mpdit_core.size import Size
 
 SIZES = ("S", "B", "L", "XL")
 
-ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two levels), MPDiT-XL/8x (three levels)"
+ALIASES = "DiT-XL/2 or SiT-B/4 (S, B, L, XL; patch 2, 4 or 8), MPDiT-XL/4x (two stages), MPDiT-XL/8x (three stages)"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def find_targets(
         raise UserError(
             f"no preset fits the resolution {resolution}",
             code="resolution-does-not-fit",
-            expected="a multiple of 16 pixels (two-level models: 32, three-level models: 64)",
+            expected="a multiple of 16 pixels (two stages: 32, three stages: 64)",
         )
     return (targets if named else _without_duplicates(targets)), left_out
 
@@ -141,10 +141,10 @@ def _alias(name: str) -> RunConfig | None:
         run = load_preset(f"dit-{dense[1].lower()}-256")
         stages = (Stage(int(dense[2]), run.model.depth),)
         return run.model_copy(update={"preset": name, "model": run.model.model_copy(update={"stages": stages})})
-    levels = re.fullmatch(r"MPDiT-(B|L|XL)(?:/([48])x)?", name, flags=re.IGNORECASE)
-    if levels:
-        size = levels[1].lower()
-        run = load_preset(f"v2-{size}-512" if levels[2] == "8" else f"{size}-256")
+    match = re.fullmatch(r"MPDiT-(B|L|XL)(?:/([48])x)?", name, flags=re.IGNORECASE)
+    if match:
+        size = match[1].lower()
+        run = load_preset(f"v2-{size}-512" if match[2] == "8" else f"{size}-256")
         return at_resolution(run, Size.square(256)).model_copy(update={"preset": name})
     return None
 

@@ -24,7 +24,7 @@ CHECKSUM = "sha256"
 
 @contextmanager
 def opened(path: Path, *, remedy: str = "remove it and make it again") -> Iterator[Any]:
-    """`safe_open` that turns every fault of the file, also in the body, into a `UserError`.
+    """`safe_open` that turns every fault of the file into a `UserError`, also one found in the body.
 
     Raises:
         UserError: there is no such file (`no-such-file`), or it is torn, changed or of another kind (`damaged-file`).
@@ -58,7 +58,7 @@ def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         about = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         if about.pop(CHECKSUM, None) != _checksum(tensors, about):
-            raise ValueError("its content is not what was written")
+            raise ValueError("its content does not match its checksum")
     return tensors, about
 
 

@@ -31,7 +31,7 @@ def select_device(name: str = "auto") -> torch.device:
         index = int(os.environ.get("LOCAL_RANK", 0))
         if index >= torch.cuda.device_count():
             raise UserError(
-                f"the processes on this machine need {index + 1} GPUs or more, it has {torch.cuda.device_count()}",
+                f"the processes on this machine need {index + 1} GPUs or more, but it has {torch.cuda.device_count()}",
                 code="no-such-device",
                 expected="at least one GPU per process",
                 remedy="lower --nproc",

@@ -1,4 +1,4 @@
-"""Several processes on one job: joining a group under torchrun, and starting one on this machine.
+"""Several processes for one job: joining the group that torchrun started, and starting a group on this machine.
 
 Each process computes its share from (rank, size); rank 0 alone reports. Without torchrun, rank is 0 and size 1, and no
 method of `World` communicates, so jobs have one code path. Torch is imported only where processes communicate.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LAUNCHER = "MPDIT_LAUNCHER"  # in the environment of a process that `launch` started: the launcher's process id
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_CHECKS = 0.1
 SECONDS_TO_JOIN = 300.0  # for all processes, on all machines, to start
 SECONDS_TO_END = 30.0  # for a process whose work is lost in any case
 SECONDS_TO_SAVE = 1800.0  # for a checkpoint on a slow disk
@@ -221,7 +221,7 @@ def _wait_for_all(group: list[subprocess.Popen[bytes]], stop: StopRequest) -> in
         if failed is not None and group[failed].returncode != 128 + (stop.received or 0):
             _end(running)
             return failed
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_CHECKS)
     return _first_failed(group)
 
 
@@ -262,7 +262,7 @@ def watch_launcher() -> None:
 
     def watch() -> None:
         while os.getppid() == launcher:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
         if _joined.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(SECONDS_TO_SAVE)

@@ -20,7 +20,7 @@ from typing import Any
 from mpdit_core.errors import UserError
 
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
-NO_PLACE = {
+NOT_WRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.EFBIG,
     errno.ENAMETOOLONG, errno.ENOENT,
 }  # fmt: skip
@@ -28,7 +28,7 @@ NO_PLACE = {
 
 @contextmanager
 def user_errors(path: Path) -> Iterator[None]:
-    """Turns errors of the disk while writing `path` into a `UserError`: a full one (`disk-full`), missing rights, a
+    """Turns the system's errors while writing `path` into a `UserError`: no space (`disk-full`); or no permission, a
     broken disk and the like (`cannot-write`).
     """
     try:
@@ -43,7 +43,7 @@ def user_errors(path: Path) -> Iterator[None]:
                 remedy="free some space or choose another place, then run the same command again; "
                 "everything finished before is kept",
             ) from error
-        if number in NO_PLACE:
+        if number in NOT_WRITABLE:
             raise UserError(
                 f"cannot write {path}: {os.strerror(number)}",
                 code="cannot-write",
@@ -59,19 +59,19 @@ def _error_number(error: Exception) -> int:
         return error.errno or 0
     if type(error).__name__ != "SafetensorError":
         return 0
-    told = re.search(r"(?:Os { code: |\(os error )(\d+)", str(error))  # of older versions, of newer ones
-    return int(told[1]) if told else 0
+    stated = re.search(r"(?:Os { code: |\(os error )(\d+)", str(error))  # of older versions, of newer ones
+    return int(stated[1]) if stated else 0
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write a *file* to; renames it to `path` when the body succeeds.
 
-    The file gets the rights that the umask leaves, whatever rights the writer gave the temporary file.
+    The file gets the permissions that the umask allows, whatever permissions the writer gave the temporary file.
 
     Raises:
-        UserError: the disk is full or the place cannot be written. Nothing is left behind then, and an older file at
-            `path` is unchanged.
+        UserError: the disk is full or the place cannot be written. No temporary file is left then, and an older file
+            at `path` is unchanged.
     """
     path = Path(path)
     temporary = _beside(path, "part")
@@ -79,9 +79,9 @@ def writing(path: Path) -> Iterator[Path]:
         with user_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
-            rights = temporary.stat().st_mode & 0o666
+            permissions = temporary.stat().st_mode & 0o666
             yield temporary
-            _set_rights(temporary, rights)
+            _set_permissions(temporary, permissions)
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
@@ -101,11 +101,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
     try:
         with user_errors(path):
             temporary.mkdir(parents=True)
-            rights = temporary.stat().st_mode & 0o666
+            permissions = temporary.stat().st_mode & 0o666
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    _set_rights(file, rights)
+                    _set_permissions(file, permissions)
                 _sync(file)
             _sync(temporary)
             if path.exists():
@@ -133,7 +133,7 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        UserError: the file is missing (`no-such-file`), unreadable, no regular file or not JSON (`damaged-file`).
+        UserError: the file is missing (`no-such-file`), unreadable, not a regular file or not JSON (`damaged-file`).
     """
     path = Path(path)
     if not path.exists():
@@ -185,7 +185,7 @@ def verify(path: Path, recorded: str) -> None:
         )
 
 
-def require_free(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
     """Raises `UserError` (`folder-not-empty`) when something is in `folder`, or a file in its place."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
@@ -252,9 +252,9 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
 
 
-def _set_rights(file: Path, rights: int) -> None:
-    if file.stat().st_mode & 0o777 != rights:  # some file systems refuse every change of them
-        file.chmod(rights)
+def _set_permissions(file: Path, permissions: int) -> None:
+    if file.stat().st_mode & 0o777 != permissions:  # some file systems refuse every change of them
+        file.chmod(permissions)
 
 
 def _sync(path: Path) -> None:

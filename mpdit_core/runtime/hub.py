@@ -76,8 +76,8 @@ def cached(repository: str, wanted: Sequence[str], revision: str | None = None) 
 def _answers(repository: str, wanted: Sequence[str], revision: str | None) -> bool:
     """Whether the Hub can be reached and answers in time (`HF_HUB_ETAG_TIMEOUT`) for each file.
 
-    The library uses commits and checksums of the answers as names of folders and files, and repeats slow requests for
-    minutes; so both are checked first.
+    huggingface_hub would retry slow requests for minutes, and use the commits and checksums in the answers as names of
+    folders and files; so time and names are checked here first.
     """
     from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
 
@@ -160,7 +160,7 @@ ERRORS = {
     "HFValidationError": ("invalid-value", "{name} is not a name that the Hub allows: {error}", "ORG/NAME", ""),
     "HfHubHTTPError": ("hub-refused", "the Hub refused a request for {name}: {error}", "", "{permit}"),
 }  # fmt: skip
-PERMITS = {
+PERMITS = {  # remedies by HTTP status
     401: "run `hf auth login`, or set HF_TOKEN",
     403: "use a token with the right to write there, or another name",
     429: "too many requests: wait a few minutes",

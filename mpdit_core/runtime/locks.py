@@ -1,4 +1,4 @@
-"""One writer per folder: a job holds the lock of its output folder, and a second one is refused and told who does."""
+"""One writer per folder: a job holds the lock of its output folder; a second job is refused, with the owner's name."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path, SECONDS if seconds is None else seconds)
     try:
-        with user_errors(_owner(path)):
-            _owner(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with user_errors(_owner_file(path)):
+            _owner_file(path).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         # Removed before the release, so that no other process locks the old file in between.
-        for file in (_owner(path), path):
+        for file in (_owner_file(path), path):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
         lock.release()
@@ -51,7 +51,7 @@ def _acquire(path: Path, seconds: float) -> FileLock:
             lock.acquire(timeout=seconds)
         except Timeout:
             raise UserError(
-                f"another process is writing to {path.parent}{_holder(path)}",
+                f"another process is writing to {path.parent}{_owner_text(path)}",
                 code="folder-in-use",
                 expected="one command per folder at a time",
                 remedy="wait for it, stop it, or choose another folder",
@@ -61,12 +61,12 @@ def _acquire(path: Path, seconds: float) -> FileLock:
         lock.release()  # the last holder has just removed this file: lock the one that the next writer will see
 
 
-def _owner(path: Path) -> Path:
+def _owner_file(path: Path) -> Path:
     return path.with_name(f"{LOCK}.owner")
 
 
-def _holder(path: Path) -> str:
+def _owner_text(path: Path) -> str:
     try:
-        return f": {_owner(path).read_text(encoding='utf-8')}"
+        return f": {_owner_file(path).read_text(encoding='utf-8')}"
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""Reading `.npz` archives that anybody wrote: nothing is unpickled, and no more is allocated than the file holds.
+"""Reading `.npz` archives of any origin: nothing is unpickled, and no more is allocated than the file holds.
 
 Arrays are memory-mapped, so they may be larger than memory. Those of `np.savez` are mapped in place; compressed ones
 are first unpacked to a temporary file.

@@ -1,7 +1,7 @@
 """The type that networks compute in: what `auto` means, autocast, and the check against float32.
 
-`auto` is measured, once per process and device, and never guessed from a device's name: bfloat16 where it saves more
-than a tenth of float32's time at the network's sizes. Training, sampling, encoding and decoding use it. Every global
+`auto` is measured, once per process and device, and never guessed from a device's name: bfloat16 where it is more
+than 1.1 times as fast as float32 at the network's sizes. Training, sampling, encoding and decoding use it. Every global
 flag of torch that is changed here is restored.
 """
 
@@ -51,7 +51,7 @@ def choose_dtype(wanted: str, device: torch.device, model: ModelConfig) -> torch
 
 
 def fastest_dtype(seconds: Mapping[torch.dtype, float]) -> torch.dtype:
-    """bfloat16 where its time is shorter than float32's by `LEAST_GAIN`, else float32."""
+    """bfloat16 where float32 takes more than `LEAST_GAIN` times as long, else float32."""
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
     return torch.bfloat16 if gain > LEAST_GAIN else torch.float32
 
@@ -77,7 +77,7 @@ def measured_seconds(device: torch.device, sizes: Sizes) -> dict[torch.dtype, fl
 
 
 def dtype_name(dtype: torch.dtype) -> NetworkType:
-    """`float32` of torch.float32: how records and configurations write it."""
+    """The name of a type in records and configurations: `float32` for torch.float32."""
     return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
@@ -112,9 +112,9 @@ def require(wanted: ComputeType, device: torch.device) -> ComputeType:
     has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     if wanted == "tf32" and not has_tf32:
         raise UserError(
-            f"precision {wanted} on {device}",
+            f"precision {wanted} does not exist on {device}",
             code="no-such-precision",
-            expected="float32 or bfloat16; tf32 on GPUs from Ampere on",
+            expected="float32 or bfloat16; tf32 on NVIDIA GPUs since Ampere",
         )
     return wanted
 
@@ -132,7 +132,7 @@ def fastest_that_agrees(
     Args:
         compute: the result in a precision; it is timed the second time.
         difference: of two results, a number.
-        least_gain: float32's time, as a multiple of the candidate's; 0 takes it at any speed.
+        least_gain: float32's time, as a multiple of the candidate's, that is exceeded; 0: any speed will do.
     """
     exact, exact_seconds = _timed(compute, "float32")
     tried: list[tuple[ComputeType, Tensor, float]] = [(name, *_timed(compute, name)) for name in candidates]

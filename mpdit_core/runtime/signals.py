@@ -24,7 +24,7 @@ from mpdit_core.errors import Interrupted
 # Windows lacks the last two.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
-SECONDS_OF_ONE_REQUEST = 5.0  # in a group, where a scheduler's signal comes again from the launcher
+SECONDS_OF_ONE_REQUEST = 5.0  # in a group, scheduler and launcher both send a signal: in this time they are one
 
 last_received: int | None = None
 """The stop signal that this process received last."""
@@ -42,7 +42,7 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dic
 
 
 def interrupt(signum: int, _frame: FrameType | None) -> None:
-    """The handler while no job looks for signals: raises `Interrupted` at once."""
+    """The handler while no job checks for signals: raises `Interrupted` at once."""
     global last_received
     last_received = signum
     raise Interrupted(signum)

@@ -29,7 +29,7 @@ RESTORE = "restore it from a copy, or remove it"
 
 
 def list_workspace(options: ListOptions, *, report: Reporter = silent) -> Listing:  # noqa: ARG001 - a job takes a reporter
-    """Lists everything under `options.folder`, newest first. A damaged entry is no error: it is listed as damaged.
+    """Lists everything under `options.folder`, newest first. A damaged entry is not an error: it is listed as damaged.
 
     Raises:
         UserError: there is no such folder (`no-such-folder`).
@@ -115,7 +115,7 @@ def _run(path: Path) -> dict[str, Any]:
     config, spec = run.config(), run.latents()
     last = next((line for line in run.newest_metrics() if "loss" in line), {"step": 0})
     newest = next(reversed(run.checkpoint_folders()), None)
-    step = max(last["step"], step_of(newest) if newest else 0) or None  # a stopped run saved a step between two lines
+    step = max(last["step"], step_of(newest) if newest else 0) or None  # a stopped run saves between two lines
     return {
         "preset": config.preset,
         "of": Path(spec.folder).name,
@@ -156,7 +156,7 @@ def _latents(path: Path) -> dict[str, Any]:
     bad = [shard.file for shard in manifest.shards if _size(path / shard.file) != shard.bytes]
     if not bad:
         return facts
-    remedy = "run the `mpdit encode-latents` command that made it with --verify, then without"
+    remedy = "run the `mpdit encode-latents` command of this folder again, first with --verify, then without"
     problem = f"{path / bad[0]} is missing or incomplete" + (f", and {len(bad) - 1} more" if bad[1:] else "")
     return facts | {"status": "damaged", "problem": problem, "remedy": remedy}
 

@@ -5,7 +5,7 @@ class. `scaling_factor` and `shift_factor` are not used either: statistics measu
 Networks are held in float32 and compute in float32, TF32 or bfloat16, never in float16, in which SDXL's decoder
 overflows.
 
-To support a class whose pixels are not on [-1, 1]: its name in `ON_UNIT_INTERVAL`.
+To support a class whose pixels are on [0, 1]: its name in `ON_UNIT_INTERVAL`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DiffusersAutoencoder:
     channels: int = 0
     factor: int = 0
     stores: Literal["mean+std", "mean", "uint8"] = "mean"
-    resolution: int | None = None  # the only one that it takes, of a network that scales every image to one size
+    resolution: int | None = None  # the only one accepted, for a network that scales every image to one size
 
     def load(self, device: torch.device) -> None:
         """Reads the weights onto `device`.

@@ -77,7 +77,7 @@ def _load_plugin(name: str, options: Mapping[str, Any], device: torch.device, *,
         fingerprint = plugin.fingerprint()
     facts = {
         "id": name,
-        "sha256": None if entry.is_ours else fingerprint,  # the names of ours say all
+        "sha256": None if entry.is_ours else fingerprint,  # ours have no weights
         "package": None if entry.is_ours else entry.package or None,
         "options": _options(plugin, name, changed_only=entry.is_ours),
     }

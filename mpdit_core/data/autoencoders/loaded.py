@@ -27,7 +27,7 @@ DECODED_AT_ONCE_ON_CPU = 2**18  # 4 such images: 0.9 GiB; larger batches are not
 
 
 class LoadedAutoencoder:
-    """`precision` and `decode_precision` may be set before encoding and decoding."""
+    """A loaded autoencoder. `precision` and `decode_precision` may be set before encoding and decoding."""
 
     precision: ComputeType = "float32"
     decode_precision: ComputeType = "float32"
@@ -48,7 +48,7 @@ class LoadedAutoencoder:
 
     @property
     def encode_device(self) -> torch.device:
-        """The CPU for pixel values, which are not computed, so that copying them to a GPU would cost more."""
+        """The CPU for pixel values: nothing is computed, so copying them to a GPU would only take time."""
         return torch.device("cpu") if self.spec.stores == "uint8" else self.device
 
     @torch.inference_mode()

@@ -12,11 +12,11 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.data.sources.class_lists import read_class_names
     from mpdit_core.data.sources.files import natural_order
-    from mpdit_core.data.sources.open import open_source, require_trusted, source_given, source_name
+    from mpdit_core.data.sources.open import absolute_source, open_source, require_trusted, source_name
     from mpdit_core.data.sources.reading import (
         Decode,
         Streamed,
-        classes_of,
+        classes_and_fingerprint,
         count_items,
         evenly_spread,
         read_items,

@@ -1,4 +1,4 @@
-"""Which files lie in a .tar, and where their bytes are; strict, so that no image is lost behind a damaged header.
+"""Finds the files in a .tar and where their bytes are; strict, so that no image is lost behind a damaged header.
 
 Python's tarfile stops without an error at a damaged header or a cut, accepts sizes below 0, and reads headers of any
 length into memory. Formats: ustar, GNU and pax, uncompressed. Nothing is unpacked.
@@ -19,10 +19,10 @@ from mpdit_core.errors import UserError
 BLOCK = 512
 MAX_HEADER_BYTES = 2**20  # of long names and pax records
 MAX_LINKS = 40  # from a link to the file; more are a loop
-MAX_FILES_BY_LINKS = 100_000  # that links to folders may add, besides ten times as many as there are
+MAX_FILES_BY_LINKS = 100_000  # that links to folders may add, beyond ten times the plain files
 REGULAR, HARD_LINK, SYMBOLIC_LINK, FOLDER = (b"\0", b"0", b"7"), b"1", b"2", b"5"
-WITHOUT_DATA = b"123456"
-NOWHERE = -1
+WITHOUT_DATA = b"123456"  # kinds of members without bytes: links, devices, folders, pipes
+NOWHERE = -1  # as an offset: the archive has no bytes for this member
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 """Compressed files by their first bytes."""
 
@@ -77,7 +77,7 @@ def read_archive(path: Path | str, *, start: int = 0, size: int | None = None) -
 
 def _headers(file: BinaryIO, start: int, end: int) -> Iterator[_Header]:
     """All members in order. Raises `ValueError` where the bytes `start` to `end` are not an archive."""
-    at, common, own = start, {}, {}
+    at, common, own = start, {}, {}  # values of pax headers: for all members that follow, for the next one
     while True:
         block = _read(file, at, BLOCK, end, "its end is missing (two blocks of zeros)")
         if not any(block):
@@ -101,13 +101,13 @@ def _headers(file: BinaryIO, start: int, end: int) -> Iterator[_Header]:
 
 
 def _kind_and_size(block: bytes, at: int) -> tuple[bytes, int]:
-    """(type flag, size of the data behind the header). Raises `ValueError` for a wrong checksum."""
+    """(type flag, size of the data after the header). Raises `ValueError` for a wrong checksum."""
     summed = block[:148] + b" " * 8 + block[156:]
     digits = _text(block[148:156]).strip()
     stored = int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else -1
     right = sum(summed)
     if stored not in (right, right - 256 * sum(byte > 127 for byte in summed)):  # old programs sum signed bytes
-        raise ValueError(f"the header at byte {at} is wrong")
+        raise ValueError(f"the header at byte {at} has a wrong checksum")
     kind = block[156:157]
     if kind == b"S":
         raise ValueError("it has sparse files, whose bytes are not contiguous")

@@ -15,7 +15,7 @@ from mpdit_core.data.sources.files import read_lines, shown
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
-MAX_CLASSES = 100_000  # a larger label is a number of something else
+MAX_CLASSES = 100_000  # larger numbers are taken for something else than labels
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}(\.0*)?")  # pandas writes whole labels as 3.0 where some are missing
 
 
@@ -60,7 +60,7 @@ def refuse_list(listed: Path | None, where: str) -> None:
     """Raises `UserError` (`no-labels`) for a list of classes where no image has a class."""
     if listed is not None:
         raise UserError(
-            f"{shown(listed)} lists classes, but {where} gives its images none",
+            f"{shown(listed)} lists classes, but the images of {where} have none",
             code="no-labels",
             expected="a folder for each class, or labels for the images",
             remedy="leave --classes out, for images without classes",
@@ -68,9 +68,9 @@ def refuse_list(listed: Path | None, where: str) -> None:
 
 
 def label_numbers(classes: Sequence[str], listed: Sequence[str] | None, path: Path) -> tuple[list[str], list[int]]:
-    """(class names in label order, label of each image) from the text that stands for the class of each.
+    """(class names in label order, label of each image) from the class of each image as text.
 
-    Numbers are labels already when every class is one: places in `listed`, or 0..n-1.
+    If every class is a whole number, these numbers are the labels: positions in `listed`, or 0..n-1.
 
     Raises:
         UserError: numbers that cannot be labels (`bad-label-file`).
@@ -128,12 +128,12 @@ def empty_classes(names: Sequence[str], labels: Iterable[int]) -> list[Note | Wa
 
 
 def similar_classes(names: Sequence[str]) -> list[Note | Warning]:
-    """A warning for names that look like one to a person: they differ in capitals, or in their Unicode form."""
+    """A warning for names that look the same to people: they differ only in capitals or in their Unicode form."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(unicodedata.normalize("NFD", name).casefold(), []).append(name)
     return [
-        Warning(code="similar-classes", text=f"{' and '.join(map(ascii, same))} are different classes: is one meant?")
+        Warning(code="similar-classes", text=f"{' and '.join(map(ascii, same))} look alike but are different classes")
         for same in alike.values()
         if len(same) > 1
     ]

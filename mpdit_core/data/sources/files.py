@@ -1,5 +1,6 @@
-"""Files whose names come from users, folders and archives: reading regular ones only, since a pipe would block; paths
-and names as messages show them, and the order of names.
+"""Reads files whose names come from users, folders and archives: only regular ones, because a pipe would block.
+
+Also shows such names in messages, and orders them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ MAX_TEXT_BYTES = 256 * 2**20  # of a list of classes or labels; ImageNet's has 6
 
 
 def open_regular(path: Path | str) -> BinaryIO:
-    """The file opened for reading. Raises `UserError` (`cannot-read`) for what is no regular file, or is unreadable."""
+    """The file, opened for reading. Raises `UserError` (`cannot-read`) if it is unreadable or not a regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
@@ -45,7 +46,7 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file in UTF-8, with or without a byte order mark, with any line ends.
 
     Raises:
-        UserError: the file is unreadable (`cannot-read`), too large or not such text (`damaged-file`).
+        UserError: the file is unreadable (`cannot-read`), too large or not UTF-8 (`damaged-file`).
     """
     with open_regular(path) as file:
         data = file.read(MAX_TEXT_BYTES + 1)

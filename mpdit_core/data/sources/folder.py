@@ -95,14 +95,17 @@ class ImageFolder:
 
     @property
     def _place(self) -> Path:
+        """The folder that holds the class folders."""
         return self.root.joinpath(*self._found.entered)
 
     @property
     def _is_flat(self) -> bool:
+        """Whether folders are not classes: there are none, or a label file is given."""
         return self.labels is not None or all(len(entry.parts) == 1 for entry in self._found.images)
 
     @cached_property
     def _table(self) -> tuple[list[str], list[Item]]:
+        """(class names, items)."""
         listed = read_class_names(self.classes) if self.classes else None
         entries = self._found.images
         keys = [entry.key for entry in entries]

@@ -83,6 +83,7 @@ class HubDataset:
 
     @cached_property
     def _built(self) -> tuple[Any, Any, str]:
+        """(data set, name of its split, hash of its builder)."""
         return load(self.name, self.split, streaming=self.streaming)
 
     @property
@@ -103,7 +104,7 @@ class HubDataset:
     @cached_property
     def _labels(self) -> list[Any]:
         label = self._columns[1]
-        with hub_errors(self.name):
+        with datasets_errors(self.name):
             return list(self._data[label]) if label else [None] * len(self._data)
 
     @cached_property
@@ -114,7 +115,7 @@ class HubDataset:
             refuse_list(self.classes, where)
             return [], {None: 0}
         feature = self._data.features[label]
-        values: set[Any] = set() if getattr(feature, "names", None) else set(self._labels)  # a stream is read for them
+        values: set[Any] = set() if getattr(feature, "names", None) else set(self._labels)  # this reads a stream once
         return class_table(feature, values, self.classes, where)
 
     @cached_property
@@ -156,15 +157,17 @@ class HubStream(HubDataset):
         """Items with functions that decode them. Continues from the end of the last call, or skips from the front."""
         image, label = self._columns
         if self._position != start:
-            with hub_errors(self.name):
+            with datasets_errors(self.name):
                 self._position, self._rows = start, iter(self._data.skip(start) if start else self._data)
         place = self._classes[1]
         for _ in range(start, stop):
-            with hub_errors(self.name):
+            with datasets_errors(self.name):
                 row = next(self._rows, None)
             if row is None:
                 raise UserError(
-                    f"hf:{self.name} ended after {self._position} of {self.count()} images", code="damaged-file"
+                    f"hf:{self.name} ended after {self._position} of {self.count()} images",
+                    code="damaged-file",
+                    remedy="run the same command again, or leave --streaming out",
                 )
             value = row[label] if label else None
             if value not in place:
@@ -176,7 +179,7 @@ class HubStream(HubDataset):
     @cached_property
     def _labels(self) -> list[Any]:
         """The label column alone, read over the network."""
-        with hub_errors(self.name):
+        with datasets_errors(self.name):
             return [row[self._columns[1]] for row in self._data.select_columns([self._columns[1]])]
 
 
@@ -187,7 +190,7 @@ def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, st
 
     disable_progress_bars()
     path, _, revision = name.partition("@")
-    with hub_errors(name):
+    with datasets_errors(name):
         builder = datasets.load_dataset_builder(path, revision=revision or None)
         splits = list(builder.info.splits or datasets.get_dataset_split_names(path, revision=revision or None))
         chosen = split or ("train" if "train" in splits else splits[0])
@@ -200,7 +203,7 @@ def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, st
 
 
 @contextmanager
-def hub_errors(name: str) -> Iterator[None]:
+def datasets_errors(name: str) -> Iterator[None]:
     """Turns what `datasets` raises while it loads or reads the data set `name` into a `UserError` (`not-on-hub`)."""
     try:
         yield
@@ -219,7 +222,7 @@ def hub_errors(name: str) -> Iterator[None]:
 def find_columns(
     features: Any, name: str, *, image: str | None = None, label: str | None = None
 ) -> tuple[str, str | None]:
-    """Names of the column of images and of the column of labels; None where no column has a name for labels.
+    """Names of the column of images and of the column of labels; None where no column looks like labels.
 
     Args:
         features: features of the data set, by column.
@@ -228,11 +231,11 @@ def find_columns(
         label: the same for labels and `LABEL_COLUMNS`.
 
     Raises:
-        UserError: no column holds images (`no-images`), or numbers or texts as labels (`no-labels`), or the one that
-            was asked for does not; or several do, with names that do not decide (`ambiguous-columns`).
+        UserError: no column, or not the requested one, holds images (`no-images`) or numbers or texts as labels
+            (`no-labels`); or several do, and none has a known name (`ambiguous-columns`).
     """
     images, labels = _candidates(features)
-    has_labels = label or labels or any(map(_is_of_labels, features))
+    has_labels = label or labels or any(map(_has_label_name, features))
     return (
         _choose(image, images, IMAGE_COLUMNS, what="image", name=name, features=features),
         _choose(label, labels, LABEL_COLUMNS, what="label", name=name, features=features) if has_labels else None,
@@ -248,12 +251,12 @@ def _candidates(features: Any) -> tuple[list[str], list[str]]:
     labels = [
         column
         for column, feature in features.items()
-        if isinstance(feature, ClassLabel) or (_is_plain(feature) and _is_of_labels(column))
+        if isinstance(feature, ClassLabel) or (_is_plain(feature) and _has_label_name(column))
     ]
     return images, labels
 
 
-def _is_of_labels(column: str) -> bool:
+def _has_label_name(column: str) -> bool:
     return column in LABEL_COLUMNS or "label" in column
 
 
@@ -272,7 +275,7 @@ def _choose(
         raise UserError(
             f"hf:{name} has no column of {what}s" + (f" called {wanted}" if wanted else ""),
             code=f"no-{what}s",
-            expected=f"an image column and a class label; it has {', '.join(features) or 'none'}",
+            expected=f"a column of images and one of labels; its columns are {', '.join(features) or 'none'}",
             remedy=f"--set dataset.{what}=COLUMN",
         )
     named = [column for column in known if column in candidates]

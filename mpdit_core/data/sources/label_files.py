@@ -4,12 +4,12 @@ Its format, one image per line, in UTF-8:
 
     NAME,CLASS          also with a tab or a semicolon; cells may be quoted: `0.png,"tench, Tinca tinca"`
     NAME CLASS          everything after the name is the class: `0.png golden retriever`
-    CLASS               one class per line and image, where the images have one order (2.png, 10.png have two)
+    CLASS               one line per image, if sorting as text and as numbers gives one order (not for 2.png, 10.png)
 
 A first line of column names (`NAMES`, `LABELS`) chooses the columns; Kaggle's `LOC_val_solution.csv` is known. NAME is
-the path of an image below the root, or an end of it that fits one image only, or a longer path that ends with it. All
-names may lack their extension. Empty lines and lines that begin with `#` are skipped. A file that gives different
-classes when it is read in two ways is refused.
+the path of an image below the root, or the end of that path if it fits one image only, or a longer path that ends with
+it. All names may lack their extension. Empty lines and lines that begin with `#` are skipped. A file is refused if it
+can be read in two ways that give different classes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LABELS = (
 LOCALISATION = "predictionstring"  # Kaggle's column: `n01440764 85 1 499 272`, a class and a box, any number of times
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 MAX_LINE = 10_000
-SEVERAL = -1
+SEVERAL = -1  # as a place: the name fits several images
 
 Rows = list[tuple[int, str, str]]  # (line, name, class)
 Lines = list[tuple[int, str]]  # (number, text)

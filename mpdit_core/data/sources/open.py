@@ -1,4 +1,4 @@
-"""From what the user calls a source to the data set."""
+"""Opens a data set by the name that the user gave."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def source_name(source: str) -> str:
     return name.removesuffix(".tar") or "images"
 
 
-def source_given(source: str) -> str:
+def absolute_source(source: str) -> str:
     """`source` in a form that is valid in any working directory."""
     if source.startswith(HUB) or (_is_plugin(source) and not exists(user_path(source))):
         return source

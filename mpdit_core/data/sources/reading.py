@@ -41,7 +41,7 @@ def items_of(dataset: Dataset) -> Sequence[Item]:
     return items
 
 
-def classes_of(dataset: Dataset) -> tuple[tuple[str, ...], str]:
+def classes_and_fingerprint(dataset: Dataset) -> tuple[tuple[str, ...], str]:
     """(class names, fingerprint). Raises `UserError` where the data set's plugin fails, or gives something else."""
     with plugin_errors(dataset, "in class_names or fingerprint"):
         names, fingerprint = tuple(dataset.class_names()), dataset.fingerprint()

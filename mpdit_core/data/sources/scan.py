@@ -1,7 +1,7 @@
 """Finding the image files in a folder or .tar, at any depth, and counting the other files, which are left out.
 
 A file is an image by its extension (`mpdit_core.data.images.suffixes`). An archive counts as a folder with its name: a
-`.tar` with the images in it, one of another kind without images. Hidden files (`.…`, `__MACOSX`, `Thumbs.db`,
+`.tar` with its images, an archive of another kind without any. Hidden files (`.…`, `__MACOSX`, `Thumbs.db`,
 `desktop.ini`) do not count.
 """
 
@@ -21,7 +21,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
 JUNK = (".", "__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r")
-"""Beginnings of the names of files that programs leave everywhere."""
+"""Beginnings of the names of files that operating systems and programs add, not the user."""
 
 TEXTS = frozenset((
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".html", ".htm", ".yaml", ".yml", ".toml", ".ini",
@@ -144,7 +144,7 @@ def find_images(root: Path) -> Found:
 
 
 def read_entry(entry: Entry) -> bytes:
-    """The bytes of an image file. Raises `FaultyImageError` where there is no such file, or it is no regular one."""
+    """The bytes of an image file. Raises `FaultyImageError` if it is missing or not a regular file."""
     if entry.size == NOWHERE:
         raise FaultyImageError(f"{entry.key} in {shown(entry.file)} is a broken link, or not a regular file")
     try:

@@ -1,6 +1,6 @@
 """A teacher's features while they are being written beside finished latents.
 
-teacher/plan.json                  what fixes the bytes; work under another plan is refused
+teacher/plan.json                  what determines the bytes; work under another plan is refused
 teacher/shard-00007.json           the record of finished features, written after them
 teacher-projection.safetensors     the directions that features are projected to, if they are
 manifest.json                      written again with all records; then `teacher/` is removed
@@ -27,7 +27,7 @@ from mpdit_core.runtime.files import remove, write_json
 
 
 class TeacherFolder(ShardRecords):
-    """Features being written, see the module. `path` holds latents, finished ones for all but `plan` and `check`."""
+    """Features being written, see the module. `path` holds latents; only `plan` and `check` allow unfinished ones."""
 
     def __init__(self, path: Path):
         super().__init__(path, "teacher")
@@ -48,7 +48,7 @@ class TeacherFolder(ShardRecords):
         return read_versioned(TeacherPlan, path) if path.is_file() else None
 
     def check(self, plan: TeacherPlan) -> None:
-        """The projection is not compared: it is measured once for a folder.
+        """Refuses features of another plan. The projection is not compared: it is measured once per folder.
 
         Raises:
             UserError: the folder holds other features than those of `plan` (`settings-changed`), or lacks its
@@ -71,7 +71,7 @@ class TeacherFolder(ShardRecords):
             remove(path)
 
     def prepare(self, plan: TeacherPlan) -> None:
-        """Makes the folder ready for shards, once it is held and checked."""
+        """Makes the folder ready for shards, once it is locked and checked."""
         self._begin(plan, self.shards())
 
     def shards(self) -> dict[int, FeatureShard]:

@@ -27,7 +27,7 @@ class Projection(NamedTuple):
 def measure_projection(features: Tensor, dims: int) -> Projection:
     """The `dims` principal directions of `features` [n, N, F] about zero.
 
-    About zero, not about the mean, they change dot products, and the cosines that alignment compares, the least.
+    Directions about zero, not about the mean, keep dot products best, and so the cosines that alignment compares.
     """
     rows = features.flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows)  # ascending
@@ -38,7 +38,7 @@ def measure_projection(features: Tensor, dims: int) -> Projection:
 
 
 def write_projection(path: Path, projection: Projection) -> str:
-    """Returns the file's SHA-256."""
+    """Writes the projection; returns the SHA-256 of its file."""
     write_checked(path, {DIRECTIONS: projection.directions}, {})
     return sha256(path)
 
@@ -47,7 +47,7 @@ def read_projection(path: Path, recorded: str) -> Tensor:
     """The directions. Raises `UserError` (`damaged-file`) for a file with another SHA-256 than `recorded`."""
     if not path.is_file() or sha256(path) != recorded:
         raise UserError(
-            f"{path} is missing or not what was written",
+            f"{path} is missing or has changed since it was written",
             code="damaged-file",
             expected=f"a file with the SHA-256 {recorded[:16]}…",
             remedy="restore it, or add --replace-teacher to make all features again",
@@ -57,7 +57,7 @@ def read_projection(path: Path, recorded: str) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch computes with one thread."""
+    """Makes torch compute with one thread until the body ends."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,7 +20,7 @@ MEASURED_ON = 256  # images, for a projection
 
 
 def store_features(job: EncodeJob, teacher: LoadedTeacher) -> None:
-    """Makes the features that are missing; every process makes its share. Rank 0 holds the folder.
+    """Makes the features that are missing; every process makes its share. Rank 0 has locked the folder.
 
     Raises:
         UserError: other features are stored (`settings-changed`), or as the teacher raises.

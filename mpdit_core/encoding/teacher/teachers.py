@@ -73,7 +73,7 @@ def open_teacher(
         return LatentsTeacher(plan=_with_dims(_latents_plan(plan, grid), options.teacher_dims))
     if source is None:
         raise UserError(
-            f"the teacher {name} for latents that another program made",
+            f"the teacher {name} needs images, but only latents of another program are given",
             code="option-does-not-apply",
             expected="a teacher that needs no images",
             remedy=f"--teacher {LATENTS}",
@@ -88,11 +88,11 @@ def open_teacher(
         )
     network = TeacherNetwork(extractor, grid=grid, device=autoencoder.device)
     blank = torch.zeros(1, 3, *plan.resolution, dtype=torch.uint8)
-    made = plugins.record("features", name, extractor)
+    recorded = plugins.record("features", name, extractor)
     teacher_plan = TeacherPlan(
         name=name,
-        package=made["package"],
-        options=made["options"],
+        package=recorded["package"],
+        options=recorded["options"],
         fingerprint=extractor.fingerprint(),
         grid=grid,
         features=network(blank).shape[-1],
@@ -117,7 +117,7 @@ def _refuse_options_of_teachers(options: EncodeOptions) -> None:
     given = [name for name in sorted(options.model_fields_set) if "teacher" in name and getattr(options, name)]
     if given:
         raise UserError(
-            f"the option {given[0]} without a teacher",
+            f"the option {given[0]} needs a teacher",
             code="option-does-not-apply",
             expected="the name of a teacher too",
             remedy="--teacher NAME",
@@ -130,7 +130,7 @@ def _grid(options: EncodeOptions, plan: EncodingPlan) -> Size:
     size, patch = Size(*sides), options.teacher_patch_size
     if not size.is_multiple(patch):
         raise UserError(
-            f"tokens of {patch} × {patch} latent pixels for latents of {size.height} × {size.width}",
+            f"tokens of {patch} × {patch} latent pixels do not divide latents of {size.height} × {size.width}",
             code="grid-does-not-fit",
             expected="a number that divides both sides: the patch size of the model's last coarse stage",
             remedy="--teacher-patch-size P",
@@ -144,7 +144,7 @@ def _with_dims(plan: TeacherPlan, dims: int | None) -> TeacherPlan:
         return plan
     if dims >= plan.features:
         raise UserError(
-            f"{dims} dimensions for the {plan.features} features per token of {plan.name}",
+            f"{dims} dimensions are not fewer than the {plan.features} features per token of {plan.name}",
             code="invalid-value",
             expected=f"1 to {plan.features - 1}",
             remedy="without --teacher-dims all features are stored",
@@ -172,7 +172,7 @@ class TeacherNetwork:
 
 
 def to_tokens(feature_map: Tensor, grid: Size) -> Tensor:
-    """[n, F, rows, columns] → [n, N, F]: means over the cells of `grid`, or interpolated where it is the finer one."""
+    """[n, F, rows, columns] → [n, N, F]: means over the cells of `grid`, or interpolated where the grid is finer."""
     if feature_map.shape[-2] >= grid.height and feature_map.shape[-1] >= grid.width:
         cells = F.adaptive_avg_pool2d(feature_map, grid)
     else:

@@ -34,7 +34,6 @@ def model_card(model: ModelFolder, *, name: str, where: str, form: str, licence:
         grid: whether samples.png lies beside the card.
     """
     config, latents = model.config, model.latents
-    levels = len(config.model.stages)
     return render(
         TEMPLATE,
         name=name,
@@ -43,7 +42,7 @@ def model_card(model: ModelFolder, *, name: str, where: str, form: str, licence:
         form=form,
         licence=licence or "unknown",
         library=LIBRARY[form],
-        kind="multi-patch transformer (MPDiT)" if levels > 1 else "dense transformer (DiT)",
+        kind="multi-patch transformer (MPDiT)" if len(config.model.stages) > 1 else "dense transformer (DiT)",
         resolution=config.resolution,
         preset=config.preset,
         num_classes=config.model.num_classes,

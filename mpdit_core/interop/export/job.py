@@ -33,15 +33,15 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
     """Writes `options.model` (for `datasets`: a folder of latents) to the new folder `options.out`.
 
     Raises:
-        UserError: there is nothing to export, `out` is not free, or the format cannot hold this model; then nothing
+        UserError: there is nothing to export, `out` is not empty, or the format cannot hold this model; then nothing
             is written. After a failed upload the folder is complete, and the remedy says how to upload it.
     """
-    files.require_free(options.out)
+    files.require_empty(options.out)
     if options.half and options.format not in HALVED:
         raise UserError(
-            f"half precision with the format {options.format}",
+            f"the format {options.format} cannot hold half-precision weights",
             code="invalid-value",
-            expected=f"a format of {', '.join(HALVED)}",
+            expected=f"one of the formats {', '.join(HALVED)}",
         )
     if options.format == "datasets":
         return _export_dataset(options, report)
@@ -159,13 +159,15 @@ def _export_dataset(options: ExportOptions, report: Reporter) -> ExportResult:
 
     if options.push:
         raise UserError(
-            "an upload in the format datasets",
+            "--push does not apply to the format datasets",
             code="invalid-value",
             expected="a model to upload",
             remedy=f"export to a folder, then: hf upload ORG/NAME {options.out} --repo-type dataset",
         )
     if options.ema_width is not None:
-        raise UserError("an EMA width with the format datasets", code="invalid-value", expected="a model to export")
+        raise UserError(
+            "an EMA width does not apply to the format datasets", code="invalid-value", expected="a model to export"
+        )
     latents = LatentFolder(options.model)
     with files.writing_folder(options.out) as folder:
         for done in write_dataset(latents, folder):

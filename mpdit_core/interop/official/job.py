@@ -38,7 +38,7 @@ NOTES = {
     "time-reversed": "SiT's time runs from noise to data; it is reversed in the weights: velocity = −SiT(x, 1 − t)",
     "epsilon-model": "this is an epsilon model (it predicts noise): it is not a flow and cannot be sampled",
     "no-null-label": "it was trained without label dropout: its null label is a row of zeros; do not use guidance",
-    "other-image-size": "its arguments and its position table have different image sizes; that of the table is used",
+    "other-image-size": "its arguments and its position table have different image sizes; the table's is used",
     "no-autoencoder": "no autoencoder is known for its number of channels: samples are latents, not images",
 }
 """Notes for the user about a conversion, by code; a model folder keeps those that apply as `extra["notes"]`."""
@@ -97,7 +97,7 @@ def import_official(
 
     Raises:
         UserError: the file cannot be used (codes as in `read_official`, `detect_kind`, `convert_state_dict`), an
-            argument has an impossible value (`invalid-value`), or `out` is not free (`folder-not-empty`). Then nothing
+            argument has an impossible value (`invalid-value`), or `out` is not empty (`folder-not-empty`). Then nothing
             is written.
     """
     given = dict(file=path, num_heads=num_heads, kind=kind, weights=weights, autoencoder=autoencoder)
@@ -105,23 +105,23 @@ def import_official(
 
 
 def _import(options: ImportOptions, out: Path) -> ModelFolder:
-    files.require_free(out)
+    files.require_empty(out)
     file = read_official(options.file, weights=options.weights)
-    made = convert(file, options)
-    latents = _latents(made.config, made.kind, options.autoencoder)
-    notes = [*made.notes, *([] if latents else ["no-autoencoder"])]
+    converted = convert(file, options)
+    latents = _latents(converted.config, converted.kind, options.autoencoder)
+    notes = [*converted.notes, *([] if latents else ["no-autoencoder"])]
     extra: dict[str, Any] = {
         "origin": {
             "file": file.path.name,
             "sha256": files.sha256(file.path),
-            "kind": made.kind,
+            "kind": converted.kind,
             "weights": file.weights,
             "arguments": file.arguments,
         },
-        "prediction": PREDICTION[made.kind],
+        "prediction": PREDICTION[converted.kind],
         "notes": {code: NOTES[code] for code in notes},
     }
-    save_model(out, made.state, config=_run_config(made.config), latents=latents, extra=extra)
+    save_model(out, converted.state, config=_run_config(converted.config), latents=latents, extra=extra)
     return open_model(out)
 
 
@@ -165,7 +165,7 @@ def convert(file: OfficialFile, options: ImportOptions) -> Conversion:
 
 @contextmanager
 def _user_errors(file: OfficialFile, kind: str) -> Iterator[None]:
-    """Turns the errors of tensors that cannot be converted into one that says what model they seem to be, if any."""
+    """Replaces an error about tensors that cannot be converted by one that names the model they seem to be of."""
     try:
         yield
     except UserError as error:
@@ -184,7 +184,7 @@ def _user_errors(file: OfficialFile, kind: str) -> Iterator[None]:
 
 
 def _check_trained_as(kind: Kind, arguments: Mapping[str, Any]) -> None:
-    """SiT can be trained on other paths and targets, for which the conversion does not hold."""
+    """Refuses a SiT that was trained on another path or target: the conversion does not hold for it."""
     path, prediction = arguments.get("path_type", "Linear"), arguments.get("prediction", "velocity")
     if kind == "sit" and (path != "Linear" or prediction != "velocity"):
         raise UserError(
@@ -206,7 +206,7 @@ def _has_null_label(official: Mapping[str, Tensor], arguments: Mapping[str, Any]
         return arguments.get("class_dropout_prob") != 0 and rows != IMAGENET_CLASSES
     if rows not in (classes, classes + 1):
         raise UserError(
-            f"the arguments name {classes} classes, the class table has {rows} rows",
+            f"the arguments name {classes} classes, but the class table has {rows} rows",
             code="classes-do-not-fit",
             expected=f"{classes} rows, or {classes + 1} with the null label",
         )

@@ -58,7 +58,9 @@ def convert_state_dict(
     """
     config = infer_config(official, num_heads=num_heads)
     converted: dict[str, Tensor] = {}
-    names = {name: _our_name(name) for name in official if not name.startswith("pos_embed")}  # computed by ours
+    names = {
+        name: _our_name(name) for name in official if not name.startswith("pos_embed")
+    }  # mpdit computes these tables
     unknown = [name for name, ours in names.items() if not ours]
     if unknown:
         more = " …" if len(unknown) > 5 else ""

@@ -105,7 +105,7 @@ def _stripped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises `UserError` for tensors that are no weights: not plain floats, larger than the file, or not finite."""
+    """Raises `UserError` for tensors that are not weights: not plain floats, larger than the file, or not finite."""
     size = path.stat().st_size
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
@@ -149,12 +149,12 @@ def _read_pickle(path: Path, *, zipped: bool) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise _not_only_tensors(path, error) from None
-    except Exception as error:  # of a damaged or forged pickle, anything can come
+    except Exception as error:  # a damaged or forged pickle can raise anything
         raise _damaged(path, f"a torch file, but {_first_line(error)}") from None
 
 
 def _check_archive(path: Path) -> None:
-    """Raises `UserError` for a zip archive that is cut, no torch file, or larger inside than outside."""
+    """Raises `UserError` for a zip archive that is cut short, not a torch file, or larger inside than outside."""
     if not zipfile.is_zipfile(path):
         raise _damaged(path, "a torch file (zip) whose end is missing")
     with zipfile.ZipFile(path) as archive:

@@ -118,7 +118,7 @@ def test_what_could_act_on_a_terminal_or_its_reader_is_shown_harmless(text, show
 
 def test_on_a_terminal_a_job_has_a_bar_then_the_panel(monkeypatch):
     drawn = io.StringIO()
-    monkeypatch.setattr(console, "_people", lambda: Console(file=drawn, force_terminal=True, width=80))
+    monkeypatch.setattr(console, "_console_for_people", lambda: Console(file=drawn, force_terminal=True, width=80))
 
     def train(*, report) -> Pie:
         report(Progress(task="encode", done=2, total=4, unit="images"))
@@ -135,7 +135,7 @@ def test_on_a_terminal_a_job_has_a_bar_then_the_panel(monkeypatch):
 
 def test_on_a_terminal_text_breaks_between_words_and_paths_stay_whole(capsys, monkeypatch):
     wide = Console(force_terminal=True, width=40, color_system=None, legacy_windows=False)
-    monkeypatch.setattr(console, "_people", lambda: wide)
+    monkeypatch.setattr(console, "_console_for_people", lambda: wide)
     value = f"ten words that do not fit in one line and {'p' * 50}"
     console.show(Pie(slices=1, plate=Path("plate")), console.Summary(title="done", rows={"slices": value}))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]

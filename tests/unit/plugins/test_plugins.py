@@ -17,7 +17,7 @@ from launch import run, run_python, succeed
 
 from mpdit_core import load_sampler, plugins
 from mpdit_core.api import Features, Item
-from mpdit_core.data.sources import classes_of, count_items, read_items
+from mpdit_core.data.sources import classes_and_fingerprint, count_items, read_items
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.flow.integrate import integrate
 from mpdit_core.metrics.features import extract
@@ -447,7 +447,7 @@ def test_what_a_data_set_returns(method: str, what: object):
     dataset: Any = OddData(method, what)
 
     def use() -> None:
-        classes_of(dataset)
+        classes_and_fingerprint(dataset)
         for _, decode in read_items(dataset, 0, count_items(dataset)):
             decode()
 
