@@ -273,9 +273,9 @@ def test_a_plan_for_this_machine_s_own_rate():
     assert planned.source == "measured"
 
 
-def test_lines_of_the_figure_say_how_many_levels_a_model_has():
-    levels = [figure.legend(Target(f"{name} @2048", load_preset(name))) for name in DRAWN_BY_DEFAULT]
-    assert levels == ["dense: dit-xl-256", "two-level: xl-256", "three-level: v2-xl-512"]
+def test_lines_of_the_figure_say_how_many_stages_a_model_has():
+    stages = [figure.legend(Target(f"{name} @2048", load_preset(name))) for name in DRAWN_BY_DEFAULT]
+    assert stages == ["dense: dit-xl-256", "two stages: xl-256", "three stages: v2-xl-512"]
 
 
 def test_bars():
