@@ -15,9 +15,11 @@ from mpdit_core.config import RunConfig, TimeConfig
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.evaluation import EvaluationRecord
 from mpdit_core.evaluation.record import ExtractorRecord, ModelRecord, ReferenceRecord, RulesRecord, SamplingRecord
+from mpdit_core.flow.loss import build_terms
 from mpdit_core.flow.path import interpolate, target_velocity
 from mpdit_core.flow.times import draw_times
 from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.plugins import options_in
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import silent
 from mpdit_core.run_report import ReportOptions, bands, write_report
@@ -193,6 +195,21 @@ def test_a_shipped_band_has_three_runs_and_falls_below_rescaling(band):
     assert limit is not None
     assert 2.2 > band.limits(0)[1] > band.limits(len(band.loss) - 1)[0]
     assert band.limits(len(band.loss) - 1)[1] < limit
+
+
+@pytest.mark.parametrize("band", recorded_bands(), ids=lambda band: band.config.preset)
+def test_a_shipped_band_accepts_a_run_of_today(band):
+    """A new setting of the network or of the loss must not leave a band without runs to compare."""
+    terms = build_terms({name: {} for name in band.config.objective})
+    today = band.config.model_copy(update={"objective": {name: options_in(term) for name, term in terms.items()}})
+    assert band.accepts(today, band.latents)
+    assert band.differences(today) == {}
+
+
+def test_the_demo_s_band_is_that_of_its_preset():
+    digits, *_ = [band for band in recorded_bands() if band.config.preset == "digits"]
+    assert digits.config.model == load_preset("digits").model
+    assert digits.differences(load_preset("digits")) == {}
 
 
 # Published FIDs
