@@ -133,7 +133,8 @@ def sums(data: Data) -> str:
 
 
 def scale(data: Data) -> str:
-    return "<br>".join(f"{row['what']}: {row['seconds']:.2f} s" for row in data["rows"])
+    rows = (f"{row['what']}: {row['seconds']:.2f} s, {row['ratio']:.1f} × a tenth" for row in data["rows"])
+    return "<br>".join(rows)
 
 
 def demo(data: Data) -> str:
