@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 
 from report import cpu_name, gpu_name
 
-from mpdit_core.config import RESUMABLE
+from mpdit_core.config import RESUMABLE, PreviewConfig
 from mpdit_core.reporting import silent
 from mpdit_core.run_report.bands import BANDS, WITHOUT_EFFECT, LossBand, windowed
 from mpdit_core.run_report.run import Run, read_run
@@ -61,7 +61,7 @@ def recorded(runs: Sequence[Run], *, what: str, command: str) -> LossBand:
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         hardware=gpu_name() or cpu_name(),
         command=command,
-        config=first.config,
+        config=first.config.model_copy(update={"preview": PreviewConfig()}),
         latents=first.latents.model_copy(update=own),
         runs=len(runs),
         images_seen=ends,

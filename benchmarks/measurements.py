@@ -162,6 +162,12 @@ BENCHMARKS = (
         "sampler-quality", "Samplers, evaluations against quality", "sampler_quality.py demo/digits", sampler_quality
     ),
     Benchmark("ablation", "Ablation on colour pictures", "ablation.py latents/pictures-32", ablation),
+    Benchmark(
+        "ablation-10-teraflops",
+        "Ablation, ten times longer",
+        "ablation.py latents/pictures-32 --teraflops 10",
+        ablation,
+    ),
     Benchmark("precision", "Quality in float32 and bfloat16", "precision.py --latents latents/pictures-32", precision),
     Benchmark("alignment", "Alignment with a teacher", "alignment.py --batch-size 4 --steps 5", alignment),
     Benchmark("demo", "Quality of the demo", "demo.py", demo),

@@ -33,6 +33,22 @@ def test_every_row_of_the_ablation_costs_the_same(benchmark):
         assert 2 * training_macs(config.model) * config.train.batch_size * steps == pytest.approx(1e12, rel=0.01), name
 
 
+def test_rows_are_added_to_a_result_of_the_same_settings_only(benchmark, tmp_path):
+    result, shared = tmp_path / "result.json", {"teraflops": 1.0, "base": ["a=1"]}
+    result.write_text(json.dumps(shared | {"rows": [{"name": "mpdit"}], "date": "2026"}), encoding="utf-8")
+    assert benchmark("ablation").rows_of(result, shared) == {"mpdit": {"name": "mpdit"}}
+    with pytest.raises(SystemExit, match="base"):
+        benchmark("ablation").rows_of(result, shared | {"base": ["a=2"]})
+
+
+def test_differences_at_each_third_are_those_of_the_same_seed(benchmark):
+    first = {"name": "mpdit", "curves": {"0": [(1, 9.0), (2, 8.0), (3, 7.0)], "1": [(1, 5.0), (2, 5.0), (3, 5.0)]}}
+    other = {"name": "dense", "curves": {"0": [(1, 10.0), (2, 8.0), (3, 6.0)], "1": [(1, 6.0), (2, 5.0), (3, 4.0)]}}
+    once = {"name": "rms", "curves": {"0": [(3, 7.0)]}}
+    *_, row = benchmark("ablation").thirds([first, other, once]).splitlines()
+    assert [cell.partition("(")[2] for cell in row.split("|")[2:-1]] == ["1.0 ± 0.0) ", "0.0 ± 0.0) ", "-1.0 ± 0.0) "]
+
+
 def test_what_is_made_goes_between_the_marks_of_its_script(benchmark, tmp_path):
     page, mark = tmp_path / "page.md", "<!-- made by benchmarks/a.py -->"
     page.write_text(f"before\n{mark}\nold\n{mark}\nafter\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ecosystem_helpers import latent_spec
 
-from mpdit_core.config import RunConfig, TimeConfig
+from mpdit_core.config import PreviewConfig, RunConfig, TimeConfig
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.evaluation import EvaluationRecord
 from mpdit_core.evaluation.record import ExtractorRecord, ModelRecord, ReferenceRecord, RulesRecord, SamplingRecord
@@ -191,6 +191,7 @@ def test_the_loss_of_rescaling_holds_for_standardised_latents_and_plain_flow_mat
 def test_a_shipped_band_has_three_runs_and_falls_below_rescaling(band):
     assert band.runs >= 3
     assert len(band.loss) == len(band.images_seen)
+    assert (band.config.preview, band.latents.folder) == (PreviewConfig(), "")  # no paths of the machine
     limit = loss_of_rescaling(band.config, band.latents)
     assert limit is not None
     assert 2.2 > band.limits(0)[1] > band.limits(len(band.loss) - 1)[0]
