@@ -10,7 +10,7 @@ from mpdit_core.profiling.options import ProfileOptions
 from mpdit_core.table import Table
 
 if TYPE_CHECKING:
-    from mpdit_core.profiling import Found, Measured, PartTime, ProfileResult
+    from mpdit_core.profiling import Measurement, PartTime, ProfileResult, SearchResult
 
 
 @options_command(ProfileOptions)
@@ -42,7 +42,7 @@ def parts_of(result: ProfileResult, *, named: bool) -> list[Table | console.Summ
     return parts
 
 
-def search_table(found: Found) -> Table:
+def search_table(found: SearchResult) -> Table:
     """One line per model, and below the table the settings that make each."""
     from mpdit_core.profiling import giga, millions
 
@@ -66,7 +66,7 @@ def search_table(found: Found) -> Table:
     )
 
 
-def pass_table(measured: Measured) -> Table:
+def pass_table(measured: Measurement) -> Table:
     """Whole passes, eager and compiled."""
     rows = [
         [

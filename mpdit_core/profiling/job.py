@@ -8,7 +8,7 @@ from mpdit_core.profiling import document, figure
 from mpdit_core.profiling.count import NOTHING, model_cost, to_csv
 from mpdit_core.profiling.options import ProfileOptions, parse_keys
 from mpdit_core.profiling.plan import PlanOptions, parse_plan, plan
-from mpdit_core.profiling.results import Added, Measured, Plan, ProfileResult
+from mpdit_core.profiling.results import Added, Measurement, Plan, ProfileResult
 from mpdit_core.profiling.search import SearchOptions, search
 from mpdit_core.profiling.targets import Target, find_targets
 from mpdit_core.reporting import Reporter, Saved, Skipped, silent
@@ -91,7 +91,7 @@ def _plans(targets: list[Target], options: PlanOptions, device: str) -> tuple[Pl
     return tuple(plan(target, options, measured_tflops=measured) for target in targets)
 
 
-def _measured(targets: list[Target], options: ProfileOptions, report: Reporter) -> tuple[Measured, ...]:
+def _measured(targets: list[Target], options: ProfileOptions, report: Reporter) -> tuple[Measurement, ...]:
     from mpdit_core.profiling.measure import measure
     from mpdit_core.runtime.device import select_device
 

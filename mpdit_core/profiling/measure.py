@@ -12,7 +12,7 @@ from mpdit_core.config import ModelConfig
 from mpdit_core.model.compute import forward_macs, training_macs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.profiling.parts import deciles, part_times, profile_parts
-from mpdit_core.profiling.results import Measured, PassTime
+from mpdit_core.profiling.results import Measurement, PassTime
 from mpdit_core.profiling.targets import Target
 from mpdit_core.reporting import Note, Progress, Reporter, Warning, silent
 from mpdit_core.runtime.device import matmul_rate, synchronize
@@ -27,7 +27,7 @@ def matmul_tflops(device: torch.device) -> float:
     return max(matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)) / 1e12
 
 
-def measure(target: Target, batch_size: int, *, device: torch.device, report: Reporter = silent) -> Measured:
+def measure(target: Target, batch_size: int, *, device: torch.device, report: Reporter = silent) -> Measurement:
     """Times forward and training passes, eager and compiled.
 
     Where torch.compile does not work, compiled passes are missing, and a warning (`cannot-compile`) says why.
@@ -78,7 +78,7 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
         first_line = str(error).strip().partition("\n")[0]
         text = f"torch.compile does not work here: {type(error).__name__}: {first_line}"
         report(Warning(code="cannot-compile", text=text))
-    return Measured(
+    return Measurement(
         name=target.name,
         device=describe(device),
         precision=dtype_name(dtype),

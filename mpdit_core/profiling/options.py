@@ -42,7 +42,7 @@ class ProfileOptions(DeviceOptions):
         metavar="KEYS", panel="Other work", chosen="none",
     )  # fmt: skip
     search: str | None = setting(
-        None, "search for network shapes within a budget, such as 'target_macs=30e9, levels=[2,3], show=20'",
+        None, "search for network shapes within a budget, such as 'target_macs=30e9, stages=[2,3], show=20'",
         metavar="KEYS", panel="Other work", chosen="none",
     )  # fmt: skip
     measure: bool = setting(False, "run and time the given models on this machine", panel="Other work")
@@ -63,7 +63,7 @@ class ProfileOptions(DeviceOptions):
 
 
 def parse_keys(kind: type[S], text: str, *, origin: str) -> S:
-    """The text of `--plan` or `--search`, `"epochs=240, levels=[2,3]"`, as a `kind`. `default` stands for no keys.
+    """The text of `--plan` or `--search`, `"epochs=240, stages=[2,3]"`, as a `kind`. `default` stands for no keys.
 
     Raises:
         UserError: an unknown key (`unknown-key`) or an invalid value (`invalid-value`).

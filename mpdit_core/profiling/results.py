@@ -86,7 +86,7 @@ class Shape(Result):
     set: str = setting(..., "the flags that turn the base into this model")
 
 
-class Found(Result):
+class SearchResult(Result):
     """The models of a search."""
 
     base: str = setting(..., "the model whose resolution and switches they share")
@@ -123,7 +123,7 @@ class PartTime(Timing):
     flops: int = setting(..., "floating-point operations in it for the batch, by the true count")
 
 
-class Measured(Result):
+class Measurement(Result):
     """A model timed on this machine. Its weights are random, because the time does not depend on them."""
 
     name: str = setting(..., "the model as it was asked for")
@@ -141,5 +141,5 @@ class ProfileResult(Result):
     convention: str = setting(..., "how MACs are counted")
     models: tuple[ModelCost, ...] = setting((), "the models counted", strict=False)
     plans: tuple[Plan, ...] = setting((), "cost of training, per model", strict=False)
-    search: Found | None = setting(None, "models within a budget")
-    measured: tuple[Measured, ...] = setting((), "times on this machine, per model", strict=False)
+    search: SearchResult | None = setting(None, "models within a budget")
+    measured: tuple[Measurement, ...] = setting((), "times on this machine, per model", strict=False)

@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import count
-from mpdit_core.profiling.results import Found, Shape
+from mpdit_core.profiling.results import SearchResult, Shape
 from mpdit_core.profiling.targets import Target
 from mpdit_core.settings import Settings, setting
 
@@ -20,7 +20,7 @@ class SearchOptions(Settings):
     """The keys of `--search "KEY=VALUE, …"`. By default the shapes are like those that were published and trained."""
 
     target_macs: PositiveFloat = setting(..., "maximum MACs of one forward pass of one image")
-    levels: tuple[int, ...] = setting((1, 2, 3), "allowed numbers of stages", strict=False)
+    stages: tuple[int, ...] = setting((1, 2, 3), "allowed numbers of stages", strict=False)
     min_fine_blocks: PositiveInt = setting(4, "minimum number of blocks at the finest patch; the paper's k, 4 to 8")
     min_depth: PositiveInt = setting(12, "minimum number of blocks in all stages together")
     max_depth: PositiveInt = setting(32, "maximum number of blocks in all stages together")
@@ -29,7 +29,7 @@ class SearchOptions(Settings):
     show: PositiveInt = setting(10, "maximum number of models to show")
 
 
-def search(base: Target, options: SearchOptions) -> Found:
+def search(base: Target, options: SearchOptions) -> SearchResult:
     """The models with the most parameters within the budget, with the resolution and switches of `base`.
 
     Of the models with the same width, number of stages and fine blocks, only the largest that fits is kept, so that no
@@ -62,7 +62,7 @@ def search(base: Target, options: SearchOptions) -> Found:
         raise UserError(
             "no shapes are within the bounds of the search",
             code="nothing-to-search",
-            expected="wider bounds for levels, depths or widths",
+            expected="wider bounds for stages, depths or widths",
         )
     if not best:
         raise UserError(
@@ -71,7 +71,9 @@ def search(base: Target, options: SearchOptions) -> Found:
             expected=f"target_macs of {smallest:g} or more",
         )
     found = sorted(best.values(), key=lambda shape: (-shape.parameters, shape.macs))[: options.show]
-    return Found(base=base.name, resolution=base.resolution, target_macs=options.target_macs, shapes=tuple(found))
+    return SearchResult(
+        base=base.name, resolution=base.resolution, target_macs=options.target_macs, shapes=tuple(found)
+    )
 
 
 def _shapes(base: ModelConfig, options: SearchOptions) -> Iterator[ModelConfig]:
@@ -87,12 +89,12 @@ def _shapes(base: ModelConfig, options: SearchOptions) -> Iterator[ModelConfig]:
 
 
 def _stagings(depth: int, finest: int, options: SearchOptions) -> Iterator[tuple[Stage, ...]]:
-    if 1 in options.levels:
+    if 1 in options.stages:
         yield (Stage(finest, depth),)
     for fine in range(options.min_fine_blocks, depth // 2 + 1, 2):
-        if 2 in options.levels:
+        if 2 in options.stages:
             yield (Stage(2 * finest, depth - fine), Stage(finest, fine))
-        if 3 in options.levels:
+        if 3 in options.stages:
             middle = max(fine, 2 * round((depth - fine) / 6))  # as in v2-XL: 14, 8, 6
             if depth - fine - middle > 0:
                 yield (Stage(4 * finest, depth - fine - middle), Stage(2 * finest, middle), Stage(finest, fine))

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpdit_cli.app import main
-from mpdit_cli.commands.profile_flops import search_table
+from mpdit_cli.commands.profile_flops import parts_of
 from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import count, forward_macs, training_macs
@@ -98,7 +98,8 @@ def test_settings_change_the_model():
 
 
 def test_every_line_of_a_search_fits_and_is_ready_to_use():
-    found = profile(search="target_macs=30e9, show=4").search
+    result = profile(search="target_macs=30e9, show=4")
+    found = result.search
     assert found is not None
     assert len(found.shapes) == 4
     assert [s.parameters for s in found.shapes] == sorted((s.parameters for s in found.shapes), reverse=True)
@@ -107,7 +108,9 @@ def test_every_line_of_a_search_fits_and_is_ready_to_use():
         again = count_one(preset=["xl-256"], settings=parse_assignments(flags[1::2]))
         assert again.macs == shape.macs <= 30e9
         assert again.parameters == shape.parameters
-    assert found.shapes[-1].set in search_table(found).note
+    (table,) = parts_of(result, named=False)
+    assert isinstance(table, Table)
+    assert found.shapes[-1].set in table.note
 
 
 def test_a_plan_by_hand():
@@ -166,7 +169,8 @@ def test_measure_times_every_pass_and_finds_every_stage_and_kind(monkeypatch: py
     monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **more: compile_module(m, backend=backend, **more))
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     torch._dynamo.reset()
-    (measured,) = profile(preset=["tiny"], measure=True, device="cpu").measured
+    result = profile(preset=["tiny"], measure=True, device="cpu")
+    (measured,) = result.measured
     assert [(each.mode, each.work) for each in measured.passes] == [
         ("eager", "forward"), ("eager", "training"), ("compiled", "forward"), ("compiled", "training"),
     ]  # fmt: skip
@@ -182,6 +186,10 @@ def test_measure_times_every_pass_and_finds_every_stage_and_kind(monkeypatch: py
     counted = count(load_preset("tiny").model)
     assert sum(time.flops for time in measured.parts["forward"]) == counted.flops
     assert sum(time.flops for time in measured.parts["training"]) == 2 * counted.training_macs
+    _, passes_table, *parts_tables = parts_of(result, named=False)
+    assert [len(table.rows) for table in (passes_table, *parts_tables) if isinstance(table, Table)] == [
+        4, *map(len, measured.parts.values()),
+    ]  # fmt: skip
 
 
 def test_a_compiler_that_fails_costs_its_figures_only(monkeypatch: pytest.MonkeyPatch):
@@ -300,8 +308,8 @@ def test_bars():
         ({"plan": "epoch=3"}, "unknown-key"),
         ({"plan": "utilisation=2.0"}, "invalid-value"),
         ({"search": "target_macs=1e3"}, "over-budget"),
-        ({"search": "target_macs=1e9, levels=[4]"}, "nothing-to-search"),
-        ({"search": "levels=[2]"}, "invalid-value"),
+        ({"search": "target_macs=1e9, stages=[4]"}, "nothing-to-search"),
+        ({"search": "stages=[2]"}, "invalid-value"),
         ({"search": "target_macs=30e9", "csv": "a.csv"}, "conflicting-options"),
         ({"plot": "figure.gif"}, "invalid-value"),
     ],
