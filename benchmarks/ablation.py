@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--add-to", type=Path, metavar="RESULT.json", help="an earlier result, whose other rows stay")
     arguments = parser.parse_args()
-    shared = {key: getattr(arguments, key) for key in ("teraflops", "num_samples", "seeds")} | {"base": base(arguments)}
+    shared = {"teraflops": arguments.teraflops, "num_samples": arguments.num_samples, "base": base(arguments)}
     earlier = rows_of(arguments.add_to, shared) if arguments.add_to else {}
     rows: dict[str, dict[str, Any]] = {}
     for seeds in range(1, arguments.seeds + 1):
@@ -229,8 +229,9 @@ def table(rows: list[dict[str, Any]], result: Path) -> str:
     ]
     for row in rows:
         distance, loss, less = row["distance"], row["loss"], difference(row, rows[0])
+        fewer = f" ({distance['count']} seeds)" if distance["count"] < rows[0]["distance"]["count"] else ""
         lines.append(
-            f"| {row['name']} | {ROWS[row['name']].what} | {shown(distance, 1)} | "
+            f"| {row['name']}{fewer} | {ROWS[row['name']].what} | {shown(distance, 1)} | "
             f"{shown(plain(less), 1) if row is not rows[0] else ''} | {shown(loss, 4)} | {row['macs'] / 1e6:.1f} | "
             f"{row['steps']} | {row['parameters']:,} | {row['cpu_seconds']:.0f} s | {row['sampled_in']} |"
         )
