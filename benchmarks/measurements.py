@@ -35,12 +35,14 @@ class Benchmark:
     figure: Callable[[Data], str]
 
 
-def train_step(data: Data) -> str:
-    rows = [
-        f"{row['model']} {row.get('dtype', 'float32')} {row['mode']}: {row['images_per_second']:.2f} images/s"
-        for row in data["rows"]
-    ]
-    return "<br>".join(rows)
+def by_row(line: Callable[[Data], str]) -> Callable[[Data], str]:
+    """Summarises a result by the `line` of each of its rows."""
+    return lambda data: "<br>".join(map(line, data["rows"]))
+
+
+@by_row
+def train_step(row: Data) -> str:
+    return f"{row['model']} {row.get('dtype', 'float32')} {row['mode']}: {row['images_per_second']:.2f} images/s"
 
 
 def sample(data: Data) -> str:
@@ -49,8 +51,9 @@ def sample(data: Data) -> str:
     return f"{best['images_per_second']:.2f} images/s in {best.get('precision', 'float32')}{plain}"
 
 
-def sample_memory(data: Data) -> str:
-    return "<br>".join(f"{row['format']}, {row['images']:,} images: {row['peak_mib']:.0f} MiB" for row in data["rows"])
+@by_row
+def sample_memory(row: Data) -> str:
+    return f"{row['format']}, {row['images']:,} images: {row['peak_mib']:.0f} MiB"
 
 
 def sampler_quality(data: Data) -> str:
@@ -58,29 +61,26 @@ def sampler_quality(data: Data) -> str:
     return f"best distance {best:.3f} with {nfe:.0f} evaluations; real images {data['distance_of_real']:.3f}"
 
 
-def ablation(data: Data) -> str:
-    return "<br>".join(
-        f"{row['name']} in {row['sampled_in']}: distance {row['distance']['mean']:.0f} ± {row['distance']['std']:.0f}"
-        for row in data["rows"]
-    )
+@by_row
+def ablation(row: Data) -> str:
+    distance = row["distance"]
+    return f"{row['name']} in {row['sampled_in']}: distance {distance['mean']:.0f} ± {distance['std']:.0f}"
 
 
-def precision(data: Data) -> str:
-    return "<br>".join(
+@by_row
+def precision(row: Data) -> str:
+    return (
         f"{row['model']}, {row['type']}: loss {row['loss']['mean']:.4f} ± {row['loss']['std']:.4f}, "
         f"distance {row['distance']['mean']:.2f} ± {row['distance']['std']:.2f}"
-        for row in data["rows"]
     )
 
 
-def alignment(data: Data) -> str:
-    def ratio(row: Data, part: str) -> float:
-        return median(row["seconds"][part]) / median(row["seconds"]["plain"])
-
-    return "<br>".join(
-        f"{row['preset']}, {row['projector']}: the term takes {ratio(row, 'term'):.1%} of a step's time, "
-        f"a teacher that runs in each step {ratio(row, 'teacher'):.1%}"
-        for row in data["rows"]
+@by_row
+def alignment(row: Data) -> str:
+    seconds = {part: median(values) for part, values in row["seconds"].items()}
+    return (
+        f"{row['preset']}, {row['projector']}: the term takes {seconds['term'] / seconds['plain']:.1%} of a step's "
+        f"time, a teacher that runs in each step {seconds['teacher'] / seconds['plain']:.1%}"
     )
 
 
@@ -103,16 +103,17 @@ def latents_read(data: Data) -> str:
     )
 
 
-def batches(data: Data) -> str:
-    return "<br>".join(
+@by_row
+def batches(row: Data) -> str:
+    return (
         f"{row['stores']} {' × '.join(map(str, row['latents']))}: {row['images_per_second']:,.0f} images/s, "
         f"{row['ratio']:.2f} × one generator per sample"
-        for row in data["rows"]
     )
 
 
-def startup(data: Data) -> str:
-    return "<br>".join(f"{row['command']}: {row['seconds']:.2f} s" for row in data["rows"])
+@by_row
+def startup(row: Data) -> str:
+    return f"{row['command']}: {row['seconds']:.2f} s"
 
 
 def solve(data: Data) -> str:
@@ -132,9 +133,9 @@ def sums(data: Data) -> str:
     return f"{data['seconds_per_chunk']:.2f} s to add a chunk, {data['seconds_saving']:.2f} s to save the sums"
 
 
-def scale(data: Data) -> str:
-    rows = (f"{row['what']}: {row['seconds']:.2f} s, {row['ratio']:.1f} × a tenth" for row in data["rows"])
-    return "<br>".join(rows)
+@by_row
+def scale(row: Data) -> str:
+    return f"{row['what']}: {row['seconds']:.2f} s, {row['ratio']:.1f} × a tenth"
 
 
 def demo(data: Data) -> str:
