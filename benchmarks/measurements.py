@@ -112,6 +112,11 @@ def batches(row: Data) -> str:
 
 
 @by_row
+def attention(row: Data) -> str:
+    return f"{row['tokens']} tokens: {row['ratio']:.2f} × torch's own kernels"
+
+
+@by_row
 def startup(row: Data) -> str:
     return f"{row['command']}: {row['seconds']:.2f} s"
 
@@ -153,6 +158,7 @@ BENCHMARKS = (
     Benchmark(
         "train-step-*", "Training steps", "train_step.py --preset b-256 --batch-size 16 --compile both", train_step
     ),
+    Benchmark("attention", "Attention in bfloat16 on a CPU, both passes", "attention.py", attention),
     Benchmark("batches", "Random numbers of training", "batches.py", batches),
     Benchmark("latents-read", "Reading latents", "latents_read.py --count 50000", latents_read),
     Benchmark("encode-precision", "Autoencoders in bfloat16", "encode.py --precision", encode_precision),

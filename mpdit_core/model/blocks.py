@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpdit_core.config import ModelConfig
-from mpdit_core.model.positions import rotate
+from mpdit_core.model.attention import Attention
 
 
 class Modulation(NamedTuple):
@@ -53,43 +53,6 @@ def modulated_norm(tokens: Tensor, *, norm: str, shift: Tensor, scale: Tensor) -
     """The norm, in float32 like the tokens, then scale and shift."""
     normed = normalise(tokens, norm)
     return torch.addcmul(shift.to(normed.dtype), normed, 1 + scale.to(normed.dtype))
-
-
-class HeadNorm(nn.Module):
-    """RMSNorm of queries or keys `[B, L, heads, d]` over the features of a head, with a learned scale (QK norm).
-
-    It bounds the attention logits, which large models need in low precision (ViT-22B, arXiv 2302.05442).
-    """
-
-    def __init__(self, head_width: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(head_width))
-
-    def forward(self, heads: Tensor) -> Tensor:
-        return F.rms_norm(heads, self.scale.shape, self.scale.type_as(heads), eps=1e-6)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention through torch's fused kernels; a head has d = D / num_heads features."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        width, self.num_heads = config.width, config.num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = HeadNorm(width // self.num_heads) if config.qk_norm else None
-        self.k_norm = HeadNorm(width // self.num_heads) if config.qk_norm else None
-        self.out = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor, rotations: Tensor | None) -> Tensor:
-        B, L, D = tokens.shape
-        q, k, v = self.qkv(tokens).view(B, L, 3, self.num_heads, -1).unbind(2)  # each [B, L, heads, d]
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotations is not None:
-            q, k = rotate(q, rotations), rotate(k, rotations)
-        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, heads, L, d]
-        return self.out(mixed.transpose(1, 2).reshape(B, L, D))
 
 
 class GELUMLP(nn.Module):

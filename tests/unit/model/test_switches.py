@@ -10,7 +10,8 @@ from data_helpers import refused
 from ecosystem_helpers import random_model
 
 from mpdit_core.config import ModelConfig
-from mpdit_core.model.blocks import Block, HeadNorm, Modulation
+from mpdit_core.model.attention import HeadNorm
+from mpdit_core.model.blocks import Block, Modulation
 from mpdit_core.model.compute import parameter_count
 from mpdit_core.model.positions import rotate, rotation_table
 from mpdit_core.model.transformer import MPDiT

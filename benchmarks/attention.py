@@ -1,0 +1,61 @@
+"""Speed of attention in a training step, forward and backward: ours in bfloat16 on a CPU, against torch's own kernels.
+
+    python benchmarks/attention.py
+    python benchmarks/attention.py --heads 16 --head-width 72
+
+Each length is that of a real sequence: image tokens and 16 class tokens. The two take turns, and the median counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from report import write_result
+from torch import Tensor
+
+from mpdit_core.model.attention import attend
+from mpdit_core.runtime.device import select_device
+
+LENGTHS = (80, 272, 512, 1040)
+TOKENS = 4352  # of all sequences together: 16 of 272
+TURNS = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--head-width", type=int, default=64)
+    arguments = parser.parse_args()
+    select_device("cpu")
+    rows = [compare(length, arguments.heads, arguments.head_width) for length in LENGTHS]
+    print(write_result("attention", {"heads": arguments.heads, "head_width": arguments.head_width, "rows": rows}))
+
+
+def compare(length: int, heads: int, head_width: int) -> dict[str, float]:
+    qkv = torch.randn(TOKENS // length, length, 3, heads, head_width, dtype=torch.bfloat16, requires_grad=True)
+    ours, torchs = [], []
+    for _ in range(TURNS + 1):
+        ours.append(seconds(attend, qkv))
+        torchs.append(seconds(F.scaled_dot_product_attention, qkv))
+    now, before = statistics.median(ours[1:]), statistics.median(torchs[1:])
+    print(
+        f"{length:>5} tokens: {1000 * now:6.1f} ms, torch's own kernels {1000 * before:6.1f} ms: {before / now:.2f} ×"
+    )
+    return {"tokens": length, "sequences": len(qkv), "seconds": now, "torch_seconds": before, "ratio": before / now}
+
+
+def seconds(attention: Callable[..., Tensor], qkv: Tensor) -> float:
+    """Of one forward and backward pass."""
+    qkv.grad = None
+    started = time.perf_counter()
+    attention(*(heads.transpose(1, 2) for heads in qkv.unbind(2))).sum().backward()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
