@@ -118,13 +118,15 @@ def pieces(session: Session) -> Iterator[Piece]:
     yield Piece("right: resume", 30, partial(resume, session))
     yield Piece("right: one process of a group", 20, partial(group_of_one, session))
     yield Piece(f"train {first} eager", 20, partial(train, session, first))
-    yield Piece(f"train {first} compiled", 50, partial(train, session, first, compiled=True))
-    yield Piece(f"train dense of {first} compiled", 40, partial(train, session, first, dense=True, compiled=True))
+    yield Piece(f"train {first} compiled", 50, partial(train, session, first, mode="compiled"))
+    yield Piece(f"train dense of {first} compiled", 40, partial(train, session, first, dense=True, mode="compiled"))
     for mode in session.modes:
         yield Piece(f"sample {first} compile {mode}", 40, partial(sample_guided, session, first, mode))
     for preset in others:
-        yield Piece(f"train {preset} compiled", 40, partial(train, session, preset, compiled=True))
-        yield Piece(f"train dense of {preset} compiled", 40, partial(train, session, preset, dense=True, compiled=True))
+        yield Piece(f"train {preset} compiled", 40, partial(train, session, preset, mode="compiled"))
+        yield Piece(
+            f"train dense of {preset} compiled", 40, partial(train, session, preset, dense=True, mode="compiled")
+        )
     yield Piece("autoencoder", 40, partial(autoencoder_rates, session))
     yield Piece("inception", 30, partial(inception_rate, session))
     yield Piece("profile of the slowest", 30, partial(profile_slowest, session))
@@ -217,9 +219,9 @@ def step_arguments(session: Session, preset: str) -> argparse.Namespace:
     )  # fmt: skip
 
 
-def train(session: Session, preset: str, *, dense: bool = False, compiled: bool = False) -> Values:
+def train(session: Session, preset: str, *, dense: bool = False, mode: str = "eager") -> Values:
     """Whole training steps in bfloat16."""
-    run = train_step.measure(preset, step_arguments(session, preset), dense=dense, compiled=compiled)
+    run = train_step.measure(preset, step_arguments(session, preset), dense=dense, mode=mode)
     seconds = sorted(run["seconds"])[len(run["seconds"]) // 2]
     rate = run["batch_size"] / seconds
     return {
@@ -315,9 +317,8 @@ def profile_slowest(session: Session) -> Values:
     preset = next(preset for preset in session.presets if preset in name.split())
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if session.device.type == "cuda" else []
-    trainer, batch = train_step.make_step(
-        preset, step_arguments(session, preset), dense="dense" in name, compiled="compiled" in name
-    )
+    mode = "compiled" if "compiled" in name else "eager"
+    trainer, batch = train_step.make_step(preset, step_arguments(session, preset), dense="dense" in name, mode=mode)
     for _ in range(2):
         trainer.step(batch)
     with torch.profiler.profile(activities=activities) as profile:

@@ -25,7 +25,7 @@ from mpdit_core.run_report.run import Run, read_run
 from mpdit_core.runtime.files import write_json
 from mpdit_core.settings import changes
 
-WINDOWS, LEAST_LOSSES = 20, 5  # most windows, and fewest losses in one
+WINDOWS, MIN_LOSSES = 20, 5  # most windows, and fewest losses in one
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def recorded(runs: Sequence[Run], *, what: str, command: str) -> LossBand:
             raise SystemExit(f"{run.name} differs from {first.name}: {', '.join(different) or 'latents'}")
     seen = min(int(run.history.last["images_seen"]) for run in runs)
     logged = min(sum(images <= seen for images, _ in run.losses_by_images()) for run in runs)
-    windows = min(WINDOWS, logged // LEAST_LOSSES)
+    windows = min(WINDOWS, logged // MIN_LOSSES)
     ends = tuple(round(seen * n / windows) for n in range(1, windows + 1))
     losses = [windowed(run.losses_by_images(), ends) for run in runs]
     means = [[fmean(window) for window in of_run] for of_run in losses]

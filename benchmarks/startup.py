@@ -23,8 +23,8 @@ from mpdit_core.evaluation import EvaluateOptions, evaluate
 from mpdit_core.presets import load_preset
 
 MPDIT = (sys.executable, "-m", "mpdit_cli")
-MOST_SECONDS = 0.6  # target for commands without torch
-MOST_TIMES = 1.5  # target for `sample`, in times of the import of torch
+MAX_SECONDS = 0.6  # target for commands without torch
+MAX_TIMES = 1.5  # target for `sample`, in times of the import of torch
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def seconds_of(command: list[str]) -> float:
 
 
 def row(name: str, seconds: float, torch_seconds: float) -> dict[str, Any]:
-    target = {"sample": MOST_TIMES * torch_seconds, "import torch": None}.get(name, MOST_SECONDS)
+    target = {"sample": MAX_TIMES * torch_seconds, "import torch": None}.get(name, MAX_SECONDS)
     return {"command": name, "seconds": seconds, "times_torch": seconds / torch_seconds, "target_seconds": target}
 
 

@@ -1,10 +1,11 @@
-"""Speed of training steps against the eager float32 step, the dense DiT of the same width, and the machine's rate.
+"""Speed of training steps against the plain step, the dense DiT of the same width, and the machine's rate.
 
     python benchmarks/train_step.py --preset b-256 --batch-size 16 --compile both
     python benchmarks/train_step.py --preset xl-256 --batch-size 64 --device cuda --compile both
 
-A step is a whole one: forward, backward, gradient norm, AdamW, EMA. Every measurement has its own process, and so its
-own peak memory. They take turns (float32, multi-patch, dense, float32, …), so all become slower if the machine does.
+A step is a whole one: forward, backward, gradient norm, AdamW, EMA. The plain one is eager, in float32, with the memory
+managed by the C library's defaults, as in a script without the toolkit. Every measurement has its own process, and so
+its own peak memory. They take turns (plain, multi-patch, dense, plain, …), so all become slower if the machine does.
 Shares are FLOPs of the model's matrix products (forward and backward, closed formula, nothing recomputed) / time / the
 rate of one large matrix product in each type, measured in the same processes before and after the steps.
 """
@@ -30,7 +31,7 @@ TYPES = ("float32", "bfloat16")
 
 
 class Variant(NamedTuple):
-    """One row of the result; the first of a preset is the plain step that others are compared with."""
+    """One row of the result. `mode`: plain, eager or compiled."""
 
     dense: bool
     mode: str
@@ -40,17 +41,14 @@ class Variant(NamedTuple):
 def main() -> None:
     arguments = parse()
     if arguments.one:
-        print(
-            json.dumps(
-                measure(arguments.preset[0], arguments, dense=arguments.dense, compiled=arguments.one == "compiled")
-            )
-        )
+        print(json.dumps(measure(arguments.preset[0], arguments, dense=arguments.dense, mode=arguments.one)))
         return
+    arguments.device = device_type(arguments.device)
     modes = {"no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"]}[arguments.compile]
     rows = []
     for preset in arguments.preset:
         wanted = [Variant(dense, mode, arguments.precision) for mode in modes for dense in (False, True)]
-        runs: dict[Variant, list[dict[str, Any]]] = {v: [] for v in (Variant(False, "eager", "float32"), *wanted)}
+        runs: dict[Variant, list[dict[str, Any]]] = {v: [] for v in (Variant(False, "plain", "float32"), *wanted)}
         for _ in range(arguments.rounds):
             for variant, taken in runs.items():
                 taken.append(in_a_process(preset, variant, arguments))
@@ -71,11 +69,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="no", choices=["no", "yes", "both"])
     parser.add_argument("--activation-checkpointing", action="store_true")
-    parser.add_argument("--one", choices=["eager", "compiled"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["plain", "eager", "compiled"], help=argparse.SUPPRESS)
     parser.add_argument("--dense", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.preset = arguments.preset or ["b-256"]
     return arguments
+
+
+def device_type(name: str) -> str:
+    from mpdit_core.runtime.device import select_device
+
+    return select_device(name).type
 
 
 def in_a_process(preset: str, variant: Variant, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def in_a_process(preset: str, variant: Variant, arguments: argparse.Namespace) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled: bool) -> tuple[Trainer, Batch]:
+def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: str) -> tuple[Trainer, Batch]:
     """A trainer of the model, and a batch on its device."""
     import torch
 
@@ -104,11 +108,12 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, compil
     model = config.model.dense() if dense else config.model
     size = arguments.batch_size
     train = {
-        "batch_size": size, "precision": arguments.precision, "compile": "on" if compiled else "off",
+        "batch_size": size, "precision": arguments.precision, "compile": "on" if mode == "compiled" else "off",
         "activation_checkpointing": arguments.activation_checkpointing,
     }  # fmt: skip
     config = validate(RunConfig, merge(config.model_dump(), {"model": model.model_dump(), "train": train}))
-    device = select_device(arguments.device)
+    is_left_alone = mode == "plain" and arguments.device == "cpu"
+    device = torch.device("cpu") if is_left_alone else select_device(arguments.device)
     trainer = Trainer(config, total_steps=1000, device=device, world=World())
     torch.manual_seed(0)
     shape = (size, model.channels, *model.input_size)
@@ -116,16 +121,16 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, compil
     return trainer, batch.to(device)
 
 
-def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, compiled: bool) -> dict[str, Any]:
+def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: str) -> dict[str, Any]:
     """Times `arguments.steps` steps of one model, in this process."""
     from mpdit_core.model.compute import training_macs
     from mpdit_core.runtime.device import matmul_rate, peak_memory, synchronize
     from mpdit_core.runtime.precision import DTYPES, dtype_name
 
-    trainer, batch = make_step(preset, arguments, dense=dense, compiled=compiled)
+    trainer, batch = make_step(preset, arguments, dense=dense, mode=mode)
     device = trainer.device
     rates = {name: [matmul_rate(device, DTYPES[name])] for name in TYPES}
-    for _ in range(2 if compiled else 1):
+    for _ in range(2 if mode == "compiled" else 1):
         trainer.step(batch)
     times = []
     for _ in range(arguments.steps):
@@ -189,7 +194,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
         print("  ".join(f"{cell:>14}" for cell in cells))
     gflops = " and ".join(f"{rows[0][f'matmul_{name}_gflops']:.4g} GFLOP/s in {name}" for name in TYPES)
-    print(f"large matrix products: {gflops}; plain: eager, in float32")
+    print(f"large matrix products: {gflops}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ GuidanceName = Literal["cfg", "cfg-zero", "apg", "skip-tokens"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 WIDEST_EMA = 0.28  # a little less than 1/√12, the width of a constant profile
 EmaWidth = Annotated[float, Field(gt=0, le=WIDEST_EMA)]
-LARGEST_BATCH = 2**20
+MAX_BATCH = 2**20
 
 
 def time_embedding_names() -> list[str]:
@@ -212,9 +212,7 @@ FLOW_MATCHING = "flow-matching"  # the term that every loss has; a weight of 0 l
 class TrainConfig(Settings):
     """How the network is trained: optimisation, precision, checkpoints, logs."""
 
-    batch_size: PositiveInt = setting(
-        1024, "images per step, over all devices and gradient accumulation", le=LARGEST_BATCH
-    )
+    batch_size: PositiveInt = setting(1024, "images per step, over all devices and gradient accumulation", le=MAX_BATCH)
     accumulation: PositiveInt = setting(
         1, "gradient accumulation: number of micro-batches per device and step", resumable=True
     )

@@ -23,7 +23,7 @@ from mpdit_core.runtime.files import writing
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
-SMALLEST_SIDE = 72  # smallest side of an image in a grid, in pixels
+MIN_SIDE = 72  # smallest side of an image in a grid, in pixels
 GAP = 4  # between images, in pixels
 LINE = 2  # between the images in a cell of a contact sheet, in pixels
 TEXT_SIZE = 12
@@ -33,8 +33,8 @@ INSTALL_MATPLOTLIB = "pip install 'mpdit[plot]'"
 
 
 def enlargement(side: int) -> int:
-    """The whole factor that enlarges `side` pixels to at least `SMALLEST_SIDE`: 16 → 5, 32 → 3, 256 → 1."""
-    return max(1, math.ceil(SMALLEST_SIDE / side))
+    """The whole factor that enlarges `side` pixels to at least `MIN_SIDE`: 16 → 5, 32 → 3, 256 → 1."""
+    return max(1, math.ceil(MIN_SIDE / side))
 
 
 def tile(image: Any, factor: int = 1) -> Image.Image:

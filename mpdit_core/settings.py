@@ -44,7 +44,7 @@ S = TypeVar("S", bound=Settings)
 
 UNIONS = (typing.Union, types.UnionType)
 DEEPEST = 16  # levels of tables and lists, or parts of a dotted key
-LARGEST_INTEGER = 2**63 - 1  # the limit of TOML and of torch
+MAX_INTEGER = 2**63 - 1  # the limit of TOML and of torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def _require_within_limits(value: Any, *, origin: str, key: str = "", depth: int
     where = f"{origin or 'configuration refused'}: {shortened(key)}"
     if depth > DEEPEST:
         raise _beyond_limits(f"{where} has too many nested tables or lists")
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise _beyond_limits(f"{where} is an integer of more than 64 bits")
     if isinstance(value, float) and math.isnan(value):
         raise _beyond_limits(f"{where} is NaN")

@@ -25,7 +25,7 @@ OTHER_PACKAGES = ("torchvision", "triton")  # not required by mpdit, but they mu
 SECONDS_TO_MEASURE = 0.1
 TYPICAL = "b-256"  # the preset at whose sizes `auto` is measured
 SECONDS_TO_COMPILE = 180.0
-LEAST_FREE, LITTLE_FREE = 2**30, 10 * 2**30  # bytes on the disk: below them a fault, a note
+MIN_FREE, LITTLE_FREE = 2**30, 10 * 2**30  # bytes on the disk: below them a fault, a note
 COMPILE_TEST = """
 import sys, torch
 x = torch.linspace(-1, 1, 64, device=sys.argv[1])
@@ -157,7 +157,7 @@ def disk(_: DoctorOptions) -> Iterator[Check]:
 
     for name, path in (("working directory", Path.cwd()), ("cache of the Hub", Path(constants.HF_HUB_CACHE))):
         free = free_bytes(path)
-        status = "ok" if free >= LITTLE_FREE else "note" if free >= LEAST_FREE else "fault"
+        status = "ok" if free >= LITTLE_FREE else "note" if free >= MIN_FREE else "fault"
         yield Check(
             area="disk", name=name, status=status, what=f"{size_text(free)} free in {path}", data={"free_bytes": free},
             remedy="" if status == "ok" else "free some space; `mpdit train --dry-run` shows how much a run needs",

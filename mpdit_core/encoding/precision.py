@@ -13,10 +13,10 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import Mode, prepare
 from mpdit_core.data.sources import count_items, read_items
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.precision import LEAST_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees, require
+from mpdit_core.runtime.precision import MIN_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees, require
 from mpdit_core.size import Size
 
-LARGEST_DIFFERENCE = 1e-2  # between the posterior mean and float32's, in raw units
+MAX_DIFFERENCE = 1e-2  # between the posterior mean and float32's, in raw units
 
 
 def choose_precision(
@@ -34,7 +34,7 @@ def choose_precision(
     device = autoencoder.encode_device
     if wanted != "auto":
         return require(wanted, device)
-    if autoencoder.parameters < LEAST_PARAMETERS:
+    if autoencoder.parameters < MIN_PARAMETERS:
         return "float32"
     images = _first_images(source, autoencoder.spec.trial_size(resolution, TRIED_AT), autoencoder.mode)
     if images is None:
@@ -48,7 +48,7 @@ def choose_precision(
         ("bfloat16", "tf32") if device.type == "cuda" else ("bfloat16",),
         means,
         difference=lambda a, b: (a - b).abs().max().item(),
-        limit=LARGEST_DIFFERENCE,
+        limit=MAX_DIFFERENCE,
     )
 
 

@@ -32,7 +32,7 @@ SHEET_IMAGES = 8
 FIGURES = "reconstruction.json"
 COMPARED_AT_ONCE = 16  # images
 POOR_PSNR = 15.0  # dB; the Stable Diffusion autoencoder reaches about 26, a wrong pixel range about 10
-LARGEST_PSNR = 100.0  # dB, for an image that is decoded exactly
+MAX_PSNR = 100.0  # dB, for an image that is decoded exactly
 
 
 class Reconstruction(Settings):
@@ -112,9 +112,9 @@ def _save_sheet(
 
 
 def psnr(images: Tensor, decoded: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, K, H, W]; at most `LARGEST_PSNR`."""
+    """Peak signal-to-noise ratio in dB, [B], of uint8 images [B, K, H, W]; at most `MAX_PSNR`."""
     error = (images.double() - decoded.double()).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log10(255**2 / error)).clamp(max=LARGEST_PSNR)
+    return (10 * torch.log10(255**2 / error)).clamp(max=MAX_PSNR)
 
 
 def ssim(images: Tensor, decoded: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from torch import Tensor
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import FILE_METADATA, ModelFolder, parameter_shapes, require_shapes
 from mpdit_core.models.power_ema import (
-    LARGEST_AMPLIFICATION,
-    LARGEST_RESIDUAL,
+    MAX_AMPLIFICATION,
+    MAX_RESIDUAL,
     Combination,
     Profile,
     combine,
@@ -171,7 +171,7 @@ def _out_of_reach(
         f"differs from it by {combination.residual:.1%} of its norm, and multiplies the rounding of float16 by "
         f"{combination.amplification:.1f}",
         code="width-out-of-reach",
-        expected=f"a width from {lowest:.3g} to {highest:.3g}, where these are at most {LARGEST_RESIDUAL:.0%} and "
-        f"{LARGEST_AMPLIFICATION:g}",
+        expected=f"a width from {lowest:.3g} to {highest:.3g}, where these are at most {MAX_RESIDUAL:.0%} and "
+        f"{MAX_AMPLIFICATION:g}",
         remedy="more widths in train.ema_widths, or a smaller train.ema_snapshot_every, in a new run",
     )

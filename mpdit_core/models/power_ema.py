@@ -18,10 +18,10 @@ import numpy as np
 
 from mpdit_core.config import WIDEST_EMA
 
-LARGEST_RESIDUAL = 0.1
+MAX_RESIDUAL = 0.1
 """For weights that scatter around a mean, the average then differs by a tenth of its own scatter."""
 
-LARGEST_AMPLIFICATION = 4.0
+MAX_AMPLIFICATION = 4.0
 """Of the rounding of float16, which is about 2e-4 of the weights."""
 
 PROBED = np.geomspace(0.002, WIDEST_EMA, 100).tolist()
@@ -48,7 +48,7 @@ class Combination(NamedTuple):
 
     @property
     def is_close(self) -> bool:
-        return self.residual <= LARGEST_RESIDUAL and self.amplification <= LARGEST_AMPLIFICATION
+        return self.residual <= MAX_RESIDUAL and self.amplification <= MAX_AMPLIFICATION
 
 
 def gamma_of(width: float) -> float:

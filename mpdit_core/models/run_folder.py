@@ -34,7 +34,7 @@ FORMAT = 3
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
 LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; longer lines are not ours
-LARGEST_NUMBER = 2**63  # of a metric; larger ones are left out, as NaN is
+MAX_NUMBER = 2**63  # of a metric; larger ones are left out, as NaN is
 
 
 def step_of(path: Path) -> int:
@@ -115,15 +115,24 @@ class RunFolder:
             )
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl in order, with their finite numbers.
+        """The lines of metrics.jsonl in order, with their finite numbers. Steps never decrease.
 
         Torn lines and lines without a valid step are left out.
         """
-        for _, values in self._metric_lines():
-            yield values
+        path = self.path / METRICS
+        if not path.is_file():
+            return
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            while text := lines.readline(LONGEST_LINE):
+                if text.endswith("\n") and (values := _metrics_of(text)):
+                    yield values
 
     def newest_metrics(self) -> Iterator[dict[str, Any]]:
         """As `metrics`, from the last line to the first: the last is read at once, even from a long file."""
+        return (values for _, values in self._newest_lines())
+
+    def _newest_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """As `newest_metrics`, each with the number of bytes up to its end."""
         path = self.path / METRICS
         if not path.is_file() or path.stat().st_size == 0:
             return
@@ -132,7 +141,7 @@ class RunFolder:
             while end > 0:
                 start = text.rfind(b"\n", 0, end - 1) + 1
                 if end - start <= LONGEST_LINE and (values := _metrics_of(text[start:end])):
-                    yield values
+                    yield end, values
                 end = start
 
     def append_metrics(self, *lines: dict[str, Any]) -> None:
@@ -150,21 +159,13 @@ class RunFolder:
                 raise
 
     def truncate_metrics(self, step: int) -> None:
-        """Removes the lines after `step`, and torn ones, so that a resumed run writes each line once."""
+        """Removes the lines after `step`, and a torn one, so that a resumed run writes each line once."""
         path = self.path / METRICS
         if not path.exists():
             return
-        with files.writing(path) as temporary, open(temporary, "w", encoding="utf-8") as kept:
-            kept.writelines(text for text, values in self._metric_lines() if values["step"] <= step)
-
-    def _metric_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        path = self.path / METRICS
-        if not path.is_file():
-            return
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            while text := lines.readline(LONGEST_LINE):
-                if text.endswith("\n") and (values := _metrics_of(text)):
-                    yield text, values
+        kept = next((end for end, values in self._newest_lines() if values["step"] <= step), 0)
+        with files.user_errors(path), open(path, "r+b") as file:
+            file.truncate(kept)
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of `step`, which may not exist."""
@@ -218,4 +219,4 @@ def _metrics_of(line: str | bytes) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < LARGEST_NUMBER  # False for NaN
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER  # False for NaN

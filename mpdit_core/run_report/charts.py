@@ -17,8 +17,8 @@ WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, WIDTH - 16, 8, HEIGHT - 22  # edges of the plot
 T = TypeVar("T")
 
-MOST_POINTS = 500  # of a line
-LEAST_LOG = 1e-200  # the values of a logarithmic axis are larger
+MAX_POINTS = 500  # of a line
+MIN_LOG = 1e-200  # the values of a logarithmic axis are larger
 COLOURS = 6  # in page.css.j2; further runs have the same colours, dashed
 BEHIND = ("band", "faint")  # looks that are drawn first
 OF_OTHERS = ("band", "published")  # looks in grey, of what a run is compared with
@@ -48,7 +48,7 @@ class Axis:
         """The axis for `values`, with a margin as a fraction of their range; logarithmic only if all are positive."""
         values = list(values)
         low, high = min(values), max(values)
-        if log and low > LEAST_LOG:
+        if log and low > MIN_LOG:
             factor = (high / low) ** margin if high > low else 1.1
             return cls(low / factor, high * factor, log=True)
         room = (high - low) * margin if high > low else abs(high) / 10 or 1.0
@@ -123,7 +123,7 @@ def _horizontal_axis(steps: Axis) -> list[Markup]:
 
 
 def _drawn(line: Line, steps: Axis, values: Axis) -> list[Markup]:
-    points = line.points if line.look == "dots" else thinned(line.points, MOST_POINTS)
+    points = line.points if line.look == "dots" else thinned(line.points, MAX_POINTS)
     places = [(_x(steps, step), _y(values, value)) for step, value in points]
     numbers = [[step, value, *line.intervals.get(step, ())] for step, value in points]
     colour = f"r{line.run % COLOURS}" + (" dashed" if line.run >= COLOURS else "")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 MEAN_STEPS = 100
-MOST_POINTS = 20_000  # of a quantity; many times what a chart draws
-MOST_SERIES = 200  # quantities; a damaged file may have any number of names
+MAX_POINTS = 20_000  # of a quantity; many times what a chart draws
+MAX_SERIES = 200  # quantities; a damaged file may have any number of names
 
 
 class Series:
@@ -23,7 +23,7 @@ class Series:
         if self._seen % self._stride == 0:
             self.points.append((step, value))
         self._seen += 1
-        if len(self.points) > MOST_POINTS:
+        if len(self.points) > MAX_POINTS:
             del self.points[1::2]
             self._stride *= 2
 
@@ -49,7 +49,7 @@ def read_history(lines: Iterable[Mapping[str, float]]) -> History:
     images_before = 0.0
     for line in lines:
         for key in line.keys() - {"step"}:
-            if key in history.series or len(history.series) < MOST_SERIES:
+            if key in history.series or len(history.series) < MAX_SERIES:
                 history.series.setdefault(key, Series()).add(line["step"], line[key])
         if {"images_seen", "images_per_second"} <= line.keys():
             history.last = line

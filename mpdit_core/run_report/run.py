@@ -19,7 +19,7 @@ from mpdit_core.reporting import Reporter, Warning
 from mpdit_core.run_report.charts import thinned
 from mpdit_core.run_report.history import MEAN_STEPS, History, read_history
 
-MOST_FRAMES, FRAME_WIDTH = 12, 480
+MAX_FRAMES, FRAME_WIDTH = 12, 480
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def facts_of(config: RunConfig, history: History) -> dict[str, str]:
 
 
 def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
-    """At most `MOST_FRAMES` previews; damaged ones are left out, and reported."""
+    """At most `MAX_FRAMES` previews; damaged ones are left out, and reported."""
     frames = []
-    for path in thinned(run.previews(), MOST_FRAMES):
+    for path in thinned(run.previews(), MAX_FRAMES):
         try:
             frames.append(_frame(path))
         except UserError as error:

@@ -23,9 +23,9 @@ from mpdit_core.runtime.device import synchronize
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
-LEAST_GAIN = 1.1  # float32's time, as a multiple of the other type's
-LEAST_WIDTH = 128  # of a network; narrower ones gain nothing, and keep float32 unmeasured
-LEAST_PARAMETERS = 1_000_000  # likewise of an autoencoder
+MIN_GAIN = 1.1  # float32's time, as a multiple of the other type's
+MIN_WIDTH = 128  # of a network; narrower ones gain nothing, and keep float32 unmeasured
+MIN_PARAMETERS = 1_000_000  # likewise of an autoencoder
 TRIED_ON = 2  # images, where an autoencoder is tried in each type
 TRIED_AT = 128  # pixels: what is decided holds for larger images, and a CPU takes seconds for those
 ROUNDS = 5  # of a measurement
@@ -44,16 +44,16 @@ def choose_dtype(wanted: str, device: torch.device, model: ModelConfig) -> torch
     """The type for `auto`, `float32` or `bfloat16` that a network of this shape computes in on `device`."""
     if wanted != "auto":
         return DTYPES[wanted]
-    if model.width < LEAST_WIDTH:
+    if model.width < MIN_WIDTH:
         return torch.float32
     tokens = model.class_tokens + (model.input_size // model.stages[-1].patch_size).area
     return fastest_dtype(measured_seconds(device, Sizes(model.width, tokens, model.num_heads)))
 
 
 def fastest_dtype(seconds: Mapping[torch.dtype, float]) -> torch.dtype:
-    """bfloat16 where float32 takes more than `LEAST_GAIN` times as long, else float32."""
+    """bfloat16 where float32 takes more than `MIN_GAIN` times as long, else float32."""
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
-    return torch.bfloat16 if gain > LEAST_GAIN else torch.float32
+    return torch.bfloat16 if gain > MIN_GAIN else torch.float32
 
 
 @cache
@@ -125,19 +125,19 @@ def fastest_that_agrees(
     *,
     difference: Callable[[Tensor, Tensor], float],
     limit: float,
-    least_gain: float = LEAST_GAIN,
+    min_gain: float = MIN_GAIN,
 ) -> ComputeType:
     """The fastest of `candidates` whose result is within `limit` of float32's; float32 where none is, or is faster.
 
     Args:
         compute: the result in a precision; it is timed the second time.
         difference: of two results, a number.
-        least_gain: float32's time, as a multiple of the candidate's, that is exceeded; 0: any speed will do.
+        min_gain: float32's time, as a multiple of the candidate's, that is exceeded; 0: any speed will do.
     """
     exact, exact_seconds = _timed(compute, "float32")
     tried: list[tuple[ComputeType, Tensor, float]] = [(name, *_timed(compute, name)) for name in candidates]
     for name, result, seconds in sorted(tried, key=lambda item: item[2]):
-        if exact_seconds / seconds > least_gain and difference(result, exact) <= limit:
+        if exact_seconds / seconds > min_gain and difference(result, exact) <= limit:
             return name
     return "float32"
 

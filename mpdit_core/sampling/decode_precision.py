@@ -10,9 +10,9 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.runtime import seeding
-from mpdit_core.runtime.precision import LEAST_GAIN, LEAST_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees
+from mpdit_core.runtime.precision import MIN_GAIN, MIN_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees
 
-LARGEST_DIFFERENCE = 1.0  # mean absolute difference between pixels and float32's, in 8-bit levels
+MAX_DIFFERENCE = 1.0  # mean absolute difference between pixels and float32's, in 8-bit levels
 
 
 @torch.inference_mode()
@@ -25,7 +25,7 @@ def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, s
         wanted: precision of the network; `auto` takes bfloat16 only where it is faster, `float32` never.
     """
     factor, channels = autoencoder.spec.factor, autoencoder.spec.channels
-    too_small = wanted == "auto" and autoencoder.parameters < LEAST_PARAMETERS
+    too_small = wanted == "auto" and autoencoder.parameters < MIN_PARAMETERS
     if factor == 1 or wanted == "float32" or too_small:  # with a factor of 1 there is no network
         return "float32"
     size = autoencoder.spec.trial_size(spec.resolution, TRIED_AT) // factor
@@ -45,8 +45,8 @@ def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, s
             ["bfloat16"],
             decoded,
             difference=difference,
-            limit=LARGEST_DIFFERENCE,
-            least_gain=LEAST_GAIN if wanted == "auto" else 0.0,
+            limit=MAX_DIFFERENCE,
+            min_gain=MIN_GAIN if wanted == "auto" else 0.0,
         )
     finally:
         autoencoder.decode_precision = before

@@ -13,7 +13,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.runtime import seeding
 
 FEW = 20  # up to this number, classes are taken in their order
-MOST_DIGITS = 12  # of an id
+MAX_DIGITS = 12  # of an id
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _class(part: str, class_names: Sequence[str]) -> int:
     if not part.isdecimal():
         return _by_name(part, class_names)
     named = _find(part, class_names)
-    if named and named != [int(part[:MOST_DIGITS])]:
+    if named and named != [int(part[:MAX_DIGITS])]:
         raise UserError(
             f"class {part}: the class of this name has the id {_join(named)}",
             code="ambiguous-class",
@@ -108,9 +108,9 @@ def _class(part: str, class_names: Sequence[str]) -> int:
 
 
 def _by_id(digits: str, num_classes: int) -> int:
-    if len(digits) > MOST_DIGITS or int(digits) >= num_classes:
+    if len(digits) > MAX_DIGITS or int(digits) >= num_classes:
         raise UserError(
-            f"class {digits[:MOST_DIGITS]}: the model has no class with this id",
+            f"class {digits[:MAX_DIGITS]}: the model has no class with this id",
             code="no-such-class",
             expected=f"0 to {num_classes - 1}",
         )

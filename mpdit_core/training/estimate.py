@@ -12,7 +12,7 @@ from mpdit_core.training.state.ema import averages_of, snapshot_interval
 FLOAT32 = 4  # bytes
 
 
-def least_memory(config: RunConfig, *, world_size: int) -> int:
+def min_memory(config: RunConfig, *, world_size: int) -> int:
     """Bytes that a process needs at least: for the weights, their gradients and averages, and its share of a batch."""
     model, train = config.model, config.train
     images = train.batch_size // world_size

@@ -19,7 +19,7 @@ from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
-from mpdit_core.training.estimate import estimate, least_memory
+from mpdit_core.training.estimate import estimate, min_memory
 from mpdit_core.training.hooks.evaluations import check_evaluation
 from mpdit_core.training.loop import TrainingLoop
 from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
@@ -46,7 +46,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         check_evaluation(plan, device)
         if options.dry_run:
             return _describe(plan, world, report)
-        least = least_memory(plan.config, world_size=world.size)
+        least = min_memory(plan.config, world_size=world.size)
         files.require_memory(least, what="the weights and one batch of the run")
         plan = _settle_precision(plan, device, world)
         world.barrier()  # every process has chosen the run's folder before rank 0 makes it

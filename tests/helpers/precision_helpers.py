@@ -13,4 +13,4 @@ def make_auto_mean(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     gain = 2.0 if name == "bfloat16" else 0.5
     found = {torch.float32: gain, torch.bfloat16: 1.0}
     monkeypatch.setattr(precision, "measured_seconds", lambda device, sizes: found)
-    monkeypatch.setattr(precision, "LEAST_WIDTH", 1)
+    monkeypatch.setattr(precision, "MIN_WIDTH", 1)

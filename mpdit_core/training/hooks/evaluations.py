@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -82,5 +83,5 @@ class Evaluation:
 
     def _is_logged(self, step: int) -> bool:
         """Whether metrics.jsonl has the values of an evaluation at `step`."""
-        lines = self.session.run.metrics()
-        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in lines)
+        newest = takewhile(lambda line: line["step"] >= step, self.session.run.newest_metrics())
+        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in newest)

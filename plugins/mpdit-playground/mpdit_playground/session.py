@@ -17,7 +17,7 @@ from mpdit_core.sweeps import read_sweeps, with_value
 from mpdit_playground.columns import Column, compute
 from mpdit_playground.options import PlaygroundOptions
 
-MOST_COLUMNS, MOST_IMAGES = 8, 256
+MAX_COLUMNS, MAX_IMAGES = 8, 256
 KEPT_RUNS = 12  # per visitor
 
 
@@ -110,11 +110,11 @@ class Playground:
         if not request.models:
             raise UserError("no model is chosen", code="no-model", expected="one or more")
         count = len(request.models) * len(variants)
-        if count > MOST_COLUMNS or count * request.num_samples > MOST_IMAGES:
+        if count > MAX_COLUMNS or count * request.num_samples > MAX_IMAGES:
             raise UserError(
                 f"{count} columns of {request.num_samples} images",
                 code="too-many-images",
-                expected=f"up to {MOST_COLUMNS} columns and {MOST_IMAGES} images",
+                expected=f"up to {MAX_COLUMNS} columns and {MAX_IMAGES} images",
             )
         for _, options in variants:
             self._allow(options)

@@ -49,7 +49,7 @@ def autoencoder() -> LoadedAutoencoder:
 
 
 def test_its_encoder_is_tried_at_its_size(autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encoding_precision, "LEAST_PARAMETERS", 1)
+    monkeypatch.setattr(encoding_precision, "MIN_PARAMETERS", 1)
     source = open_source(str(image_folder(tmp_path / "images")))
     chosen = encoding_precision.choose_precision("auto", autoencoder, source, resolution=Size.square(SIDE))
     assert chosen in ("float32", "bfloat16")

@@ -12,7 +12,7 @@ from data_helpers import encode, image_folder
 from eval_helpers import measured
 
 from mpdit_cli.commands.encode_latents import summary
-from mpdit_core.encoding.reconstruction import LARGEST_PSNR, psnr, ssim
+from mpdit_core.encoding.reconstruction import MAX_PSNR, psnr, ssim
 from mpdit_core.metrics.features import Inception
 from mpdit_core.reporting import Event, Progress
 
@@ -29,7 +29,7 @@ def test_both_figures_are_those_of_scikit_image():
     noisy = np.clip(image.astype(int) + random.integers(-20, 21, image.shape), 0, 255).astype(np.uint8)
     assert psnr(as_batch(image), as_batch(noisy)).item() == pytest.approx(26.82792671585299, abs=1e-9)
     assert ssim(as_batch(image), as_batch(noisy)).item() == pytest.approx(0.9878161555650081, abs=1e-12)
-    assert psnr(as_batch(image), as_batch(image)).item() == LARGEST_PSNR
+    assert psnr(as_batch(image), as_batch(image)).item() == MAX_PSNR
     assert ssim(as_batch(image), as_batch(image)).item() == 1
 
 
@@ -52,7 +52,7 @@ def test_pixels_come_back_exactly(tmp_path: Path):
     """Only those on the contact sheet are decoded to see it."""
     result = encode(image_folder(tmp_path / "images"), tmp_path / "out")
     assert json.loads((tmp_path / "out/reconstruction.json").read_text()) == {"images": 8, "psnr": 100, "ssim": 1}
-    assert (result.psnr, result.ssim) == (LARGEST_PSNR, 1)
+    assert (result.psnr, result.ssim) == (MAX_PSNR, 1)
     assert summary(result).rows["reconstruction"] == "exact"
     off = encode(tmp_path / "images", tmp_path / "off", reconstruction_images=0)
     assert (off.psnr, off.ssim) == (None, None)

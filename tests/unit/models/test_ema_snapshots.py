@@ -12,7 +12,7 @@ from data_helpers import refused
 from ema_helpers import EVERY, OTHERS, SCATTER, STEPS, TRACKED, joined, run_with_snapshots
 
 from mpdit_core.errors import UserError
-from mpdit_core.models.ema_snapshots import LARGEST_RESIDUAL, ReconstructedModel, at_ema_width, write_snapshot
+from mpdit_core.models.ema_snapshots import MAX_RESIDUAL, ReconstructedModel, at_ema_width, write_snapshot
 from mpdit_core.models.model_folder import open_model, save_model
 from mpdit_core.models.power_ema import Profile, inner_products
 from mpdit_core.models.run_folder import RunFolder
@@ -120,7 +120,7 @@ def test_a_refused_width_comes_with_those_that_can_be_had(run):
         at_ema_width(open_model(run.path), 0.001)
     lowest, highest = map(float, re.findall(r"0\.\d+", str(caught.value.expected)))
     assert lowest < TRACKED[0] < TRACKED[1] < highest
-    assert _residual(run, lowest * 1.01) <= LARGEST_RESIDUAL
+    assert _residual(run, lowest * 1.01) <= MAX_RESIDUAL
 
 
 def test_runs_without_snapshots_and_exports_are_refused(copy, tmp_path):

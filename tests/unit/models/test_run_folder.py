@@ -182,6 +182,8 @@ def test_truncated_metrics_can_be_appended_to(run):
     run.truncate_metrics(3)
     run.append_metrics({"step": 4, "loss": 1.0})
     assert list(run.metrics()) == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "loss": 1.0}]
+    run.truncate_metrics(0)
+    assert list(run.metrics()) == []
 
 
 def test_previews_are_those_of_the_average_in_order_of_step(run):

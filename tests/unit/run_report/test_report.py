@@ -18,11 +18,11 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Saved, Warning
 from mpdit_core.run_report import ReportOptions, ReportResult, write_report
-from mpdit_core.run_report.charts import LEAST_LOG, Axis, Line, chart, short, thinned
-from mpdit_core.run_report.charts import MOST_POINTS as MOST_DRAWN
+from mpdit_core.run_report.charts import MAX_POINTS as MAX_DRAWN
+from mpdit_core.run_report.charts import MIN_LOG, Axis, Line, chart, short, thinned
 from mpdit_core.run_report.curves import running_mean
-from mpdit_core.run_report.history import MOST_POINTS, read_history
-from mpdit_core.run_report.run import MOST_FRAMES
+from mpdit_core.run_report.history import MAX_POINTS, read_history
+from mpdit_core.run_report.run import MAX_FRAMES
 from mpdit_core.sampling import PluginRecord
 
 
@@ -156,7 +156,7 @@ def test_history_is_read_in_one_pass():
 
 def test_a_million_lines_take_bounded_memory():
     history = read_history(step(number) for number in range(60_000))
-    assert all(len(series.points) <= MOST_POINTS for series in history.series.values())
+    assert all(len(series.points) <= MAX_POINTS for series in history.series.values())
     assert history.series["loss"].points[0] == (0, 1.0)
     assert history.last["step"] == 59_999
     assert history.recent_loss() == 1.0
@@ -219,7 +219,7 @@ def test_every_axis_has_room_and_ticks(values, log):
     axis = Axis.around(values, log=log, margin=0.06)
     assert axis.low < axis.high
     assert all(0 <= axis.share(value) <= 1 for value in [*values, *axis.ticks()])
-    assert axis.log == (log and min(values) > LEAST_LOG)
+    assert axis.log == (log and min(values) > MIN_LOG)
     assert axis.ticks()
 
 
@@ -232,7 +232,7 @@ def test_ticks_are_written_short():
 def test_long_lines_are_thinned_and_smoothed():
     points = [(float(n), float(n % 2)) for n in range(100_000)]
     drawn = places(chart([Line(name="a", run=0, points=points)], steps=Axis.around([0, 1e5])))
-    assert len(drawn) == MOST_DRAWN
+    assert len(drawn) == MAX_DRAWN
     assert set(running_mean([3.0] * 100)) == {3.0}
     assert running_mean([0.0, 1.0] * 500)[500] == pytest.approx(0.5, abs=0.1)
     ramp = [float(n) for n in range(300)]
@@ -241,7 +241,7 @@ def test_long_lines_are_thinned_and_smoothed():
 
 def test_the_first_and_the_last_preview_are_always_shown():
     frames = [Path(f"step-{n}.png") for n in range(100)]
-    chosen = thinned(frames, MOST_FRAMES)
-    assert (len(chosen), chosen[0], chosen[-1]) == (MOST_FRAMES, frames[0], frames[-1])
-    assert thinned(frames[:1], MOST_FRAMES) == frames[:1]
-    assert thinned([], MOST_FRAMES) == []
+    chosen = thinned(frames, MAX_FRAMES)
+    assert (len(chosen), chosen[0], chosen[-1]) == (MAX_FRAMES, frames[0], frames[-1])
+    assert thinned(frames[:1], MAX_FRAMES) == frames[:1]
+    assert thinned([], MAX_FRAMES) == []

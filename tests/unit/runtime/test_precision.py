@@ -104,7 +104,7 @@ def test_one_that_is_slower_is_taken_only_at_any_speed(clock, gain, chosen):
         clock[0] += 1.0 if name == "float32" else 2.0
         return torch.zeros(1)
 
-    found = fastest_that_agrees(["bfloat16"], compute, difference=lambda a, b: 0.0, limit=1.0, least_gain=gain)
+    found = fastest_that_agrees(["bfloat16"], compute, difference=lambda a, b: 0.0, limit=1.0, min_gain=gain)
     assert found == chosen
 
 

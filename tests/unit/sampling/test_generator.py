@@ -231,7 +231,7 @@ def test_decoding_in_bfloat16_only_within_one_level(tmp_path, monkeypatch):
     wide, narrow = float32.decode(x).float(), bfloat16.decode(x).float()
     assert wide.std() > 20
     assert 0 < (wide - narrow).abs().mean() <= 1
-    monkeypatch.setattr("mpdit_core.sampling.decode_precision.LARGEST_DIFFERENCE", 0.1)
+    monkeypatch.setattr("mpdit_core.sampling.decode_precision.MAX_DIFFERENCE", 0.1)
     assert bfloat16.autoencoder
     assert choose_decode_precision("bfloat16", bfloat16.autoencoder, latents) == "float32"
     assert bfloat16.autoencoder.decode_precision == "bfloat16"  # it was only tried
