@@ -117,7 +117,7 @@ def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Call
             command(read_options(kind, values, assignments or (), origin=context.command_path), **extra)
 
         run.__signature__ = inspect.Signature([context, *parameters_of(kind), *own, *common])
-        run.__doc__ = command.__doc__
+        run.__doc__ = "\n\n".join(" ".join(text.split()) for text in (command.__doc__ or "").split("\n\n"))
         return run
 
     return decorate

@@ -78,9 +78,9 @@ def open_job(options: EncodeOptions, *, device: torch.device, world: World, repo
         text = f"{autoencoder.id} is not an installed plugin: `mpdit train` decodes these latents only with --trust"
         report(Warning(code="autoencoder-not-installed", text=text))
     if (options.reference_stats or options.reconstruction_fid) and world.is_main:
-        from mpdit_core.evaluation import check_features
+        from mpdit_core.evaluation import require_features
 
-        check_features("inception", device)
+        require_features("inception", device)
     if options.normalisation == "published":  # raises where it does not fit
         normalisation_of("published", (0.0,) * autoencoder.channels, ())
     job.folder.check(job.plan)

@@ -198,7 +198,7 @@ def _extractor(options: EvaluateOptions, device: torch.device) -> FeatureExtract
     return load_extractor(options.features, device=device, weights=options.weights, options=options.feature_options)
 
 
-def check_features(name: str, device: torch.device, *, trusted: bool = True) -> None:
+def require_features(name: str, device: torch.device, *, trusted: bool = True) -> None:
     """Raises `UserError` where the feature extractor `name` is missing, cannot be loaded, or is not trusted.
 
     Args:

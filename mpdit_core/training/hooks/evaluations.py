@@ -21,7 +21,7 @@ def check_evaluation(plan: Plan, device: torch.device) -> None:
     """Raises `UserError` for a feature extractor or reference that would fail at the first evaluation."""
     preview = plan.config.preview
     if preview.evaluate_every:
-        evaluation.check_features(preview.evaluate_features, device, trusted=plan.trusts_features)
+        evaluation.require_features(preview.evaluate_features, device, trusted=plan.trusts_features)
         require_trusted(plan.latents.manifest.plan.source.given, trust=plan.trust)
 
 

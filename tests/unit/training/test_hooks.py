@@ -204,7 +204,7 @@ def test_an_evaluation_that_fails_does_not_end_the_run(latents, tmp_path, monkey
     def refuse(options, *, report):
         raise UserError("no reference", code="no-reference")
 
-    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device, trusted: None)
+    monkeypatch.setitem(vars(evaluation), "require_features", lambda name, device, trusted: None)
     monkeypatch.setitem(vars(evaluation), "evaluate", refuse)
     result, events = train_and_watch(options(latents, tmp_path / "r", *EVALUATED, steps=8))
     assert result.step == 8
@@ -222,7 +222,7 @@ def test_an_evaluation_that_was_killed_is_made_up_once(latents, tmp_path, monkey
         measured.append(open_model(options.what).step)
         return SimpleNamespace(metrics={"frechet_distance": 1.0})
 
-    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device, **more: None)
+    monkeypatch.setitem(vars(evaluation), "require_features", lambda name, device, **more: None)
     monkeypatch.setitem(vars(evaluation), "evaluate", evaluate)
     wanted = options(latents, tmp_path / "r", *EVALUATED, steps=6)
     with pytest.raises(Interrupted):

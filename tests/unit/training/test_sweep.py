@@ -104,7 +104,7 @@ def test_distances_are_compared_against_compute(latents, tmp_path, monkeypatch):
         distance = 10 / model.step + 1000 * model.config.train.learning_rate + model.config.train.seed
         return SimpleNamespace(metrics={"frechet_distance": distance, "frechet_distance_bias": 0.1})
 
-    monkeypatch.setitem(vars(evaluation), "check_features", lambda name, device, **more: None)
+    monkeypatch.setitem(vars(evaluation), "require_features", lambda name, device, **more: None)
     monkeypatch.setitem(vars(evaluation), "evaluate", evaluate)
     result = train_sweep(sweep(latents, tmp_path / "s", "preview.evaluate_every=1", seeds=2))
     first, second = result.cells
