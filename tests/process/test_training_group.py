@@ -27,7 +27,8 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.runtime.distributed import launch
 from mpdit_core.training.state.checkpoints import read
 
-TRIALS = 12
+TRIALS = 8
+pytestmark = pytest.mark.xdist_group("one server")  # of processes, whose imports take ten seconds
 OPTIMIZERS = pytest.mark.parametrize(
     ("optimizer", "tolerance"),
     [("train.optimizer.name=adamw", 1e-5), ("train.optimizer.name=muon", 1e-3)],  # whose products are in bfloat16
@@ -44,7 +45,7 @@ def test_killed_again_and_again_and_resumed_is_bit_equal(latents, tmp_path):
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
-    assert 8 <= open_model(run).step < steps, "the kills must hit the training, over several checkpoints"
+    assert 6 <= open_model(run).step < steps, "the kills must hit the training, over several checkpoints"
     run_to_end(options(latents, run, *snapshots, steps=steps))
     run_to_end(options(latents, tmp_path / "straight", *snapshots, steps=steps))
     assert_same_run(run, tmp_path / "straight")

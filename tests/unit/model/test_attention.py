@@ -35,13 +35,11 @@ def test_values_are_those_of_the_fused_kernel(inputs):
     assert torch.equal(ours, fused)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_gradients_are_those_of_float64_to_the_last_digits_of_bfloat16(inputs, compiled):
+def test_gradients_are_those_of_float64_to_the_last_digits_of_bfloat16(inputs):
     qkv, d_mixed = inputs
     exact = values_and_gradients(F.scaled_dot_product_attention, qkv.double(), d_mixed)
-    ours = values_and_gradients(torch.compile(attend) if compiled else attend, qkv, d_mixed)
-    for gradient, correct in zip(ours, exact, strict=True):
-        assert (gradient - correct).norm() <= 0.02 * exact[-1].norm()
+    for found, correct in zip(values_and_gradients(attend, qkv, d_mixed), exact, strict=True):
+        assert (found - correct).norm() <= 0.02 * exact[-1].norm()
 
 
 def test_float32_and_long_sequences_keep_the_fused_backward_pass():

@@ -79,7 +79,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(configs(), st.integers(1, 3))
 def test_formula_is_the_count_of_any_model(config: ModelConfig, batch_size: int):
     total, modules, parameters = counted(config, batch_size=batch_size)
@@ -93,7 +93,7 @@ def test_formula_is_the_count_of_any_model(config: ModelConfig, batch_size: int)
     assert sum(formula.parameters_by_kind.values()) == parameters
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(configs())
 def test_formula_is_the_count_of_any_training_step(config: ModelConfig):
     total, _, _ = counted(config, backward=True)
