@@ -23,13 +23,15 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 LIBRARY = {"mpdit": "mpdit", "diffusers": "diffusers", "onnx": "onnx", "torch-export": "pytorch"}
 
 
-def model_card(model: ModelFolder, *, name: str, where: str, form: str, licence: str | None, grid: bool) -> str:
+def model_card(
+    model: ModelFolder, *, name: str, where: str, export_format: str, licence: str | None, grid: bool
+) -> str:
     """The text of the card.
 
     Args:
         name: title of the card.
         where: what a user types for the model: a folder or `hf:ORG/NAME`.
-        form: format of the export.
+        export_format: `mpdit`, `diffusers`, `onnx` or `torch-export`.
         licence: identifier of the licence; `unknown` if not given.
         grid: whether samples.png lies beside the card.
     """
@@ -39,9 +41,9 @@ def model_card(model: ModelFolder, *, name: str, where: str, form: str, licence:
         name=name,
         where=where,
         repository=where.removeprefix(PREFIX),
-        form=form,
+        export_format=export_format,
         licence=licence or "unknown",
-        library=LIBRARY[form],
+        library=LIBRARY[export_format],
         kind="multi-patch transformer (MPDiT)" if len(config.model.stages) > 1 else "dense transformer (DiT)",
         resolution=config.resolution,
         preset=config.preset,

@@ -130,14 +130,15 @@ def _write_card(model: ModelFolder, folder: Path, options: ExportOptions) -> Non
     if grid is not None:
         shutil.copyfile(grid, folder / hub.PREVIEW)
     if options.format == "space":
-        form, where = "mpdit", space.MODEL
+        export_format, where = "mpdit", space.MODEL
     else:
-        form, where = options.format, f"{hub.PREFIX}{options.push}" if options.push else options.out.name
+        export_format = options.format
+        where = f"{hub.PREFIX}{options.push}" if options.push else options.out.name
     card = model_card(
         model,
         name=options.out.name,
         where=where,
-        form=form,
+        export_format=export_format,
         licence=options.licence,
         grid=grid is not None,
     )

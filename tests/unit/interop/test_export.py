@@ -120,7 +120,7 @@ def test_card_says_what_a_reader_wants(run, tmp_path, evaluated):
 
 @pytest.mark.parametrize("form", ["mpdit", "diffusers", "onnx", "torch-export"])
 def test_card_of_every_form_holds_every_part(run, form):
-    text = card.model_card(open_model(run), name="m", where="hf:me/m", form=form, licence=None, grid=False)
+    text = card.model_card(open_model(run), name="m", where="hf:me/m", export_format=form, licence=None, grid=False)
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == ["# m", *(f"## {part}" for part in ("Use", "Model", "Data", "Compute", "Metrics")),
                         "## To repeat it"]  # fmt: skip
@@ -148,7 +148,7 @@ def test_nothing_a_stranger_wrote_becomes_html_or_a_command(tmp_path):
     origin = {"file": EVIL, "sha256": EVIL, "kind": EVIL}
     imported = evil.model_copy(update={"extra": evil.extra | {"origin": origin}})
     for model in (evil, imported):
-        text = card.model_card(model, name=EVIL, where=EVIL, form="mpdit", licence=None, grid=True)
+        text = card.model_card(model, name=EVIL, where=EVIL, export_format="mpdit", licence=None, grid=True)
         prose, in_block = [], False
         for line in text.splitlines():
             assert not line.lstrip().startswith("rm ")
