@@ -133,15 +133,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry_point() -> None:
-    """The process of a command, alone or one of a group (`--nproc`, torchrun)."""
-    in_group = "RANK" in os.environ
-    if in_group:
-        from mpdit_core.runtime.distributed import watch_launcher
-
-        watch_launcher()
-    code = main()
-    if in_group:  # everything is written, and torch may abort in a C++ destructor when Python ends normally
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    sys.exit(main())

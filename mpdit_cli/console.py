@@ -27,8 +27,8 @@ from mpdit_core.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress, without a terminal
 WIDTH_OF_A_FILE = 160  # characters of a table's line, without a terminal
-LONGEST_UNBROKEN = 12  # characters of a column whose cells stay on one line, whatever the width
-LONGEST_NUMBER = 24  # characters of a number with its unit or error bar
+MAX_UNBROKEN = 12  # characters of a column whose cells stay on one line, whatever the width
+MAX_NUMBER_WIDTH = 24  # characters of a number with its unit or error bar
 
 R = TypeVar("R", bound=Result)
 
@@ -269,8 +269,8 @@ def _draw_table(table: Table) -> None:
         longest = max(map(len, [column, *cells]))
         drawn.add_column(
             column,
-            justify="left" if i == 0 or longest > LONGEST_NUMBER or _are_words(cells) else "right",
-            no_wrap=i == 0 or longest <= LONGEST_UNBROKEN,
+            justify="left" if i == 0 or longest > MAX_NUMBER_WIDTH or _are_words(cells) else "right",
+            no_wrap=i == 0 or longest <= MAX_UNBROKEN,
             overflow="fold",
         )
     for row in table.rows:

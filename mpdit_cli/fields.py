@@ -40,7 +40,7 @@ PANELS = ("What", "Measuring", "Sampling", "Views", "Output", "Other work", "Run
 OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license"}
 """A second spelling of a field's flag, the same in every command."""
 
-LONGEST_CHOICES = 26  # characters
+MAX_CHOICES_WIDTH = 26  # characters
 
 RUNNING: dict[str, Any] = {"rich_help_panel": "Running"}
 Nproc = Annotated[
@@ -204,7 +204,7 @@ def choices_of(info: FieldInfo) -> list[str]:
 
 def fits(choices: Sequence[str]) -> bool:
     """Whether --help lists these after the flag; a longer list would be broken within words at 80 columns."""
-    return len("|".join(choices)) <= LONGEST_CHOICES
+    return len("|".join(choices)) <= MAX_CHOICES_WIDTH
 
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:

@@ -28,8 +28,8 @@ ComputeType = Literal["float32", "tf32", "bfloat16"]  # of an autoencoder; tf32:
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 GuidanceName = Literal["cfg", "cfg-zero", "apg", "skip-tokens"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-WIDEST_EMA = 0.28  # a little less than 1/√12, the width of a constant profile
-EmaWidth = Annotated[float, Field(gt=0, le=WIDEST_EMA)]
+MAX_EMA_WIDTH = 0.28  # a little less than 1/√12, the width of a constant profile
+EmaWidth = Annotated[float, Field(gt=0, le=MAX_EMA_WIDTH)]
 MAX_BATCH = 2**20
 
 

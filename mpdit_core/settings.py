@@ -43,7 +43,7 @@ class Result(Settings):
 S = TypeVar("S", bound=Settings)
 
 UNIONS = (typing.Union, types.UnionType)
-DEEPEST = 16  # levels of tables and lists, or parts of a dotted key
+MAX_DEPTH = 16  # levels of tables and lists, or parts of a dotted key
 MAX_INTEGER = 2**63 - 1  # the limit of TOML and of torch
 
 
@@ -104,7 +104,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
                 remedy="e.g. --set train.batch_size=256",
             )
         *tables, leaf = _split_key(key)
-        if len(tables) >= DEEPEST:
+        if len(tables) >= MAX_DEPTH:
             raise _beyond_limits(f"{shortened(key)} has too many dots")
         node = tree
         for table in tables:
@@ -142,7 +142,7 @@ def parse_value(text: str) -> Any:
 def _require_within_limits(value: Any, *, origin: str, key: str = "", depth: int = 0) -> None:
     """Raises `UserError` for NaN, huge integers and deep nesting, anywhere in a tree of values."""
     where = f"{origin or 'configuration refused'}: {shortened(key)}"
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise _beyond_limits(f"{where} has too many nested tables or lists")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise _beyond_limits(f"{where} is an integer of more than 64 bits")
@@ -156,7 +156,7 @@ def _require_within_limits(value: Any, *, origin: str, key: str = "", depth: int
 
 def _beyond_limits(what: str) -> UserError:
     return UserError(
-        what, code="invalid-value", expected=f"finite numbers, integers below 2^63, at most {DEEPEST} levels"
+        what, code="invalid-value", expected=f"finite numbers, integers below 2^63, at most {MAX_DEPTH} levels"
     )
 
 

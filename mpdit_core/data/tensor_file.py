@@ -21,7 +21,7 @@ from mpdit_core.errors import UserError
 DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FIRST_READ = 64 * 2**10  # bytes of a file: its header and the labels of some 8,000 images, in one read
-LONGEST_HEADER = 2**20  # bytes; ours have some 300
+MAX_HEADER_BYTES = 2**20  # bytes; ours have some 300
 BLOCK = 256 * 2**10  # bytes hashed and written at once, so that they are in the processor's cache the second time
 
 
@@ -64,7 +64,7 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         size = path.stat().st_size
         with open(path, "rb", buffering=FIRST_READ) as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > min(LONGEST_HEADER, size - 8):
+            if length > min(MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,10 +66,12 @@ def _make_share(work: ShardWork, stop: StopRequest, *, world: World, report: Rep
     """
     count = len(work.unfinished)
     share = work.unfinished[count * world.rank // world.size : count * (world.rank + 1) // world.size]
-    total, done = work.plan.count_items(share), 0
+    total, done, launcher = work.plan.count_items(share), 0, os.getppid()
     task = work.task if world.size == 1 else f"{work.task} (process 1 of {world.size})"
     with WriteBehind() as writer:
         for batch in work.encode(share):
+            if world.size > 1 and os.getppid() != launcher:
+                raise SystemExit(f"process {world.rank}: its launcher has ended")
             if batch.content is not None:
                 writer.submit(work.store, batch.content)
             done += batch.items
@@ -80,10 +83,12 @@ def _make_share(work: ShardWork, stop: StopRequest, *, world: World, report: Rep
 
 def _wait_for_others(work: ShardWork, stop: StopRequest, *, world: World, report: Reporter) -> None:
     """Waits until all shards are recorded, by polling: collective calls would time out on slow storage."""
-    has_reported, records = False, work.records
+    launcher, has_reported, records = os.getppid(), False, work.records
     while world.size > 1 and records.count_records() < work.plan.num_shards and not records.is_complete:
         if not has_reported:
             report(Note(text="waiting for the other processes"))
             has_reported = True
+        if os.getppid() != launcher:
+            raise SystemExit("the launcher has ended")
         stop.check()
         time.sleep(SECONDS_BETWEEN_CHECKS)

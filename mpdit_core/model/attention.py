@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mpdit_core.config import ModelConfig
 from mpdit_core.model.positions import rotate
 
-LONGEST_BY_PRODUCTS = 512  # tokens; longer ones gain nothing
+MAX_TOKENS = 384  # whose backward pass is written here; from 512 on torch's own is as fast
 
 
 class HeadNorm(nn.Module):
@@ -55,31 +55,50 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √d) v by torch's fused kernel, each [B, heads, L, d]."""
-    on_cpu_in_bfloat16 = v.device.type == "cpu" and v.dtype == torch.bfloat16
-    if on_cpu_in_bfloat16 and v.requires_grad and v.shape[-2] <= LONGEST_BY_PRODUCTS:
-        return _BackwardByProducts.apply(q, k, v)
+    in_bfloat16_on_cpu = v.dtype == torch.bfloat16 and v.device.type == "cpu"
+    if in_bfloat16_on_cpu and v.requires_grad and v.shape[-2] <= MAX_TOKENS:
+        return CPUAttention.apply(q, k, v)[0]
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class _BackwardByProducts(torch.autograd.Function):
-    """The fused kernel, and a backward pass of batched matrix products that computes the probabilities again.
+class CPUAttention(torch.autograd.Function):
+    """The fused kernel, with a backward pass of batched matrix products, which are faster in bfloat16 on a CPU.
 
-    In bfloat16 on a CPU torch's own backward pass of short sequences takes 1.5 to 3 times as long
-    (benchmarks/attention.py).
+    Measured by benchmarks/attention.py. The backward pass of FlashAttention (arXiv 2205.14135, appendix B.4) subtracts
+    the logarithm of the softmax's sum from the scores, and a sum from the gradients of the probabilities. Here further
+    columns of the factors do that, because a product adds in float32: its small results lose little when they are
+    rounded to bfloat16, and large scores would lose much.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        ctx.save_for_backward(q, k, v, mixed)
-        return mixed
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The result [B, heads, L, d], and the logarithm of the softmax's sum [B, heads, L] in float32."""
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
 
     @staticmethod
-    def backward(ctx: Any, d_mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, mixed = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, *output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, d_mixed: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, mixed, log_sum = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
-        probabilities = (scale * q @ k.mT).softmax(dim=-1)  # [B, heads, L, L]
-        d_v = probabilities.mT @ d_mixed
-        # the gradient of a softmax, p (dp - Σ p dp); the sum is also that of mixed · d_mixed (arXiv 2205.14135, B.4)
-        d_scores = probabilities.mul_((d_mixed @ v.mT).sub_((d_mixed * mixed).sum(dim=-1, keepdim=True)))
+        p = _products_minus(q, k, log_sum[..., None] / scale).mul_(scale).exp_()  # the probabilities, [B, heads, L, L]
+        d_v = p.mT @ d_mixed
+        means = (d_mixed.float() * mixed.float()).sum(dim=-1, keepdim=True)  # of the gradients, weighted by p
+        d_scores = _products_minus(d_mixed, v, means).mul_(p)
         return scale * (d_scores @ k), scale * (d_scores.mT @ q), d_v
+
+
+def _products_minus(rows: Tensor, columns: Tensor, subtracted: Tensor) -> Tensor:
+    """rows columnsᵀ - subtracted: [..., L, d], [..., L, d] and float32 [..., L, 1] to bfloat16 [..., L, L].
+
+    float32 has as many digits as three numbers in bfloat16.
+    """
+    parts = []
+    for _ in range(3):
+        parts.append(subtracted.to(rows.dtype))
+        subtracted = subtracted - parts[-1].float()
+    minus = -columns.new_ones(1).expand(*columns.shape[:-1], 3)
+    return torch.cat([rows, *parts], dim=-1) @ torch.cat([columns, minus], dim=-1).mT

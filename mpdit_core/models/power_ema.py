@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpdit_core.config import WIDEST_EMA
+from mpdit_core.config import MAX_EMA_WIDTH
 
 MAX_RESIDUAL = 0.1
 """For weights that scatter around a mean, the average then differs by a tenth of its own scatter."""
@@ -24,7 +24,7 @@ MAX_RESIDUAL = 0.1
 MAX_AMPLIFICATION = 4.0
 """Of the rounding of float16, which is about 2e-4 of the weights."""
 
-PROBED = np.geomspace(0.002, WIDEST_EMA, 100).tolist()
+PROBED = np.geomspace(0.002, MAX_EMA_WIDTH, 100).tolist()
 """Widths that are tried to find the range that some profiles can approximate."""
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ FORMAT = 3
 """Version of a run's folder; any other is refused."""
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
-LONGEST_LINE = 1_000_000  # characters of metrics.jsonl; longer lines are not ours
+MAX_LINE_BYTES = 1_000_000  # bytes of metrics.jsonl; longer lines are not ours
 MAX_NUMBER = 2**63  # of a metric; larger ones are left out, as NaN is
 
 
@@ -123,7 +122,7 @@ class RunFolder:
         if not path.is_file():
             return
         with open(path, encoding="utf-8", errors="replace") as lines:
-            while text := lines.readline(LONGEST_LINE):
+            while text := lines.readline(MAX_LINE_BYTES):
                 if text.endswith("\n") and (values := _metrics_of(text)):
                     yield values
 
@@ -132,17 +131,24 @@ class RunFolder:
         return (values for _, values in self._newest_lines())
 
     def _newest_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """As `newest_metrics`, each with the number of bytes up to its end."""
+        """As `newest_metrics`, each with the number of bytes up to its end; read in blocks of `MAX_LINE_BYTES`."""
         path = self.path / METRICS
-        if not path.is_file() or path.stat().st_size == 0:
+        if not path.is_file():
             return
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            end = text.rfind(b"\n") + 1
-            while end > 0:
-                start = text.rfind(b"\n", 0, end - 1) + 1
-                if end - start <= LONGEST_LINE and (values := _metrics_of(text[start:end])):
-                    yield end, values
-                end = start
+        with open(path, "rb") as file:
+            start, text = file.seek(0, os.SEEK_END), b""
+            while start > 0:
+                size = min(start, MAX_LINE_BYTES)
+                start = file.seek(start - size)
+                text = file.read(size) + text
+                first = text.find(b"\n") + 1 if start else 0  # what comes before belongs to a line of the next block
+                *lines, torn = text[first:].split(b"\n")
+                end = start + len(text) - len(torn)
+                for line in reversed(lines):
+                    if values := _metrics_of(line):
+                        yield end, values
+                    end -= len(line) + 1
+                text = text[:first] if first <= MAX_LINE_BYTES else b""  # the end of a line that is not ours
 
     def append_metrics(self, *lines: dict[str, Any]) -> None:
         """Adds lines, each with a `step`: all of them, or none when the disk does not take them (`UserError`)."""
@@ -163,9 +169,8 @@ class RunFolder:
         path = self.path / METRICS
         if not path.exists():
             return
-        kept = next((end for end, values in self._newest_lines() if values["step"] <= step), 0)
         with files.user_errors(path), open(path, "r+b") as file:
-            file.truncate(kept)
+            file.truncate(next((end for end, values in self._newest_lines() if values["step"] <= step), 0))
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of `step`, which may not exist."""

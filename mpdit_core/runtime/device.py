@@ -17,7 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 def select_device(name: str = "auto") -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `mps`; under torchrun each process gets its own GPU.
 
-    For the CPU it also makes the process keep the memory that it frees.
+    For the CPU it also makes this process keep the memory that it frees, from now on.
 
     Raises:
         UserError: an unknown name, or a device this machine does not have.
@@ -52,8 +52,7 @@ def select_device(name: str = "auto") -> torch.device:
 def _keep_freed_memory() -> None:
     """Keeps freed memory for the tensors of the next step, which have the same sizes.
 
-    glibc would give large blocks back to the system, and get them again page by page: 300,000 page faults per step of
-    b-256, a twentieth of its time. Other C libraries are left alone.
+    glibc would give large blocks back to the system, and get them again page by page. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-WORDS_AT_ONCE = 1 << 17  # 1 MiB: in the cache of a core; threads that share an interpreter want long calls
+WORDS_AT_ONCE = 1 << 17  # 1 MiB; smaller parts make threads wait for the interpreter, larger ones leave the cache
 WORDS_PER_THREAD = 1 << 18  # fewer take less time than starting a thread
 
 

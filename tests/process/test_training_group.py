@@ -28,7 +28,7 @@ from mpdit_core.runtime.distributed import launch
 from mpdit_core.training.state.checkpoints import read
 
 TRIALS = 8
-pytestmark = pytest.mark.xdist_group("one server")  # of processes, whose imports take ten seconds
+pytestmark = pytest.mark.xdist_group("one server")  # `SERVER`, whose imports take ten seconds
 OPTIMIZERS = pytest.mark.parametrize(
     ("optimizer", "tolerance"),
     [("train.optimizer.name=adamw", 1e-5), ("train.optimizer.name=muon", 1e-3)],  # whose products are in bfloat16

@@ -12,6 +12,7 @@ from data_helpers import refused
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models import run_folder
 from mpdit_core.models.model_folder import FORMAT, find_checkpoints, open_model, save_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.presets import load_preset
@@ -184,6 +185,21 @@ def test_truncated_metrics_can_be_appended_to(run):
     assert list(run.metrics()) == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "loss": 1.0}]
     run.truncate_metrics(0)
     assert list(run.metrics()) == []
+
+
+def test_metrics_are_read_backwards_in_blocks(run, monkeypatch):
+    """Lines end before, at and after the borders of the blocks; one that is longer than a block is passed over."""
+    for step in range(200):
+        run.append_metrics({"step": step, "loss": 10.0 ** (step % 7)})
+    lines = list(run.metrics())
+    monkeypatch.setattr(run_folder, "MAX_LINE_BYTES", 64)
+    assert list(run.newest_metrics()) == lines[::-1]
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 200, "x": [0] * 100}) + "\n")
+    run.append_metrics({"step": 201})
+    assert list(run.newest_metrics()) == [{"step": 201}, *lines[::-1]]
+    run.truncate_metrics(150)
+    assert list(run.metrics()) == lines[:151]
 
 
 def test_previews_are_those_of_the_average_in_order_of_step(run):
