@@ -3,7 +3,8 @@
     python benchmarks/attention.py
     python benchmarks/attention.py --heads 16 --head-width 72
 
-Longer sequences use torch's kernels alone. The two take turns, and the median counts.
+The longest sequence is the longest one with a backward pass of our own; longer ones use torch's kernels alone. The two
+take turns, and the median counts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from mpdit_core.model.attention import MAX_TOKENS, attend
 from mpdit_core.runtime.device import select_device
 
-LENGTHS = (80, 272, MAX_TOKENS)  # both stages of a 256-pixel preset, and the longest with a backward pass of our own
+LENGTHS = (80, 272, MAX_TOKENS)  # tokens; 80 and 272 are those of the stages of b-256
 TOKENS = 4352  # of all sequences together: 16 of 272
 TURNS = 15
 

@@ -29,7 +29,7 @@ def _commands(called: str = "") -> dict[str, Any]:
 
 
 def _section(name: str, command: Any) -> Iterator[str]:
-    yield from (f"## {name}", "", (command.help or "").replace("\b", "").strip(), "")
+    yield from (f"## {name}", "", (command.help or "").strip(), "")
     rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
     if rows:
         yield from ("| option | value | default | meaning |", "|---|---|---|---|", *rows, "")
