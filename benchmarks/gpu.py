@@ -31,6 +31,7 @@ from mpdit_core.config import ComputeType, RunConfig
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset
+from mpdit_core.reporting import Event, Step
 from mpdit_core.runtime.device import select_device, synchronize
 from mpdit_core.runtime.distributed import World
 from mpdit_core.sampling import Generator, SamplingOptions
@@ -122,6 +123,7 @@ def pieces(session: Session) -> Iterator[Piece]:
     yield Piece(f"train dense of {first} compiled", 40, partial(train, session, first, dense=True, mode="compiled"))
     for mode in session.modes:
         yield Piece(f"sample {first} compile {mode}", 40, partial(sample_guided, session, first, mode))
+    yield Piece(f"a whole run of {list(session.presets)[-1]}", 60, partial(whole_run, session))
     for preset in others:
         yield Piece(f"train {preset} compiled", 40, partial(train, session, preset, mode="compiled"))
         yield Piece(
@@ -231,6 +233,35 @@ def train(session: Session, preset: str, *, dense: bool = False, mode: str = "ea
         "matmul_tflops": max(run["matmul_flops"]["bfloat16"]) / 1e12,
         "peak_memory_bytes": run["peak_memory_bytes"],
     }
+
+
+def whole_run(session: Session) -> Values:
+    """The job `train` with batches from a folder of random latents, to compare with the bare steps of its preset."""
+    from latents_read import write_shards
+
+    from mpdit_core import train as train_job
+    from mpdit_core.training import TrainOptions
+
+    preset = list(session.presets)[-1]
+    model, batch_size, steps = load_preset(preset).model, session.presets[preset], 4 if session.tiny else 100
+    folder, factor = session.folder / "latents", 1 if session.tiny else 8
+    shape = (2 * model.channels, *model.input_size)
+    for _ in write_shards(folder, 4 * batch_size, shape=shape, factor=factor, classes=model.num_classes):
+        pass
+    rates: list[float] = []
+
+    def keep_rate(report: Event) -> None:
+        if isinstance(report, Step):
+            rates.append(report.images_per_second)
+
+    train_job(
+        TrainOptions(
+            preset=preset, latents=folder, run=session.folder / "run", steps=steps, device=session.device.type,
+            settings={"train": {"batch_size": batch_size, "precision": "bfloat16", "log_every": steps // 4}},
+        ),
+        report=keep_rate,
+    )  # fmt: skip
+    return {"images_per_second": rates[-1], "batch_size": batch_size, "steps": steps}
 
 
 def sample_guided(session: Session, preset: str, mode: Literal["off", "on", "graphs"]) -> Values:

@@ -14,6 +14,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +34,33 @@ BATCH = 256
 
 def make(root: Path, count: int) -> None:
     """Writes the same random moments as shards and as single files."""
-    spec = AutoencoderSpec(id="random", factor=8, channels=4)
-    plan = EncodingPlan(
-        source=SourceSpec(given="random", fingerprint="", items=count), resolution=Size.square(256),
-        autoencoder=spec, flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(1000))),
-    )  # fmt: skip
-    folder = EncodingFolder(root / "shards")
     for name in ("features", "labels"):
         (root / "files" / name).mkdir(parents=True)
+    for start, moments in write_shards(root / "shards", count):
+        for index, values in enumerate(moments, start):
+            np.save(root / "files/features" / f"{index}.npy", values)
+            np.save(root / "files/labels" / f"{index}.npy", np.array([index % 1000]))
+
+
+def write_shards(
+    path: Path, count: int, *, shape: tuple[int, int, int] = SHAPE, factor: int = 8, classes: int = 1000
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Writes a folder of `count` random moments, and yields each shard's first index and moments."""
+    spec = AutoencoderSpec(id="random", factor=factor, channels=shape[0] // 2)
+    plan = EncodingPlan(
+        source=SourceSpec(given="random", fingerprint="", items=count),
+        resolution=Size(factor * shape[1], factor * shape[2]), autoencoder=spec, flip=False,
+        batch_size=32, shard_size=4096, class_names=tuple(map(str, range(classes))),
+    )  # fmt: skip
+    folder = EncodingFolder(path)
     with folder.held():
         folder.prepare(plan)
         for number in range(plan.num_shards):
             start, stop = plan.shard_range(number)
-            moments = np.random.default_rng(number).standard_normal((stop - start, *SHAPE), np.float32).astype("<f2")
-            for index in range(start, stop):
-                np.save(root / "files/features" / f"{index}.npy", moments[index - start])
-                np.save(root / "files/labels" / f"{index}.npy", np.array([index % 1000]))
-            content = ShardContent(number, {"moments": moments}, np.arange(start, stop) % 1000, [])
+            moments = np.random.default_rng(number).standard_normal((stop - start, *shape), np.float32).astype("<f2")
+            content = ShardContent(number, {"moments": moments}, np.arange(start, stop) % classes, [])
             folder.add(number, write_shard(folder.path, plan, content))
+            yield start, moments
         folder.finish(plan, normalisation="measured")
 
 
