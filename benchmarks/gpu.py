@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 import train_step
-from report import write_result
+from report import read_result, write_result
 from sample import random_model
 from torch import Tensor
 
@@ -78,13 +78,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a test of this file")
-    parser.add_argument("--only", help="pieces whose names begin with this")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME",
+        help="pieces whose names begin with this; repeatable. Other pieces keep their result of the same day",
+    )  # fmt: skip
     arguments = parser.parse_args()
     end, path = time.monotonic() + 60 * arguments.minutes, None
     with tempfile.TemporaryDirectory() as folder:
         session = Session(select_device(arguments.device), arguments.tiny, Path(folder))
+        if arguments.only:
+            session.results |= read_result("gpu").get("pieces", {})
         for piece in pieces(session):
-            if arguments.only and not piece.name.startswith(arguments.only):
+            if arguments.only and not piece.name.startswith(tuple(arguments.only)):
                 continue
             found = attempt(piece, left=end - time.monotonic(), tiny=arguments.tiny)
             session.results[piece.name] = found
@@ -121,9 +126,18 @@ def pieces(session: Session) -> Iterator[Piece]:
     yield Piece(f"train {first} eager", 20, partial(train, session, first))
     yield Piece(f"train {first} compiled", 50, partial(train, session, first, mode="compiled"))
     yield Piece(f"train dense of {first} compiled", 40, partial(train, session, first, dense=True, mode="compiled"))
-    for mode in session.modes:
-        yield Piece(f"sample {first} compile {mode}", 40, partial(sample_guided, session, first, mode))
-    yield Piece(f"a whole run of {list(session.presets)[-1]}", 60, partial(whole_run, session))
+    yield Piece(
+        f"train {first} compiled, not deterministic", 40,
+        partial(train, session, first, mode="compiled", deterministic=False),
+    )  # fmt: skip
+    last = list(session.presets)[-1]
+    for preset, batch_size, modes in ((first, 64, session.modes[:2]), (last, 4, session.modes)):
+        for mode in modes:
+            yield Piece(
+                f"sample {preset} in blocks of {batch_size}, compile {mode}", 40,
+                partial(sample_guided, session, preset, 2 if session.tiny else batch_size, mode),
+            )  # fmt: skip
+    yield Piece(f"a whole run of {last}", 60, partial(whole_run, session))
     for preset in others:
         yield Piece(f"train {preset} compiled", 40, partial(train, session, preset, mode="compiled"))
         yield Piece(
@@ -145,7 +159,9 @@ def compare_modes(session: Session) -> Values:
     config = session.config("tiny" if session.tiny else "b-256").model
     torch.manual_seed(0)
     network = MPDiT(config).to(session.device).eval()
-    torch.nn.init.normal_(network.head.linear.weight, std=0.02)  # it begins at zero
+    for parameter in network.parameters():
+        if not parameter.any():  # gates begin at zero, so blocks would change nothing
+            torch.nn.init.normal_(parameter, std=0.02)
     labels = torch.arange(4, device=session.device) % config.num_classes
     x_t = torch.randn(4, config.channels, *config.input_size, device=session.device)
 
@@ -169,8 +185,8 @@ def compare_modes(session: Session) -> Values:
     return found
 
 
-def trainer_of(session: Session) -> tuple[Trainer, list[Batch]]:
-    config = session.config("tiny" if session.tiny else "b-256", batch_size=4, precision="bfloat16", compile="off")
+def trainer_of(session: Session, compile: Literal["off", "on"]) -> tuple[Trainer, list[Batch]]:
+    config = session.config("tiny" if session.tiny else "b-256", batch_size=4, precision="bfloat16", compile=compile)
     model = config.model
     torch.manual_seed(0)
     shape = (4, model.channels, *model.input_size)
@@ -183,18 +199,21 @@ def trainer_of(session: Session) -> tuple[Trainer, list[Batch]]:
 
 def resume(session: Session) -> Values:
     """Compares four steps with two steps, a snapshot that another trainer restores, and two steps."""
-    straight, batches = trainer_of(session)
-    broken, _ = trainer_of(session)
-    again, _ = trainer_of(session)
-    for batch in batches:
-        straight.step(batch)
-    for batch in batches[:2]:
-        broken.step(batch)
-    again.restore(broken.snapshot())
-    for batch in batches[2:]:
-        again.step(batch)
-    first, second = straight.model.weights(), again.model.weights()
-    return {"bit-equal": all(torch.equal(first[name], second[name]) for name in first)}
+    found: Values = {}
+    for mode in ("off", "on"):
+        straight, batches = trainer_of(session, mode)
+        broken, _ = trainer_of(session, mode)
+        again, _ = trainer_of(session, mode)
+        for batch in batches:
+            straight.step(batch)
+        for batch in batches[:2]:
+            broken.step(batch)
+        again.restore(broken.snapshot())
+        for batch in batches[2:]:
+            again.step(batch)
+        first, second = straight.model.weights(), again.model.weights()
+        found[f"bit-equal, compile {mode}"] = all(torch.equal(first[name], second[name]) for name in first)
+    return found
 
 
 def group_of_one(session: Session) -> Values:
@@ -214,16 +233,19 @@ def group_of_one(session: Session) -> Values:
 # How fast is it?
 
 
-def step_arguments(session: Session, preset: str) -> argparse.Namespace:
+def step_arguments(session: Session, preset: str, *, deterministic: bool = True) -> argparse.Namespace:
     return argparse.Namespace(
         batch_size=session.presets[preset], steps=2 if session.tiny else 10, device=session.device.type,
-        precision="bfloat16", activation_checkpointing=False,
+        precision="bfloat16", activation_checkpointing=False, deterministic=deterministic,
     )  # fmt: skip
 
 
-def train(session: Session, preset: str, *, dense: bool = False, mode: str = "eager") -> Values:
+def train(
+    session: Session, preset: str, *, dense: bool = False, mode: str = "eager", deterministic: bool = True
+) -> Values:
     """Whole training steps in bfloat16."""
-    run = train_step.measure(preset, step_arguments(session, preset), dense=dense, mode=mode)
+    arguments = step_arguments(session, preset, deterministic=deterministic)
+    run = train_step.measure(preset, arguments, dense=dense, mode=mode)
     seconds = sorted(run["seconds"])[len(run["seconds"]) // 2]
     rate = run["batch_size"] / seconds
     return {
@@ -264,9 +286,9 @@ def whole_run(session: Session) -> Values:
     return {"images_per_second": rates[-1], "batch_size": batch_size, "steps": steps}
 
 
-def sample_guided(session: Session, preset: str, mode: Literal["off", "on", "graphs"]) -> Values:
+def sample_guided(session: Session, preset: str, batch_size: int, mode: Literal["off", "on", "graphs"]) -> Values:
     """Guided latents of two blocks, after one for compiling; without the autoencoder."""
-    batch_size, num_steps = (2, 2) if session.tiny else (64, 20)
+    num_steps = 2 if session.tiny else 20
     folder = session.folder / preset
     if not folder.exists():
         random_model(folder, load_preset(preset), argparse.Namespace(autoencoder=None))

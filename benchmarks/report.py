@@ -19,22 +19,35 @@ def write_result(name: str, data: dict[str, Any]) -> Path:
 
     import mpdit_core
 
-    hardware = gpu_name() or cpu_name()
-    slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     about = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware,
+        "hardware": hardware(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "mpdit": mpdit_core.__version__,
     }
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{slug}-{name}.json"
+    path = result_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about | data, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """What `write_result` wrote today on this hardware; nothing if it did not."""
+    path = result_path(name)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def result_path(name: str) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", hardware().lower()).strip("-")
+    return RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{slug}-{name}.json"
+
+
+def hardware() -> str:
+    return gpu_name() or cpu_name()
 
 
 def gpu_name() -> str:

@@ -69,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="no", choices=["no", "yes", "both"])
     parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--no-deterministic", dest="deterministic", action="store_false", help="for GPUs")
     parser.add_argument("--one", choices=["plain", "eager", "compiled"], help=argparse.SUPPRESS)
     parser.add_argument("--dense", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -88,6 +89,7 @@ def in_a_process(preset: str, variant: Variant, arguments: argparse.Namespace) -
     command += ["--precision", variant.precision]
     command += ["--dense"] if variant.dense else []
     command += ["--activation-checkpointing"] if arguments.activation_checkpointing else []
+    command += [] if arguments.deterministic else ["--no-deterministic"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -109,7 +111,7 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: 
     size = arguments.batch_size
     train = {
         "batch_size": size, "precision": arguments.precision, "compile": "on" if mode == "compiled" else "off",
-        "activation_checkpointing": arguments.activation_checkpointing,
+        "activation_checkpointing": arguments.activation_checkpointing, "deterministic": arguments.deterministic,
     }  # fmt: skip
     config = validate(RunConfig, merge(config.model_dump(), {"model": model.model_dump(), "train": train}))
     is_left_alone = mode == "plain" and arguments.device == "cpu"

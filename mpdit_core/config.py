@@ -243,6 +243,9 @@ class TrainConfig(Settings):
         "auto", "data type of the computations; auto: measured when the run begins", resumable=True
     )
     compile: Compile = setting("auto", "torch.compile of the blocks; auto: on GPUs", resumable=True)
+    deterministic: bool = setting(
+        True, "whether a GPU computes the same numbers every time, which a CPU always does", resumable=True
+    )
     activation_checkpointing: bool = setting(
         False, "whether blocks are recomputed in the backward pass, to save memory", resumable=True
     )

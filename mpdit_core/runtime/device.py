@@ -1,4 +1,4 @@
-"""Choosing the device to compute on, and measuring how fast it is."""
+"""The device to compute on: choosing it, making its results repeatable, and measuring how fast it is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -43,6 +45,7 @@ def select_device(name: str = "auto") -> torch.device:
                 remedy="lower --nproc",
             )
         torch.cuda.set_device(index)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `deterministic` needs it before the first product
         return torch.device("cuda", index)
     if name == "cpu":
         _keep_freed_memory()
@@ -58,6 +61,30 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
         libc.mallopt(M_MMAP_MAX, 0)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Makes the same computation give the same bits every time; torch's flags are restored.
+
+    Only GPUs need it: their fastest backward pass of attention adds in any order, and torch.compile chooses the order
+    of sums by timing. `select_device` must have chosen the device before its first matrix product.
+
+    Raises:
+        RuntimeError: an operation has no deterministic implementation.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    was_on, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling, fills = torch.utils.deterministic, torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    filling.fill_uninitialized_memory = False  # every new tensor would be filled with NaN first
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=warns)
+        filling.fill_uninitialized_memory = fills
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.25) -> float:

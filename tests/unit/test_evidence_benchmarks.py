@@ -18,14 +18,14 @@ from mpdit_core.settings import parse_assignments
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def import_benchmark(monkeypatch):
     """Imports a benchmark by its name."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module
 
 
-def test_every_row_of_the_ablation_costs_the_same(benchmark):
-    ablation = benchmark("ablation")
+def test_every_row_of_the_ablation_costs_the_same(import_benchmark):
+    ablation = import_benchmark("ablation")
     for name, row in ablation.ROWS.items():
         config = presets.layers(preset="s-32", settings=parse_assignments([*ablation.BASE, *row.settings])).config()
         steps = ablation.steps_of(config, flops=1e12, multiple_of=3)
@@ -33,30 +33,30 @@ def test_every_row_of_the_ablation_costs_the_same(benchmark):
         assert 2 * training_macs(config.model) * config.train.batch_size * steps == pytest.approx(1e12, rel=0.01), name
 
 
-def test_rows_are_added_to_a_result_of_the_same_settings_only(benchmark, tmp_path):
+def test_rows_are_added_to_a_result_of_the_same_settings_only(import_benchmark, tmp_path):
     result, shared = tmp_path / "result.json", {"teraflops": 1.0, "base": ["a=1"]}
     result.write_text(json.dumps(shared | {"rows": [{"name": "mpdit"}], "date": "2026"}), encoding="utf-8")
-    assert benchmark("ablation").rows_of(result, shared) == {"mpdit": {"name": "mpdit"}}
+    assert import_benchmark("ablation").rows_of(result, shared) == {"mpdit": {"name": "mpdit"}}
     with pytest.raises(SystemExit, match="base"):
-        benchmark("ablation").rows_of(result, shared | {"base": ["a=2"]})
+        import_benchmark("ablation").rows_of(result, shared | {"base": ["a=2"]})
 
 
-def test_differences_at_each_third_are_those_of_the_same_seed(benchmark):
+def test_differences_at_each_third_are_those_of_the_same_seed(import_benchmark):
     first = {"name": "mpdit", "curves": {"0": [(1, 9.0), (2, 8.0), (3, 7.0)], "1": [(1, 5.0), (2, 5.0), (3, 5.0)]}}
     other = {"name": "dense", "curves": {"0": [(1, 10.0), (2, 8.0), (3, 6.0)], "1": [(1, 6.0), (2, 5.0), (3, 4.0)]}}
     once = {"name": "rms", "curves": {"0": [(3, 7.0)]}}
-    *_, row = benchmark("ablation").thirds([first, other, once]).splitlines()
+    *_, row = import_benchmark("ablation").thirds([first, other, once]).splitlines()
     assert [cell.partition("(")[2] for cell in row.split("|")[2:-1]] == ["1.0 ± 0.0) ", "0.0 ± 0.0) ", "-1.0 ± 0.0) "]
 
 
-def test_what_is_made_goes_between_the_marks_of_its_script(benchmark, tmp_path):
+def test_what_is_made_goes_between_the_marks_of_its_script(import_benchmark, tmp_path):
     page, mark = tmp_path / "page.md", "<!-- made by benchmarks/a.py -->"
     page.write_text(f"before\n{mark}\nold\n{mark}\nafter\n", encoding="utf-8")
-    benchmark("ablation").fill(page, "new", by="a.py")
+    import_benchmark("ablation").fill(page, "new", by="a.py")
     assert page.read_text(encoding="utf-8") == f"before\n{mark}\n\nnew\n\n{mark}\nafter\n"
 
 
-def test_emoji_become_class_folders_on_white(benchmark, tmp_path, monkeypatch):
+def test_emoji_become_class_folders_on_white(import_benchmark, tmp_path, monkeypatch):
     drawn = io.BytesIO()
     picture = Image.new("RGBA", (2, 1))
     picture.putpixel((1, 0), (255, 0, 0, 255))
@@ -74,7 +74,7 @@ def test_emoji_become_class_folders_on_white(benchmark, tmp_path, monkeypatch):
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     monkeypatch.setattr(sys, "argv", ["colour_pictures.py", str(tmp_path / "a.tgz"), "--out", str(tmp_path / "out")])
-    benchmark("colour_pictures").main()
+    import_benchmark("colour_pictures").main()
     (written,) = (tmp_path / "out").rglob("*.png")
     assert written.relative_to(tmp_path / "out").as_posix() == "flags/google-1.png"
     with Image.open(written) as image:

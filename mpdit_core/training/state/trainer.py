@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from mpdit_core.config import RunConfig
 from mpdit_core.flow.loss import Terms, TrainingLoss, build_terms
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.model_folder import require_shapes
+from mpdit_core.runtime.device import deterministic
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.runtime.seeding import hash_seed
@@ -56,7 +58,8 @@ class Trainer:
             that the terms of the loss log. Their names and order are the same at every step.
         """
         train = self.config.train
-        loss, parts = self._backward(batch)
+        with deterministic(self.device) if train.deterministic else nullcontext():
+            loss, parts = self._backward(batch)
         parameters = list(self.model.loss.parameters())
         norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         if train.grad_clip is not None:
