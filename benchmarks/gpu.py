@@ -29,11 +29,13 @@ from torch import Tensor
 
 from mpdit_core.config import ComputeType, RunConfig
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
+from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Step
 from mpdit_core.runtime.device import select_device, synchronize
 from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.graphs import Recorded
 from mpdit_core.sampling import Generator, SamplingOptions
 from mpdit_core.settings import merge, validate
 from mpdit_core.training.batches import Batch
@@ -125,6 +127,8 @@ def pieces(session: Session) -> Iterator[Piece]:
     yield Piece("right: one process of a group", 20, partial(group_of_one, session))
     yield Piece(f"train {first} eager", 20, partial(train, session, first))
     yield Piece(f"train {first} compiled", 50, partial(train, session, first, mode="compiled"))
+    if "graphs" in session.modes:
+        yield Piece(f"train {first} graphs", 40, partial(train, session, first, mode="graphs"))
     yield Piece(f"train dense of {first} compiled", 40, partial(train, session, first, dense=True, mode="compiled"))
     yield Piece(
         f"train {first} compiled, not deterministic", 40,
@@ -165,10 +169,12 @@ def compare_modes(session: Session) -> Values:
     labels = torch.arange(4, device=session.device) % config.num_classes
     x_t = torch.randn(4, config.channels, *config.input_size, device=session.device)
 
+    evaluated: Network = network
+
     @torch.inference_mode()
     def velocities(dtype: torch.dtype) -> Tensor:
         velocity = GuidedVelocity(
-            network, labels, null_label=config.null_label, guidance=Guidance(scale=2.0), dtype=dtype
+            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=2.0), dtype=dtype
         )
         return torch.stack([velocity(x_t, t) for t in (0.9, 0.6, 0.3, 0.1)])
 
@@ -178,14 +184,14 @@ def compare_modes(session: Session) -> Values:
         if mode == "on":
             network.compile_blocks()
         elif mode == "graphs":
-            network.compile_whole()
+            evaluated = Recorded(network)
         for dtype in (torch.float32, torch.bfloat16):
             difference = (velocities(dtype) - exact).norm() / exact.norm()
             found[f"{dtype} compile {mode}".removeprefix("torch.")] = difference.item()
     return found
 
 
-def trainer_of(session: Session, compile: Literal["off", "on"]) -> tuple[Trainer, list[Batch]]:
+def trainer_of(session: Session, compile: Literal["off", "on", "graphs"]) -> tuple[Trainer, list[Batch]]:
     config = session.config("tiny" if session.tiny else "b-256", batch_size=4, precision="bfloat16", compile=compile)
     model = config.model
     torch.manual_seed(0)
@@ -200,7 +206,7 @@ def trainer_of(session: Session, compile: Literal["off", "on"]) -> tuple[Trainer
 def resume(session: Session) -> Values:
     """Compares four steps with two steps, a snapshot that another trainer restores, and two steps."""
     found: Values = {}
-    for mode in ("off", "on"):
+    for mode in session.modes:
         straight, batches = trainer_of(session, mode)
         broken, _ = trainer_of(session, mode)
         again, _ = trainer_of(session, mode)
@@ -370,7 +376,7 @@ def profile_slowest(session: Session) -> Values:
     preset = next(preset for preset in session.presets if preset in name.split())
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if session.device.type == "cuda" else []
-    mode = "compiled" if "compiled" in name else "eager"
+    mode = next((mode for mode in train_step.COMPILE if mode in name), "eager")
     trainer, batch = train_step.make_step(preset, step_arguments(session, preset), dense="dense" in name, mode=mode)
     for _ in range(2):
         trainer.step(batch)

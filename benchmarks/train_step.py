@@ -13,6 +13,7 @@ rate of one large matrix product in each type, measured in the same processes be
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("model", "type", "mode", "images/s", "of float32", "of bfloat16", "peak memory", "× dense", "× plain")
 TYPES = ("float32", "bfloat16")
+COMPILE = {"compiled": "on", "graphs": "graphs"}  # train.compile of the modes that are not eager
 
 
 class Variant(NamedTuple):
@@ -44,7 +46,9 @@ def main() -> None:
         print(json.dumps(measure(arguments.preset[0], arguments, dense=arguments.dense, mode=arguments.one)))
         return
     arguments.device = device_type(arguments.device)
-    modes = {"no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"]}[arguments.compile]
+    modes = {
+        "no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"], "graphs": ["eager", "compiled", "graphs"],
+    }[arguments.compile]  # fmt: skip
     rows = []
     for preset in arguments.preset:
         wanted = [Variant(dense, mode, arguments.precision) for mode in modes for dense in (False, True)]
@@ -67,10 +71,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="turns of each model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--compile", default="no", choices=["no", "yes", "both"])
+    parser.add_argument("--compile", default="no", choices=["no", "yes", "both", "graphs"])
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--no-deterministic", dest="deterministic", action="store_false", help="for GPUs")
-    parser.add_argument("--one", choices=["plain", "eager", "compiled"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["plain", "eager", *COMPILE], help=argparse.SUPPRESS)
     parser.add_argument("--dense", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.preset = arguments.preset or ["b-256"]
@@ -110,7 +114,7 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: 
     model = config.model.dense() if dense else config.model
     size = arguments.batch_size
     train = {
-        "batch_size": size, "precision": arguments.precision, "compile": "on" if mode == "compiled" else "off",
+        "batch_size": size, "precision": arguments.precision, "compile": COMPILE.get(mode, "off"),
         "activation_checkpointing": arguments.activation_checkpointing, "deterministic": arguments.deterministic,
     }  # fmt: skip
     config = validate(RunConfig, merge(config.model_dump(), {"model": model.model_dump(), "train": train}))
@@ -126,21 +130,15 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: 
 def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: str) -> dict[str, Any]:
     """Times `arguments.steps` steps of one model, in this process."""
     from mpdit_core.model.compute import training_macs
-    from mpdit_core.runtime.device import matmul_rate, peak_memory, synchronize
+    from mpdit_core.runtime.device import matmul_rate, peak_memory
     from mpdit_core.runtime.precision import DTYPES, dtype_name
 
     trainer, batch = make_step(preset, arguments, dense=dense, mode=mode)
     device = trainer.device
     rates = {name: [matmul_rate(device, DTYPES[name])] for name in TYPES}
-    for _ in range(2 if mode == "compiled" else 1):
+    for _ in range(2 if mode in COMPILE else 1):
         trainer.step(batch)
-    times = []
-    for _ in range(arguments.steps):
-        synchronize(device)
-        started = time.perf_counter()
-        trainer.step(batch)
-        synchronize(device)
-        times.append(time.perf_counter() - started)
+    times = seconds_of_steps(trainer, batch, arguments.steps)
     for name in TYPES:
         rates[name].append(matmul_rate(device, DTYPES[name]))
     return {
@@ -152,6 +150,29 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: st
         "device": device.type,
         "batch_size": arguments.batch_size,
     }
+
+
+def seconds_of_steps(trainer: Trainer, batch: Batch, steps: int) -> list[float]:
+    """Seconds of each step; on a GPU from the end of one to the end of the next, because the host runs ahead of it."""
+    import torch
+
+    from mpdit_core.runtime.device import synchronize
+
+    if trainer.device.type != "cuda":
+        times = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            trainer.step(batch)
+            synchronize(trainer.device)
+            times.append(time.perf_counter() - started)
+        return times
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    ends[0].record()
+    for end in ends[1:]:
+        trainer.step(batch)
+        end.record()
+    torch.cuda.synchronize()
+    return [first.elapsed_time(second) / 1000 for first, second in itertools.pairwise(ends)]
 
 
 def summarise(preset: str, runs: dict[Variant, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from mpdit_core.settings import Settings, dotted_fields, flatten, merge, setting
 from mpdit_core.size import Size
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Compile = Literal["auto", "on", "off"]
+Compile = Literal["auto", "on", "off", "graphs"]
 NetworkType = Literal["float32", "bfloat16"]  # what `auto` can choose
 ComputeType = Literal["float32", "tf32", "bfloat16"]  # of an autoencoder; tf32: matrix products of float32 in TF32
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
@@ -242,7 +242,9 @@ class TrainConfig(Settings):
     precision: Precision = setting(
         "auto", "data type of the computations; auto: measured when the run begins", resumable=True
     )
-    compile: Compile = setting("auto", "torch.compile of the blocks; auto: on GPUs", resumable=True)
+    compile: Compile = setting(
+        "auto", "torch.compile of the blocks; graphs: also record a step as a CUDA graph; auto: on GPUs", resumable=True
+    )
     deterministic: bool = setting(
         True, "whether a GPU computes the same numbers every time, which a CPU always does", resumable=True
     )

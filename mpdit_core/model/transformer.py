@@ -92,14 +92,6 @@ class MPDiT(nn.Module):
             for block in stage.get_submodule("blocks").children():
                 _compile(block)
 
-    def compile_whole(self) -> None:
-        """Compiles the network in one piece; on a GPU all its kernels become one CUDA graph with a single launch.
-
-        This takes minutes for a large model. It is useful where launching kernels takes longer than running them. Each
-        evaluation overwrites the velocity of the one before.
-        """
-        _compile(self, mode="reduce-overhead")
-
     def embed(self, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`class_tokens [B, M, D]` and `cond [B, D]` (or [1, D] when t is one time and classes are tokens)."""
         cond = self.time_embedding(t)
@@ -131,12 +123,13 @@ class _NoInitialisation(TorchFunctionMode):
         return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
-def _compile(module: nn.Module, **options: Any) -> None:
+def _compile(module: nn.Module) -> None:
     """Compiles for static shapes, and raises torch's limit of 8 graphs, beyond which it runs eagerly.
 
     There is one graph for each stage, batch size (guided or not, last block or not) and shape of t ([1] or [B]), with
     and without gradients: 48 at most with three stages.
     """
+    options: dict[str, Any] = {}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's only
         options["recompile_limit"] = MAX_GRAPHS
     else:

@@ -82,13 +82,16 @@ def dtype_name(dtype: torch.dtype) -> NetworkType:
 
 
 def should_compile(setting: str, device: torch.device, *, worth_it: bool = True) -> bool:
-    """Whether to compile for the setting `auto`, `on` or `off`. `auto`: on GPUs, where the work is long enough."""
-    return setting == "on" or (setting == "auto" and device.type == "cuda" and worth_it)
+    """Whether to compile for the setting `auto`, `on`, `graphs` or `off`. `auto`: on GPUs, where the work is long."""
+    return setting in ("on", "graphs") or (setting == "auto" and device.type == "cuda" and worth_it)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Context in which networks compute in `dtype`; float32 is the network's own type, and nothing is cast."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+    """Context in which networks compute in `dtype`; float32 is the network's own type, and nothing is cast.
+
+    Cast weights are not kept: each is used once, and a CUDA graph must cast them again at every replay.
+    """
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
+from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.flow.integrate import integrate, starting_noise
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.ema_snapshots import at_ema_width
@@ -42,6 +43,7 @@ from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.graphs import Recorded, require_cuda
 from mpdit_core.runtime.precision import DTYPES, choose_dtype, dtype_name, should_compile
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
@@ -50,6 +52,7 @@ from mpdit_core.sampling.options import ComputeTypes, PluginRecord, SamplingOpti
 from mpdit_core.settings import validate
 
 WORTH_COMPILING = 2000  # number of images from which compiling saves time
+STAGE_BY_STAGE = "skip-tokens"  # the guidance that does not evaluate the whole network at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,7 @@ class Generator(SamplingPlan):
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
         self._guide_networks: dict[Path, MPDiT] = {}
+        self._recorded: dict[MPDiT, Recorded[Tensor]] = {}
         self._plan(folder, options or SamplingOptions())
         self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
         self.network: MPDiT = self._load_network(self.folder)
@@ -212,11 +216,11 @@ class Generator(SamplingPlan):
     def velocity(self, labels: Sequence[int]) -> GuidedVelocity:
         """The velocity function of a batch with these labels, with guidance."""
         return GuidedVelocity(
-            self.network,
+            self._evaluated(self.network),
             torch.tensor(list(labels), device=self.device),
             null_label=self.network.config.null_label,
             guidance=self.guidance,
-            guide=self._guide_networks[self.guide.path] if self.guide else None,
+            guide=self._evaluated(self._guide_networks[self.guide.path]) if self.guide else None,
             dtype=self.dtype,
         )
 
@@ -296,12 +300,17 @@ class Generator(SamplingPlan):
             saved=velocity.saved,
         )
 
+    def _evaluated(self, network: MPDiT) -> Network:
+        """The network as it is evaluated: on a GPU recorded as CUDA graphs, unless the options do not allow it."""
+        by_default = self.device.type == "cuda" and self.options.guidance != STAGE_BY_STAGE
+        if self.options.compile == "graphs" or (self.options.compile == "auto" and by_default):
+            return self._recorded.setdefault(network, Recorded(network))
+        return network
+
     def _load_network(self, folder: ModelFolder) -> MPDiT:
         """The network on the device, compiled if the options ask for it or it saves time."""
         network = folder.load(self.device)
-        if self.options.compile == "graphs":
-            network.compile_whole()
-        elif should_compile(self.options.compile, self.device, worth_it=self.num_samples >= WORTH_COMPILING):
+        if should_compile(self.options.compile, self.device, worth_it=self.num_samples >= WORTH_COMPILING):
             network.compile_blocks()
         return network
 
@@ -322,16 +331,10 @@ def _check_graphs(options: SamplingOptions, device: torch.device) -> None:
     """Raises `UserError` for CUDA graphs on another device, or if the guidance runs the network stage by stage."""
     if options.compile != "graphs":
         return
-    if device.type != "cuda":
+    require_cuda(device)
+    if options.guidance == STAGE_BY_STAGE:
         raise UserError(
-            f"there are no CUDA graphs on the device {device.type}",
-            code="no-cuda-graphs",
-            expected="a CUDA device",
-            remedy="--compile on",
-        )
-    if options.guidance == "skip-tokens":
-        raise UserError(
-            "the guidance skip-tokens cannot run as a CUDA graph",
+            f"the guidance {options.guidance} cannot run as a CUDA graph",
             code="conflicting-options",
             expected="a rule that evaluates the whole network, which is one graph",
             remedy="--compile on",

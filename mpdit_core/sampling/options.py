@@ -91,8 +91,8 @@ class SamplingOptions(Options):
         sweepable=True,
     )
     compile: Literal["auto", "on", "off", "graphs"] = setting(
-        "auto", "whether the network is compiled (torch.compile); graphs: in one piece, as CUDA graphs; "
-        "auto: on GPUs, for many images",
+        "auto", "whether the network is compiled (torch.compile); graphs: also recorded as a CUDA graph; "
+        "auto: on GPUs recorded, and compiled for many images",
         panel="Running",
     )  # fmt: skip
 

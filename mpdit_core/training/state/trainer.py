@@ -22,6 +22,7 @@ from mpdit_core.training.state.checkpoints import Position, Snapshot
 from mpdit_core.training.state.ema import EMA, averages_of
 from mpdit_core.training.state.optimizers import Optimizer
 from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
+from mpdit_core.training.state.recorded_gradients import RecordedGradients
 from mpdit_core.training.state.sharded import copy_to_cpu
 
 
@@ -49,6 +50,9 @@ class Trainer:
         train = config.train
         self.optimizer = Optimizer(self.model.trained(), train)
         self.ema = EMA(self.model.module, averages_of(train))
+        self._gradients = (
+            RecordedGradients(self._backward, self.model.loss) if train.compile == "graphs" else self._backward
+        )
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Makes one optimizer step on this process's share of a batch.
@@ -59,7 +63,7 @@ class Trainer:
         """
         train = self.config.train
         with deterministic(self.device) if train.deterministic else nullcontext():
-            loss, parts = self._backward(batch)
+            loss, parts = self._gradients(batch)
         parameters = list(self.model.loss.parameters())
         norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         if train.grad_clip is not None:

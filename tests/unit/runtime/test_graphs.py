@@ -1,0 +1,109 @@
+"""CUDA graphs: recorded once per shape, with the numbers of the function. On a CPU, recordings compute again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from sample_helpers import QUICK, write_model
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mpdit_core.config import RunConfig
+from mpdit_core.presets import load_preset
+from mpdit_core.runtime import graphs
+from mpdit_core.runtime.device import select_device
+from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.graphs import Recorded
+from mpdit_core.sampling import Generator, SamplingOptions, generator
+from mpdit_core.settings import merge, validate
+from mpdit_core.training.batches import Batch
+from mpdit_core.training.state.trainer import Trainer
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=on_cuda)]
+
+
+class Recomputed:
+    """In place of a recording: computes again, and writes the result where it was."""
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], pool: object):
+        self.function = function
+        for _ in range(graphs.WARM_UPS):
+            function(*inputs)
+        self.output = function(*inputs)
+
+    def replay(self, inputs: Sequence[Tensor]) -> Any:
+        tree_map(lambda old, new: old.detach().copy_(new.detach()), self.output, self.function(*inputs))
+        return self.output
+
+
+@pytest.fixture
+def device(request, monkeypatch) -> torch.device:
+    if request.param == "cpu":
+        monkeypatch.setattr(graphs, "_Graph", Recomputed)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", tuple)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one block at a time, as on a GPU
+    return select_device(request.param)
+
+
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_one_recording_for_each_shape_with_the_functions_numbers(device):
+    calls: list[tuple[int, ...]] = []
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        calls.append(tuple(x.shape))
+        return x * y + 1
+
+    recorded = Recorded(function)
+    for shape in ((2, 3), (4,), (2, 3)):
+        x, y = torch.rand(shape, device=device), torch.rand(shape, device=device)
+        assert torch.equal(recorded(x, y), x * y + 1)
+    assert set(calls) == {(2, 3), (4,)}
+    first, again = recorded(x, y), recorded(y, y)
+    assert first.data_ptr() == again.data_ptr()
+
+
+def trainer(device: torch.device, **train: Any) -> Trainer:
+    config = load_preset("tiny").model_dump()
+    values = {"batch_size": 4, "precision": "float32"} | train
+    return Trainer(validate(RunConfig, merge(config, {"train": values})), total_steps=4, device=device, world=World())
+
+
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_a_recorded_step_is_the_step(device, monkeypatch):
+    """Bit for bit, losses kept from one step to the next, and a restored trainer continues."""
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
+    plain, recorded = trainer(device, compile="off"), trainer(device, compile="graphs")
+    torch.manual_seed(0)
+    batches = [
+        Batch(torch.randn(4, 1, 16, 16), torch.randn(4, 1, 16, 16), torch.rand(4), torch.arange(4)).to(device)
+        for _ in range(4)
+    ]
+    expected = [plain.step(batch)["loss"] for batch in batches]
+    losses = [recorded.step(batch)["loss"] for batch in batches[:2]]
+    recorded.restore(recorded.snapshot())
+    losses += [recorded.step(batch)["loss"] for batch in batches[2:]]
+    assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
+    assert len({loss.item() for loss in losses}) == 4
+    weights = recorded.model.weights()
+    assert all(torch.equal(weight, weights[name]) for name, weight in plain.model.weights().items())
+
+
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_images_of_recorded_networks_are_the_images(device, tmp_path, monkeypatch):
+    """A sampler that keeps velocities, guided and not, a guide, and a last block that is smaller."""
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
+    monkeypatch.setattr(generator, "require_cuda", lambda device: None)
+    model, guide = write_model(tmp_path / "model"), write_model(tmp_path / "guide", seed=1)
+    options = QUICK | {"sampler": "adams-bashforth-3", "guidance_interval": (0.3, 0.8), "precision": "float32"}
+    for more in ({}, {"guide": str(guide.path)}):
+
+        def latents(compile: str, more: dict[str, Any] = more) -> Tensor:
+            chosen = SamplingOptions(**options | more, compile=compile)
+            made = Generator(model, chosen, device=device, num_samples=10, decode=False)
+            return torch.cat([batch.latents for batch in made.batches()])
+
+        assert torch.equal(latents("graphs"), latents("off"))
