@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,12 @@ from torch import Tensor
 from mpdit_core.config import ComputeType, RunConfig
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.flow.guidance.rule import Network
+from mpdit_core.model.cuda_graphs import Recorded
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Step
-from mpdit_core.runtime.device import select_device, synchronize
+from mpdit_core.runtime.device import deterministic, select_device, synchronize
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.graphs import Recorded
 from mpdit_core.sampling import Generator, SamplingOptions
 from mpdit_core.settings import merge, validate
 from mpdit_core.training.batches import Batch
@@ -135,12 +136,10 @@ def pieces(session: Session) -> Iterator[Piece]:
         partial(train, session, first, mode="compiled", deterministic=False),
     )  # fmt: skip
     last = list(session.presets)[-1]
-    for preset, batch_size, modes in ((first, 64, session.modes[:2]), (last, 4, session.modes)):
-        for mode in modes:
-            yield Piece(
-                f"sample {preset} in blocks of {batch_size}, compile {mode}", 40,
-                partial(sample_guided, session, preset, 2 if session.tiny else batch_size, mode),
-            )  # fmt: skip
+    for preset, images in ((first, 64), (last, 4)):
+        yield Piece(f"evaluate {preset}, {images} images", 30, partial(evaluations, session, preset, images))
+    yield Piece("attention", 10, partial(attention_of, session, first))
+    yield Piece(f"sample {first}", 40, partial(sample_guided, session, first))
     yield Piece(f"a whole run of {last}", 60, partial(whole_run, session))
     for preset in others:
         yield Piece(f"train {preset} compiled", 40, partial(train, session, preset, mode="compiled"))
@@ -273,8 +272,10 @@ def whole_run(session: Session) -> Values:
     preset = list(session.presets)[-1]
     model, batch_size, steps = load_preset(preset).model, session.presets[preset], 4 if session.tiny else 100
     folder, factor = session.folder / "latents", 1 if session.tiny else 8
-    shape = (2 * model.channels, *model.input_size)
-    for _ in write_shards(folder, 4 * batch_size, shape=shape, factor=factor, classes=model.num_classes):
+    h, w = model.input_size
+    for _ in write_shards(
+        folder, 4 * batch_size, shape=(2 * model.channels, h, w), factor=factor, classes=model.num_classes
+    ):
         pass
     rates: list[float] = []
 
@@ -282,50 +283,92 @@ def whole_run(session: Session) -> Values:
         if isinstance(report, Step):
             rates.append(report.images_per_second)
 
-    train_job(
-        TrainOptions(
-            preset=preset, latents=folder, run=session.folder / "run", steps=steps, device=session.device.type,
-            settings={"train": {"batch_size": batch_size, "precision": "bfloat16", "log_every": steps // 4}},
-        ),
-        report=keep_rate,
-    )  # fmt: skip
+    options = {
+        "preset": preset, "latents": folder, "run": session.folder / "run", "steps": steps,
+        "device": session.device.type,
+        "settings": {"train": {"batch_size": batch_size, "precision": "bfloat16", "log_every": steps // 4}},
+    }  # fmt: skip
+    train_job(validate(TrainOptions, options), report=keep_rate)
     return {"images_per_second": rates[-1], "batch_size": batch_size, "steps": steps}
 
 
-def sample_guided(session: Session, preset: str, batch_size: int, mode: Literal["off", "on", "graphs"]) -> Values:
-    """Guided latents of two blocks, after one for compiling; without the autoencoder."""
-    num_steps = 2 if session.tiny else 20
+def sample_guided(session: Session, preset: str) -> Values:
+    """Guided latents of two blocks as `auto` computes them, after one block that records; without the autoencoder."""
+    batch_size, num_steps = (2, 2) if session.tiny else (64, 20)
     folder = session.folder / preset
-    if not folder.exists():
-        random_model(folder, load_preset(preset), argparse.Namespace(autoencoder=None))
-    options = SamplingOptions(
-        num_steps=num_steps, batch_size=batch_size, guidance_scale=1.5, precision="bfloat16",
-        compile=mode,
-    )  # fmt: skip
+    random_model(folder, load_preset(preset), argparse.Namespace(autoencoder=None))
+    options = SamplingOptions(num_steps=num_steps, batch_size=batch_size, guidance_scale=1.5, precision="bfloat16")
     made = Generator(str(folder), options, device=session.device, num_samples=3 * batch_size, decode=False)
     list(made.batches([0]))
     synchronize(session.device)
     started = time.perf_counter()
-    batches = list(made.batches([1, 2]))
+    list(made.batches([1, 2]))
     seconds = time.perf_counter() - started
-    images = 2 * batch_size
-    return {
-        "images_per_second": images / seconds,
-        "evaluations_per_second": images * batches[0].passes / seconds,
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-    }
+    return {"images_per_second": 2 * batch_size / seconds, "num_steps": num_steps, "batch_size": batch_size}
 
 
-def rate_of(work: Callable[[], object], images: int, device: torch.device, *, seconds: float = 2.0) -> float:
-    """Images/s, after one call as a warm-up."""
-    work()
-    synchronize(device)
-    started, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - started < seconds:
+def evaluations(session: Session, preset: str, images: int) -> Values:
+    """Milliseconds of a guided evaluation, with kernels launched one by one and recorded as a CUDA graph."""
+    config = load_preset(preset).model
+    network = MPDiT(config).to(session.device).eval().requires_grad_(False)
+    labels = torch.arange(images, device=session.device) % config.num_classes
+    x_t = torch.randn(images, config.channels, *config.input_size, device=session.device)
+
+    @torch.inference_mode()
+    def milliseconds(evaluated: Network) -> float:
+        velocity = GuidedVelocity(
+            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=1.5), dtype=torch.bfloat16
+        )
+        return 1000 / rate_of(lambda: velocity(x_t, 0.5), 1, session.device, calls=2 if session.tiny else 20)
+
+    found: Values = {}
+    for name in ("eager", "compiled"):
+        if name == "compiled":
+            network.compile_blocks()
+        found[f"{name}, ms"] = milliseconds(network)
+        if "graphs" in session.modes:
+            found[f"{name} and recorded, ms"] = milliseconds(Recorded(network))
+    return found
+
+
+def attention_of(session: Session, preset: str) -> Values:
+    """Milliseconds of the attention of a training step, forward and backward, by torch's kernels in bfloat16."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    config = load_preset(preset).model
+    heads, batch_size = config.num_heads, session.presets[preset]
+    kernels = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    found: Values = {}
+    for stage in config.stages:
+        length = config.class_tokens + (config.input_size // stage.patch_size).area
+        shape = (batch_size, heads, length, config.width // heads)
+        q, k, v, gradient = (
+            torch.randn(shape, device=session.device, dtype=torch.bfloat16, requires_grad=i < 3) for i in range(4)
+        )
+        for name, kernel in kernels.items():
+            for order, context in (("any order", nullcontext()), ("deterministic", deterministic(session.device))):
+                with sdpa_kernel(kernel), context:
+                    try:
+                        rate = rate_of(lambda: both_passes(q, k, v, gradient), 1, session.device, calls=20)  # noqa: B023
+                    except RuntimeError:  # this kernel does not do that
+                        continue
+                found[f"{length} tokens, {name}, {order}, ms"] = 1000 / rate
+    return found
+
+
+def both_passes(q: Tensor, k: Tensor, v: Tensor, gradient: Tensor) -> None:
+    torch.nn.functional.scaled_dot_product_attention(q, k, v).backward(gradient)
+
+
+def rate_of(work: Callable[[], object], images: int, device: torch.device, *, calls: int) -> float:
+    """Images/s, after two calls as a warm-up; the host runs ahead of a GPU, as it does in a job."""
+    for _ in range(2):
         work()
-        synchronize(device)
-        calls += 1
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        work()
+    synchronize(device)
     return calls * images / (time.perf_counter() - started)
 
 
@@ -348,7 +391,7 @@ def autoencoder_rates(session: Session) -> Values:
         loaded.precision = loaded.decode_precision = name
         works = {"encode": lambda: loaded.encode(images), "decode": lambda: loaded.decode(latents)}
         for work, call in works.items():
-            found[f"{work} {name} images/s"] = rate_of(call, count, session.device, seconds=0 if session.tiny else 2)
+            found[f"{work} {name} images/s"] = rate_of(call, count, session.device, calls=1 if session.tiny else 20)
     return found
 
 
@@ -363,7 +406,7 @@ def inception_rate(session: Session) -> Values:
     extractor = load_extractor("inception", device=session.device, weights=weights)
     count = 2 if session.tiny else 64
     images = torch.randint(0, 256, (count, 3, 256, 256), dtype=torch.uint8, device=session.device)
-    rate = rate_of(lambda: extract(extractor, images), count, session.device, seconds=0 if session.tiny else 3)
+    rate = rate_of(lambda: extract(extractor, images), count, session.device, calls=1 if session.tiny else 50)
     return {"images_per_second": rate}
 
 

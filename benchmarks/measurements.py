@@ -149,8 +149,13 @@ def demo(data: Data) -> str:
 
 
 def gpu(data: Data) -> str:
-    pieces = {name: piece for name, piece in data["pieces"].items() if "images_per_second" in piece}
-    return "<br>".join(f"{name}: {piece['images_per_second']:,.1f} images/s" for name, piece in pieces.items())
+    lines = []
+    for name, piece in data["pieces"].items():
+        figures = [f"{piece['images_per_second']:,.0f} images/s"] if "images_per_second" in piece else []
+        figures += [f"{key[:-4]} {value:.2f} ms" for key, value in piece.items() if key.endswith(", ms")]
+        if figures:
+            lines.append(f"{name}: {', '.join(figures)}")
+    return "<br>".join(lines)
 
 
 BENCHMARKS = (

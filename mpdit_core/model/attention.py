@@ -28,7 +28,7 @@ class HeadNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(head_width))
 
     def forward(self, heads: Tensor) -> Tensor:
-        return F.rms_norm(heads, self.scale.shape, self.scale.type_as(heads), eps=1e-6)
+        return F.rms_norm(heads, self.scale.shape, self.scale.to(heads.dtype), eps=1e-6)
 
 
 class Attention(nn.Module):

@@ -9,6 +9,7 @@ Source: MPDiT (arXiv 2603.26357), section 3; with one stage it is DiT (arXiv 221
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -129,6 +130,7 @@ def _compile(module: nn.Module) -> None:
     There is one graph for each stage, batch size (guided or not, last block or not) and shape of t ([1] or [B]), with
     and without gradients: 48 at most with three stages.
     """
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # float32 is exact here on purpose
     options: dict[str, Any] = {}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's only
         options["recompile_limit"] = MAX_GRAPHS

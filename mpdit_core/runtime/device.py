@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -77,7 +78,8 @@ def deterministic(device: torch.device) -> Iterator[None]:
         yield
         return
     was_on, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling, fills = torch.utils.deterministic, torch.utils.deterministic.fill_uninitialized_memory
+    filling: Any = torch.utils.deterministic
+    fills = filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     filling.fill_uninitialized_memory = False  # every new tensor would be filled with NaN first
     try:

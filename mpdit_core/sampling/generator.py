@@ -37,13 +37,13 @@ from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.flow.integrate import integrate, starting_noise
+from mpdit_core.model.cuda_graphs import Recorded, require_cuda
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.graphs import Recorded, require_cuda
 from mpdit_core.runtime.precision import DTYPES, choose_dtype, dtype_name, should_compile
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
@@ -331,7 +331,7 @@ def _check_graphs(options: SamplingOptions, device: torch.device) -> None:
     """Raises `UserError` for CUDA graphs on another device, or if the guidance runs the network stage by stage."""
     if options.compile != "graphs":
         return
-    require_cuda(device)
+    require_cuda(device, remedy="--compile on")
     if options.guidance == STAGE_BY_STAGE:
         raise UserError(
             f"the guidance {options.guidance} cannot run as a CUDA graph",

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import PositiveInt
 
-from mpdit_core.config import ComputeType, EmaWidth, GuidanceName, GuidanceSchedule, NetworkType, Precision
+from mpdit_core.config import Compile, ComputeType, EmaWidth, GuidanceName, GuidanceSchedule, NetworkType, Precision
 from mpdit_core.reporting import Warning
 from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.settings import Options, Result, Settings, setting
@@ -90,7 +90,7 @@ class SamplingOptions(Options):
         panel="Running",
         sweepable=True,
     )
-    compile: Literal["auto", "on", "off", "graphs"] = setting(
+    compile: Compile = setting(
         "auto", "whether the network is compiled (torch.compile); graphs: also recorded as a CUDA graph; "
         "auto: on GPUs recorded, and compiled for many images",
         panel="Running",

@@ -17,7 +17,6 @@ from mpdit_core.reporting import Note, Reporter, Warning, silent
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
-from mpdit_core.runtime.graphs import require_cuda
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.training.estimate import estimate, min_memory
@@ -27,6 +26,7 @@ from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 from mpdit_core.training.session import Session
 from mpdit_core.training.setup import Plan, prepare
 from mpdit_core.training.state.checkpoints import read
+from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
 from mpdit_core.training.trackers import Trackers, check_installed
 from mpdit_core.training.warm_start import initialise_from
@@ -45,7 +45,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         plan = prepare(options, report=report, world_size=world.size)
         check_installed(plan.config.train.trackers)
         check_evaluation(plan, device)
-        _require_recordable(plan, device, world)
+        require_recordable(plan.config.train, device, world)
         if options.dry_run:
             return _describe(plan, world, report)
         least = min_memory(plan.config, world_size=world.size)
@@ -61,21 +61,6 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
             _begin(session, checkpoint=checkpoint, init_from=options.init_from)
             return _run(session)
-
-
-def _require_recordable(plan: Plan, device: torch.device, world: World) -> None:
-    """Raises `UserError` where `train.compile` "graphs" is set and a step cannot be a CUDA graph."""
-    train = plan.config.train
-    if train.compile != "graphs":
-        return
-    require_cuda(device)
-    if world.size > 1 or train.accumulation > 1:
-        raise UserError(
-            "a step of several processes or micro-batches cannot be recorded as a CUDA graph",
-            code="conflicting-options",
-            expected="one process, and train.accumulation = 1",
-            remedy="--set train.compile=on",
-        )
 
 
 def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from golden_files import official_weights, read
+from sample_helpers import fill_zero_parameters
 from torch import Tensor
 
 from mpdit_core.config import RunConfig
@@ -47,10 +48,7 @@ def random_model(config: RunConfig | None = None, *, seed: int = 0) -> tuple[MPD
     config = config or load_preset("tiny")
     torch.manual_seed(seed)
     model = MPDiT(config.model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
+    fill_zero_parameters(model, std=0.05)
     return model.eval(), config
 
 

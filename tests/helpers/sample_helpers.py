@@ -35,16 +35,21 @@ def spec() -> LatentSpec:
     )
 
 
+@torch.no_grad()
+def fill_zero_parameters(model: MPDiT, *, std: float) -> None:
+    """Random values where the published initialisation has zeros: in the gates of the blocks, and in the output."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.normal_(std=std)
+
+
 def write_model(folder: Path, *, seed: int = 0, latents: LatentSpec | bool = True, **changes: Any) -> ModelFolder:
     """The preset `tiny`, with `changes` of its network's configuration."""
     config = load_preset("tiny")
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
     torch.manual_seed(seed)
     model = MPDiT(config.model)
-    with torch.no_grad():
-        for parameter in model.parameters():  # the published initialisation has a zero output layer
-            if float(parameter.abs().sum()) == 0:
-                parameter.normal_(std=0.1)
+    fill_zero_parameters(model, std=0.1)
     described = latents if isinstance(latents, LatentSpec) else spec() if latents else None
     save_model(folder, dict(model.named_parameters()), config=config, latents=described, step=7)
     return open_model(folder)

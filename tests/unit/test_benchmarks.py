@@ -24,7 +24,7 @@ def gpu(tmp_path, monkeypatch) -> ModuleType:
     monkeypatch.setattr(importlib.import_module("report"), "RESULTS", tmp_path)
     compile_module = nn.Module.compile
 
-    def capture(module: nn.Module, *, mode: str | None = None, **options: Any) -> None:
+    def capture(module: nn.Module, **options: Any) -> None:
         compile_module(module, backend="eager", **options)
 
     monkeypatch.setattr(nn.Module, "compile", capture)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from mpdit_core.runtime.graphs import Recorded
+from mpdit_core.config import TrainConfig
+from mpdit_core.errors import UserError
+from mpdit_core.model.cuda_graphs import Recorded, require_cuda
+from mpdit_core.runtime.distributed import World
 from mpdit_core.training.batches import Batch
 
 Numbers = tuple[Tensor, dict[str, Tensor]]
@@ -38,3 +42,18 @@ class RecordedGradients:
             parameter.grad = None  # so that new gradients are made, and not added to older ones
         loss, parts = self._backward(Batch(**dict(zip(self._names, tensors, strict=True))))
         return loss, parts, [parameter.grad for parameter in self._parameters]
+
+
+def require_recordable(train: TrainConfig, device: torch.device, world: World) -> None:
+    """Raises `UserError` where `train.compile` is "graphs" and a step cannot be a CUDA graph."""
+    if train.compile != "graphs":
+        return
+    remedy = "--set train.compile=on"
+    require_cuda(device, remedy=remedy)
+    if world.size > 1 or train.accumulation > 1:
+        raise UserError(
+            "a step of several processes or micro-batches cannot be recorded as a CUDA graph",
+            code="conflicting-options",
+            expected="one process, and train.accumulation = 1",
+            remedy=remedy,
+        )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 from data_helpers import refused
 from launch import run_forked
 
-from mpdit_core.runtime.device import select_device
+from mpdit_core.runtime.device import deterministic, select_device
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -33,3 +36,31 @@ def test_a_process_on_a_cpu_keeps_the_memory_that_it_frees():
         return int(faults[-1] - faults[-2] > 1000)  # 64 MiB are 16,384 pages
 
     assert run_forked(work).code == 0
+
+
+def deterministic_flags() -> tuple[bool, bool, bool]:
+    filling: Any = torch.utils.deterministic
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        filling.fill_uninitialized_memory,
+    )
+
+
+@pytest.fixture
+def as_started() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("as_started")
+@pytest.mark.parametrize("before", [False, True])
+def test_a_gpu_is_deterministic_within_and_flags_are_restored(before):
+    torch.use_deterministic_algorithms(before, warn_only=before)
+    flags = deterministic_flags()
+    with deterministic(torch.device("cpu")):
+        assert deterministic_flags() == flags
+    with suppress(KeyError), deterministic(torch.device("cuda")):
+        assert deterministic_flags() == (True, False, False)
+        raise KeyError
+    assert deterministic_flags() == flags

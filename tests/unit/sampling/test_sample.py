@@ -238,7 +238,7 @@ def test_a_folder_that_is_deleted_ends_in_one_message_and_can_be_sampled_again(m
     assert code_of(sample, options, report=delete) in ("folder-gone", "cannot-write")
     (out / ".progress").mkdir(parents=True, exist_ok=True)
     (out / ".lock.owner").write_text("process 7")
-    (out / "images").mkdir()  # made again by a write that was under way
+    (out / "images").mkdir(exist_ok=True)  # made again by a write that was under way
     (out / "images" / "000001.png").write_bytes(b"torn")
     assert run_sample(model, out=out, format=format_).images == 10
 

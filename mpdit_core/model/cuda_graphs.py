@@ -64,14 +64,14 @@ class _Graph(Generic[Output]):
         return self.output
 
 
-def require_cuda(device: torch.device) -> None:
+def require_cuda(device: torch.device, *, remedy: str) -> None:
     """Raises `UserError` (`no-cuda-graphs`) for a device of another kind."""
     if device.type != "cuda":
         raise UserError(
             f"there are no CUDA graphs on the device {device.type}",
             code="no-cuda-graphs",
             expected="a CUDA device",
-            remedy="compile = on",
+            remedy=remedy,
         )
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from data_helpers import refused
 from sample_helpers import QUICK, write_model
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mpdit_core.config import RunConfig
+from mpdit_core.config import Compile, RunConfig, TrainConfig
+from mpdit_core.model import cuda_graphs
+from mpdit_core.model.cuda_graphs import Recorded
 from mpdit_core.presets import load_preset
-from mpdit_core.runtime import graphs
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
-from mpdit_core.runtime.graphs import Recorded
 from mpdit_core.sampling import Generator, SamplingOptions, generator
 from mpdit_core.settings import merge, validate
 from mpdit_core.training.batches import Batch
+from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -31,7 +34,7 @@ class Recomputed:
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], pool: object):
         self.function = function
-        for _ in range(graphs.WARM_UPS):
+        for _ in range(cuda_graphs.WARM_UPS):
             function(*inputs)
         self.output = function(*inputs)
 
@@ -43,7 +46,7 @@ class Recomputed:
 @pytest.fixture
 def device(request, monkeypatch) -> torch.device:
     if request.param == "cpu":
-        monkeypatch.setattr(graphs, "_Graph", Recomputed)
+        monkeypatch.setattr(cuda_graphs, "_Graph", Recomputed)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", tuple)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one block at a time, as on a GPU
     return select_device(request.param)
@@ -96,14 +99,31 @@ def test_a_recorded_step_is_the_step(device, monkeypatch):
 def test_images_of_recorded_networks_are_the_images(device, tmp_path, monkeypatch):
     """A sampler that keeps velocities, guided and not, a guide, and a last block that is smaller."""
     monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
-    monkeypatch.setattr(generator, "require_cuda", lambda device: None)
+    monkeypatch.setattr(generator, "require_cuda", lambda device, remedy: None)
     model, guide = write_model(tmp_path / "model"), write_model(tmp_path / "guide", seed=1)
     options = QUICK | {"sampler": "adams-bashforth-3", "guidance_interval": (0.3, 0.8), "precision": "float32"}
     for more in ({}, {"guide": str(guide.path)}):
 
-        def latents(compile: str, more: dict[str, Any] = more) -> Tensor:
+        def latents(compile: Compile, more: dict[str, Any] = more) -> Tensor:
             chosen = SamplingOptions(**options | more, compile=compile)
             made = Generator(model, chosen, device=device, num_samples=10, decode=False)
             return torch.cat([batch.latents for batch in made.batches()])
 
         assert torch.equal(latents("graphs"), latents("off"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "code"),
+    [
+        ({}, World(), None),
+        ({"accumulation": 2}, World(), "conflicting-options"),
+        ({}, World(size=2), "conflicting-options"),
+    ],
+)
+def test_steps_that_cannot_be_recorded_are_refused(changes, world, code):
+    train = TrainConfig(compile="graphs", **changes)
+    with refused(code) if code else nullcontext():
+        require_recordable(train, torch.device("cuda"), world)
+    with refused("no-cuda-graphs"):
+        require_recordable(train, torch.device("cpu"), world)
+    require_recordable(TrainConfig(accumulation=2), torch.device("cpu"), world)
