@@ -31,7 +31,7 @@ from torch import Tensor
 from mpdit_core.config import ComputeType, RunConfig
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.flow.guidance.rule import Network
-from mpdit_core.model.cuda_graphs import Recorded
+from mpdit_core.model.cuda_graphs import RecordedNetwork
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Step
@@ -125,6 +125,7 @@ def pieces(session: Session) -> Iterator[Piece]:
     first, *others = session.presets
     yield Piece("right: types and compiling", 60, partial(compare_modes, session))
     yield Piece("right: resume", 30, partial(resume, session))
+    yield Piece("right: gradients again", 20, partial(gradients_again, session))
     yield Piece("right: one process of a group", 20, partial(group_of_one, session))
     yield Piece(f"train {first} eager", 20, partial(train, session, first))
     yield Piece(f"train {first} compiled", 50, partial(train, session, first, mode="compiled"))
@@ -183,7 +184,7 @@ def compare_modes(session: Session) -> Values:
         if mode == "on":
             network.compile_blocks()
         elif mode == "graphs":
-            evaluated = Recorded(network)
+            evaluated = RecordedNetwork(network)
         for dtype in (torch.float32, torch.bfloat16):
             difference = (velocities(dtype) - exact).norm() / exact.norm()
             found[f"{dtype} compile {mode}".removeprefix("torch.")] = difference.item()
@@ -218,6 +219,29 @@ def resume(session: Session) -> Values:
             again.step(batch)
         first, second = straight.model.weights(), again.model.weights()
         found[f"bit-equal, compile {mode}"] = all(torch.equal(first[name], second[name]) for name in first)
+    return found
+
+
+def gradients_again(session: Session) -> Values:
+    """Counts the parameters whose gradient differs when the same loss is computed three times."""
+    preset = "tiny" if session.tiny else "b-256"
+    arguments = argparse.Namespace(**vars(step_arguments(session, preset)) | {"batch_size": 4 if session.tiny else 64})
+    trainer, batch = train_step.make_step(preset, arguments, dense=False, mode="eager")
+    parameters = list(trainer.model.loss.parameters())
+    for parameter in parameters:
+        if not parameter.any():  # else the gradients of the blocks are zero
+            torch.nn.init.normal_(parameter, std=0.02)
+    found: Values = {"parameters": len(parameters)}
+    for name, context in (("any order", nullcontext), ("deterministic", lambda: deterministic(session.device))):
+        taken: list[list[Tensor]] = []
+        for _ in range(3):
+            with context(), torch.autocast(session.device.type, torch.bfloat16):
+                loss, _ = trainer.model.forward(batch)
+                taken.append(list(torch.autograd.grad(loss, parameters)))
+        found[f"differ, {name}"] = sum(
+            not all(torch.equal(gradients[0], other) for other in gradients[1:])
+            for gradients in zip(*taken, strict=True)
+        )
     return found
 
 
@@ -327,7 +351,7 @@ def evaluations(session: Session, preset: str, images: int) -> Values:
             network.compile_blocks()
         found[f"{name}, ms"] = milliseconds(network)
         if "graphs" in session.modes:
-            found[f"{name} and recorded, ms"] = milliseconds(Recorded(network))
+            found[f"{name} and recorded, ms"] = milliseconds(RecordedNetwork(network))
     return found
 
 
@@ -357,7 +381,7 @@ def attention_of(session: Session, preset: str) -> Values:
 
 
 def both_passes(q: Tensor, k: Tensor, v: Tensor, gradient: Tensor) -> None:
-    torch.nn.functional.scaled_dot_product_attention(q, k, v).backward(gradient)
+    torch.autograd.grad(torch.nn.functional.scaled_dot_product_attention(q, k, v), (q, k, v), gradient)
 
 
 def rate_of(work: Callable[[], object], images: int, device: torch.device, *, calls: int) -> float:

@@ -154,7 +154,8 @@ def gpu(data: Data) -> str:
         figures = [f"{piece['images_per_second']:,.0f} images/s"] if "images_per_second" in piece else []
         figures += [f"{key[:-4]} {value:.2f} ms" for key, value in piece.items() if key.endswith(", ms")]
         if figures:
-            lines.append(f"{name}: {', '.join(figures)}")
+            note = f" ({piece['note']})" if "note" in piece else ""
+            lines.append(f"{name}: {', '.join(figures)}{note}")
     return "<br>".join(lines)
 
 

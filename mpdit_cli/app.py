@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     before = handle_stop_signals(interrupt)
     console.configure(json="--json" in arguments, quiet="--quiet" in arguments)
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # torch advises it; our float32 is exact
     try:
         called = next((argument for argument in arguments if not argument.startswith("-")), "")
         command = typer.main.get_command(build_app(called))

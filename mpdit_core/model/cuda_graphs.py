@@ -7,6 +7,7 @@ a time; here whole functions are recorded, backward passes included.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -14,19 +15,23 @@ import torch
 from torch import Tensor
 
 from mpdit_core.errors import UserError
+from mpdit_core.model.transformer import MPDiT
 
 WARM_UPS = 3  # calls before recording: they compile, choose kernels, and allocate what stays
+MAX_GRAPHS = 8  # of one function: of the shapes that came last
 
 Output = TypeVar("Output")
+_recording = threading.Lock()  # a process can record one graph at a time
 
 
 class Recorded(Generic[Output]):
     """`function`, recorded at the first call with tensors of these shapes on a CUDA device, and replayed afterwards.
 
-    The next call overwrites the result of a call.
+    The next call overwrites the result of a call, so only one thread may use it at a time.
 
     Args:
-        function: of tensors on one CUDA device; it must not wait for the device, nor depend on values.
+        function: of tensors on one CUDA device. It must not wait for the device. What it computes outside of tensors,
+            it computes only when it is recorded.
     """
 
     def __init__(self, function: Callable[..., Output]):
@@ -35,11 +40,33 @@ class Recorded(Generic[Output]):
         self._pool: Any = None  # memory that all graphs share, because only one runs at a time
 
     def __call__(self, *inputs: Tensor) -> Output:
-        key = (*((x.shape, x.dtype) for x in inputs), *_settings())
-        if key not in self._graphs:
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._graphs[key] = _Graph(self._function, inputs, self._pool)
-        return self._graphs[key].replay(inputs)
+        key = (*((x.shape, x.dtype) for x in inputs), *_modes())
+        with torch.cuda.device(inputs[0].device):
+            if key not in self._graphs:
+                if len(self._graphs) == MAX_GRAPHS:
+                    self._graphs.pop(next(iter(self._graphs)))
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                with _recording:
+                    self._graphs[key] = _Graph(self._function, inputs, self._pool)
+            return self._graphs[key].replay(inputs)
+
+
+class RecordedNetwork:
+    """`network`, recorded as it is evaluated without gradients. Threads may share it.
+
+    It is evaluated as it is where gradients are wanted.
+    """
+
+    def __init__(self, network: MPDiT):
+        self.network = network
+        self._record = Recorded(network)
+        self._lock = threading.Lock()
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.network(x_t, t, labels)
+        with self._lock:
+            return self._record(x_t, t, labels).clone()
 
 
 class _Graph(Generic[Output]):
@@ -54,8 +81,16 @@ class _Graph(Generic[Output]):
                 function(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):  # other threads may go on
-            self.output = function(*self.inputs)
+        try:  # other threads may use the device meanwhile
+            with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                self.output = function(*self.inputs)
+        except Exception as error:
+            raise UserError(
+                f"this cannot be recorded as a CUDA graph: {error}",
+                code="cannot-record",
+                expected="operations that do not wait for the GPU",
+                remedy="--set train.compile=on for training, --compile on for samples",
+            ) from error
 
     def replay(self, inputs: Sequence[Tensor]) -> Output:
         for mine, given in zip(self.inputs, inputs, strict=True):
@@ -75,7 +110,7 @@ def require_cuda(device: torch.device, *, remedy: str) -> None:
         )
 
 
-def _settings() -> tuple[Hashable, ...]:
-    """Settings of torch that change which kernels run."""
+def _modes() -> tuple[Hashable, ...]:
+    """Modes of torch that change which kernels run."""
     in_bfloat16 = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
     return in_bfloat16, torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled()

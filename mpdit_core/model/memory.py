@@ -118,7 +118,7 @@ def _bytes(precision: NetworkType) -> int:
 
 
 def _low_precision_copies(parameters: int, precision: NetworkType) -> int:
-    return 2 * parameters if precision == "bfloat16" else 0  # autocast keeps the cast weights for the whole step
+    return 2 * parameters if precision == "bfloat16" else 0  # the cast weights, kept for the backward pass
 
 
 def _block(config: ModelConfig, length: int, precision: NetworkType) -> int:

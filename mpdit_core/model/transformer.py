@@ -9,7 +9,6 @@ Source: MPDiT (arXiv 2603.26357), section 3; with one stage it is DiT (arXiv 221
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -130,7 +129,6 @@ def _compile(module: nn.Module) -> None:
     There is one graph for each stage, batch size (guided or not, last block or not) and shape of t ([1] or [B]), with
     and without gradients: 48 at most with three stages.
     """
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # float32 is exact here on purpose
     options: dict[str, Any] = {}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's only
         options["recompile_limit"] = MAX_GRAPHS
@@ -179,7 +177,9 @@ class Stage(nn.Module):
         rotations = None if self.rotations is None else self.rotations[:, -both.shape[1] :]  # M may be 0
         for block in self.blocks:
             if checkpointing and self.training:
-                both = checkpoint(block, both, cond, shared, rotations, use_reentrant=False)
+                both = checkpoint(  # blocks draw no random numbers, whose state could not be recorded
+                    block, both, cond, shared, rotations, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 both = block(both, cond, shared, rotations)
         return both[:, :M], both[:, M:]

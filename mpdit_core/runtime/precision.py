@@ -89,7 +89,8 @@ def should_compile(setting: str, device: torch.device, *, worth_it: bool = True)
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Context in which networks compute in `dtype`; float32 is the network's own type, and nothing is cast.
 
-    Cast weights are not kept: each is used once, and a CUDA graph must cast them again at every replay.
+    Cast weights are not kept for a second use in the context: most are used once, and a CUDA graph must not read
+    weights that were cast outside of it.
     """
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 

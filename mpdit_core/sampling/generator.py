@@ -37,7 +37,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.flow.integrate import integrate, starting_noise
-from mpdit_core.model.cuda_graphs import Recorded, require_cuda
+from mpdit_core.model.cuda_graphs import RecordedNetwork, require_cuda
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import ModelFolder, open_model
@@ -135,18 +135,22 @@ class Generator(SamplingPlan):
         folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
         self.num_samples, self.decodes = num_samples, decode
-        self._guide_networks: dict[Path, MPDiT] = {}
-        self._recorded: dict[MPDiT, Recorded[Tensor]] = {}
+        self._guides: dict[Path, RecordedNetwork] = {}
         self._plan(folder, options or SamplingOptions())
         self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
-        self.network: MPDiT = self._load_network(self.folder)
+        self._recorded = self._load_network(self.folder)
 
     def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
         _check_graphs(options, self.device)
         super().__init__(folder, options)
         self.dtype = choose_dtype(self.options.precision, self.device, folder.config.model)
-        if self.guide and self.guide.path not in self._guide_networks:
-            self._guide_networks[self.guide.path] = self._load_network(self.guide)
+        if self.guide and self.guide.path not in self._guides:
+            self._guides[self.guide.path] = self._load_network(self.guide)
+
+    @property
+    def network(self) -> MPDiT:
+        """The network on the device."""
+        return self._recorded.network
 
     @property
     def types(self) -> ComputeTypes:
@@ -188,7 +192,7 @@ class Generator(SamplingPlan):
         other.num_samples = num_samples or self.num_samples
         other._plan(self.folder, options)
         if other.folder is not self.folder:  # another width of the EMA
-            other.network = other._load_network(other.folder)
+            other._recorded = other._load_network(other.folder)
         if self.autoencoder and options.precision != self.options.precision:
             other.autoencoder = copy.copy(self.autoencoder)
             other.autoencoder.decode_precision = other._decode_precision(other.autoencoder)
@@ -216,11 +220,11 @@ class Generator(SamplingPlan):
     def velocity(self, labels: Sequence[int]) -> GuidedVelocity:
         """The velocity function of a batch with these labels, with guidance."""
         return GuidedVelocity(
-            self._evaluated(self.network),
+            self._evaluated(self._recorded),
             torch.tensor(list(labels), device=self.device),
             null_label=self.network.config.null_label,
             guidance=self.guidance,
-            guide=self._evaluated(self._guide_networks[self.guide.path]) if self.guide else None,
+            guide=self._evaluated(self._guides[self.guide.path]) if self.guide else None,
             dtype=self.dtype,
         )
 
@@ -300,19 +304,18 @@ class Generator(SamplingPlan):
             saved=velocity.saved,
         )
 
-    def _evaluated(self, network: MPDiT) -> Network:
+    def _evaluated(self, recorded: RecordedNetwork) -> Network:
         """The network as it is evaluated: on a GPU recorded as CUDA graphs, unless the options do not allow it."""
         by_default = self.device.type == "cuda" and self.options.guidance != STAGE_BY_STAGE
-        if self.options.compile == "graphs" or (self.options.compile == "auto" and by_default):
-            return self._recorded.setdefault(network, Recorded(network))
-        return network
+        is_recorded = self.options.compile == "graphs" or (self.options.compile == "auto" and by_default)
+        return recorded if is_recorded else recorded.network
 
-    def _load_network(self, folder: ModelFolder) -> MPDiT:
-        """The network on the device, compiled if the options ask for it or it saves time."""
+    def _load_network(self, folder: ModelFolder) -> RecordedNetwork:
+        """The network on the device, compiled if the options ask for it or it saves time. Nothing is recorded yet."""
         network = folder.load(self.device)
         if should_compile(self.options.compile, self.device, worth_it=self.num_samples >= WORTH_COMPILING):
             network.compile_blocks()
-        return network
+        return RecordedNetwork(network)
 
     def _load_autoencoder(self) -> LoadedAutoencoder:
         """The model's autoencoder, ready to decode."""

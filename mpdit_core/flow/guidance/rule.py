@@ -60,8 +60,8 @@ class GuidanceRule(Settings):
 
 
 def velocity_of(network: Network, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    """The velocity, copied to a float32 tensor: a CUDA graph overwrites its output at the next evaluation."""
-    return network(x_t, t, labels).to(torch.float32, copy=True)
+    """The velocity in float32."""
+    return network(x_t, t, labels).float()
 
 
 def pair_with_guide(network: Network, guide: Network, labels: Tensor) -> Pair:

@@ -20,7 +20,8 @@ Numbers = tuple[Tensor, dict[str, Tensor]]
 class RecordedGradients:
     """`backward(batch)` computes the loss, its parts, and the gradients of all parameters of `module`.
 
-    The gradients of a step are those of the graph; the next step overwrites them.
+    The gradients of a step are those of the graph; the next step overwrites them. The first step takes longer: it
+    computes four times, and records.
     """
 
     def __init__(self, backward: Callable[[Batch], Numbers], module: nn.Module):
@@ -45,14 +46,14 @@ class RecordedGradients:
 
 
 def require_recordable(train: TrainConfig, device: torch.device, world: World) -> None:
-    """Raises `UserError` where `train.compile` is "graphs" and a step cannot be a CUDA graph."""
+    """Raises `UserError` where `train.compile` is "graphs" and the run cannot be recorded."""
     if train.compile != "graphs":
         return
-    remedy = "--set train.compile=on"
+    remedy = "--set train.compile=auto"
     require_cuda(device, remedy=remedy)
     if world.size > 1 or train.accumulation > 1:
         raise UserError(
-            "a step of several processes or micro-batches cannot be recorded as a CUDA graph",
+            "steps of several processes or micro-batches are not recorded as a CUDA graph",
             code="conflicting-options",
             expected="one process, and train.accumulation = 1",
             remedy=remedy,

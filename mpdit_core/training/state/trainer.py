@@ -50,9 +50,9 @@ class Trainer:
         train = config.train
         self.optimizer = Optimizer(self.model.trained(), train)
         self.ema = EMA(self.model.module, averages_of(train))
-        self._gradients = (
-            RecordedGradients(self._backward, self.model.loss) if train.compile == "graphs" else self._backward
-        )
+        self._loss_and_gradients = self._backward
+        if train.compile == "graphs":
+            self._loss_and_gradients = RecordedGradients(self._backward, self.model.loss)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Makes one optimizer step on this process's share of a batch.
@@ -63,7 +63,7 @@ class Trainer:
         """
         train = self.config.train
         with deterministic(self.device) if train.deterministic else nullcontext():
-            loss, parts = self._gradients(batch)
+            loss, parts = self._loss_and_gradients(batch)
         parameters = list(self.model.loss.parameters())
         norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         if train.grad_clip is not None:

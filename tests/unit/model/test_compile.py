@@ -14,7 +14,6 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from mpdit_core.config import ModelConfig, Stage
-from mpdit_core.flow.guidance import GuidedVelocity
 from mpdit_core.model import transformer
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.runtime.precision import autocast
@@ -99,20 +98,6 @@ def test_one_graph_for_all_times(tmp_path, precision, bound):
     torch.testing.assert_close(sampled(), eager, rtol=0, atol=bound)
     assert counters["stats"]["unique_graphs"] == 4  # of two stages, guided and not
     assert_all_compiled()
-
-
-def test_velocities_have_memory_of_their_own():
-    """As a CUDA graph's output has not: a network that writes each velocity over the one before."""
-    place = torch.zeros(2, 1, 8, 8)
-
-    def overwriting(x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return place.copy_(x_t * t)
-
-    velocity = GuidedVelocity(overwriting, torch.tensor([0, 1]), null_label=4)
-    x_t = torch.ones(2, 1, 8, 8)
-    first = velocity(x_t, 0.5)
-    velocity(x_t, 0.25)
-    assert torch.equal(first, 0.5 * x_t)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

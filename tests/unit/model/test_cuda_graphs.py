@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -11,17 +12,18 @@ import torch
 from data_helpers import refused
 from sample_helpers import QUICK, write_model
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mpdit_core.config import Compile, RunConfig, TrainConfig
 from mpdit_core.model import cuda_graphs
-from mpdit_core.model.cuda_graphs import Recorded
+from mpdit_core.model.cuda_graphs import Recorded, RecordedNetwork
 from mpdit_core.presets import load_preset
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
 from mpdit_core.sampling import Generator, SamplingOptions, generator
 from mpdit_core.settings import merge, validate
 from mpdit_core.training.batches import Batch
+from mpdit_core.training.state import trainer as state_trainer
 from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
 
@@ -30,16 +32,21 @@ DEVICES = ["cpu", pytest.param("cuda", marks=on_cuda)]
 
 
 class Recomputed:
-    """In place of a recording: computes again, and writes the result where it was."""
+    """In place of a recording: computes again from its own inputs, and writes the result where it was."""
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], pool: object):
-        self.function = function
+        self.function, self.inputs = function, [x.clone() for x in inputs]
         for _ in range(cuda_graphs.WARM_UPS):
-            function(*inputs)
-        self.output = function(*inputs)
+            function(*self.inputs)
+        self.output = function(*self.inputs)
 
     def replay(self, inputs: Sequence[Tensor]) -> Any:
-        tree_map(lambda old, new: old.detach().copy_(new.detach()), self.output, self.function(*inputs))
+        tree_map(Tensor.copy_, self.inputs, list(inputs))
+        kept = [tensor for tensor in tree_leaves(self.output) if tensor is not None]
+        new = [tensor for tensor in tree_leaves(self.function(*self.inputs)) if tensor is not None]
+        for old, fresh in zip(kept, new, strict=True):
+            old.detach().copy_(fresh.detach())
+            fresh.detach().fill_(torch.nan)  # a replay makes no new tensors
         return self.output
 
 
@@ -48,25 +55,58 @@ def device(request, monkeypatch) -> torch.device:
     if request.param == "cpu":
         monkeypatch.setattr(cuda_graphs, "_Graph", Recomputed)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", tuple)
+        monkeypatch.setattr(torch.cuda, "device", nullcontext)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one block at a time, as on a GPU
     return select_device(request.param)
 
 
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
-def test_one_recording_for_each_shape_with_the_functions_numbers(device):
-    calls: list[tuple[int, ...]] = []
+def test_one_recording_for_each_shape_type_and_mode_with_the_functions_numbers(device):
+    calls: list[tuple[object, ...]] = []
 
     def function(x: Tensor, y: Tensor) -> Tensor:
-        calls.append(tuple(x.shape))
+        calls.append((*x.shape, x.dtype, torch.is_inference_mode_enabled()))
         return x * y + 1
 
     recorded = Recorded(function)
     for shape in ((2, 3), (4,), (2, 3)):
-        x, y = torch.rand(shape, device=device), torch.rand(shape, device=device)
-        assert torch.equal(recorded(x, y), x * y + 1)
-    assert set(calls) == {(2, 3), (4,)}
+        for dtype in (torch.float32, torch.float64):
+            for mode in (True, False):
+                with torch.inference_mode(mode):
+                    x, y = (torch.rand(shape, device=device, dtype=dtype) for _ in range(2))
+                    assert torch.equal(recorded(x, y), x * y + 1)
+    assert len(set(calls)) == 2 * 2 * 2
     first, again = recorded(x, y), recorded(y, y)
     assert first.data_ptr() == again.data_ptr()
+
+
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_the_recordings_that_came_last_are_kept(device):
+    recorded = Recorded(torch.neg)
+    for length in range(1, cuda_graphs.MAX_GRAPHS + 4):
+        recorded(torch.zeros(length, device=device))
+    assert len(recorded._graphs) == cuda_graphs.MAX_GRAPHS
+
+
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_a_recorded_network_is_evaluated_in_any_thread_and_has_gradients_where_they_are_wanted(device, tmp_path):
+    network = write_model(tmp_path / "model").load(device)
+    recorded = RecordedNetwork(network)
+    t, labels = torch.tensor([0.5], device=device), torch.tensor([1, 2], device=device)
+    given = [torch.randn(2, 1, 16, 16, device=device) for _ in range(40)]
+    with torch.inference_mode():
+        expected = [network(x_t, t, labels) for x_t in given]
+
+    def evaluate(x_t: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return recorded(x_t, t, labels)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(evaluate, given))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    x_t = given[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(recorded(x_t, t, labels).sum(), x_t)
+    assert gradient.any()
 
 
 def trainer(device: torch.device, **train: Any) -> Trainer:
@@ -127,3 +167,18 @@ def test_steps_that_cannot_be_recorded_are_refused(changes, world, code):
     with refused("no-cuda-graphs"):
         require_recordable(train, torch.device("cpu"), world)
     require_recordable(TrainConfig(accumulation=2), torch.device("cpu"), world)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_step_is_deterministic_if_the_settings_say_so(monkeypatch, wanted):
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def enter(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(state_trainer, "deterministic", enter)
+    made = trainer(torch.device("cpu"), deterministic=wanted)
+    made.step(Batch(torch.randn(4, 1, 16, 16), torch.randn(4, 1, 16, 16), torch.rand(4), torch.arange(4)))
+    assert entered == [torch.device("cpu")] * wanted
