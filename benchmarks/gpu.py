@@ -123,33 +123,33 @@ def attempt(piece: Piece, *, left: float, tiny: bool) -> Values:
 def pieces(session: Session) -> Iterator[Piece]:
     """All pieces, the most important first."""
     first, *others = session.presets
-    yield Piece("right: types and compiling", 60, partial(compare_modes, session))
-    yield Piece("right: resume", 30, partial(resume, session))
-    yield Piece("right: gradients again", 20, partial(gradients_again, session))
-    yield Piece("right: one process of a group", 20, partial(group_of_one, session))
+    last = list(session.presets)[-1]
+    yield Piece("right: types and compiling", 30, partial(compare_modes, session))
+    yield Piece("right: resume", 35, partial(resume, session))
+    yield Piece("right: gradients again", 15, partial(gradients_again, session))
+    yield Piece("right: one process of a group", 5, partial(group_of_one, session))
     yield Piece(f"train {first} eager", 20, partial(train, session, first))
-    yield Piece(f"train {first} compiled", 50, partial(train, session, first, mode="compiled"))
+    yield Piece(f"train {first} compiled", 40, partial(train, session, first, mode="compiled"))
     if "graphs" in session.modes:
-        yield Piece(f"train {first} graphs", 40, partial(train, session, first, mode="graphs"))
-    yield Piece(f"train dense of {first} compiled", 40, partial(train, session, first, dense=True, mode="compiled"))
+        yield Piece(f"train {first} graphs", 20, partial(train, session, first, mode="graphs"))
+    yield Piece(f"train dense of {first} compiled", 35, partial(train, session, first, dense=True, mode="compiled"))
     yield Piece(
-        f"train {first} compiled, not deterministic", 40,
+        f"train {first} compiled, not deterministic", 35,
         partial(train, session, first, mode="compiled", deterministic=False),
     )  # fmt: skip
-    last = list(session.presets)[-1]
     for preset, images in ((first, 64), (last, 4)):
-        yield Piece(f"evaluate {preset}, {images} images", 30, partial(evaluations, session, preset, images))
-    yield Piece("attention", 10, partial(attention_of, session, first))
-    yield Piece(f"sample {first}", 40, partial(sample_guided, session, first))
-    yield Piece(f"a whole run of {last}", 60, partial(whole_run, session))
+        yield Piece(f"evaluate {preset}, {images} images", 25, partial(evaluations, session, preset, images))
+    yield Piece("attention", 5, partial(attention_of, session, first))
+    yield Piece("autoencoder", 30, partial(autoencoder_rates, session))
+    yield Piece("inception", 15, partial(inception_rate, session))
+    yield Piece(f"sample {first}", 30, partial(sample_guided, session, first))
+    yield Piece(f"a whole run of {last}", 45, partial(whole_run, session))
     for preset in others:
-        yield Piece(f"train {preset} compiled", 40, partial(train, session, preset, mode="compiled"))
+        yield Piece(f"train {preset} compiled", 35, partial(train, session, preset, mode="compiled"))
         yield Piece(
-            f"train dense of {preset} compiled", 40, partial(train, session, preset, dense=True, mode="compiled")
+            f"train dense of {preset} compiled", 35, partial(train, session, preset, dense=True, mode="compiled")
         )
-    yield Piece("autoencoder", 40, partial(autoencoder_rates, session))
-    yield Piece("inception", 30, partial(inception_rate, session))
-    yield Piece("profile of the slowest", 30, partial(profile_slowest, session))
+    yield Piece("profile of the slowest", 20, partial(profile_slowest, session))
     for preset in others:
         yield Piece(f"train {preset} eager", 20, partial(train, session, preset))
         yield Piece(f"train dense of {preset} eager", 20, partial(train, session, preset, dense=True))
