@@ -217,7 +217,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist", code="no-such-file", expected="a TOML configuration file") from None
     except (OSError, ValueError, RecursionError) as error:  # not text, not TOML, or thousands of digits or brackets
         raise UserError(
-            f"{path} is not TOML: {error}", code="damaged-file", expected="tables [model], [objective], [train], …"
+            f"{path} is not TOML: {error}", code="invalid-toml", expected="tables [model], [objective], [train], …"
         ) from error
     _require_within_limits(tree, origin=str(path))
     return tree
