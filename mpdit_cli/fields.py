@@ -43,15 +43,15 @@ OTHER_FORMS = {"num_samples": "-n", "resolution": "--res", "licence": "--license
 MAX_CHOICES_WIDTH = 26  # characters
 
 RUNNING: dict[str, Any] = {"rich_help_panel": "Running"}
-Nproc = Annotated[
-    str,
-    typer.Option(
-        "--nproc",
-        metavar="N|auto",
-        help="Number of processes on this machine; auto: one per GPU, one on a CPU.",
-        **RUNNING,
-    ),
-]
+
+
+def _processes(default: str) -> Any:
+    text = f"Number of processes on this machine; auto: one per GPU, one on a CPU (default: {default})."
+    return typer.Option("--nproc", metavar="N|auto", help=text, show_default=False, **RUNNING)
+
+
+Nproc = Annotated[str, _processes("auto")]
+NprocOne = Annotated[str, _processes("1")]
 Set = Annotated[
     list[str] | None,
     typer.Option(

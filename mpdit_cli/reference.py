@@ -42,8 +42,6 @@ def _row(parameter: Any) -> str:
     is_argument = parameter.param_type_name == "argument"
     shown = parameter.name.upper() if is_argument else ", ".join(f"`{name}`" for name in names)
     meaning, _, default = (parameter.help or "").removesuffix(".").partition(" (default: ")
-    if isinstance(parameter.default, str):
-        default = parameter.default
     cells = (shown, "" if is_argument else parameter.metavar or "", default.removesuffix(")"), f"{meaning}.")
     return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mpdit_cli import console
-from mpdit_cli.fields import Nproc, options_command
+from mpdit_cli.fields import NprocOne, options_command
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 from mpdit_core.errors import UserError
 from mpdit_core.presets import propose_preset
@@ -16,7 +16,7 @@ FLIPS = {"stored": "stored too", "mirrored": "computed from the latents, exactly
 
 
 @options_command(EncodeOptions)
-def command(options: EncodeOptions, nproc: Nproc = "1") -> None:
+def command(options: EncodeOptions, nproc: NprocOne = "1") -> None:
     """Encode a data set of images into latents, once, for training.
 
     Example: mpdit encode-latents images/ --resolution 256
