@@ -156,7 +156,7 @@ class ImageFolder:
         if len(found) > 1:
             raise UserError(
                 f"{shown(self._place)} has {len(found)} label files",
-                code="no-labels",
+                code="ambiguous-labels",
                 expected="one file that gives each image its class",
                 remedy=f"--labels {shown(found[0])}",
             )

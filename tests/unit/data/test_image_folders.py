@@ -220,7 +220,7 @@ def test_labels_by_file(tmp_path: Path):
     assert read(root) == (["cat", "red fox"], [("0.png", 1), ("1.png", 0)])
     assert codes(root) == []
     write(root, {"labels.txt": b"0.png 1\n1.png 1\n"})
-    assert refused(root) == "no-labels"
+    assert refused(root) == "ambiguous-labels"
     assert refused(root, labels=root / "labels.txt") == "bad-label-file"
     write(root, {"labels.txt": b"0.png 2\n1.png 0\n"})
     assert codes(root, labels=root / "labels.txt") == ["empty-classes"]
