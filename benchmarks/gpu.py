@@ -37,6 +37,7 @@ from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Step
 from mpdit_core.runtime.device import deterministic, select_device, synchronize
 from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.precision import autocast
 from mpdit_core.sampling import Generator, SamplingOptions
 from mpdit_core.settings import merge, validate
 from mpdit_core.training.batches import Batch
@@ -163,9 +164,7 @@ def compare_modes(session: Session) -> Values:
     config = session.config("tiny" if session.tiny else "b-256").model
     torch.manual_seed(0)
     network = MPDiT(config).to(session.device).eval()
-    for parameter in network.parameters():
-        if not parameter.any():  # gates begin at zero, so blocks would change nothing
-            torch.nn.init.normal_(parameter, std=0.02)
+    fill_zeros(network)
     labels = torch.arange(4, device=session.device) % config.num_classes
     x_t = torch.randn(4, config.channels, *config.input_size, device=session.device)
 
@@ -189,6 +188,13 @@ def compare_modes(session: Session) -> Values:
             difference = (velocities(dtype) - exact).norm() / exact.norm()
             found[f"{dtype} compile {mode}".removeprefix("torch.")] = difference.item()
     return found
+
+
+def fill_zeros(module: torch.nn.Module) -> None:
+    """Random values for parameters that begin at zero, such as gates; with zeros, blocks would change nothing."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
 
 
 def trainer_of(session: Session, compile: Literal["off", "on", "graphs"]) -> tuple[Trainer, list[Batch]]:
@@ -225,17 +231,15 @@ def resume(session: Session) -> Values:
 def gradients_again(session: Session) -> Values:
     """Counts the parameters whose gradient differs when the same loss is computed three times."""
     preset = "tiny" if session.tiny else "b-256"
-    arguments = argparse.Namespace(**vars(step_arguments(session, preset)) | {"batch_size": 4 if session.tiny else 64})
+    arguments = step_arguments(session, preset, batch_size=4 if session.tiny else 64)
     trainer, batch = train_step.make_step(preset, arguments, dense=False, mode="eager")
+    fill_zeros(trainer.model.loss)
     parameters = list(trainer.model.loss.parameters())
-    for parameter in parameters:
-        if not parameter.any():  # else the gradients of the blocks are zero
-            torch.nn.init.normal_(parameter, std=0.02)
     found: Values = {"parameters": len(parameters)}
     for name, context in (("any order", nullcontext), ("deterministic", lambda: deterministic(session.device))):
         taken: list[list[Tensor]] = []
         for _ in range(3):
-            with context(), torch.autocast(session.device.type, torch.bfloat16):
+            with context(), autocast(session.device, torch.bfloat16):
                 loss, _ = trainer.model.forward(batch)
                 taken.append(list(torch.autograd.grad(loss, parameters)))
         found[f"differ, {name}"] = sum(
@@ -262,9 +266,11 @@ def group_of_one(session: Session) -> Values:
 # How fast is it?
 
 
-def step_arguments(session: Session, preset: str, *, deterministic: bool = True) -> argparse.Namespace:
+def step_arguments(
+    session: Session, preset: str, *, batch_size: int | None = None, deterministic: bool = True
+) -> argparse.Namespace:
     return argparse.Namespace(
-        batch_size=session.presets[preset], steps=2 if session.tiny else 10, device=session.device.type,
+        batch_size=batch_size or session.presets[preset], steps=2 if session.tiny else 10, device=session.device.type,
         precision="bfloat16", activation_checkpointing=False, deterministic=deterministic,
     )  # fmt: skip
 
@@ -278,6 +284,7 @@ def train(
     seconds = sorted(run["seconds"])[len(run["seconds"]) // 2]
     rate = run["batch_size"] / seconds
     return {
+        "made": {"preset": preset, "dense": dense, "mode": mode, "deterministic": deterministic},
         "images_per_second": rate,
         "batch_size": run["batch_size"],
         "utilisation": rate * run["training_flops_per_image"] / max(run["matmul_flops"]["bfloat16"]),
@@ -436,15 +443,15 @@ def inception_rate(session: Session) -> Values:
 
 def profile_slowest(session: Session) -> Values:
     """The slowest operations in the training step with the lowest utilisation."""
-    used = {name: found["utilisation"] for name, found in session.results.items() if "utilisation" in found}
+    used = {name: found["utilisation"] for name, found in session.results.items() if "made" in found}
     if not used:
         return {"skipped": "no training was measured"}
     name = min(used, key=used.__getitem__)
-    preset = next(preset for preset in session.presets if preset in name.split())
+    made = session.results[name]["made"]
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if session.device.type == "cuda" else []
-    mode = next((mode for mode in train_step.COMPILE if mode in name), "eager")
-    trainer, batch = train_step.make_step(preset, step_arguments(session, preset), dense="dense" in name, mode=mode)
+    arguments = step_arguments(session, made["preset"], deterministic=made["deterministic"])
+    trainer, batch = train_step.make_step(made["preset"], arguments, dense=made["dense"], mode=made["mode"])
     for _ in range(2):
         trainer.step(batch)
     with torch.profiler.profile(activities=activities) as profile:

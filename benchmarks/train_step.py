@@ -33,7 +33,7 @@ COMPILE = {"compiled": "on", "graphs": "graphs"}  # train.compile of the modes t
 
 
 class Variant(NamedTuple):
-    """One row of the result. `mode`: plain, eager or compiled."""
+    """One row of the result. `mode`: plain, eager, compiled or graphs."""
 
     dense: bool
     mode: str
@@ -47,7 +47,7 @@ def main() -> None:
         return
     arguments.device = device_type(arguments.device)
     modes = {
-        "no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"], "graphs": ["eager", "compiled", "graphs"],
+        "no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"], "all": ["eager", "compiled", "graphs"],
     }[arguments.compile]  # fmt: skip
     rows = []
     for preset in arguments.preset:
@@ -66,12 +66,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", action="append", help="repeatable; default b-256")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument(
-        "--steps", type=int, default=3, help="timed steps of a process, after one (compiled: two) untimed"
+        "--steps", type=int, default=3, help="timed steps of a process, after one untimed (compiled and graphs: two)"
     )
     parser.add_argument("--rounds", type=int, default=2, help="turns of each model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--compile", default="no", choices=["no", "yes", "both", "graphs"])
+    parser.add_argument("--compile", default="no", choices=["no", "yes", "both", "all"])
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--no-deterministic", dest="deterministic", action="store_false", help="for GPUs")
     parser.add_argument("--one", choices=["plain", "eager", *COMPILE], help=argparse.SUPPRESS)
@@ -115,7 +115,8 @@ def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: 
     size = arguments.batch_size
     train = {
         "batch_size": size, "precision": arguments.precision, "compile": COMPILE.get(mode, "off"),
-        "activation_checkpointing": arguments.activation_checkpointing, "deterministic": arguments.deterministic,
+        "activation_checkpointing": arguments.activation_checkpointing,
+        "deterministic": arguments.deterministic and mode != "plain",
     }  # fmt: skip
     config = validate(RunConfig, merge(config.model_dump(), {"model": model.model_dump(), "train": train}))
     is_left_alone = mode == "plain" and arguments.device == "cpu"

@@ -91,7 +91,7 @@ class Subject:
             return None
         self.model.require_flow()
         plan = SamplingPlan(self.model, options)
-        filled_in, sampler = plan.recorded()
+        filled_in, sampler = plan.for_records()
         return SamplingRecord(
             options=filled_in,
             sampler=sampler,

@@ -18,20 +18,20 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
 
 WARM_UPS = 3  # calls before recording: they compile, choose kernels, and allocate what stays
-MAX_GRAPHS = 8  # of one function: of the shapes that came last
+MAX_RECORDINGS = 8  # of one function; a further one replaces the oldest
 
 Output = TypeVar("Output")
 _recording = threading.Lock()  # a process can record one graph at a time
 
 
 class Recorded(Generic[Output]):
-    """`function`, recorded at the first call with tensors of these shapes on a CUDA device, and replayed afterwards.
+    """`function`, recorded at the first call with inputs of these shapes and types in these modes, then replayed.
 
-    The next call overwrites the result of a call, so only one thread may use it at a time.
+    The result is valid only until the next call, so only one thread may use it at a time.
 
     Args:
-        function: of tensors on one CUDA device. It must not wait for the device. What it computes outside of tensors,
-            it computes only when it is recorded.
+        function: of tensors on one CUDA device. It must not wait for the device. Its Python code runs only in the first
+            call, `WARM_UPS + 1` times; a replay repeats nothing but its kernels.
     """
 
     def __init__(self, function: Callable[..., Output]):
@@ -43,7 +43,7 @@ class Recorded(Generic[Output]):
         key = (*((x.shape, x.dtype) for x in inputs), *_modes())
         with torch.cuda.device(inputs[0].device):
             if key not in self._graphs:
-                if len(self._graphs) == MAX_GRAPHS:
+                if len(self._graphs) == MAX_RECORDINGS:
                     self._graphs.pop(next(iter(self._graphs)))
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 with _recording:
@@ -59,14 +59,14 @@ class RecordedNetwork:
 
     def __init__(self, network: MPDiT):
         self.network = network
-        self._record = Recorded(network)
+        self._recorded = Recorded(network)
         self._lock = threading.Lock()
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return self.network(x_t, t, labels)
         with self._lock:
-            return self._record(x_t, t, labels).clone()
+            return self._recorded(x_t, t, labels).clone()
 
 
 class _Graph(Generic[Output]):
@@ -81,12 +81,15 @@ class _Graph(Generic[Output]):
                 function(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        try:  # other threads may use the device meanwhile
+        try:
+            # "thread_local": other threads may use the device meanwhile
             with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                 self.output = function(*self.inputs)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             raise UserError(
-                f"this cannot be recorded as a CUDA graph: {error}",
+                f"the computation cannot be recorded as a CUDA graph: {error}",
                 code="cannot-record",
                 expected="operations that do not wait for the GPU",
                 remedy="--set train.compile=on for training, --compile on for samples",
@@ -99,8 +102,8 @@ class _Graph(Generic[Output]):
         return self.output
 
 
-def require_cuda(device: torch.device, *, remedy: str) -> None:
-    """Raises `UserError` (`no-cuda-graphs`) for a device of another kind."""
+def require_cuda_graphs(device: torch.device, *, remedy: str) -> None:
+    """Raises `UserError` (`no-cuda-graphs`) unless `device` is a CUDA device."""
     if device.type != "cuda":
         raise UserError(
             f"there are no CUDA graphs on the device {device.type}",
@@ -111,6 +114,6 @@ def require_cuda(device: torch.device, *, remedy: str) -> None:
 
 
 def _modes() -> tuple[Hashable, ...]:
-    """Modes of torch that change which kernels run."""
+    """The modes of torch in which a function needs a recording of its own."""
     in_bfloat16 = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
     return in_bfloat16, torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled()

@@ -26,7 +26,7 @@ from mpdit_core.model.positions import position_tables
 from mpdit_core.model.time_embeddings import time_embedding
 from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
 
-MAX_GRAPHS = 64
+MAX_COMPILED = 64  # graphs of torch.compile for one block, which are not CUDA graphs
 MIN_TIME = 0.05  # lower bound of t, by which x_t - predicted latents is divided (JiT, arXiv 2511.13720)
 
 
@@ -85,8 +85,8 @@ class MPDiT(nn.Module):
     def compile_blocks(self) -> None:
         """Compiles block by block: one small graph per stage, which all its blocks share.
 
-        Shapes are static. By default, torch would compile one graph for any number of tokens, because stages differ in
-        it; that graph has less than half the speed.
+        Shapes are static. Stages differ in the number of tokens, for which torch would by default compile one graph for
+        any number; that graph has less than half the speed.
         """
         for stage in self.stages:
             for block in stage.get_submodule("blocks").children():
@@ -124,16 +124,16 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def _compile(module: nn.Module) -> None:
-    """Compiles for static shapes, and raises torch's limit of 8 graphs, beyond which it runs eagerly.
+    """Compiles for static shapes. Allows `MAX_COMPILED` graphs instead of torch's 8, beyond which it runs eagerly.
 
     There is one graph for each stage, batch size (guided or not, last block or not) and shape of t ([1] or [B]), with
     and without gradients: 48 at most with three stages.
     """
     options: dict[str, Any] = {}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's only
-        options["recompile_limit"] = MAX_GRAPHS
+        options["recompile_limit"] = MAX_COMPILED
     else:
-        torch._dynamo.config.recompile_limit = MAX_GRAPHS
+        torch._dynamo.config.recompile_limit = MAX_COMPILED
     module.compile(dynamic=False, **options)
 
 

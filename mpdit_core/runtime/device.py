@@ -20,7 +20,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 def select_device(name: str = "auto") -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `mps`; under torchrun each process gets its own GPU.
 
-    For the CPU it also makes this process keep the memory that it frees, from now on.
+    It also prepares this process. For the CPU: it keeps the memory that it frees. For a GPU: that GPU becomes the
+    current one, and an environment variable is set that `deterministic` needs.
 
     Raises:
         UserError: an unknown name, or a device this machine does not have.
@@ -69,10 +70,10 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """Makes the same computation give the same bits every time; torch's flags are restored.
 
     Only GPUs need it: their fastest backward pass of attention adds in any order, and torch.compile chooses the order
-    of sums by timing. `select_device` must have chosen the device before its first matrix product.
+    of sums by timing. The process must call `select_device` before its first matrix product on the GPU.
 
     Raises:
-        RuntimeError: an operation has no deterministic implementation.
+        RuntimeError: in the context, by an operation without a deterministic implementation.
     """
     if device.type != "cuda":
         yield

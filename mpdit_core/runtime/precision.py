@@ -82,7 +82,11 @@ def dtype_name(dtype: torch.dtype) -> NetworkType:
 
 
 def should_compile(setting: str, device: torch.device, *, worth_it: bool = True) -> bool:
-    """Whether to compile for the setting `auto`, `on`, `graphs` or `off`. `auto`: on GPUs, where the work is long."""
+    """Whether to compile, for the setting `auto`, `on`, `graphs` or `off`.
+
+    Args:
+        worth_it: whether compiling saves more time than it takes. `auto` compiles then, on a GPU.
+    """
     return setting in ("on", "graphs") or (setting == "auto" and device.type == "cuda" and worth_it)
 
 
@@ -97,14 +101,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @contextmanager
 def computing_in(name: ComputeType, device: torch.device) -> Iterator[None]:
-    """As `autocast`, and on a GPU float32 is exact unless `tf32` is asked for. torch's flags are restored."""
+    """The context of a frozen network. On a GPU, float32 is exact unless `name` is `tf32`. torch's flags are restored."""
     flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [flag.allow_tf32 for flag in flags]
     try:
         if device.type == "cuda":
             for flag in flags:
                 flag.allow_tf32 = name == "tf32"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bfloat16"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bfloat16"):  # not an outer one
             yield
     finally:
         for flag, value in zip(flags, before, strict=True):

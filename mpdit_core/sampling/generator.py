@@ -37,7 +37,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.flow.integrate import integrate, starting_noise
-from mpdit_core.model.cuda_graphs import RecordedNetwork, require_cuda
+from mpdit_core.model.cuda_graphs import RecordedNetwork, require_cuda_graphs
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import ModelFolder, open_model
@@ -52,7 +52,6 @@ from mpdit_core.sampling.options import ComputeTypes, PluginRecord, SamplingOpti
 from mpdit_core.settings import validate
 
 WORTH_COMPILING = 2000  # number of images from which compiling saves time
-STAGE_BY_STAGE = "skip-tokens"  # the guidance that does not evaluate the whole network at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class SamplingPlan:
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
         self.guide = _open_guide(options.guide, folder)
 
-    def recorded(self) -> tuple[SamplingOptions, PluginRecord]:
+    def for_records(self) -> tuple[SamplingOptions, PluginRecord]:
         """(options with the defaults of sampler and guidance filled in, sampler), for records."""
         record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
         sampler_options = dict(record.options)
@@ -138,11 +137,11 @@ class Generator(SamplingPlan):
         self._guides: dict[Path, RecordedNetwork] = {}
         self._plan(folder, options or SamplingOptions())
         self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
-        self._recorded = self._load_network(self.folder)
+        self._recordable = self._load_network(self.folder)
 
     def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
-        _check_graphs(options, self.device)
         super().__init__(folder, options)
+        self._require_recordable()
         self.dtype = choose_dtype(self.options.precision, self.device, folder.config.model)
         if self.guide and self.guide.path not in self._guides:
             self._guides[self.guide.path] = self._load_network(self.guide)
@@ -150,7 +149,7 @@ class Generator(SamplingPlan):
     @property
     def network(self) -> MPDiT:
         """The network on the device."""
-        return self._recorded.network
+        return self._recordable.network
 
     @property
     def types(self) -> ComputeTypes:
@@ -192,7 +191,7 @@ class Generator(SamplingPlan):
         other.num_samples = num_samples or self.num_samples
         other._plan(self.folder, options)
         if other.folder is not self.folder:  # another width of the EMA
-            other._recorded = other._load_network(other.folder)
+            other._recordable = other._load_network(other.folder)
         if self.autoencoder and options.precision != self.options.precision:
             other.autoencoder = copy.copy(self.autoencoder)
             other.autoencoder.decode_precision = other._decode_precision(other.autoencoder)
@@ -220,11 +219,11 @@ class Generator(SamplingPlan):
     def velocity(self, labels: Sequence[int]) -> GuidedVelocity:
         """The velocity function of a batch with these labels, with guidance."""
         return GuidedVelocity(
-            self._evaluated(self._recorded),
+            self._callable(self._recordable),
             torch.tensor(list(labels), device=self.device),
             null_label=self.network.config.null_label,
             guidance=self.guidance,
-            guide=self._evaluated(self._guides[self.guide.path]) if self.guide else None,
+            guide=self._callable(self._guides[self.guide.path]) if self.guide else None,
             dtype=self.dtype,
         )
 
@@ -304,11 +303,24 @@ class Generator(SamplingPlan):
             saved=velocity.saved,
         )
 
-    def _evaluated(self, recorded: RecordedNetwork) -> Network:
-        """The network as it is evaluated: on a GPU recorded as CUDA graphs, unless the options do not allow it."""
-        by_default = self.device.type == "cuda" and self.options.guidance != STAGE_BY_STAGE
+    def _callable(self, network: RecordedNetwork) -> Network:
+        """What guidance calls: the recorded network on a GPU, unless the options forbid it; else the plain one."""
+        by_default = self.device.type == "cuda" and self.guidance.rule.whole_network
         is_recorded = self.options.compile == "graphs" or (self.options.compile == "auto" and by_default)
-        return recorded if is_recorded else recorded.network
+        return network if is_recorded else network.network
+
+    def _require_recordable(self) -> None:
+        """Raises `UserError` where `compile` is "graphs", and the device or the guidance does not allow it."""
+        if self.options.compile != "graphs":
+            return
+        require_cuda_graphs(self.device, remedy="--compile on")
+        if not self.guidance.rule.whole_network:
+            raise UserError(
+                f"the guidance {self.options.guidance} cannot run as a CUDA graph",
+                code="conflicting-options",
+                expected="a rule that evaluates the whole network, which is one graph",
+                remedy="--compile on",
+            )
 
     def _load_network(self, folder: ModelFolder) -> RecordedNetwork:
         """The network on the device, compiled if the options ask for it or it saves time. Nothing is recorded yet."""
@@ -328,20 +340,6 @@ class Generator(SamplingPlan):
 
     def _require_latents(self) -> LatentSpec:
         return self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
-
-
-def _check_graphs(options: SamplingOptions, device: torch.device) -> None:
-    """Raises `UserError` for CUDA graphs on another device, or if the guidance runs the network stage by stage."""
-    if options.compile != "graphs":
-        return
-    require_cuda(device, remedy="--compile on")
-    if options.guidance == STAGE_BY_STAGE:
-        raise UserError(
-            f"the guidance {options.guidance} cannot run as a CUDA graph",
-            code="conflicting-options",
-            expected="a rule that evaluates the whole network, which is one graph",
-            remedy="--compile on",
-        )
 
 
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:

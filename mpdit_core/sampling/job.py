@@ -142,7 +142,7 @@ def _readable(out: Path) -> SampleSet | None:
 
 
 def _describe(generator: Generator, options: SampleOptions, out: Path) -> SampleSet:
-    filled_in, sampler = generator.recorded()
+    filled_in, sampler = generator.for_records()
     folder, types = generator.folder, generator.types
     return SampleSet(
         path=out,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class Combine(Protocol):
 
 class GuidanceRule(Settings):
     """The base of all rules. The fields of a rule are its options."""
+
+    whole_network: ClassVar[bool] = True
+    """Whether it only calls the network as a whole, so that the network can be recorded as a CUDA graph."""
 
     def combine(self) -> Combine:
         """A new combining function for one batch; it may keep values from one evaluation to the next."""

@@ -20,6 +20,8 @@ from mpdit_core.model.transformer import MPDiT
 class SkipTokens(GuidanceRule):
     """Guidance away from the network whose last stage has no class tokens. One pass, and a part of another."""
 
+    whole_network = False
+
     def combine(self) -> Combine:
         return extrapolate
 

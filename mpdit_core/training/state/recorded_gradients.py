@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mpdit_core.config import TrainConfig
 from mpdit_core.errors import UserError
-from mpdit_core.model.cuda_graphs import Recorded, require_cuda
+from mpdit_core.model.cuda_graphs import Recorded, require_cuda_graphs
 from mpdit_core.runtime.distributed import World
 from mpdit_core.training.batches import Batch
 
@@ -18,31 +18,37 @@ Numbers = tuple[Tensor, dict[str, Tensor]]
 
 
 class RecordedGradients:
-    """`backward(batch)` computes the loss, its parts, and the gradients of all parameters of `module`.
+    """`accumulate(batch)` computes the loss and its parts, and adds gradients to the parameters of `module`.
 
     The gradients of a step are those of the graph; the next step overwrites them. The first step takes longer: it
     computes four times, and records.
     """
 
-    def __init__(self, backward: Callable[[Batch], Numbers], module: nn.Module):
-        self._backward = backward
+    def __init__(self, accumulate: Callable[[Batch], Numbers], module: nn.Module):
+        self._accumulate = accumulate
         self._parameters = list(module.parameters())
-        self._names: tuple[str, ...] = ()
-        self._record = Recorded(self._of_tensors)
+        self._names: tuple[str, ...] = ()  # of the fields of a batch
+        self._recorded = Recorded(self._of_tensors)
 
     def __call__(self, batch: Batch) -> Numbers:
         tensors = batch.tensors()
+        assert self._names in ((), tuple(tensors)), "batches of a run have the same fields"
         self._names = tuple(tensors)
-        loss, parts, gradients = self._record(*tensors.values())
+        loss, parts, gradients = self._recorded(*tensors.values())
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss.clone(), {name: part.clone() for name, part in parts.items()}
 
     def _of_tensors(self, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
+        loss, parts = self._accumulate(Batch(**dict(zip(self._names, tensors, strict=True))))
+        return loss, parts, self._take_gradients()
+
+    def _take_gradients(self) -> list[Tensor | None]:
+        """Moves the gradients out of the parameters, so that those of a warm-up are freed before the recording."""
+        taken = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
-            parameter.grad = None  # so that new gradients are made, and not added to older ones
-        loss, parts = self._backward(Batch(**dict(zip(self._names, tensors, strict=True))))
-        return loss, parts, [parameter.grad for parameter in self._parameters]
+            parameter.grad = None
+        return taken
 
 
 def require_recordable(train: TrainConfig, device: torch.device, world: World) -> None:
@@ -50,7 +56,7 @@ def require_recordable(train: TrainConfig, device: torch.device, world: World) -
     if train.compile != "graphs":
         return
     remedy = "--set train.compile=auto"
-    require_cuda(device, remedy=remedy)
+    require_cuda_graphs(device, remedy=remedy)
     if world.size > 1 or train.accumulation > 1:
         raise UserError(
             "steps of several processes or micro-batches are not recorded as a CUDA graph",

@@ -22,7 +22,7 @@ from mpdit_core.training.state.checkpoints import Position, Snapshot
 from mpdit_core.training.state.ema import EMA, averages_of
 from mpdit_core.training.state.optimizers import Optimizer
 from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
-from mpdit_core.training.state.recorded_gradients import RecordedGradients
+from mpdit_core.training.state.recorded_gradients import Numbers, RecordedGradients
 from mpdit_core.training.state.sharded import copy_to_cpu
 
 
@@ -50,9 +50,8 @@ class Trainer:
         train = config.train
         self.optimizer = Optimizer(self.model.trained(), train)
         self.ema = EMA(self.model.module, averages_of(train))
-        self._loss_and_gradients = self._backward
-        if train.compile == "graphs":
-            self._loss_and_gradients = RecordedGradients(self._backward, self.model.loss)
+        is_recorded = train.compile == "graphs"
+        self._compute = RecordedGradients(self._accumulate, self.model.loss) if is_recorded else self._accumulate
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Makes one optimizer step on this process's share of a batch.
@@ -63,7 +62,7 @@ class Trainer:
         """
         train = self.config.train
         with deterministic(self.device) if train.deterministic else nullcontext():
-            loss, parts = self._loss_and_gradients(batch)
+            loss, parts = self._compute(batch)
         parameters = list(self.model.loss.parameters())
         norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         if train.grad_clip is not None:
@@ -77,8 +76,8 @@ class Trainer:
         )
         return {"loss": loss, "grad_norm": norm.float(), **parts}
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, parts and gradients of this process's share, computed in micro-batches (gradient accumulation)."""
+    def _accumulate(self, batch: Batch) -> Numbers:
+        """Loss and parts of this process's share. Adds its gradients to the parameters, one micro-batch at a time."""
         count = self.config.train.accumulation
         loss, parts = torch.zeros((), device=self.device), {}
         for i, micro_batch in enumerate(batch.chunks(count)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -23,7 +23,6 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.sampling import Generator, SamplingOptions, generator
 from mpdit_core.settings import merge, validate
 from mpdit_core.training.batches import Batch
-from mpdit_core.training.state import trainer as state_trainer
 from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
 
@@ -75,7 +74,9 @@ def test_one_recording_for_each_shape_type_and_mode_with_the_functions_numbers(d
                 with torch.inference_mode(mode):
                     x, y = (torch.rand(shape, device=device, dtype=dtype) for _ in range(2))
                     assert torch.equal(recorded(x, y), x * y + 1)
-    assert len(set(calls)) == 2 * 2 * 2
+    assert len(set(calls)) == len(recorded._graphs) == 2 * 2 * 2
+    if device.type == "cuda":
+        assert len(calls) == 8 * (cuda_graphs.WARM_UPS + 1)  # replays do not call the function
     first, again = recorded(x, y), recorded(y, y)
     assert first.data_ptr() == again.data_ptr()
 
@@ -83,9 +84,9 @@ def test_one_recording_for_each_shape_type_and_mode_with_the_functions_numbers(d
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
 def test_the_recordings_that_came_last_are_kept(device):
     recorded = Recorded(torch.neg)
-    for length in range(1, cuda_graphs.MAX_GRAPHS + 4):
+    for length in range(1, cuda_graphs.MAX_RECORDINGS + 4):
         recorded(torch.zeros(length, device=device))
-    assert len(recorded._graphs) == cuda_graphs.MAX_GRAPHS
+    assert len(recorded._graphs) == cuda_graphs.MAX_RECORDINGS
 
 
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
@@ -139,7 +140,7 @@ def test_a_recorded_step_is_the_step(device, monkeypatch):
 def test_images_of_recorded_networks_are_the_images(device, tmp_path, monkeypatch):
     """A sampler that keeps velocities, guided and not, a guide, and a last block that is smaller."""
     monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
-    monkeypatch.setattr(generator, "require_cuda", lambda device, remedy: None)
+    monkeypatch.setattr(generator, "require_cuda_graphs", lambda device, remedy: None)
     model, guide = write_model(tmp_path / "model"), write_model(tmp_path / "guide", seed=1)
     options = QUICK | {"sampler": "adams-bashforth-3", "guidance_interval": (0.3, 0.8), "precision": "float32"}
     for more in ({}, {"guide": str(guide.path)}):
@@ -167,18 +168,3 @@ def test_steps_that_cannot_be_recorded_are_refused(changes, world, code):
     with refused("no-cuda-graphs"):
         require_recordable(train, torch.device("cpu"), world)
     require_recordable(TrainConfig(accumulation=2), torch.device("cpu"), world)
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_a_step_is_deterministic_if_the_settings_say_so(monkeypatch, wanted):
-    entered: list[torch.device] = []
-
-    @contextmanager
-    def enter(device: torch.device) -> Iterator[None]:
-        entered.append(device)
-        yield
-
-    monkeypatch.setattr(state_trainer, "deterministic", enter)
-    made = trainer(torch.device("cpu"), deterministic=wanted)
-    made.step(Batch(torch.randn(4, 1, 16, 16), torch.randn(4, 1, 16, 16), torch.rand(4), torch.arange(4)))
-    assert entered == [torch.device("cpu")] * wanted
