@@ -101,7 +101,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @contextmanager
 def computing_in(name: ComputeType, device: torch.device) -> Iterator[None]:
-    """The context of a frozen network. On a GPU, float32 is exact unless `name` is `tf32`. torch's flags are restored."""
+    """The context of a frozen network. On a GPU, float32 is exact unless `name` is `tf32`. Flags are restored."""
     flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [flag.allow_tf32 for flag in flags]
     try:
