@@ -34,22 +34,25 @@ class RandomTable:
 
     All rows are one stream of 64-bit words, of which each row takes the same number: one per uniform number, one per
     pair of normal ones (Box and Muller 1958). NumPy's PCG64DXSM can jump to any place of its stream, and its raw words
-    are the same in every version of NumPy. So a row depends on its number alone.
+    are the same in every version of NumPy. So a row depends on its number alone, and not on the number of threads.
     """
 
-    def __init__(self, *key: int | str, uniforms: int, normals: int):
+    def __init__(self, *key: int | str, uniforms: int, normals: int, threads: int = 1):
         self.seed, self.uniforms, self.normals = hash_seed(*key), uniforms, normals
         self.row_words = uniforms + math.ceil(normals / 2)
+        self.threads = threads
+        # Kept from call to call: a new thread has to get its memory from the system first.
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="random")
 
-    def rows(self, start: int, stop: int, *, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows `start` to `stop - 1`: uniform numbers in (0, 1), [n, uniforms], and normal ones, [n, normals].
 
-        Both are float32. They do not depend on the number of threads.
+        Both are float32.
         """
         count = stop - start
         uniforms = np.empty((count, self.uniforms), dtype=np.float32)
         normals = np.empty((count, self.normals), dtype=np.float32)
-        parts = max(1, min(threads, count, count * self.row_words // WORDS_PER_THREAD))
+        parts = max(1, min(self.threads, count, count * self.row_words // WORDS_PER_THREAD))
         ends = [count * part // parts for part in range(parts + 1)]
 
         def fill(first: int, last: int) -> None:
@@ -58,8 +61,7 @@ class RandomTable:
         if parts == 1:
             fill(0, count)
         else:
-            with ThreadPoolExecutor(parts, thread_name_prefix="random") as pool:
-                list(pool.map(fill, ends, ends[1:]))
+            list(self._pool.map(fill, ends, ends[1:]))
         return uniforms, normals
 
     def _fill(self, start: int, uniforms: np.ndarray, normals: np.ndarray) -> None:

@@ -75,7 +75,9 @@ class BatchSource:
         self.order = EpochOrder(len(latents), self.seed)
         draws = latents.spec.autoencoder.form.copies  # 1: noise; 2: noise, and a draw from the posterior
         self.shape = (draws, config.model.channels, *config.model.input_size)
-        self.table = RandomTable(self.seed, "batches", uniforms=3, normals=math.prod(self.shape))
+        self.table = RandomTable(
+            self.seed, "batches", uniforms=3, normals=math.prod(self.shape), threads=torch.get_num_threads()
+        )
 
     def indices(self, step: int) -> list[int]:
         """The images in this process's share of step `step` (from 0)."""
@@ -88,7 +90,7 @@ class BatchSource:
 
     def _samples(self, start: int, stop: int) -> Batch:
         """The samples at places `start` … `stop` - 1, counted over all steps."""
-        uniforms, normals = self.table.rows(start, stop, threads=torch.get_num_threads())
+        uniforms, normals = self.table.rows(start, stop)
         times, flips, drops = torch.from_numpy(uniforms).unbind(1)
         draws = torch.from_numpy(normals).unflatten(1, self.shape)  # [n, 1 or 2, C, h, w]
         indices = self.order.indices(start, stop).tolist()

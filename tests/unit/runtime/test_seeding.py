@@ -24,7 +24,8 @@ def test_a_row_depends_on_its_number_alone(monkeypatch):
         for part, all_rows in zip(table.rows(start, stop), whole, strict=True):
             np.testing.assert_array_equal(part, all_rows[start:stop])
     monkeypatch.setattr(seeding, "WORDS_PER_THREAD", 100)
-    for part, all_rows in zip(table.rows(0, 100, threads=7), whole, strict=True):
+    in_threads = RandomTable(5, "test", uniforms=2, normals=1001, threads=7)
+    for part, all_rows in zip(in_threads.rows(0, 100), whole, strict=True):
         np.testing.assert_array_equal(part, all_rows)
     far = 10**15  # a place of the stream beyond 2^58
     np.testing.assert_array_equal(table.rows(far, far + 3)[1][2], table.rows(far + 2, far + 3)[1][0])
