@@ -144,7 +144,7 @@ def pieces(session: Session) -> Iterator[Piece]:
     yield Piece("autoencoder", 30, partial(autoencoder_rates, session))
     yield Piece("inception", 15, partial(inception_rate, session))
     yield Piece(f"sample {first}", 30, partial(sample_guided, session, first))
-    yield Piece(f"a whole run of {last}", 45, partial(whole_run, session))
+    yield Piece(f"a whole run of {last}", 45, partial(whole_run, session, last))
     for preset in others:
         yield Piece(f"train {preset} compiled", 35, partial(train, session, preset, mode="compiled"))
         yield Piece(
@@ -293,14 +293,13 @@ def train(
     }
 
 
-def whole_run(session: Session) -> Values:
+def whole_run(session: Session, preset: str) -> Values:
     """The job `train` with batches from a folder of random latents, to compare with the bare steps of its preset."""
     from latents_read import write_shards
 
     from mpdit_core import train as train_job
     from mpdit_core.training import TrainOptions
 
-    preset = list(session.presets)[-1]
     model, batch_size, steps = load_preset(preset).model, session.presets[preset], 4 if session.tiny else 100
     folder, factor = session.folder / "latents", 1 if session.tiny else 8
     h, w = model.input_size

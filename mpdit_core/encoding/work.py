@@ -70,8 +70,7 @@ def _make_share(work: ShardWork, stop: StopRequest, *, world: World, report: Rep
     task = work.task if world.size == 1 else f"{work.task} (process 1 of {world.size})"
     with WriteBehind() as writer:
         for batch in work.encode(share):
-            if world.size > 1 and os.getppid() != launcher:
-                raise SystemExit(f"process {world.rank}: its launcher has ended")
+            _require_launcher(launcher, world)
             if batch.content is not None:
                 writer.submit(work.store, batch.content)
             done += batch.items
@@ -88,7 +87,12 @@ def _wait_for_others(work: ShardWork, stop: StopRequest, *, world: World, report
         if not has_reported:
             report(Note(text="waiting for the other processes"))
             has_reported = True
-        if os.getppid() != launcher:
-            raise SystemExit("the launcher has ended")
+        _require_launcher(launcher, world)
         stop.check()
         time.sleep(SECONDS_BETWEEN_CHECKS)
+
+
+def _require_launcher(launcher: int, world: World) -> None:
+    """Ends this process of a group when the process that started it is gone."""
+    if world.size > 1 and os.getppid() != launcher:
+        raise SystemExit(f"process {world.rank}: its launcher has ended")

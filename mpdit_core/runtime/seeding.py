@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 WORDS_AT_ONCE = 1 << 17  # 1 MiB; smaller parts make threads wait for the interpreter, larger ones leave the cache
-WORDS_PER_THREAD = 1 << 18  # fewer take less time than starting a thread
+WORDS_PER_THREAD = 1 << 18  # fewer are made sooner than a thread is woken
 
 
 def hash_seed(*key: int | str) -> int:
