@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -24,11 +26,12 @@ from torch import Tensor
 from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import Mode, prepare
-from mpdit_core.data.manifest import EncodingPlan, SkippedItem
+from mpdit_core.data.manifest import EncodingPlan, SkippedItem, TeacherPlan
 from mpdit_core.data.shards import ShardContent
 from mpdit_core.data.sources import Decode, read_items
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.concurrency import produced_ahead
+from mpdit_core.size import Size
 
 BATCHES_AHEAD = 3
 
@@ -40,16 +43,13 @@ class Encoder:
     Args:
         device: where it computes; on a CPU each image is encoded by itself.
         mode: mode of the pictures, as Pillow names it.
-        shape, dtype: shape and type of what is stored for each image.
-        tensors: names of the tensors of a shard: of the images and, if they are stored too, of the mirror images.
-        encode: gives what is stored, [n, *shape], for images uint8 [n, K, H, W].
+        stored: plan of what is stored: its shape and type for each image, and the names of the tensors.
+        encode: gives what is stored, [n, *stored.stored_shape], for images uint8 [n, K, H, W].
     """
 
     device: torch.device
     mode: Mode
-    shape: tuple[int, ...]
-    dtype: str
-    tensors: tuple[str, ...]
+    stored: EncodingPlan | TeacherPlan
     encode: Callable[[Tensor], Tensor]
 
     @property
@@ -58,14 +58,8 @@ class Encoder:
 
 
 def latents_encoder(autoencoder: LoadedAutoencoder, plan: EncodingPlan) -> Encoder:
-    return Encoder(
-        device=autoencoder.encode_device,
-        mode=autoencoder.mode,
-        shape=plan.stored_shape,
-        dtype=plan.dtype,
-        tensors=plan.tensor_names,
-        encode=autoencoder.encode,
-    )
+    device, mode, encode = autoencoder.encode_device, autoencoder.mode, autoencoder.encode
+    return Encoder(device=device, mode=mode, stored=plan, encode=encode)
 
 
 @dataclass(frozen=True)
@@ -83,8 +77,8 @@ class ShardBuilder:
     def __init__(self, plan: EncodingPlan, number: int, encoder: Encoder):
         self.number = number
         self.start, self.stop = plan.shard_range(number)
-        shape = (self.stop - self.start, *encoder.shape)
-        self.tensors = {name: np.empty(shape, encoder.dtype) for name in encoder.tensors}
+        stored = encoder.stored
+        self.tensors = {name: np.empty((len(self), *stored.stored_shape), stored.dtype) for name in stored.tensor_names}
         self.labels = np.zeros(len(self), "<i8")
         self.is_good = np.ones(len(self), dtype=bool)
         self.skipped: list[SkippedItem] = []
@@ -98,21 +92,20 @@ class ShardBuilder:
             torch.from_numpy(tensor)[row : row + len(values)].copy_(values)
 
     def content(self) -> ShardContent:
-        if self.is_good.all():
-            return ShardContent(self.number, self.tensors, self.labels, self.skipped)
-        tensors = {name: tensor[self.is_good] for name, tensor in self.tensors.items()}
-        return ShardContent(self.number, tensors, self.labels[self.is_good], self.skipped)
+        kept = self.is_good if self.skipped else slice(None)  # a slice copies nothing
+        tensors = {name: tensor[kept] for name, tensor in self.tensors.items()}
+        return ShardContent(self.number, tensors, self.labels[kept], self.skipped)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
-    """Consecutive items of a shard, which begin at `row`. `reasons` are complete when all items are decoded."""
+    """Consecutive items of a shard, which begin at `row`."""
 
     shard: ShardBuilder
     row: int
-    items: list[Item]
+    items: Sequence[Item]
     pictures: np.ndarray | None  # [n, H, W, K] uint8, where the whole batch is encoded at once
-    reasons: list[Future[str | None]] = field(default_factory=list)  # why an item cannot be used
+    reasons: Iterator[str | None]  # for each item, once it is decoded: why it cannot be used, if so
 
     @property
     def is_last(self) -> bool:
@@ -120,10 +113,8 @@ class Batch:
 
     def wait(self) -> list[SkippedItem]:
         """Waits until all items are decoded; returns those that cannot be used, whose rows are dropped."""
-        wait(self.reasons)
         skipped = []
-        for place, (item, future) in enumerate(zip(self.items, self.reasons, strict=True)):
-            reason = future.result()
+        for place, (item, reason) in enumerate(zip(self.items, self.reasons, strict=True)):
             if reason is not None:
                 self.shard.is_good[self.row + place] = False
                 skipped.append(SkippedItem(key=item.key, reason=reason))
@@ -164,8 +155,7 @@ def encode_shards(
                     while waiting:  # earlier batches may complete a shard
                         yield finished()
                     raise _faulty(skipped[0])
-                pictures = batch.pictures
-                encoded = [] if pictures is None else encode_pictures(encoder, pictures)
+                encoded = [] if batch.pictures is None else encode_pictures(encoder, batch.pictures)
                 waiting.append((batch, skipped, encoded))
                 if len(waiting) > under_way:
                     yield finished()
@@ -179,7 +169,8 @@ def encode_pictures(encoder: Encoder, pictures: np.ndarray) -> list[Tensor]:
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     if encoder.device.type == "cuda":
         images = images.pin_memory().to(encoder.device, non_blocking=True)
-    return [encoder.encode(part) for part in ((images, images.flip(-1))[: len(encoder.tensors)])]
+    parts = (images, images.flip(-1)) if encoder.stored.flip else (images,)
+    return [encoder.encode(part) for part in parts]
 
 
 def _submitted(
@@ -191,7 +182,6 @@ def _submitted(
     pool: ThreadPoolExecutor,
 ) -> Iterator[Batch]:
     """The batches of `shards` in order. When a batch is yielded, `pool` already has the tasks that decode it."""
-    picture_shape = (*plan.resolution, len(encoder.mode))
     for number in shards:
         shard = ShardBuilder(plan, number, encoder)
         reading = read_items(source, shard.start, shard.stop)
@@ -200,32 +190,33 @@ def _submitted(
             items, decoders = zip(*(next(reading) for _ in range(size)), strict=True)
             _check_labels(items, plan)
             shard.labels[row : row + size] = [item.label for item in items]
-            pictures = np.zeros((size, *picture_shape), np.uint8) if encoder.takes_batches else None
-            batch = Batch(shard, row, list(items), pictures)
-            batch.reasons = [
-                pool.submit(_decode, batch, place, decode, plan, encoder) for place, decode in enumerate(decoders)
-            ]
-            yield batch
+            shape = (size, *plan.resolution, len(encoder.mode))
+            pictures = np.zeros(shape, np.uint8) if encoder.takes_batches else None
+            places = repeat(None) if pictures is None else pictures
+            decode = partial(_decode, encoder, plan.resolution, shard)
+            yield Batch(shard, row, items, pictures, pool.map(decode, range(row, row + size), decoders, places))
 
 
-def _decode(batch: Batch, place: int, decode: Decode, plan: EncodingPlan, encoder: Encoder) -> str | None:
-    """Decodes an item, and encodes it unless whole batches are encoded; returns why it cannot be used, if so."""
+def _decode(
+    encoder: Encoder, resolution: Size, shard: ShardBuilder, row: int, decode: Decode, place: np.ndarray | None
+) -> str | None:
+    """Decodes an item into its `place` [H, W, K] of a batch, or else encodes it too; returns why it cannot be used."""
     try:
-        picture = prepare(decode(), plan.resolution, encoder.mode)
+        picture = prepare(decode(), resolution, encoder.mode)
     except UserError as error:  # a plugin that fails may raise this too
         return error.what
-    if batch.pictures is not None:
-        batch.pictures[place] = picture
+    if place is not None:
+        place[:] = picture
     else:
-        batch.shard.store(batch.row + place, encode_pictures(encoder, picture[None].copy()))
+        shard.store(row, encode_pictures(encoder, picture[None].copy()))
     return None
 
 
 @contextmanager
 def _decoding_pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]:
     threads = torch.get_num_threads()
-    initializer = {"initializer": torch.set_num_threads, "initargs": (1,)} if one_thread_each else {}
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", **initializer)
+    initializer = partial(torch.set_num_threads, 1) if one_thread_each else None
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=initializer)
     try:
         yield pool
     finally:

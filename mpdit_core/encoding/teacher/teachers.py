@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from mpdit_core import api, plugins
 from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb
-from mpdit_core.data.images import Mode, prepare
+from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.data.manifest import EncodingPlan, TeacherPlan, normalisation_of
 from mpdit_core.data.shards import ShardContent
@@ -39,21 +38,6 @@ LATENTS = "latents"  # the teacher that needs no network
 READ_AT_ONCE = 256  # images
 
 
-class LoadedTeacher(Protocol):
-    """A teacher that is ready. `plan` describes what is stored, without the projection, which is measured later."""
-
-    @property
-    def plan(self) -> TeacherPlan: ...
-
-    def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
-        """Numbers of `count` random images (of a stream, the first ones), and their features, not projected."""
-        ...
-
-    def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
-        """What is stored for shards, one after the other, multiplied by `projection` [F, dims] if it is given."""
-        ...
-
-
 def open_teacher(
     options: EncodeOptions, plan: EncodingPlan, source: Dataset | None, autoencoder: LoadedAutoencoder
 ) -> LoadedTeacher | None:
@@ -64,13 +48,57 @@ def open_teacher(
             (`option-does-not-apply`); a plugin without a map (`no-teacher`); a grid that does not fit the latents
             (`grid-does-not-fit`); more dimensions than features (`invalid-value`).
     """
-    name = options.teacher
+    name, patch, dims = options.teacher, options.teacher_patch_size, options.teacher_dims
     if name is None:
-        _refuse_options_of_teachers(options)
+        given = [name for name in sorted(options.model_fields_set) if "teacher" in name and getattr(options, name)]
+        if given:
+            raise UserError(
+                f"the option {given[0]} needs a teacher",
+                code="option-does-not-apply",
+                expected="the name of a teacher too",
+                remedy="--teacher NAME",
+            )
         return None
-    grid = _grid(options, plan)
+    channels, *sides = plan.latent_shape
+    size = Size(*sides)
+    if not size.is_multiple(patch):
+        raise UserError(
+            f"tokens of {patch} × {patch} latent pixels do not divide latents of {size.height} × {size.width}",
+            code="grid-does-not-fit",
+            expected="a number that divides both sides: the patch size of the model's last coarse stage",
+            remedy="--teacher-patch-size P",
+        )
+    grid = size // patch
+    has_flips = plan.flip or plan.autoencoder.flip_equivariant  # training can ask for mirror images
     if name == LATENTS:
-        return LatentsTeacher(plan=_with_dims(_latents_plan(plan, grid), options.teacher_dims))
+        features = channels * patch**2
+        teacher = LatentsTeacher(
+            TeacherPlan(name=name, fingerprint=plan.fingerprint(), grid=grid, features=features, flip=has_flips)
+        )
+    else:
+        teacher = _open_extractor(name, options, plan, source, autoencoder, grid=grid, has_flips=has_flips)
+    if dims is None:
+        return teacher
+    if dims >= teacher.plan.features:
+        raise UserError(
+            f"{dims} dimensions are not fewer than the {teacher.plan.features} features per token of {name}",
+            code="invalid-value",
+            expected=f"1 to {teacher.plan.features - 1}",
+            remedy="without --teacher-dims all features are stored",
+        )
+    return replace(teacher, plan=teacher.plan.model_copy(update={"features": dims}))
+
+
+def _open_extractor(
+    name: str,
+    options: EncodeOptions,
+    plan: EncodingPlan,
+    source: Dataset | None,
+    autoencoder: LoadedAutoencoder,
+    *,
+    grid: Size,
+    has_flips: bool,
+) -> ImageTeacher:
     if source is None:
         raise UserError(
             f"the teacher {name} needs images, but only latents of another program are given",
@@ -86,89 +114,36 @@ def open_teacher(
             expected="a plugin with the method feature_map, such as efficientnet or dinov2",
             remedy=f"--teacher {LATENTS} needs no plugin",
         )
-    network = TeacherNetwork(extractor, grid=grid, device=autoencoder.device)
     blank = torch.zeros(1, 3, *plan.resolution, dtype=torch.uint8)
     recorded = plugins.record("features", name, extractor)
-    teacher_plan = TeacherPlan(
-        name=name,
-        package=recorded["package"],
-        options=recorded["options"],
-        fingerprint=extractor.fingerprint(),
-        grid=grid,
-        features=network(blank).shape[-1],
-        flip=has_flips(plan) and not getattr(extractor, "flip_equivariant", False),
-    )
     return ImageTeacher(
-        plan=_with_dims(teacher_plan, options.teacher_dims),
-        network=network,
+        plan=TeacherPlan(
+            name=name,
+            package=recorded["package"],
+            options=recorded["options"],
+            fingerprint=extractor.fingerprint(),
+            grid=grid,
+            features=grid_features(extractor, blank, grid, autoencoder.device).shape[-1],
+            flip=has_flips and not getattr(extractor, "flip_equivariant", False),
+        ),
+        extractor=extractor,
         latents_plan=plan,
         source=source,
-        mode=autoencoder.mode,
+        autoencoder=autoencoder,
         workers=options.workers or usable_cores(),
     )
 
 
-def has_flips(plan: EncodingPlan) -> bool:
-    """Whether training can ask for mirror images of these latents."""
-    return plan.flip or plan.autoencoder.flip_equivariant
-
-
-def _refuse_options_of_teachers(options: EncodeOptions) -> None:
-    given = [name for name in sorted(options.model_fields_set) if "teacher" in name and getattr(options, name)]
-    if given:
-        raise UserError(
-            f"the option {given[0]} needs a teacher",
-            code="option-does-not-apply",
-            expected="the name of a teacher too",
-            remedy="--teacher NAME",
-        )
-
-
-def _grid(options: EncodeOptions, plan: EncodingPlan) -> Size:
-    """Tokens along height and width."""
-    _, *sides = plan.latent_shape
-    size, patch = Size(*sides), options.teacher_patch_size
-    if not size.is_multiple(patch):
-        raise UserError(
-            f"tokens of {patch} × {patch} latent pixels do not divide latents of {size.height} × {size.width}",
-            code="grid-does-not-fit",
-            expected="a number that divides both sides: the patch size of the model's last coarse stage",
-            remedy="--teacher-patch-size P",
-        )
-    return size // patch
-
-
-def _with_dims(plan: TeacherPlan, dims: int | None) -> TeacherPlan:
-    """`plan` with features of `dims` dimensions."""
-    if dims is None:
-        return plan
-    if dims >= plan.features:
-        raise UserError(
-            f"{dims} dimensions are not fewer than the {plan.features} features per token of {plan.name}",
-            code="invalid-value",
-            expected=f"1 to {plan.features - 1}",
-            remedy="without --teacher-dims all features are stored",
-        )
-    return plan.model_copy(update={"features": dims})
-
-
-@dataclass(frozen=True)
-class TeacherNetwork:
-    """Images uint8 [n, K, H, W] → features [n, N, F] float32, averaged over the cells of `grid`."""
-
-    extractor: api.Teacher
-    grid: Size
-    device: torch.device
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        images = as_rgb(images.to(self.device))
-        with computing_in("float32", self.device), plugin_errors(self.extractor, "in feature_map"):
-            found = self.extractor.feature_map(images)
-        if found.ndim != 4 or len(found) != len(images) or found.dtype != torch.float32:
-            reason = f"it returns {found.dtype} {list(found.shape)}, not torch.float32 [n, F, rows, columns]"
-            raise broken(self.extractor, "in feature_map", reason)
-        return to_tokens(found, self.grid)
+@torch.inference_mode()
+def grid_features(extractor: api.Teacher, images: Tensor, grid: Size, device: torch.device) -> Tensor:
+    """Features [n, N, F] float32 of images uint8 [n, K, H, W], averaged over the cells of `grid`."""
+    images = as_rgb(images.to(device))
+    with computing_in("float32", device), plugin_errors(extractor, "in feature_map"):
+        found = extractor.feature_map(images)
+    if found.ndim != 4 or len(found) != len(images) or found.dtype != torch.float32:
+        reason = f"it returns {found.dtype} {list(found.shape)}, not torch.float32 [n, F, rows, columns]"
+        raise broken(extractor, "in feature_map", reason)
+    return to_tokens(found, grid)
 
 
 def to_tokens(feature_map: Tensor, grid: Size) -> Tensor:
@@ -182,65 +157,68 @@ def to_tokens(feature_map: Tensor, grid: Size) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTeacher:
-    """A feature extractor, which gets the pictures that the autoencoder gets; grey ones in all three colours."""
+    """A feature extractor, which gets the pictures that the autoencoder gets; grey ones in all three colours.
+
+    `plan` describes what is stored, without the projection, which is measured later.
+    """
 
     plan: TeacherPlan
-    network: TeacherNetwork
+    extractor: api.Teacher
     latents_plan: EncodingPlan
     source: Dataset
-    mode: Mode
+    autoencoder: LoadedAutoencoder
     workers: int
 
     def sample(self, folder: LatentFolder, count: int, seed: int) -> tuple[list[int], Tensor]:
+        """Numbers of `count` random images (of a stream, the first ones), and their features, not projected."""
         picks = pick_images(folder.manifest, self.source, min(count, len(folder)), seed=seed)
         features = []
         for _, _, decode in picks:
-            picture = prepare(decode(), self.latents_plan.resolution, self.mode)
-            images = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
-            features.append(self.network(images).cpu())
+            picture = prepare(decode(), self.latents_plan.resolution, self.autoencoder.mode)
+            features.append(self._features(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]).cpu())
         return [number for number, _, _ in picks], torch.cat(features)
 
     def shards(self, folder: LatentFolder, numbers: Sequence[int], projection: Tensor | None) -> Iterator[Encoded]:
-        directions = None if projection is None else projection.to(self.network.device)
+        """What is stored for shards, one after the other, multiplied by `projection` [F, dims] if it is given.
+
+        Raises:
+            UserError: another image can be used than when the latents were made (`faulty-image`).
+        """
+        device = self.autoencoder.device
+        directions = None if projection is None else projection.to(device)
 
         @torch.inference_mode()
         def encode(images: Tensor) -> Tensor:
-            features = self.network(images)
+            features = self._features(images)
             return features if directions is None else features @ directions
 
-        encoder = Encoder(
-            device=self.network.device,
-            mode=self.mode,
-            shape=self.plan.stored_shape,
-            dtype=self.plan.dtype,
-            tensors=self.plan.tensor_names,
-            encode=encode,
-        )
-        made = encode_shards(
+        encoder = Encoder(device=device, mode=self.autoencoder.mode, stored=self.plan, encode=encode)
+        for batch in encode_shards(
             self.source, self.latents_plan, numbers, encoder=encoder, workers=self.workers, skip_faulty=True
-        )
-        for batch in made:
+        ):
             if batch.content is not None:
                 _require_same_images(folder, batch.content)
             yield replace(batch, skipped=[])  # they were reported when the latents were made
 
+    def _features(self, images: Tensor) -> Tensor:
+        return grid_features(self.extractor, images, self.plan.grid, self.autoencoder.device)
+
 
 def _require_same_images(folder: LatentFolder, content: ShardContent) -> None:
     before = [item.key for item in folder.manifest.shards[content.number].skipped]
+    changed = [f"{item.key} cannot be used: {item.reason}" for item in content.skipped if item.key not in before]
     now = [item.key for item in content.skipped]
-    if before != now:
-        faulty = next(
-            (f"{item.key} cannot be used: {item.reason}" for item in content.skipped if item.key not in before), None
-        )
+    changed += [f"{key} can be read now" for key in before if key not in now]
+    if changed:
         raise UserError(
-            faulty or f"{next(key for key in before if key not in now)} can be read now",
+            changed[0],
             code="faulty-image",
             expected="the images that the latents were made from",
             remedy="restore the source as it was",
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LatentsTeacher:
     """The autoencoder's own latents: standardised means, cut into the patches of the grid (patch row, column, channel).
 
@@ -276,12 +254,4 @@ class LatentsTeacher:
         return rows.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-def _latents_plan(plan: EncodingPlan, grid: Size) -> TeacherPlan:
-    channels, height, width = plan.latent_shape
-    return TeacherPlan(
-        name=LATENTS,
-        fingerprint=plan.fingerprint(),
-        grid=grid,
-        features=channels * height * width // grid.area,
-        flip=has_flips(plan),
-    )
+LoadedTeacher = ImageTeacher | LatentsTeacher
