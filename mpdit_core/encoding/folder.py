@@ -113,7 +113,9 @@ class EncodingFolder(ShardRecords):
                 code="cannot-write",
                 expected="a folder, or a path that does not exist",
             )
-        foreign = self._foreign()
+        begun = self.has_manifest or self.work.is_dir() or not self.path.exists()
+        names = [] if begun else sorted(path.name for path in self.path.iterdir())
+        foreign = [name for name in names if not any(Path(name).match(pattern) for pattern in OURS)]
         if foreign:
             raise UserError(
                 f"the output folder {self.path} holds files other than latents, such as {foreign[0]}",
@@ -153,10 +155,13 @@ class EncodingFolder(ShardRecords):
             recorded = {n: _read_shard(path, n, plan) for n, path in paths if path.is_file()}
         return {number: shard for number, shard in recorded.items() if self._is_there(shard)}
 
-    def finish(self, plan: EncodingPlan, *, normalisation: Literal["measured", "published"]) -> None:
+    def finish(self, plan: EncodingPlan, *, normalisation: Literal["measured", "published"] | None) -> None:
         """Writes the manifest of all shards, and removes the records.
 
         Features beside repaired latents are kept, unless the number of images in a shard has changed.
+
+        Args:
+            normalisation: None: that of repaired latents, else `measured`.
 
         Raises:
             UserError: every image was skipped (`no-images`); shards were removed after they were written
@@ -169,18 +174,22 @@ class EncodingFolder(ShardRecords):
         if count == 0:
             raise UserError("every image was skipped", code="no-images", remedy="see the reasons above")
         mean, std = measured_statistics(plan, shards)
-        teacher = read_manifest(self.path).teacher if self.has_manifest else None
-        counts = [shard.count for shard in shards]
+        old = read_manifest(self.path) if self.has_manifest else None
+        was_published = old is not None and old.normalisation.name == "published"
+        name = normalisation or ("published" if was_published else "measured")
+        teacher = old.teacher if old else None
+        if teacher and [shard.count for shard in teacher.shards] != [shard.count for shard in shards]:
+            teacher = None
         self._end(
             Manifest(
                 plan=plan,
                 count=count,
                 measured_mean=mean,
                 measured_std=std,
-                normalisation=normalisation_of(normalisation, mean, std),
+                normalisation=normalisation_of(name, mean, std),
                 shards=shards,
                 made_by=f"mpdit {__version__}",
-                teacher=teacher if teacher and [shard.count for shard in teacher.shards] == counts else None,
+                teacher=teacher,
             )
         )
 
@@ -190,11 +199,6 @@ class EncodingFolder(ShardRecords):
             return read_manifest(self.path).plan
         path = self.work / "plan.json"
         return read_versioned(EncodingPlan, path) if path.is_file() else None
-
-    def _foreign(self) -> list[str]:
-        if not self.path.is_dir() or self.has_manifest or self.work.is_dir():
-            return []
-        return sorted(p.name for p in self.path.iterdir() if not any(p.match(pattern) for pattern in OURS))
 
 
 def _read_shard(path: Path, number: int, plan: EncodingPlan) -> Shard:

@@ -87,6 +87,7 @@ class LatentFormat:
     size: Size  # h × w
     has_flips: bool
     is_log_variance: bool
+    scale: float  # factor that raw latents were multiplied by
     text: str
 
 
@@ -146,29 +147,26 @@ def detect_format(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float 
         size=Size(height, width),
         has_flips=bool(flips),
         is_log_variance=is_log_variance,
+        scale=scale,
         text=f"{len(found):,} latents {spec.channels} × {height} × {width}: {what}, divided by {scale:g} "
         f"(standard deviation {std:.3g} before, {std / scale:.3g} after)",
     )
 
 
 def import_shards(
-    found: ForeignLatents, latent_format: LatentFormat, plan: EncodingPlan, shards: Sequence[int], *, scale: float
+    found: ForeignLatents, latent_format: LatentFormat, plan: EncodingPlan, shards: Sequence[int]
 ) -> Iterator[Encoded]:
     """The content of `shards`, one after the other, as raw latents."""
+    scale = latent_format.scale
     for number in shards:
         start, stop = plan.shard_range(number)
-        tensors = {
-            name: _raw(stored, latent_format, scale).to(torch.float16).numpy()
-            for name, stored in zip(plan.tensor_names, found.read(start, stop), strict=True)
-        }
+        tensors = {}
+        for name, stored in zip(plan.tensor_names, found.read(start, stop), strict=True):
+            if latent_format.is_log_variance:  # of raw latents: programs that store it scale only the draw
+                mean, log_variance = stored.chunk(2, dim=1)
+                stored = torch.cat([mean, (log_variance / 2).exp() * scale], dim=1)
+            tensors[name] = (stored / scale).to(torch.float16).numpy()
         yield Encoded(stop - start, [], ShardContent(number, tensors, found.labels[start:stop], []))
-
-
-def _raw(stored: Tensor, latent_format: LatentFormat, scale: float) -> Tensor:
-    if latent_format.is_log_variance:  # of raw latents: programs that store it scale only the draw
-        mean, log_variance = stored.chunk(2, dim=1)
-        stored = torch.cat([mean, (log_variance / 2).exp() * scale], dim=1)
-    return stored / scale
 
 
 def _pairs(folder: Path) -> ForeignLatents | None:

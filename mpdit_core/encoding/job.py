@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from functools import partial
 
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import MANIFEST, normalisation_of, read_manifest
-from mpdit_core.data.shards import ShardContent, write_shard
-from mpdit_core.encoding.inception_figures import measure_rfid, write_reference
+from mpdit_core.data.shards import write_shard
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 from mpdit_core.encoding.reconstruction import (
     draw_decoded,
@@ -22,13 +22,15 @@ from mpdit_core.encoding.reconstruction import (
 )
 from mpdit_core.encoding.setup import EncodeJob, open_job
 from mpdit_core.encoding.teacher.store import store_features
-from mpdit_core.encoding.verify import verify, verify_features
-from mpdit_core.encoding.work import ShardWork, make_shards
+from mpdit_core.encoding.verify import verify_features, verify_latents
+from mpdit_core.encoding.work import make_shards
 from mpdit_core.errors import UserError
-from mpdit_core.reporting import Note, Reporter, Warning, silent
+from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import process_group
+from mpdit_core.runtime.distributed import World, process_group
+
+RFID_IMAGES = 50_000
 
 
 def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> EncodeResult:
@@ -52,10 +54,8 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
             store_features(job, job.teacher)
         if world.is_main:
             _inspect(job, is_new=unfinished is not None)
-        path, rfid = job.folder.path, None
-        if options.reconstruction_fid:
-            rfid = measure_rfid(path, options, trust=_is_typed(job), report=report)
-        return _result(LatentFolder(path), encoded=encoded, seconds=seconds, rfid=rfid)
+        rfid = _measure_rfid(job) if options.reconstruction_fid else None
+        return _result(LatentFolder(job.folder.path), encoded=encoded, seconds=seconds, rfid=rfid)
 
 
 def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
@@ -94,29 +94,15 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
         )
         job.report(Note(text=text))
 
-    def store(content: ShardContent) -> None:
-        job.folder.add(content.number, write_shard(job.folder.path, job.plan, content))
-
-    work = ShardWork(
+    make_shards(
+        job,
+        unfinished,
         task="encode",
-        plan=job.plan,
-        unfinished=unfinished,
-        encode=lambda shards: job.shards_of(job.plan, shards),
-        store=store,
+        encode=job.shards_of,
+        write=partial(write_shard, job.folder.path, job.plan),
         records=job.folder,
     )
-    make_shards(work, world=job.world, report=job.report)
-    if job.world.is_main:
-        _finish(job)
-    job.world.barrier()
-
-
-def _finish(job: EncodeJob) -> None:
-    """Writes the manifest; a repaired folder keeps its normalisation."""
-    folder = job.folder
-    was_published = folder.has_manifest and read_manifest(folder.path).normalisation.name == "published"
-    name = job.options.normalisation or ("published" if was_published else "measured")
-    folder.finish(job.plan, normalisation=name)
+    job.world.on_main(lambda: job.folder.finish(job.plan, normalisation=job.options.normalisation))
 
 
 def _revisit(job: EncodeJob) -> None:
@@ -137,15 +123,48 @@ def _inspect(job: EncodeJob, *, is_new: bool) -> None:
     """`--verify`, and the files beside the latents: figures of the reconstruction, contact sheet, reference."""
     path, images = job.folder.path, job.options.reconstruction_images
     if job.options.verify:
-        verify(job.folder, job.source, job.autoencoder, report=job.report)
-        verify_features(path, job.teacher, report=job.report)
+        verify_latents(job)
+        verify_features(job)
     latents = LatentFolder(path)
     if job.source is None:
         draw_decoded(latents, job.autoencoder, report=job.report)
     elif is_new or not is_inspected(latents, images=images):
         inspect_reconstruction(latents, job.source, job.autoencoder, images=images, report=job.report)
     if job.options.reference_stats:
-        write_reference(path, device=job.autoencoder.device, trust=_is_typed(job), report=job.report)
+        _write_reference(job)
+
+
+def _write_reference(job: EncodeJob) -> None:
+    """Measures the reference statistics of eval-fid, and keeps them beside the latents."""
+    from mpdit_core.evaluation import measure_reference, plan_reference
+    from mpdit_core.metrics.features import load_extractor
+
+    path, device = job.folder.path, job.autoencoder.device
+    extractor = load_extractor("inception", device=device)
+    plan = plan_reference(str(path), resolution=None, extractor=extractor, trust=_is_typed(job))
+    measure_reference(plan, extractor, device=device, world=World(), report=job.report)
+    job.report(Saved(what="reference statistics", path=path))
+
+
+def _measure_rfid(job: EncodeJob) -> float | None:
+    """FID of decoded latents against the images, recorded in evals/ of the folder. Every process takes part.
+
+    None unless Inception has its published weights.
+    """
+    from mpdit_core.evaluation import EvaluateOptions, evaluate
+
+    path = job.folder.path
+    wanted = EvaluateOptions(
+        what=str(path),
+        reference=str(path),
+        num_samples=min(RFID_IMAGES, read_manifest(path).count),
+        metrics=("fid",),
+        out=path / "evals",
+        device=job.options.device,
+        trust=_is_typed(job),
+    )
+    found = evaluate(wanted, report=job.report).metrics.get("fid")
+    return found if isinstance(found, float) else None
 
 
 def _is_typed(job: EncodeJob) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -39,7 +38,7 @@ class EncodeJob:
 
     Args:
         source: the images; None where latents of another program are imported.
-        shards_of: gives the content of shards, one after the other, for a plan and their numbers.
+        shards_of: gives the content of shards, one after the other, for their numbers.
         teacher: the teacher whose features are stored beside the latents, if one was asked for.
     """
 
@@ -47,11 +46,11 @@ class EncodeJob:
     plan: EncodingPlan
     folder: EncodingFolder
     source: Dataset | None
-    shards_of: Callable[[EncodingPlan, Sequence[int]], Iterator[Encoded]]
+    shards_of: Callable[[Sequence[int]], Iterator[Encoded]]
     autoencoder: LoadedAutoencoder
+    teacher: LoadedTeacher | None
     world: World
     report: Reporter
-    teacher: LoadedTeacher | None = None
 
     def unfinished_shards(self) -> list[int] | None:
         """Numbers of the shards to encode; None for a complete folder, and for one that is only checked."""
@@ -71,73 +70,59 @@ class EncodeJob:
 
 def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
     """Opens everything, makes the plan, and refuses what cannot be done; in every process."""
-    open_input = _open_foreign if options.from_latents else _open_source
-    job = open_input(options, device=device, world=world, report=report)
-    autoencoder = job.autoencoder.spec
-    if ":" in autoencoder.id and is_plugin(autoencoder.id):
-        text = f"{autoencoder.id} is not an installed plugin: `mpdit train` decodes these latents only with --trust"
+    given, source = what_is_encoded(options), None
+    if options.from_latents:
+        found = find_foreign_latents(options.from_latents)
+        autoencoder = _load_autoencoder(options, None, device=device, world=world)
+        latent_format = detect_format(found, autoencoder.spec, scale=options.latents_scale)
+        report(Note(text=latent_format.text))
+        plan = plan_import(options, found, latent_format)
+        folder = EncodingFolder(output_folder(options, plan.resolution))
+        shards_of = partial(import_shards, found, latent_format, plan)
+    else:
+        source = open_source(given, split=options.split, **source_arguments(options))
+        autoencoder = _load_autoencoder(options, source, device=device, world=world)
+        own = getattr(source, "resolution", None)
+        resolution = options.resolution or (Size.parse(own) if own else DEFAULT_RESOLUTION)
+        autoencoder.check_resolution(resolution)
+        folder = EncodingFolder(output_folder(options, resolution))
+        report(Note(text=f"finding the images of {given}"))
+        begun = folder.plan()
+        plan = world.broadcast_object(make_plan(options, source, autoencoder, resolution=resolution, begun=begun))
+        autoencoder.precision = plan.precision
+        for note in source_notes(source):
+            report(note)
+        shards_of = partial(
+            encode_shards,
+            source,
+            plan,
+            encoder=latents_encoder(autoencoder, plan),
+            workers=options.workers or usable_cores(),
+            skip_faulty=options.on_error == "skip",
+        )
+    spec = autoencoder.spec
+    if ":" in spec.id and is_plugin(spec.id):
+        text = f"{spec.id} is not an installed plugin: `mpdit train` decodes these latents only with --trust"
         report(Warning(code="autoencoder-not-installed", text=text))
     if (options.reference_stats or options.reconstruction_fid) and world.is_main:
         from mpdit_core.evaluation import require_features
 
         require_features("inception", device)
     if options.normalisation == "published":  # raises where it does not fit
-        normalisation_of("published", (0.0,) * autoencoder.channels, ())
-    job.folder.check(job.plan)
-    teacher = open_teacher(options, job.plan, job.source, job.autoencoder)
+        normalisation_of("published", (0.0,) * spec.channels, ())
+    folder.check(plan)
+    teacher = open_teacher(options, plan, source, autoencoder)
     if teacher and not options.replace_teacher:
-        TeacherFolder(job.folder.path).check(teacher.plan)
+        TeacherFolder(folder.path).check(teacher.plan)
     world.barrier()
-    return replace(job, teacher=teacher)
-
-
-def _open_source(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
-    """Images to encode."""
-    given = what_is_encoded(options)
-    source = open_source(given, split=options.split, **source_arguments(options))
-    autoencoder = _load_autoencoder(options, source, device=device, world=world)
-    own = getattr(source, "resolution", None)
-    resolution = options.resolution or (Size.parse(own) if own else DEFAULT_RESOLUTION)
-    autoencoder.check_resolution(resolution)
-    folder = EncodingFolder(output_folder(options, resolution))
-    report(Note(text=f"finding the images of {given}"))
-    begun = folder.plan()
-    plan = world.broadcast_object(make_plan(options, source, autoencoder, resolution=resolution, begun=begun))
-    autoencoder.precision = plan.precision
-    for note in source_notes(source):
-        report(note)
     return EncodeJob(
         options=options,
         plan=plan,
         folder=folder,
         source=source,
-        shards_of=partial(
-            encode_shards,
-            source,
-            encoder=latents_encoder(autoencoder, plan),
-            workers=options.workers or usable_cores(),
-            skip_faulty=options.on_error == "skip",
-        ),
+        shards_of=shards_of,
         autoencoder=autoencoder,
-        world=world,
-        report=report,
-    )
-
-
-def _open_foreign(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
-    """Latents of another program to import."""
-    found = find_foreign_latents(Path(what_is_encoded(options)))
-    autoencoder = _load_autoencoder(options, None, device=device, world=world)
-    latent_format = detect_format(found, autoencoder.spec, scale=options.latents_scale)
-    report(Note(text=latent_format.text))
-    plan = plan_import(options, found, latent_format)
-    return EncodeJob(
-        options=options,
-        plan=plan,
-        folder=EncodingFolder(output_folder(options, plan.resolution)),
-        source=None,
-        shards_of=partial(import_shards, found, latent_format, scale=options.latents_scale or 1.0),
-        autoencoder=autoencoder,
+        teacher=teacher,
         world=world,
         report=report,
     )

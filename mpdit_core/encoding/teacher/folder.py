@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from mpdit_core.data.manifest import (
     MANIFEST,
     PROJECTION,
@@ -22,8 +24,11 @@ from mpdit_core.data.manifest import (
     read_versioned,
 )
 from mpdit_core.encoding.folder import ShardRecords, require_same
-from mpdit_core.encoding.teacher.projection import read_projection
-from mpdit_core.runtime.files import remove, write_json
+from mpdit_core.errors import UserError
+from mpdit_core.runtime.checked_tensors import read_checked, write_checked
+from mpdit_core.runtime.files import remove, sha256, write_json
+
+DIRECTIONS = "directions"
 
 
 class TeacherFolder(ShardRecords):
@@ -31,10 +36,6 @@ class TeacherFolder(ShardRecords):
 
     def __init__(self, path: Path):
         super().__init__(path, "teacher")
-
-    @property
-    def projection(self) -> Path:
-        return self.path / PROJECTION
 
     @property
     def is_complete(self) -> bool:
@@ -60,8 +61,30 @@ class TeacherFolder(ShardRecords):
         remedy = "use the old settings, or add --replace-teacher to delete the stored features and make these"
         same_projection = plan.model_copy(update={"projection": old.projection})
         require_same(old, same_projection, self.path, remedy=remedy)
-        if old.projection:
-            read_projection(self.projection, old.projection)
+        self.read_projection(old)
+
+    def write_projection(self, directions: Tensor) -> str:
+        """Writes `directions` [F, dims] float32; returns the SHA-256 of their file, for the plan."""
+        write_checked(self.path / PROJECTION, {DIRECTIONS: directions}, {})
+        return sha256(self.path / PROJECTION)
+
+    def read_projection(self, plan: TeacherPlan) -> Tensor | None:
+        """The directions [F, dims] that features are projected to; None if they are not.
+
+        Raises:
+            UserError: the file is not the one of `plan` (`damaged-file`).
+        """
+        if plan.projection is None:
+            return None
+        path = self.path / PROJECTION
+        if not path.is_file() or sha256(path) != plan.projection:
+            raise UserError(
+                f"{path} is missing or has changed since it was written",
+                code="damaged-file",
+                expected=f"a file with the SHA-256 {plan.projection[:16]}…",
+                remedy="restore it, or add --replace-teacher to make all features again",
+            )
+        return read_checked(path)[0][DIRECTIONS]
 
     def clear(self) -> None:
         """Deletes the features, and their part of the manifest."""

@@ -5,14 +5,18 @@ They are made as the latents are: in shards of fixed images, shared among proces
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+from torch import Tensor
+
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import TeacherPlan
-from mpdit_core.data.shards import ShardContent, write_feature_shard
+from mpdit_core.data.shards import write_feature_shard
 from mpdit_core.encoding.setup import EncodeJob
 from mpdit_core.encoding.teacher.folder import TeacherFolder
-from mpdit_core.encoding.teacher.projection import measure_projection, one_thread, read_projection, write_projection
 from mpdit_core.encoding.teacher.teachers import LoadedTeacher
-from mpdit_core.encoding.work import ShardWork, make_shards
+from mpdit_core.encoding.work import make_shards
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note
 
@@ -34,20 +38,14 @@ def store_features(job: EncodeJob, teacher: LoadedTeacher) -> None:
     count, grid = job.plan.count_items(unfinished), f"{plan.grid.height} × {plan.grid.width}"
     text = f"storing the features of {count:,} images: {grid} tokens of {plan.features} by {plan.name}"
     job.report(Note(text=text))
-    projection = read_projection(folder.projection, plan.projection) if plan.projection else None
-
-    def store(content: ShardContent) -> None:
-        folder.add(content.number, write_feature_shard(folder.path, plan, content))
-
-    work = ShardWork(
+    make_shards(
+        job,
+        unfinished,
         task="teacher",
-        plan=job.plan,
-        unfinished=unfinished,
-        encode=lambda shards: teacher.shards(latents, shards, projection),
-        store=store,
+        encode=partial(teacher.shards, latents, projection=folder.read_projection(plan)),
+        write=partial(write_feature_shard, folder.path, plan),
         records=folder,
     )
-    make_shards(work, world=job.world, report=job.report)
     job.world.on_main(lambda: folder.finish(plan))
 
 
@@ -62,9 +60,9 @@ def _begin(
         if not job.options.replace_teacher:
             raise
         folder.clear()
-    begun = folder.plan()
     if job.options.teacher_dims:
-        projection = begun.projection if begun else _measure(job, teacher, folder, latents)
+        begun = folder.plan()
+        projection = begun.projection if begun else _project(job, teacher, folder, latents)
         plan = plan.model_copy(update={"projection": projection})
     done = folder.shards()
     unfinished = [number for number in range(job.plan.num_shards) if number not in done]
@@ -74,12 +72,30 @@ def _begin(
     return plan, unfinished
 
 
-def _measure(job: EncodeJob, teacher: LoadedTeacher, folder: TeacherFolder, latents: LatentFolder) -> str:
+def _project(job: EncodeJob, teacher: LoadedTeacher, folder: TeacherFolder, latents: LatentFolder) -> str:
     """Measures and writes the projection; returns the SHA-256 of its file."""
     job.report(Note(text=f"measuring the projection of {teacher.plan.name} on up to {MEASURED_ON} images"))
-    with one_thread():  # the same bits for any number of cores
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same bits for any number of cores
+    try:
         _, features = teacher.sample(latents, MEASURED_ON, seed=0)
-        projection = measure_projection(features, teacher.plan.features)
-    of, dims = projection.directions.shape
-    job.report(Note(text=f"{dims} of {of} dimensions hold {projection.share:.1%} of the squared features"))
-    return write_projection(folder.projection, projection)
+        directions, share = measure_projection(features, teacher.plan.features)
+    finally:
+        torch.set_num_threads(threads)
+    of, dims = directions.shape
+    job.report(Note(text=f"{dims} of {of} dimensions hold {share:.1%} of the squared features"))
+    return folder.write_projection(directions)
+
+
+def measure_projection(features: Tensor, dims: int) -> tuple[Tensor, float]:
+    """The `dims` principal directions of `features` [n, N, F] about zero, and their share of the squared features.
+
+    The directions [F, dims] float32 are orthonormal, the one with the largest share first. Directions about zero, not
+    about the mean, keep dot products best, and so the cosines that alignment compares.
+    """
+    rows = features.flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(rows.T @ rows)  # ascending
+    vectors = vectors.flip(1)[:, :dims]
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))  # made positive: the sign is arbitrary
+    share = (values.flip(0)[:dims].sum() / values.sum()).item()
+    return (vectors * largest.sign()).float(), share

@@ -18,7 +18,7 @@ from teacher_helpers import TEACHER, Cells, feature_hashes
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.data.manifest import MANIFEST, normalisation_of
-from mpdit_core.encoding.teacher.projection import measure_projection
+from mpdit_core.encoding.teacher.store import measure_projection
 from mpdit_core.encoding.teacher.teachers import to_tokens
 from mpdit_core.errors import Interrupted
 from mpdit_core.reporting import Progress
