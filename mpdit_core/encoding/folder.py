@@ -56,8 +56,8 @@ class ShardRecords:
         if path.exists():
             path.replace(path.with_name(path.name + ".bad"))
 
-    def _begin(self, plan: Settings, finished: Mapping[int, Shard | FeatureShard]) -> None:
-        """Makes `work` with the plan, and the records of shards that are `finished`."""
+    def begin(self, plan: Settings, finished: Mapping[int, Shard | FeatureShard]) -> None:
+        """Makes `work`, in a folder that is locked and checked, with the plan and the records of `finished` shards."""
         remove_leftovers(self.path)
         with user_errors(self.work):
             self.work.mkdir(exist_ok=True)
@@ -144,7 +144,7 @@ class EncodingFolder(ShardRecords):
         """Makes the folder ready for shards, once it is locked and checked."""
         # In a repair, the manifest's records of the shards that are there stay valid.
         recorded = enumerate(read_manifest(self.path).shards) if self.has_manifest else ()
-        self._begin(plan, {number: shard for number, shard in recorded if self._is_there(shard)})
+        self.begin(plan, {number: shard for number, shard in recorded if self._is_there(shard)})
 
     def shards(self, plan: EncodingPlan) -> dict[int, Shard]:
         """Finished shards by number: those with a record, whose file has its full size."""

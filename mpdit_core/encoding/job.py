@@ -21,6 +21,7 @@ from mpdit_core.encoding.reconstruction import (
     read_reconstruction,
 )
 from mpdit_core.encoding.setup import EncodeJob, open_job
+from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.encoding.teacher.store import store_features
 from mpdit_core.encoding.verify import verify_features, verify_latents
 from mpdit_core.encoding.work import make_shards
@@ -45,10 +46,10 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
         job = open_job(options, device=device, world=world, report=report)
         unfinished = world.on_main(lambda: _hold(job, held))
         started = time.monotonic()
-        if unfinished is None:
-            _revisit(job)
-        else:
+        if unfinished is not None:
             _encode(job, unfinished)
+        elif world.is_main:
+            _revisit(job)
         encoded, seconds = job.plan.count_items(unfinished or ()), time.monotonic() - started
         if job.teacher and not (job.options.verify and read_manifest(job.folder.path).teacher):
             store_features(job, job.teacher)
@@ -59,25 +60,28 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
 
 
 def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
-    """Locks the folder until `held` closes; returns the shards to encode, which no other command can change."""
-    _check_disk(job, job.unfinished_shards() or [])
-    held.enter_context(job.folder.held())
-    job.folder.check(job.plan)
-    return job.unfinished_shards()
+    """Locks the folder until `held` closes; returns the shards to encode, which no other command can change.
 
-
-def _check_disk(job: EncodeJob, unfinished: list[int]) -> None:
-    need, free = job.plan.count_items(unfinished) * job.plan.bytes_per_image, files.free_bytes(job.folder.path)
-    if job.teacher:
-        need += job.plan.count_items(job.missing_features()) * job.teacher.plan.bytes_per_image
+    Raises:
+        UserError: the space is too small for latents and features (`disk-full`), and as `EncodingFolder`.
+    """
+    folder, plan = job.folder, job.plan
+    need, free = plan.count_items(job.unfinished_shards() or ()) * plan.bytes_per_image, files.free_bytes(folder.path)
+    if job.teacher and not job.is_check:
+        done = TeacherFolder(folder.path).shards() if folder.has_manifest else {}
+        missing = (number for number in range(plan.num_shards) if number not in done)
+        need += plan.count_items(missing) * job.teacher.plan.bytes_per_image
     if need > free:
         raise UserError(
-            f"{job.folder.path} still needs {files.size_text(need)}, but {files.size_text(free)} are free there",
+            f"{folder.path} still needs {files.size_text(need)}, but {files.size_text(free)} are free there",
             code="disk-full",
             expected="enough space for all shards",
             remedy="free some space, choose another --out"
-            + (", or --no-flip, which needs half of the space" if job.plan.flip else ""),
+            + (", or --no-flip, which needs half of the space" if plan.flip else ""),
         )
+    held.enter_context(folder.held())
+    folder.check(plan)
+    return job.unfinished_shards()
 
 
 def _encode(job: EncodeJob, unfinished: list[int]) -> None:
@@ -107,8 +111,6 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
 
 def _revisit(job: EncodeJob) -> None:
     """Changes the normalisation of a complete folder if another one is requested; nothing is encoded."""
-    if not job.world.is_main:
-        return
     path, wanted = job.folder.path, job.options.normalisation
     job.report(Note(text=f"{path} is complete: nothing to encode"))
     old = read_manifest(path)

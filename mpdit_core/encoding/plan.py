@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import torch
 
 from mpdit_core.api import Dataset
-from mpdit_core.data.autoencoders import LoadedAutoencoder
+from mpdit_core.config import ComputeType
+from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
+from mpdit_core.data.images import prepare
 from mpdit_core.data.manifest import EncodingPlan, SourceSpec
-from mpdit_core.data.sources import absolute_source, classes_and_fingerprint, count_items, read_class_names, source_name
+from mpdit_core.data.sources import (
+    absolute_source,
+    classes_and_fingerprint,
+    count_items,
+    read_class_names,
+    read_items,
+    source_name,
+)
 from mpdit_core.encoding.foreign_latents import ForeignLatents, LatentFormat
 from mpdit_core.encoding.options import EncodeOptions
-from mpdit_core.encoding.precision import choose_precision
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.precision import MIN_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees, require
 from mpdit_core.size import Size
 
 DEFAULT_RESOLUTION = Size.square(256)
 SHARD_BYTES, SHARD_ITEMS = 128 * 2**20, 4096  # at most, unless --shard-size is given
 SHARDS_AT_LEAST = 16  # for a small data set, so that several processes can share the work
+MAX_DIFFERENCE = 1e-2  # between the posterior's mean and the mean that float32 gives, in raw units
 FOR_IMAGES = frozenset(  # options that --from-latents refuses
     {"split", "labels", "streaming", "allow_empty_classes", "dataset_options", "resolution", "flip", "on_error",
      "precision", "batch_size", "reference_stats", "reconstruction_fid"}
@@ -65,6 +79,44 @@ def make_plan(
     return _in_shards(plan, options.shard_size)
 
 
+def choose_precision(
+    wanted: Literal["auto", "float32", "tf32", "bfloat16"],
+    autoencoder: LoadedAutoencoder,
+    source: Dataset,
+    *,
+    resolution: Size,
+) -> ComputeType:
+    """The type that the encoder computes in: `wanted`, or for `auto` the fastest whose means of the first images are
+    within `MAX_DIFFERENCE` of float32's.
+
+    Raises:
+        UserError: the device does not have the precision (`no-such-precision`).
+    """
+    device = autoencoder.encode_device
+    if wanted != "auto":
+        return require(wanted, device)
+    if autoencoder.parameters < MIN_PARAMETERS:
+        return "float32"
+    size, pictures = autoencoder.spec.trial_size(resolution, TRIED_AT), []
+    for _, decode in read_items(source, 0, min(TRIED_ON, count_items(source))):
+        with suppress(UserError):  # reported when it is encoded
+            pictures.append(prepare(decode(), size, autoencoder.mode))
+    if not pictures:
+        return "float32"
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+    def means(name: ComputeType) -> torch.Tensor:
+        autoencoder.precision = name
+        return read_stored(autoencoder.encode(images), autoencoder.spec.stores)[0]
+
+    return fastest_that_agrees(
+        ("bfloat16", "tf32") if device.type == "cuda" else ("bfloat16",),
+        means,
+        difference=lambda a, b: (a - b).abs().max().item(),
+        limit=MAX_DIFFERENCE,
+    )
+
+
 def plan_import(options: EncodeOptions, found: ForeignLatents, latent_format: LatentFormat) -> EncodingPlan:
     """The plan for latents that another program made.
 
@@ -72,7 +124,14 @@ def plan_import(options: EncodeOptions, found: ForeignLatents, latent_format: La
         UserError: an option for images is given (`option-does-not-apply`), or there are fewer class names than labels
             (`no-such-class`).
     """
-    _refuse_options_of_images(options)
+    given = options.model_fields_set & FOR_IMAGES
+    if given:
+        raise UserError(
+            f"the option {sorted(given)[0]} does not apply to --from-latents",
+            code="option-does-not-apply",
+            expected="options of latents only; no image is read",
+            remedy="leave it out",
+        )
     most = int(found.labels.max()) + 1
     names = tuple(read_class_names(options.classes)) if options.classes else tuple(map(str, range(most)))
     if len(names) < most:
@@ -103,17 +162,6 @@ def _in_shards(plan: EncodingPlan, wanted: int | None) -> EncodingPlan:
     fitting = min(SHARD_ITEMS, SHARD_BYTES // plan.bytes_per_image, -(-plan.source.items // SHARDS_AT_LEAST))
     whole_batches = max(1, round(fitting / plan.batch_size)) * plan.batch_size
     return plan.model_copy(update={"shard_size": wanted or whole_batches})
-
-
-def _refuse_options_of_images(options: EncodeOptions) -> None:
-    given = options.model_fields_set & FOR_IMAGES
-    if given:
-        raise UserError(
-            f"the option {sorted(given)[0]} does not apply to --from-latents",
-            code="option-does-not-apply",
-            expected="options of latents only; no image is read",
-            remedy="leave it out",
-        )
 
 
 def what_is_encoded(options: EncodeOptions) -> str:

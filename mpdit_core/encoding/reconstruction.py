@@ -13,6 +13,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -126,7 +127,14 @@ def ssim(images: Tensor, decoded: Tensor) -> Tensor:
     side = min(11, *images.shape[-2:])
     offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
-    rows, columns = (_sliding(window / window.sum(), length) for length in images.shape[-2:])
+    window /= window.sum()
+
+    def sliding(length: int) -> Tensor:
+        """[places, length]: a row of weights for each place where the window fits."""
+        places = length - side + 1
+        return torch.stack([F.pad(window, (place, places - place - 1)) for place in range(places)])
+
+    rows, columns = map(sliding, images.shape[-2:])
 
     def local_mean(values: Tensor) -> Tensor:
         return rows @ values @ columns.T
@@ -138,15 +146,6 @@ def ssim(images: Tensor, decoded: Tensor) -> Tensor:
     covariance = local_mean(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
-
-
-def _sliding(window: Tensor, length: int) -> Tensor:
-    """The matrix of the means under `window` at each place where it fits: [length - len(window) + 1, length]."""
-    places = length - len(window) + 1
-    matrix = window.new_zeros(places, length)
-    for place in range(places):
-        matrix[place, place : place + len(window)] = window
-    return matrix
 
 
 def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 0) -> list[tuple[int, Item, Decode]]:

@@ -52,20 +52,18 @@ class EncodeJob:
     world: World
     report: Reporter
 
+    @property
+    def is_check(self) -> bool:
+        """Whether finished latents are only checked: missing shards are reported, not made."""
+        return self.options.verify and self.folder.has_manifest
+
     def unfinished_shards(self) -> list[int] | None:
         """Numbers of the shards to encode; None for a complete folder, and for one that is only checked."""
-        if self.options.verify and self.folder.has_manifest:  # missing shards are reported, not made
+        if self.is_check:
             return None
         done = self.folder.shards(self.plan)
         todo = [number for number in range(self.plan.num_shards) if number not in done]
         return None if not todo and self.folder.is_complete else todo
-
-    def missing_features(self) -> list[int]:
-        """Numbers of the shards without features; none without a teacher, and for a folder that is only checked."""
-        if self.teacher is None or (self.options.verify and self.folder.has_manifest):
-            return []
-        done = TeacherFolder(self.folder.path).shards() if self.folder.has_manifest else {}
-        return [number for number in range(self.plan.num_shards) if number not in done]
 
 
 def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -105,18 +106,16 @@ class FeatureAccumulator:
         if not state:
             self._sums = None
             return
-        parts: dict[str, dict[str, Tensor]] = {"spatial": {}, "logits": {}}
-        for name, tensor in state.items():
-            part, _, key = name.partition(".")
-            parts.setdefault(part, {})[key] = tensor
+        half_0, half_1, spatial, logits = (
+            {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+            for name in ("half-0", "half-1", "spatial", "logits")
+        )
+        restored = partial(RunningStatistics.from_state, device=self.device)
         self._sums = _Sums(
             done=int(state["done"]),
-            halves=(
-                RunningStatistics.from_state(parts["half-0"], self.device),
-                RunningStatistics.from_state(parts["half-1"], self.device),
-            ),
-            spatial=RunningStatistics.from_state(parts["spatial"], self.device) if parts["spatial"] else None,
-            logits=InceptionScore.from_state(parts["logits"]) if parts["logits"] else None,
+            halves=(restored(half_0), restored(half_1)),
+            spatial=restored(spatial) if spatial else None,
+            logits=InceptionScore.from_state(logits) if logits else None,
             rows=state["rows"],
         )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from mpdit_core import plugins
 from mpdit_core.api import FeatureExtractor, Features, option
 from mpdit_core.errors import UserError
-from mpdit_core.plugins import plugin_errors
+from mpdit_core.plugins import broken, plugin_errors
 from mpdit_core.runtime.files import sha256
 from mpdit_core.runtime.precision import computing_in
 
@@ -50,13 +50,12 @@ class Inception:
 
     def load(self, device: torch.device) -> None:
         """Raises `UserError`: missing, damaged or wrong weights, or a torchvision that does not import."""
-        module = _import_network()
-        url = module.URL_INCEPTION_V3
-        self.weights_path = Path(self.weights).expanduser() if self.weights else find_weights(url)
+        module, published = _import_network(), published_weights()
+        self.weights_path = Path(self.weights).expanduser() if self.weights else _downloaded(published)
         if not self.weights_path.is_file():
-            raise UserError(f"{self.weights_path} does not exist", code="no-such-file", remedy=_where_to_put(url))
+            raise UserError(f"{self.weights_path} does not exist", code="no-such-file", remedy=published.remedy)
         self.weights_sha256 = sha256(self.weights_path)
-        state = read_weights(self.weights_path)
+        state = _read_weights(self.weights_path)
         checked = io.BytesIO()  # torch-fidelity unpickles any file, so it gets only these checked tensors
         torch.save(state, checked)
         checked.seek(0)
@@ -66,8 +65,8 @@ class Inception:
             raise UserError(
                 f"{self.weights_path} does not hold this Inception network: {_first_lines(error)}",
                 code="wrong-weights",
-                expected=f"torch-fidelity's {Path(url).name}",
-                remedy=_where_to_put(url),
+                expected=f"torch-fidelity's {published.path.name}",
+                remedy=published.remedy,
             ) from error
         self._network = network.to(device)
         self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
@@ -117,20 +116,17 @@ class PublishedWeights(NamedTuple):
 def published_weights() -> PublishedWeights:
     """Raises `UserError` (`no-torch-fidelity`). Nothing is read or downloaded."""
     url = _import_network().URL_INCEPTION_V3
-    return PublishedWeights(_cached_weights(url), url, _where_to_put(url))
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    remedy = (
+        f"on a machine with internet access download {url} and put it at {path}, or give it with --weights FILE; "
+        "or --features PLUGIN for a distance in other features (`mpdit plugins` lists them)"
+    )
+    return PublishedWeights(path, url, remedy)
 
 
-def _cached_weights(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-
-
-def find_weights(url: str) -> Path:
-    """The published weights, from torch's cache or downloaded into it.
-
-    Raises:
-        UserError: they can be neither found nor downloaded; the remedy says where to put them.
-    """
-    path = _cached_weights(url)
+def _downloaded(weights: PublishedWeights) -> Path:
+    """The path of the published weights, downloaded if they are not there. Raises `UserError` (`no-weights`)."""
+    path, url, remedy = weights
     if path.is_file():
         return path
     try:
@@ -141,19 +137,12 @@ def find_weights(url: str) -> Path:
             f"the Inception weights are not at {path}, and cannot be downloaded: {_first_lines(error)}",
             code="no-weights",
             expected=f"{path.name} (91 MiB, SHA-256 {PUBLISHED_SHA256}…) from {url}",
-            remedy=_where_to_put(url),
+            remedy=remedy,
         ) from error
     return path
 
 
-def _where_to_put(url: str) -> str:
-    return (
-        f"on a machine with internet access download {url} and put it at {_cached_weights(url)}, or give it with "
-        "--weights FILE; or --features PLUGIN for a distance in other features (`mpdit plugins` lists them)"
-    )
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a .pth or .safetensors file; no code in it is run. Raises `UserError`."""
     try:
         if path.suffix == ".safetensors":
@@ -169,32 +158,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             expected="a state dict saved by torch, or a .safetensors file",
             remedy="it may be truncated: delete it and download it again",
         ) from error
+    fault = None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(
-            f"{path} holds no state dict, but {type(state).__name__}",
-            code="wrong-weights",
-            expected="tensors by name",
-        )
-    broken = [name for name, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if broken:
-        raise UserError(
-            f"{path}: {broken[0]} contains NaN or infinite values",
-            code="wrong-weights",
-            expected="the published weights",
-        )
+        fault = f"{type(state).__name__} is no state dict"
+    elif bad := [name for name, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]:
+        fault = f"{bad[0]} contains NaN or infinite values"
+    if fault:
+        expected = "the published weights, as tensors by name"
+        raise UserError(f"{path} cannot be used as weights: {fault}", code="wrong-weights", expected=expected)
     return dict(state)
 
 
-def build_extractor(
-    name: str, *, weights: Path | None = None, options: Mapping[str, Any] | None = None
+def load_extractor(
+    name: str, *, device: torch.device, weights: Path | None = None, options: Mapping[str, Any] | None = None
 ) -> FeatureExtractor:
-    """The extractor `name` with its options; not loaded yet.
+    """The extractor `name` with its options, loaded on `device`.
 
     Args:
         weights: file of weights, for `inception` only.
 
     Raises:
-        UserError: an unknown or broken plugin, or an option that it does not have.
+        UserError: an unknown or broken plugin, an option that it does not have, or as its `load`.
     """
     options = dict(options or {})
     if weights is not None:
@@ -206,14 +190,7 @@ def build_extractor(
                 remedy="--set features.KEY=VALUE, for an option of the plugin",
             )
         options["weights"] = str(weights)
-    return plugins.build("features", name, options)
-
-
-def load_extractor(
-    name: str, *, device: torch.device, weights: Path | None = None, options: Mapping[str, Any] | None = None
-) -> FeatureExtractor:
-    """As `build_extractor`, but loaded on `device`. Raises `UserError` also where that fails."""
-    extractor = build_extractor(name, weights=weights, options=options)
+    extractor = plugins.build("features", name, options)
     with plugin_errors(extractor, "in load"):
         extractor.load(device)
     return extractor
@@ -235,34 +212,28 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
     with plugin_errors(extractor, "in __call__"):
         parts = [extractor(part) for part in images.split(IMAGES_AT_ONCE)]
     if not all(isinstance(part, Features) for part in parts):
-        raise UserError(
-            f"features {extractor.name!r} returns {type(parts[0]).__name__}", code="broken-plugin", expected="Features"
-        )
+        raise broken(extractor, "in __call__", f"it returns {type(parts[0]).__name__}, not Features")
     pool, spatial, logits = (
-        _join(extractor.name, kind, [getattr(part, kind) for part in parts], len(images)) for kind in Features._fields
+        _join(extractor, kind, [getattr(part, kind) for part in parts], len(images)) for kind in Features._fields
     )
     if pool is None:
-        raise UserError(
-            f"features {extractor.name!r} returns no pool features", code="broken-plugin", expected="pool [B, F]"
-        )
+        raise broken(extractor, "in __call__", "it returns no pool features [B, F]")
     return Features(pool, spatial, logits)
 
 
-def _join(name: str, kind: str, parts: list[Tensor | None], count: int) -> Tensor | None:
+def _join(extractor: FeatureExtractor, kind: str, parts: list[Tensor | None], count: int) -> Tensor | None:
     tensors = [p for p in parts if p is not None]
     if not tensors:
         return None
     shapes = {(tuple(p.shape[1:]), p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in tensors}
     fits = all(isinstance(p, Tensor) and p.ndim == 2 and p.is_floating_point() and p.numel() for p in tensors)
     if not fits or len(shapes) != 1 or sum(map(len, tensors)) != count:
-        raise UserError(
-            f"features {name!r}: {kind} is {' and '.join(map(str, shapes))} for {count} images",
-            code="broken-plugin",
-            expected="a floating-point tensor [B, F]",
-        )
+        found = f"{kind} is {' and '.join(map(str, shapes))} for {count} images"
+        raise broken(extractor, "in __call__", f"{found}, not a floating-point tensor [B, F]")
     rows = torch.cat(tensors)
     if not torch.isfinite(rows).all():
-        raise UserError(f"features {name!r}: {kind} contains NaN or infinite values", code="not-finite")
+        what = f"features {extractor.name!r}: {kind} contains NaN or infinite values"
+        raise UserError(what, code="not-finite")
     return rows.float()
 
 

@@ -65,16 +65,12 @@ class RunningStatistics:
         if not torch.isfinite(rows).all():
             raise ValueError("features contain NaN or infinite values")
         total = self
-        for group in rows.detach().to(self.mean.device).split(ROWS_AT_ONCE):
-            if len(group):
-                total = total.merged(self._of_group(group.to(torch.float64)))
+        for part in rows.detach().to(self.mean.device).split(ROWS_AT_ONCE):
+            group = part.to(torch.float64)
+            mean = group.mean(dim=0)
+            centred = group - mean
+            total = total.merged(type(self)(len(group), mean, centred.T @ centred))
         return total
-
-    @classmethod
-    def _of_group(cls, rows: Tensor) -> Self:
-        mean = rows.mean(dim=0)
-        centred = rows - mean
-        return cls(len(rows), mean, centred.T @ centred)
 
     def merged(self, other: Self) -> Self:
         """The statistics of the rows of both together."""

@@ -93,10 +93,6 @@ class TeacherFolder(ShardRecords):
         for path in (self.work, *self.path.glob("teacher-*")):
             remove(path)
 
-    def prepare(self, plan: TeacherPlan) -> None:
-        """Makes the folder ready for shards, once it is locked and checked."""
-        self._begin(plan, self.shards())
-
     def shards(self) -> dict[int, FeatureShard]:
         """Finished shards by number: those with a record, whose file has its full size."""
         manifest = read_manifest(self.path)

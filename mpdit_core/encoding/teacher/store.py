@@ -68,7 +68,7 @@ def _begin(
     unfinished = [number for number in range(job.plan.num_shards) if number not in done]
     if not unfinished and folder.is_complete:
         return plan, None
-    folder.prepare(plan)
+    folder.begin(plan, done)
     return plan, unfinished
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.data.sources import open_source
-from mpdit_core.encoding import precision as encoding_precision
+from mpdit_core.encoding import plan as encoding_plan
 from mpdit_core.sampling import decode_precision
 from mpdit_core.size import Size
 
@@ -49,9 +49,9 @@ def autoencoder() -> LoadedAutoencoder:
 
 
 def test_its_encoder_is_tried_at_its_size(autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encoding_precision, "MIN_PARAMETERS", 1)
+    monkeypatch.setattr(encoding_plan, "MIN_PARAMETERS", 1)
     source = open_source(str(image_folder(tmp_path / "images")))
-    chosen = encoding_precision.choose_precision("auto", autoencoder, source, resolution=Size.square(SIDE))
+    chosen = encoding_plan.choose_precision("auto", autoencoder, source, resolution=Size.square(SIDE))
     assert chosen in ("float32", "bfloat16")
 
 

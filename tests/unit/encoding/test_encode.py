@@ -21,7 +21,7 @@ from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, find_latents
 from mpdit_core.data.manifest import PUBLISHED_MEAN
 from mpdit_core.data.shards import channel_sums, same_sums
-from mpdit_core.encoding import precision as encoding_precision
+from mpdit_core.encoding import plan as encoding_plan
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.reporting import Event, Progress, Saved, Skipped, Warning
 from mpdit_core.runtime import precision
@@ -194,17 +194,15 @@ def test_the_encoders_precision_is_measured_and_kept(images: Path, tmp_path: Pat
     assert encode(images, tmp_path / "small", **given).precision == "float32"  # not measured
     gain = {"least": 0.0}
     agreeing = precision.fastest_that_agrees
-    monkeypatch.setattr(encoding_precision, "MIN_PARAMETERS", 1)
-    monkeypatch.setattr(
-        encoding_precision, "fastest_that_agrees", lambda *a, **k: agreeing(*a, **k, min_gain=gain["least"])
-    )
-    monkeypatch.setattr(encoding_precision, "MAX_DIFFERENCE", 1.0)
+    monkeypatch.setattr(encoding_plan, "MIN_PARAMETERS", 1)
+    monkeypatch.setattr(encoding_plan, "fastest_that_agrees", lambda *a, **k: agreeing(*a, **k, min_gain=gain["least"]))
+    monkeypatch.setattr(encoding_plan, "MAX_DIFFERENCE", 1.0)
     assert encode(images, tmp_path / "fast", **given).precision == "bfloat16"
     gain["least"] = float("inf")
     assert encode(images, tmp_path / "fast", **given).precision == "bfloat16"  # as it was begun
     assert encode(images, tmp_path / "slow", **given).precision == "float32"
     gain["least"] = 0.0
-    monkeypatch.setattr(encoding_precision, "MAX_DIFFERENCE", 0.0)
+    monkeypatch.setattr(encoding_plan, "MAX_DIFFERENCE", 0.0)
     assert encode(images, tmp_path / "other", **given).precision == "float32"
 
 

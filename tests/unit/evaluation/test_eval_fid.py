@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from sample_helpers import code_of, write_model
 
 from mpdit_cli.app import main
+from mpdit_core import plugins
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, evaluate, evaluate_sweep, make_reference
-from mpdit_core.metrics.features import Inception, build_extractor, extract
+from mpdit_core.metrics.features import Inception, extract
 from mpdit_core.reporting import Note, Progress, Saved
 from mpdit_core.runtime import locks
 from mpdit_core.testing import check_features
@@ -61,7 +62,7 @@ def test_features_ignore_autocast_and_batch_size(inception, monkeypatch):
 
 
 def test_inception_keeps_the_contract_of_features(inception_weights):
-    check_features(build_extractor("inception", weights=inception_weights))
+    check_features(Inception(weights=str(inception_weights)))
 
 
 def test_fid_of_finished_samples_with_its_record(here, inception_weights, capsys):
@@ -295,7 +296,7 @@ def test_an_unknown_metric_is_refused(here, capsys):
 
 def test_statistics_of_another_size_are_refused_before_sampling(here):
     """Their features claim to be the same: only their number shows that they are not."""
-    name = f"digits {build_extractor('digits').fingerprint()}"
+    name = f"digits {plugins.build('features', 'digits').fingerprint()}"
     np.savez("small.npz", mu=np.zeros(4), sigma=np.eye(4), features=np.str_(name))
     write_model(here / "m")
     assert code_of(evaluate, options("m", "small.npz", num_samples=8)) == "other-features"

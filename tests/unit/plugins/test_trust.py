@@ -13,7 +13,6 @@ from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.sources import open_source, require_trusted
 from mpdit_core.evaluation import EvaluateOptions, make_reference
 from mpdit_core.evaluation.reference import plan_reference
-from mpdit_core.metrics.features import build_extractor
 from mpdit_core.size import Size
 from mpdit_core.training import TrainOptions, train
 
@@ -65,7 +64,8 @@ def test_a_manifest(evil: str, tmp_path: Path):
         make_reference(EvaluateOptions(what=str(folder), make_reference=tmp_path / "r.npz", device="cpu",
                                        features="digits-pixels"))  # fmt: skip
     with refused("untrusted-code"):  # as the record of a model or of samples gives it
-        plan_reference(evil, resolution=Size.square(8), extractor=build_extractor("digits-pixels"), typed=False)
+        extractor = plugins.build("features", "digits-pixels")
+        plan_reference(evil, resolution=Size.square(8), extractor=extractor, typed=False)
 
 
 @pytest.mark.usefixtures("untouched")
