@@ -54,7 +54,7 @@ def write_shards(
     )  # fmt: skip
     folder = EncodingFolder(path)
     with folder.held():
-        folder.prepare(plan)
+        folder.begin(plan, {})
         for number in range(plan.num_shards):
             start, stop = plan.shard_range(number)
             moments = np.random.default_rng(number).standard_normal((stop - start, *shape), np.float32).astype("<f2")

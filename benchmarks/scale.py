@@ -119,7 +119,7 @@ def make_latents(root: Path, count: int) -> Path:
     )  # fmt: skip
     folder = EncodingFolder(root / "latents")
     with folder.held():
-        folder.prepare(plan)
+        folder.begin(plan, {})
         for number in range(plan.num_shards):
             start, stop = plan.shard_range(number)
             pixels = np.random.default_rng(number).integers(0, 256, (stop - start, 1, SIDE, SIDE), dtype=np.uint8)

@@ -1,25 +1,33 @@
-"""A folder of latents while it is being written: its plan, the records of finished shards, and the manifest at the end.
+"""A folder of latents while latents, or a teacher's features beside them, are being written.
 
-encoding/plan.json          what determines the bytes; encoding under another plan is refused
-encoding/shard-00007.json   the record of a finished shard, written after it
-manifest.json               all records; written last, then `encoding/` is removed
+encoding/plan.json                what determines the bytes of latents; encoding under another plan is refused
+encoding/shard-00007.json         the record of a finished shard, written after it
+teacher/                          the same for a teacher's features
+teacher-projection.safetensors    the directions that features are projected to, if they are
+manifest.json                     all records; written last, then `encoding/` or `teacher/` is removed
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+
+from torch import Tensor
 
 from mpdit_core import __version__
 from mpdit_core.data.manifest import (
     MANIFEST,
+    PROJECTION,
     EncodingPlan,
     FeatureShard,
     Manifest,
     Shard,
+    TeacherFeatures,
+    TeacherPlan,
+    feature_shard_name,
     measured_statistics,
     normalisation_of,
     read_manifest,
@@ -28,7 +36,8 @@ from mpdit_core.data.manifest import (
     shard_name,
 )
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.files import remove_leftovers, user_errors, write_json
+from mpdit_core.runtime.checked_tensors import read_checked, write_checked
+from mpdit_core.runtime.files import remove, remove_leftovers, sha256, user_errors, write_json
 from mpdit_core.runtime.locks import locked
 from mpdit_core.settings import Settings, changes
 
@@ -36,6 +45,9 @@ OURS = (  # patterns of the files that encode-latents writes
     MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "reconstruction.json", "shard-*",
     "teacher", "teacher-*", ".*",
 )  # fmt: skip
+DIRECTIONS = "directions"  # name of the tensor of a projection
+
+S = TypeVar("S", Shard, FeatureShard)
 
 
 class ShardRecords:
@@ -43,6 +55,10 @@ class ShardRecords:
 
     def __init__(self, path: Path, work: str):
         self.path, self.work = path, path / work
+
+    @property
+    def has_manifest(self) -> bool:
+        return (self.path / MANIFEST).is_file()
 
     def count_records(self) -> int:
         return sum(1 for _ in self.work.glob("shard-*.json"))
@@ -86,20 +102,25 @@ class ShardRecords:
     def _record(self, number: int) -> Path:
         return self.work / f"{Path(shard_name(number)).stem}.json"
 
-    def _is_there(self, shard: Shard | FeatureShard) -> bool:
-        path = self.path / shard.file
-        return path.is_file() and path.stat().st_size == shard.bytes
+    def _records(self, kind: type[S], total: int) -> dict[int, S]:
+        paths = {number: self._record(number) for number in range(total)}
+        return {number: read_record(kind, path) for number, path in paths.items() if path.is_file()}
+
+    def _there(self, recorded: Iterable[tuple[int, S]]) -> dict[int, S]:
+        """The shards whose file has its full size."""
+
+        def is_there(shard: S) -> bool:
+            path = self.path / shard.file
+            return path.is_file() and path.stat().st_size == shard.bytes
+
+        return {number: shard for number, shard in recorded if is_there(shard)}
 
 
 class EncodingFolder(ShardRecords):
-    """Latents being written, see the module. Rank 0 locks and prepares it; every process adds records of its shards."""
+    """Latents being written. Rank 0 locks and prepares it; every process adds records of its shards."""
 
     def __init__(self, path: Path):
         super().__init__(path, "encoding")
-
-    @property
-    def has_manifest(self) -> bool:
-        return (self.path / MANIFEST).is_file()
 
     @property
     def is_complete(self) -> bool:
@@ -127,7 +148,7 @@ class EncodingFolder(ShardRecords):
         if old is not None:
             moved = plan.source.model_copy(update={"given": old.source.given})
             remedy = f"use the old settings, choose another --out, or delete {self.path}"
-            require_same(old, plan.model_copy(update={"source": moved}), self.path, remedy=remedy)
+            _require_same(old, plan.model_copy(update={"source": moved}), self.path, remedy=remedy)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -140,20 +161,17 @@ class EncodingFolder(ShardRecords):
                     raise
             yield
 
-    def prepare(self, plan: EncodingPlan) -> None:
-        """Makes the folder ready for shards, once it is locked and checked."""
-        # In a repair, the manifest's records of the shards that are there stay valid.
-        recorded = enumerate(read_manifest(self.path).shards) if self.has_manifest else ()
-        self.begin(plan, {number: shard for number, shard in recorded if self._is_there(shard)})
-
     def shards(self, plan: EncodingPlan) -> dict[int, Shard]:
         """Finished shards by number: those with a record, whose file has its full size."""
         if self.is_complete:
-            recorded = dict(enumerate(read_manifest(self.path).shards))
-        else:
-            paths = [(number, self._record(number)) for number in range(plan.num_shards)]
-            recorded = {n: _read_shard(path, n, plan) for n, path in paths if path.is_file()}
-        return {number: shard for number, shard in recorded.items() if self._is_there(shard)}
+            return self._there(enumerate(read_manifest(self.path).shards))
+        recorded = self._records(Shard, plan.num_shards)
+        for number, shard in recorded.items():
+            if fault := shard.fault(number, plan):
+                path = self._record(number)
+                remedy = f"delete {path}; its shard is written again"
+                raise UserError(f"{path} is damaged: {fault}", code="damaged-file", remedy=remedy)
+        return self._there(recorded.items())
 
     def finish(self, plan: EncodingPlan, *, normalisation: Literal["measured", "published"] | None) -> None:
         """Writes the manifest of all shards, and removes the records.
@@ -201,15 +219,90 @@ class EncodingFolder(ShardRecords):
         return read_versioned(EncodingPlan, path) if path.is_file() else None
 
 
-def _read_shard(path: Path, number: int, plan: EncodingPlan) -> Shard:
-    shard = read_record(Shard, path)
-    if fault := shard.fault(number, plan):
-        remedy = f"delete {path}; its shard is written again"
-        raise UserError(f"{path} is damaged: {fault}", code="damaged-file", remedy=remedy)
-    return shard
+class TeacherFolder(ShardRecords):
+    """Features being written. `path` holds latents; only `plan` and `check` allow unfinished ones."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "teacher")
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.work.is_dir() and read_manifest(self.path).teacher is not None
+
+    def plan(self) -> TeacherPlan | None:
+        """The plan that the features here were begun with; None where there are no features."""
+        if self.has_manifest and (teacher := read_manifest(self.path).teacher):
+            return teacher.plan
+        path = self.work / "plan.json"
+        return read_versioned(TeacherPlan, path) if path.is_file() else None
+
+    def check(self, plan: TeacherPlan) -> None:
+        """Refuses features of another plan. The projection is not compared: it is measured once per folder.
+
+        Raises:
+            UserError: the folder holds other features than those of `plan` (`settings-changed`), or lacks its
+                projection (`damaged-file`).
+        """
+        old = self.plan()
+        if old is None:
+            return
+        remedy = "use the old settings, or add --replace-teacher to delete the stored features and make these"
+        same_projection = plan.model_copy(update={"projection": old.projection})
+        _require_same(old, same_projection, self.path, remedy=remedy)
+        self.read_projection(old)
+
+    def write_projection(self, directions: Tensor) -> str:
+        """Writes `directions` [F, dims] float32; returns the SHA-256 of their file, for the plan."""
+        write_checked(self.path / PROJECTION, {DIRECTIONS: directions}, {})
+        return sha256(self.path / PROJECTION)
+
+    def read_projection(self, plan: TeacherPlan) -> Tensor | None:
+        """The directions [F, dims] that features are projected to; None if they are not.
+
+        Raises:
+            UserError: the file is not the one of `plan` (`damaged-file`).
+        """
+        if plan.projection is None:
+            return None
+        path = self.path / PROJECTION
+        if not path.is_file() or sha256(path) != plan.projection:
+            raise UserError(
+                f"{path} is missing or has changed since it was written",
+                code="damaged-file",
+                expected=f"a file with the SHA-256 {plan.projection[:16]}…",
+                remedy="restore it, or add --replace-teacher to make all features again",
+            )
+        return read_checked(path)[0][DIRECTIONS]
+
+    def clear(self) -> None:
+        """Deletes the features, and their part of the manifest."""
+        manifest = read_manifest(self.path)
+        write_json(self.path / MANIFEST, manifest.model_copy(update={"teacher": None}).model_dump(mode="json"))
+        for path in (self.work, *self.path.glob("teacher-*")):
+            remove(path)
+
+    def shards(self) -> dict[int, FeatureShard]:
+        """Finished shards by number: those with a record, whose file has its full size."""
+        manifest = read_manifest(self.path)
+        if manifest.teacher and not self.work.is_dir():
+            return self._there(enumerate(manifest.teacher.shards))
+        recorded = self._records(FeatureShard, len(manifest.shards))
+        expected = [(feature_shard_name(number), shard.count) for number, shard in enumerate(manifest.shards)]
+        return self._there((n, shard) for n, shard in recorded.items() if (shard.file, shard.count) == expected[n])
+
+    def finish(self, plan: TeacherPlan) -> None:
+        """Writes the manifest with all features, and removes the records.
+
+        Raises:
+            UserError: shards were removed after they were written (`no-such-file`).
+        """
+        manifest, recorded = read_manifest(self.path), self.shards()
+        self._require_all(recorded, len(manifest.shards))
+        teacher = TeacherFeatures(plan=plan, shards=tuple(recorded[number] for number in range(len(recorded))))
+        self._end(manifest.model_copy(update={"teacher": teacher}))
 
 
-def require_same(old: Settings, new: Settings, path: Path, *, remedy: str) -> None:
+def _require_same(old: Settings, new: Settings, path: Path, *, remedy: str) -> None:
     """Raises `UserError` (`settings-changed`) where the plan `new` differs from the `old` one of the folder `path`."""
     changed = changes(old, new)
     if not changed:

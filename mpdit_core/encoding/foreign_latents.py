@@ -33,7 +33,6 @@ from mpdit_core.runtime.files import read_json
 from mpdit_core.runtime.npz import map_member, member_names
 from mpdit_core.size import Size
 
-LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
 ALL = slice(0, None)
 FIRST_LATENTS = 64  # latents, by whose values the format is detected
 
@@ -98,16 +97,20 @@ def find_foreign_latents(folder: Path) -> ForeignLatents:
         UserError: there are none (`no-latents`), labels are missing (`no-labels`), or a file is damaged.
     """
     folder = folder.expanduser().absolute()
-    for layout in LAYOUTS:
-        found = layout(folder) if folder.is_dir() else None
-        if found is not None:
-            return found
-    raise UserError(
-        f"{folder} holds no latents in a known layout" if folder.is_dir() else f"{folder} does not exist",
-        code="no-latents",
-        expected="NAME_features/ beside NAME_labels/, .npy files with dataset.json, or .npz or .safetensors shards "
-        "with latents and labels",
-    )
+    layouts = LAYOUTS if folder.is_dir() else ()
+    found = next((pairs for layout in layouts if (pairs := layout(folder))), [])
+    labels = np.concatenate([given for _, given in found]) if found else np.empty(0)
+    if not len(labels):
+        raise UserError(
+            f"{folder} holds no latents in a known layout" if folder.is_dir() else f"{folder} does not exist",
+            code="no-latents",
+            expected="NAME_features/ beside NAME_labels/, .npy files with dataset.json, or .npz or .safetensors shards "
+            "with latents and labels",
+        )
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise _damaged(folder, "labels that are not integers of at least 0")
+    counts = np.array([len(given) for _, given in found])
+    return ForeignLatents(folder, [path for path, _ in found], counts, labels.astype("<i8"))
 
 
 def detect_format(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float | None) -> LatentFormat:
@@ -169,64 +172,51 @@ def import_shards(
         yield Encoded(stop - start, [], ShardContent(number, tensors, found.labels[start:stop], []))
 
 
-def _pairs(folder: Path) -> ForeignLatents | None:
+LabelledFiles = list[tuple[Path, np.ndarray]]
+"""Files in order, each with the labels [n] of its n latents."""
+
+
+def _pairs(folder: Path) -> LabelledFiles:
     """`NAME_features/0.npy` beside `NAME_labels/0.npy`, paired by name."""
     folders = sorted(folder.glob("*_features"))
     if not folders:
-        return None
-    features = folders[0]
+        return []
+    features, found = folders[0], []
     labels = features.with_name(features.name.removesuffix("_features") + "_labels")
-    files = sorted(features.glob("*.npy"), key=lambda path: natural_order(path.name))
-    counts, values = [], []
-    for path in files:
+    for path in sorted(features.glob("*.npy"), key=lambda path: natural_order(path.name)):
         given = labels / path.name
         if not given.is_file():
             raise _no_labels(given)
-        values.append(_array(given).reshape(-1))
-        counts.append(len(values[-1]))
-    return _checked(folder, files, counts, np.concatenate(values) if values else np.empty(0))
+        found.append((path, _array(given).reshape(-1)))
+    return found
 
 
-def _listed(folder: Path) -> ForeignLatents | None:
+def _listed(folder: Path) -> LabelledFiles:
     """`dataset.json` with the label of each `.npy`."""
     table = folder / "dataset.json"
     if not table.is_file():
-        return None
+        return []
     values = read_json(table)
     rows = values.get("labels") if isinstance(values, dict) else None
     if not isinstance(rows, list) or not all(
         isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and type(row[1]) is int for row in rows
     ):
         raise _no_labels(table)
-    files = [folder / name for name, _ in rows]
-    outside = [path for path in files if not path.resolve().is_relative_to(folder.resolve())]
+    root = folder.resolve()
+    outside = [name for name, _ in rows if not (folder / name).resolve().is_relative_to(root)]
     if outside:
         raise _damaged(table, f"it names {outside[0]}, which is outside the folder")
-    return _checked(folder, files, [1] * len(files), np.array([label for _, label in rows]))
+    return [(folder / name, np.array([label])) for name, label in rows]
 
 
-def _shards(folder: Path) -> ForeignLatents | None:
+def _shards(folder: Path) -> LabelledFiles:
     """`.safetensors` and `.npz` files with `latents` and `labels`."""
-    found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz"))
-    files = sorted(found, key=lambda path: natural_order(str(path)))
-    labels = [_read_named(path, LABELS) for path in files]
-    files = [path for path, given in zip(files, labels, strict=True) if given is not None]
-    if not files:
-        return None
-    values = [given.numpy().reshape(-1) for given in labels if given is not None]
-    return _checked(folder, files, [len(part) for part in values], np.concatenate(values))
+    files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz"))
+    found = [(path, _read_named(path, "labels")) for path in sorted(files, key=lambda path: natural_order(str(path)))]
+    return [(path, labels.numpy().reshape(-1)) for path, labels in found if labels is not None]
 
 
-LAYOUTS: tuple[Callable[[Path], ForeignLatents | None], ...] = (_pairs, _listed, _shards)
-
-
-def _checked(folder: Path, files: list[Path], counts: list[int], labels: np.ndarray) -> ForeignLatents | None:
-    """Raises `UserError` (`damaged-file`) for labels that are not integers of at least 0. None: no files."""
-    if not files:
-        return None
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise _damaged(folder, "labels that are not integers of at least 0")
-    return ForeignLatents(folder, files, np.array(counts, np.int64), labels.astype("<i8"))
+LAYOUTS: tuple[Callable[[Path], LabelledFiles], ...] = (_pairs, _listed, _shards)
 
 
 def _read(path: Path, rows: slice) -> list[Tensor]:
@@ -235,7 +225,7 @@ def _read(path: Path, rows: slice) -> list[Tensor]:
         array = _array(path)
         found = [torch.from_numpy(np.array(np.atleast_1d(array[None] if array.ndim == 3 else array)[rows], np.float32))]
     else:
-        named = (_read_named(path, LATENTS, rows), _read_named(path, FLIPPED, rows))
+        named = (_read_named(path, "latents", rows), _read_named(path, "latents_flip", rows))
         found = [tensor.float() for tensor in named if tensor is not None]
     count = rows.stop - rows.start
     if not found or any(tensor.ndim != 4 or len(tensor) != count for tensor in found):

@@ -13,6 +13,7 @@ from functools import partial
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import MANIFEST, normalisation_of, read_manifest
 from mpdit_core.data.shards import write_shard
+from mpdit_core.encoding.folder import TeacherFolder
 from mpdit_core.encoding.options import EncodeOptions, EncodeResult
 from mpdit_core.encoding.reconstruction import (
     draw_decoded,
@@ -21,7 +22,6 @@ from mpdit_core.encoding.reconstruction import (
     read_reconstruction,
 )
 from mpdit_core.encoding.setup import EncodeJob, open_job
-from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.encoding.teacher.store import store_features
 from mpdit_core.encoding.verify import verify_features, verify_latents
 from mpdit_core.encoding.work import make_shards
@@ -86,7 +86,7 @@ def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
 
 def _encode(job: EncodeJob, unfinished: list[int]) -> None:
     """Encodes `unfinished` shards together with the other processes; rank 0 writes the manifest."""
-    job.world.on_main(lambda: job.folder.prepare(job.plan))
+    job.world.on_main(lambda: job.folder.begin(job.plan, job.folder.shards(job.plan)))
     if unfinished:
         finished = job.plan.num_shards - len(unfinished)
         kept = f"; {finished} of {job.plan.num_shards} shards are already there" if finished else ""

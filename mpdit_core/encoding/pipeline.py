@@ -123,13 +123,7 @@ class Batch:
 
 
 def encode_shards(
-    source: Dataset,
-    plan: EncodingPlan,
-    shards: Sequence[int],
-    *,
-    encoder: Encoder,
-    workers: int,
-    skip_faulty: bool,
+    source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, encoder: Encoder, workers: int, skip_faulty: bool
 ) -> Iterator[Encoded]:
     """Encodes `shards` one after the other.
 
@@ -174,12 +168,7 @@ def encode_pictures(encoder: Encoder, pictures: np.ndarray) -> list[Tensor]:
 
 
 def _submitted(
-    source: Dataset,
-    plan: EncodingPlan,
-    shards: Sequence[int],
-    *,
-    encoder: Encoder,
-    pool: ThreadPoolExecutor,
+    source: Dataset, plan: EncodingPlan, shards: Sequence[int], *, encoder: Encoder, pool: ThreadPoolExecutor
 ) -> Iterator[Batch]:
     """The batches of `shards` in order. When a batch is yielded, `pool` already has the tasks that decode it."""
     for number in shards:

@@ -156,7 +156,6 @@ def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 
         reading = read_items(source, 0, min(count + len(skipped), items))
         kept = [(item, decode) for item, decode in reading if item.key not in skipped]
         return [(number, item, decode) for number, (item, decode) in enumerate(kept[:count])]
-    keys = [item.key for item in source.items()] if skipped else []
-    places = [n for n in range(items) if keys[n] not in skipped] if skipped else range(items)
+    places = [n for n, item in enumerate(source.items()) if item.key not in skipped] if skipped else range(items)
     chosen = sorted(random.Random(seed).sample(range(manifest.count), count))
     return [(number, *next(read_items(source, places[number], places[number] + 1))) for number in chosen]

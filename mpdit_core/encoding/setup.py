@@ -12,7 +12,7 @@ from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, LoadedAutoencoder, is_plugin, load_autoencoder
 from mpdit_core.data.manifest import EncodingPlan, normalisation_of
 from mpdit_core.data.sources import open_source, source_notes
-from mpdit_core.encoding.folder import EncodingFolder
+from mpdit_core.encoding.folder import EncodingFolder, TeacherFolder
 from mpdit_core.encoding.foreign_latents import detect_format, find_foreign_latents, import_shards
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.pipeline import Encoded, encode_shards, latents_encoder
@@ -24,7 +24,6 @@ from mpdit_core.encoding.plan import (
     source_arguments,
     what_is_encoded,
 )
-from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.encoding.teacher.teachers import LoadedTeacher, open_teacher
 from mpdit_core.reporting import Note, Reporter, Warning
 from mpdit_core.runtime.concurrency import usable_cores

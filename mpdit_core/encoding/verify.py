@@ -18,11 +18,10 @@ from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import FeatureShard, Manifest, Shard, read_manifest
 from mpdit_core.data.shards import feature_shard_fault, shard_fault
 from mpdit_core.data.sources import Streamed
-from mpdit_core.encoding.folder import ShardRecords
+from mpdit_core.encoding.folder import ShardRecords, TeacherFolder
 from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
 from mpdit_core.encoding.reconstruction import pick_images
 from mpdit_core.encoding.setup import EncodeJob
-from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.encoding.teacher.teachers import LoadedTeacher
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Progress

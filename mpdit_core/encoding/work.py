@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mpdit_core.data.manifest import FeatureShard, Shard
 from mpdit_core.data.shards import ShardContent
-from mpdit_core.encoding.folder import EncodingFolder
+from mpdit_core.encoding.folder import EncodingFolder, TeacherFolder
 from mpdit_core.encoding.pipeline import Encoded
 from mpdit_core.encoding.setup import EncodeJob
-from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.errors import Interrupted
 from mpdit_core.reporting import Note, Progress, Skipped, Warning
 from mpdit_core.runtime.concurrency import WriteBehind

@@ -2,5 +2,4 @@
 
 store.py       the pass over the images that makes them, and their projection to fewer dimensions
 teachers.py    the teachers: feature extractors with a map, and the latents themselves
-folder.py      the files in the folder during the pass
 """

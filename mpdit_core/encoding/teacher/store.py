@@ -13,8 +13,8 @@ from torch import Tensor
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import TeacherPlan
 from mpdit_core.data.shards import write_feature_shard
+from mpdit_core.encoding.folder import TeacherFolder
 from mpdit_core.encoding.setup import EncodeJob
-from mpdit_core.encoding.teacher.folder import TeacherFolder
 from mpdit_core.encoding.teacher.teachers import LoadedTeacher
 from mpdit_core.encoding.work import make_shards
 from mpdit_core.errors import UserError

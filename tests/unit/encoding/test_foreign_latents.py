@@ -144,6 +144,10 @@ def test_refusals(vae: Path, tmp_path: Path):
         encode_latents(EncodeOptions(out=out))
     with refused("no-latents"):
         take(tmp_path, out, vae)
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "empty/0.npz", latents=np.zeros((0, 4, 4, 4), np.float32), labels=np.zeros(0, np.int64))
+    with refused("no-latents"):
+        take(tmp_path / "empty", out, vae)
     (tmp_path / "one.txt").write_text("ant\n")
     with refused("no-such-class"):
         take(folder, out, vae, classes=tmp_path / "one.txt")

@@ -18,6 +18,7 @@ from teacher_helpers import TEACHER, Cells, feature_hashes
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, standardise
 from mpdit_core.data.manifest import MANIFEST, normalisation_of
+from mpdit_core.encoding.folder import TeacherFolder
 from mpdit_core.encoding.teacher.store import measure_projection
 from mpdit_core.encoding.teacher.teachers import to_tokens
 from mpdit_core.errors import Interrupted
@@ -186,6 +187,17 @@ def test_verify_finds_damaged_features_and_the_next_run_makes_them_again(images:
     encode(images, plain, teacher=TEACHER)
     assert (feature_hashes(plain), shard_hashes(plain)) == (whole, latents)
     encode(images, plain, teacher=TEACHER, verify=True)
+
+
+def test_a_repair_that_was_killed_after_a_file_and_before_its_record(images: Path, plain: Path):
+    """The file may differ from the one in the manifest in its bits, though not in its size: it is made again."""
+    encode(images, plain, teacher=TEACHER)
+    whole, path = feature_hashes(plain), plain / "teacher-00002.safetensors"
+    folder = TeacherFolder(plain)
+    folder.begin(LatentFolder(plain).teacher.plan, {n: shard for n, shard in folder.shards().items() if n != 2})
+    path.write_bytes(bytes(path.stat().st_size))
+    encode(images, plain, teacher=TEACHER)
+    assert feature_hashes(plain) == whole
 
 
 def test_verify_computes_features_again(images: Path, plain: Path, monkeypatch: pytest.MonkeyPatch):
