@@ -159,12 +159,18 @@ def detect_format(found: ForeignLatents, spec: AutoencoderSpec, *, scale: float 
 def import_shards(
     found: ForeignLatents, latent_format: LatentFormat, plan: EncodingPlan, shards: Sequence[int]
 ) -> Iterator[Encoded]:
-    """The content of `shards`, one after the other, as raw latents."""
-    scale = latent_format.scale
+    """The content of `shards`, one after the other, as raw latents.
+
+    Raises:
+        UserError: a file is damaged, or holds latents of another kind than the first (`damaged-file`).
+    """
+    scale, kind = latent_format.scale, [plan.stored_shape] * len(plan.tensor_names)
     for number in shards:
         start, stop = plan.shard_range(number)
-        tensors = {}
-        for name, stored in zip(plan.tensor_names, found.read(start, stop), strict=True):
+        read, tensors = found.read(start, stop), {}
+        if [tuple(stored.shape[1:]) for stored in read] != kind:
+            raise _damaged(found.folder, f"latents {start} to {stop} have another shape than the first, or no flips")
+        for name, stored in zip(plan.tensor_names, read, strict=True):
             if latent_format.is_log_variance:  # of raw latents: programs that store it scale only the draw
                 mean, log_variance = stored.chunk(2, dim=1)
                 stored = torch.cat([mean, (log_variance / 2).exp() * scale], dim=1)

@@ -130,6 +130,19 @@ def test_it_resumes_and_is_verified(vae: Path, tmp_path: Path):
         take(folder, tmp_path / "out", vae, latents_scale=0.5)
 
 
+@pytest.mark.parametrize("later", [{"latents": raw()}, {"latents": raw()[..., :2], "latents_flip": raw()[..., :2]}])
+def test_later_files_of_another_kind_are_refused(vae: Path, tmp_path: Path, monkeypatch, later):
+    """Seen only when they are read: the format is that of the first latents."""
+    monkeypatch.setattr("mpdit_core.encoding.foreign_latents.FIRST_LATENTS", 5)
+    folder = lightning(tmp_path / "lightning", raw())
+    tensors = {name: tensor[:5].contiguous() for name, tensor in later.items()} | {
+        "labels": torch.zeros(5, dtype=torch.int64)
+    }
+    save_file(tensors, folder / "latents_rank00_shard002.safetensors")
+    with refused("damaged-file", "12 to 17"):
+        take(folder, tmp_path / "out", vae, shard_size=12)
+
+
 def test_refusals(vae: Path, tmp_path: Path):
     folder, out = dit(tmp_path / "dit", raw()), tmp_path / "out"
     with refused("scale-not-known", "standard deviation"):
