@@ -160,7 +160,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     fault = None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        fault = f"{type(state).__name__} is no state dict"
+        fault = f"it holds no tensors by name, but {type(state).__name__}"
     elif bad := [name for name, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]:
         fault = f"{bad[0]} contains NaN or infinite values"
     if fault:
