@@ -1,8 +1,8 @@
 """The kinds of plugin and what each must have: one row per kind.
 
-To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS`, and two templates in templates/ for `mpdit plugins
-new`. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when they are
-loaded, and recorded.
+To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS`, a check in mpdit_core/testing/, and a template in
+templates/ for `mpdit plugins new`. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit
+plugins`, checked when they are loaded, and recorded.
 """
 
 from __future__ import annotations

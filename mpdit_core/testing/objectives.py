@@ -42,21 +42,17 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
     """
     require_contract("objectives", type(objective), "an objective class")
     try:
-        _check(objective, model, device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loss = _loss(objective, model).to(device)
+            with torch.device(device):
+                batch = random_batch(model, objective.needs, images=IMAGES, teacher_features=TEACHER_FEATURES)
+            _check_value(loss, batch)
+            _check_gradients(loss, batch)
+            _check_mean(loss, batch)
+            _check_resume(objective, model, loss, batch)
     except PluginError as error:
         raise ConformanceError(f"expected a loss, but {error.what}") from error
-
-
-def _check(objective: Objective, model: ModelConfig, device: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        loss = _loss(objective, model).to(device)
-        with torch.device(device):
-            batch = random_batch(model, objective.needs, images=IMAGES, teacher_features=TEACHER_FEATURES)
-        _check_value(loss, batch)
-        _check_gradients(loss, batch)
-        _check_mean(loss, batch)
-        _check_resume(objective, model, loss, batch)
 
 
 def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
@@ -126,8 +122,10 @@ def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch:
     """Compares two steps of gradient descent with one step, a second network with those parameters, and its step."""
 
     def step(one: TrainingLoss) -> None:
-        for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):
-            parameter.data -= 0.01 * gradient
+        gradients = _gradients(one, batch)
+        for name, parameter in one.named_parameters():
+            if name in gradients:
+                parameter.data -= 0.01 * gradients[name]
 
     again = _loss(replace(objective), model).to(batch.t.device)
     step(loss)
@@ -138,8 +136,3 @@ def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch:
     step(again)
     same = all(torch.equal(a, b) for a, b in zip(loss.parameters(), again.parameters(), strict=True))
     require(same, "the same bits when training is resumed from the parameters; all other state must be constant")
-
-
-def _all_gradients(loss: TrainingLoss, batch: TrainingBatch) -> list[torch.Tensor]:
-    found = _gradients(loss, batch)
-    return [found.get(name, torch.zeros_like(parameter)) for name, parameter in loss.named_parameters()]
