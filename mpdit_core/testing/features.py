@@ -38,8 +38,8 @@ def check_features(extractor: FeatureExtractor, *, side: int = 32, device: str =
     images[4] = images[4] // 4
     images = images.to(device)
 
-    def features(images: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Any] = extractor(images)._asdict()
+    def features(images: Tensor) -> dict[str, Any]:
+        found = extractor(images)._asdict()
         return {name: rows for name, rows in found.items() if rows is not None or name == "pool"}
 
     for name, rows in require_function_of_images(features, images, dtype=torch.float32).items():

@@ -99,23 +99,21 @@ def _check_gradients(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 
 def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
-    reordered = _rows(batch, list(reversed(range(IMAGES))))
+    def numbers(part: TrainingBatch) -> dict[str, torch.Tensor]:
+        value, logged = loss(part)
+        return {"the loss": value.detach()} | {f"what is logged as {name}": x.detach() for name, x in logged.items()}
+
+    whole = numbers(batch)
     for what, parts in (
-        ("in another order", [reordered]),
-        ("in two parts", [_rows(batch, slice(0, 4)), _rows(batch, slice(4, 8))]),
-        ("image by image", [_rows(batch, slice(i, i + 1)) for i in range(IMAGES)]),
+        ("in another order", [list(reversed(range(IMAGES)))]),
+        ("in two parts", [slice(0, 4), slice(4, 8)]),
+        ("image by image", [slice(i, i + 1) for i in range(IMAGES)]),
     ):
-        values = [(value, logged) for value, logged in map(loss, parts)]
-        whole, whole_logged = loss(batch)
-        pairs = {"the loss": (whole, [value for value, _ in values])}
-        pairs |= {f"what is logged as {name}": (whole_logged[name], [one[name] for _, one in values])
-                  for name in whole_logged}  # fmt: skip
-        for name, (expected, found) in pairs.items():
-            mean = torch.stack([one.detach() for one in found]).mean()
-            close = torch.isclose(mean, expected.detach(), rtol=1e-4, atol=1e-6)
-            require(
-                close, f"{name}, the mean over images, the same {what}: {expected.item():.6g}", f"{mean.item():.6g}"
-            )
+        found = [numbers(_rows(batch, rows)) for rows in parts]
+        for name, expected in whole.items():
+            mean = torch.stack([each[name] for each in found]).mean()
+            words = f"{name}, the mean over images, the same {what}: {expected.item():.6g}"
+            require(torch.isclose(mean, expected, rtol=1e-4, atol=1e-6), words, f"{mean.item():.6g}")
 
 
 def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
