@@ -45,10 +45,10 @@ def test_devices(monkeypatch: pytest.MonkeyPatch):
     assert cpu.data["auto"] in ("float32", "bfloat16")
     assert all(rate > 0 for rate in cpu.data["flops_per_second"].values())
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no kernel image\nmore")
 
-    monkeypatch.setattr(machine, "_rate", broken)
+    monkeypatch.setattr("mpdit_core.runtime.device.matmul_rate", broken)
     assert examine("devices")["cpu"].status == "fault"
 
 
