@@ -41,9 +41,11 @@ def summary(result: EncodeResult) -> console.Summary:
         "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
         "mean": _numbers(result.measured_mean),
         "std": _numbers(result.measured_std),
-        "normalisation": _normalisation(result),
+        "normalisation": result.normalisation,
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
+    if result.normalisation != "measured":
+        rows["normalisation"] += f": {_numbers(result.normalisation_mean)} / {_numbers(result.normalisation_std)}"
     if result.teacher and result.teacher_shape:
         tokens, features = result.teacher_shape
         rows["teacher"] = f"{tokens} tokens of {features} features by {result.teacher}"
@@ -76,12 +78,6 @@ def _is_found_by_train(result: EncodeResult) -> bool:
         return find_latents(resolution=result.resolution) == result.latents
     except UserError:  # there are several
         return False
-
-
-def _normalisation(result: EncodeResult) -> str:
-    if result.normalisation == "measured":
-        return "measured"
-    return f"{result.normalisation}: {_numbers(result.normalisation_mean)} / {_numbers(result.normalisation_std)}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:
