@@ -68,8 +68,7 @@ def devices(options: DoctorOptions) -> Iterator[Check]:
         present = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
         present += [torch.device("mps")] if torch.backends.mps.is_available() else []
         present.append(torch.device("cpu"))
-    for device in present:
-        yield _device(device)
+    yield from map(_device, present)
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         what = f"an NVIDIA driver is installed, but torch {torch.__version__} cannot use it"
         remedy = "install a build of torch for this driver's CUDA version"

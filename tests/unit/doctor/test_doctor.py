@@ -153,6 +153,13 @@ def test_an_area_that_cannot_be_examined_is_a_fault_among_the_others(monkeypatch
     assert found["working directory"].status in ("ok", "note")
 
 
+def test_a_deleted_working_directory_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert examine("disk")["disk"].status == "fault"
+
+
 def test_nothing_tells_whose_machine_it_is_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home, here = tmp_path / "home" / "ada", tmp_path / "home" / "ada" / "work"
     here.mkdir(parents=True)
