@@ -31,7 +31,9 @@ def add_plugin_commands(app: typer.Typer, *, taken: Collection[str], called: str
     """
     if called and called not in taken and called in names("commands"):
         app.command(called, cls=Command, rich_help_panel=PANEL)(_command(called))
-    for entry in command_entries(reserved=[*taken, called]):
+    for entry in command_entries():
+        if entry.name in taken or entry.name == called:
+            continue
         app.command(entry.name, help=entry.summary, rich_help_panel=PANEL)(lambda: None)  # is not called
 
 

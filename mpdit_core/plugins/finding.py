@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 
@@ -55,15 +55,11 @@ def names(kind: Kind) -> list[str]:
     return sorted({e.name for e in entries(kind)})
 
 
-def command_entries(reserved: Collection[str] = ()) -> list[Entry]:
-    """Commands that can be called, sorted by name; a name that two packages offer is left out.
-
-    Args:
-        reserved: names of commands to leave out.
-    """
+def command_entries() -> list[Entry]:
+    """Commands that can be called, sorted by name; a name that two packages offer is left out."""
     found = entries("commands")
     offered = Counter(entry.name for entry in found)
-    return [entry for entry in found if offered[entry.name] == 1 and entry.name not in reserved]
+    return [entry for entry in found if offered[entry.name] == 1]
 
 
 def find(kind: Kind, name: str) -> Entry:
