@@ -110,10 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the interpreter ends
         return 0
     except MemoryError:
-        what = "the memory of this machine is full"
-        console.user_error(
-            UserError(what, code="out-of-memory", remedy="use a smaller batch, a smaller model or fewer images")
-        )
+        remedy = "use a smaller batch, a smaller model or fewer images"
+        console.user_error(UserError("the memory of this machine is full", code="out-of-memory", remedy=remedy))
         return EXIT_USER_ERROR
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "show"):  # click's, for a command line it cannot read

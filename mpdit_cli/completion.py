@@ -30,22 +30,16 @@ def completer(field: str) -> Callable[..., list[str]] | None:
         return None
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
-        return [value for value in offered(ctx) if value.startswith(incomplete)]
+        begun = incomplete.rpartition(",")[2] if field == "classes" else incomplete  # classes: a list with commas
+        before = incomplete.removesuffix(begun)
+        return [before + value for value in offered(ctx) if value.startswith(begun)]
 
-    def complete_in_list(ctx: typer.Context, incomplete: str) -> list[str]:
-        before, comma, begun = incomplete.rpartition(",")
-        return [f"{before}{comma}{value}" for value in offered(ctx) if value.startswith(begun)]
-
-    return complete_in_list if field == "classes" else complete
+    return complete
 
 
 def class_names(context: typer.Context) -> list[str]:
     """The classes of the model that is given: names, and numbers where a name has spaces or commas."""
-    given = [
-        context.params.get("model"),
-        context.params.get("what"),
-        *context.args,
-    ]  # args: before an unfinished flag
+    given = [context.params.get("model"), context.params.get("what"), *context.args]  # args: before an unfinished flag
     folder = Path(next((word for word in given if word), ""))
     found: Iterable[str] = ()
     with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):

@@ -91,7 +91,7 @@ def _launch_if_several(nproc: str, device: str) -> None:
     if processes > 1:
         code, ended = launch(sys.argv[1:], processes)
         if ended is not None:
-            _error(ended, code="process-ended", what=ended)
+            user_error(UserError(ended, code="process-ended"))
         raise typer.Exit(code)
 
 
@@ -101,9 +101,7 @@ def show(result: Result, *parts: Table | Summary) -> None:
         return
     if _settings.json:
         _write_json({"event": "result"} | jsonable(result.model_dump()))
-    if _settings.quiet:
-        return
-    for number, part in enumerate(parts):
+    for number, part in enumerate(() if _settings.quiet else parts):
         if number:
             say("")
         _draw_table(part) if isinstance(part, Table) else _draw_summary(part)
@@ -115,6 +113,8 @@ def _stdout_for_json() -> Iterator[None]:
     if not _settings.json or _settings.stdout is not None:
         yield
         return
+    import ctypes
+
     sys.stdout.flush()
     ours = os.dup(1)
     is_real = sys.stdout is sys.__stdout__  # False where a caller in Python has replaced it
@@ -125,21 +125,14 @@ def _stdout_for_json() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        _flush_c_library()
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows
+            ctypes.CDLL(None).fflush(None)  # what C code has printed and the C library still buffers
         os.dup2(ours, 1)
         os.close(ours)
         _settings.stdout = None
         if is_real:
             with contextlib.suppress(OSError):  # the reader may be gone
                 stdout.close()
-
-
-def _flush_c_library() -> None:
-    """Writes out what C code has printed and the C library still buffers."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows
-        ctypes.CDLL(None).fflush(None)
 
 
 TRACEBACK = "Traceback (most recent call last)"
@@ -163,7 +156,11 @@ def _escaped(text: str, *, but: str) -> str:
 def say(text: str, *, style: str | None = None) -> None:
     """Prints text for people; in a group only rank 0 prints."""
     if not _settings.quiet and _rank() == 0:
-        _console_for_people().print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
+        _print(_console_for_people(), text, style)
+
+
+def _print(console: Any, text: str, style: str | None = None) -> None:
+    console.print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_picture(path: str) -> None:
@@ -191,7 +188,13 @@ def user_error(error: UserError) -> None:
         expected=error.expected and _wrapped(clean(error.expected), terminal, indent=len("  expected: ")),
         remedy=error.remedy and clean(error.remedy),  # may be a command to copy
     )
-    _error(str(shown), code=error.code, what=error.what, expected=error.expected, remedy=error.remedy)
+    if _rank() != 0:
+        print(f"[rank {_rank()}] {shown}", file=sys.stderr)
+        return
+    print(f"error: {shown}", file=sys.stderr)
+    if _settings.json:
+        found = {"code": error.code, "what": error.what, "expected": error.expected, "remedy": error.remedy}
+        _write_json({"event": "error", **found})
 
 
 def usage_error(error: Any) -> None:
@@ -214,15 +217,6 @@ def defect(problem: BaseException) -> None:
     print("\nThis is a defect in mpdit, not a mistake of yours. Please report it with the text above.", file=sys.stderr)
     if _settings.json:
         _write_json({"event": "error", "code": "defect", "what": f"{type(problem).__name__}: {problem}"})
-
-
-def _error(text: str, **fields: Any) -> None:
-    if _rank() != 0:
-        print(f"[rank {_rank()}] {text}", file=sys.stderr)
-        return
-    print(f"error: {text}", file=sys.stderr)
-    if _settings.json:
-        _write_json({"event": "error", **fields})
 
 
 def _rank() -> int:
@@ -318,7 +312,10 @@ class _View:
             case Progress():
                 self._progress(event.task, event.done, event.total, event.unit)
             case Step() if self.console.is_terminal:
-                self._step_panel(event)
+                if self.panel is None:
+                    self.close()  # one live display at a time
+                    self.bars, self.panel = None, TrainPanel(self.console)
+                self.panel.show(event)
             case Step():
                 text = (
                     f"loss {event.loss:.4f}  grad {event.grad_norm:.3f}  lr {event.learning_rate:.2e}  "
@@ -326,31 +323,21 @@ class _View:
                 )
                 self._progress("train", event.step, event.total_steps, "steps", text)
             case Note(text=text):
-                self._print(_wrapped(text, self.console))
+                _print(self.console, _wrapped(text, self.console))
             case Warning(text=text):
-                self._print(_wrapped(f"warning: {text}", self.console), style="yellow")
+                _print(self.console, _wrapped(f"warning: {text}", self.console), "yellow")
             case Saved(what=what, path=path):
                 if self.panel is not None and what == "preview":
                     self.panel.preview = str(path)
-                self._print(f"{what}: {path}")
+                _print(self.console, f"{what}: {path}")
             case Skipped(path=path, reason=reason):
-                self._print(f"skipped {path}: {reason}", style="yellow")
+                _print(self.console, f"skipped {path}: {reason}", "yellow")
 
     def close(self) -> None:
         if self.bars is not None:
             self.bars.stop()
         if self.panel is not None:
             self.panel.close()
-
-    def _step_panel(self, event: Step) -> None:
-        if self.panel is None:
-            self.close()  # one live display at a time
-            self.bars, self.panel = None, TrainPanel(self.console)
-        self.panel.show(event)
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        console = self.bars.console if self.bars is not None else self.console
-        console.print(clean(text, lines=True), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _progress(self, task: str, done: int, total: int, unit: str, text: str = "") -> None:
         if self.panel is not None:
@@ -378,7 +365,7 @@ class _View:
         rate = (done - at_first) / (now - first) if now > first else 0.0
         left = f", {duration_text((total - done) / rate)} left" if rate > 0 and done < total else ""
         speed = f", {rate:.4g} {unit}/s" if rate > 0 else ""
-        self._print(f"{task}: {done}/{total} {unit}{speed}{left}" + (f"  {text}" if text else ""))
+        _print(self.console, f"{task}: {done}/{total} {unit}{speed}{left}" + (f"  {text}" if text else ""))
 
 
 def _progress_bars(console: Any) -> Any:

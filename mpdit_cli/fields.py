@@ -22,7 +22,6 @@ from mpdit_cli.completion import completer
 from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import (
     Options,
-    Spelling,
     merge,
     parse_assignments,
     parse_field,
@@ -126,13 +125,9 @@ def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Call
 def parameters_of(kind: type[Options]) -> list[inspect.Parameter]:
     """A Typer parameter for each field that can be typed on a command line. None means "not given"."""
     fields = [(name, info) for name, info in kind.model_fields.items() if spelling_of(info).typed]
-    fields.sort(key=lambda field: _place(spelling_of(field[1])))
-    return [_parameter(name, info) for name, info in fields]
-
-
-def _place(spelling: Spelling) -> int:
-    """Arguments first, then the groups of options in the order of `PANELS`."""
-    return -1 if spelling.argument else PANELS.index(spelling.panel)
+    arguments = [field for field in fields if spelling_of(field[1]).argument]
+    groups = [[f for f in fields if f not in arguments and spelling_of(f[1]).panel == panel] for panel in PANELS]
+    return [_parameter(name, info) for group in (arguments, *groups) for name, info in group]
 
 
 def read_options(
@@ -159,7 +154,7 @@ def default_text(info: FieldInfo) -> str:
     """The default as --help and docs/cli.md show it; empty for a flag that is off and for what must be given."""
     spelling = spelling_of(info)
     default = info.get_default(call_default_factory=True)
-    if default is PydanticUndefined or default is False or (default == () and not spelling.chosen):
+    if default is PydanticUndefined or default is False:
         return ""
     if default is None or default == ():
         return spelling.chosen
@@ -220,10 +215,8 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     }
     if spelling.argument and info.is_required():
         return _keyword(name, Annotated[annotation, typer.Argument(**shown)], inspect.Parameter.empty)
-    if spelling.argument:
-        return _keyword(name, Annotated[annotation | None, typer.Argument(**shown)], None)
-    made = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
-    return _keyword(name, Annotated[annotation | None, made], None)
+    option = typer.Option(*flags_of(name, info), rich_help_panel=spelling.panel, **shown)
+    return _keyword(name, Annotated[annotation | None, typer.Argument(**shown) if spelling.argument else option], None)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -246,15 +239,11 @@ def _by_field(kind: type[Options], tree: Mapping[str, Any], origin: str) -> dict
         elif "*" in tables:
             values = merge(values, {tables["*"]: {key: value}})
         else:
-            raise _unknown_key(kind, key, [f"{table}.KEY" for table in tables], origin)
+            known = [name for name in kind.model_fields if name not in tables.values()]
+            raise UserError(
+                f"{origin}: there is no option {key}",
+                code="unknown-key",
+                expected=", ".join([*(f"{table}.KEY" for table in tables), *known]),
+                remedy=did_you_mean(key, [*known, *tables]),
+            )
     return values
-
-
-def _unknown_key(kind: type[Options], key: str, tables: list[str], origin: str) -> UserError:
-    known = [name for name, info in kind.model_fields.items() if not spelling_of(info).table]
-    return UserError(
-        f"{origin}: there is no option {key}",
-        code="unknown-key",
-        expected=", ".join([*tables, *known]),
-        remedy=did_you_mean(key, [*known, *(table.removesuffix(".KEY") for table in tables)]),
-    )

@@ -19,7 +19,7 @@ class TrainPanel:
 
         self.console = console
         self.losses: deque[tuple[int, float]] = deque()
-        self.first: tuple[float, int] | None = None
+        self.began = (0.0, 0)  # time, and the first step that was shown
         self.event: Step | None = None
         self.preview, self.activity = "", ""
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self.render)
@@ -28,9 +28,9 @@ class TrainPanel:
     def show(self, event: Step) -> None:
         self.event, self.activity = event, ""
         if self.losses and event.step <= self.losses[-1][0]:  # the next run of a sweep, or a rollback
-            self.first = None
             self.losses.clear()
-        self.first = self.first or (time.monotonic(), event.step)
+        if not self.losses:
+            self.began = (time.monotonic(), event.step)
         self.losses.append((event.step, event.loss))
         while self.losses[0][0] <= event.step - MEAN_STEPS:
             self.losses.popleft()
@@ -59,7 +59,10 @@ class TrainPanel:
             rows["MFU"] = f"{event.extra['mfu']:.1%}"
         if "memory_bytes" in event.extra:
             rows["memory"] = f"{event.extra['memory_bytes'] / 2**30:.2f} GiB"
-        rows["time left"] = self._time_left(event)
+        since, first = self.began
+        seconds_per_step = (time.monotonic() - since) / max(event.step - first, 1)
+        left = duration_text((event.total_steps - event.step) * seconds_per_step)
+        rows["time left"] = left if event.step > first else "…"
         if self.preview:
             rows["last preview"] = self.preview
         if self.activity:
@@ -83,13 +86,6 @@ class TrainPanel:
         whole.add_row(ProgressBar(total=total, completed=step))
         whole.add_row(grid)
         return Panel(whole, title=title, title_align="left", width=width)
-
-    def _time_left(self, event: Step) -> str:
-        assert self.first is not None
-        since, at = self.first
-        if event.step <= at:
-            return "…"
-        return duration_text((event.total_steps - event.step) * (time.monotonic() - since) / (event.step - at))
 
 
 def duration_text(seconds: float) -> str:

@@ -31,8 +31,10 @@ def add_plugin_commands(app: typer.Typer, *, taken: Collection[str], called: str
     """
     if called and called not in taken and called in names("commands"):
         app.command(called, cls=Command, rich_help_panel=PANEL)(_command(called))
-    for entry in command_entries(reserved=[*taken, called]):
-        app.command(entry.name, help=entry.summary, rich_help_panel=PANEL)(_nothing)
+    for entry in command_entries():
+        if entry.name in taken or entry.name == called:
+            continue
+        app.command(entry.name, help=entry.summary, rich_help_panel=PANEL)(lambda: None)  # is not called
 
 
 def _command(name: str) -> Any:
@@ -49,7 +51,3 @@ def _command(name: str) -> Any:
 def rows(result: Result) -> dict[str, str]:
     """Labels and values of a result, made from its fields."""
     return {name.replace("_", " "): str(value) for name, value in result if value is not None}
-
-
-def _nothing() -> None:
-    """Stands for a command that is not the one called."""

@@ -85,14 +85,13 @@ def silent(event: Event) -> None:
 
 def without_repeats(report: Reporter, text_of: Callable[[Event], str | None]) -> Reporter:
     """A reporter that drops an event whose `text_of` it has reported before; events for which that is None all pass."""
-    seen: set[str] = set()
+    seen: set[str | None] = set()
 
     def passing(event: Event) -> None:
         text = text_of(event)
-        if text not in seen:
+        if text is None or text not in seen:
             report(event)
-        if text is not None:
-            seen.add(text)
+        seen.add(text)
 
     return passing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.demo.options import DemoOptions, DemoResult
+from mpdit_core.demo.options import DemoOptions
 
 
 @options_command(DemoOptions)
@@ -16,12 +16,8 @@ def command(options: DemoOptions) -> None:
 
     result = console.run(demo, options)
     cost = ProfileResult(convention=result.cost.convention, models=(result.cost,))
-    console.show(result, *parts_of(cost, named=True), summary(result))
-
-
-def summary(result: DemoResult) -> console.Summary:
     ratio = result.distance / result.distance_of_real
-    return console.Summary(
+    summary = console.Summary(
         title="the demo's model",
         rows={
             "recognised": f"{result.recognised:.1%} of {result.samples} samples at guidance scale "
@@ -32,3 +28,4 @@ def summary(result: DemoResult) -> console.Summary:
         },
         next_command=f"mpdit sample {result.run} --classes 7 --guidance-scale 2",
     )
+    console.show(result, *parts_of(cost, named=True), summary)

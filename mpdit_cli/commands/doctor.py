@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import typer
 
 from mpdit_cli import console
@@ -32,14 +34,9 @@ def command(options: DoctorOptions) -> None:
 
 def table(result: Diagnosis) -> Table:
     """One line per check."""
-    areas = ["", *(check.area for check in result.checks)]
-    rows = [
-        [
-            check.area if check.area != before else "",
-            check.name,
-            "FAULT" if check.status == "fault" else check.status,
-            check.what,
-        ]
-        for before, check in zip(areas, result.checks, strict=False)
-    ]
+    rows = []
+    for area, checks in itertools.groupby(result.checks, key=lambda check: check.area):
+        for number, check in enumerate(checks):
+            state = "FAULT" if check.status == "fault" else check.status
+            rows.append(["" if number else area, check.name, state, check.what])
     return Table(title="", columns=["area", "examined", "state", "found"], rows=rows)

@@ -41,9 +41,11 @@ def summary(result: EncodeResult) -> console.Summary:
         "latents": f"{channels} × {height} × {width} by {result.autoencoder} ({result.precision})",
         "mean": _numbers(result.measured_mean),
         "std": _numbers(result.measured_std),
-        "normalisation": _normalisation(result),
+        "normalisation": result.normalisation,
         "on disk": f"{result.bytes / 2**20:,.1f} MiB in {result.shards} shards",
     }
+    if result.normalisation != "measured":
+        rows["normalisation"] += f": {_numbers(result.normalisation_mean)} / {_numbers(result.normalisation_std)}"
     if result.teacher and result.teacher_shape:
         tokens, features = result.teacher_shape
         rows["teacher"] = f"{tokens} tokens of {features} features by {result.teacher}"
@@ -63,25 +65,15 @@ def summary(result: EncodeResult) -> console.Summary:
 
 def next_command(result: EncodeResult) -> str:
     """The `mpdit train` command for these latents, with the preset that `mpdit train` would choose itself."""
-    best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
-    latents = None if _is_found_by_train(result) else result.latents
-    return TrainOptions(preset=best.preset, latents=latents, settings=best.fit).command_line()
-
-
-def _is_found_by_train(result: EncodeResult) -> bool:
-    """Whether `mpdit train` finds these latents without `--latents`."""
     from mpdit_core.data.latents import find_latents
 
+    best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
     try:
-        return find_latents(resolution=result.resolution) == result.latents
+        found = find_latents(resolution=result.resolution)  # as `mpdit train` does without --latents
     except UserError:  # there are several
-        return False
-
-
-def _normalisation(result: EncodeResult) -> str:
-    if result.normalisation == "measured":
-        return "measured"
-    return f"{result.normalisation}: {_numbers(result.normalisation_mean)} / {_numbers(result.normalisation_std)}"
+        found = None
+    latents = None if found == result.latents else result.latents
+    return TrainOptions(preset=best.preset, latents=latents, settings=best.fit).command_line()
 
 
 def _numbers(values: tuple[float, ...]) -> str:

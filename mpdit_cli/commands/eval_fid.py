@@ -15,7 +15,7 @@ from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.table import Table
 
 if TYPE_CHECKING:
-    from mpdit_core.evaluation import Comparison, EvaluationRecord, ReferenceResult, SweepResult
+    from mpdit_core.evaluation import Comparison, EvaluationRecord, SweepResult
 
 
 @options_command(EvaluateOptions)
@@ -44,7 +44,8 @@ def command(
         console.show(comparison, *comparison_parts(comparison))
     elif options.make_reference is not None:
         reference = console.run(evaluation.make_reference, options, **running)
-        console.show(reference, reference_summary(reference))
+        rows = {"where": str(reference.path), "images": str(reference.count), "features": reference.features}
+        console.show(reference, console.Summary(title="reference", rows=rows))
     elif options.sweep:
         sweep = console.run(evaluation.evaluate_sweep, options, **running)
         console.show(sweep, *sweep_parts(sweep))
@@ -63,11 +64,6 @@ def record_parts(record: EvaluationRecord) -> list[Table | console.Summary]:
         return [table]
     cost = f"{made.nfe:.4g} evaluations (NFE), {made.passes:.4g} passes of each image through the network"
     return [table, console.Summary(title="sampling", rows={"guidance": guidance(made.options), "cost": cost})]
-
-
-def reference_summary(reference: ReferenceResult) -> console.Summary:
-    rows = {"where": str(reference.path), "images": str(reference.count), "features": reference.features}
-    return console.Summary(title="reference", rows=rows)
 
 
 def sweep_parts(sweep: SweepResult) -> list[Table | console.Summary]:

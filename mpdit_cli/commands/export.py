@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.interop.options import ExportOptions, ExportResult
+from mpdit_core.interop.options import ExportOptions
 
 
 @options_command(ExportOptions)
@@ -16,10 +16,6 @@ def command(options: ExportOptions) -> None:
     from mpdit_core.interop import export_model
 
     result = console.run(export_model, options)
-    console.show(result, summary(options, result))
-
-
-def summary(options: ExportOptions, result: ExportResult) -> console.Summary:
     rows = {"folder": str(result.path), "size": f"{result.bytes / 2**20:,.1f} MiB"}
     if result.images is not None:
         rows["images"] = f"{result.images:,}"
@@ -30,8 +26,5 @@ def summary(options: ExportOptions, result: ExportResult) -> console.Summary:
         rows["on the Hub"] = result.url
     where = f"hf:{options.push}" if options.push else result.path
     following = {"mpdit": f"mpdit sample {where}", "space": f"python {result.path}/app.py"}
-    return console.Summary(
-        title=f"exported {options.model} as {result.format}",
-        rows=rows,
-        next_command=following.get(result.format, ""),
-    )
+    title, next_command = f"exported {options.model} as {result.format}", following.get(result.format, "")
+    console.show(result, console.Summary(title=title, rows=rows, next_command=next_command))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpdit_cli import console
 from mpdit_cli.fields import options_command
-from mpdit_core.interop.options import ImportOptions, ImportResult
+from mpdit_core.interop.options import ImportOptions
 
 
 @options_command(ImportOptions)
@@ -16,10 +16,6 @@ def command(options: ImportOptions) -> None:
     from mpdit_core.interop import import_checkpoint
 
     result = console.run(import_checkpoint, options)
-    console.show(result, summary(result))
-
-
-def summary(result: ImportResult) -> console.Summary:
     config = result.config
     rows = {
         "kind": f"{result.kind}, weights: {result.weights}",
@@ -32,6 +28,5 @@ def summary(result: ImportResult) -> console.Summary:
     }
     if result.autoencoder:
         rows["decoded by"] = f"{result.autoencoder}, {result.normalisation} normalisation"
-    sampled = result.prediction == "velocity"
-    next_command = f"mpdit sample {result.model}" if sampled else ""
-    return console.Summary(title=f"imported {result.file}", rows=rows, next_command=next_command)
+    next_command = f"mpdit sample {result.model}" if result.prediction == "velocity" else ""
+    console.show(result, console.Summary(title=f"imported {result.file}", rows=rows, next_command=next_command))

@@ -16,7 +16,6 @@ from mpdit_core.table import Table
 
 if TYPE_CHECKING:
     from mpdit_core.plugins.job import PluginList, PluginReport
-    from mpdit_core.plugins.scaffold import NewPlugin
 
 KINDS_OF_NEW = ", ".join(contract.table for contract in KINDS.values())
 
@@ -31,7 +30,8 @@ def command(context: typer.Context, json: Json = False, quiet: Quiet = False) ->
         console.show(found, *list_tables(found))
         for report in found.plugins:
             if report.status != "ok":
-                console.say(f"{report.status}: {_label(report)}: {report.reason}\n  remedy: {report.remedy}")
+                label = f"{report.kind} {report.name!r} of {report.package} {report.version}"
+                console.say(f"{report.status}: {label}: {report.reason}\n  remedy: {report.remedy}")
 
 
 @app.command(cls=Command)
@@ -57,7 +57,12 @@ def new(
 ) -> None:
     """Write a package for a new plugin: an example that can be installed at once, with a test that passes."""
     written = console.run(new_plugin, kind, name, out)
-    console.show(written, next_steps(written))
+    summary = Summary(
+        title=f"{written.name}: install it, run its test, use it",
+        rows={"test": f"python -m pytest {written.path}", "describe": f"mpdit plugins show {written.name}"},
+        next_command=f"pip install -e {written.path}",
+    )
+    console.show(written, summary)
 
 
 def list_tables(found: PluginList) -> list[Table]:
@@ -83,31 +88,17 @@ def page(report: PluginReport) -> list[Summary | Table]:
     summary = Summary(title=f"{report.name} ({word})", rows={key: text for key, text in rows.items() if text})
     if not report.options:
         return [summary]
+    keys = {o.name: f"{table}.{o.name}" for o in report.options}
+    if report.kind == "samplers":
+        keys["num_steps"] = "--num-steps"  # an option of the command
     options = Table(
         title=f"options, given as --set {table}.KEY=VALUE",
         columns=["key", "type", "default", "what it is"],
-        rows=[[_key(table, o.name), o.type, o.default or "(required)", o.description] for o in report.options],
+        rows=[[keys[o.name], o.type, o.default or "(required)", o.description] for o in report.options],
     )
     return [summary, options]
-
-
-def next_steps(written: NewPlugin) -> Summary:
-    """What to do with a new package."""
-    return Summary(
-        title=f"{written.name}: install it, run its test, use it",
-        rows={"test": f"python -m pytest {written.path}", "describe": f"mpdit plugins show {written.name}"},
-        next_command=f"pip install -e {written.path}",
-    )
 
 
 def _in_short(report: PluginReport) -> str:
     first = report.summary.partition(". ")[0].removesuffix(".")
     return first if report.status == "ok" else f"{report.status}: see below"
-
-
-def _key(table: str, option: str) -> str:
-    return "--num-steps" if (table, option) == ("sampler", "num_steps") else f"{table}.{option}"
-
-
-def _label(report: PluginReport) -> str:
-    return f"{report.kind} {report.name!r} of {report.package} {report.version}"

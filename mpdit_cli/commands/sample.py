@@ -27,25 +27,21 @@ def command(
     """
     from mpdit_core.sampling import sample
 
-    nproc = one_process(nproc) if options.views else nproc
+    if options.views:
+        if nproc not in ("auto", "1"):
+            what = f"{nproc} processes cannot make one view"
+            raise UserError(what, code="one-process", expected="one", remedy="leave --nproc out")
+        nproc = "1"
     result = console.run(sample, options, nproc=nproc, device=options.device)
     if isinstance(result, ViewResult):
-        console.show(result, view_summary(result, options))
+        rows = {"where": str(result.image), **result.facts}
+        console.show(result, console.Summary(title=f"{result.view} of {options.model}", rows=rows))
         image = result.image
     else:
         console.show(result, summary(result, options))
         image = result.grid
     if show and image:
         console.show_picture(str(image))
-
-
-def one_process(nproc: str) -> str:
-    """`1`, for one view. Raises `UserError` (`one-process`) where several processes are asked for."""
-    if nproc not in ("auto", "1"):
-        raise UserError(
-            f"{nproc} processes cannot make one view", code="one-process", expected="one", remedy="leave --nproc out"
-        )
-    return "1"
 
 
 def summary(result: SampleResult, options: SampleOptions) -> console.Summary:
@@ -78,9 +74,3 @@ def guidance(options: SamplingOptions) -> str:
     if options.guide:
         parts.append(f"away from {options.guide}")
     return ", ".join(parts)
-
-
-def view_summary(result: ViewResult, options: SampleOptions) -> console.Summary:
-    """The view in a few lines."""
-    rows = {"where": str(result.image), **result.facts}
-    return console.Summary(title=f"{result.view} of {options.model}", rows=rows)

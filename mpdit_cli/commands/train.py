@@ -9,7 +9,7 @@ from mpdit_cli.fields import Nproc, options_command
 from mpdit_core.runtime.files import size_text
 from mpdit_core.settings import to_toml
 from mpdit_core.table import Table
-from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
+from mpdit_core.training.options import DryRunResult, TrainOptions
 
 if TYPE_CHECKING:
     from mpdit_core.training import Cell, Statistics, TrainSweepResult
@@ -37,14 +37,11 @@ def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
         console.say(to_toml(result.config, comments=origins, otherwise="default"))
         console.show(result, _dry_run(result))
     else:
-        console.show(result, _trained(result))
-
-
-def _trained(result: TrainResult) -> console.Summary:
-    rows = {"steps": f"{result.step:,}", "images seen": f"{result.images_seen:,}"}
-    if result.loss is not None:
-        rows["loss"] = f"{result.loss:.4f}"
-    return console.Summary(title=f"trained {result.run}", rows=rows, next_command=f"mpdit sample {result.run}")
+        rows = {"steps": f"{result.step:,}", "images seen": f"{result.images_seen:,}"}
+        if result.loss is not None:
+            rows["loss"] = f"{result.loss:.4f}"
+        next_command = f"mpdit sample {result.run}"
+        console.show(result, console.Summary(title=f"trained {result.run}", rows=rows, next_command=next_command))
 
 
 def _dry_run(result: DryRunResult) -> console.Summary:

@@ -6,6 +6,7 @@ To add an area: a function from the options to its checks in a file of this fold
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -50,7 +51,9 @@ def _examined(area: Area, options: DoctorOptions) -> list[Check]:
 
 def _without_paths(check: Check) -> Check:
     """The check with short names for folders whose paths may contain the name of the user."""
-    names = {Path.cwd(): ".", Path(sys.prefix): "ENVIRONMENT", Path.home(): "~"}
+    names = {Path(sys.prefix): "ENVIRONMENT", Path.home(): "~"}
+    with contextlib.suppress(FileNotFoundError):  # the working directory was deleted
+        names[Path.cwd()] = "."
     texts = {"name": check.name, "what": check.what, "remedy": check.remedy}
     for folder in sorted(names, key=lambda folder: -len(str(folder))):
         if folder != Path(folder.anchor):

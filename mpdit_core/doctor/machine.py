@@ -68,8 +68,7 @@ def devices(options: DoctorOptions) -> Iterator[Check]:
         present = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
         present += [torch.device("mps")] if torch.backends.mps.is_available() else []
         present.append(torch.device("cpu"))
-    for device in present:
-        yield _device(device)
+    yield from map(_device, present)
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         what = f"an NVIDIA driver is installed, but torch {torch.__version__} cannot use it"
         remedy = "install a build of torch for this driver's CUDA version"
@@ -77,11 +76,23 @@ def devices(options: DoctorOptions) -> Iterator[Check]:
 
 
 def _device(device: torch.device) -> Check:
-    from mpdit_core.runtime.precision import choose_dtype, dtype_name
+    import torch
 
-    name, memory = _hardware(device)
+    from mpdit_core.runtime.concurrency import usable_cores
+    from mpdit_core.runtime.device import matmul_rate
+    from mpdit_core.runtime.precision import DTYPES, choose_dtype, computing_in, dtype_name
+
+    precisions: tuple[ComputeType, ...] = ("float32", "bfloat16")
+    name, memory = f"{usable_cores()} cores" if device.type == "cpu" else "Apple GPU", memory_bytes()
+    if device.type == "cuda":
+        precisions = ("float32", "tf32", "bfloat16")
+        found = torch.cuda.get_device_properties(device)
+        name, memory = f"{found.name} (compute capability {found.major}.{found.minor})", found.total_memory
+    rates: dict[str, float] = {}
     try:
-        rates = {precision: _rate(precision, device) for precision in _precisions(device)}
+        for precision in precisions:
+            with computing_in(precision, device):
+                rates[precision] = matmul_rate(device, DTYPES[precision], seconds=SECONDS_TO_MEASURE)
     except RuntimeError as error:
         return Check(
             area="devices", name=str(device), status="fault", remedy="--device cpu, or another build of torch",
@@ -96,30 +107,6 @@ def _device(device: torch.device) -> Check:
     )  # fmt: skip
 
 
-def _hardware(device: torch.device) -> tuple[str, int | None]:
-    """The device's name, and its memory in bytes."""
-    import torch
-
-    from mpdit_core.runtime.concurrency import usable_cores
-
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"{properties.name} (compute capability {properties.major}.{properties.minor})", properties.total_memory
-    return f"{usable_cores()} cores" if device.type == "cpu" else "Apple GPU", memory_bytes()
-
-
-def _precisions(device: torch.device) -> tuple[ComputeType, ...]:
-    return ("float32", "tf32", "bfloat16") if device.type == "cuda" else ("float32", "bfloat16")
-
-
-def _rate(precision: ComputeType, device: torch.device) -> float:
-    from mpdit_core.runtime.device import matmul_rate
-    from mpdit_core.runtime.precision import DTYPES, computing_in
-
-    with computing_in(precision, device):
-        return matmul_rate(device, DTYPES[precision], seconds=SECONDS_TO_MEASURE)
-
-
 def compiler(options: DoctorOptions) -> Iterator[Check]:
     """Whether torch.compile compiles a small function correctly; in another process, because that may crash."""
     from mpdit_core.runtime.device import select_device
@@ -127,11 +114,12 @@ def compiler(options: DoctorOptions) -> Iterator[Check]:
 
     device = select_device(options.device)
     command = [sys.executable, "-c", COMPILE_TEST, device.type]
+    problem = ""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
-        problem = (
-            "" if done.returncode == 0 else _error_line(done.stderr) or f"it ended with exit code {done.returncode}"
-        )
+        if done.returncode != 0:
+            named = [line.strip() for line in done.stderr.splitlines() if "Error" in line.partition(":")[0]]
+            problem = named[-1][:300] if named else f"it ended with exit code {done.returncode}"  # advice may follow
     except subprocess.TimeoutExpired:
         problem = f"it took more than {SECONDS_TO_COMPILE:.0f} s"
     if not problem:
@@ -143,12 +131,6 @@ def compiler(options: DoctorOptions) -> Iterator[Check]:
         what=f"does not work on {device.type}: {problem}",
         remedy="install a C++ compiler (g++) and Python's headers; until then use --compile off",
     )  # fmt: skip
-
-
-def _error_line(text: str) -> str:
-    """The last line that names an error: torch adds advice after it."""
-    lines = [line.strip() for line in text.splitlines() if "Error" in line.partition(":")[0]]
-    return lines[-1][:300] if lines else ""
 
 
 def disk(_: DoctorOptions) -> Iterator[Check]:

@@ -23,7 +23,7 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
     from mpdit_core.plugins.errors import PluginError, broken, plugin_errors
-    from mpdit_core.plugins.finding import Entry, command_entries, installed_version, names
+    from mpdit_core.plugins.finding import command_entries, installed_version, names
     from mpdit_core.plugins.job import list_plugins, show_plugin
     from mpdit_core.plugins.loading import build, load, resolve
     from mpdit_core.plugins.options import check_options

@@ -1,17 +1,16 @@
 """The kinds of plugin and what each must have: one row per kind.
 
-To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS`, and two templates in templates/ for `mpdit plugins
-new`. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit plugins`, checked when they are
-loaded, and recorded.
+To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS`, a check in mpdit_core/testing/, and a template in
+templates/ for `mpdit plugins new`. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit
+plugins`, checked when they are loaded, and recorded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, TypeAlias
 
 from mpdit_core.api import PLUGIN_API
@@ -24,7 +23,7 @@ Kind: TypeAlias = str
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What a class of one kind must have; or an object, for a kind with `parts`.
+    """What a class of one kind must have.
 
     Args:
         word: the kind in messages for people.
@@ -33,7 +32,6 @@ class Contract:
         attributes: other attributes of the class.
         fields: options it must have.
         facts: attributes that `mpdit plugins show` prints if the class has them.
-        parts: attribute of the object → what it must be, as a check and in words.
     """
 
     word: str
@@ -42,7 +40,6 @@ class Contract:
     attributes: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
-    parts: Mapping[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
 
 
 KINDS: dict[Kind, Contract] = {
@@ -66,49 +63,28 @@ KINDS: dict[Kind, Contract] = {
         word="objective", table="objective", methods={"modules": 1, "loss": 3}, attributes=("needs",),
         fields=("weight",), facts=("needs",),
     ),
-    "commands": Contract(
-        word="command", table="command",
-        parts={
-            "options": (lambda part: isinstance(part, type) and issubclass(part, Options), "a class of options"),
-            "job": (callable, "a function job(options, *, report)"),
-            "help": (lambda part: isinstance(part, str) and bool(part.strip()), "a sentence"),
-        },
-    ),
+    "commands": Contract(word="command", table="command"),  # an object: `_command_problem`
 }  # fmt: skip
 
 
 def contract_problem(kind: Kind, found: Any) -> str | None:
     """Why `found` is not a plugin of this kind, as a sentence; None if it is one."""
-    if KINDS[kind].parts:
-        return _part_problem(KINDS[kind], found)
+    if kind == "commands":
+        return _command_problem(found)
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
-        return f"it is {_shown(found)}, but the contract requires a dataclass"
+        shown = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
+        return f"it is {shown}, but the contract requires a dataclass"
     version = getattr(found, "plugin_api", PLUGIN_API)
     if version != PLUGIN_API:
         return f"it was written for version {version} of the plugin contract; this mpdit has version {PLUGIN_API}"
     contract = KINDS[kind]
-    missing = [f"{method}()" for method in contract.methods if not _has_method(found, method)]
+    # `getattr` would find a `__call__` for every class
+    missing = [f"{name}()" for name in contract.methods if not any(name in vars(base) for base in found.__mro__)]
     missing += [name for name in contract.attributes if not hasattr(found, name)]
     own_fields = {one.name for one in dataclasses.fields(found)}
     missing += [f"the field {name}" for name in contract.fields if name not in own_fields]
     if missing:
         return f"{found.__name__} lacks {', '.join(missing)} (see mpdit_core.api)"
-    return _argument_problem(contract, found) or _option_problem(found)
-
-
-def _part_problem(contract: Contract, found: Any) -> str | None:
-    for name, (fits, words) in contract.parts.items():
-        if not fits(getattr(found, name, None)):
-            return f"its attribute {name} is not {words} (see mpdit_core.api)"
-    return None
-
-
-def _has_method(found: type, name: str) -> bool:
-    """Whether the class or one of its bases defines it; `getattr` finds a `__call__` for every class."""
-    return any(callable(vars(base).get(name)) for base in found.__mro__)
-
-
-def _argument_problem(contract: Contract, found: type) -> str | None:
     for method, count in contract.methods.items():
         try:
             inspect.signature(getattr(found, method)).bind(None, *[None] * count)
@@ -116,10 +92,6 @@ def _argument_problem(contract: Contract, found: type) -> str | None:
             return f"{found.__name__}.{method} does not take the {count} arguments of the contract: {error}"
         except ValueError:  # a compiled function has no signature
             continue
-    return None
-
-
-def _option_problem(found: type) -> str | None:
     try:
         option_types(found)
     except Exception as error:
@@ -127,7 +99,14 @@ def _option_problem(found: type) -> str | None:
     return None
 
 
-def _shown(found: Any) -> str:
-    if isinstance(found, ModuleType):
-        return f"the module {found.__name__}"
-    return f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
+def _command_problem(found: Any) -> str | None:
+    options, job, text = (getattr(found, name, None) for name in ("options", "job", "help"))
+    if not (isinstance(options, type) and issubclass(options, Options)):
+        wrong = "options is not a class of options"
+    elif not callable(job):
+        wrong = "job is not a function job(options, *, report)"
+    elif not (isinstance(text, str) and text.strip()):
+        wrong = "help is not a sentence"
+    else:
+        return None
+    return f"its attribute {wrong} (see mpdit_core.api)"

@@ -55,47 +55,28 @@ def plugin_errors(plugin: object, doing: str) -> Iterator[None]:
     if type(plugin).__module__.startswith("mpdit_core."):
         yield
         return
-    label = _label(plugin)
     try:
         yield
-    except SystemExit as error:
-        raise PluginError(label, doing, f"it calls sys.exit({error.code!r}){_where(error)}") from error
-    except (KeyboardInterrupt, Interrupted):
+    except (UserError, KeyboardInterrupt, Interrupted):
         raise
-    except BaseException as error:  # also a GeneratorExit that it raises itself
-        passes = isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError"
-        if passes or not (isinstance(plugin, str) or is_plugin_fault(error)):
+    except BaseException as error:  # also SystemExit, and a GeneratorExit that the plugin raises itself
+        frames, home = _inside(error)
+        own = [path for path, _ in frames if _is_in(home, path) or not _is_library(path)]
+        is_its_fault = isinstance(plugin, str) or isinstance(error, SystemExit) or not own or _is_in(home, own[-1])
+        if type(error).__name__ == "OutOfMemoryError" or not is_its_fault:
             raise
-        raise PluginError(label, doing, describe(error)) from error
+        lines = [f" ({path.name}, line {line})" for path, line in frames if _is_in(home, path)]
+        text = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__}{': ' if text else ''}{text}"
+        if isinstance(error, SystemExit):
+            reason = f"it calls sys.exit({error.code!r})"
+        raise broken(plugin, doing, reason + (lines[-1] if lines else "")) from error
 
 
 def broken(plugin: object, doing: str, reason: str) -> PluginError:
     """The error for a plugin that returned what its contract does not allow; `reason` says what."""
-    return PluginError(_label(plugin), doing, reason)
-
-
-def _label(plugin: object) -> str:
-    return plugin if isinstance(plugin, str) else labels.get(type(plugin), type(plugin).__qualname__)
-
-
-def describe(error: BaseException) -> str:
-    """`ZeroDivisionError: division by zero (mine.py, line 12)`."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}{': ' if text else ''}{text}{_where(error)}"
-
-
-def is_plugin_fault(error: BaseException) -> bool:
-    """Whether the innermost line outside of libraries is the plugin's."""
-    frames, home = _inside(error)
-    own = [path for path, _ in frames if _is_in(home, path) or not _is_library(path)]
-    return not own or _is_in(home, own[-1])
-
-
-def _where(error: BaseException) -> str:
-    """The innermost line that is the plugin's."""
-    frames, home = _inside(error)
-    theirs = [frame for frame in frames if _is_in(home, frame[0])]
-    return f" ({theirs[-1][0].name}, line {theirs[-1][1]})" if theirs else ""
+    label = plugin if isinstance(plugin, str) else labels.get(type(plugin), type(plugin).__qualname__)
+    return PluginError(label, doing, reason)
 
 
 def _inside(error: BaseException) -> tuple[list[tuple[Path, int]], Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 
@@ -12,6 +12,7 @@ from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.plugins.contracts import KINDS, Kind
 
 OURS = "mpdit"
+UNREADABLE = "?"
 LISTED = "`mpdit plugins` lists what is installed"
 
 
@@ -19,7 +20,8 @@ LISTED = "`mpdit plugins` lists what is installed"
 class Entry:
     """One declared plugin. `value` is `module:attribute`; package and version are those of the distribution.
 
-    A plugin that is named by its module or file has no package and no version.
+    A plugin that is named by its module or file has no package and no version. A package whose entry points cannot be
+    read has one entry of the kind `UNREADABLE`, with the reason in `problem`.
     """
 
     kind: Kind
@@ -28,6 +30,7 @@ class Entry:
     package: str = ""
     version: str = ""
     summary: str = ""  # of the package, in one line
+    problem: str = ""
 
     @property
     def is_ours(self) -> bool:
@@ -42,38 +45,21 @@ class Entry:
         return f"{word} {self.name!r} (package {self.package} {self.version})"
 
 
-@dataclass(frozen=True)
-class BadMetadata:
-    """A package whose entry points cannot be read."""
-
-    package: str
-    version: str
-    reason: str
-
-
 def entries(kind: Kind) -> list[Entry]:
     """Declared plugins of a kind, sorted by name; under one name ours first, then by package. Nothing is loaded."""
-    found = [e for e in _scan() if isinstance(e, Entry) and e.kind == kind]
+    found = [e for e in _scan() if e.kind == kind]
     return sorted(found, key=lambda e: (e.name, not e.is_ours, e.package))
-
-
-def bad_metadata() -> list[BadMetadata]:
-    return [e for e in _scan() if isinstance(e, BadMetadata)]
 
 
 def names(kind: Kind) -> list[str]:
     return sorted({e.name for e in entries(kind)})
 
 
-def command_entries(reserved: Collection[str] = ()) -> list[Entry]:
-    """Commands that can be called, sorted by name; a name that two packages offer is left out.
-
-    Args:
-        reserved: names of commands to leave out.
-    """
+def command_entries() -> list[Entry]:
+    """Commands that can be called, sorted by name; a name that two packages offer is left out."""
     found = entries("commands")
     offered = Counter(entry.name for entry in found)
-    return [entry for entry in found if offered[entry.name] == 1 and entry.name not in reserved]
+    return [entry for entry in found if offered[entry.name] == 1]
 
 
 def find(kind: Kind, name: str) -> Entry:
@@ -85,7 +71,15 @@ def find(kind: Kind, name: str) -> Entry:
     """
     found = [e for e in entries(kind) if e.name == name]
     if not found:
-        raise _unknown(kind, name)
+        remedy = did_you_mean(name, names(kind), otherwise=LISTED)
+        if _only_ours():
+            remedy = f"{remedy} (with MPDIT_PLUGINS=off only the plugins of mpdit itself are found)"
+        raise UserError(
+            f"there is no {KINDS[kind].word} called {name!r}",
+            code="no-such-plugin",
+            expected=", ".join(names(kind)) or "none is installed",
+            remedy=remedy,
+        )
     if len(found) > 1 and not found[0].is_ours:
         packages = " and ".join(f"{e.package} {e.version}" for e in found)
         raise UserError(
@@ -97,23 +91,19 @@ def find(kind: Kind, name: str) -> Entry:
     return found[0]
 
 
-def _unknown(kind: Kind, name: str) -> UserError:
-    remedy = did_you_mean(name, names(kind), otherwise=LISTED)
-    if _only_ours():
-        remedy = f"{remedy} (with MPDIT_PLUGINS=off only the plugins of mpdit itself are found)"
-    return UserError(
-        f"there is no {KINDS[kind].word} called {name!r}",
-        code="no-such-plugin",
-        expected=", ".join(names(kind)) or "none is installed",
-        remedy=remedy,
-    )
+def installed_version(package: str) -> str | None:
+    """The version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _only_ours() -> bool:
     return os.environ.get("MPDIT_PLUGINS", "").lower() == "off"
 
 
-def _scan() -> Iterator[Entry | BadMetadata]:
+def _scan() -> Iterator[Entry]:
     """Every plugin of every package; of two installations of a package, the one that Python would import."""
     seen: set[str] = set()
     for distribution in distributions():
@@ -126,25 +116,14 @@ def _scan() -> Iterator[Entry | BadMetadata]:
         if package in seen or (_only_ours() and package != OURS):
             continue
         seen.add(package)
-        yield from _plugins(distribution, package, version)
-
-
-def _plugins(distribution: Distribution, package: str, version: str) -> Iterator[Entry | BadMetadata]:
-    try:
-        for entry in list(distribution.entry_points):
-            kind = entry.group.removeprefix("mpdit.")
-            if entry.group.startswith("mpdit.") and kind in KINDS:
-                yield Entry(kind, entry.name, entry.value, package, version, distribution.metadata["Summary"] or "")
-    except Exception as error:
-        yield BadMetadata(package, version, f"its entry_points.txt is malformed ({type(error).__name__}: {error})")
-
-
-def installed_version(package: str) -> str | None:
-    """The version of a package; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        try:
+            for entry in list(distribution.entry_points):
+                kind = entry.group.removeprefix("mpdit.")
+                if entry.group.startswith("mpdit.") and kind in KINDS:
+                    yield Entry(kind, entry.name, entry.value, package, version, distribution.metadata["Summary"] or "")
+        except Exception as error:
+            problem = f"its entry_points.txt is malformed ({type(error).__name__}: {error})"
+            yield Entry(UNREADABLE, "?", "?", package, version, problem=problem)
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:

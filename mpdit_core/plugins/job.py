@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.plugins.contracts import KINDS
 from mpdit_core.plugins.errors import PluginError
-from mpdit_core.plugins.finding import LISTED, BadMetadata, Entry, bad_metadata, entries
+from mpdit_core.plugins.finding import LISTED, UNREADABLE, Entry, entries
 from mpdit_core.plugins.loading import load_entry, resolve
 from mpdit_core.plugins.options import Option, options_of, summary_of
 from mpdit_core.reporting import Reporter, silent
@@ -44,8 +44,8 @@ class PluginList(Result):
 
 def list_plugins(*, report: Reporter = silent) -> PluginList:  # noqa: ARG001 - a job takes a reporter
     """Reports all installed plugins. A broken one is no error: it is listed, with reason and remedy."""
-    declared = [entry for kind in KINDS for entry in entries(kind)]
-    return _listed([*_reports(declared), *map(_unreadable, bad_metadata())])
+    declared = [entry for kind in (*KINDS, UNREADABLE) for entry in entries(kind)]
+    return _listed([_examine(entry, declared) for entry in declared])
 
 
 def show_plugin(name: str, *, report: Reporter = silent) -> PluginList:  # noqa: ARG001
@@ -55,89 +55,72 @@ def show_plugin(name: str, *, report: Reporter = silent) -> PluginList:  # noqa:
         UserError: there is none of this name (`no-such-plugin`, with similar names).
     """
     if ":" in name:
-        return _listed([_at(name)])
+        return _listed([_examine(_entry_at(name))])
     declared = [entry for kind in KINDS for entry in entries(kind)]
-    found = [entry for entry in declared if entry.name == name]
+    found = [_examine(entry, declared) for entry in declared if entry.name == name]
     if not found:
         remedy = did_you_mean(name, {entry.name for entry in declared}, otherwise=LISTED)
         raise UserError(f"no plugin is called {name!r}", code="no-such-plugin", remedy=remedy)
-    return _listed(_reports(found))
+    return _listed(found)
 
 
-def _listed(reports: Sequence[PluginReport]) -> PluginList:
+def _listed(reports: list[PluginReport]) -> PluginList:
     return PluginList(plugins=tuple(reports), broken=sum(report.status == "broken" for report in reports))
 
 
-def _reports(declared: Sequence[Entry]) -> list[PluginReport]:
-    return [_clash(entry, declared) or _examine(entry) for entry in declared]
-
-
-def _examine(entry: Entry) -> PluginReport:
-    """Imports one plugin and describes it, or what its import raises."""
-    try:
-        loaded, printed = load_entry(entry)
-    except PluginError as error:
-        return _report(entry, status="broken", reason=error.reason, remedy=_remedy(entry, error))
-    is_class = isinstance(loaded, type)
-    values = {name: getattr(loaded, name, None) for name in KINDS[entry.kind].facts}
-    described = {
-        "summary": summary_of(loaded) if is_class else loaded.help,
-        "options": options_of(loaded) if is_class else (),
-        "facts": {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)},
-    }
-    lines = printed.strip().splitlines()
-    if not lines:
-        return _report(entry, **described)
-    reason = f"prints text when it is imported: {lines[0][:80]!r}"
-    return _report(entry, status="noisy", reason=reason, remedy="none needed: mpdit discards that text", **described)
-
-
-def _report(entry: Entry, **found: Any) -> PluginReport:
-    identity = {key: getattr(entry, key) for key in ("kind", "name", "package", "version", "value")}
-    return PluginReport(**identity, **found)
-
-
-def _unreadable(bad: BadMetadata) -> PluginReport:
-    entry = Entry("?", "?", "?", bad.package, bad.version)
-    return _report(entry, status="broken", reason=bad.reason, remedy=_reinstall(bad.package))
-
-
-def _clash(entry: Entry, declared: Sequence[Entry]) -> PluginReport | None:
-    """The report on a plugin that cannot be reached because its name is taken."""
-    others = [e for e in declared if (e.kind, e.name) == (entry.kind, entry.name) and e is not entry]
-    if not others or entry.is_ours:
-        return None
-    packages = " and ".join(sorted({f"{e.package} {e.version}" for e in others}))
-    uninstall = "uninstall it" if any(e.is_ours for e in others) else "uninstall one of them"
-    return _report(
-        entry,
-        status="broken",
-        reason=f"the name {entry.name!r} is also offered by {packages}",
-        remedy=f"name this one by its class, {entry.value}, or {uninstall}",
-    )
-
-
-def _remedy(entry: Entry, error: PluginError) -> str:
-    cause, package = error.__cause__, entry.package
-    if isinstance(cause, ModuleNotFoundError) and cause.name and not entry.value.startswith(cause.name.split(".")[0]):
-        return f"pip install {cause.name.split('.')[0]} (or reinstall {package}, which should require it)"
-    if isinstance(cause, ImportError | AttributeError):
-        return _reinstall(package)
-    return f"pip install --upgrade {package}, or report it to its author, or pip uninstall {package}"
-
-
-def _reinstall(package: str) -> str:
-    return f"pip install --force-reinstall {package}"
-
-
-def _at(name: str) -> PluginReport:
-    """The report on `module:Class` or `./file.py:Class`, as the first kind whose contract it fulfils."""
+def _entry_at(name: str) -> Entry:
+    """`module:Class` or `./file.py:Class`, as the first kind whose contract it fulfils."""
     problems = []
     for kind in KINDS:
         try:
             entry = resolve(kind, name)
             load_entry(entry)
-            return _examine(entry)
+            return entry
         except UserError as error:
             problems.append(error)
     raise problems[0]
+
+
+def _examine(entry: Entry, declared: Sequence[Entry] = ()) -> PluginReport:
+    """Imports one plugin and describes it, or what is wrong with it. `declared` may offer others under its name."""
+    reinstall = f"pip install --force-reinstall {entry.package}"
+    if entry.problem:
+        return _report(entry, status="broken", reason=entry.problem, remedy=reinstall)
+    others = [e for e in declared if (e.kind, e.name) == (entry.kind, entry.name) and e is not entry]
+    if others and not entry.is_ours:
+        packages = " and ".join(sorted({f"{e.package} {e.version}" for e in others}))
+        uninstall = "uninstall it" if any(e.is_ours for e in others) else "uninstall one of them"
+        return _report(
+            entry,
+            status="broken",
+            reason=f"the name {entry.name!r} is also offered by {packages}",
+            remedy=f"name this one by its class, {entry.value}, or {uninstall}",
+        )
+    try:
+        loaded, printed = load_entry(entry)
+    except PluginError as error:
+        cause, missing = error.__cause__, str(getattr(error.__cause__, "name", "")).split(".")[0]
+        if isinstance(cause, ModuleNotFoundError) and missing and not entry.value.startswith(missing):
+            remedy = f"pip install {missing} (or reinstall {entry.package}, which should require it)"
+        elif isinstance(cause, ImportError | AttributeError):
+            remedy = reinstall
+        else:
+            remedy = f"pip install --upgrade {entry.package}, or report it to its author, or uninstall it"
+        return _report(entry, status="broken", reason=error.reason, remedy=remedy)
+    is_class = isinstance(loaded, type)
+    values = {name: getattr(loaded, name, None) for name in KINDS[entry.kind].facts}
+    described: dict[str, Any] = {
+        "summary": summary_of(loaded) if is_class else loaded.help,
+        "options": options_of(loaded) if is_class else (),
+        "facts": {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)},
+    }
+    lines = printed.strip().splitlines()
+    if lines:
+        reason = f"prints text when it is imported: {lines[0][:80]!r}"
+        described |= {"status": "noisy", "reason": reason, "remedy": "none needed: mpdit discards that text"}
+    return _report(entry, **described)
+
+
+def _report(entry: Entry, **found: Any) -> PluginReport:
+    identity = {key: getattr(entry, key) for key in ("kind", "name", "package", "version", "value")}
+    return PluginReport(**identity, **found)

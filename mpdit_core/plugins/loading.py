@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.util
 import io
+import operator
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,9 +92,14 @@ def load_entry(entry: Entry) -> tuple[Any, str]:
     """
     where, _, attribute = entry.value.partition(" [")[0].rpartition(":")
     with plugin_errors(entry.label, "to load"), _quiet() as printed:
-        found: Any = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, entry)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        if where.endswith(".py"):
+            module = _import_file(Path(where))
+        else:
+            if not entry.package:  # `module:attribute` may be in the working directory, as for `python -m`
+                _add_to_path(Path.cwd())
+            importlib.invalidate_caches()
+            module = importlib.import_module(where)
+        found = operator.attrgetter(attribute)(module)
         problem = contract_problem(entry.kind, found)
     if problem:
         raise PluginError(entry.label, "to load", problem)
@@ -108,13 +114,6 @@ def _quiet():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         yield printed
-
-
-def _import_module(name: str, entry: Entry) -> ModuleType:
-    importlib.invalidate_caches()
-    if not entry.package:  # `module:attribute` may be in the working directory, as for `python -m`
-        _add_to_path(Path.cwd())
-    return importlib.import_module(name)
 
 
 def _import_file(path: Path) -> ModuleType:

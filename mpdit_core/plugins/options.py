@@ -55,7 +55,7 @@ def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name
             continue
         if not _within(fields[key].metadata, checked[key]):
             faults.append(f"{key} = {checked[key]}: must be {_bounds(fields[key].metadata)}")
-    faults += [f"{key} is missing" for key, f in fields.items() if describe_default(f) is None and key not in options]
+    faults += [f"{key} is missing" for key, f in fields.items() if default_text(f) is None and key not in options]
     if faults:
         raise UserError(
             f"{origin}: {'; '.join(faults)}",
@@ -87,11 +87,13 @@ def _bounds(metadata: Mapping[str, Any]) -> str:
 
 
 def options_of(loaded: type) -> tuple[Option, ...]:
-    return tuple(
-        Option(name=f.name, type=_type(f), default=describe_default(f), description=_description(f))
-        for f in dataclasses.fields(loaded)
-        if f.init
-    )
+    described = []
+    for f in dataclasses.fields(loaded):
+        if f.init:
+            kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+            text = "; ".join(part for part in (f.metadata.get("description", ""), _bounds(f.metadata)) if part)
+            described.append(Option(name=f.name, type=kind, default=default_text(f), description=text))
+    return tuple(described)
 
 
 def summary_of(loaded: type) -> str:
@@ -100,17 +102,10 @@ def summary_of(loaded: type) -> str:
     return "" if text.startswith(f"{loaded.__name__}(") else text
 
 
-def describe_default(field: dataclasses.Field) -> str | None:
-    if field.default is not dataclasses.MISSING:
-        return str(field.default) if not isinstance(field.default, str) else repr(field.default)
+def default_text(field: dataclasses.Field) -> str | None:
+    """The default in Python's notation; None for a required option."""
     if field.default_factory is not dataclasses.MISSING:
         return repr(field.default_factory())
-    return None
-
-
-def _type(field: dataclasses.Field) -> str:
-    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-
-
-def _description(field: dataclasses.Field) -> str:
-    return "; ".join(part for part in (field.metadata.get("description", ""), _bounds(field.metadata)) if part)
+    if field.default is dataclasses.MISSING:
+        return None
+    return repr(field.default) if isinstance(field.default, str) else str(field.default)

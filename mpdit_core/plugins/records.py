@@ -26,7 +26,8 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
     recorded = {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "options": options}
     if not entry.package:
         source = Path(inspect.getsourcefile(load(kind, name)) or "")
-        recorded |= {"package": None, "version": None, "source": str(source), "sha256": _sha256(source)}
+        digest = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None
+        recorded |= {"package": None, "version": None, "source": str(source), "sha256": digest}
     return recorded
 
 
@@ -63,7 +64,3 @@ def require_package(recorded: Mapping[str, Any]) -> None:
         expected="the package that the result was made with",
         remedy=f"uninstall {now}, then pip install '{wanted}'" if now else f"pip install '{wanted}'",
     )
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

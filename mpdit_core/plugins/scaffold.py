@@ -53,12 +53,7 @@ def new_plugin(kind: str, name: str, out: Path | None = None, *, report: Reporte
     folder = out or Path(f"mpdit-{name}")
     if folder.exists():
         raise UserError(f"{folder} already exists", code="folder-in-use", remedy="choose another name, or --out FOLDER")
-    _write(folder, kind, name)
-    report(Saved(what="package", path=folder))
-    return NewPlugin(path=folder, kind=kind, name=name)
 
-
-def _write(folder: Path, kind: str, name: str) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
@@ -66,10 +61,13 @@ def _write(folder: Path, kind: str, name: str) -> None:
     class_name = "".join(part.capitalize() for part in name.split("-"))
     values = {"kind": kind, "group": GROUPS[kind], "word": KINDS[GROUPS[kind]].word, "name": name, "module": module,
               "class_name": class_name, "attribute": "command" if kind == "command" else class_name}  # fmt: skip
+    test = "test_command.py" if kind == "command" else "test_class.py"
     files = {"pyproject.toml": "pyproject.toml", "README.md": "README.md", f"{module}.py": f"{kind}.py",
-             f"tests/test_{module}.py": f"test_{kind}.py"}  # fmt: skip
+             f"tests/test_{module}.py": test}  # fmt: skip
     with writing_folder(folder) as temporary:
         (temporary / "tests").mkdir()
         for path, template in files.items():
             text = templates.get_template(f"{template}.j2").render(values)
             (temporary / path).write_text(text, encoding="utf-8")
+    report(Saved(what="package", path=folder))
+    return NewPlugin(path=folder, kind=kind, name=name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from mpdit_core.plugins import Kind, contract_problem
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TOLERANCE = 1e-4  # of the largest value
 
@@ -32,6 +33,34 @@ def require_close(found: Tensor, wanted: Tensor, what: str) -> None:
     scale = max(wanted.float().abs().max().item(), 1e-6)
     gap = (found.float() - wanted.float()).abs().max().item()
     require(gap <= TOLERANCE * scale, what, f"a difference of {gap:.2g}, for values up to {scale:.2g}")
+
+
+def require_function_of_images(
+    compute: Callable[[Tensor], dict[str, Tensor]], images: Tensor, *, dtype: torch.dtype, autocast: bool = True
+) -> dict[str, Tensor]:
+    """Requires results [B, …] by name that depend on each of the images [B, K, H, W] alone, and returns them.
+
+    They have the type `dtype`, are finite and without gradients, and are the same in the second call, in any batch and,
+    with `autocast`, within an autocast region. The first and the last image differ, and so must their results.
+    """
+    before = images.clone()
+    whole, again = compute(images), compute(images)
+    require(torch.equal(images, before), "unchanged images")
+    alone = [compute(image[None]) for image in images]
+    in_autocast = whole
+    if autocast:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            in_autocast = compute(images)
+    for name, found in whole.items():
+        require(isinstance(found, Tensor) and len(found) == len(images), f"{name} [B, …], a tensor", found)
+        require(found.dtype == dtype, f"{name} in {dtype}", found.dtype)
+        require(not found.requires_grad, f"{name} without gradients")
+        require(torch.isfinite(found).all(), f"{name} finite")
+        require(torch.equal(found, again[name]), f"{name} the same the second time")
+        require_close(torch.cat([one[name] for one in alone]), found, f"{name} the same whatever the batch size")
+        require_close(in_autocast[name], found, f"{name} the same under autocast")
+        require(not torch.allclose(found[0].float(), found[-1].float()), f"other {name} for other images")
+    return whole
 
 
 def require_fingerprint(plugin: Any) -> None:

@@ -42,21 +42,17 @@ def check_objective(objective: Objective, *, model: ModelConfig = MODEL, device:
     """
     require_contract("objectives", type(objective), "an objective class")
     try:
-        _check(objective, model, device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loss = _loss(objective, model).to(device)
+            with torch.device(device):
+                batch = random_batch(model, objective.needs, images=IMAGES, teacher_features=TEACHER_FEATURES)
+            _check_value(loss, batch)
+            _check_gradients(loss, batch)
+            _check_mean(loss, batch)
+            _check_resume(objective, model, loss, batch)
     except PluginError as error:
         raise ConformanceError(f"expected a loss, but {error.what}") from error
-
-
-def _check(objective: Objective, model: ModelConfig, device: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        loss = _loss(objective, model).to(device)
-        with torch.device(device):
-            batch = random_batch(model, objective.needs, images=IMAGES, teacher_features=TEACHER_FEATURES)
-        _check_value(loss, batch)
-        _check_gradients(loss, batch)
-        _check_mean(loss, batch)
-        _check_resume(objective, model, loss, batch)
 
 
 def _loss(objective: Objective, model: ModelConfig) -> TrainingLoss:
@@ -103,31 +99,31 @@ def _check_gradients(loss: TrainingLoss, batch: TrainingBatch) -> None:
 
 
 def _check_mean(loss: TrainingLoss, batch: TrainingBatch) -> None:
-    reordered = _rows(batch, list(reversed(range(IMAGES))))
+    def numbers(part: TrainingBatch) -> dict[str, torch.Tensor]:
+        value, logged = loss(part)
+        return {"the loss": value.detach()} | {f"what is logged as {name}": x.detach() for name, x in logged.items()}
+
+    whole = numbers(batch)
     for what, parts in (
-        ("in another order", [reordered]),
-        ("in two parts", [_rows(batch, slice(0, 4)), _rows(batch, slice(4, 8))]),
-        ("image by image", [_rows(batch, slice(i, i + 1)) for i in range(IMAGES)]),
+        ("in another order", [list(reversed(range(IMAGES)))]),
+        ("in two parts", [slice(0, 4), slice(4, 8)]),
+        ("image by image", [slice(i, i + 1) for i in range(IMAGES)]),
     ):
-        values = [(value, logged) for value, logged in map(loss, parts)]
-        whole, whole_logged = loss(batch)
-        pairs = {"the loss": (whole, [value for value, _ in values])}
-        pairs |= {f"what is logged as {name}": (whole_logged[name], [one[name] for _, one in values])
-                  for name in whole_logged}  # fmt: skip
-        for name, (expected, found) in pairs.items():
-            mean = torch.stack([one.detach() for one in found]).mean()
-            close = torch.isclose(mean, expected.detach(), rtol=1e-4, atol=1e-6)
-            require(
-                close, f"{name}, the mean over images, the same {what}: {expected.item():.6g}", f"{mean.item():.6g}"
-            )
+        found = [numbers(_rows(batch, rows)) for rows in parts]
+        for name, expected in whole.items():
+            mean = torch.stack([each[name] for each in found]).mean()
+            words = f"{name}, the mean over images, the same {what}: {expected.item():.6g}"
+            require(torch.isclose(mean, expected, rtol=1e-4, atol=1e-6), words, f"{mean.item():.6g}")
 
 
 def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch: TrainingBatch) -> None:
     """Compares two steps of gradient descent with one step, a second network with those parameters, and its step."""
 
     def step(one: TrainingLoss) -> None:
-        for parameter, gradient in zip(one.parameters(), _all_gradients(one, batch), strict=True):
-            parameter.data -= 0.01 * gradient
+        gradients = _gradients(one, batch)
+        for name, parameter in one.named_parameters():
+            if name in gradients:
+                parameter.data -= 0.01 * gradients[name]
 
     again = _loss(replace(objective), model).to(batch.t.device)
     step(loss)
@@ -138,8 +134,3 @@ def _check_resume(objective: Any, model: ModelConfig, loss: TrainingLoss, batch:
     step(again)
     same = all(torch.equal(a, b) for a, b in zip(loss.parameters(), again.parameters(), strict=True))
     require(same, "the same bits when training is resumed from the parameters; all other state must be constant")
-
-
-def _all_gradients(loss: TrainingLoss, batch: TrainingBatch) -> list[torch.Tensor]:
-    found = _gradients(loss, batch)
-    return [found.get(name, torch.zeros_like(parameter)) for name, parameter in loss.named_parameters()]

@@ -51,27 +51,18 @@ def _found(folder: Path, depth: int) -> Iterator[tuple[Kind, Path]]:
     kind = _kind(folder)
     if kind:
         yield kind, folder
-    if kind == "run":
-        yield from _evaluations(folder / EVALS)
-    elif folder.name == EVALS:
-        yield from _evaluations(folder)
+    if kind == "run" or folder.name == EVALS:
+        for path in sorted((folder / EVALS if kind == "run" else folder).glob("*.json")):
+            if not is_sweep(path):
+                yield "evaluation", path
     elif kind is None and (depth > 0 or (folder / SWEEP).is_file()):
-        for each in _folders(folder):
-            yield from _found(each, depth - 1)
-
-
-def _evaluations(folder: Path) -> Iterator[tuple[Kind, Path]]:
-    for path in sorted(folder.glob("*.json")):
-        if not is_sweep(path):
-            yield "evaluation", path
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as children:
-            return sorted(folder / child.name for child in children if child.name[0] != "." and child.is_dir())
-    except OSError:  # a folder of another user
-        return []
+        try:
+            children = sorted(folder.iterdir())
+        except OSError:  # a folder of another user
+            return
+        for child in children:
+            if child.name[0] != "." and child.is_dir():
+                yield from _found(child, depth - 1)
 
 
 def _kind(folder: Path) -> Kind | None:
@@ -153,17 +144,14 @@ def _latents(path: Path) -> dict[str, Any]:
     names = manifest.plan.class_names
     classes = f"{len(names):,} classes" if names else "without classes"
     facts = {"images": manifest.count, "about": f"{manifest.plan.resolution} px, {shape}, {classes}"}
-    bad = [shard.file for shard in manifest.shards if _size(path / shard.file) != shard.bytes]
+    found = {shard.file: _status(path / shard.file) for shard in manifest.shards}
+    sizes = {file: status.st_size for file, status in found.items() if status is not None}
+    bad = [shard.file for shard in manifest.shards if sizes.get(shard.file) != shard.bytes]
     if not bad:
         return facts
     remedy = "run the `mpdit encode-latents` command of this folder again, first with --verify, then without"
     problem = f"{path / bad[0]} is missing or incomplete" + (f", and {len(bad) - 1} more" if bad[1:] else "")
     return facts | {"status": "damaged", "problem": problem, "remedy": remedy}
-
-
-def _size(path: Path) -> int | None:
-    status = _status(path)
-    return status.st_size if status else None
 
 
 def _samples(path: Path) -> dict[str, Any]:
@@ -202,11 +190,14 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 def _with_distance(entry: Entry, entries: list[Entry]) -> Entry:
     """A run gets the lowest distance of its evaluations: the lowest FID if it has one, because FIDs are comparable."""
-    if entry.kind != "run":
+    own = [
+        (each.distance_name != "FID", each.distance_name, each.distance)
+        for each in entries
+        if each.path.parent == entry.path / EVALS and each.distance is not None
+    ]
+    if entry.kind != "run" or not own:
         return entry
-    own = [each for each in entries if each.path.parent == entry.path / EVALS and each.distance is not None]
-    name = min((each.distance_name for each in own), key=lambda name: (name != "FID", name), default="")
-    lowest = min((each.distance for each in own if each.distance_name == name and each.distance), default=None)
+    _, name, lowest = min(own)
     return entry.model_copy(update={"distance": lowest, "distance_name": name})
 
 

@@ -45,10 +45,10 @@ def test_devices(monkeypatch: pytest.MonkeyPatch):
     assert cpu.data["auto"] in ("float32", "bfloat16")
     assert all(rate > 0 for rate in cpu.data["flops_per_second"].values())
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no kernel image\nmore")
 
-    monkeypatch.setattr(machine, "_rate", broken)
+    monkeypatch.setattr("mpdit_core.runtime.device.matmul_rate", broken)
     assert examine("devices")["cpu"].status == "fault"
 
 
@@ -151,6 +151,13 @@ def test_an_area_that_cannot_be_examined_is_a_fault_among_the_others(monkeypatch
     found = examine("devices", "disk")
     assert found["devices"].status == "fault"
     assert found["working directory"].status in ("ok", "note")
+
+
+def test_a_deleted_working_directory_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert examine("disk")["disk"].status == "fault"
 
 
 def test_nothing_tells_whose_machine_it_is_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

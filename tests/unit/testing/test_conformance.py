@@ -105,7 +105,7 @@ def test_a_bad_extractor_is_found():
     check_features(Means())
     for fault, words in {
         "batch": "whatever the batch size", "chance": "the same the second time", "autocast": "under autocast",
-        "same": "other features for other images", "half": "float32", "infinite": "finite",
+        "same": "other pool for other images", "half": "float32", "infinite": "finite",
         "fingerprint": "the same fingerprint",
     }.items():  # fmt: skip
         with pytest.raises(ConformanceError, match=words):
