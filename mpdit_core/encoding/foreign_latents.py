@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan
 from mpdit_core.data.shards import ShardContent
-from mpdit_core.data.sources import natural_order
+from mpdit_core.data.sources import MAX_CLASSES, natural_order
 from mpdit_core.encoding.pipeline import Encoded
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.checked_tensors import opened
@@ -107,8 +107,8 @@ def find_foreign_latents(folder: Path) -> ForeignLatents:
             expected="NAME_features/ beside NAME_labels/, .npy files with dataset.json, or .npz or .safetensors shards "
             "with latents and labels",
         )
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise _damaged(folder, "labels that are not integers of at least 0")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise _damaged(folder, f"labels that are not integers from 0 to {MAX_CLASSES - 1}")
     counts = np.array([len(given) for _, given in found])
     return ForeignLatents(folder, [path for path, _ in found], counts, labels.astype("<i8"))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mpdit_core.data.sources.class_lists import read_class_names
+    from mpdit_core.data.sources.class_lists import MAX_CLASSES, read_class_names
     from mpdit_core.data.sources.files import natural_order
     from mpdit_core.data.sources.open import absolute_source, open_source, require_trusted, source_name
     from mpdit_core.data.sources.reading import (

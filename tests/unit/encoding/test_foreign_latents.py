@@ -175,6 +175,9 @@ def test_refusals(vae: Path, tmp_path: Path):
     (outside / "dataset.json").write_text(json.dumps({"labels": [["../dit/imagenet256_features/0.npy", 0]]}))
     with refused("damaged-file", "outside"):
         take(outside, out, vae)
+    (outside / "dataset.json").write_text(json.dumps({"labels": [["0.npy", 10**12]]}))
+    with refused("damaged-file", "0 to 99999"):  # one name per label would fill the memory
+        take(outside, out, vae)
     np.save(outside / "0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (outside / "dataset.json").write_text(json.dumps({"labels": [["0.npy", 0]]}))
     with refused("damaged-file"):  # a pickle is not read
