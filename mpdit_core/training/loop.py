@@ -14,11 +14,10 @@ from mpdit_core.flow.loss import needs
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.training.batches import BatchSource
-from mpdit_core.training.divergence import BadStep
 from mpdit_core.training.hooks.checkpoints import Checkpoints
 from mpdit_core.training.hooks.ema_snapshots import EmaSnapshots
 from mpdit_core.training.hooks.evaluations import Evaluation
-from mpdit_core.training.hooks.metrics import StepMetrics
+from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
 from mpdit_core.training.hooks.previews import Previews
 from mpdit_core.training.rollback import Rollback
 from mpdit_core.training.session import Session

@@ -25,7 +25,7 @@ class Position:
 
     step: int = 0  # optimizer steps done
     images_seen: int = 0
-    loss_mean: float | None = None  # running mean of the divergence detector
+    loss_mean: float | None = None  # running mean of the loss
     skipped: list[list[int]] = field(default_factory=list)
 
     @property
