@@ -187,46 +187,24 @@ def fit_stages(stages: tuple[Stage, ...], *, scale: float, side: int) -> tuple[S
 
 def layers(
     *,
+    base: Layers | None = None,
     preset: str | None = None,
+    fit: Mapping[str, Any] | None = None,
     file: Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    flags: Mapping[str, Any] | None = None,
-    base: Layers | None = None,
-    fit: Mapping[str, Any] | None = None,
 ) -> Layers:
-    """The layers of a run's configuration: base < preset < fit < file < settings < flags.
+    """The layers of a run's configuration: base < preset < fit < file < settings.
 
     Args:
-        fit: a tree of values that fit the preset to the latents.
         base: the layers of the run that is resumed; preset and file are then not needed.
-        file: a TOML file, which may name its own `preset`.
+        preset: the name of one; by default the `preset` in the file.
+        fit: a tree of values that fit the preset to the latents.
+        file: a TOML file.
         settings: the tree of values that `--set` gave.
-        flags: values by dotted key (`{"train.steps": 100}`), whose origin is the flag (`--steps`); None: not given.
-
-    Raises:
-        UserError: there is nothing to start from (`no-configuration`).
     """
     from_file = read_toml(file) if file else {}
-    if "preset" in from_file:
-        preset = preset or str(from_file["preset"])
-    if preset is None and file is None and base is None:
-        raise UserError(
-            "no configuration given",
-            code="no-configuration",
-            expected="--preset NAME or --config FILE.toml",
-            remedy="e.g. --preset xl-256",
-        )
+    preset = preset or str(from_file.get("preset", "custom"))
     found = base or Layers()
-    if preset and preset != "custom":
+    if preset != "custom":
         found = found.over(load_preset(preset).model_dump(), f"preset {preset}").over(fit or {}, "latents")
-    if file:
-        found = found.over(from_file, str(file), fixed=True)
-    found = found.over(settings or {}, "--set", fixed=True)
-    for key, value in (flags or {}).items():
-        if value is not None:
-            *tables, leaf = key.split(".")
-            tree: dict[str, Any] = {leaf: value}
-            for table in reversed(tables):
-                tree = {table: tree}
-            found = found.over(tree, f"--{leaf.replace('_', '-')}", fixed=True)
-    return found
+    return found.over(from_file, str(file), fixed=True).over(settings or {}, "--set", fixed=True)

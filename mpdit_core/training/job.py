@@ -44,7 +44,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
     with process_group(device) as world:
         plan = prepare(options, report=report, world_size=world.size)
         check_installed(plan.config.train.trackers)
-        check_evaluation(plan, device)
+        check_evaluation(plan, options, device)
         require_recordable(plan.config.train, device, world)
         if options.dry_run:
             return _describe(plan, world, report)

@@ -13,15 +13,18 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.training.hooks.checkpoints import Checkpoints
 from mpdit_core.training.hooks.metrics import StepMetrics
+from mpdit_core.training.options import TrainOptions
 from mpdit_core.training.session import Session
 from mpdit_core.training.setup import Plan
 
 
-def check_evaluation(plan: Plan, device: torch.device) -> None:
+def check_evaluation(plan: Plan, options: TrainOptions, device: torch.device) -> None:
     """Raises `UserError` for a feature extractor or reference that would fail at the first evaluation."""
     preview = plan.config.preview
     if preview.evaluate_every:
-        evaluation.require_features(preview.evaluate_features, device, trusted=plan.trusts_features)
+        typed = options.settings.get("preview", {}).get("evaluate_features")  # a name that is typed is trusted
+        trusted = plan.trust or typed == preview.evaluate_features
+        evaluation.require_features(preview.evaluate_features, device, trusted=trusted)
         require_trusted(plan.latents.manifest.plan.source.given, trust=plan.trust)
 
 
