@@ -16,9 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mpdit_core import __version__
-from mpdit_core.config import RunConfig
 from mpdit_core.errors import Interrupted, UserError
-from mpdit_core.model.compute import training_macs
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.pictures import can_plot
 from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silent, without_repeats
@@ -29,10 +27,9 @@ from mpdit_core.settings import merge, validate
 from mpdit_core.sweeps import read_sweeps, with_value, with_values
 from mpdit_core.training.job import train
 from mpdit_core.training.options import TrainOptions
-from mpdit_core.training.setup import prepare
+from mpdit_core.training.setup import Plan, prepare
 from mpdit_core.training.sweep import results
-from mpdit_core.training.sweep.plot import draw
-from mpdit_core.training.sweep.results import RunOutcome, TrainSweepResult
+from mpdit_core.training.sweep.results import TrainSweepResult
 
 FORMAT = 1
 """Version of sweep.json; any other is refused."""
@@ -48,25 +45,10 @@ SEED = "train.seed"
 class Member:
     """One run of a sweep."""
 
-    options: TrainOptions  # of this run alone
-    cell: TrainOptions  # of its combination, without folder and seed
-    values: dict[str, str]
-    config: RunConfig
-    total_steps: int
-
-    @property
-    def path(self) -> Path:
-        assert self.options.run is not None
-        return self.options.run
-
-    def outcome(self) -> RunOutcome:
-        """How far the run is, as its folder tells."""
-        return results.outcome_of(self.path, config=self.config, total_steps=self.total_steps)
-
-    def is_over(self) -> bool:
-        """Whether there is nothing left to train."""
-        outcome = self.outcome()
-        return outcome.finished or outcome.diverged
+    options: TrainOptions  # that train it
+    plan: Plan
+    values: dict[str, str]  # of its combination
+    command: str  # that trains its combination in a separate run
 
 
 def is_sweep_folder(path: Path | None) -> bool:
@@ -91,7 +73,9 @@ def train_sweep(options: TrainOptions, *, report: Reporter = silent) -> TrainSwe
         options = _with_saved(folder, options)
         members = _members(options, folder, world_size=world.size)
         if not options.dry_run:
-            world.on_main(lambda: _write_about(folder, options))
+            kept = options.model_dump(mode="json", include=KEPT)
+            about = {"format": FORMAT, "mpdit": __version__, "options": kept}
+            world.on_main(lambda: files.write_json(folder / ABOUT, about))
             once = without_repeats(report, lambda event: event.text if isinstance(event, Note) else None)
             _train_all(members, once, folder=folder, world=world)
         result = _result(folder, members)
@@ -147,26 +131,20 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
     members = []
     for values, cell in zip(grid, cells, strict=True):
         name = ",".join(f"{key}={quote(text, safe=',[]=+.')}" for key, text in values.items())
-        prefix = f"{name}-" if name else ""
         for seed in range(first, first + options.seeds):
-            of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": folder / f"{prefix}seed{seed}"})
+            path = folder / (f"{name}-seed{seed}" if name else f"seed{seed}")
+            of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": path})
             plan = prepare(of_run, report=silent, world_size=world_size)
-            members.append(
-                Member(options=of_run, cell=cell, values=values, config=plan.config, total_steps=plan.total_steps)
-            )
+            members.append(Member(options=of_run, plan=plan, values=values, command=cell.command_line()))
     return members
-
-
-def _write_about(folder: Path, options: TrainOptions) -> None:
-    about = {"format": FORMAT, "mpdit": __version__, "options": options.model_dump(mode="json", include=KEPT)}
-    files.write_json(folder / ABOUT, about)
 
 
 def _train_all(members: Sequence[Member], report: Reporter, *, folder: Path, world: World) -> None:
     """Trains the runs that have neither finished nor diverged."""
     for number, member in enumerate(members):
         report(Progress(task="sweep", done=number, total=len(members), unit="runs"))
-        if world.on_main(member.is_over):
+        outcome = world.on_main(lambda plan=member.plan: results.outcome_of(plan))
+        if outcome.finished or outcome.diverged:
             continue
         try:
             train(member.options, report=report)
@@ -175,17 +153,17 @@ def _train_all(members: Sequence[Member], report: Reporter, *, folder: Path, wor
         except UserError as error:
             if error.code != "diverged":
                 raise
-            report(Warning(code="diverged", text=f"{member.path}: {error.what}"))
+            report(Warning(code="diverged", text=f"{member.plan.run}: {error.what}"))
     report(Progress(task="sweep", done=len(members), total=len(members), unit="runs"))
 
 
 def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
     cells = []
     for _, group in groupby(members, key=lambda member: member.values):
-        runs = list(group)
-        flops = 2 * training_macs(runs[0].config.model) * runs[0].config.train.batch_size * runs[0].total_steps
-        outcomes = [member.outcome() for member in runs]
-        cells.append(results.cell_of(runs[0].values, outcomes, flops=flops, command=runs[0].cell.command_line()))
+        first, *_ = runs = list(group)
+        outcomes = [results.outcome_of(run.plan) for run in runs]
+        flops = results.flops_per_step(first.plan) * first.plan.total_steps
+        cells.append(results.cell_of(first.values, outcomes, flops=flops, command=first.command))
     return TrainSweepResult(
         path=folder,
         axes=tuple(members[0].values),
@@ -199,7 +177,7 @@ def _write(result: TrainSweepResult, report: Reporter) -> TrainSweepResult:
     """Writes the table, and the plot if there are distances and matplotlib is installed; returns the result with it."""
     if result.distance and can_plot(report):
         result = result.model_copy(update={"plot": result.path / PLOT})
-        draw(result, result.path / PLOT)
+        results.draw(result, result.path / PLOT)
         report(Saved(what="plot", path=result.path / PLOT))
     files.write_json(result.path / TABLE, result.model_dump(mode="json", exclude={"path"}))
     report(Saved(what="table", path=result.path / TABLE))

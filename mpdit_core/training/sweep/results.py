@@ -1,4 +1,4 @@
-"""The results of a sweep: read from the folders of its runs, and averaged over seeds."""
+"""The results of a sweep: read from the folders of its runs, averaged over seeds, and plotted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from mpdit_core.config import RunConfig
 from mpdit_core.evaluation.options import METRICS
 from mpdit_core.model.compute import training_macs
-from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.pictures import plot
 from mpdit_core.settings import Result, Settings, setting
+from mpdit_core.training.setup import Plan
 
 DISTANCES = {"eval/fid": METRICS["fid"].label, f"eval/{METRICS['fid'].other_key}": METRICS["fid"].other_label}
 """Keys of metrics.jsonl that hold the distance of an evaluation → names to show."""
@@ -69,13 +69,18 @@ class TrainSweepResult(Result):
     plot: Path | None = setting(None, "plot of distance against compute; none: no evaluations, or no matplotlib")
 
 
-def outcome_of(path: Path, *, config: RunConfig, total_steps: int) -> RunOutcome:
-    """How far the run at `path` is."""
-    run = RunFolder(path)
+def flops_per_step(plan: Plan) -> int:
+    """Floating-point operations of one optimizer step."""
+    return 2 * training_macs(plan.config.model) * plan.config.train.batch_size
+
+
+def outcome_of(plan: Plan) -> RunOutcome:
+    """How far a run is, as its folder tells."""
+    run, config, total_steps = plan.run, plan.config, plan.total_steps
     lines = list(run.metrics())
     logged = [line for line in lines if "loss" in line]
     losses, step = [line["loss"] for line in logged], max((line["step"] for line in logged), default=0)
-    flops = 2 * training_macs(config.model) * config.train.batch_size
+    flops = flops_per_step(plan)
     evaluations = tuple(
         RunEvaluation(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]), name=name)
         for line in lines
@@ -88,11 +93,11 @@ def outcome_of(path: Path, *, config: RunConfig, total_steps: int) -> RunOutcome
     finished = step == total_steps and run.checkpoint(step).is_dir() and due <= measured
     stops = config.train.on_nonfinite == "stop"
     return RunOutcome(
-        run=path,
+        run=run.path,
         seed=config.train.seed,
         step=step,
         finished=finished,
-        diverged=stops and not finished and any(path.glob("bad-step-*.json")),
+        diverged=stops and not finished and any(run.path.glob("bad-step-*.json")),
         loss=fmean(losses[-max(1, len(losses) // 10) :]) if losses else None,
         evaluations=evaluations,
     )
@@ -133,3 +138,26 @@ def name_of_distance(cells: Sequence[Cell]) -> str | None:
     """The name of the distance that was measured; None where no run was evaluated."""
     names = {each.name for cell in cells for run in cell.runs for each in run.evaluations}
     return next((name for name in DISTANCES.values() if name in names), None)
+
+
+def draw(result: TrainSweepResult, path: Path) -> None:
+    """Draws the distance at each evaluation against the operations until then, one line per combination.
+
+    Points are means over seeds, error bars one standard deviation.
+    """
+    with plot(path, x="floating-point operations of training", y=result.distance or "") as axes:
+        for cell in result.cells:
+            points = points_of(cell)
+            name = ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {text}" for key, text in cell.values.items())
+            flops, means, deviations = ([point[i] for point in points] for i in range(3))
+            axes.errorbar(flops, means, yerr=deviations, fmt="o-", markersize=4, capsize=3, label=name)
+
+
+def points_of(cell: Cell) -> list[tuple[float, float, float]]:
+    """(operations, mean distance, standard deviation) of each step at which a run was evaluated."""
+    points = []
+    for flops in sorted({each.flops for run in cell.runs for each in run.evaluations}):
+        found = statistics([each.distance for run in cell.runs for each in run.evaluations if each.flops == flops])
+        assert found is not None
+        points.append((flops, found.mean, found.std or 0.0))
+    return points
