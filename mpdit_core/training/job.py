@@ -69,12 +69,8 @@ def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
     if config.train.precision != "auto":
         return plan
     measured = world.on_main(lambda: dtype_name(choose_dtype("auto", device, config.model)))
-    train = config.train.model_copy(update={"precision": measured})
-    return replace(
-        plan,
-        config=config.model_copy(update={"train": train}),
-        origins=plan.origins | {"train.precision": "measured"},
-    )
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": measured})})
+    return replace(plan, config=config, origins=plan.origins | {"train.precision": "measured"})
 
 
 def _run(session: Session) -> TrainResult:

@@ -57,7 +57,7 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
     old = source.config.model
     given = _by_layer({name: tensor.float() for name, tensor in source.weights().items()})
     snapshot = trainer.snapshot()
-    layers = _by_layer(snapshot.weights)
+    layers = _by_layer({name: snapshot.weights[name] for name in trainer.model.weights()})
     table, fresh_table = given.pop(CLASS_TABLE)["weight"], layers.pop(CLASS_TABLE)["weight"]
     loaded: dict[str, str] = {}
     for layer, tensors in layers.items():
@@ -81,7 +81,8 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
         classes = match_classes(spec.class_names, names, new_count=target.num_classes, old_count=old.num_classes)
     for label, old_label in classes.items():
         fresh_table[label] = table[old_label]  # a tensor in `weights`
-    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(snapshot.averages, weights)))
+    average = {name: weights[name] for name in trainer.model.weights()}
+    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(snapshot.averages, average)))
     start = WarmStart(
         loaded=sum(tensor.numel() for layer in loaded for tensor in layers[layer].values()),
         total=sum(tensor.numel() for tensors in layers.values() for tensor in tensors.values()),
