@@ -5,7 +5,7 @@ The loop itself is in loop.py, what happens around its steps in hooks/, the stat
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from mpdit_core.training.setup import Plan, prepare
 from mpdit_core.training.state.checkpoints import read
 from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
-from mpdit_core.training.trackers import Trackers, check_installed
+from mpdit_core.training.trackers import check_installed
 from mpdit_core.training.warm_start import initialise_from
 
 
@@ -74,14 +74,11 @@ def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
 
 
 def _run(session: Session) -> TrainResult:
-    names = session.config.train.trackers if session.world.is_main else ()
-    trackers = Trackers(names, session.run, session.config, step=session.step, report=session.report)
-    with closing(trackers):
-        loop = TrainingLoop(session, trackers)
-        try:
-            loop.run()
-        except Interrupted as stopped:
-            raise Interrupted(stopped.signum, remedy=f"mpdit train --run {session.run}") from None
+    loop = TrainingLoop(session)
+    try:
+        loop.run()
+    except Interrupted as stopped:
+        raise Interrupted(stopped.signum, remedy=f"mpdit train --run {session.run}") from None
     return TrainResult(
         run=session.run.path,
         step=session.step,
