@@ -24,7 +24,7 @@ from mpdit_core.settings import parse_assignments
 from mpdit_core.sweeps import with_value
 from mpdit_core.training import TrainOptions, is_sweep_folder, train_sweep
 from mpdit_core.training.batches import BatchSource
-from mpdit_core.training.sweep.results import (
+from mpdit_core.training.sweep import (
     RunEvaluation,
     RunOutcome,
     TrainSweepResult,
