@@ -143,29 +143,25 @@ def propose_preset(*, resolution: Size, latent_shape: tuple[int, int, int], imag
     it gets patches that cut the latents into about as many tokens as before. A run takes C, h, w and the number of
     classes from its latents.
     """
-    own = (resolution, latent_shape[0], latent_size := Size(*latent_shape[1:]))
+    channels, *size = latent_shape
+    latent_size, many = Size(*size), images >= IMAGES_FOR_THE_LARGEST
     presets = [load_preset(name) for name in preset_names() if not name.startswith(NOT_PROPOSED)]
-    many = images >= IMAGES_FOR_THE_LARGEST
 
-    def size(preset: RunConfig) -> int:
+    def cost(preset: RunConfig) -> int:
         return preset.model.width**2 * preset.model.depth * (-1 if many else 1)
 
+    own = (resolution, channels, latent_size)
     exact = [p for p in presets if (p.resolution, p.model.channels, p.model.input_size) == own]
     if exact:
-        return Proposal(min(exact, key=size).preset, {})
+        return Proposal(min(exact, key=cost).preset, {})
     others = [p for p in presets if many or p.preset.startswith(FOR_OWN_PICTURES)]
-    nearest = min(others, key=lambda p: (abs(math.log(p.resolution.area / resolution.area)), size(p)))
-    return Proposal(nearest.preset, _fit(nearest, resolution=resolution, latent_size=latent_size))
-
-
-def _fit(preset: RunConfig, *, resolution: Size, latent_size: Size) -> dict[str, Any]:
-    """What to set in `preset` for latents of this size."""
-    scale = math.sqrt(latent_size.area / preset.model.input_size.area)
-    stages = fit_stages(preset.model.stages, scale=scale, side=math.gcd(*latent_size))
-    fit: dict[str, Any] = {} if resolution == preset.resolution else {"resolution": resolution.plain()}
-    if stages != preset.model.stages:
+    nearest = min(others, key=lambda p: (abs(math.log(p.resolution.area / resolution.area)), cost(p)))
+    scale = math.sqrt(latent_size.area / nearest.model.input_size.area)
+    stages = fit_stages(nearest.model.stages, scale=scale, side=math.gcd(*latent_size))
+    fit: dict[str, Any] = {} if resolution == nearest.resolution else {"resolution": resolution.plain()}
+    if stages != nearest.model.stages:
         fit["model"] = {"input_size": latent_size.plain(), "stages": [list(stage) for stage in stages]}
-    return fit
+    return Proposal(nearest.preset, fit)
 
 
 def fit_stages(stages: tuple[Stage, ...], *, scale: float, side: int) -> tuple[Stage, ...]:

@@ -306,14 +306,12 @@ def dotted_fields(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Fi
     return list(dict(found).items())  # classes of a union may share keys
 
 
-def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, otherwise: str = "") -> str:
+def to_toml(settings: Settings, *, origins: Mapping[str, str] | None = None) -> str:
     """The configuration as commented TOML that `read_toml` reads back (None is written as a comment).
 
     Args:
-        comments: the comment on each value by dotted key, in place of the fields' descriptions.
-        otherwise: the comment on a key that is not in `comments`.
+        origins: where each value came from, by dotted key; then the comments say this, and not what the fields are.
     """
-
     described = {key: info.description or "" for key, info in dotted_fields(type(settings))}
 
     def lines_of(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
@@ -321,7 +319,9 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
         tables: list[str] = []
         for name, value in table.items():
             key = ".".join(map(_toml_key, (*path, name)))
-            said = described.get(key, "") if comments is None else comments.get(key, otherwise)
+            said = described.get(key, "")
+            if origins is not None:
+                said = f"from {origins[key]}" if key in origins else "default"
             comment = f"  # {said}" if said else ""
             if isinstance(value, Mapping):
                 tables += ["", f"[{key}]", *lines_of(value, (*path, name))]

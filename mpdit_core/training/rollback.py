@@ -45,7 +45,7 @@ class Rollback:
             f"step {bad.step}: {bad.what}; returning to step {self.last_good}, skipping batches {first} to {stop - 1}"
         )
         self.session.report(Warning(code="rolled-back", text=text))
-        position = replace(good.position, skipped=[*good.position.skipped, [first, stop]])
+        position = replace(good.position, skipped=(*good.position.skipped, (first, stop)))
         self.session.trainer.restore(replace(good, position=position))
         self.metrics.rewind()
 

@@ -221,11 +221,12 @@ def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
         outcomes = [outcome_of(run.plan) for run in runs]
         flops = flops_per_step(first.plan) * first.plan.total_steps
         cells.append(cell_of(first.values, outcomes, flops=flops, command=first.command))
+    measured = {each.name for cell in cells for run in cell.runs for each in run.evaluations}
     return TrainSweepResult(
         path=folder,
         axes=tuple(members[0].values),
         cells=tuple(cells),
-        distance=name_of_distance(cells),
+        distance=next((name for name in DISTANCES.values() if name in measured), None),
         best=best_of(cells),
     )
 
@@ -304,12 +305,6 @@ def best_of(cells: Sequence[Cell]) -> Cell | None:
     by_distance = [(cell.distance.mean, cell) for cell in whole if cell.distance]
     by_loss = [(cell.loss.mean, cell) for cell in whole if cell.loss]
     return min(by_distance or by_loss, key=lambda pair: pair[0], default=(None, None))[1]
-
-
-def name_of_distance(cells: Sequence[Cell]) -> str | None:
-    """The name of the distance that was measured; None where no run was evaluated."""
-    names = {each.name for cell in cells for run in cell.runs for each in run.evaluations}
-    return next((name for name in DISTANCES.values() if name in names), None)
 
 
 def draw(result: TrainSweepResult, path: Path) -> None:

@@ -86,5 +86,5 @@ class Evaluation:
 
     def _is_logged(self, step: int) -> bool:
         """Whether metrics.jsonl has the values of an evaluation at `step`."""
-        newest = takewhile(lambda line: line["step"] >= step, self.session.run.newest_metrics())
-        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in newest)
+        newest = takewhile(lambda line: line["step"] == step, self.session.run.newest_metrics())  # none is later
+        return any(key.startswith("eval/") for line in newest for key in line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +25,7 @@ class Position:
     step: int = 0  # optimizer steps done
     images_seen: int = 0
     loss_mean: float | None = None  # running mean of the loss
-    skipped: list[list[int]] = field(default_factory=list)
+    skipped: tuple[tuple[int, int], ...] = ()
 
     @property
     def data_step(self) -> int:
@@ -101,7 +101,7 @@ def _position(opened: ModelFolder) -> Position:
         position = TypeAdapter(Position).validate_python(opened.extra.get("position"))
     except ValidationError as error:
         raise settings_error(error, origin=f"{opened.path}: the position of the run") from None
-    if position.step != opened.step or any(len(pair) != 2 or not 0 <= pair[0] <= pair[1] for pair in position.skipped):
+    if position.step != opened.step or any(not 0 <= first <= stop for first, stop in position.skipped):
         raise UserError(
             f"{opened.path}: the position of the run is impossible",
             code="damaged-file",

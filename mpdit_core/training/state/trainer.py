@@ -21,7 +21,7 @@ from mpdit_core.training.schedules import learning_rate_factor
 from mpdit_core.training.state.checkpoints import Position, Snapshot
 from mpdit_core.training.state.ema import EMA, averages_of
 from mpdit_core.training.state.optimizers import Optimizer
-from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
+from mpdit_core.training.state.parallel import ParallelModel, gather
 from mpdit_core.training.state.recorded_gradients import Numbers, RecordedGradients
 from mpdit_core.training.state.sharded import copy_to_cpu
 
@@ -122,13 +122,11 @@ class Trainer:
         require_shapes(shapes, snapshot.weights, where=where)
         if snapshot.optimizer:  # empty before the first step
             require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)
-        parameters = self.model.weights()
-        shapes = {name: shapes[name] for name in parameters}
+        shapes = {name: shapes[name] for name in self.model.weights()}
         for kind in self.ema.kinds:
             require_shapes(shapes, snapshot.averages.get(kind.name, {}), where=where)
         self.position = snapshot.position
         self.model.load(snapshot.weights)
         self.optimizer.load(snapshot.optimizer)
         for i, kind in enumerate(self.ema.kinds):
-            averages = snapshot.averages[kind.name]
-            self.ema.load(i, {name: shard_like(parameters[name], tensor) for name, tensor in averages.items()})
+            self.ema.load(i, snapshot.averages[kind.name])
