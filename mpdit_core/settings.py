@@ -44,6 +44,7 @@ S = TypeVar("S", bound=Settings)
 
 UNIONS = (typing.Union, types.UnionType)
 MAX_DEPTH = 16  # levels of tables and lists, or parts of a dotted key
+KEY_DOT = re.compile(r"""\.(?=(?:[^"]*"[^"]*")*[^"]*$)""")  # not within quotes: `objective."./mine.py:Mine".weight`
 MAX_INTEGER = 2**63 - 1  # the limit of TOML and of torch
 
 
@@ -96,14 +97,14 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
-        if not equals or not all(_split_key(key)):
+        *tables, leaf = parts = [part.strip('"') for part in KEY_DOT.split(key)]
+        if not equals or not all(parts):
             raise UserError(
                 f"{shortened(assignment)} is not an assignment",
                 code="not-an-assignment",
                 expected="KEY=VALUE",
                 remedy="e.g. --set train.batch_size=256",
             )
-        *tables, leaf = _split_key(key)
         if len(tables) >= MAX_DEPTH:
             raise _beyond_limits(f"{shortened(key)} has too many dots")
         node = tree
@@ -116,11 +117,6 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
                 )  # fmt: skip
         node[leaf] = parse_value(text)
     return tree
-
-
-def _split_key(key: str) -> list[str]:
-    """The parts of a dotted key; a part that contains dots is quoted: `objective."./mine.py:Mine".weight`."""
-    return [part.strip('"') for part in re.split(r"""\.(?=(?:[^"]*"[^"]*")*[^"]*$)""", key)]
 
 
 def parse_value(text: str) -> Any:

@@ -60,7 +60,18 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             )  # fmt: skip
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
             _begin(session, checkpoint=checkpoint, init_from=options.init_from)
-            return _run(session)
+            loop = TrainingLoop(session)
+            try:
+                loop.run()
+            except Interrupted as stopped:
+                raise Interrupted(stopped.signum, remedy=f"mpdit train --run {plan.run}") from None
+            return TrainResult(
+                run=plan.run.path,
+                step=session.step,
+                images_seen=trainer.position.images_seen,
+                loss=loop.metrics.last.loss if loop.metrics.last else None,
+                checkpoint=loop.checkpoints.newest(),
+            )
 
 
 def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
@@ -71,21 +82,6 @@ def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
     measured = world.on_main(lambda: dtype_name(choose_dtype("auto", device, config.model)))
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": measured})})
     return replace(plan, config=config, origins=plan.origins | {"train.precision": "measured"})
-
-
-def _run(session: Session) -> TrainResult:
-    loop = TrainingLoop(session)
-    try:
-        loop.run()
-    except Interrupted as stopped:
-        raise Interrupted(stopped.signum, remedy=f"mpdit train --run {session.run}") from None
-    return TrainResult(
-        run=session.run.path,
-        step=session.step,
-        images_seen=session.trainer.position.images_seen,
-        loss=loop.metrics.last.loss if loop.metrics.last else None,
-        checkpoint=loop.checkpoints.newest(),
-    )
 
 
 def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
