@@ -31,7 +31,7 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Event, Note, Step, Warning
 from mpdit_core.settings import merge, parse_assignments
 from mpdit_core.training import Statistics, TrainOptions, TrainSweepResult, train_sweep
-from mpdit_core.training.sweep.results import statistics
+from mpdit_core.training.sweep import statistics
 
 BASE = [
     "model.width=128", "model.num_heads=4", "model.stages=[[4,2],[2,2]]", "model.input_size=8", "model.channels=24",

@@ -20,7 +20,7 @@ from mpdit_core.encoding import EncodeOptions, encode_latents
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.settings import parse_assignments
 from mpdit_core.training import Cell, TrainOptions, train_sweep
-from mpdit_core.training.sweep.results import statistics
+from mpdit_core.training.sweep import statistics
 
 PICTURES = [*BASE, "model.width=192", "model.num_heads=6", f"preview.evaluate_features={FEATURES}"]
 DIGITS = ["preview.every=0", "preview.evaluate_features=digits"]

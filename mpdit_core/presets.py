@@ -143,29 +143,25 @@ def propose_preset(*, resolution: Size, latent_shape: tuple[int, int, int], imag
     it gets patches that cut the latents into about as many tokens as before. A run takes C, h, w and the number of
     classes from its latents.
     """
-    own = (resolution, latent_shape[0], latent_size := Size(*latent_shape[1:]))
+    channels, *size = latent_shape
+    latent_size, many = Size(*size), images >= IMAGES_FOR_THE_LARGEST
     presets = [load_preset(name) for name in preset_names() if not name.startswith(NOT_PROPOSED)]
-    many = images >= IMAGES_FOR_THE_LARGEST
 
-    def size(preset: RunConfig) -> int:
+    def cost(preset: RunConfig) -> int:
         return preset.model.width**2 * preset.model.depth * (-1 if many else 1)
 
+    own = (resolution, channels, latent_size)
     exact = [p for p in presets if (p.resolution, p.model.channels, p.model.input_size) == own]
     if exact:
-        return Proposal(min(exact, key=size).preset, {})
+        return Proposal(min(exact, key=cost).preset, {})
     others = [p for p in presets if many or p.preset.startswith(FOR_OWN_PICTURES)]
-    nearest = min(others, key=lambda p: (abs(math.log(p.resolution.area / resolution.area)), size(p)))
-    return Proposal(nearest.preset, _fit(nearest, resolution=resolution, latent_size=latent_size))
-
-
-def _fit(preset: RunConfig, *, resolution: Size, latent_size: Size) -> dict[str, Any]:
-    """What to set in `preset` for latents of this size."""
-    scale = math.sqrt(latent_size.area / preset.model.input_size.area)
-    stages = fit_stages(preset.model.stages, scale=scale, side=math.gcd(*latent_size))
-    fit: dict[str, Any] = {} if resolution == preset.resolution else {"resolution": resolution.plain()}
-    if stages != preset.model.stages:
+    nearest = min(others, key=lambda p: (abs(math.log(p.resolution.area / resolution.area)), cost(p)))
+    scale = math.sqrt(latent_size.area / nearest.model.input_size.area)
+    stages = fit_stages(nearest.model.stages, scale=scale, side=math.gcd(*latent_size))
+    fit: dict[str, Any] = {} if resolution == nearest.resolution else {"resolution": resolution.plain()}
+    if stages != nearest.model.stages:
         fit["model"] = {"input_size": latent_size.plain(), "stages": [list(stage) for stage in stages]}
-    return fit
+    return Proposal(nearest.preset, fit)
 
 
 def fit_stages(stages: tuple[Stage, ...], *, scale: float, side: int) -> tuple[Stage, ...]:
@@ -187,46 +183,24 @@ def fit_stages(stages: tuple[Stage, ...], *, scale: float, side: int) -> tuple[S
 
 def layers(
     *,
+    base: Layers | None = None,
     preset: str | None = None,
+    fit: Mapping[str, Any] | None = None,
     file: Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    flags: Mapping[str, Any] | None = None,
-    base: Layers | None = None,
-    fit: Mapping[str, Any] | None = None,
 ) -> Layers:
-    """The layers of a run's configuration: base < preset < fit < file < settings < flags.
+    """The layers of a run's configuration: base < preset < fit < file < settings.
 
     Args:
-        fit: a tree of values that fit the preset to the latents.
         base: the layers of the run that is resumed; preset and file are then not needed.
-        file: a TOML file, which may name its own `preset`.
+        preset: the name of one; by default the `preset` in the file.
+        fit: a tree of values that fit the preset to the latents.
+        file: a TOML file.
         settings: the tree of values that `--set` gave.
-        flags: values by dotted key (`{"train.steps": 100}`), whose origin is the flag (`--steps`); None: not given.
-
-    Raises:
-        UserError: there is nothing to start from (`no-configuration`).
     """
     from_file = read_toml(file) if file else {}
-    if "preset" in from_file:
-        preset = preset or str(from_file["preset"])
-    if preset is None and file is None and base is None:
-        raise UserError(
-            "no configuration given",
-            code="no-configuration",
-            expected="--preset NAME or --config FILE.toml",
-            remedy="e.g. --preset xl-256",
-        )
+    preset = preset or str(from_file.get("preset", "custom"))
     found = base or Layers()
-    if preset and preset != "custom":
+    if preset != "custom":
         found = found.over(load_preset(preset).model_dump(), f"preset {preset}").over(fit or {}, "latents")
-    if file:
-        found = found.over(from_file, str(file), fixed=True)
-    found = found.over(settings or {}, "--set", fixed=True)
-    for key, value in (flags or {}).items():
-        if value is not None:
-            *tables, leaf = key.split(".")
-            tree: dict[str, Any] = {leaf: value}
-            for table in reversed(tables):
-                tree = {table: tree}
-            found = found.over(tree, f"--{leaf.replace('_', '-')}", fixed=True)
-    return found
+    return found.over(from_file, str(file), fixed=True).over(settings or {}, "--set", fixed=True)

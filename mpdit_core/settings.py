@@ -44,6 +44,7 @@ S = TypeVar("S", bound=Settings)
 
 UNIONS = (typing.Union, types.UnionType)
 MAX_DEPTH = 16  # levels of tables and lists, or parts of a dotted key
+KEY_DOT = re.compile(r"""\.(?=(?:[^"]*"[^"]*")*[^"]*$)""")  # not within quotes: `objective."./mine.py:Mine".weight`
 MAX_INTEGER = 2**63 - 1  # the limit of TOML and of torch
 
 
@@ -96,14 +97,14 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
-        if not equals or not all(_split_key(key)):
+        *tables, leaf = parts = [part.strip('"') for part in KEY_DOT.split(key)]
+        if not equals or not all(parts):
             raise UserError(
                 f"{shortened(assignment)} is not an assignment",
                 code="not-an-assignment",
                 expected="KEY=VALUE",
                 remedy="e.g. --set train.batch_size=256",
             )
-        *tables, leaf = _split_key(key)
         if len(tables) >= MAX_DEPTH:
             raise _beyond_limits(f"{shortened(key)} has too many dots")
         node = tree
@@ -116,11 +117,6 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
                 )  # fmt: skip
         node[leaf] = parse_value(text)
     return tree
-
-
-def _split_key(key: str) -> list[str]:
-    """The parts of a dotted key; a part that contains dots is quoted: `objective."./mine.py:Mine".weight`."""
-    return [part.strip('"') for part in re.split(r"""\.(?=(?:[^"]*"[^"]*")*[^"]*$)""", key)]
 
 
 def parse_value(text: str) -> Any:
@@ -160,10 +156,10 @@ def _beyond_limits(what: str) -> UserError:
     )
 
 
-def shortened(text: str, length: int = 80) -> str:
+def shortened(text: str) -> str:
     """`text` for a message: on one line, printable, without its middle if it is long."""
-    if len(text) > length:
-        text = f"{text[: length // 2]} … {text[-length // 4 :]}"
+    if len(text) > 80:
+        text = f"{text[:40]} … {text[-20:]}"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -200,13 +196,21 @@ def _parse_plain(annotation: Any, text: str) -> Any:
     return text
 
 
+def _types_of(info: FieldInfo) -> list[Any]:
+    """The types that a field takes, without None and pydantic's annotations."""
+    kinds = get_args(info.annotation) if get_origin(info.annotation) in UNIONS else (info.annotation,)
+    return [get_args(k)[0] if get_origin(k) is Annotated else k for k in kinds if k is not type(None)]
+
+
 def plain_type(info: FieldInfo) -> Any:
-    """The type of a field without `None` and without pydantic's annotations; of a union: text if it is one."""
-    annotation = info.annotation
-    if get_origin(annotation) in UNIONS:
-        kinds = [k for k in get_args(annotation) if k is not type(None)]
-        annotation = str if str in kinds else kinds[0]
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    """The type of a field without None and pydantic's annotations; of a union: text if it is one, else the first."""
+    kinds = _types_of(info)
+    return str if str in kinds else kinds[0]
+
+
+def tables_of(info: FieldInfo) -> list[type[BaseModel]]:
+    """The classes that a field may hold: one, several for a union, or none for a plain value."""
+    return [kind for kind in _types_of(info) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -255,36 +259,35 @@ def settings_error(error: ValidationError, *, origin: str = "", known: Iterable[
     lines, known, code = [], list(known), "invalid-value"
     for problem in error.errors():
         key = shortened(".".join(str(part) for part in problem["loc"] if str(part)[:1] != "<"))  # the tag of a union
+        table, given = key.rpartition(".")[0], problem["input"]
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             code = "unknown-key"
-            hint = did_you_mean(key, known, otherwise=f"known here: {', '.join(_siblings(key, known))}")
-            if key in known:
-                hint = f"only with another {key.rpartition('.')[0]}.name"
-            lines.append(f"unknown key {key} ({hint})")
+            beside = [other for other in known if other.rpartition(".")[0] == table] or known
+            hint = did_you_mean(key, known, otherwise=f"known here: {', '.join(beside)}")
+            lines.append(f"unknown key {key} ({f'only with another {table}.name' if key in known else hint})")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
         elif problem["type"] == "dict_type":
-            lines.append(f"{key} = {shortened(_as_json(problem['input']))}: expected a table, {key}.KEY = VALUE")
+            lines.append(f"{key} = {_shown(given)}: expected a table, {key}.KEY = VALUE")
         elif problem["type"] == "union_tag_invalid":
             lines.append(f"{key}.name: expected one of {re.sub('[<>]', '', problem.get('ctx', {})['expected_tags'])}")
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            given = problem["input"]
-            shown = "" if isinstance(given, dict) else f" = {shortened(_as_json(given))}"
+            shown = "" if isinstance(given, dict) else f" = {_shown(given)}"
             lines.append(f"{key}{shown}: {text[:1].lower()}{text[1:]}")
     return UserError((f"{origin}: " if origin else "configuration refused: ") + "; ".join(lines), code=code)
 
 
-def _as_json(given: Any) -> str:
+def _shown(given: Any) -> str:
     try:
-        return json.dumps(given, default=str)
+        return shortened(json.dumps(given, default=str))
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists of thousands of levels
         return f"a very large {type(given).__name__}"
 
 
-def dotted_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+def dotted_keys(kind: type[BaseModel]) -> list[str]:
     """All keys of a class and of the classes within it: `["preset", "model.width", …]`."""
-    return [key for key, _ in dotted_fields(kind, prefix)]
+    return [key for key, _ in dotted_fields(kind)]
 
 
 def dotted_fields(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, FieldInfo]]:
@@ -299,26 +302,12 @@ def dotted_fields(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Fi
     return list(dict(found).items())  # classes of a union may share keys
 
 
-def tables_of(info: FieldInfo) -> list[type[BaseModel]]:
-    """The classes that a field may hold: one, several for a union, or none for a plain value."""
-    kinds = get_args(info.annotation) if get_origin(info.annotation) in UNIONS else (info.annotation,)
-    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-
-
-def _siblings(key: str, known: list[str]) -> list[str]:
-    table = key.rpartition(".")[0]
-    return [k for k in known if k.rpartition(".")[0] == table] or known
-
-
-def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, otherwise: str = "") -> str:
+def to_toml(settings: Settings, *, origins: Mapping[str, str] | None = None) -> str:
     """The configuration as commented TOML that `read_toml` reads back (None is written as a comment).
 
     Args:
-        comments: the comment on each value by dotted key, in place of the fields' descriptions.
-        otherwise: the comment on a key that is not in `comments`.
+        origins: where each value came from, by dotted key; then the comments say this, and not what the fields are.
     """
-
     described = {key: info.description or "" for key, info in dotted_fields(type(settings))}
 
     def lines_of(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
@@ -326,7 +315,9 @@ def to_toml(settings: Settings, *, comments: Mapping[str, str] | None = None, ot
         tables: list[str] = []
         for name, value in table.items():
             key = ".".join(map(_toml_key, (*path, name)))
-            said = described.get(key, "") if comments is None else comments.get(key, otherwise)
+            said = described.get(key, "")
+            if origins is not None:
+                said = f"from {origins[key]}" if key in origins else "default"
             comment = f"  # {said}" if said else ""
             if isinstance(value, Mapping):
                 tables += ["", f"[{key}]", *lines_of(value, (*path, name))]

@@ -33,8 +33,7 @@ def command(options: TrainOptions, nproc: Nproc = "auto") -> None:
         return
     result = console.run(train, options, nproc=nproc, device=options.device)
     if isinstance(result, DryRunResult):
-        origins = {key: f"from {origin}" for key, origin in result.origins.items()}
-        console.say(to_toml(result.config, comments=origins, otherwise="default"))
+        console.say(to_toml(result.config, origins=result.origins))
         console.show(result, _dry_run(result))
     else:
         rows = {"steps": f"{result.step:,}", "images seen": f"{result.images_seen:,}"}

@@ -9,7 +9,6 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.training.job import train
     from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
-    from mpdit_core.training.sweep.job import is_sweep_folder, train_sweep
-    from mpdit_core.training.sweep.results import Cell, Statistics, TrainSweepResult
+    from mpdit_core.training.sweep import Cell, Statistics, TrainSweepResult, is_sweep_folder, train_sweep
 
 __all__, __getattr__ = lazy_names(__name__, __file__)

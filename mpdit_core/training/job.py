@@ -5,7 +5,7 @@ The loop itself is in loop.py, what happens around its steps in hooks/, the stat
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from mpdit_core.training.setup import Plan, prepare
 from mpdit_core.training.state.checkpoints import read
 from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
-from mpdit_core.training.trackers import Trackers, check_installed
+from mpdit_core.training.trackers import check_installed
 from mpdit_core.training.warm_start import initialise_from
 
 
@@ -44,7 +44,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
     with process_group(device) as world:
         plan = prepare(options, report=report, world_size=world.size)
         check_installed(plan.config.train.trackers)
-        check_evaluation(plan, device)
+        check_evaluation(plan, options, device)
         require_recordable(plan.config.train, device, world)
         if options.dry_run:
             return _describe(plan, world, report)
@@ -60,7 +60,18 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             )  # fmt: skip
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
             _begin(session, checkpoint=checkpoint, init_from=options.init_from)
-            return _run(session)
+            loop = TrainingLoop(session)
+            try:
+                loop.run()
+            except Interrupted as stopped:
+                raise Interrupted(stopped.signum, remedy=f"mpdit train --run {plan.run}") from None
+            return TrainResult(
+                run=plan.run.path,
+                step=session.step,
+                images_seen=trainer.position.images_seen,
+                loss=loop.metrics.last.loss if loop.metrics.last else None,
+                checkpoint=loop.checkpoints.newest(),
+            )
 
 
 def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
@@ -69,30 +80,8 @@ def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
     if config.train.precision != "auto":
         return plan
     measured = world.on_main(lambda: dtype_name(choose_dtype("auto", device, config.model)))
-    train = config.train.model_copy(update={"precision": measured})
-    return replace(
-        plan,
-        config=config.model_copy(update={"train": train}),
-        origins=plan.origins | {"train.precision": "measured"},
-    )
-
-
-def _run(session: Session) -> TrainResult:
-    names = session.config.train.trackers if session.world.is_main else ()
-    trackers = Trackers(names, session.run, session.config, step=session.step, report=session.report)
-    with closing(trackers):
-        loop = TrainingLoop(session, trackers)
-        try:
-            loop.run()
-        except Interrupted as stopped:
-            raise Interrupted(stopped.signum, remedy=f"mpdit train --run {session.run}") from None
-    return TrainResult(
-        run=session.run.path,
-        step=session.step,
-        images_seen=session.trainer.position.images_seen,
-        loss=loop.metrics.last.loss if loop.metrics.last else None,
-        checkpoint=loop.checkpoints.newest(),
-    )
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": measured})})
+    return replace(plan, config=config, origins=plan.origins | {"train.precision": "measured"})
 
 
 def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:

@@ -9,9 +9,8 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Saved, Warning
 from mpdit_core.runtime import files
 from mpdit_core.training.batches import BatchSource
-from mpdit_core.training.divergence import BadStep
 from mpdit_core.training.hooks.checkpoints import Checkpoints
-from mpdit_core.training.hooks.metrics import StepMetrics
+from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
 from mpdit_core.training.session import Session
 from mpdit_core.training.state.checkpoints import read
 
@@ -46,7 +45,7 @@ class Rollback:
             f"step {bad.step}: {bad.what}; returning to step {self.last_good}, skipping batches {first} to {stop - 1}"
         )
         self.session.report(Warning(code="rolled-back", text=text))
-        position = replace(good.position, skipped=[*good.position.skipped, [first, stop]])
+        position = replace(good.position, skipped=(*good.position.skipped, (first, stop)))
         self.session.trainer.restore(replace(good, position=position))
         self.metrics.rewind()
 

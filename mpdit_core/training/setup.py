@@ -6,7 +6,6 @@ Nothing is written here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from mpdit_core import presets
@@ -34,7 +33,6 @@ class Plan:
     total_steps: int
     resumes: bool
     trust: bool  # whether code may be loaded that the run's configuration or its latents refer to
-    trusts_features: bool  # likewise for `preview.evaluate_features`; a name from the command line is trusted
 
     @property
     def teacher_features(self) -> int:
@@ -46,17 +44,16 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
     """The plan of the run that `options` ask for. Raises `UserError` for settings that cannot work."""
     saved = _saved_run(options)
     layers, latents = _layers_and_latents(options, saved, report)
-    layers = fit_to_latents(layers, latents.spec, report=report)
-    typed_terms = options.settings.get("objective", {})
-    terms = build_terms(layers.config().objective, trusted=lambda name: options.trust or name in typed_terms)
-    config = _with_all_options(layers.config(), terms)
+    layers = _fit_to_latents(layers, latents.spec, report)
+    config = layers.config()
+    typed = options.settings.get("objective", {})
+    terms = build_terms(config.objective, trusted=lambda name: options.trust or name in typed)
+    every_option = {name: options_in(term) for name, term in terms.items()}  # for the record in the run's folder
+    config = config.model_copy(update={"objective": config.objective | every_option})
     _check_division(config, world_size)
-    _check_terms(config, terms)
-    _check_teacher(config, terms, latents)
-    typed_features = options.settings.get("preview", {}).get("evaluate_features")
+    _check_terms(config, terms, latents)
     if saved is not None:
-        _check_same_run(saved, config)
-        _check_same_data(saved.latents(), latents.spec, terms)
+        _check_same_run(saved, config, latents.spec, terms)
     return Plan(
         config=config,
         origins=layers.origins,
@@ -66,7 +63,6 @@ def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> 
         total_steps=total_steps(config, len(latents)),
         resumes=saved is not None,
         trust=options.trust,
-        trusts_features=options.trust or typed_features == config.preview.evaluate_features,
     )
 
 
@@ -76,33 +72,26 @@ def _layers_and_latents(
     """The configuration and the latents. Without preset and file, the latents determine the preset of a new run."""
     if saved is None and options.preset is None and options.config is None:
         latents = LatentFolder(options.latents or find_latents(options.latents_root))
-        return _layers(options, proposed=_proposed_preset(latents, report)), latents
-    layers = _layers(options, saved=saved)
-    folder = options.latents or (Path(saved.latents().folder) if saved else None)
-    return layers, LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
-
-
-def _layers(
-    options: TrainOptions, *, saved: RunFolder | None = None, proposed: presets.Proposal | None = None
-) -> Layers:
+        preset, fit = _proposed_preset(latents, report)
+    else:
+        latents, preset, fit = None, options.preset, {}
     before = saved.config() if saved else None
     layers = presets.layers(
-        preset=proposed.preset if proposed else options.preset,
-        fit=proposed.fit if proposed else None,
+        base=Layers().over(before.model_dump(), f"the run {saved}") if before else None,
+        preset=preset,
+        fit=fit,
         file=options.config,
         settings=options.settings,
-        flags={"train.steps": options.steps},
-        base=Layers().over(before.model_dump(), f"the run {saved}") if before else None,
     )
+    if options.steps is not None:
+        layers = layers.over({"train": {"steps": options.steps}}, "--steps", fixed=True)
     if before and layers.config().train.precision == "auto" and layers.origin("train.precision") != "--set":
         # `auto` of a preset or file: the run keeps the precision that was measured at its start
         layers = layers.over({"train": {"precision": before.train.precision}}, f"the run {saved}")
-    return layers
-
-
-def _with_all_options(config: RunConfig, terms: Terms) -> RunConfig:
-    """The configuration with every option of every term, for the record in the run's folder."""
-    return config.model_copy(update={"objective": config.objective | {name: options_in(terms[name]) for name in terms}})
+    if latents is None:
+        folder = options.latents or (Path(saved.latents().folder) if saved else None)
+        latents = LatentFolder(folder or find_latents(options.latents_root, resolution=layers.config().resolution))
+    return layers, latents
 
 
 def _proposed_preset(latents: LatentFolder, report: Reporter) -> presets.Proposal:
@@ -123,7 +112,7 @@ def total_steps(config: RunConfig, images: int) -> int:
     return max(1, config.train.epochs * images // config.train.batch_size)
 
 
-def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Layers:
+def _fit_to_latents(layers: Layers, spec: LatentSpec, report: Reporter) -> Layers:
     """The layers with the latents' size, channels and number of classes on top. Presets are for squares, so the
     resolution of a rectangle comes from the latents too.
 
@@ -160,13 +149,8 @@ def fit_to_latents(layers: Layers, spec: LatentSpec, *, report: Reporter) -> Lay
             )
         report(Note(text=f"model.{key} = {value}, taken from the latents ({layers.origin(f'model.{key}')}: {given})"))
     layers = layers.over({"model": adapted}, "latents")
-    return layers if spec.class_names else _without_guidance(layers, report)
-
-
-def _without_guidance(layers: Layers, report: Reporter) -> Layers:
-    """The layers with unguided previews. Raises `UserError` (`no-classes`) for a guidance scale that the user gave."""
-    scale = layers.config().preview.guidance_scale
-    if scale == 1:
+    scale = config.preview.guidance_scale
+    if spec.class_names or scale == 1:
         return layers
     if "preview.guidance_scale" in layers.fixed:
         raise UserError(
@@ -206,20 +190,17 @@ def _check_division(config: RunConfig, world_size: int) -> None:
     parts = world_size * train.accumulation
     if train.batch_size % parts:
         near = round(train.batch_size / parts) * parts or parts
-        possible = (n for n in range(1, 10_001) if train.batch_size % (n * world_size) == 0)
-        accumulations = ", ".join(str(n) for n in islice(possible, 6))
         raise UserError(
             f"train.batch_size {train.batch_size} cannot be divided among {world_size} processes × accumulation "
             f"{train.accumulation}",
             code="batch-not-divisible",
             expected=f"a multiple of {parts}, e.g. {near}",
-            remedy=f"--set train.batch_size={near}"
-            + (f", or --set train.accumulation=N, N one of {accumulations}" if accumulations else ""),
+            remedy=f"--set train.batch_size={near}, or another train.accumulation",
         )
 
 
-def _check_terms(config: RunConfig, terms: Terms) -> None:
-    """Raises `UserError` when a term of the loss does not suit the network or the batch size."""
+def _check_terms(config: RunConfig, terms: Terms, latents: LatentFolder) -> None:
+    """Raises `UserError` when a term of the loss does not suit the network, the batch size or the latents."""
     require_fit(terms, config.model)
     if "negative" in needs(terms) and config.train.batch_size == 1:
         names = ", ".join(name for name, term in terms.items() if "negative" in term.needs)
@@ -229,28 +210,23 @@ def _check_terms(config: RunConfig, terms: Terms) -> None:
             expected="a batch of at least 2",
             remedy="--set train.batch_size=2",
         )
+    if "teacher" in needs(terms):
+        stored, grid = latents.teacher.plan, network_shape(config.model).token_grid
+        assert grid is not None, "refused by `require_fit`"
+        if grid != stored.grid:
+            source, patch = latents.spec.source, config.model.stages[-2].patch_size
+            raise UserError(
+                f"the network has {grid[0]} × {grid[1]} coarse tokens, the features of {stored.name} in "
+                f"{latents.path} are for {stored.grid.height} × {stored.grid.width}",
+                code="grid-does-not-fit",
+                expected="features for each token of the last coarse stage",
+                remedy=f"mpdit encode-latents {source} --out {latents.path} --teacher {stored.name} "
+                f"--teacher-patch-size {patch} --replace-teacher   (with the other options as before)",
+            )
 
 
-def _check_teacher(config: RunConfig, terms: Terms, latents: LatentFolder) -> None:
-    """Raises `UserError` when a term needs a teacher's features and the latents have none for the coarse tokens."""
-    if "teacher" not in needs(terms):
-        return
-    stored, grid = latents.teacher.plan, network_shape(config.model).token_grid
-    assert grid is not None, "refused by `require_fit`"
-    if grid != stored.grid:
-        source, patch = latents.spec.source, config.model.stages[-2].patch_size
-        raise UserError(
-            f"the network has {grid[0]} × {grid[1]} coarse tokens, the features of {stored.name} in {latents.path} "
-            f"are for {stored.grid.height} × {stored.grid.width}",
-            code="grid-does-not-fit",
-            expected="features for each token of the last coarse stage",
-            remedy=f"mpdit encode-latents {source} --out {latents.path} --teacher {stored.name} "
-            f"--teacher-patch-size {patch} --replace-teacher   (with the other options as before)",
-        )
-
-
-def _check_same_run(run: RunFolder, config: RunConfig) -> None:
-    """Raises `UserError` when a value has changed with which the steps so far would have been different."""
+def _check_same_run(run: RunFolder, config: RunConfig, spec: LatentSpec, terms: Terms) -> None:
+    """Raises `UserError` when a value or the data has changed with which the steps so far would have been different."""
     changed = changes(run.config(), config)
     fixed = [f"{key}: {old} → {new}" for key, (old, new) in changed.items() if key not in RESUMABLE]
     if fixed:
@@ -261,21 +237,16 @@ def _check_same_run(run: RunFolder, config: RunConfig) -> None:
             remedy=f"mpdit train --run {run}   resumes it unchanged; for another run from its weights omit --run, add "
             f"--init-from {run}",
         )
-
-
-def _check_same_data(saved: LatentSpec, given: LatentSpec, terms: Terms) -> None:
-    """Raises `UserError` where the latents, or the teacher's features that the loss needs, are not the run's."""
-    if "teacher" in needs(terms) and saved.teacher != given.teacher:
-        raise UserError(
-            f"the teacher's features in {given.folder} are not those that this run was trained on",
-            code="different-latents",
-            expected=f"features with the hash {saved.teacher[:12]}, not {given.teacher[:12]}",
-            remedy="store the old teacher's features again (encode-latents --replace-teacher), or start another run",
-        )
-    if saved.fingerprint != given.fingerprint:
-        raise UserError(
-            f"the latents in {given.folder} are not those that this run was trained on",
-            code="different-latents",
-            expected=f"latents with the fingerprint {saved.fingerprint[:12]}, not {given.fingerprint[:12]}",
-            remedy="give the old folder with --latents, or start another run (--init-from uses these weights)",
-        )
+    saved = run.latents()
+    compared = {"latents": (saved.fingerprint, spec.fingerprint, "give the old folder with --latents")}
+    if "teacher" in needs(terms):
+        again = "store the old ones again (encode-latents --replace-teacher)"
+        compared["teacher's features"] = (saved.teacher, spec.teacher, again)
+    for what, (old, new, remedy) in compared.items():
+        if old != new:
+            raise UserError(
+                f"the {what} in {spec.folder} are not those that this run was trained on",
+                code="different-latents",
+                expected=f"{what} with the hash {old[:12]}, not {new[:12]}",
+                remedy=f"{remedy}, or start another run (--init-from uses these weights)",
+            )

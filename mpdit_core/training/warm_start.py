@@ -18,8 +18,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,23 +33,12 @@ CLASS_TABLE = "class_embedding.table"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassMatch:
-    """Which classes the model knew. `by`: how they were matched; None: its class table does not fit and is not used."""
-
-    by: Literal["name", "position"] | None
-    known: int = 0
-    new: tuple[str, ...] = ()  # names of the classes whose rows are new
-
-
-@dataclass(frozen=True, kw_only=True)
 class WarmStart:
     """The weights that a run began with. Layers are named without `.weight` and `.bias`."""
 
-    source: Path
-    step: int  # of the model
     loaded: int  # number of weights loaded, out of `total`, both without the table of classes
     total: int
-    classes: ClassMatch
+    classes: dict[int, int]  # label → the model's label of the same class; the null label too; empty: no table fits
     new: tuple[str, ...]  # layers of the new model that start with random weights
     unused: tuple[str, ...]  # layers of the old model that are not used
 
@@ -70,7 +57,7 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
     old = source.config.model
     given = _by_layer({name: tensor.float() for name, tensor in source.weights().items()})
     snapshot = trainer.snapshot()
-    layers = _by_layer(snapshot.weights)
+    layers = _by_layer({name: snapshot.weights[name] for name in trainer.model.weights()})
     table, fresh_table = given.pop(CLASS_TABLE)["weight"], layers.pop(CLASS_TABLE)["weight"]
     loaded: dict[str, str] = {}
     for layer, tensors in layers.items():
@@ -78,22 +65,32 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
         if _shapes(given.get(origin, {})) == _shapes(tensors):
             loaded[layer] = origin
     if not any(".blocks." in layer for layer in loaded):
-        raise _no_block_fits(source, target)
+        raise UserError(
+            f"no block of {source.path} fits: its width is {old.width} (MLP ratio {old.mlp_ratio}), the new model's "
+            f"{target.width} ({target.mlp_ratio})",
+            code="does-not-fit",
+            expected="a model of the same width",
+            remedy=f"--set model.width={old.width} --set model.num_heads={old.num_heads}, or another model",
+        )
     weights = snapshot.weights | {
         f"{layer}.{name}": tensor for layer, origin in loaded.items() for name, tensor in given[origin].items()
     }
-    weights[f"{CLASS_TABLE}.weight"], classes = _match_table(table, fresh_table, source, target, spec)
-    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(snapshot.averages, weights)))
+    classes: dict[int, int] = {}
+    if table.shape[1] == fresh_table.shape[1] and bool(target.class_tokens) == bool(old.class_tokens):
+        names = source.latents.class_names if source.latents else None
+        classes = match_classes(spec.class_names, names, new_count=target.num_classes, old_count=old.num_classes)
+    for label, old_label in classes.items():
+        fresh_table[label] = table[old_label]  # a tensor in `weights`
+    average = {name: weights[name] for name in trainer.model.weights()}
+    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(snapshot.averages, average)))
     start = WarmStart(
-        source=source.path,
-        step=source.step,
         loaded=sum(tensor.numel() for layer in loaded for tensor in layers[layer].values()),
         total=sum(tensor.numel() for tensors in layers.values() for tensor in tensors.values()),
         classes=classes,
         new=tuple(layer for layer in layers if layer not in loaded),
         unused=tuple(layer for layer in given if layer not in loaded.values()),
     )
-    for text in _summary(start, old, target):
+    for text in _summary(start, source, target, spec):
         report(Note(text=text))
     for text in _doubts(source, target, spec):
         report(Warning(code="weights-mean-something-else", text=text))
@@ -128,63 +125,38 @@ def same_part(layer: str, source: ModelConfig, target: ModelConfig) -> str:
     return f"{blocks[number]}.{part}" if number < len(blocks) else ""
 
 
-def match_classes(
-    new: Sequence[str], old: Sequence[str] | None, *, new_count: int, old_count: int
-) -> list[tuple[int, int]]:
-    """(new label, old label) of the classes that are the same, the null label last.
+def match_classes(new: Sequence[str], old: Sequence[str] | None, *, new_count: int, old_count: int) -> dict[int, int]:
+    """New label → old label of the classes that are the same, and of the null label.
 
     Equal lists of names match by position, others by name (if it occurs twice, its first class). Where the old names
     are not known, equal counts match by position.
     """
-    null = [(new_count, old_count)]
+    null = {new_count: old_count}
     if old is None or tuple(new) == tuple(old):
-        return ([(i, i) for i in range(new_count)] if new_count == old_count else []) + null
+        return ({i: i for i in range(new_count)} if new_count == old_count else {}) | null
     first = {name: label for label, name in reversed(list(enumerate(old)))}
-    return [(label, first[name]) for label, name in enumerate(new) if name in first] + null
+    return {label: first[name] for label, name in enumerate(new) if name in first} | null
 
 
-def _match_table(
-    table: Tensor, fresh: Tensor, source: ModelFolder, target: ModelConfig, spec: LatentSpec
-) -> tuple[Tensor, ClassMatch]:
-    """`fresh`, with the rows of `table` for the classes that the model knew."""
-    old = source.config.model
-    if table.shape[1] != fresh.shape[1] or bool(target.class_tokens) != bool(old.class_tokens):
-        return fresh, ClassMatch(by=None, new=spec.class_names)
-    names = source.latents.class_names if source.latents else None
-    pairs = dict(match_classes(spec.class_names, names, new_count=target.num_classes, old_count=old.num_classes))
-    merged = torch.stack([table[pairs[row]] if row in pairs else fresh[row] for row in range(len(fresh))])
-    new = tuple(name for row, name in enumerate(spec.class_names) if row not in pairs)
-    return merged, ClassMatch(by="position" if names is None else "name", known=len(pairs) - 1, new=new)
-
-
-def _no_block_fits(source: ModelFolder, target: ModelConfig) -> UserError:
-    old = source.config.model
-    return UserError(
-        f"no block of {source.path} fits: its width is {old.width} (MLP ratio {old.mlp_ratio}), the new model's "
-        f"{target.width} ({target.mlp_ratio})",
-        code="does-not-fit",
-        expected="a model of the same width",
-        remedy=f"--set model.width={old.width} --set model.num_heads={old.num_heads}, or another model",
-    )
-
-
-def _summary(start: WarmStart, old: ModelConfig, target: ModelConfig) -> Iterator[str]:
+def _summary(start: WarmStart, source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Iterator[str]:
     """What was loaded and what was not, in sentences."""
+    old = source.config.model
     yield (
-        f"initialised from {start.source} (step {start.step}): {start.loaded:,} of {start.total:,} weights loaded, "
+        f"initialised from {source.path} (step {source.step}): {start.loaded:,} of {start.total:,} weights loaded, "
         "not counting the class embedding table"
     )
     if not target.num_classes:
         yield "no classes: only the row of the null label of the model's class embedding table is used"
-    elif start.classes.by is None:
+    elif not start.classes:
         yield (
             f"the class embedding table is new: {target.class_tokens or 'no'} class tokens of {target.width} here, "
             f"{old.class_tokens or 'none'} of {old.width} in the model"
         )
     else:
-        how = ", by position, as the model does not state their names" if start.classes.by == "position" else ""
-        rows = f"; new rows for {shorten(start.classes.new)}" if start.classes.new else ""
-        yield f"classes: {start.classes.known} of {target.num_classes} known to the model{how}{rows}"
+        how = "" if source.latents else ", by position, as the model does not state their names"
+        new = [name for label, name in enumerate(spec.class_names) if label not in start.classes]
+        rows = f"; new rows for {shorten(new)}" if new else ""
+        yield f"classes: {len(start.classes) - 1} of {target.num_classes} known to the model{how}{rows}"
     if start.new:
         yield f"new, as initialised: {shorten(start.new)}"
     if start.unused:
@@ -206,13 +178,10 @@ def _doubts(source: ModelFolder, target: ModelConfig, spec: LatentSpec) -> Itera
         yield f"the model's latents were made by {source.latents.autoencoder.id}, these by {spec.autoencoder.id}"
     elif source.latents and source.latents.normalisation != spec.normalisation:
         yield "the model's latents were standardised with a different mean and standard deviation"
-    for key in ("norm", "positions", "prediction"):
+    for key in ("norm", "positions", "prediction", "num_heads"):
         there, here = getattr(source.config.model, key), getattr(target, key)
         if there != here:
             yield f"{key} is {there} in the model, {here} here: the weights fit, but the network differs"
-    heads = source.config.model.num_heads
-    if heads != target.num_heads:
-        yield f"num_heads is {heads} in the model, {target.num_heads} here: the weights fit, but the network differs"
 
 
 def shorten(names: Iterable[str], shown: int = 6) -> str:

@@ -39,7 +39,6 @@ class Checkpoints:
             self.wait()
         # `save` writes the checkpoint of the last step, and waits for it
         if step % self.session.config.train.checkpoint_every == 0 and not self.session.is_finished:
-            self.metrics.drain()
             self._start()
 
     def save(self) -> None:
@@ -48,7 +47,6 @@ class Checkpoints:
         Raises:
             UserError: on every process, when it could not be written.
         """
-        self.metrics.drain()
         self._start()
         path = self.session.world.on_main(self.writer.wait)
         self.writer.wait()  # other processes: for their own parts
@@ -72,6 +70,7 @@ class Checkpoints:
 
     def _start(self) -> None:
         """Begins to write the checkpoint of this step, unless it exists."""
+        self.metrics.drain()
         self.wait()
         world, run = self.session.world, self.session.run
         wanted = world.is_main and self.newest() != run.checkpoint(self.session.step)

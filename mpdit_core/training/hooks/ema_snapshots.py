@@ -24,7 +24,7 @@ class EmaSnapshots:
         """Begins to write the snapshot of `step`, where one is due. All processes must call it."""
         if self.writer.is_done:
             self.wait()
-        if not self._is_due(step):
+        if not self.kinds or step == 0 or (step % self.every and not self.session.is_finished):
             return
         self.metrics.drain()
         self.wait()
@@ -49,6 +49,3 @@ class EmaSnapshots:
         except UserError as error:
             text = f"the snapshot of the EMAs could not be written, training continues: {error.what}"
             self.session.report(Warning(code="ema-snapshot-not-written", text=text))
-
-    def _is_due(self, step: int) -> bool:
-        return bool(self.kinds) and step > 0 and (step % self.every == 0 or self.session.is_finished)

@@ -13,15 +13,18 @@ from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.training.hooks.checkpoints import Checkpoints
 from mpdit_core.training.hooks.metrics import StepMetrics
+from mpdit_core.training.options import TrainOptions
 from mpdit_core.training.session import Session
 from mpdit_core.training.setup import Plan
 
 
-def check_evaluation(plan: Plan, device: torch.device) -> None:
+def check_evaluation(plan: Plan, options: TrainOptions, device: torch.device) -> None:
     """Raises `UserError` for a feature extractor or reference that would fail at the first evaluation."""
     preview = plan.config.preview
     if preview.evaluate_every:
-        evaluation.require_features(preview.evaluate_features, device, trusted=plan.trusts_features)
+        typed = options.settings.get("preview", {}).get("evaluate_features")  # a name that is typed is trusted
+        trusted = plan.trust or typed == preview.evaluate_features
+        evaluation.require_features(preview.evaluate_features, device, trusted=trusted)
         require_trusted(plan.latents.manifest.plan.source.given, trust=plan.trust)
 
 
@@ -83,5 +86,5 @@ class Evaluation:
 
     def _is_logged(self, step: int) -> bool:
         """Whether metrics.jsonl has the values of an evaluation at `step`."""
-        newest = takewhile(lambda line: line["step"] >= step, self.session.run.newest_metrics())
-        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in newest)
+        newest = takewhile(lambda line: line["step"] == step, self.session.run.newest_metrics())  # none is later
+        return any(key.startswith("eval/") for line in newest for key in line)

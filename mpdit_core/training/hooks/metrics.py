@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,13 +14,39 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.compute import training_macs
 from mpdit_core.reporting import Step, Warning
 from mpdit_core.runtime.device import matmul_rate, peak_memory
-from mpdit_core.training.divergence import BadStep, DivergenceDetector
 from mpdit_core.training.session import Session
 from mpdit_core.training.state.checkpoints import Position
 from mpdit_core.training.trackers import Trackers
 
 METRIC_LAG_STEPS = 2  # steps after which a GPU's loss is read
+MEAN_DECAY = 0.99  # of the running mean of the loss
 STOPPING = "stopping"  # the number that tells whether a process received a signal
+
+
+@dataclass(kw_only=True, eq=False)
+class BadStep(Exception):  # noqa: N818  # not an error: the run may go back and skip the batch
+    """The loss or gradient of a step is not finite, or the loss is a spike. All processes raise it at once."""
+
+    what: str  # in words
+    step: int
+    data_step: int  # number of its batch
+    learning_rate: float
+
+
+def what_is_wrong(*, loss: float, grad_norm: float, mean: float | None, spike_factor: float | None) -> str | None:
+    """Why a step is bad, in words; None for a good one.
+
+    Args:
+        mean: running mean of the loss; None before the first step.
+        spike_factor: a loss above this many times the mean is a spike; None: only non-finite values count.
+    """
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if not math.isfinite(grad_norm):
+        return f"the gradient norm is {grad_norm}"
+    if spike_factor and mean is not None and loss > spike_factor * mean:
+        return f"the loss jumped to {loss:.4g}, {loss / mean:.1f} times its running mean {mean:.4g}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -41,9 +68,10 @@ class StepMetrics:
     signal, on all processes after the same step.
     """
 
-    def __init__(self, session: Session, trackers: Trackers):
-        self.session, self.trackers = session, trackers
-        self.divergence = DivergenceDetector(session.config.train.spike_factor)
+    def __init__(self, session: Session):
+        self.session, run, config = session, session.run, session.config
+        names = config.train.trackers if session.world.is_main else ()
+        self.trackers = Trackers(names, run, config, step=session.step, report=session.report)
         self.lag = METRIC_LAG_STEPS if session.device.type == "cuda" else 0
         self.pending: deque[PendingStep] = deque()
         self.last: Step | None = None
@@ -65,9 +93,16 @@ class StepMetrics:
         Raises:
             BadStep: the older step was bad.
         """
-        names, position = (*numbers, STOPPING), self.session.trainer.position
-        averaged, ready = self._averaged(list(numbers.values()), stopping)
-        self.pending.append(PendingStep(position, data_step, learning_rate, names, averaged, ready))
+        world, device, position = self.session.world, self.session.device, self.session.trainer.position
+        means = torch.stack([*numbers.values(), torch.full((), float(stopping), device=device)])
+        if world.size > 1:
+            means /= world.size
+            world.all_reduce(means)
+        ready = None
+        if device.type == "cuda":
+            means, ready = means.to("cpu", non_blocking=True), torch.cuda.Event()
+            ready.record()
+        self.pending.append(PendingStep(position, data_step, learning_rate, (*numbers, STOPPING), means, ready))
         self._read(keep=self.lag)
 
     def drain(self) -> None:
@@ -83,13 +118,12 @@ class StepMetrics:
 
     def rewind(self) -> None:
         """Forgets everything after the trainer's position; called at the start of a session and after a rollback."""
-        position = self.session.trainer.position
-        self.divergence.mean = position.loss_mean
+        step = self.session.step
         self.pending.clear()
-        self._unwritten = [line for line in self._unwritten if line["step"] <= position.step]
+        self._unwritten = [line for line in self._unwritten if line["step"] <= step]
         if self.session.world.is_main:
-            self.session.run.truncate_metrics(position.step)
-        self.session.clock.restart(position.step)
+            self.session.run.truncate_metrics(step)
+        self.session.clock.restart(step)
 
     def log_values(self, values: dict[str, float], *, step: int) -> None:
         """Logs one line. A line that cannot be written is kept, and written with a later one."""
@@ -110,52 +144,36 @@ class StepMetrics:
             self.session.run.append_metrics(*self._unwritten)
             self._unwritten.clear()
 
-    def _averaged(self, values: list[torch.Tensor], stopping: bool) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """The means of `values` and `stopping` over all processes, on the CPU once the event (of a GPU) has passed."""
-        world, device = self.session.world, self.session.device
-        numbers = torch.stack([*values, torch.full((), float(stopping), device=device)])
-        if world.size > 1:
-            numbers /= world.size
-            world.all_reduce(numbers)
-        if device.type != "cuda":
-            return numbers, None
-        numbers = numbers.to("cpu", non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return numbers, ready
-
     def _read(self, *, keep: int) -> None:
-        trainer = self.session.trainer
+        trainer, train = self.session.trainer, self.session.config.train
         while len(self.pending) > keep:
             pending = self.pending.popleft()
             if pending.ready is not None:
                 pending.ready.synchronize()
             numbers = dict(zip(pending.names, pending.numbers.tolist(), strict=True))
-            stopping, loss, grad_norm = numbers.pop(STOPPING), numbers["loss"], numbers["grad_norm"]
+            stopping, loss, mean = numbers.pop(STOPPING), numbers["loss"], trainer.position.loss_mean
             step, rate = pending.position.step, pending.learning_rate
-            wrong = self.divergence.check(loss=loss, grad_norm=grad_norm)
+            wrong = what_is_wrong(loss=loss, grad_norm=numbers["grad_norm"], mean=mean, spike_factor=train.spike_factor)
             if wrong:
                 raise BadStep(what=wrong, step=step, data_step=pending.data_step, learning_rate=rate)
             self.stop_requested |= stopping > 0
-            trainer.position = replace(trainer.position, loss_mean=self.divergence.mean)
-            if step % self.session.config.train.log_every == 0 or step == self.session.plan.total_steps:
+            mean = loss if mean is None else MEAN_DECAY * mean + (1 - MEAN_DECAY) * loss
+            trainer.position = replace(trainer.position, loss_mean=mean)
+            if step % train.log_every == 0 or step == self.session.plan.total_steps:
                 self._log(pending, numbers)
 
-    def _log(self, pending: PendingStep, numbers: Mapping[str, float]) -> None:
+    def _log(self, pending: PendingStep, numbers: dict[str, float]) -> None:
         step = pending.position.step
         speed = self.session.clock.lap(step) * self.session.config.train.batch_size
-        parts = {name: value for name, value in numbers.items() if name not in ("loss", "grad_norm")}
-        measured = parts | {
-            "mfu": speed * self.seconds_per_image,
-            "memory_bytes": float(peak_memory(self.session.device)),
-        }
         values: dict[str, Any] = {
-            "loss": numbers["loss"],
-            "grad_norm": numbers["grad_norm"],
+            "loss": numbers.pop("loss"),
+            "grad_norm": numbers.pop("grad_norm"),
             "learning_rate": pending.learning_rate,
             "images_seen": pending.position.images_seen,
             "images_per_second": speed,
         }
+        memory = float(peak_memory(self.session.device))
+        measured = numbers | {"mfu": speed * self.seconds_per_image, "memory_bytes": memory}
         self.last = Step(step=step, total_steps=self.session.plan.total_steps, **values, extra=measured)
         if self.session.world.is_main:
             self.log_values(values | measured, step=step)

@@ -39,13 +39,14 @@ class Previews:
         if self.preview.every == 0 or step % self.preview.every:
             return
         self.metrics.drain()
-        run, ema, model = self.session.run, self.session.trainer.ema, self.session.trainer.model
+        plan, run, spec = self.session.plan, self.session.run, self.session.plan.latents.spec
+        ema, model = self.session.trainer.ema, self.session.trainer.model
         with self.session.clock.paused():
             average, weights = model.whole(ema.state()), model.whole(model.weights())
             if not self.session.world.is_main:
                 return
             try:
-                autoencoder = self._load_autoencoder()
+                autoencoder = load_autoencoder(spec.autoencoder, device=self.session.device, trust=plan.trust)
                 self._draw(average, autoencoder, run.preview(step))
                 self.session.report(Saved(what="preview", path=run.preview(step)))
                 self._draw(weights, autoencoder, run.preview(step, raw=True))
@@ -71,10 +72,6 @@ class Previews:
             else:
                 frames.append(picture)
         return frames
-
-    def _load_autoencoder(self) -> LoadedAutoencoder:
-        plan = self.session.plan
-        return load_autoencoder(plan.latents.spec.autoencoder, device=self.session.device, trust=plan.trust)
 
     @torch.no_grad()
     def _draw(self, weights: dict[str, Tensor], autoencoder: LoadedAutoencoder, path: Path) -> None:

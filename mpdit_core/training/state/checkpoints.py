@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +16,6 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.settings import settings_error
 from mpdit_core.training.state import sharded
 from mpdit_core.training.state.ema import averages_of
-from mpdit_core.training.state.parallel import TERM_PREFIX
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Position:
 
     step: int = 0  # optimizer steps done
     images_seen: int = 0
-    loss_mean: float | None = None  # running mean of the divergence detector
-    skipped: list[list[int]] = field(default_factory=list)
+    loss_mean: float | None = None  # running mean of the loss
+    skipped: tuple[tuple[int, int], ...] = ()
 
     @property
     def data_step(self) -> int:
@@ -38,19 +37,18 @@ class Position:
 class Snapshot:
     """The whole state of a run after a step, on the CPU: enough to resume bit for bit.
 
-    `sharded`: weights, optimizer and `term_weights` are this process's parts (DTensors), not whole tensors.
+    `sharded`: weights and optimizer are this process's parts (DTensors), not whole tensors.
     """
 
     position: Position
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # all that is trained, as `ParallelModel.trained` names it
     optimizer: dict[str, Tensor]
     averages: dict[str, dict[str, Tensor]]  # by name, in the order of `averages_of`; always whole
-    term_weights: dict[str, Tensor] = field(default_factory=dict)  # of the modules of the terms of the loss
     sharded: bool = False
 
     def training(self) -> dict[str, Tensor]:
         """Weights and optimizer in one dictionary, as one file holds them."""
-        weights = {f"weights.{n}": t for n, t in (self.weights | self.term_weights).items()}
+        weights = {f"weights.{n}": t for n, t in self.weights.items()}
         return weights | {f"optimizer.{n}": t for n, t in self.optimizer.items()}
 
 
@@ -95,9 +93,7 @@ def read(folder: Path) -> Snapshot:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in training.items() if n.startswith(prefix)}
 
-    weights = part("weights.")
-    term_weights = {name: weights.pop(name) for name in list(weights) if name.startswith(TERM_PREFIX)}
-    return Snapshot(_position(opened), weights, part("optimizer."), averages, term_weights)
+    return Snapshot(_position(opened), part("weights."), part("optimizer."), averages)
 
 
 def _position(opened: ModelFolder) -> Position:
@@ -105,7 +101,7 @@ def _position(opened: ModelFolder) -> Position:
         position = TypeAdapter(Position).validate_python(opened.extra.get("position"))
     except ValidationError as error:
         raise settings_error(error, origin=f"{opened.path}: the position of the run") from None
-    if position.step != opened.step or any(len(pair) != 2 or not 0 <= pair[0] <= pair[1] for pair in position.skipped):
+    if position.step != opened.step or any(not 0 <= first <= stop for first, stop in position.skipped):
         raise UserError(
             f"{opened.path}: the position of the run is impossible",
             code="damaged-file",

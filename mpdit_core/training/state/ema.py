@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mpdit_core.config import TrainConfig
 from mpdit_core.models import power_ema
+from mpdit_core.training.state.parallel import shard_like
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,6 @@ class EMA:
 
     @torch.no_grad()
     def load(self, index: int, state: Mapping[str, Tensor]) -> None:
-        """Copies the averages of kind `index` from `state`, which must be sharded as they are."""
+        """Copies the averages of kind `index` from `state`, whole tensors. All processes must call it."""
         for name, average in self.state(index).items():
-            average.copy_(state[name])
+            average.copy_(shard_like(average, state[name]))

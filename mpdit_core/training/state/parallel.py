@@ -21,17 +21,13 @@ from mpdit_core.flow.loss import TrainingLoss
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import choose_dtype, should_compile
 
-TERM_PREFIX = "objective."  # of the names of parameters in the modules of the loss's terms
-
 
 class ParallelModel:
-    """`forward` computes the loss of a batch; `module` holds the network's parameters under their plain names,
-    `term_modules` those of the loss's terms.
-    """
+    """`forward` computes the loss of a batch; `module` is the network."""
 
     def __init__(self, loss: TrainingLoss, train: TrainConfig, *, device: torch.device, world: World):
         self.loss = loss.to(device)
-        self.module, self.term_modules = loss.network, loss.term_modules
+        self.module = loss.network
         self.module.activation_checkpointing = train.activation_checkpointing
         self.sharded = train.parallel == "fsdp" and world.size > 1
         self.dtype = choose_dtype(train.precision, device, self.module.config)
@@ -60,16 +56,13 @@ class ParallelModel:
         return {name: gather(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """The raw weights by name: the parameters themselves, sharded ones as DTensors."""
+        """The raw weights of the network by name: the parameters themselves, sharded ones as DTensors."""
         return dict(self.module.named_parameters())
 
-    def term_weights(self) -> dict[str, Tensor]:
-        """The parameters in the modules of the loss's terms, likewise: `objective.TERM.…`."""
-        return {f"{TERM_PREFIX}{name}": parameter for name, parameter in self.term_modules.named_parameters()}
-
     def trained(self) -> dict[str, Tensor]:
-        """All that the optimizer updates: `weights` and `term_weights`."""
-        return self.weights() | self.term_weights()
+        """All that the optimizer updates: `weights`, and as `objective.TERM.…` those of the loss's terms."""
+        of_terms = {f"objective.{name}": parameter for name, parameter in self.loss.term_modules.named_parameters()}
+        return self.weights() | of_terms
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:

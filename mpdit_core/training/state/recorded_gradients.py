@@ -41,14 +41,10 @@ class RecordedGradients:
 
     def _of_tensors(self, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
         loss, parts = self._accumulate(Batch(**dict(zip(self._names, tensors, strict=True))))
-        return loss, parts, self._take_gradients()
-
-    def _take_gradients(self) -> list[Tensor | None]:
-        """Moves the gradients out of the parameters, so that those of a warm-up are freed before the recording."""
-        taken = [parameter.grad for parameter in self._parameters]
+        gradients = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
-            parameter.grad = None
-        return taken
+            parameter.grad = None  # so that the gradients of a warm-up are freed before the recording
+        return loss, parts, gradients
 
 
 def require_recordable(train: TrainConfig, device: torch.device, world: World) -> None:

@@ -21,7 +21,7 @@ from mpdit_core.training.schedules import learning_rate_factor
 from mpdit_core.training.state.checkpoints import Position, Snapshot
 from mpdit_core.training.state.ema import EMA, averages_of
 from mpdit_core.training.state.optimizers import Optimizer
-from mpdit_core.training.state.parallel import ParallelModel, gather, shard_like
+from mpdit_core.training.state.parallel import ParallelModel, gather
 from mpdit_core.training.state.recorded_gradients import Numbers, RecordedGradients
 from mpdit_core.training.state.sharded import copy_to_cpu
 
@@ -38,7 +38,7 @@ class Trainer:
         self, config: RunConfig, *, total_steps: int, device: torch.device, world: World,
         terms: Terms | None = None, teacher_features: int = 0,
     ):  # fmt: skip
-        self.config, self.total_steps, self.device, self.world = config, total_steps, device, world
+        self.config, self.total_steps, self.device = config, total_steps, device
         self.position = Position()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash_seed(config.train.seed, "weights"))
@@ -46,8 +46,8 @@ class Trainer:
             torch.manual_seed(hash_seed(config.train.seed, "objective"))
             terms = build_terms(config.objective) if terms is None else terms
             loss = TrainingLoss(network, terms, teacher_features=teacher_features)
-        self.model = ParallelModel(loss.train(), config.train, device=device, world=world)
         train = config.train
+        self.model = ParallelModel(loss.train(), train, device=device, world=world)
         self.optimizer = Optimizer(self.model.trained(), train)
         self.ema = EMA(self.model.module, averages_of(train))
         is_recorded = train.compile == "graphs"
@@ -107,9 +107,8 @@ class Trainer:
         averages = {kind.name: self.model.whole(self.ema.state(i)) for i, kind in enumerate(self.ema.kinds)}
         in_parts = self.model.sharded and not whole
         copy = copy_to_cpu if in_parts else self.model.whole
-        weights, optimizer = copy(self.model.weights()), copy(self.optimizer.state())
-        term_weights = copy(self.model.term_weights())
-        return Snapshot(self.position, weights, optimizer, averages, term_weights, sharded=in_parts)
+        weights, optimizer = copy(self.model.trained()), copy(self.optimizer.state())
+        return Snapshot(self.position, weights, optimizer, averages, sharded=in_parts)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
@@ -118,21 +117,16 @@ class Trainer:
         Raises:
             UserError: its tensors are not those of this model (`damaged-file`).
         """
-        self._require_fit(snapshot)
-        self.position = snapshot.position
-        self.model.load(snapshot.weights | snapshot.term_weights)
-        self.optimizer.load(snapshot.optimizer)
-        parameters = self.model.weights()
-        for i, kind in enumerate(self.ema.kinds):
-            averages = snapshot.averages[kind.name]
-            self.ema.load(i, {name: shard_like(parameters[name], tensor) for name, tensor in averages.items()})
-
-    def _require_fit(self, snapshot: Snapshot) -> None:
         where = f"the checkpoint of step {snapshot.position.step}"
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.weights().items()}
-        for state in (snapshot.weights, *(snapshot.averages.get(kind.name, {}) for kind in self.ema.kinds)):
-            require_shapes(shapes, state, where=where)
-        term_weights = {name: tuple(parameter.shape) for name, parameter in self.model.term_weights().items()}
-        require_shapes(term_weights, snapshot.term_weights, where=where)
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.trained().items()}
+        require_shapes(shapes, snapshot.weights, where=where)
         if snapshot.optimizer:  # empty before the first step
             require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)
+        shapes = {name: shapes[name] for name in self.model.weights()}
+        for kind in self.ema.kinds:
+            require_shapes(shapes, snapshot.averages.get(kind.name, {}), where=where)
+        self.position = snapshot.position
+        self.model.load(snapshot.weights)
+        self.optimizer.load(snapshot.optimizer)
+        for i, kind in enumerate(self.ema.kinds):
+            self.ema.load(i, snapshot.averages[kind.name])

@@ -21,7 +21,7 @@ from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Step, Warning
 from mpdit_core.runtime.device import matmul_rate
 from mpdit_core.training import trackers, train
-from mpdit_core.training.divergence import DivergenceDetector
+from mpdit_core.training.hooks.metrics import what_is_wrong
 from mpdit_core.training.session import WorkClock
 from mpdit_core.training.state.ema import EMA, ExponentialAverage
 
@@ -56,12 +56,13 @@ def test_pauses_do_not_count():
 
 
 def test_a_spike_is_bad_too():
-    detector = DivergenceDetector(2.0)
-    assert detector.check(loss=1.0, grad_norm=1.0) is None
-    assert detector.check(loss=1.9, grad_norm=1.0) is None
-    assert "jumped to 2.1" in str(detector.check(loss=2.1, grad_norm=1.0))
-    assert "gradient norm" in str(detector.check(loss=1.0, grad_norm=float("inf")))
-    assert detector.mean == pytest.approx(0.99 * 1.0 + 0.01 * 1.9)  # bad steps do not enter
+    def wrong(loss, grad_norm=1.0, mean: float | None = 1.0):
+        return what_is_wrong(loss=loss, grad_norm=grad_norm, mean=mean, spike_factor=2.0)
+
+    assert wrong(9.0, mean=None) is None
+    assert wrong(1.9) is None
+    assert "jumped to 2.1" in str(wrong(2.1))
+    assert "gradient norm" in str(wrong(1.0, float("inf")))
 
 
 def test_ema_follows_its_definition():

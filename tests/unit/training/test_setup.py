@@ -20,9 +20,8 @@ from mpdit_core.training.setup import prepare, total_steps
 def test_a_later_layer_wins_and_its_name_is_kept(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('preset = "tiny"\n[train]\nbatch_size = 16\nlearning_rate = 0.5\nseed = 7\n')
-    layers = presets.layers(
-        file=file, settings=parse_assignments(["train.learning_rate=0.25", "train.seed=8"]), flags={"train.seed": 9}
-    )
+    layers = presets.layers(file=file, settings=parse_assignments(["train.learning_rate=0.25", "train.seed=8"]))
+    layers = layers.over({"train": {"seed": 9}}, "--seed", fixed=True)
     train = layers.config().train
     assert (train.batch_size, train.learning_rate, train.seed, train.checkpoint_every) == (16, 0.25, 9, 4)
     origins = [layers.origin(f"train.{key}") for key in ("batch_size", "learning_rate", "seed", "checkpoint_every")]
@@ -33,16 +32,16 @@ def test_a_later_layer_wins_and_its_name_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "flags", "steps"),
+    ("settings", "above", "steps"),
     [
         ([], {}, 8),  # the preset's
         (["train.epochs=3"], {}, None),  # epochs of a higher layer than the preset's steps
         (["train.epochs=3", "train.steps=5"], {}, 5),  # both in one layer
-        (["train.epochs=3"], {"train.steps": 6}, 6),  # steps of a higher layer
+        (["train.epochs=3"], {"train": {"steps": 6}}, 6),  # steps of a higher layer
     ],
 )
-def test_epochs_win_over_the_steps_of_a_lower_layer(settings, flags, steps):
-    layers = presets.layers(preset="tiny", settings=parse_assignments(settings), flags=flags)
+def test_epochs_win_over_the_steps_of_a_lower_layer(settings, above, steps):
+    layers = presets.layers(preset="tiny", settings=parse_assignments(settings)).over(above, "--steps")
     assert layers.config().train.steps == steps
     assert (layers.origin("train.steps") == "default") == (steps is None)
     assert total_steps(layers.config(), images=32) == (steps or 3 * 32 // 8)

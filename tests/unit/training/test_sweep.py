@@ -24,8 +24,16 @@ from mpdit_core.settings import parse_assignments
 from mpdit_core.sweeps import with_value
 from mpdit_core.training import TrainOptions, is_sweep_folder, train_sweep
 from mpdit_core.training.batches import BatchSource
-from mpdit_core.training.sweep.plot import draw, points_of
-from mpdit_core.training.sweep.results import RunEvaluation, RunOutcome, TrainSweepResult, best_of, cell_of, statistics
+from mpdit_core.training.sweep import (
+    RunEvaluation,
+    RunOutcome,
+    TrainSweepResult,
+    best_of,
+    cell_of,
+    draw,
+    points_of,
+    statistics,
+)
 
 RATES = ("train.learning_rate=1e-3,4e-3",)
 

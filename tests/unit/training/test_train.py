@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import shutil
+from functools import reduce
 
 import pytest
 import torch
@@ -56,6 +57,8 @@ def test_events_files_and_result(latents, tmp_path):
         "step-0000004.png", "step-0000004-raw.png", "step-0000008.png", "step-0000008-raw.png", "training.gif",
     }  # fmt: skip
     opened = open_model(run)
+    mean = reduce(lambda mean, step: 0.99 * mean + 0.01 * step.loss, steps[1:], steps[0].loss)
+    assert opened.extra["position"]["loss_mean"] == pytest.approx(mean)
     assert opened.config.model.num_classes == 4  # the latents' classes, not the preset's
     assert opened.latents
     assert opened.latents.class_names == ("blue", "green", "red", "white")

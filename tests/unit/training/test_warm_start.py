@@ -18,7 +18,7 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.settings import merge, validate
 from mpdit_core.size import Size
 from mpdit_core.training.state.trainer import Trainer
-from mpdit_core.training.warm_start import ClassMatch, initialise_from, match_classes, shorten
+from mpdit_core.training.warm_start import initialise_from, match_classes, shorten
 
 COLOURS = ("red", "green", "blue")
 
@@ -52,7 +52,7 @@ def start(folder: Path, config: RunConfig, names: tuple[str, ...] = COLOURS):
     fresh = {name: weight.detach().clone() for name, weight in trainer.model.weights().items()}
     events = []
     summary = initialise_from(trainer, str(folder), latent_spec(names), report=events.append)
-    assert any(str(folder) in event.text for event in events)
+    assert any(f"{folder} (step 7)" in event.text for event in events)
     return trainer.model.weights(), fresh, summary, trainer
 
 
@@ -63,9 +63,8 @@ def test_the_same_configuration_loads_whole_and_the_averages_start_there(tmp_pat
     assert all(torch.equal(trainer.ema.state()[n], saved[n]) for n in saved)
     assert trainer.position.step == 0
     assert not trainer.optimizer.state()
-    assert (summary.source, summary.step) == (tmp_path / "m", 7)
     assert summary.loaded == summary.total == sum(t.numel() for n, t in saved.items() if "class_embedding" not in n)
-    assert summary.classes == ClassMatch(by="name", known=3)
+    assert summary.classes == {0: 0, 1: 1, 2: 2, 3: 3}
     assert summary.new == summary.unused == ()
 
 
@@ -76,16 +75,16 @@ def test_another_class_set_is_matched_by_name(tmp_path):
     new = weights["class_embedding.table.weight"]
     assert torch.equal(new[[0, 2, 4]], table[[2, 0, 3]])  # blue, red, null
     assert torch.equal(new[[1, 3]], fresh["class_embedding.table.weight"][[1, 3]])
-    assert summary.classes == ClassMatch(by="name", known=2, new=("violet", "black"))
+    assert summary.classes == {0: 2, 2: 0, 4: 3}
 
 
 def test_without_names_equal_counts_match_by_position(tmp_path):
     table = save_random(tmp_path / "m", configuration(), names=None)["class_embedding.table.weight"]
     weights, _, summary, _ = start(tmp_path / "m", configuration())
     assert torch.equal(weights["class_embedding.table.weight"], table)
-    assert summary.classes == ClassMatch(by="position", known=3)
-    assert match_classes("abcd", None, new_count=4, old_count=3) == [(4, 3)]
-    assert match_classes("aba", "aba", new_count=3, old_count=3) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert summary.classes == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert match_classes("abcd", None, new_count=4, old_count=3) == {4: 3}
+    assert match_classes("aba", "aba", new_count=3, old_count=3) == {0: 0, 1: 1, 2: 2, 3: 3}
 
 
 @pytest.mark.parametrize("size", [Size(32, 32), Size(16, 24)])
@@ -129,7 +128,7 @@ def test_dense_fills_the_stages_in_order(tmp_path):
     assert torch.equal(weights["class_embedding.table.weight"], fresh["class_embedding.table.weight"])
     assert {f"stages.0.blocks.{number}.modulation.linear" for number in (0, 1)} <= set(summary.unused)
     assert shorten(summary.unused).count("stages.*.blocks.*.modulation.linear × 2") == 1
-    assert summary.classes.by is None
+    assert summary.classes == {}
 
 
 def test_a_deeper_model_keeps_its_last_blocks_new(tmp_path):
