@@ -118,4 +118,3 @@ def _find(name: str, class_names: Sequence[str]) -> list[int]:
     wanted = name.strip().lower()
     exact = [i for i, n in enumerate(class_names) if n.lower() == wanted]
     return exact or [i for i, n in enumerate(class_names) if wanted in [part.strip().lower() for part in n.split(",")]]
-

@@ -18,9 +18,8 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import under_torchrun
 from mpdit_core.sampling.generator import Generator, sampling_values
-from mpdit_core.sampling.naming import model_name, newest_folder
 from mpdit_core.sampling.options import SampleOptions, SamplingOptions, ViewResult
-from mpdit_core.sampling.sample_set import require_empty
+from mpdit_core.sampling.sample_set import model_name, newest_folder, require_empty
 
 MOST = 256  # images in one view
 
