@@ -89,16 +89,15 @@ def _without_effect(options: SampleOptions) -> list[Warning]:
 def _view(options: SampleOptions, report: Reporter) -> ViewResult:
     """The view that is asked for. Raises `UserError` for two at once, and for options of a set of samples."""
     name, *others = options.views
+    if options.by_class:
+        others.append("by_class")
+    if options.format != "png":
+        others.append(f"format {options.format}")
     if others:
         raise UserError(
-            f"{name} and {others[0]} are separate views", code="conflicting-options", expected="one view per command"
-        )
-    if options.format != "png" or options.by_class:
-        extra = "by_class" if options.by_class else f"format {options.format}"
-        raise UserError(
-            f"{extra} has no meaning for the view {name}",
+            f"{name} cannot be combined with {others[0]}",
             code="conflicting-options",
-            expected=f"a set of samples, or {name} alone",
+            expected="a set of samples, or one view, per command",
         )
     return VIEWS[name](options, report=report)
 

@@ -88,8 +88,6 @@ class SampleSet(Settings):
                 (`unknown-format`) or is damaged (`damaged-file`).
         """
         record = Path(path) / RECORD
-        if not record.is_file():
-            raise UserError(f"{record} does not exist", code="no-such-file", expected="a folder that holds samples")
         stored = files.read_json(record)
         version = stored.get("format") if isinstance(stored, dict) else None
         if version != FORMAT:
