@@ -76,7 +76,9 @@ class SamplingPlan:
 
     def __init__(self, folder: ModelFolder, options: SamplingOptions):
         self.folder, self.options = at_ema_width(folder, options.ema_width, options.ema_step), options
-        self.class_names = _class_names(folder)
+        num_classes = folder.config.model.num_classes
+        known = folder.latents.class_names[:num_classes] if folder.latents else ()
+        self.class_names = [*known, *map(str, range(len(known), num_classes))] or [""]  # of all labels
         self.sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
         self.guidance = Guidance(
             scale=options.guidance_scale,
@@ -85,7 +87,6 @@ class SamplingPlan:
             rule=load_rule(options.guidance, options.guidance_options),
         )
         self.guidance.rule.require_fit(folder.config.model, guided_by_model=options.guide is not None)
-        num_classes = folder.config.model.num_classes
         if options.classes != "all":
             require_classes(num_classes, f"classes {options.classes}")
         if not self.guidance.is_off and options.guide is None:
@@ -340,14 +341,6 @@ class Generator(SamplingPlan):
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:
     """The values of the fields of `SamplingOptions`, from options that may have more fields."""
     return {name: getattr(options, name) for name in SamplingOptions.model_fields}
-
-
-def _class_names(folder: ModelFolder) -> list[str]:
-    """A name for each label: the class's number if its name is not known; an empty name for the null label."""
-    known, config = list(folder.latents.class_names) if folder.latents else [], folder.config.model
-    if not config.num_classes:
-        return ["" for _ in config.labels]
-    return [known[i] if i < len(known) else str(i) for i in config.labels]
 
 
 def require_finite(latents: Tensor, indices: Sequence[int]) -> None:
