@@ -133,7 +133,7 @@ class Generator(SamplingPlan):
         folder = model if isinstance(model, ModelFolder) else open_model(model)
         folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
-        self.num_samples, self.decodes = num_samples, decode
+        self.num_samples = num_samples
         self._guides: dict[Path, RecordedNetwork] = {}
         self._plan(folder, options or SamplingOptions())
         self.autoencoder: LoadedAutoencoder | None = None
@@ -299,7 +299,7 @@ class Generator(SamplingPlan):
             indices=indices,
             labels=[self.labels(i) for i in indices],
             latents=latents.cpu(),
-            images=self.decode(latents) if self.decodes else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+            images=self.decode(latents) if self.autoencoder else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
             nfe=velocity.nfe,
             passes=velocity.passes,
             saved=velocity.saved,
