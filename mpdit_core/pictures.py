@@ -100,8 +100,6 @@ def contact_sheet(
     Args:
         cell_columns: number of columns within a cell; by default the cell is nearly square.
     """
-    assert len(cells) == len(row_labels), "one label per row"
-    assert all(len(row) == len(column_labels) for row in cells), "one label per column"
     grids = [[_bare_grid(np.asarray(cell), cell_columns) for cell in row] for row in cells]
     font = load_font()
     line = text_height(font) + 4

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mpdit_core.api import NoiseSource, Sampler, Step, VelocityFn
 from mpdit_core.config import ModelConfig
-from mpdit_core.errors import UserError
-from mpdit_core.plugins import plugin_errors
+from mpdit_core.plugins import broken, plugin_errors
 from mpdit_core.runtime import seeding
 
 
@@ -46,18 +45,17 @@ def integrate(
     Raises:
         UserError: the sampler of a plugin failed or broke its contract (`broken-plugin`).
     """
-    step = None
+    t, x_t = 1.0, noise
     for step in _steps(sampler, velocity_fn, noise, noise_source):
-        if step.x_t.shape != noise.shape or step.x_t.dtype != noise.dtype:
-            given, wanted = (f"{x.dtype} {list(x.shape)}" for x in (step.x_t, noise))
-            raise _broken(sampler, f"yields x_t {given}", f"{wanted}, like the noise")
+        t, x_t = step
+        if x_t.shape != noise.shape or x_t.dtype != noise.dtype:
+            given, wanted = (f"{x.dtype} {list(x.shape)}" for x in (x_t, noise))
+            raise broken(sampler, "in steps", f"it yields x_t {given}, not {wanted} like the noise")
         if on_step is not None:
             on_step(step)
-    if step is None:
-        raise _broken(sampler, "yields no step", "at least one")
-    if step.t != 0:
-        raise _broken(sampler, f"ends at t = {step.t:g}", "a last step with t = 0")
-    return step.x_t
+    if t != 0:
+        raise broken(sampler, "in steps", f"it ends at t = {t:g}, not at t = 0")
+    return x_t
 
 
 def _steps(sampler: Sampler, velocity_fn: VelocityFn, noise: Tensor, noise_source: NoiseSource) -> Iterator[Step]:
@@ -69,15 +67,5 @@ def _steps(sampler: Sampler, velocity_fn: VelocityFn, noise: Tensor, noise_sourc
         if step is None:
             return
         if not (isinstance(step, Step) and isinstance(step.x_t, Tensor) and isinstance(step.t, int | float)):
-            raise _broken(sampler, f"yields {type(step).__name__}", "Step(t: float, x_t: tensor)")
+            raise broken(sampler, "in steps", f"it yields {type(step).__name__}, not Step(t: float, x_t: tensor)")
         yield step
-
-
-def _broken(sampler: Sampler, what: str, expected: str) -> UserError:
-    kind = type(sampler)
-    return UserError(
-        f"the sampler {kind.__qualname__} of {kind.__module__} {what}",
-        code="broken-plugin",
-        expected=expected,
-        remedy="report it to its author, or use another --sampler; mpdit_core.testing.check_sampler checks one",
-    )

@@ -42,23 +42,15 @@ DENSITIES: dict[str, Callable[[Tensor, TimeConfig], Tensor]] = {
 }
 
 
-def shift_of(time: TimeConfig, latent_values: int) -> float:
-    """The shift that `time` sets, for latents of `latent_values` = C·h·w values; 1 if it sets none.
-
-    "auto" is `sqrt(latent_values / 4096)`. It grows with the resolution as in Stable Diffusion 3 (arXiv 2403.03206,
-    equation 23), and with the number of channels as in RAE (arXiv 2510.11690, section on noise schedules).
-    """
-    if time.shift == "auto":
-        return math.sqrt(latent_values / UNSHIFTED_VALUES)
-    return 1.0 if time.shift is None else time.shift
-
-
 def draw_times(time: TimeConfig, uniforms: Tensor, *, latent_values: int) -> Tensor:
     """Times in [0, 1] from uniform numbers in (0, 1), in the same shape.
+
+    The shift "auto" is `sqrt(latent_values / 4096)`. It grows with the resolution as in Stable Diffusion 3 (arXiv
+    2403.03206, equation 23), and with the number of channels as in RAE (arXiv 2510.11690, section on noise schedules).
 
     Args:
         latent_values: C·h·w, number of values of one image's latents.
     """
     t = DENSITIES[time.density](uniforms, time)
-    a = shift_of(time, latent_values)
-    return t if a == 1 else a * t / (1 + (a - 1) * t)
+    a = math.sqrt(latent_values / UNSHIFTED_VALUES) if time.shift == "auto" else time.shift
+    return t if a is None or a == 1 else a * t / (1 + (a - 1) * t)

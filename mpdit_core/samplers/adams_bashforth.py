@@ -7,6 +7,7 @@ Runge-Kutta method of sufficient order. Each class states how many extra evaluat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -72,8 +73,4 @@ def integration_weights(times: Sequence[float], *, t: float, s: float) -> list[f
 
 
 def _lagrange(times: Sequence[float], i: int, *, at: float) -> float:
-    value = 1.0
-    for j, other in enumerate(times):
-        if j != i:
-            value *= (at - other) / (times[i] - other)
-    return value
+    return math.prod((at - other) / (times[i] - other) for j, other in enumerate(times) if j != i)

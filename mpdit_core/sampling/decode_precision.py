@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -31,22 +33,16 @@ def choose_decode_precision(wanted: Precision, autoencoder: LoadedAutoencoder, s
     size = autoencoder.spec.trial_size(spec.resolution, TRIED_AT) // factor
     noise = torch.randn((TRIED_ON, channels, *size), generator=seeding.generator(0, "decode"))
     latents = unstandardise(noise, spec.normalisation)
-    before = autoencoder.decode_precision
+    tried = copy.copy(autoencoder)
 
     def decoded(precision: ComputeType) -> Tensor:
-        autoencoder.decode_precision = precision
-        return autoencoder.decode(latents).float()
+        tried.decode_precision = precision
+        return tried.decode(latents).float()
 
-    def difference(a: Tensor, b: Tensor) -> float:
-        return (a - b).abs().mean().item()
-
-    try:
-        return fastest_that_agrees(
-            ["bfloat16"],
-            decoded,
-            difference=difference,
-            limit=MAX_DIFFERENCE,
-            min_gain=MIN_GAIN if wanted == "auto" else 0.0,
-        )
-    finally:
-        autoencoder.decode_precision = before
+    return fastest_that_agrees(
+        ["bfloat16"],
+        decoded,
+        difference=lambda a, b: (a - b).abs().mean().item(),
+        limit=MAX_DIFFERENCE,
+        min_gain=MIN_GAIN if wanted == "auto" else 0.0,
+    )

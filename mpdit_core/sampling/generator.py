@@ -29,7 +29,6 @@ from torch import Tensor
 
 from mpdit_core import plugins
 from mpdit_core.api import Step, VelocityFn
-from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
@@ -77,7 +76,9 @@ class SamplingPlan:
 
     def __init__(self, folder: ModelFolder, options: SamplingOptions):
         self.folder, self.options = at_ema_width(folder, options.ema_width, options.ema_step), options
-        self.class_names = _class_names(folder)
+        num_classes = folder.config.model.num_classes
+        known = folder.latents.class_names[:num_classes] if folder.latents else ()
+        self.class_names = [*known, *map(str, range(len(known), num_classes))] or [""]  # of all labels
         self.sampler = load_sampler(options.sampler, num_steps=options.num_steps, **options.sampler_options)
         self.guidance = Guidance(
             scale=options.guidance_scale,
@@ -86,14 +87,13 @@ class SamplingPlan:
             rule=load_rule(options.guidance, options.guidance_options),
         )
         self.guidance.rule.require_fit(folder.config.model, guided_by_model=options.guide is not None)
-        num_classes = folder.config.model.num_classes
         if options.classes != "all":
             require_classes(num_classes, f"classes {options.classes}")
         if not self.guidance.is_off and options.guide is None:
             what = f"guidance {options.guidance} (scale {options.guidance_scale:g})"
             require_classes(num_classes, what, remedy="leave it out, or give --guide MODEL for autoguidance")
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
-        self.guide = _open_guide(options.guide, folder)
+        self.guide = _open_guide(options.guide, folder) if options.guide is not None else None
 
     def for_records(self) -> tuple[SamplingOptions, PluginRecord]:
         """(options with the defaults of sampler and guidance filled in, sampler), for records."""
@@ -133,10 +133,13 @@ class Generator(SamplingPlan):
         folder = model if isinstance(model, ModelFolder) else open_model(model)
         folder.require_flow()
         self.device = device if isinstance(device, torch.device) else select_device(device)
-        self.num_samples, self.decodes = num_samples, decode
+        self.num_samples = num_samples
         self._guides: dict[Path, RecordedNetwork] = {}
         self._plan(folder, options or SamplingOptions())
-        self.autoencoder: LoadedAutoencoder | None = self._load_autoencoder() if decode else None
+        self.autoencoder: LoadedAutoencoder | None = None
+        if decode:
+            spec = self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
+            self._decode_with(load_autoencoder(spec.autoencoder, device=self.device))
         self._recordable = self._load_network(self.folder)
 
     def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
@@ -193,8 +196,7 @@ class Generator(SamplingPlan):
         if other.folder is not self.folder:  # another width of the EMA
             other._recordable = other._load_network(other.folder)
         if self.autoencoder and options.precision != self.options.precision:
-            other.autoencoder = copy.copy(self.autoencoder)
-            other.autoencoder.decode_precision = other._decode_precision(other.autoencoder)
+            other._decode_with(copy.copy(self.autoencoder))
         return other
 
     @property
@@ -297,7 +299,7 @@ class Generator(SamplingPlan):
             indices=indices,
             labels=[self.labels(i) for i in indices],
             latents=latents.cpu(),
-            images=self.decode(latents) if self.decodes else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+            images=self.decode(latents) if self.autoencoder else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
             nfe=velocity.nfe,
             passes=velocity.passes,
             saved=velocity.saved,
@@ -329,30 +331,16 @@ class Generator(SamplingPlan):
             network.compile_blocks()
         return RecordedNetwork(network)
 
-    def _load_autoencoder(self) -> LoadedAutoencoder:
-        """The model's autoencoder, ready to decode."""
-        autoencoder = load_autoencoder(self._require_latents().autoencoder, device=self.device)
-        autoencoder.decode_precision = self._decode_precision(autoencoder)
-        return autoencoder
-
-    def _decode_precision(self, autoencoder: LoadedAutoencoder) -> ComputeType:
-        return choose_decode_precision(self.options.precision, autoencoder, self._require_latents())
-
-    def _require_latents(self) -> LatentSpec:
-        return self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
+    def _decode_with(self, autoencoder: LoadedAutoencoder) -> None:
+        """Decodes with `autoencoder`, in the data type that the options allow."""
+        assert self.spec is not None
+        autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, self.spec)
+        self.autoencoder = autoencoder
 
 
 def sampling_values(options: SamplingOptions) -> dict[str, Any]:
     """The values of the fields of `SamplingOptions`, from options that may have more fields."""
     return {name: getattr(options, name) for name in SamplingOptions.model_fields}
-
-
-def _class_names(folder: ModelFolder) -> list[str]:
-    """A name for each label: the class's number if its name is not known; an empty name for the null label."""
-    known, config = list(folder.latents.class_names) if folder.latents else [], folder.config.model
-    if not config.num_classes:
-        return ["" for _ in config.labels]
-    return [known[i] if i < len(known) else str(i) for i in config.labels]
 
 
 def require_finite(latents: Tensor, indices: Sequence[int]) -> None:
@@ -367,13 +355,16 @@ def require_finite(latents: Tensor, indices: Sequence[int]) -> None:
         )
 
 
-def _open_guide(where: str | None, model: ModelFolder) -> ModelFolder | None:
-    if where is None:
-        return None
+def _open_guide(where: str, model: ModelFolder) -> ModelFolder:
+    """The guide. Raises `UserError` (`guide-does-not-fit`) where its latents or classes are not those of `model`."""
     guide = open_model(where)
-    for what, wanted in _latents_of(model).items():
-        found = _latents_of(guide)[what]
-        if found != wanted:
+    facts = [
+        folder.config.model.model_dump(include={"channels", "input_size", "num_classes"})
+        | {"normalisation": folder.latents and folder.latents.normalisation}
+        for folder in (guide, model)
+    ]
+    for what, wanted in facts[1].items():
+        if (found := facts[0][what]) != wanted:
             raise UserError(
                 f"the guide {where} has {what} {found}",
                 code="guide-does-not-fit",
@@ -381,10 +372,3 @@ def _open_guide(where: str | None, model: ModelFolder) -> ModelFolder | None:
                 remedy="choose another --guide",
             )
     return guide
-
-
-def _latents_of(model: ModelFolder) -> dict[str, Any]:
-    """The values that must be equal in a model and its guide."""
-    config = model.config.model
-    sizes = {name: getattr(config, name) for name in ("channels", "input_size", "num_classes")}
-    return sizes | {"normalisation": model.latents.normalisation if model.latents else None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -22,9 +21,8 @@ from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.signals import StopRequest
 from mpdit_core.sampling.generator import Generator, SampleBatch
 from mpdit_core.sampling.labels import require_classes
-from mpdit_core.sampling.naming import model_name, newest_folder
 from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult, options_without_effect, warn_if_given
-from mpdit_core.sampling.sample_set import BlockMarkers, SampledModel, SampleSet
+from mpdit_core.sampling.sample_set import BlockMarkers, SampledModel, SampleSet, model_name, newest_folder
 from mpdit_core.sampling.views import VIEWS
 from mpdit_core.sampling.writers import WRITERS
 
@@ -50,7 +48,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     device = select_device(options.device)
     with process_group(device) as world, ExitStack() as held:
         folder = open_model(options.model)
-        _require_sampler_package(options, folder)
+        _find_begun_set(options, folder)  # refuses what cannot be continued, before the model is loaded
         if options.by_class:
             require_classes(folder.config.model.num_classes, "by_class")
         generator = Generator(
@@ -91,61 +89,45 @@ def _without_effect(options: SampleOptions) -> list[Warning]:
 def _view(options: SampleOptions, report: Reporter) -> ViewResult:
     """The view that is asked for. Raises `UserError` for two at once, and for options of a set of samples."""
     name, *others = options.views
+    if options.by_class:
+        others.append("by_class")
+    if options.format != "png":
+        others.append(f"format {options.format}")
     if others:
         raise UserError(
-            f"{name} and {others[0]} are separate views", code="conflicting-options", expected="one view per command"
-        )
-    if options.format != "png" or options.by_class:
-        extra = "by_class" if options.by_class else f"format {options.format}"
-        raise UserError(
-            f"{extra} has no meaning for the view {name}",
+            f"{name} cannot be combined with {others[0]}",
             code="conflicting-options",
-            expected=f"a set of samples, or {name} alone",
+            expected="a set of samples, or one view, per command",
         )
     return VIEWS[name](options, report=report)
 
 
-def _require_sampler_package(options: SampleOptions, folder: ModelFolder) -> None:
-    """Raises a `UserError` that names the missing package, if the set to continue was made with this sampler."""
-    if options.sampler in plugins.names("samplers"):
-        return
-    begun = _readable(options.out or newest_folder(model_name(options.model, folder)))
-    if begun is not None and begun.options.sampler == options.sampler:
+def _find_begun_set(options: SampleOptions, folder: ModelFolder) -> SampleSet | None:
+    """The set in `out`; without `out`, the one in the newest folder of the model, if it is readable and not complete.
+
+    Raises:
+        UserError: `out` holds something else, or the package of the set's sampler is missing (`other-package`).
+    """
+    if options.out:
+        begun = SampleSet.find(options.out)
+    else:
+        try:
+            begun = SampleSet.open(newest_folder(model_name(options.model, folder)))
+        except UserError:
+            return None
+        if begun.complete:
+            return None
+    if begun and begun.options.sampler == options.sampler and options.sampler not in plugins.names("samplers"):
         plugins.require_package(begun.sampler.model_dump() | {"kind": "samplers"})
+    return begun
 
 
 def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
-    """The set to continue, where one was begun with the same options, else a new one; nothing is written.
-
-    Without `out`, only the newest folder of the model may be continued, and only if it is not complete.
-    """
-    name = model_name(options.model, generator.folder)
-    out = options.out or newest_folder(name)
-    wanted = _describe(generator, options, out)
-    if options.out is None:
-        begun = _readable(out)
-        if begun and not begun.complete and begun.identity() == wanted.identity():
-            return wanted.continuing(begun)
-        return wanted.model_copy(update={"path": newest_folder(name, after=1)})
-    begun = SampleSet.find(out)
-    if begun is not None:
-        begun.require_same(wanted)
-    return wanted.continuing(begun) if begun else wanted
-
-
-def _readable(out: Path) -> SampleSet | None:
-    """The set in `out`; None where there is none that this version reads."""
-    try:
-        return SampleSet.open(out)
-    except UserError:
-        return None
-
-
-def _describe(generator: Generator, options: SampleOptions, out: Path) -> SampleSet:
+    """The set to continue, where one was begun with the same options, else a new one; nothing is written."""
     filled_in, sampler = generator.for_records()
     folder, types = generator.folder, generator.types
-    return SampleSet(
-        path=out,
+    wanted = SampleSet(
+        path=options.out or newest_folder(model_name(options.model, folder), after=1),
         format=options.format,
         by_class=options.by_class,
         num_samples=generator.num_samples,
@@ -162,6 +144,10 @@ def _describe(generator: Generator, options: SampleOptions, out: Path) -> Sample
         ),
         latents=folder.latents,
     )
+    begun = _find_begun_set(options, folder)
+    if begun and options.out:
+        begun.require_same(wanted)
+    return wanted.continuing(begun) if begun and begun.identity() == wanted.identity() else wanted
 
 
 class SetJob:
@@ -186,9 +172,9 @@ class SetJob:
             files.remove_leftovers(folder)
         done = set()
         for block, counts in self.markers.done().items():
-            indices = self.generator.block_indices(block)
-            whole = counts.images == len(indices) and block < self.generator.num_blocks
-            if whole and self.writer.is_complete(block, indices, [self.generator.labels(i) for i in indices]):
+            indices = self.generator.block_indices(block)  # none of a block that the set does not have
+            labels = [self.generator.labels(i) for i in indices]
+            if counts.images == len(indices) and self.writer.is_complete(block, indices, labels):
                 done.add(block)
         self.markers.keep(done)
         return done
@@ -240,8 +226,7 @@ class SetJob:
             UserError: blocks are missing or damaged (`damaged-file`); the same command makes them again.
         """
         self.require_record()
-        missing = sorted(set(range(self.generator.num_blocks)) - self.finished_blocks())
-        if missing:
+        if missing := sorted(set(range(self.generator.num_blocks)) - self.finished_blocks()):
             raise UserError(
                 f"{self.samples.path}: {len(missing)} finished blocks are missing or damaged, first {missing[0]}",
                 code="damaged-file",

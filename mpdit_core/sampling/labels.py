@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mpdit_core.errors import UserError
+from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.runtime import seeding
+from mpdit_core.settings import shortened
 
 FEW = 20  # up to this number, classes are taken in their order
 MAX_DIGITS = 12  # of an id
@@ -90,52 +90,27 @@ def _read(text: str, class_names: Sequence[str]) -> list[int]:
 def _class(part: str, class_names: Sequence[str]) -> int:
     """The class that `part` means: an id, a name, `id:10` or `name:10`."""
     kind, _, said = part.partition(":")
-    if kind == "id" and said.isdecimal():
-        return _by_id(said, len(class_names))
-    if kind == "name" and said:
-        return _by_name(said, class_names)
-    if not part.isdecimal():
-        return _by_name(part, class_names)
-    named = _find(part, class_names)
-    if named and named != [int(part[:MAX_DIGITS])]:
+    if not said or kind not in ("id", "name") or (kind == "id" and not said.isdecimal()):
+        kind, said = "", part
+    ids = [int(said)] if kind != "name" and said.isdecimal() and len(said) <= MAX_DIGITS else []
+    named = _find(said, class_names) if kind != "id" else []
+    found = sorted({*ids, *named})
+    if len(found) > 1:
         raise UserError(
-            f"class {part}: the class of this name has the id {_join(named)}",
+            f"class {part!r} may mean each of the classes {', '.join(map(str, found))}",
             code="ambiguous-class",
-            expected="id:N or name:N, because some classes have numbers as names",
-            remedy=f"id:{part} for the class with this id, name:{part} for the class with this name",
+            expected="one class",
+            remedy=f"id:{ids[0]} for the id, or name:{said} for the name" if ids else f"id:{found[0]}, by its id",
         )
-    return _by_id(part, len(class_names))
-
-
-def _by_id(digits: str, num_classes: int) -> int:
-    if len(digits) > MAX_DIGITS or int(digits) >= num_classes:
-        raise UserError(
-            f"class {digits[:MAX_DIGITS]}: the model has no class with this id",
-            code="no-such-class",
-            expected=f"0 to {num_classes - 1}",
-        )
-    return int(digits)
-
-
-def _by_name(name: str, class_names: Sequence[str]) -> int:
-    ids = _find(name, class_names)
-    if len(ids) > 1:
-        raise UserError(
-            f"class {name!r}: {len(ids)} classes of the model have this name",
-            code="ambiguous-class",
-            expected="one",
-            remedy=f"one of the ids {_join(ids)}",
-        )
-    if not ids:
-        near = difflib.get_close_matches(name.lower(), [n.lower() for n in class_names], n=3, cutoff=0.5)
+    if not found or found[0] >= len(class_names):
         some = ", ".join(class_names[:3])
         raise UserError(
-            f"class {name!r}: the model has no class of this name",
+            f"class {shortened(part)!r}: the model has no such class",
             code="no-such-class",
             expected=f"`all`, `random`, ids from 0 to {len(class_names) - 1}, or names such as {some}",
-            remedy=f"did you mean {' or '.join(near)}?" if near else None,
+            remedy=did_you_mean(said.lower(), [name.lower() for name in class_names]),
         )
-    return ids[0]
+    return found[0]
 
 
 def _find(name: str, class_names: Sequence[str]) -> list[int]:
@@ -143,7 +118,3 @@ def _find(name: str, class_names: Sequence[str]) -> list[int]:
     wanted = name.strip().lower()
     exact = [i for i, n in enumerate(class_names) if n.lower() == wanted]
     return exact or [i for i, n in enumerate(class_names) if wanted in [part.strip().lower() for part in n.split(",")]]
-
-
-def _join(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids))

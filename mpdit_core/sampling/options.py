@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,9 @@ VIEW_OPTIONS = ("sweep", "trajectory", "interpolate", "nearest")
 MODEL = "run, checkpoint folder, exported model or hf:ORG/NAME"
 
 
+sampling_option = partial(setting, panel="Sampling", sweepable=True)
+
+
 class ComputeTypes(NamedTuple):
     """The data types that images are computed in."""
 
@@ -30,58 +34,40 @@ class ComputeTypes(NamedTuple):
 class SamplingOptions(Options):
     """Everything that an image depends on, besides the model and the number of the image."""
 
-    classes: str | tuple[str | int, ...] = setting(
+    classes: str | tuple[str | int, ...] = sampling_option(
         "all",
         'classes to sample: all (balanced), random, or ids and names: 207,"golden retriever" '
         "(id:10 or name:10 where a number is the name of another class)",
-        panel="Sampling", sweepable=True,
-    )  # fmt: skip
-    guidance_scale: float = setting(1.0, "guidance scale; 1: off", ge=0, panel="Sampling", sweepable=True)
-    num_steps: PositiveInt | None = setting(
-        None,
-        "number of steps (intervals of time)",
-        panel="Sampling",
-        chosen="depends on the sampler, usually 50",
-        sweepable=True,
     )
-    sampler: str = setting(
-        "euler", "name of the sampler (`mpdit plugins` lists them)", panel="Sampling", sweepable=True
+    guidance_scale: float = sampling_option(1.0, "guidance scale; 1: off", ge=0)
+    num_steps: PositiveInt | None = sampling_option(
+        None, "number of steps (intervals of time)", chosen="depends on the sampler, usually 50"
     )
-    sampler_options: dict[str, Any] = setting(
-        {}, "other options of the sampler, such as its grid", table="sampler", typed=False, sweepable=True
+    sampler: str = sampling_option("euler", "name of the sampler (`mpdit plugins` lists them)")
+    sampler_options: dict[str, Any] = sampling_option(
+        {}, "other options of the sampler, such as its grid", table="sampler", typed=False
     )
-    seed: int = setting(0, "seed of the noise and of random classes", ge=0, panel="Sampling", sweepable=True)
-    guidance: GuidanceName = setting("cfg", "rule of guidance", panel="Sampling", sweepable=True)
-    guidance_options: dict[str, Any] = setting(
-        {}, "options of the rule of guidance, such as eta of apg", table="guidance", typed=False, sweepable=True
+    seed: int = sampling_option(0, "seed of the noise and of random classes", ge=0)
+    guidance: GuidanceName = sampling_option("cfg", "rule of guidance")
+    guidance_options: dict[str, Any] = sampling_option(
+        {}, "options of the rule of guidance, such as eta of apg", table="guidance", typed=False
     )
-    guidance_interval: tuple[float, float] = setting(
-        (0.0, 1.0), "times t (1: noise, 0: data) between which guidance is on",
-        strict=False, metavar="LO,HI", panel="Sampling", sweepable=True,
-    )  # fmt: skip
-    guidance_schedule: GuidanceSchedule = setting(
-        "constant", "change of the guidance scale with t", panel="Sampling", sweepable=True
+    guidance_interval: tuple[float, float] = sampling_option(
+        (0.0, 1.0), "times t (1: noise, 0: data) between which guidance is on", strict=False, metavar="LO,HI"
     )
-    guide: str | None = setting(
-        None,
-        "weaker model that gives the weak velocity (autoguidance)",
-        metavar="MODEL",
-        panel="Sampling",
-        sweepable=True,
+    guidance_schedule: GuidanceSchedule = sampling_option("constant", "change of the guidance scale with t")
+    guide: str | None = sampling_option(
+        None, "weaker model that gives the weak velocity (autoguidance)", metavar="MODEL"
     )
-    ema_width: EmaWidth | None = setting(
+    ema_width: EmaWidth | None = sampling_option(
         None,
         "width (sigma_rel) of the EMA of the weights, made from a run's snapshots (train.ema_widths)",
-        panel="Sampling",
         chosen="the run's first EMA",
-        sweepable=True,
     )
-    ema_step: PositiveInt | None = setting(
+    ema_step: PositiveInt | None = sampling_option(
         None,
         "step of the run at which the EMA of --ema-width ends",
-        panel="Sampling",
         chosen="last snapshot up to the checkpoint",
-        sweepable=True,
     )
     batch_size: PositiveInt = setting(32, "number of images computed at once", panel="Running")
     precision: Precision = setting(

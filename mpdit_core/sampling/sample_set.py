@@ -1,20 +1,20 @@
-"""The folder of a set of samples: its record samples.json, which this file alone reads and writes, and its progress.
+"""The folder of a set of samples: its name, its record samples.json, which only this file reads, and its progress.
 
     samples.json               the options and the model; once the set is complete, its cost
     images/000012.png          --format png (with --by-class: images/<class>/000012.png)
     samples.npz                --format npz: arr_0 uint8 [N, H, W, 3], arr_1 int64 [N] labels, as ADM's evaluator reads
     latents/000003.safetensors --format latents: a block's latents [n, C, h, w], labels and indices
     grid.png                   the first images, labelled
-    .progress/000003.json      marker of a finished block; removed with the last
+    .progress/000003.json      marker of a finished block, written after it; all are removed with the last
 
-A block's marker is written after the block, so a marked block is finished. If a marker cannot be read, its block is
-computed again.
+If a marker cannot be read, its block is computed again.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,9 +30,11 @@ from mpdit_core.sampling.options import ComputeTypes, Format, PluginRecord, Samp
 from mpdit_core.settings import Settings, flatten, setting, settings_error
 
 if TYPE_CHECKING:
+    from mpdit_core.models.model_folder import ModelFolder
     from mpdit_core.sampling.generator import SampleBatch
 
 FORMAT = 2
+SAMPLES = Path("samples")
 RECORD, PROGRESS = "samples.json", ".progress"
 LEFTOVERS = re.compile(r"\.progress|\.lock|\.lock\.owner|\..*\.(part|old)")
 """Names of files that remain after a job was killed or its folder deleted. A folder of only these counts as empty."""
@@ -86,8 +88,6 @@ class SampleSet(Settings):
                 (`unknown-format`) or is damaged (`damaged-file`).
         """
         record = Path(path) / RECORD
-        if not record.is_file():
-            raise UserError(f"{record} does not exist", code="no-such-file", expected="a folder that holds samples")
         stored = files.read_json(record)
         version = stored.get("format") if isinstance(stored, dict) else None
         if version != FORMAT:
@@ -122,10 +122,10 @@ class SampleSet(Settings):
         return None
 
     def continuing(self, begun: SampleSet) -> SampleSet:
-        """This set as the continuation of `begun`: with its counts, and computed in its data types."""
+        """This set as the continuation of `begun`: in its folder, with its counts, and computed in its data types."""
         types = begun.model.types
         model = self.model.model_copy(update={"dtype": types.network, "decode_dtype": types.decoder})
-        return self.model_copy(update={"counts": begun.counts, "model": model})
+        return self.model_copy(update={"path": begun.path, "counts": begun.counts, "model": model})
 
     def write(self) -> None:
         """Writes samples.json, and makes the folder where it is missing."""
@@ -143,20 +143,16 @@ class SampleSet(Settings):
         mine, theirs = self.identity(), wanted.identity()
         keys = [key for key in sorted(mine | theirs) if mine.get(key) != theirs.get(key)]
         if keys:
+            before, now = self.sampler, wanted.sampler
+            is_other_version = before.package == now.package and before.version != now.version
+            reinstall = f"; or pip install '{before.package}=={before.version}' to continue" if is_other_version else ""
             listed = "; ".join(f"{key}: {_short(mine.get(key))} → {_short(theirs.get(key))}" for key in keys)
             raise UserError(
                 f"{self.path} holds samples generated with different settings: {listed}",
                 code="different-samples",
                 expected="the same model and options, to continue them",
-                remedy="another --out, or none for a new folder" + self._reinstall(wanted),
+                remedy="another --out, or none for a new folder" + reinstall,
             )
-
-    def _reinstall(self, wanted: SampleSet) -> str:
-        """The command that installs the version of the sampler's package that the set was begun with, where needed."""
-        before, now = self.sampler, wanted.sampler
-        if before.package != now.package or before.version == now.version:
-            return ""
-        return f"; or pip install '{before.package}=={before.version}' to continue"
 
 
 IDENTITY: Any = {
@@ -215,9 +211,10 @@ class BlockMarkers:
     def done(self) -> dict[int, BlockCounts]:
         """The marked blocks. Damaged markers and other files are ignored."""
         found = {}
-        for path in self._files():
-            with suppress(UserError, ValidationError):
-                found[int(path.stem)] = BlockCounts.model_validate(files.read_json(path))
+        for path in self.folder.glob("*.json"):
+            with suppress(UserError, ValueError):
+                if path == self._path(block := int(path.stem)):
+                    found[block] = BlockCounts.model_validate(files.read_json(path))
         return found
 
     def cost(self, *, images_per_second: float) -> SamplingCost:
@@ -227,15 +224,13 @@ class BlockMarkers:
         means = {key: sum(getattr(b, key) * b.images for b in blocks) / count for key in ("nfe", "passes", "saved")}
         return SamplingCost(**means, images_per_second=images_per_second)
 
-    def keep(self, blocks: set[int]) -> None:
+    def keep(self, blocks: Iterable[int]) -> None:
         """Removes the markers of all other blocks."""
-        kept = {self._path(block) for block in blocks}
-        for path in self.folder.glob("*.json"):
-            if path not in kept:
-                files.remove(path)
+        for path in set(self.folder.glob("*.json")).difference(map(self._path, blocks)):
+            files.remove(path)
 
     def count(self) -> int:
-        return len(self._files())
+        return sum(1 for _ in self.folder.glob("*.json"))
 
     def remove(self) -> None:
         """Removes the folder of the markers with all that it holds."""
@@ -244,5 +239,19 @@ class BlockMarkers:
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:06d}.json"
 
-    def _files(self) -> list[Path]:
-        return [path for path in self.folder.glob("[0-9]*.json") if re.fullmatch(r"[0-9]{6,12}", path.stem)]
+
+def model_name(where: str, folder: ModelFolder) -> str:
+    """A short name for file names: `digits-1` for a run, `digits-1-step-0000400` for one of its checkpoints."""
+    if where.startswith("hf:"):
+        return where.removeprefix("hf:").partition("@")[0].rpartition("/")[2]
+    if folder.run is not None:
+        run = folder.run.resolve().name
+        return run if Path(where).resolve() == folder.run.resolve() else f"{run}-{folder.path.name}"
+    return folder.path.resolve().name
+
+
+def newest_folder(name: str, *, after: int = 0) -> Path:
+    """The folder `samples/<name>-<n>` with the largest n, which is 0 where there is none; `after=1`: the next one."""
+    pattern = re.compile(rf"{re.escape(name)}-(\d+)")
+    number = max((int(m[1]) for path in SAMPLES.glob("*") if (m := pattern.fullmatch(path.name))), default=0)
+    return SAMPLES / f"{name}-{number + after}"

@@ -49,7 +49,7 @@ class GuidanceRule(Settings):
         both_labels = torch.cat([labels, torch.full_like(labels, null_label)])
 
         def evaluate(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            strong, weak = velocity_of(network, torch.cat([x_t, x_t]), t, both_labels).chunk(2)
+            strong, weak = network(torch.cat([x_t, x_t]), t, both_labels).float().chunk(2)
             return strong, weak
 
         return Pair(evaluate, passes=2)
@@ -62,16 +62,11 @@ class GuidanceRule(Settings):
         """Raises `UserError` if the rule cannot be used with this network, or together with a guide."""
 
 
-def velocity_of(network: Network, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    """The velocity in float32."""
-    return network(x_t, t, labels).float()
-
-
 def pair_with_guide(network: Network, guide: Network, labels: Tensor) -> Pair:
     """Autoguidance: strong is the network, weak the guide, both with the label."""
 
     def evaluate(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return velocity_of(network, x_t, t, labels), velocity_of(guide, x_t, t, labels)
+        return network(x_t, t, labels).float(), guide(x_t, t, labels).float()
 
     return Pair(evaluate, passes=2)
 

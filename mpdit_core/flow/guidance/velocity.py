@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpdit_core.flow.guidance.rule import Network, pair_with_guide, velocity_of
+from mpdit_core.flow.guidance.rule import Network, pair_with_guide
 from mpdit_core.flow.guidance.strength import Guidance
 from mpdit_core.runtime.precision import autocast
 
@@ -55,7 +55,7 @@ class GuidedVelocity:
         with autocast(x_t.device, self.dtype):
             if w == 1:
                 self.unguided += 1
-                return velocity_of(self.network, x_t, time, self.labels).to(x_t.dtype)
+                return self.network(x_t, time, self.labels).to(x_t.dtype)
             strong, weak = self.pair.evaluate(x_t, time)
         return self.combine(strong, weak, w=w, x_t=x_t, t=t).to(x_t.dtype)
 

@@ -1,6 +1,6 @@
 """Views: what `mpdit sample` makes in place of a set of samples, each a folder with an image and a JSON file.
 
-To add one: a function `(options, *, report) -> ViewResult` in a module beside this one, which begins with `open_view`
+To add one: a function `(options, *, report) -> ViewResult` in a module beside this one, which begins with a `View`
 and ends with `View.finish`; a line in `VIEWS`; its option in `SampleOptions` and `VIEW_OPTIONS` (sampling/options.py).
 """
 

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from mpdit_core import __version__, plugins
 from mpdit_core.errors import UserError
-from mpdit_core.models.model_folder import ModelFolder, open_model
+from mpdit_core.models.model_folder import open_model
 from mpdit_core.pictures import save_png
 from mpdit_core.reporting import Reporter, Saved, jsonable
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import under_torchrun
 from mpdit_core.sampling.generator import Generator, sampling_values
-from mpdit_core.sampling.naming import model_name, newest_folder
 from mpdit_core.sampling.options import SampleOptions, SamplingOptions, ViewResult
-from mpdit_core.sampling.sample_set import require_empty
+from mpdit_core.sampling.sample_set import model_name, newest_folder, require_empty
 
 MOST = 256  # images in one view
 
 
-@dataclass(frozen=True, kw_only=True)
 class View:
-    """A checked request for a view. The model is open, but not loaded."""
+    """A checked request for a view, with a folder to write to. The model is open, but not loaded; nothing is written.
 
-    name: str
-    options: SampleOptions
-    num_samples: int
-    folder: ModelFolder
-    device: torch.device
-    out: Path
+    Args:
+        default_samples: number of samples where the options do not set it.
+        images_per_sample: number of images in the view per sample.
+        most: largest number of images in the view.
+
+    Raises:
+        UserError: no model, several processes (`one-process`), too many images (`too-many-images`), or a folder that is
+            not empty.
+    """
+
+    def __init__(
+        self, options: SampleOptions, name: str, *, default_samples: int, images_per_sample: int = 1, most: int = MOST
+    ):
+        if under_torchrun():
+            raise UserError(
+                f"several processes for one {name}", code="one-process", expected="one", remedy="leave --nproc out"
+            )
+        self.options, self.name = options, name
+        self.num_samples = options.num_samples or default_samples
+        require_at_most(self.num_samples * images_per_sample, most)
+        self.folder = open_model(options.model)
+        self.out = options.out or newest_folder(f"{model_name(options.model, self.folder)}-{name}", after=1)
+        require_empty(self.out)
+        self.device = select_device(options.device)
 
     def generator(self, options: SamplingOptions | None = None) -> Generator:
         """The loaded model with these options, or with those of the request."""
@@ -58,33 +71,6 @@ class View:
         data = jsonable(data)
         files.write_json(self.out / f"{self.name}.json", jsonable(about) | data)
         return ViewResult(view=self.name, out=self.out, image=path, facts=facts, data=data)
-
-
-def open_view(
-    options: SampleOptions, name: str, *, default_samples: int, images_per_sample: int = 1, most: int = MOST
-) -> View:  # fmt: skip
-    """Finds the model and a folder to write to; writes nothing yet.
-
-    Args:
-        default_samples: number of samples where the options do not set it.
-        images_per_sample: number of images in the view per sample.
-        most: largest number of images in the view.
-
-    Raises:
-        UserError: no model, several processes (`one-process`), too many images (`too-many-images`), or a folder that is
-            not empty.
-    """
-    if under_torchrun():
-        raise UserError(
-            f"several processes for one {name}", code="one-process", expected="one", remedy="leave --nproc out"
-        )
-    num_samples = options.num_samples or default_samples
-    require_at_most(num_samples * images_per_sample, most)
-    folder = open_model(options.model)
-    out = options.out or newest_folder(f"{model_name(options.model, folder)}-{name}", after=1)
-    require_empty(out)
-    device = select_device(options.device)
-    return View(name=name, options=options, num_samples=num_samples, folder=folder, device=device, out=out)
 
 
 def require_at_most(count: int, most: int = MOST) -> None:

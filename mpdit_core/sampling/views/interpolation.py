@@ -12,9 +12,9 @@ from torch import Tensor
 from mpdit_core.errors import UserError
 from mpdit_core.pictures import contact_sheet
 from mpdit_core.reporting import Progress, Reporter, silent
-from mpdit_core.sampling.generator import Generator, require_finite
+from mpdit_core.sampling.generator import require_finite
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.views.common import open_view, require_at_most, short_name
+from mpdit_core.sampling.views.common import View, require_at_most, short_name
 
 DEFAULT_SAMPLES = 9
 
@@ -47,17 +47,23 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
             code="invalid-value",
             expected="the numbers of two different images, such as 0,1",
         )
-    view = open_view(options, "interpolation", default_samples=DEFAULT_SAMPLES)
+    view = View(options, "interpolation", default_samples=DEFAULT_SAMPLES)
     count = view.num_samples
     if count < 2:
         raise UserError(f"an interpolation of {count} image", code="invalid-value", expected="at least 2, its ends")
     generator = view.generator()
-    rows = _classes(generator, first, last)
+    named = generator.labels.classes if generator.options.classes not in ("all", "random") else None
+    rows = list(dict.fromkeys(named or (generator.labels(first), generator.labels(last))))
     require_at_most(len(rows) * count)
+    (a, b), _ = generator.noise([first, last])
+    noise = torch.stack([slerp(a, b, i / (count - 1)) for i in range(count)])
     cells = []
     for done, label in enumerate(rows):
         report(Progress(task="interpolation", done=done, total=len(rows), unit="rows"))
-        cells.append(_row(generator, first, last, label=label).split(1))
+        _, noise_sources = generator.noise([first] * count)  # a stochastic sampler draws that of `first` for all
+        latents = generator.integrate(generator.velocity([label] * count), noise, noise_sources)
+        require_finite(latents, list(range(count)))
+        cells.append(generator.decode(latents).split(1))
     report(Progress(task="interpolation", done=len(rows), total=len(rows), unit="rows"))
     between = [f"{i / (count - 1):.2f}" for i in range(1, count - 1)]
     sheet = contact_sheet(
@@ -69,20 +75,3 @@ def interpolation(options: SampleOptions, *, report: Reporter = silent) -> ViewR
     facts = {"from, to": f"noise of image {first}, noise of image {last}", "steps": f"{count} images per row"}
     data = {"from": first, "to": last, "classes": rows}
     return view.finish(sheet, generator, facts=facts, data=data, report=report)
-
-
-def _classes(generator: Generator, first: int, last: int) -> list[int]:
-    """The labels of the rows: the classes that `classes` names, else those of the two images."""
-    named = generator.labels.classes if generator.options.classes not in ("all", "random") else None
-    return list(dict.fromkeys(named or (generator.labels(first), generator.labels(last))))
-
-
-def _row(generator: Generator, first: int, last: int, *, label: int) -> Tensor:
-    """Images [n, 3, H, W] uint8. For all of them, a stochastic sampler draws the noise of image `first`."""
-    count = generator.num_samples
-    (a, b), _ = generator.noise([first, last])
-    _, noise_sources = generator.noise([first] * count)
-    noise = torch.stack([slerp(a, b, i / (count - 1)) for i in range(count)])
-    latents = generator.integrate(generator.velocity([label] * count), noise, noise_sources)
-    require_finite(latents, list(range(count)))
-    return generator.decode(latents)

@@ -28,7 +28,7 @@ from mpdit_core.pictures import labelled_grid
 from mpdit_core.reporting import Progress, Reporter, Warning, silent
 from mpdit_core.sampling.generator import Generator
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.views.common import open_view, short_name
+from mpdit_core.sampling.views.common import View, short_name
 
 Space = Literal["latents", "pixels"]
 NEIGHBOURS = 4
@@ -53,7 +53,7 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
             (`other-latents`).
     """
     assert options.nearest is not None
-    view = open_view(options, "nearest", default_samples=DEFAULT_SAMPLES, images_per_sample=NEIGHBOURS + 1)
+    view = View(options, "nearest", default_samples=DEFAULT_SAMPLES, images_per_sample=NEIGHBOURS + 1)
     training = find_training_images(view.folder, options.latents)
     if view.folder.latents and training.spec.fingerprint != view.folder.latents.fingerprint:
         text = f"the latents in {training.path} differ from those that the model was trained on"
@@ -63,7 +63,7 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     made = torch.cat([as_rgb(batch.images) for batch in batches])
     queries = made if options.nearest == "pixels" else torch.cat([batch.latents for batch in batches])
     points = TrainingPoints(training, generator, options.nearest)
-    found = search(points, _flat(queries), k=min(NEIGHBOURS, len(training)), task="nearest", report=report)
+    found = search(points, queries.flatten(1).float(), k=min(NEIGHBOURS, len(training)), task="nearest", report=report)
     firsts = found.indices[:, 0].tolist()
     own = search(points, points.at(firsts), k=1, task="their own nearest", leave_out=firsts, report=report)
     pairs = zip(found.distance[:, 0].tolist(), own.distance[:, 0].tolist(), strict=True)
@@ -125,28 +125,20 @@ class TrainingPoints:
         self.folder, self.space, self.mirror = folder, space, folder.has_flips
         self.autoencoder: LoadedAutoencoder = generator.autoencoder
         self.normalisation = generator.spec.normalisation
-        self._kept: dict[tuple[int, bool], Tensor] = {}  # (first of a block, mirrored) → uint8 [m, 3, H, W]
-        self._kept_bytes = 0
-
-    def block(self, start: int, *, flip: bool = False) -> Tensor:
-        """The points [m, D], float32 on the CPU, of the `BLOCK` images from `start`; at the end there are fewer."""
-        indices = list(range(start, min(start + BLOCK, len(self.folder))))
-        if self.space == "latents":
-            return self.at(indices, flip=flip)
-        images = self._kept.get((start, flip))
-        if images is None:
-            images = self.images(indices, [flip] * len(indices))
-            if self._kept_bytes + images.nbytes <= KEPT:
-                self._kept[start, flip] = images
-                self._kept_bytes += images.nbytes
-        return _flat(images)
+        self._kept: dict[tuple[int, ...], Tensor] = {}  # (*indices, flip) → uint8 [m, 3, H, W]
 
     def at(self, indices: list[int], *, flip: bool = False) -> Tensor:
         """The points [m, D] of these images, float32 on the CPU."""
-        if self.space == "pixels":
-            return _flat(self.images(indices, [flip] * len(indices)))
-        means = self.folder.batch(indices, flip=[flip] * len(indices)).mean
-        return _flat(standardise(means, self.normalisation))
+        flips = [flip] * len(indices)
+        if self.space == "latents":
+            return standardise(self.folder.batch(indices, flip=flips).mean, self.normalisation).flatten(1).float()
+        key = (*indices, flip)
+        images = self._kept.get(key)
+        if images is None:
+            images = self.images(indices, flips)
+            if images.nbytes + sum(kept.nbytes for kept in self._kept.values()) <= KEPT:
+                self._kept[key] = images
+        return images.flatten(1).float()
 
     def images(self, indices: list[int], flips: list[bool]) -> Tensor:
         """These images, [m, 3, H, W] uint8 on the CPU."""
@@ -174,13 +166,14 @@ def search(
     best = [torch.empty(count, 0, dtype=kind) for kind in (torch.float64, torch.int64, torch.bool)]
     for start in range(0, total, BLOCK):
         report(Progress(task=task, done=start, total=total, unit="images"))
-        distance = _distances(queries, points.block(start))
+        indices = list(range(start, min(start + BLOCK, total)))
+        distance = _distances(queries, points.at(indices))
         mirrored = torch.zeros_like(distance, dtype=torch.bool)
         if points.mirror:
-            other = _distances(queries, points.block(start, flip=True))
+            other = _distances(queries, points.at(indices, flip=True))
             mirrored = other < distance
             distance = torch.minimum(distance, other)
-        index = torch.arange(start, start + distance.shape[1]).expand(count, -1)
+        index = torch.tensor(indices).expand(count, -1)
         if leave_out is not None:
             distance = distance.masked_fill(index == torch.tensor(leave_out)[:, None], math.inf)
         so_far = [torch.cat(both, dim=1) for both in zip(best, (distance, index, mirrored), strict=True)]
@@ -193,10 +186,6 @@ def search(
 def _distances(queries: Tensor, points: Tensor) -> Tensor:
     """RMS differences [n, m] in float64. Differences are taken before squaring, so that a copy is at exactly 0."""
     return torch.stack([(points - query).square().mean(dim=1, dtype=torch.float64).sqrt() for query in queries])
-
-
-def _flat(values: Tensor) -> Tensor:
-    return values.flatten(1).float()
 
 
 def _grid(points: TrainingPoints, made: Tensor, captions: list[str], found: Neighbours) -> Image.Image:

@@ -19,7 +19,7 @@ from mpdit_core.pictures import contact_sheet, save_gif, square_columns
 from mpdit_core.reporting import Progress, Reporter, Saved, silent
 from mpdit_core.sampling.generator import Generator, require_finite
 from mpdit_core.sampling.options import SampleOptions, ViewResult
-from mpdit_core.sampling.views.common import open_view, short_name
+from mpdit_core.sampling.views.common import View, short_name
 
 DEFAULT_SAMPLES = 6
 FRAMES = 25  # at most in the GIF, with both ends
@@ -42,7 +42,7 @@ def trajectory(options: SampleOptions, *, report: Reporter = silent) -> ViewResu
     Raises:
         UserError: as `Generator`; nothing is written then.
     """
-    view = open_view(options, "trajectory", default_samples=DEFAULT_SAMPLES)
+    view = View(options, "trajectory", default_samples=DEFAULT_SAMPLES)
     generator = view.generator()
     states = follow(generator, report=report)
     labels = map(generator.labels, range(view.num_samples))
