@@ -6,9 +6,9 @@ Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from mpdit_core.data.manifest import (
     latent_spec,
     read_manifest,
 )
-from mpdit_core.data.shards import map_feature_shard, map_shard
+from mpdit_core.data.shards import map_shard
 from mpdit_core.data.tensor_file import prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
@@ -127,15 +127,11 @@ class LatentFolder:
                 code="no-flips",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
-        places, features = self.places(wanted), None
-        if teacher:
-            plan = self.teacher.plan
-            mirror = partial(_mirrored_tokens, grid=plan.grid)
-            features = gather(self._feature_shard, plan, places=places, mirrored=mirrored, mirror=mirror)
-        shards, rows = places
+        shards, rows = self.places(wanted)
         numbers = np.unique(shards).tolist()
         self._map_together(numbers)
-        stored = gather(self.shard, self.manifest.plan, places=places, mirrored=mirrored, mirror=lambda x: x.flip(-1))
+        features = self._stored(self.teacher, shards, rows, mirrored) if teacher else None
+        stored = self._stored(self.manifest, shards, rows, mirrored)
         labels = np.empty(len(wanted), dtype=np.int64)
         for number in numbers:
             here = np.flatnonzero(shards == number)
@@ -150,23 +146,37 @@ class LatentFolder:
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
         """The tensors of one shard, mapped read-only: `labels` and those that `plan.tensor_names` lists."""
-        shard = self.manifest.shards[number]
-        return self._mapped(shard, lambda path: map_shard(path, self.manifest.plan, shard))
+        return self._mapped(self.manifest, number)
 
-    def _feature_shard(self, number: int) -> dict[str, np.ndarray]:
-        """The teacher's features of one shard, mapped read-only."""
-        shard = self.teacher.shards[number]
-        return self._mapped(shard, lambda path: map_feature_shard(path, self.teacher.plan, shard))
-
-    def _mapped(
-        self, shard: Shard | FeatureShard, mapping: Callable[[Path], dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
-        """The tensors of a file, which is mapped the first time; from then on its hash is compared."""
+    def _mapped(self, part: Manifest | TeacherFeatures, number: int) -> dict[str, np.ndarray]:
+        """The tensors of a file, which is mapped the first time; then its hash is compared."""
+        shard = part.shards[number]
         if shard.file not in self._maps:
             self._check_size(shard)
-            self._maps[shard.file] = mapping(self.path / shard.file)
+            self._maps[shard.file] = map_shard(self.path / shard.file, part.plan, shard)
             self.hashes.add(self.path / shard.file, shard.sha256)
         return self._maps[shard.file]
+
+    def _stored(
+        self, part: Manifest | TeacherFeatures, shards: np.ndarray, rows: np.ndarray, mirrored: np.ndarray
+    ) -> Tensor:
+        """What is stored for n images, [n, *plan.stored_shape], or what would be for their mirror images."""
+        plan = part.plan
+        flipped = mirrored & plan.flip
+        stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
+        parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
+        for number in np.unique(shards).tolist():
+            here, tensors = shards == number, self._mapped(part, number)
+            for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
+                parts.append((tensors[name], np.flatnonzero(chosen)))
+        for tensor, images in parts:  # all are asked for before the first is copied
+            prefetch(tensor, rows[images])
+        for tensor, images in parts:
+            stored[images] = tensor[rows[images]]
+        found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & (not plan.flip))
+        if to_mirror.any():
+            found[to_mirror] = _mirror(found[to_mirror], plan)
+        return found
 
     def _map_together(self, numbers: Iterable[int]) -> None:
         """Maps these shards at the same time: on a cold disk, nearly all of the time is waiting."""
@@ -196,43 +206,11 @@ class LatentFolder:
             )
 
 
-def gather(
-    shard: Callable[[int], dict[str, np.ndarray]],
-    plan: EncodingPlan | TeacherPlan,
-    *,
-    places: tuple[np.ndarray, np.ndarray],
-    mirrored: np.ndarray,
-    mirror: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """What is stored for n images, [n, *plan.stored_shape].
-
-    Args:
-        shard: gives the tensors of a shard for its number.
-        places: shard and row of each image.
-        mirrored: whether its mirror image is wanted.
-        mirror: makes mirror images where `plan` stores none.
-    """
-    shards, rows = places
-    flipped = mirrored & plan.flip
-    stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
-    parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
-    for number in np.unique(shards).tolist():
-        here = shards == number
-        for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
-            parts.append((shard(number)[name], np.flatnonzero(chosen)))
-    for tensor, images in parts:  # all are asked for before the first is copied
-        prefetch(tensor, rows[images])
-    for tensor, images in parts:
-        stored[images] = tensor[rows[images]]
-    found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & (not plan.flip))
-    if to_mirror.any():
-        found[to_mirror] = mirror(found[to_mirror])
-    return found
-
-
-def _mirrored_tokens(features: Tensor, grid: Size) -> Tensor:
-    """Features [n, N, F], whose tokens are those of `grid` row by row."""
-    return features.unflatten(1, grid).flip(2).flatten(1, 2)
+def _mirror(stored: Tensor, plan: EncodingPlan | TeacherPlan) -> Tensor:
+    """The mirror images of latents [n, C, h, w], or of features [n, N, F] with N tokens row by row."""
+    if isinstance(plan, TeacherPlan):
+        return stored.unflatten(1, plan.grid).flip(2).flatten(1, 2)
+    return stored.flip(-1)
 
 
 class EpochOrder:

@@ -24,7 +24,6 @@ from mpdit_core.data.manifest import (
     normalisation_of,
     read_manifest,
     read_record,
-    read_versioned,
     shard_name,
 )
 from mpdit_core.errors import UserError
@@ -189,7 +188,7 @@ class EncodingFolder(ShardRecords):
         if self.has_manifest:
             return read_manifest(self.path).plan
         path = self.work / "plan.json"
-        return read_versioned(EncodingPlan, path) if path.is_file() else None
+        return read_record(EncodingPlan, path) if path.is_file() else None
 
     def _foreign(self) -> list[str]:
         if not self.path.is_dir() or self.has_manifest or self.work.is_dir():

@@ -14,7 +14,7 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import FeatureShard, Manifest, Shard, read_manifest
-from mpdit_core.data.shards import feature_shard_fault, shard_fault
+from mpdit_core.data.shards import shard_fault
 from mpdit_core.data.sources import Streamed
 from mpdit_core.encoding.folder import EncodingFolder, ShardRecords
 from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
@@ -67,7 +67,7 @@ def verify_features(path: Path, teacher: LoadedTeacher | None, *, report: Report
     stored = latents.manifest.teacher
     if stored is None:
         return
-    faults = [feature_shard_fault(path, stored.plan, shard) for shard in stored.shards]
+    faults = [shard_fault(path, stored.plan, shard) for shard in stored.shards]
     bad = {number: [fault] for number, fault in enumerate(faults) if fault}
     projection = read_projection(folder.projection, stored.plan.projection) if stored.plan.projection else None
     if teacher and not bad:

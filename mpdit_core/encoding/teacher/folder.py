@@ -19,7 +19,6 @@ from mpdit_core.data.manifest import (
     feature_shard_name,
     read_manifest,
     read_record,
-    read_versioned,
 )
 from mpdit_core.encoding.folder import ShardRecords, require_same
 from mpdit_core.encoding.teacher.projection import read_projection
@@ -45,7 +44,7 @@ class TeacherFolder(ShardRecords):
         if (self.path / MANIFEST).is_file() and (teacher := read_manifest(self.path).teacher):
             return teacher.plan
         path = self.work / "plan.json"
-        return read_versioned(TeacherPlan, path) if path.is_file() else None
+        return read_record(TeacherPlan, path) if path.is_file() else None
 
     def check(self, plan: TeacherPlan) -> None:
         """Refuses features of another plan. The projection is not compared: it is measured once per folder.
