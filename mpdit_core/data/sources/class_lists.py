@@ -26,7 +26,7 @@ def read_class_names(path: Path) -> list[str]:
         UserError: the file cannot be read as text (`cannot-read`, `damaged-file`), holds no name, or one twice
             (`bad-class-list`).
     """
-    names = [line for line in (line.strip() for line in read_lines(path)) if line and not line.startswith("#")]
+    names = [line for line in map(str.strip, read_lines(path)) if line and not line.startswith("#")]
     if not names:
         raise UserError(
             f"{shown(path)} holds no class names", code="bad-class-list", expected="one name per line, in label order"
@@ -108,13 +108,6 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in plain):
         return sorted(plain, key=int)
     return plain
-
-
-def sorted_differently(names: Sequence[str]) -> list[Note | Warning]:
-    """A note where names are sorted as numbers: other programs sort them as text, and have other labels."""
-    if list(names) == sorted(names):
-        return []
-    return [Note(text=f"class names are numbers, sorted as numbers: {names[0]} is label 0, {names[-1]} is the last")]
 
 
 def empty_classes(names: Sequence[str], labels: Iterable[int]) -> list[Note | Warning]:

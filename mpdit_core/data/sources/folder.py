@@ -22,7 +22,6 @@ from mpdit_core.data.sources.class_lists import (
     read_class_names,
     refuse_list,
     sort_classes,
-    sorted_differently,
 )  # fmt: skip
 from mpdit_core.data.sources.files import shown
 from mpdit_core.data.sources.label_files import LABEL_FILES, read_image_classes
@@ -77,7 +76,10 @@ class ImageFolder:
             notes.append(Warning(code="one-class", text=f"there is only one class, {names[0]!r}"))
         notes += empty_classes(names, (item.label for item in self.items()))
         if not self._is_flat and self.classes is None:
-            notes += _notes_on_splits(found, names) + sorted_differently(names)
+            notes += _notes_on_splits(found, names)
+            if names != sorted(names):  # other programs sort them as text, and have other labels
+                text = f"class names are numbers, sorted as numbers: {names[0]} is label 0, {names[-1]} is the last"
+                notes.append(Note(text=text))
         return notes
 
     @cached_property

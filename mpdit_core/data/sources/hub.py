@@ -34,6 +34,7 @@ from mpdit_core.reporting import Note, Warning
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls", "category", "target")
+TYPES_OF_LABELS = ("string", "large_string", "bool", "int", "uint", "float")  # beginnings of their names
 
 
 @dataclass(eq=False)
@@ -84,7 +85,22 @@ class HubDataset:
     @cached_property
     def _built(self) -> tuple[Any, Any, str]:
         """(data set, name of its split, hash of its builder)."""
-        return load(self.name, self.split, streaming=self.streaming)
+        import datasets
+
+        datasets.disable_progress_bars()
+        path, _, revision = self.name.partition("@")
+        with datasets_errors(self.name):
+            builder = datasets.load_dataset_builder(path, revision=revision or None)
+            splits = list(builder.info.splits or datasets.get_dataset_split_names(path, revision=revision or None))
+            split = self.split or ("train" if "train" in splits else splits[0])
+            if split not in splits:
+                raise UserError(
+                    f"split {split}: hf:{self.name} has no split of this name",
+                    code="no-such-split",
+                    expected=", ".join(splits),
+                )
+            data = datasets.load_dataset(path, revision=revision or None, split=split, streaming=self.streaming)
+        return data, split, str(builder.hash)
 
     @property
     def _split(self) -> str:
@@ -183,25 +199,6 @@ class HubStream(HubDataset):
             return [row[self._columns[1]] for row in self._data.select_columns([self._columns[1]])]
 
 
-def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, str]:
-    """(data set, name of its split, hash of its builder). Raises `UserError` where it cannot be loaded."""
-    import datasets
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
-    path, _, revision = name.partition("@")
-    with datasets_errors(name):
-        builder = datasets.load_dataset_builder(path, revision=revision or None)
-        splits = list(builder.info.splits or datasets.get_dataset_split_names(path, revision=revision or None))
-        chosen = split or ("train" if "train" in splits else splits[0])
-        if chosen not in splits:
-            raise UserError(
-                f"split {split}: hf:{name} has no split of this name", code="no-such-split", expected=", ".join(splits)
-            )
-        data = datasets.load_dataset(path, revision=revision or None, split=chosen, streaming=streaming)
-    return data, chosen, str(builder.hash)
-
-
 @contextmanager
 def datasets_errors(name: str) -> Iterator[None]:
     """Turns what `datasets` raises while it loads or reads the data set `name` into a `UserError` (`not-on-hub`)."""
@@ -251,19 +248,14 @@ def _candidates(features: Any) -> tuple[list[str], list[str]]:
     labels = [
         column
         for column, feature in features.items()
-        if isinstance(feature, ClassLabel) or (_is_plain(feature) and _has_label_name(column))
+        if isinstance(feature, ClassLabel)
+        or (_has_label_name(column) and getattr(feature, "dtype", "").startswith(TYPES_OF_LABELS))
     ]
     return images, labels
 
 
 def _has_label_name(column: str) -> bool:
     return column in LABEL_COLUMNS or "label" in column
-
-
-def _is_plain(feature: Any) -> bool:
-    """Whether the column holds one number or text per image."""
-    kind = getattr(feature, "dtype", "")
-    return kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint", "float"))
 
 
 def _choose(
@@ -295,22 +287,19 @@ def class_table(feature: Any, values: set[Any], listed: Path | None, where: str)
     Raises:
         UserError: the values cannot be labels (`bad-label-file`), or do not fit the list (`bad-class-list`).
     """
-    names = list(getattr(feature, "names", None) or [])
+    stated = list(getattr(feature, "names", None) or [])
     values = {value for value in values if value is not None and value != -1 and value == value}  # -1, NaN: unlabelled
-    if names:
-        order = match_classes(read_class_names(listed), set(names), listed) if listed else names
-        place = {name: label for label, name in enumerate(order)}
-        return order, {value: place[name] for value, name in enumerate(names)}
-    if all(isinstance(value, int | float) for value in values):
+    if not stated and all(isinstance(value, int | float) for value in values):
         odd = next((value for value in values if value != value // 1), None)
         if odd is not None:
             raise UserError(f"{where} has the label {odd}", code="bad-label-file", expected="integers, or strings")
         names = label_names([int(value) for value in values], read_class_names(listed) if listed else None, where)
         return names, {value: int(value) for value in values}
-    present = {str(value) for value in values}
-    names = match_classes(read_class_names(listed), present, listed) if listed else sort_classes(present)
+    name_of = dict(enumerate(stated)) or {value: str(value) for value in values}
+    present = set(name_of.values())
+    names = match_classes(read_class_names(listed), present, listed) if listed else stated or sort_classes(present)
     place = {name: label for label, name in enumerate(names)}
-    return names, {value: place[str(value)] for value in values}
+    return names, {value: place[name] for value, name in name_of.items()}
 
 
 def unlabelled(name: str, value: Any) -> UserError:

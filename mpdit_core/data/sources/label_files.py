@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from posixpath import splitext
 
 from mpdit_core.data.images import suffixes
 from mpdit_core.data.sources.files import natural_order, read_lines, shown
@@ -64,9 +65,9 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
     """
     lines = [(n, line) for n, line in enumerate(read_lines(path), 1) if line.strip() and not line.startswith("#")]
     if not lines:
-        raise _bad(path, "is empty")
+        raise _refusal(path, "is empty")
     if max(len(line) for _, line in lines) > MAX_LINE:
-        raise _bad(path, f"has a line of more than {MAX_LINE:,} characters")
+        raise _refusal(path, f"has a line of more than {MAX_LINE:,} characters")
     problems: list[str] = []
     try:
         for with_extension in (True, False):
@@ -86,9 +87,9 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
                     return next(iter(fitting.values()))
         return _one_per_line([line.strip() for _, line in lines], images)
     except _AmbiguousError as error:
-        raise _ambiguous(path, str(error)) from None
+        raise _refusal(path, str(error), code="ambiguous-labels") from None
     except _MisfitError as error:
-        raise _bad(path, f"does not fit: {problems[0] if problems else error}") from None
+        raise _refusal(path, f"does not fit: {problems[0] if problems else error}") from None
 
 
 def _fitting(
@@ -178,9 +179,9 @@ def _assign(rows: Rows, names: _ImageNames) -> list[str]:
 
 
 def _one_per_line(lines: list[str], images: Sequence[str]) -> list[str]:
-    if any(_suffix(word) in suffixes() for line in lines for word in re.split(r"[\s,;\"]+", line)):
+    if any(splitext(word)[1].lower() in suffixes() for line in lines for word in re.split(r"[\s,;\"]+", line)):
         raise _MisfitError("it does not name all images")
-    values = [_unquoted(line) for line in lines]
+    values = [line[1:-1].replace('""', '"') if re.fullmatch('".*"', line) else line for line in lines]
     if len(values) == len(images) + 1 and values[0].lower() in LABELS:
         del values[0]
     if len(values) != len(images):
@@ -210,7 +211,7 @@ class _ImageNames:
     def find(self, name: str) -> int | None:
         """Place of the image called `name`; None: there is none; SEVERAL: there is more than one."""
         name = name.strip().replace("\\", "/").removeprefix("./").lstrip("/")
-        if (_suffix(name) in suffixes()) != self._with_extension:
+        if (splitext(name)[1].lower() in suffixes()) != self._with_extension:
             return None
         whole, parts = self._ends(self._depth), name.split("/")
         if name in whole:
@@ -230,34 +231,17 @@ class _ImageNames:
         if count not in self._by_end:
             table: dict[str, int] = {}
             for place, key in enumerate(self.keys):
-                name = key if self._with_extension else key[: len(key) - len(_suffix(key))]
+                name = key if self._with_extension else splitext(key)[0]
                 end = "/".join(name.split("/")[-count:])
                 table[end] = place if end not in table else SEVERAL
             self._by_end[count] = table
         return self._by_end[count]
 
 
-def _suffix(name: str) -> str:
-    return name[dot:].lower() if (dot := name.rfind(".")) > 0 else ""
-
-
-def _unquoted(text: str) -> str:
-    return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def _bad(path: Path, what: str) -> UserError:
+def _refusal(path: Path, what: str, *, code: str = "bad-label-file") -> UserError:
     return UserError(
         f"the label file {shown(path)} {what}",
-        code="bad-label-file",
-        expected="a line `NAME,CLASS` for every image, or one class per line",
-        remedy="see docs/data.md for the format",
-    )
-
-
-def _ambiguous(path: Path, what: str) -> UserError:
-    return UserError(
-        f"the label file {shown(path)} {what}",
-        code="ambiguous-labels",
-        expected="a file that is not ambiguous: lines `NAME,CLASS` with the whole path of each image",
+        code=code,
+        expected="a line `NAME,CLASS` with the whole path of each image, or one class per line (see docs/data.md)",
         remedy="add a first line `file,class` that names the columns, and quote names that contain commas",
     )
