@@ -31,7 +31,7 @@ from mpdit_core.data.manifest import (
     read_manifest,
 )
 from mpdit_core.data.shards import map_shard
-from mpdit_core.data.tensor_file import prefetch
+from mpdit_core.data.tensor_file import damaged, prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.size import Size
@@ -193,17 +193,11 @@ class LatentFolder:
         path = self.path / shard.file
         try:
             size = path.stat().st_size
-        except OSError:
-            size = None
+        except OSError as error:
+            remedy = "run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
+            raise UserError(f"{path} is missing", code="no-such-file", remedy=remedy) from error
         if size != shard.bytes:
-            raise UserError(
-                f"{path} is missing"
-                if size is None
-                else f"{path} has {size} bytes, but its manifest says {shard.bytes}",
-                code="no-such-file" if size is None else "damaged-file",
-                remedy="run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
-                + ("" if size is None else " (with --verify first, which finds what is damaged)"),
-            )
+            raise damaged(path, f"it has {size} bytes", f"{shard.bytes} bytes, as its manifest says")
 
 
 def _mirror(stored: Tensor, plan: EncodingPlan | TeacherPlan) -> Tensor:

@@ -15,7 +15,7 @@ from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import FeatureShard, Manifest, Shard, read_manifest
 from mpdit_core.data.shards import shard_fault
-from mpdit_core.data.sources import Streamed
+from mpdit_core.data.sources import HubStream
 from mpdit_core.encoding.folder import EncodingFolder, ShardRecords
 from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
 from mpdit_core.encoding.reconstruction import pick_images
@@ -39,7 +39,7 @@ def verify(folder: EncodingFolder, source: Dataset | None, autoencoder: LoadedAu
         UserError: shards are bad (`damaged-shards`): which, and why.
     """
     manifest = read_manifest(folder.path)
-    items = None if source is None or isinstance(source, Streamed) else source.items()
+    items = None if source is None or isinstance(source, HubStream) else source.items()
     bad: dict[int, list[str]] = {}
     for number, shard in enumerate(manifest.shards):
         labels = None if items is None else [items[n].label for n in _kept(shard, items)]

@@ -205,7 +205,7 @@ def _entry(child: os.DirEntry[str], parts: tuple[str, ...]) -> Entry:
 def _scan_archive(
     file: str, parts: tuple[str, ...], found: Found, *, start: int = 0, size: int | None = None, depth: int = 1
 ) -> None:
-    """Adds the content of an archive, which counts as the folder `parts`: `file`, or `size` bytes of it from `start`."""
+    """Adds what an archive holds, as the folder `parts`: the archive is `file`, or `size` bytes of it from `start`."""
     if depth > MAX_DEPTH_OF_ARCHIVES:
         raise UserError(
             f"{shown(file)} holds nested archives, {depth} deep",
