@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,8 +98,9 @@ class LatentFolder:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels of all images, int64 [n]; read once, 8 bytes per image."""
-        self._map_together(range(len(self.manifest.shards)))
-        return np.concatenate([np.array(self.shard(i)["labels"]) for i in range(len(self.manifest.shards))])
+        numbers = range(len(self.manifest.shards))
+        self._map_together(self.manifest, numbers)
+        return np.concatenate([self.shard(number)["labels"] for number in numbers])
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, *, flip: Sequence[bool] | None = None, teacher: bool = False
@@ -128,12 +129,10 @@ class LatentFolder:
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
         shards, rows = self.places(wanted)
-        numbers = np.unique(shards).tolist()
-        self._map_together(numbers)
         features = self._stored(self.teacher, shards, rows, mirrored) if teacher else None
         stored = self._stored(self.manifest, shards, rows, mirrored)
         labels = np.empty(len(wanted), dtype=np.int64)
-        for number in numbers:
+        for number in np.unique(shards).tolist():
             here = np.flatnonzero(shards == number)
             labels[here] = self.shard(number)["labels"][rows[here]]
         mean, std = read_stored(stored, self.spec.autoencoder.stores)
@@ -152,7 +151,6 @@ class LatentFolder:
         """The tensors of a file, which is mapped the first time; then its hash is compared."""
         shard = part.shards[number]
         if shard.file not in self._maps:
-            self._check_size(shard)
             self._maps[shard.file] = map_shard(self.path / shard.file, part.plan, shard)
             self.hashes.add(self.path / shard.file, shard.sha256)
         return self._maps[shard.file]
@@ -165,7 +163,9 @@ class LatentFolder:
         flipped = mirrored & plan.flip
         stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
         parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
-        for number in np.unique(shards).tolist():
+        numbers = np.unique(shards).tolist()
+        self._map_together(part, numbers)
+        for number in numbers:
             here, tensors = shards == number, self._mapped(part, number)
             for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
                 parts.append((tensors[name], np.flatnonzero(chosen)))
@@ -178,26 +178,24 @@ class LatentFolder:
             found[to_mirror] = _mirror(found[to_mirror], plan)
         return found
 
-    def _map_together(self, numbers: Iterable[int]) -> None:
+    def _map_together(self, part: Manifest | TeacherFeatures, numbers: Iterable[int]) -> None:
         """Maps these shards at the same time: on a cold disk, nearly all of the time is waiting."""
-        missing = [number for number in numbers if self.manifest.shards[number].file not in self._maps]
+        missing = [number for number in numbers if part.shards[number].file not in self._maps]
         if len(missing) > 1:
             with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-                list(pool.map(self.shard, missing))
+                list(pool.map(partial(self._mapped, part), missing))
 
     def _check_sizes(self, shards: Iterable[Shard | FeatureShard]) -> None:
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            list(pool.map(self._check_size, shards))
+        def check(shard: Shard | FeatureShard) -> None:
+            path = self.path / shard.file
+            if not path.is_file():
+                remedy = "run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
+                raise UserError(f"{path} is missing", code="no-such-file", remedy=remedy)
+            if (size := path.stat().st_size) != shard.bytes:
+                raise damaged(path, f"it has {size} bytes", f"{shard.bytes} bytes, as its manifest says")
 
-    def _check_size(self, shard: Shard | FeatureShard) -> None:
-        path = self.path / shard.file
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            remedy = "run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
-            raise UserError(f"{path} is missing", code="no-such-file", remedy=remedy) from error
-        if size != shard.bytes:
-            raise damaged(path, f"it has {size} bytes", f"{shard.bytes} bytes, as its manifest says")
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            list(pool.map(check, shards))
 
 
 def _mirror(stored: Tensor, plan: EncodingPlan | TeacherPlan) -> Tensor:

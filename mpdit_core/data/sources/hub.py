@@ -21,10 +21,9 @@ from PIL import Image
 from mpdit_core.api import Item
 from mpdit_core.data.images import FaultyImageError, open_image
 from mpdit_core.data.sources.class_lists import (
+    class_order,
     empty_classes,
     label_names,
-    match_classes,
-    read_class_names,
     refuse_list,
     sort_classes,
 )  # fmt: skip
@@ -293,11 +292,10 @@ def class_table(feature: Any, values: set[Any], listed: Path | None, where: str)
         odd = next((value for value in values if value != value // 1), None)
         if odd is not None:
             raise UserError(f"{where} has the label {odd}", code="bad-label-file", expected="integers, or strings")
-        names = label_names([int(value) for value in values], read_class_names(listed) if listed else None, where)
+        names = label_names([int(value) for value in values], listed, where)
         return names, {value: int(value) for value in values}
     name_of = dict(enumerate(stated)) or {value: str(value) for value in values}
-    present = set(name_of.values())
-    names = match_classes(read_class_names(listed), present, listed) if listed else stated or sort_classes(present)
+    names = stated if stated and not listed else class_order(set(name_of.values()), listed)
     place = {name: label for label, name in enumerate(names)}
     return names, {value: place[name] for value, name in name_of.items()}
 
