@@ -15,12 +15,7 @@ from PIL import Image
 
 from mpdit_core.api import Item
 from mpdit_core.data.images import FORMATS, open_image
-from mpdit_core.data.sources.class_lists import (
-    class_order,
-    empty_classes,
-    label_numbers,
-    refuse_list,
-)  # fmt: skip
+from mpdit_core.data.sources.class_lists import class_order, label_numbers, refuse_list
 from mpdit_core.data.sources.files import shown
 from mpdit_core.data.sources.label_files import LABEL_FILES, read_image_classes
 from mpdit_core.data.sources.scan import Found, counted, find_images, read_entry
@@ -72,7 +67,6 @@ class ImageFolder:
             notes.append(Note(text=text))
         if len(names) == 1:
             notes.append(Warning(code="one-class", text=f"there is only one class, {names[0]!r}"))
-        notes += empty_classes(names, (item.label for item in self.items()))
         if not self._is_flat and self.classes is None:
             notes += _notes_on_splits(found, names)
             if names != sorted(names):  # other programs sort them as text, and have other labels

@@ -20,13 +20,7 @@ from PIL import Image
 
 from mpdit_core.api import Item
 from mpdit_core.data.images import FaultyImageError, open_image
-from mpdit_core.data.sources.class_lists import (
-    class_order,
-    empty_classes,
-    label_names,
-    refuse_list,
-    sort_classes,
-)  # fmt: skip
+from mpdit_core.data.sources.class_lists import class_order, label_names, refuse_list, sort_classes
 from mpdit_core.data.sources.files import read_regular
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
@@ -64,7 +58,7 @@ class HubDataset:
         return hashlib.sha256(repr((parts, self.class_names())).encode()).hexdigest()[:32]
 
     def notes(self) -> list[Note | Warning]:
-        """Which columns were taken where there are several, and classes without images."""
+        """Which columns were taken where there are several, and how classes are ordered."""
         names, features = self.class_names(), self._built[0].features or {}
         notes: list[Note | Warning] = []
         for what, chosen, others in zip(("image", "label"), self._columns, _candidates(features), strict=True):
@@ -77,8 +71,6 @@ class HubDataset:
         if sorted(names) == names and names != sort_classes(names):
             text = f"the data set orders its classes as {', '.join(names[:4])}, …: a label is a position, not the name"
             notes.append(Warning(code="numbers-as-names", text=text))
-        if not self.streaming:
-            notes += empty_classes(names, (item.label for item in self.items()))
         return notes
 
     @cached_property

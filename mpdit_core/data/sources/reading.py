@@ -76,5 +76,7 @@ def source_notes(dataset: Dataset) -> list[Note | Warning]:
     """What a person should know about how images and labels were found, left out or chosen."""
     with plugin_errors(dataset, "in class_names, items or notes"):
         names, notes = dataset.class_names(), getattr(dataset, "notes", None)
-        found = notes() if notes else empty_classes(names, (item.label for item in dataset.items()))
+        found = notes() if notes else []
+        if not isinstance(dataset, HubStream):  # whose labels come with the images
+            found = found + empty_classes(names, (item.label for item in dataset.items()))
     return found + similar_classes(names)
