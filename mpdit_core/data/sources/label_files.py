@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from posixpath import splitext
 
@@ -40,7 +39,8 @@ LABELS = (
 """Names of columns, in lower case."""
 
 LOCALISATION = "predictionstring"  # Kaggle's column: `n01440764 85 1 499 272`, a class and a box, any number of times
-DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+COLUMNS = {"\t": "columns between tabs", ",": "columns between commas", ";": "columns between semicolons"}
+BLANKS = {" ": "a name, a space and a class"}
 MAX_LINE = 10_000
 SEVERAL = -1  # as a place: the name fits several images
 
@@ -72,19 +72,10 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
     try:
         for with_extension in (True, False):
             names = _ImageNames(images, with_extension=with_extension)
-            columns = [
-                (f"columns between {plural}", partial(_columns, lines, delimiter, names))
-                for delimiter, plural in DELIMITERS.items()
-                if delimiter in lines[0][1]
-            ]
-            for ways in (columns, [("a name, a space and a class", partial(_blanks, lines, names))]):
-                fitting = _fitting(ways, names, problems)
-                if len({tuple(classes) for classes in fitting.values()}) > 1:
-                    raise _AmbiguousError(
-                        f"is ambiguous: the classes differ when it is read as {' or as '.join(fitting)}"
-                    )
-                if fitting:
-                    return next(iter(fitting.values()))
+            columns = {delimiter: way for delimiter, way in COLUMNS.items() if delimiter in lines[0][1]}
+            for ways in (columns, BLANKS):
+                if classes := _read_in(ways, lines, names, problems):
+                    return classes
         return _one_per_line([line.strip() for _, line in lines], images)
     except _AmbiguousError as error:
         raise _refusal(path, str(error), code="ambiguous-labels") from None
@@ -92,17 +83,18 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
         raise _refusal(path, f"does not fit: {problems[0] if problems else error}") from None
 
 
-def _fitting(
-    ways: Iterable[tuple[str, Callable[[], Rows]]], names: _ImageNames, problems: list[str]
-) -> dict[str, list[str]]:
-    """The classes of all images for each way that fits; why the others do not fit is added to `problems`."""
+def _read_in(ways: dict[str, str], lines: Lines, names: _ImageNames, problems: list[str]) -> list[str] | None:
+    """The class of each image, if a way of reading fits; why the others do not fit is added to `problems`."""
     fitting = {}
-    for way, read in ways:
+    for delimiter, way in ways.items():
         try:
-            fitting[way] = _assign(read(), names)
+            rows = _blanks(lines, names) if delimiter == " " else _columns(lines, delimiter, names)
+            fitting[way] = _assign(rows, names)
         except _MisfitError as error:
             problems.append(f"read as {way}, {error}")
-    return fitting
+    if len({tuple(classes) for classes in fitting.values()}) > 1:
+        raise _AmbiguousError(f"is ambiguous: the classes differ when it is read as {' or as '.join(fitting)}")
+    return next(iter(fitting.values()), None)
 
 
 def _columns(lines: Lines, delimiter: str, names: _ImageNames) -> Rows:
