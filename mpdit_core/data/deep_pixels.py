@@ -19,21 +19,26 @@ WIDTH, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF: bits per samp
 COUNTS_FROM_WHITE, SIGNED = 0, 2  # values of the last two
 
 
-def raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the file of `image` stores its pixels, such as `L;4`; empty where Pillow does not tell."""
+def load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """`image`, opened from `data`, with its pixels: 16-bit colours are rounded to 8 bits, deep grey stays as it is.
+
+    Raises:
+        ValueError: the scale of the values is not known.
+    """
     args = image.tile[0][3] if image.tile else ""
-    return args if isinstance(args, str) else str(args[0]) if args else ""
+    raw = args if isinstance(args, str) else str(args[0]) if args else ""  # how the file stores pixels, such as `L;4`
+    if image.format in ("PNG", "TIFF") and raw[:-4] in ("RGB", "RGBA", "RGBX", "LA") and raw[-4:] in LOW_BYTE:
+        return _read_deep_colour(image.mode, raw, data)
+    if image.mode == "L" and _tag(image, SAMPLE_FORMAT, 1) == SIGNED:  # Pillow would read them as unsigned
+        raise ValueError("integer pixels with a sign, whose scale is not known: convert them to unsigned 8 or 16 bits")
+    if raw in ("L;2", "L;4") and "transparency" in image.info:  # Pillow scales the pixels, but not this value
+        image.info["transparency"] *= 255 // (2 ** int(raw[-1]) - 1)
+    image.load()
+    return image
 
 
-def is_deep_colour(image: ImageFile.ImageFile) -> bool:
-    """Whether `image`, not yet loaded, is a PNG or TIFF of 16-bit colours or 16-bit grey with transparency."""
-    raw = raw_mode(image)
-    return image.format in ("PNG", "TIFF") and raw[:-4] in ("RGB", "RGBA", "RGBX", "LA") and raw[-4:] in LOW_BYTE
-
-
-def read_deep_colour(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """The picture in `data` with 16-bit numbers rounded to 8; `image` is the same picture, opened but not loaded."""
-    mode, raw = image.mode, raw_mode(image)
+def _read_deep_colour(mode: str, raw: str, data: bytes) -> Image.Image:
+    """The picture in `data`, which is stored as `raw`, with 16-bit numbers rounded to 8."""
     if raw == "LA;16B":  # read as four bytes per pixel: grey high, grey low, alpha high, alpha low
         loaded, four = _read_as(data, "RGBA", "RGBA")
         values = four[..., 0::2].astype(np.uint16) * 256 + four[..., 1::2]
@@ -60,12 +65,6 @@ def _read_as(data: bytes, mode: str, raw: str) -> tuple[ImageFile.ImageFile, np.
     return image, np.asarray(image)
 
 
-def scale_transparent_grey(image: ImageFile.ImageFile) -> None:
-    """Scales the value that means transparent in a PNG of 2 or 4 bits to 8 bits: Pillow scales only the pixels."""
-    if raw_mode(image) in ("L;2", "L;4") and "transparency" in image.info:
-        image.info["transparency"] *= 255 // (2 ** int(raw_mode(image)[-1]) - 1)
-
-
 def is_deep_grey(image: Image.Image) -> bool:
     """Whether the values of `image` are integers or floats of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
@@ -83,12 +82,6 @@ def grey_to_8_bits(image: Image.Image) -> Image.Image:
     if isinstance(clear, int):
         pixels = np.where(values == clear, np.uint8(255), pixels)
     return Image.fromarray(pixels)
-
-
-def refuse_signed_bytes(image: Image.Image) -> None:
-    """Raises `ValueError` for a TIFF of signed bytes, which Pillow would read as unsigned ones."""
-    if image.mode == "L" and _tag(image, SAMPLE_FORMAT, 1) == SIGNED:
-        raise ValueError("integer pixels with a sign, whose scale is not known: convert them to unsigned 8 or 16 bits")
 
 
 def _on_unit_scale(image: Image.Image, values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import queue
 import threading
 from pathlib import Path
 
+from mpdit_core.data.tensor_file import damaged
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import sha256
 
@@ -51,11 +52,6 @@ class HashCheck:
             except OSError as error:
                 found = str(error)
             if found != recorded:
-                self._fault = self._fault or UserError(
-                    f"{path} has changed since it was written: its SHA-256 is {found[:16]}…",
-                    code="damaged-file",
-                    expected=f"{recorded[:16]}…, as its manifest says",
-                    remedy="run the `mpdit encode-latents` command of this folder again, first with --verify, then "
-                    "without; MPDIT_VERIFY=off reads it without the check",
-                )
+                expected = f"{recorded[:16]}…, as its manifest says (MPDIT_VERIFY=off reads it without this check)"
+                self._fault = self._fault or damaged(path, f"its SHA-256 is {found[:16]}…", expected)
             self._waiting.task_done()

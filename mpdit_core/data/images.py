@@ -10,7 +10,8 @@ To read one more format: its Pillow name in `FORMATS`.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -76,18 +77,10 @@ def open_image(data: bytes) -> Image.Image:
         raise FaultyImageError("the file is empty")
     Image.init()
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
-    return _or_faulty(lambda: _decode(data))
-
-
-def _decode(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_size(*image.size)
-    if deep_pixels.is_deep_colour(image):
-        return deep_pixels.read_deep_colour(image, data)
-    deep_pixels.refuse_signed_bytes(image)
-    deep_pixels.scale_transparent_grey(image)
-    image.load()
-    return image
+    with _faulty_if_it_fails():
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size)
+        return deep_pixels.load(image, data)
 
 
 def prepare(image: Image.Image, resolution: Size, mode: Mode = "RGB") -> np.ndarray:
@@ -98,8 +91,9 @@ def prepare(image: Image.Image, resolution: Size, mode: Mode = "RGB") -> np.ndar
     Raises:
         FaultyImageError: the picture cannot be converted, or is so long and thin that scaling it would be huge.
     """
-    convert = to_rgba if mode == "RGBA" else to_rgb
-    pixels = centre_crop(_or_faulty(lambda: upright(convert(image), image)), resolution)
+    with _faulty_if_it_fails():
+        picture = upright(to_rgba(image) if mode == "RGBA" else to_rgb(image), image)
+    pixels = centre_crop(picture, resolution)
     return pixels if mode != "L" else np.rint((pixels * LUMINANCE).sum(axis=-1, keepdims=True)).astype(np.uint8)
 
 
@@ -156,14 +150,17 @@ def to_rgba(image: Image.Image) -> Image.Image:
     return to_rgb(image).convert("RGBA")
 
 
-def _or_faulty(work: Callable[[], Image.Image]) -> Image.Image:
-    """The result of `work`; every error in it is a fault of the image."""
+@contextmanager
+def _faulty_if_it_fails() -> Iterator[None]:
+    """Every error in the body is a fault of the image."""
     try:
-        return work()
+        yield
     except FaultyImageError:
         raise
+    except Image.UnidentifiedImageError as error:
+        raise FaultyImageError(f"not an image in a format that is read here ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's readers raise many kinds: OSError, SyntaxError, struct.error, …
-        raise FaultyImageError(_reason(error)) from error
+        raise FaultyImageError(str(error).strip() or type(error).__name__) from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -171,10 +168,3 @@ def _check_size(width: int, height: int) -> None:
         raise FaultyImageError(f"{width} × {height} pixels")
     if width * height > MAX_PIXELS:
         raise FaultyImageError(f"{width} × {height} pixels are more than {MAX_PIXELS:,} (a decompression bomb?)")
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).replace("<_io.BytesIO object at ", "<").split(" <0x")[0].strip()
-    if isinstance(error, Image.UnidentifiedImageError):
-        text = "not an image in a format that is read here (" + ", ".join(FORMATS) + ")"
-    return text or type(error).__name__

@@ -6,7 +6,7 @@ Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,8 +30,8 @@ from mpdit_core.data.manifest import (
     latent_spec,
     read_manifest,
 )
-from mpdit_core.data.shards import map_feature_shard, map_shard
-from mpdit_core.data.tensor_file import prefetch
+from mpdit_core.data.shards import map_shard
+from mpdit_core.data.tensor_file import damaged, prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.size import Size
@@ -98,8 +98,9 @@ class LatentFolder:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels of all images, int64 [n]; read once, 8 bytes per image."""
-        self._map_together(range(len(self.manifest.shards)))
-        return np.concatenate([np.array(self.shard(i)["labels"]) for i in range(len(self.manifest.shards))])
+        numbers = range(len(self.manifest.shards))
+        self._map_together(self.manifest, numbers)
+        return np.concatenate([self.shard(number)["labels"] for number in numbers])
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, *, flip: Sequence[bool] | None = None, teacher: bool = False
@@ -127,17 +128,11 @@ class LatentFolder:
                 code="no-flips",
                 remedy="--set train.flip=false, or encode again with --flip into another folder",
             )
-        places, features = self.places(wanted), None
-        if teacher:
-            plan = self.teacher.plan
-            mirror = partial(_mirrored_tokens, grid=plan.grid)
-            features = gather(self._feature_shard, plan, places=places, mirrored=mirrored, mirror=mirror)
-        shards, rows = places
-        numbers = np.unique(shards).tolist()
-        self._map_together(numbers)
-        stored = gather(self.shard, self.manifest.plan, places=places, mirrored=mirrored, mirror=lambda x: x.flip(-1))
+        shards, rows = self.places(wanted)
+        features = self._stored(self.teacher, shards, rows, mirrored) if teacher else None
+        stored = self._stored(self.manifest, shards, rows, mirrored)
         labels = np.empty(len(wanted), dtype=np.int64)
-        for number in numbers:
+        for number in np.unique(shards).tolist():
             here = np.flatnonzero(shards == number)
             labels[here] = self.shard(number)["labels"][rows[here]]
         mean, std = read_stored(stored, self.spec.autoencoder.stores)
@@ -150,89 +145,64 @@ class LatentFolder:
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
         """The tensors of one shard, mapped read-only: `labels` and those that `plan.tensor_names` lists."""
-        shard = self.manifest.shards[number]
-        return self._mapped(shard, lambda path: map_shard(path, self.manifest.plan, shard))
+        return self._mapped(self.manifest, number)
 
-    def _feature_shard(self, number: int) -> dict[str, np.ndarray]:
-        """The teacher's features of one shard, mapped read-only."""
-        shard = self.teacher.shards[number]
-        return self._mapped(shard, lambda path: map_feature_shard(path, self.teacher.plan, shard))
-
-    def _mapped(
-        self, shard: Shard | FeatureShard, mapping: Callable[[Path], dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
-        """The tensors of a file, which is mapped the first time; from then on its hash is compared."""
+    def _mapped(self, part: Manifest | TeacherFeatures, number: int) -> dict[str, np.ndarray]:
+        """The tensors of a file, which is mapped the first time; then its hash is compared."""
+        shard = part.shards[number]
         if shard.file not in self._maps:
-            self._check_size(shard)
-            self._maps[shard.file] = mapping(self.path / shard.file)
+            self._maps[shard.file] = map_shard(self.path / shard.file, part.plan, shard)
             self.hashes.add(self.path / shard.file, shard.sha256)
         return self._maps[shard.file]
 
-    def _map_together(self, numbers: Iterable[int]) -> None:
+    def _stored(
+        self, part: Manifest | TeacherFeatures, shards: np.ndarray, rows: np.ndarray, mirrored: np.ndarray
+    ) -> Tensor:
+        """What is stored for n images, [n, *plan.stored_shape], or what would be for their mirror images."""
+        plan = part.plan
+        flipped = mirrored & plan.flip
+        stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
+        parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
+        numbers = np.unique(shards).tolist()
+        self._map_together(part, numbers)
+        for number in numbers:
+            here, tensors = shards == number, self._mapped(part, number)
+            for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
+                parts.append((tensors[name], np.flatnonzero(chosen)))
+        for tensor, images in parts:  # all are asked for before the first is copied
+            prefetch(tensor, rows[images])
+        for tensor, images in parts:
+            stored[images] = tensor[rows[images]]
+        found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & (not plan.flip))
+        if to_mirror.any():
+            found[to_mirror] = _mirror(found[to_mirror], plan)
+        return found
+
+    def _map_together(self, part: Manifest | TeacherFeatures, numbers: Iterable[int]) -> None:
         """Maps these shards at the same time: on a cold disk, nearly all of the time is waiting."""
-        missing = [number for number in numbers if self.manifest.shards[number].file not in self._maps]
+        missing = [number for number in numbers if part.shards[number].file not in self._maps]
         if len(missing) > 1:
             with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-                list(pool.map(self.shard, missing))
+                list(pool.map(partial(self._mapped, part), missing))
 
     def _check_sizes(self, shards: Iterable[Shard | FeatureShard]) -> None:
+        def check(shard: Shard | FeatureShard) -> None:
+            path = self.path / shard.file
+            if not path.is_file():
+                remedy = "run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
+                raise UserError(f"{path} is missing", code="no-such-file", remedy=remedy)
+            if (size := path.stat().st_size) != shard.bytes:
+                raise damaged(path, f"it has {size} bytes", f"{shard.bytes} bytes, as its manifest says")
+
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            list(pool.map(self._check_size, shards))
-
-    def _check_size(self, shard: Shard | FeatureShard) -> None:
-        path = self.path / shard.file
-        try:
-            size = path.stat().st_size
-        except OSError:
-            size = None
-        if size != shard.bytes:
-            raise UserError(
-                f"{path} is missing"
-                if size is None
-                else f"{path} has {size} bytes, but its manifest says {shard.bytes}",
-                code="no-such-file" if size is None else "damaged-file",
-                remedy="run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
-                + ("" if size is None else " (with --verify first, which finds what is damaged)"),
-            )
+            list(pool.map(check, shards))
 
 
-def gather(
-    shard: Callable[[int], dict[str, np.ndarray]],
-    plan: EncodingPlan | TeacherPlan,
-    *,
-    places: tuple[np.ndarray, np.ndarray],
-    mirrored: np.ndarray,
-    mirror: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """What is stored for n images, [n, *plan.stored_shape].
-
-    Args:
-        shard: gives the tensors of a shard for its number.
-        places: shard and row of each image.
-        mirrored: whether its mirror image is wanted.
-        mirror: makes mirror images where `plan` stores none.
-    """
-    shards, rows = places
-    flipped = mirrored & plan.flip
-    stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
-    parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
-    for number in np.unique(shards).tolist():
-        here = shards == number
-        for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
-            parts.append((shard(number)[name], np.flatnonzero(chosen)))
-    for tensor, images in parts:  # all are asked for before the first is copied
-        prefetch(tensor, rows[images])
-    for tensor, images in parts:
-        stored[images] = tensor[rows[images]]
-    found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & (not plan.flip))
-    if to_mirror.any():
-        found[to_mirror] = mirror(found[to_mirror])
-    return found
-
-
-def _mirrored_tokens(features: Tensor, grid: Size) -> Tensor:
-    """Features [n, N, F], whose tokens are those of `grid` row by row."""
-    return features.unflatten(1, grid).flip(2).flatten(1, 2)
+def _mirror(stored: Tensor, plan: EncodingPlan | TeacherPlan) -> Tensor:
+    """The mirror images of latents [n, C, h, w], or of features [n, N, F] with N tokens row by row."""
+    if isinstance(plan, TeacherPlan):
+        return stored.unflatten(1, plan.grid).flip(2).flatten(1, 2)
+    return stored.flip(-1)
 
 
 class EpochOrder:

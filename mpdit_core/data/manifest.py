@@ -371,7 +371,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         UserError: there is no such folder or it holds no latents (`no-latents`), its encoding is unfinished
-            (`unfinished-latents`), or as `read_versioned`.
+            (`unfinished-latents`), or as `read_record`.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -387,33 +387,25 @@ def read_manifest(folder: Path) -> Manifest:
             expected=f"a folder with a {MANIFEST}, made by `mpdit encode-latents`",
             remedy="mpdit encode-latents SOURCE",
         )
-    return read_versioned(Manifest, folder / MANIFEST)
+    return read_record(Manifest, folder / MANIFEST)
 
 
-def read_versioned(kind: type[S], path: Path) -> S:
-    """A `kind`, which has a field `format`, from a file of a folder of latents.
+def read_record(kind: type[S], path: Path) -> S:
+    """A `kind` from a JSON file of a folder of latents.
 
     Raises:
-        UserError: another format than `FORMAT` (`unknown-format`), or as `read_record`.
+        UserError: another format than `FORMAT`, if a `kind` has one (`unknown-format`), or anything else that mpdit
+            does not write there (`damaged-file`).
     """
     values = read_json(path)
     found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
+    if "format" in kind.model_fields and found != FORMAT:
         raise UserError(
             f"{path} has format {found}",
             code="unknown-format",
             expected=f"format {FORMAT}, which this version of mpdit writes",
             remedy="use the version of mpdit that made it, or encode the source again into another folder",
         )
-    return _checked(kind, values, path)
-
-
-def read_record(kind: type[S], path: Path) -> S:
-    """A `kind` from a JSON file. Raises `UserError` (`damaged-file`) for anything that mpdit does not write there."""
-    return _checked(kind, read_json(path), path)
-
-
-def _checked(kind: type[S], values: Any, path: Path) -> S:
     try:
         return validate(kind, values)
     except UserError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,12 @@ from mpdit_core.data.manifest import (
 )
 from mpdit_core.data.tensor_file import damaged, map_tensors, write_tensors
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.files import sha256, writing
+from mpdit_core.runtime.files import sha256
 
 CHUNK = 16  # images summed at once, so that copies in float64 stay small
 CACHED = 256 * 2**10  # bytes of pixels summed at once, so that their squares fit into the processor's cache
 SUMMED_EXACTLY = 2**16  # squares of 8-bit numbers whose sum fits into 32 bits
 SUMS_TOLERANCE = 1e-9  # relative; float64 sums in two orders were seen to differ by some 1e-14
-
-Tensors = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-"""Shape and dtype of the tensors in a file, by name."""
 
 Sums = tuple[tuple[float, ...], tuple[float, ...]]
 """Sums over images and pixels, per channel: of the mean, and of mean² + std²."""
@@ -54,7 +51,7 @@ def write_shard(folder: Path, plan: EncodingPlan, content: ShardContent) -> Shar
         remedy = "check its weights; a lower precision than float32 may overflow in it"
         raise _not_finite(f"the autoencoder {plan.autoencoder.id} gives latents", content.number, remedy)
     file = shard_name(content.number)
-    size, digest = _write(folder / file, {"labels": content.labels} | content.tensors)
+    size, digest = write_tensors(folder / file, {"labels": content.labels} | content.tensors)
     start, stop = plan.shard_range(content.number)
     return Shard(
         file=file,
@@ -104,31 +101,18 @@ def pixel_sums(stored: np.ndarray, channels: int) -> np.ndarray:
     return np.array([mean, square])
 
 
-def shard_fault(folder: Path, plan: EncodingPlan, shard: Shard, labels: Sequence[int] | None) -> str | None:
-    """What is wrong with a written shard; None if nothing is.
+def shard_fault(
+    folder: Path,
+    plan: EncodingPlan | TeacherPlan,
+    shard: Shard | FeatureShard,
+    labels: Sequence[int] | None = None,
+) -> str | None:
+    """What is wrong with a written shard of latents or features; None if nothing is.
 
     Args:
         labels: of the items that it covers, in order, without the skipped ones; None if they are not known.
     """
     path = folder / shard.file
-    fault = _file_fault(path, shard, lambda: map_shard(path, plan, shard))
-    if fault:
-        return fault
-    tensors = map_shard(path, plan, shard)
-    if labels is not None and tensors["labels"].tolist() != list(labels):
-        return "its labels are not those of the source"
-    is_same = same_sums(channel_sums([tensors[name] for name in plan.tensor_names], plan), shard)
-    return None if is_same else "its statistics are not those in the manifest"
-
-
-def feature_shard_fault(folder: Path, plan: TeacherPlan, shard: FeatureShard) -> str | None:
-    """What is wrong with a written shard of features; None if nothing is."""
-    path = folder / shard.file
-    return _file_fault(path, shard, lambda: map_feature_shard(path, plan, shard))
-
-
-def _file_fault(path: Path, shard: Shard | FeatureShard, mapping: Callable[[], object]) -> str | None:
-    """What is wrong with the size, hash and tensors of a file; None if nothing is."""
     if not path.is_file():
         return "the file is missing"
     if path.stat().st_size != shard.bytes:
@@ -137,24 +121,34 @@ def _file_fault(path: Path, shard: Shard | FeatureShard, mapping: Callable[[], o
     if digest != shard.sha256:
         return f"its SHA-256 is {digest[:16]}…, but the manifest says {shard.sha256[:16]}…"
     try:
-        mapping()
+        tensors = map_shard(path, plan, shard)
     except UserError as error:
         return error.what
+    if labels is not None and tensors["labels"].tolist() != list(labels):
+        return "its labels are not those of the source"
+    if isinstance(plan, EncodingPlan) and isinstance(shard, Shard):
+        sums = channel_sums([tensors[name] for name in plan.tensor_names], plan)
+        return None if same_sums(sums, shard) else "its statistics are not those in the manifest"
     return None
 
 
-def map_shard(path: Path, plan: EncodingPlan, shard: Shard) -> dict[str, np.ndarray]:
-    """The tensors of a shard, mapped read-only: `labels` int64 [n] and those that `plan.tensor_names` lists.
+def map_shard(path: Path, plan: EncodingPlan | TeacherPlan, shard: Shard | FeatureShard) -> dict[str, np.ndarray]:
+    """The tensors of a shard, mapped read-only: those in `plan.tensor_names`, and for latents `labels` int64 [n].
 
     Raises:
         UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
     """
-    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.dtype))
-    expected = {"labels": ((shard.count,), np.dtype("<i8"))} | dict.fromkeys(plan.tensor_names, stored)
-    tensors = _map_expected(path, expected)
-    labels = tensors["labels"]
-    if len(labels) and not (labels.min() >= 0 and labels.max() <= plan.last_label):
-        raise damaged(path, f"labels {labels.min()} to {labels.max()}", f"0 to {plan.last_label}")
+    expected = dict.fromkeys(plan.tensor_names, ((shard.count, *plan.stored_shape), np.dtype(plan.dtype)))
+    if isinstance(plan, EncodingPlan):
+        expected["labels"] = ((shard.count,), np.dtype("<i8"))
+    tensors = map_tensors(path)
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if found != expected:
+        raise damaged(path, f"it holds {_listed(found)}", _listed(expected))
+    if isinstance(plan, EncodingPlan) and len(labels := tensors["labels"]):
+        low, high = labels.min(), labels.max()
+        if low < 0 or high > plan.last_label:
+            raise damaged(path, f"labels {low} to {high}", f"0 to {plan.last_label}")
     return tensors
 
 
@@ -167,13 +161,8 @@ def write_feature_shard(folder: Path, plan: TeacherPlan, content: ShardContent) 
     if not all(np.isfinite(array).all() for array in content.tensors.values()):
         raise _not_finite(f"the teacher {plan.name} gives features", content.number, "check its weights")
     file = feature_shard_name(content.number)
-    size, digest = _write(folder / file, content.tensors)
+    size, digest = write_tensors(folder / file, content.tensors)
     return FeatureShard(file=file, count=len(content.labels), bytes=size, sha256=digest)
-
-
-def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[int, str]:
-    with writing(path) as temporary:
-        return write_tensors(temporary, tensors)
 
 
 def _not_finite(what: str, number: int, remedy: str) -> UserError:
@@ -185,25 +174,7 @@ def _not_finite(what: str, number: int, remedy: str) -> UserError:
     )
 
 
-def map_feature_shard(path: Path, plan: TeacherPlan, shard: FeatureShard) -> dict[str, np.ndarray]:
-    """The tensors [n, N, F] of a shard of features that `plan.tensor_names` lists, mapped read-only.
-
-    Raises:
-        UserError: the file is not what the manifest says, its hash aside (`damaged-file`).
-    """
-    stored = ((shard.count, *plan.stored_shape), np.dtype(plan.dtype))
-    return _map_expected(path, dict.fromkeys(plan.tensor_names, stored))
-
-
-def _map_expected(path: Path, expected: Tensors) -> dict[str, np.ndarray]:
-    tensors = map_tensors(path)
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    if found != expected:
-        raise damaged(path, f"it holds {_listed(found)}", _listed(expected))
-    return tensors
-
-
-def _listed(tensors: Tensors) -> str:
+def _listed(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
     return ", ".join(f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in tensors.items())
 
 

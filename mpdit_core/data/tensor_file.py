@@ -6,7 +6,6 @@ The safetensors library needs a second copy in memory to write, and reads the wh
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import mmap
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpdit_core.errors import UserError
+from mpdit_core.runtime.files import writing
 
 DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -26,7 +26,11 @@ BLOCK = 256 * 2**10  # bytes hashed and written at once, so that they are in the
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[int, str]:
-    """Writes contiguous int64, float16 and uint8 arrays as safetensors; returns the file's size and SHA-256."""
+    """Writes contiguous int64, float16 and uint8 arrays as safetensors; returns the file's size and SHA-256.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; an older file at `path` is unchanged then.
+    """
     header, offset = {}, 0
     for name, array in tensors.items():
         stop = offset + array.nbytes
@@ -35,21 +39,15 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[int, s
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
     digest, size = hashlib.sha256(), 0
-    with open(path, "wb", buffering=0) as file:
+    with writing(path) as temporary, open(temporary, "wb") as file:
         for part in (np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), *tensors.values()):
             view = part.reshape(-1).view(np.uint8).data
             for start in range(0, len(view), BLOCK):
                 block = view[start : start + BLOCK]
                 digest.update(block)
-                _write_all(file, block)
+                file.write(block)
             size += len(view)
     return size, digest.hexdigest()
-
-
-def _write_all(file: io.FileIO, data: memoryview) -> None:
-    """Writes all of `data`: one `write` to an unbuffered file may write only a part."""
-    while data:
-        data = data[file.write(data) :]
 
 
 def map_tensors(path: Path) -> dict[str, np.ndarray]:

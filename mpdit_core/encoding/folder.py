@@ -32,7 +32,6 @@ from mpdit_core.data.manifest import (
     normalisation_of,
     read_manifest,
     read_record,
-    read_versioned,
     shard_name,
 )
 from mpdit_core.errors import UserError
@@ -216,7 +215,7 @@ class EncodingFolder(ShardRecords):
         if self.has_manifest:
             return read_manifest(self.path).plan
         path = self.work / "plan.json"
-        return read_versioned(EncodingPlan, path) if path.is_file() else None
+        return read_record(EncodingPlan, path) if path.is_file() else None
 
 
 class TeacherFolder(ShardRecords):
@@ -234,7 +233,7 @@ class TeacherFolder(ShardRecords):
         if self.has_manifest and (teacher := read_manifest(self.path).teacher):
             return teacher.plan
         path = self.work / "plan.json"
-        return read_versioned(TeacherPlan, path) if path.is_file() else None
+        return read_record(TeacherPlan, path) if path.is_file() else None
 
     def check(self, plan: TeacherPlan) -> None:
         """Refuses features of another plan. The projection is not compared: it is measured once per folder.

@@ -22,7 +22,7 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import Manifest, read_record
-from mpdit_core.data.sources import Decode, Streamed, evenly_spread, read_items
+from mpdit_core.data.sources import Decode, HubStream, evenly_spread, read_items
 from mpdit_core.pictures import labelled_grid, save_png
 from mpdit_core.reporting import Progress, Reporter, Saved, Warning
 from mpdit_core.runtime.files import write_json
@@ -152,7 +152,7 @@ def pick_images(manifest: Manifest, source: Dataset, count: int, *, seed: int = 
     """(number among the latents, item, function that decodes its picture) of random images; of a stream, the first."""
     items = manifest.plan.source.items
     skipped = {item.key for item in manifest.skipped}
-    if isinstance(source, Streamed):
+    if isinstance(source, HubStream):
         reading = read_items(source, 0, min(count + len(skipped), items))
         kept = [(item, decode) for item, decode in reading if item.key not in skipped]
         return [(number, item, decode) for number, (item, decode) in enumerate(kept[:count])]

@@ -16,8 +16,8 @@ from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import FeatureShard, Manifest, Shard, read_manifest
-from mpdit_core.data.shards import feature_shard_fault, shard_fault
-from mpdit_core.data.sources import Streamed
+from mpdit_core.data.shards import shard_fault
+from mpdit_core.data.sources import HubStream
 from mpdit_core.encoding.folder import ShardRecords, TeacherFolder
 from mpdit_core.encoding.pipeline import encode_pictures, latents_encoder
 from mpdit_core.encoding.reconstruction import pick_images
@@ -39,7 +39,7 @@ def verify_latents(job: EncodeJob) -> None:
     """
     path, source = job.folder.path, job.source
     manifest = read_manifest(path)
-    items = None if source is None or isinstance(source, Streamed) else source.items()
+    items = None if source is None or isinstance(source, HubStream) else source.items()
     faults: list[tuple[int, str]] = []  # (number of the shard, fault)
     for number, shard in enumerate(manifest.shards):
         labels = None
@@ -67,7 +67,7 @@ def verify_features(job: EncodeJob) -> None:
     stored = latents.manifest.teacher
     if stored is None:
         return
-    found = [feature_shard_fault(folder.path, stored.plan, shard) for shard in stored.shards]
+    found = [shard_fault(folder.path, stored.plan, shard) for shard in stored.shards]
     faults = [(number, fault) for number, fault in enumerate(found) if fault]
     projection = folder.read_projection(stored.plan)
     if job.teacher and not faults:

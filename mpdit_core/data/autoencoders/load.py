@@ -47,7 +47,8 @@ def load_autoencoder(
     if spec and spec.package:
         plugins.require_package({"kind": "autoencoders", "name": name, "package": spec.package})
     if is_plugin(name):
-        loaded = _load_plugin(name, spec.options if spec else options or {}, device, trusted=spec is None or trust)
+        given = spec.options if spec else options or {}
+        plugin, facts = _load_plugin(name, given, device, trusted=spec is None or trust)
     elif options:
         raise UserError(
             f"the autoencoder {name} has no option {next(iter(options))}",
@@ -56,10 +57,13 @@ def load_autoencoder(
             remedy="leave it out",
         )
     else:
-        loaded = _load_diffusers(name, spec, device)
+        plugin, facts = _load_diffusers(name, spec, device)
+    facts |= {key: getattr(plugin, key) for key in ("channels", "factor", "stores")}
+    facts |= {key: getattr(plugin, key) for key in ("flip_equivariant", "resolution") if hasattr(plugin, key)}
+    found = validate(AutoencoderSpec, facts, origin=f"autoencoder {name}")  # a plugin may have impossible values
     if spec:
-        _require_same(spec, loaded.spec)
-    return loaded
+        _require_same(spec, found)
+    return LoadedAutoencoder(plugin, spec=found, device=device)
 
 
 def is_plugin(name: str) -> bool:
@@ -68,44 +72,31 @@ def is_plugin(name: str) -> bool:
     return name in plugins.names("autoencoders") or bool(colon and (where.endswith(".py") or "/" not in name))
 
 
-def _load_plugin(name: str, options: Mapping[str, Any], device: torch.device, *, trusted: bool) -> LoadedAutoencoder:
+def _load_plugin(
+    name: str, options: Mapping[str, Any], device: torch.device, *, trusted: bool
+) -> tuple[Autoencoder, dict[str, Any]]:
+    """(autoencoder, what its spec records of its origin)."""
     entry = plugins.resolve("autoencoders", name, trusted=trusted)
     plugin: Autoencoder = plugins.build("autoencoders", name, options, trusted=trusted)
     with plugin_errors(plugin, "in load"):
         plugin.load(device)
+    all_options = plugins.options_in(plugin)
+    if entry.is_ours:  # no weights; options without defaults, so that a new option changes no fingerprint
+        defaults = {field.name: field.default for field in dataclasses.fields(plugin)}  # pyright: ignore[reportArgumentType]
+        return plugin, {"id": name, "options": {k: v for k, v in all_options.items() if v != defaults[k]}}
     with plugin_errors(plugin, "in fingerprint"):
         fingerprint = plugin.fingerprint()
-    facts = {
-        "id": name,
-        "sha256": None if entry.is_ours else fingerprint,  # ours have no weights
-        "package": None if entry.is_ours else entry.package or None,
-        "options": _options(plugin, name, changed_only=entry.is_ours),
-    }
-    return LoadedAutoencoder(plugin, spec=_spec(plugin, facts), device=device)
+    return plugin, {"id": name, "sha256": fingerprint, "package": entry.package or None, "options": all_options}
 
 
-def _options(plugin: Autoencoder, name: str, *, changed_only: bool) -> dict[str, Any]:
-    """The options of a plugin; for ours without defaults, so that a new option changes no fingerprint."""
-    options = plugins.record("autoencoders", name, plugin)["options"]
-    defaults = {field.name: field.default for field in dataclasses.fields(plugin)} if changed_only else {}  # pyright: ignore[reportArgumentType]
-    return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
-
-
-def _load_diffusers(name: str, spec: AutoencoderSpec | None, device: torch.device) -> LoadedAutoencoder:
+def _load_diffusers(
+    name: str, spec: AutoencoderSpec | None, device: torch.device
+) -> tuple[Autoencoder, dict[str, Any]]:
     folder, place, commit = _locate(name, spec)
     known: Any = spec.model_dump(include={"channels", "factor", "stores", "resolution"}) if spec else {}
     plugin = DiffusersAutoencoder(folder, **known)
     plugin.load(device)
-    facts = {"id": place, "revision": commit, "sha256": plugin.fingerprint()}
-    return LoadedAutoencoder(plugin, spec=_spec(plugin, facts), device=device)
-
-
-def _spec(plugin: Autoencoder, facts: Mapping[str, Any]) -> AutoencoderSpec:
-    """The spec of a loaded autoencoder. Raises `UserError` where its attributes have impossible values."""
-    measured = {key: getattr(plugin, key) for key in ("channels", "factor", "stores")}
-    measured |= {"flip_equivariant": getattr(plugin, "flip_equivariant", False)}
-    measured |= {"resolution": getattr(plugin, "resolution", None)}
-    return validate(AutoencoderSpec, {**facts, **measured}, origin=f"autoencoder {facts['id']}")
+    return plugin, {"id": place, "revision": commit, "sha256": plugin.fingerprint()}
 
 
 def _require_same(spec: AutoencoderSpec, found: AutoencoderSpec) -> None:

@@ -12,10 +12,10 @@ from mpdit_core.lazy import lazy_names
 if TYPE_CHECKING:
     from mpdit_core.data.sources.class_lists import MAX_CLASSES, read_class_names
     from mpdit_core.data.sources.files import natural_order
+    from mpdit_core.data.sources.hub import HubStream
     from mpdit_core.data.sources.open import absolute_source, open_source, require_trusted, source_name
     from mpdit_core.data.sources.reading import (
         Decode,
-        Streamed,
         classes_and_fingerprint,
         count_items,
         evenly_spread,

@@ -1,13 +1,14 @@
 """Finds the files in a .tar and where their bytes are; strict, so that no image is lost behind a damaged header.
 
-Python's tarfile stops without an error at a damaged header or a cut, accepts sizes below 0, and reads headers of any
-length into memory. Formats: ustar, GNU and pax, uncompressed. Nothing is unpacked.
+Python's `TarFile` stops without an error at a damaged header or a cut, accepts sizes below 0, and reads headers of any
+length into memory; here its `TarInfo` reads single headers. Formats: ustar, GNU and pax, uncompressed. Nothing is
+unpacked.
 """
 
 from __future__ import annotations
 
-import math
 import posixpath
+import tarfile
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ BLOCK = 512
 MAX_HEADER_BYTES = 2**20  # of long names and pax records
 MAX_LINKS = 40  # from a link to the file; more are a loop
 MAX_FILES_BY_LINKS = 100_000  # that links to folders may add, beyond ten times the plain files
-REGULAR, HARD_LINK, SYMBOLIC_LINK, FOLDER = (b"\0", b"0", b"7"), b"1", b"2", b"5"
+EXTENSIONS = b"gxXLK"  # kinds of headers with a part of the next one: pax records, long names
 WITHOUT_DATA = b"123456"  # kinds of members without bytes: links, devices, folders, pipes
 NOWHERE = -1  # as an offset: the archive has no bytes for this member
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
@@ -41,15 +42,6 @@ class Archive(NamedTuple):
 
     files: list[Member]
     folders: list[str]
-
-
-class _Header(NamedTuple):
-    path: str
-    kind: bytes
-    target: str  # of a link
-    offset: int
-    size: int
-    modified: int
 
 
 def read_archive(path: Path | str, *, start: int = 0, size: int | None = None) -> Archive:
@@ -75,63 +67,51 @@ def read_archive(path: Path | str, *, start: int = 0, size: int | None = None) -
             ) from error
 
 
-def _headers(file: BinaryIO, start: int, end: int) -> Iterator[_Header]:
+def _headers(file: BinaryIO, start: int, end: int) -> Iterator[tarfile.TarInfo]:
     """All members in order. Raises `ValueError` where the bytes `start` to `end` are not an archive."""
     at, common, own = start, {}, {}  # values of pax headers: for all members that follow, for the next one
-    while True:
-        block = _read(file, at, BLOCK, end, "its end is missing (two blocks of zeros)")
-        if not any(block):
-            break
-        kind, size = _kind_and_size(block, at)
-        data = at + BLOCK
-        if kind in b"gxXLK":
-            if size > MAX_HEADER_BYTES:
-                raise ValueError(f"the header at byte {at} claims {size:,} bytes")
-            values = _extension(kind, _read(file, data, size, end, "it is cut short"))
-            common, own = (common | values, own) if kind == b"g" else (common, own | values)
+    while any(block := _read(file, at, BLOCK, end, "its end is missing (two blocks of zeros)")):
+        try:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        except tarfile.HeaderError as error:
+            raise ValueError(f"the header at byte {at} is wrong: {error}") from error
+        member.offset_data = at + BLOCK
+        if member.type in EXTENSIONS:
+            if not 0 <= member.size <= MAX_HEADER_BYTES:
+                raise ValueError(f"the header at byte {at} claims {member.size:,} bytes")
+            values = _extension(member.type, _read(file, member.offset_data, member.size, end, "it is cut short"))
+            common, own = (common | values, own) if member.type == b"g" else (common, own | values)
         else:
-            header = _header(block, kind=kind, size=size, data=data, values=common | own)
-            size, own = header.size, {}
-            if data + size > end:
-                raise ValueError(f"it is cut short in {header.path}")
-            yield header
-        at = data + -(-size // BLOCK) * BLOCK
+            _complete(member, block, common | own)
+            own = {}
+            if member.offset_data + member.size > end:
+                raise ValueError(f"it is cut short in {member.name}")
+            yield member
+        at = member.offset_data + -(-member.size // BLOCK) * BLOCK
     if any(_read_up_to(file, at, min(end, at + 2**24))):
         raise ValueError(f"more data follows its end at byte {at} (archives are joined with tar -A, not with cat)")
 
 
-def _kind_and_size(block: bytes, at: int) -> tuple[bytes, int]:
-    """(type flag, size of the data after the header). Raises `ValueError` for a wrong checksum."""
-    summed = block[:148] + b" " * 8 + block[156:]
-    digits = _text(block[148:156]).strip()
-    stored = int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else -1
-    right = sum(summed)
-    if stored not in (right, right - 256 * sum(byte > 127 for byte in summed)):  # old programs sum signed bytes
-        raise ValueError(f"the header at byte {at} has a wrong checksum")
-    kind = block[156:157]
-    if kind == b"S":
+def _complete(member: tarfile.TarInfo, block: bytes, values: dict[str, bytes]) -> None:
+    """Adds what pax headers and long names state, and refuses what cannot be."""
+    if member.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in values):
         raise ValueError("it has sparse files, whose bytes are not contiguous")
-    return kind, 0 if kind in WITHOUT_DATA else _number(block[124:136])
-
-
-def _header(block: bytes, *, kind: bytes, size: int, data: int, values: dict[str, bytes]) -> _Header:
-    if any(key.startswith("GNU.sparse") for key in values):
-        raise ValueError("it has sparse files, whose bytes are not contiguous")
-    name = _text(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = _text(block[345:500]) + b"/" + name
-    name = values.get("path", name)
-    target = values.get("linkpath", _text(block[157:257]))
-    if kind in REGULAR and name.endswith(b"/"):
-        kind = FOLDER
-    if "size" in values and kind not in WITHOUT_DATA:
-        size = int(values["size"])
-        if size < 0:
-            raise ValueError(f"a size of {size} bytes")
-    seconds = float(values["mtime"]) if "mtime" in values else _number(block[136:148])
-    if not (math.isfinite(seconds) and abs(seconds) < 1e15):
-        raise ValueError(f"a time of {seconds} seconds")
-    return _Header(_normal(printable(name)), kind, printable(target), data, size, int(seconds * 1e9))
+    if block[257:263] != b"ustar\0":  # GNU's headers hold times where others have the beginning of a long path
+        member.name = printable(_text(block[:100]))
+    if "path" in values:
+        member.name = printable(values["path"])
+    if "linkpath" in values:
+        member.linkname = printable(values["linkpath"])
+    if member.isreg() and member.name.endswith("/"):
+        member.type = tarfile.DIRTYPE
+    if "size" in values:
+        member.size = int(values["size"])
+    if "mtime" in values:
+        member.mtime = float(values["mtime"])
+    if member.type in WITHOUT_DATA:
+        member.size = 0
+    if member.size < 0 or not abs(member.mtime) < 1e15:  # also refuses NaN
+        raise ValueError(f"{member.name} has a size of {member.size} bytes and a time of {member.mtime} seconds")
 
 
 def _extension(kind: bytes, data: bytes) -> dict[str, bytes]:
@@ -150,24 +130,24 @@ def _extension(kind: bytes, data: bytes) -> dict[str, bytes]:
     return values
 
 
-def _resolve(headers: Iterator[_Header]) -> Archive:
+def _resolve(members: Iterator[tarfile.TarInfo]) -> Archive:
     """The last member of each path. A hard link leads to the latest file before it, a symbolic link to the last one."""
     files: dict[str, Member] = {}
     links: dict[str, str] = {}
     folders: set[str] = set()
-    for header in headers:
-        path = header.path
-        if header.kind == FOLDER:
+    for member in members:
+        path = _normal(member.name)
+        if member.isdir():
             folders.add(path)
             continue
         links.pop(path, None)
-        files[path] = Member(path, NOWHERE, 0, header.modified)
-        if header.kind in REGULAR:
-            files[path] = Member(path, header.offset, header.size, header.modified)
-        elif header.kind == SYMBOLIC_LINK:
-            links[path] = _normal(posixpath.join(posixpath.dirname(path), header.target))
-        elif header.kind == HARD_LINK:
-            target = _normal(header.target)
+        files[path] = Member(path, NOWHERE, 0, int(member.mtime * 1e9))
+        if member.isreg():
+            files[path] = files[path]._replace(offset=member.offset_data, size=member.size)
+        elif member.issym():
+            links[path] = _normal(posixpath.join(posixpath.dirname(path), member.linkname))
+        elif member.islnk():
+            target = _normal(member.linkname)
             if target in links:
                 links[path] = links[target]
             elif target in files:
@@ -211,18 +191,6 @@ def _read(file: BinaryIO, at: int, size: int, end: int, otherwise: str) -> bytes
 def _read_up_to(file: BinaryIO, at: int, end: int) -> bytes:
     file.seek(at)
     return file.read(max(0, end - at))
-
-
-def _number(field: bytes) -> int:
-    """Octal digits; or, with the first bit set, a binary number."""
-    if field[0] & 0x80:
-        if field[0] != 0x80:
-            raise ValueError("a number below 0 or too large")
-        return int.from_bytes(field[1:], "big")
-    digits = _text(field).strip()
-    if digits.strip(b"01234567"):
-        raise ValueError(f"{digits!r} is not a number")
-    return int(digits or b"0", 8)
 
 
 def _text(field: bytes) -> bytes:

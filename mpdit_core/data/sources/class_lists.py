@@ -26,7 +26,7 @@ def read_class_names(path: Path) -> list[str]:
         UserError: the file cannot be read as text (`cannot-read`, `damaged-file`), holds no name, or one twice
             (`bad-class-list`).
     """
-    names = [line for line in (line.strip() for line in read_lines(path)) if line and not line.startswith("#")]
+    names = [line for line in map(str.strip, read_lines(path)) if line and not line.startswith("#")]
     if not names:
         raise UserError(
             f"{shown(path)} holds no class names", code="bad-class-list", expected="one name per line, in label order"
@@ -35,24 +35,30 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-def match_classes(listed: Sequence[str], present: set[str], path: Path) -> list[str]:
-    """Class names in the order of `listed`, as the data call them.
+def class_order(present: set[str], listed: Path | None) -> list[str]:
+    """Names of the classes in label order, as the data call them: those in the file `listed`, or `present`, sorted.
 
     A line may continue after the name, as in `n01440764 tench, Tinca tinca`: then its first word is the name.
 
     Raises:
-        UserError: the data have classes that the list lacks, or two lines name one class (`bad-class-list`).
+        UserError: the data have classes that the list lacks, or two lines name one class (`bad-class-list`), or as
+            `read_class_names`.
     """
-    names = [line if line in present else _first_word(line, present) for line in listed]
+    if listed is None:
+        return sort_classes(present)
+    names = []
+    for line in read_class_names(listed):
+        word = re.split(r"[\s,]", line, maxsplit=1)[0]
+        names.append(word if line not in present and word in present else line)
     missing = sorted(present - set(names))
     if missing:
         raise UserError(
-            f"{shown(path)} lacks {len(missing)} of the {len(present)} classes of the data: {', '.join(missing[:5])}"
+            f"{shown(listed)} lacks {len(missing)} of the {len(present)} classes of the data: {', '.join(missing[:5])}"
             + (", …" if len(missing) > 5 else ""),
             code="bad-class-list",
             expected="every class, one per line, in label order",
         )
-    _refuse_repeated(names, path)
+    _refuse_repeated(names, listed)
     return names
 
 
@@ -67,39 +73,41 @@ def refuse_list(listed: Path | None, where: str) -> None:
         )
 
 
-def label_numbers(classes: Sequence[str], listed: Sequence[str] | None, path: Path) -> tuple[list[str], list[int]]:
+def label_numbers(classes: Sequence[str], listed: Path | None, where: str) -> tuple[list[str], list[int]]:
     """(class names in label order, label of each image) from the class of each image as text.
 
     If every class is a whole number, these numbers are the labels: positions in `listed`, or 0..n-1.
 
     Raises:
-        UserError: numbers that cannot be labels (`bad-label-file`).
+        UserError: numbers that cannot be labels (`bad-label-file`), or as `class_order`.
     """
     present = set(classes)
-    if all(WHOLE_NUMBER.fullmatch(name) for name in present) and not (listed and present <= set(listed)):
+    are_names = listed and present <= set(read_class_names(listed))
+    if not are_names and all(WHOLE_NUMBER.fullmatch(name) for name in present):
         numbers = [int(name.partition(".")[0]) for name in classes]
-        return label_names(numbers, listed, shown(path)), numbers
-    names = match_classes(listed, present, path) if listed else sort_classes(present)
+        return label_names(numbers, listed, where), numbers
+    names = class_order(present, listed)
     place = {name: n for n, name in enumerate(names)}
     return names, [place[name] for name in classes]
 
 
-def label_names(numbers: Collection[int], listed: Sequence[str] | None, where: str) -> list[str]:
-    """Class names for labels that are numbers: `listed`, or the numbers from 0 to the last.
+def label_names(numbers: Collection[int], listed: Path | None, where: str) -> list[str]:
+    """Class names for labels that are numbers: those in the file `listed`, or the numbers from 0 to the last.
 
     Raises:
         UserError: numbers below 0, beyond the list, or beginning above 0 where there is no list (`bad-label-file`).
     """
+    names = read_class_names(listed) if listed else None
     low, high = min(numbers, default=0), max(numbers, default=0)
-    if low < 0 or high >= (len(listed) if listed else MAX_CLASSES) or (listed is None and low > 0):
+    if low < 0 or high >= (len(names) if names else MAX_CLASSES) or (names is None and low > 0):
         raise UserError(
             f"{where} has labels {low} to {high}"
-            + (f" for the {len(listed)} names in the list of classes" if listed else ""),
+            + (f" for the {len(names)} names in {shown(listed)}" if listed and names else ""),
             code="bad-label-file",
             expected="labels that begin at 0 (the ILSVRC development kit counts from 1, in a different order)",
             remedy="write class names in place of the numbers, or list a name for each label from 0 on: --classes FILE",
         )
-    return list(listed) if listed else [str(n) for n in range(high + 1)]
+    return names or [str(n) for n in range(high + 1)]
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
@@ -108,13 +116,6 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in plain):
         return sorted(plain, key=int)
     return plain
-
-
-def sorted_differently(names: Sequence[str]) -> list[Note | Warning]:
-    """A note where names are sorted as numbers: other programs sort them as text, and have other labels."""
-    if list(names) == sorted(names):
-        return []
-    return [Note(text=f"class names are numbers, sorted as numbers: {names[0]} is label 0, {names[-1]} is the last")]
 
 
 def empty_classes(names: Sequence[str], labels: Iterable[int]) -> list[Note | Warning]:
@@ -145,8 +146,3 @@ def _refuse_repeated(names: Sequence[str], path: Path) -> None:
         raise UserError(
             f"{shown(path)} names the class {name!r} {count} times", code="bad-class-list", expected="each class once"
         )
-
-
-def _first_word(line: str, present: set[str]) -> str:
-    word = line.replace(",", " ").split()
-    return word[0] if word and word[0] in present else line

@@ -50,19 +50,15 @@ def read_lines(path: Path) -> list[str]:
     """
     with open_regular(path) as file:
         data = file.read(MAX_TEXT_BYTES + 1)
-    if len(data) > MAX_TEXT_BYTES:
-        raise UserError(
-            f"{shown(path)} is larger than {MAX_TEXT_BYTES >> 20} MiB",
-            code="damaged-file",
-            expected="a text file of at most this size",
-        )
     try:
+        if len(data) > MAX_TEXT_BYTES:
+            raise ValueError("it is too large")
         text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise UserError(
-            f"{shown(path)} cannot be read as text: {error.reason} at byte {error.start}",
+            f"{shown(path)} cannot be read as text: {error}",
             code="damaged-file",
-            expected="text in UTF-8",
+            expected=f"text in UTF-8, at most {MAX_TEXT_BYTES >> 20} MiB",
             remedy="save it as UTF-8",
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n") if text else []

@@ -15,15 +15,7 @@ from PIL import Image
 
 from mpdit_core.api import Item
 from mpdit_core.data.images import FORMATS, open_image
-from mpdit_core.data.sources.class_lists import (
-    empty_classes,
-    label_numbers,
-    match_classes,
-    read_class_names,
-    refuse_list,
-    sort_classes,
-    sorted_differently,
-)  # fmt: skip
+from mpdit_core.data.sources.class_lists import class_order, label_numbers, refuse_list
 from mpdit_core.data.sources.files import shown
 from mpdit_core.data.sources.label_files import LABEL_FILES, read_image_classes
 from mpdit_core.data.sources.scan import Found, counted, find_images, read_entry
@@ -75,9 +67,11 @@ class ImageFolder:
             notes.append(Note(text=text))
         if len(names) == 1:
             notes.append(Warning(code="one-class", text=f"there is only one class, {names[0]!r}"))
-        notes += empty_classes(names, (item.label for item in self.items()))
         if not self._is_flat and self.classes is None:
-            notes += _notes_on_splits(found, names) + sorted_differently(names)
+            notes += _notes_on_splits(found, names)
+            if names != sorted(names):  # other programs sort them as text, and have other labels
+                text = f"class names are numbers, sorted as numbers: {names[0]} is label 0, {names[-1]} is the last"
+                notes.append(Note(text=text))
         return notes
 
     @cached_property
@@ -106,7 +100,6 @@ class ImageFolder:
     @cached_property
     def _table(self) -> tuple[list[str], list[Item]]:
         """(class names, items)."""
-        listed = read_class_names(self.classes) if self.classes else None
         entries = self._found.images
         keys = [entry.key for entry in entries]
         if self._is_flat:
@@ -114,7 +107,7 @@ class ImageFolder:
             if path is None:
                 refuse_list(self.classes, shown(self.root))
                 return [], [Item(key, 0) for key in keys]
-            names, labels = label_numbers(read_image_classes(path, keys), listed, path)
+            names, labels = label_numbers(read_image_classes(path, keys), self.classes, shown(path))
             return names, [Item(key, label) for key, label in zip(keys, labels, strict=True)]
         flat = [entry for entry in entries if len(entry.parts) == 1]
         if flat:
@@ -126,12 +119,9 @@ class ImageFolder:
             )
         present = {entry.parts[0] for entry in entries}
         empty = {parts[0] for parts in self._found.folders} - present
-        if listed is not None and self.classes is not None:
-            names = match_classes(listed, present, self.classes)
-        elif empty and not self.allow_empty_classes:
+        if empty and not self.classes and not self.allow_empty_classes:
             raise self._empty_class(min(empty), len(empty))
-        else:
-            names = sort_classes(present | empty)
+        names = class_order(present if self.classes else present | empty, self.classes)
         place = {name: label for label, name in enumerate(names)}
         return names, [Item(entry.key, place[entry.parts[0]]) for entry in entries]
 

@@ -20,20 +20,14 @@ from PIL import Image
 
 from mpdit_core.api import Item
 from mpdit_core.data.images import FaultyImageError, open_image
-from mpdit_core.data.sources.class_lists import (
-    empty_classes,
-    label_names,
-    match_classes,
-    read_class_names,
-    refuse_list,
-    sort_classes,
-)  # fmt: skip
+from mpdit_core.data.sources.class_lists import class_order, label_names, refuse_list, sort_classes
 from mpdit_core.data.sources.files import read_regular
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Note, Warning
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls", "category", "target")
+TYPES_OF_LABELS = ("string", "large_string", "bool", "int", "uint", "float")  # beginnings of their names
 
 
 @dataclass(eq=False)
@@ -64,7 +58,7 @@ class HubDataset:
         return hashlib.sha256(repr((parts, self.class_names())).encode()).hexdigest()[:32]
 
     def notes(self) -> list[Note | Warning]:
-        """Which columns were taken where there are several, and classes without images."""
+        """Which columns were taken where there are several, and how classes are ordered."""
         names, features = self.class_names(), self._built[0].features or {}
         notes: list[Note | Warning] = []
         for what, chosen, others in zip(("image", "label"), self._columns, _candidates(features), strict=True):
@@ -77,14 +71,27 @@ class HubDataset:
         if sorted(names) == names and names != sort_classes(names):
             text = f"the data set orders its classes as {', '.join(names[:4])}, …: a label is a position, not the name"
             notes.append(Warning(code="numbers-as-names", text=text))
-        if not self.streaming:
-            notes += empty_classes(names, (item.label for item in self.items()))
         return notes
 
     @cached_property
     def _built(self) -> tuple[Any, Any, str]:
         """(data set, name of its split, hash of its builder)."""
-        return load(self.name, self.split, streaming=self.streaming)
+        import datasets
+
+        datasets.disable_progress_bars()
+        path, _, revision = self.name.partition("@")
+        with datasets_errors(self.name):
+            builder = datasets.load_dataset_builder(path, revision=revision or None)
+            splits = list(builder.info.splits or datasets.get_dataset_split_names(path, revision=revision or None))
+            split = self.split or ("train" if "train" in splits else splits[0])
+            if split not in splits:
+                raise UserError(
+                    f"split {split}: hf:{self.name} has no split of this name",
+                    code="no-such-split",
+                    expected=", ".join(splits),
+                )
+            data = datasets.load_dataset(path, revision=revision or None, split=split, streaming=self.streaming)
+        return data, split, str(builder.hash)
 
     @property
     def _split(self) -> str:
@@ -183,25 +190,6 @@ class HubStream(HubDataset):
             return [row[self._columns[1]] for row in self._data.select_columns([self._columns[1]])]
 
 
-def load(name: str, split: str | None, *, streaming: bool) -> tuple[Any, str, str]:
-    """(data set, name of its split, hash of its builder). Raises `UserError` where it cannot be loaded."""
-    import datasets
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
-    path, _, revision = name.partition("@")
-    with datasets_errors(name):
-        builder = datasets.load_dataset_builder(path, revision=revision or None)
-        splits = list(builder.info.splits or datasets.get_dataset_split_names(path, revision=revision or None))
-        chosen = split or ("train" if "train" in splits else splits[0])
-        if chosen not in splits:
-            raise UserError(
-                f"split {split}: hf:{name} has no split of this name", code="no-such-split", expected=", ".join(splits)
-            )
-        data = datasets.load_dataset(path, revision=revision or None, split=chosen, streaming=streaming)
-    return data, chosen, str(builder.hash)
-
-
 @contextmanager
 def datasets_errors(name: str) -> Iterator[None]:
     """Turns what `datasets` raises while it loads or reads the data set `name` into a `UserError` (`not-on-hub`)."""
@@ -251,19 +239,14 @@ def _candidates(features: Any) -> tuple[list[str], list[str]]:
     labels = [
         column
         for column, feature in features.items()
-        if isinstance(feature, ClassLabel) or (_is_plain(feature) and _has_label_name(column))
+        if isinstance(feature, ClassLabel)
+        or (_has_label_name(column) and getattr(feature, "dtype", "").startswith(TYPES_OF_LABELS))
     ]
     return images, labels
 
 
 def _has_label_name(column: str) -> bool:
     return column in LABEL_COLUMNS or "label" in column
-
-
-def _is_plain(feature: Any) -> bool:
-    """Whether the column holds one number or text per image."""
-    kind = getattr(feature, "dtype", "")
-    return kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint", "float"))
 
 
 def _choose(
@@ -295,22 +278,18 @@ def class_table(feature: Any, values: set[Any], listed: Path | None, where: str)
     Raises:
         UserError: the values cannot be labels (`bad-label-file`), or do not fit the list (`bad-class-list`).
     """
-    names = list(getattr(feature, "names", None) or [])
+    stated = list(getattr(feature, "names", None) or [])
     values = {value for value in values if value is not None and value != -1 and value == value}  # -1, NaN: unlabelled
-    if names:
-        order = match_classes(read_class_names(listed), set(names), listed) if listed else names
-        place = {name: label for label, name in enumerate(order)}
-        return order, {value: place[name] for value, name in enumerate(names)}
-    if all(isinstance(value, int | float) for value in values):
+    if not stated and all(isinstance(value, int | float) for value in values):
         odd = next((value for value in values if value != value // 1), None)
         if odd is not None:
             raise UserError(f"{where} has the label {odd}", code="bad-label-file", expected="integers, or strings")
-        names = label_names([int(value) for value in values], read_class_names(listed) if listed else None, where)
+        names = label_names([int(value) for value in values], listed, where)
         return names, {value: int(value) for value in values}
-    present = {str(value) for value in values}
-    names = match_classes(read_class_names(listed), present, listed) if listed else sort_classes(present)
+    name_of = dict(enumerate(stated)) or {value: str(value) for value in values}
+    names = stated if stated and not listed else class_order(set(name_of.values()), listed)
     place = {name: label for label, name in enumerate(names)}
-    return names, {value: place[str(value)] for value in values}
+    return names, {value: place[name] for value, name in name_of.items()}
 
 
 def unlabelled(name: str, value: Any) -> UserError:

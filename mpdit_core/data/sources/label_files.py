@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from posixpath import splitext
 
 from mpdit_core.data.images import suffixes
 from mpdit_core.data.sources.files import natural_order, read_lines, shown
@@ -39,7 +39,8 @@ LABELS = (
 """Names of columns, in lower case."""
 
 LOCALISATION = "predictionstring"  # Kaggle's column: `n01440764 85 1 499 272`, a class and a box, any number of times
-DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+COLUMNS = {"\t": "columns between tabs", ",": "columns between commas", ";": "columns between semicolons"}
+BLANKS = {" ": "a name, a space and a class"}
 MAX_LINE = 10_000
 SEVERAL = -1  # as a place: the name fits several images
 
@@ -64,44 +65,36 @@ def read_image_classes(path: Path, images: Sequence[str]) -> list[str]:
     """
     lines = [(n, line) for n, line in enumerate(read_lines(path), 1) if line.strip() and not line.startswith("#")]
     if not lines:
-        raise _bad(path, "is empty")
+        raise _refusal(path, "is empty")
     if max(len(line) for _, line in lines) > MAX_LINE:
-        raise _bad(path, f"has a line of more than {MAX_LINE:,} characters")
+        raise _refusal(path, f"has a line of more than {MAX_LINE:,} characters")
     problems: list[str] = []
     try:
         for with_extension in (True, False):
             names = _ImageNames(images, with_extension=with_extension)
-            columns = [
-                (f"columns between {plural}", partial(_columns, lines, delimiter, names))
-                for delimiter, plural in DELIMITERS.items()
-                if delimiter in lines[0][1]
-            ]
-            for ways in (columns, [("a name, a space and a class", partial(_blanks, lines, names))]):
-                fitting = _fitting(ways, names, problems)
-                if len({tuple(classes) for classes in fitting.values()}) > 1:
-                    raise _AmbiguousError(
-                        f"is ambiguous: the classes differ when it is read as {' or as '.join(fitting)}"
-                    )
-                if fitting:
-                    return next(iter(fitting.values()))
+            columns = {delimiter: way for delimiter, way in COLUMNS.items() if delimiter in lines[0][1]}
+            for ways in (columns, BLANKS):
+                if classes := _read_in(ways, lines, names, problems):
+                    return classes
         return _one_per_line([line.strip() for _, line in lines], images)
     except _AmbiguousError as error:
-        raise _ambiguous(path, str(error)) from None
+        raise _refusal(path, str(error), code="ambiguous-labels") from None
     except _MisfitError as error:
-        raise _bad(path, f"does not fit: {problems[0] if problems else error}") from None
+        raise _refusal(path, f"does not fit: {problems[0] if problems else error}") from None
 
 
-def _fitting(
-    ways: Iterable[tuple[str, Callable[[], Rows]]], names: _ImageNames, problems: list[str]
-) -> dict[str, list[str]]:
-    """The classes of all images for each way that fits; why the others do not fit is added to `problems`."""
+def _read_in(ways: dict[str, str], lines: Lines, names: _ImageNames, problems: list[str]) -> list[str] | None:
+    """The class of each image, if a way of reading fits; why the others do not fit is added to `problems`."""
     fitting = {}
-    for way, read in ways:
+    for delimiter, way in ways.items():
         try:
-            fitting[way] = _assign(read(), names)
+            rows = _blanks(lines, names) if delimiter == " " else _columns(lines, delimiter, names)
+            fitting[way] = _assign(rows, names)
         except _MisfitError as error:
             problems.append(f"read as {way}, {error}")
-    return fitting
+    if len({tuple(classes) for classes in fitting.values()}) > 1:
+        raise _AmbiguousError(f"is ambiguous: the classes differ when it is read as {' or as '.join(fitting)}")
+    return next(iter(fitting.values()), None)
 
 
 def _columns(lines: Lines, delimiter: str, names: _ImageNames) -> Rows:
@@ -178,9 +171,9 @@ def _assign(rows: Rows, names: _ImageNames) -> list[str]:
 
 
 def _one_per_line(lines: list[str], images: Sequence[str]) -> list[str]:
-    if any(_suffix(word) in suffixes() for line in lines for word in re.split(r"[\s,;\"]+", line)):
+    if any(splitext(word)[1].lower() in suffixes() for line in lines for word in re.split(r"[\s,;\"]+", line)):
         raise _MisfitError("it does not name all images")
-    values = [_unquoted(line) for line in lines]
+    values = [line[1:-1].replace('""', '"') if re.fullmatch('".*"', line) else line for line in lines]
     if len(values) == len(images) + 1 and values[0].lower() in LABELS:
         del values[0]
     if len(values) != len(images):
@@ -210,7 +203,7 @@ class _ImageNames:
     def find(self, name: str) -> int | None:
         """Place of the image called `name`; None: there is none; SEVERAL: there is more than one."""
         name = name.strip().replace("\\", "/").removeprefix("./").lstrip("/")
-        if (_suffix(name) in suffixes()) != self._with_extension:
+        if (splitext(name)[1].lower() in suffixes()) != self._with_extension:
             return None
         whole, parts = self._ends(self._depth), name.split("/")
         if name in whole:
@@ -230,34 +223,17 @@ class _ImageNames:
         if count not in self._by_end:
             table: dict[str, int] = {}
             for place, key in enumerate(self.keys):
-                name = key if self._with_extension else key[: len(key) - len(_suffix(key))]
+                name = key if self._with_extension else splitext(key)[0]
                 end = "/".join(name.split("/")[-count:])
                 table[end] = place if end not in table else SEVERAL
             self._by_end[count] = table
         return self._by_end[count]
 
 
-def _suffix(name: str) -> str:
-    return name[dot:].lower() if (dot := name.rfind(".")) > 0 else ""
-
-
-def _unquoted(text: str) -> str:
-    return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def _bad(path: Path, what: str) -> UserError:
+def _refusal(path: Path, what: str, *, code: str = "bad-label-file") -> UserError:
     return UserError(
         f"the label file {shown(path)} {what}",
-        code="bad-label-file",
-        expected="a line `NAME,CLASS` for every image, or one class per line",
-        remedy="see docs/data.md for the format",
-    )
-
-
-def _ambiguous(path: Path, what: str) -> UserError:
-    return UserError(
-        f"the label file {shown(path)} {what}",
-        code="ambiguous-labels",
-        expected="a file that is not ambiguous: lines `NAME,CLASS` with the whole path of each image",
+        code=code,
+        expected="a line `NAME,CLASS` with the whole path of each image, or one class per line (see docs/data.md)",
         remedy="add a first line `file,class` that names the columns, and quote names that contain commas",
     )

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 from mpdit_core.api import Dataset, Item
 from mpdit_core.data.sources.class_lists import empty_classes, similar_classes
+from mpdit_core.data.sources.hub import HubStream
 from mpdit_core.plugins import broken, plugin_errors
 from mpdit_core.reporting import Note, Warning
 
 Decode = Callable[[], Image.Image]
 
 
-@runtime_checkable
-class Streamed(Protocol):
-    """A data set that is best read from front to back; its labels come with its images."""
-
-    def count(self) -> int: ...
-
-    def stream(self, start: int, stop: int) -> Iterator[tuple[Item, Decode]]: ...
-
-
 def count_items(dataset: Dataset) -> int:
-    """Number of items."""
-    if isinstance(dataset, Streamed):
-        return dataset.count()
-    return len(items_of(dataset))
+    return dataset.count() if isinstance(dataset, HubStream) else len(items_of(dataset))
 
 
 def items_of(dataset: Dataset) -> Sequence[Item]:
@@ -53,7 +41,7 @@ def classes_and_fingerprint(dataset: Dataset) -> tuple[tuple[str, ...], str]:
 
 def read_items(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[Item, Decode]]:
     """Items `start` to `stop` in order, each with a function that decodes its picture (in any thread)."""
-    if isinstance(dataset, Streamed):
+    if isinstance(dataset, HubStream):
         yield from dataset.stream(start, stop)
         return
     items = items_of(dataset)
@@ -88,5 +76,7 @@ def source_notes(dataset: Dataset) -> list[Note | Warning]:
     """What a person should know about how images and labels were found, left out or chosen."""
     with plugin_errors(dataset, "in class_names, items or notes"):
         names, notes = dataset.class_names(), getattr(dataset, "notes", None)
-        found = notes() if notes else empty_classes(names, (item.label for item in dataset.items()))
+        found = notes() if notes else []
+        if not isinstance(dataset, HubStream):  # whose labels come with the images
+            found = found + empty_classes(names, (item.label for item in dataset.items()))
     return found + similar_classes(names)

@@ -104,14 +104,11 @@ class Found:
 
     def notes(self) -> list[Note | Warning]:
         """What was left out, counted by extension."""
-        counts = self.left_out_in()
-        if not counts:
-            return []
-        text = f"skipped, because their format is not supported: {counted(counts)}"
-        return [Warning(code="files-left-out", text=text)]
+        text = f"skipped, because their format is not supported: {counted(self.left_out_in())}"
+        return [Warning(code="files-left-out", text=text)] if self.left_out else []
 
 
-def counted(by_suffix: dict[str, int] | Counter[str]) -> str:
+def counted(by_suffix: dict[str, int]) -> str:
     """`3 files .heic, 1 file without extension`"""
     most = sorted(by_suffix.items(), key=lambda pair: (-pair[1], pair[0]))
     texts = [f"{n:,} file{'s' if n > 1 else ''} {suffix or 'without extension'}" for suffix, n in most[:8]]
@@ -125,11 +122,11 @@ def find_images(root: Path) -> Found:
         UserError: a folder cannot be read (`cannot-read`), an archive is damaged (`damaged-archive`), a folder or its
             images are met twice (`counted-twice`), or `root` is neither (`unread-archive`, `no-images`).
     """
-    found, known = Found(), suffixes()
+    found = Found()
     if root.is_dir():
-        _scan_folders(root, found, known)
+        _scan_folders(root, found)
     elif root.suffix.lower() == ".tar":
-        _scan_archive(str(root), (), found, known, at=(0, None), depth=1)
+        _scan_archive(str(root), (), found)
     else:
         is_archive = root.name.lower().endswith(UNREAD_ARCHIVES)
         raise UserError(
@@ -157,7 +154,7 @@ def read_entry(entry: Entry) -> bytes:
         raise FaultyImageError(error.what) from error
 
 
-def _scan_folders(root: Path, found: Found, known: frozenset[str]) -> None:
+def _scan_folders(root: Path, found: Found) -> None:
     """Visits every folder once; a stack, not recursion, because folders can be nested thousands deep."""
     seen: dict[tuple[int, int], Path] = {}
     waiting: list[tuple[Path, tuple[str, ...], frozenset]] = [(root, (), frozenset())]
@@ -184,8 +181,8 @@ def _scan_folders(root: Path, found: Found, known: frozenset[str]) -> None:
             if _is_folder(child):
                 waiting.append((Path(child.path), below, above | {here}))
             elif child.name.lower().endswith(".tar"):
-                _scan_archive(child.path, (*below[:-1], below[-1][:-4]), found, known, at=(0, None), depth=1)
-            elif _counts_as_image(below, child.path, found, known):
+                _scan_archive(child.path, (*below[:-1], below[-1][:-4]), found)
+            elif _counts_as_image(below, child.path, found):
                 found.add(_entry(child, below))
 
 
@@ -206,16 +203,16 @@ def _entry(child: os.DirEntry[str], parts: tuple[str, ...]) -> Entry:
 
 
 def _scan_archive(
-    file: str, parts: tuple[str, ...], found: Found, known: frozenset[str], *, at: tuple[int, int | None], depth: int
+    file: str, parts: tuple[str, ...], found: Found, *, start: int = 0, size: int | None = None, depth: int = 1
 ) -> None:
-    """`at`: (first byte in `file`, number of bytes or None for all)."""
+    """Adds what an archive holds, as the folder `parts`: the archive is `file`, or `size` bytes of it from `start`."""
     if depth > MAX_DEPTH_OF_ARCHIVES:
         raise UserError(
             f"{shown(file)} holds nested archives, {depth} deep",
             code="damaged-archive",
             expected=f"at most {MAX_DEPTH_OF_ARCHIVES}",
         )
-    archive = read_archive(file, start=at[0], size=at[1])
+    archive = read_archive(file, start=start, size=size)
     name = shown(file) if depth == 1 else f"{shown(file)} ({'/'.join(parts)})"
     if parts:
         if parts in found.archives:
@@ -228,24 +225,24 @@ def _scan_archive(
         below = folder.split("/")
         if folder != "." and not any(name.startswith(JUNK) for name in below):
             found.folders.add((*parts, *below))
-    for path, offset, size, modified in archive.files:
-        names = path.split("/")
+    for member in archive.files:
+        names = member.path.split("/")
         below = (*parts, *names)
         if any(name.startswith(JUNK) for name in names):
             continue
-        if path.lower().endswith(".tar") and offset != NOWHERE:
+        if names[-1].lower().endswith(".tar") and member.offset != NOWHERE:
             inner = (*below[:-1], below[-1][:-4])
-            _scan_archive(file, inner, found, known, at=(offset, size), depth=depth + 1)
-        elif _counts_as_image(below, f"{file}/{path}", found, known):
-            image = Entry(below, file, offset, NOWHERE if offset == NOWHERE else size, modified)
-            found.add(image, mount=parts, archive=name)
+            _scan_archive(file, inner, found, start=member.offset, size=member.size, depth=depth + 1)
+        elif _counts_as_image(below, f"{file}/{member.path}", found):
+            length = NOWHERE if member.offset == NOWHERE else member.size
+            found.add(Entry(below, file, member.offset, length, member.modified), mount=parts, archive=name)
         found.folders.update(below[:n] for n in range(len(parts) + 1, len(below)))
 
 
-def _counts_as_image(parts: tuple[str, ...], path: str, found: Found, known: frozenset[str]) -> bool:
+def _counts_as_image(parts: tuple[str, ...], path: str, found: Found) -> bool:
     """Whether the file at `parts` is an image by its name. Otherwise it is counted as left out, unless it is a text."""
     suffix = os.path.splitext(parts[-1])[1].lower()  # noqa: PTH122 - a Path for each of a million files is slow
-    if suffix in known:
+    if suffix in suffixes():
         return True
     folder = parts[:-1]
     if end := next((end for end in UNREAD_ARCHIVES if parts[-1].lower().endswith(end)), ""):

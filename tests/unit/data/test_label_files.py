@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpdit_core.data.sources.class_lists import label_numbers, match_classes, read_class_names, sort_classes
+from mpdit_core.data.sources.class_lists import class_order, label_numbers, read_class_names
 from mpdit_core.data.sources.label_files import read_image_classes
 from mpdit_core.errors import UserError
 
@@ -114,13 +114,15 @@ def test_what_is_no_text_is_refused(tmp_path: Path):
 
 
 def test_numbers_as_labels(tmp_path: Path):
-    path = tmp_path / "x"
-    assert label_numbers(["1", "0", "2"], None, path) == (["0", "1", "2"], [1, 0, 2])
-    assert label_numbers(["1.0", "0.0"], None, path) == (["0", "1"], [1, 0])
-    assert label_numbers(["10", "2"], ["10", "2"], path) == (["10", "2"], [0, 1]), "names that are listed are names"
-    for labels in (["1", "3"], ["-1", "0"], ["0", "999999999"]):
+    listed = tmp_path / "classes.txt"
+    listed.write_text("10\n2\n")
+    assert label_numbers(["1", "0", "2"], None, "x") == (["0", "1", "2"], [1, 0, 2])
+    assert label_numbers(["1.0", "0.0"], None, "x") == (["0", "1"], [1, 0])
+    assert label_numbers(["10", "2"], listed, "x") == (["10", "2"], [0, 1]), "names that are listed are names"
+    assert label_numbers(["1", "0"], listed, "x") == (["10", "2"], [1, 0]), "other numbers are places in the list"
+    for labels in (["1", "3"], ["-1", "0"], ["0", "999999999"], ["0", "1", "99999999999"]):
         with pytest.raises(UserError) as caught:
-            label_numbers(labels, None, path)
+            label_numbers(labels, None, "x")
         assert caught.value.code == "bad-label-file"
 
 
@@ -128,14 +130,13 @@ def test_class_lists(tmp_path: Path):
     path = tmp_path / "classes.txt"
     path.write_bytes(b"\xef\xbb\xbfcat\r\ndog")
     assert read_class_names(path) == ["cat", "dog"]
-    with pytest.raises(UserError) as caught:
-        match_classes(["dog, large", "dog, small"], {"dog"}, path)
-    assert caught.value.code == "bad-class-list"
-    assert sort_classes(["10", "9", "0"]) == ["0", "9", "10"]
-    assert sort_classes(["10", "9", "b"]) == ["10", "9", "b"]
-
-
-def test_whole_numbers_of_any_length_are_labels_and_refused_where_they_cannot_be(tmp_path: Path):
-    with pytest.raises(UserError) as caught:
-        label_numbers(["0", "1", "99999999999"], None, tmp_path)
-    assert caught.value.code == "bad-label-file"
+    path.write_text("n02\tdog, large\nn01 cat\n")
+    assert class_order({"n01", "n02"}, path) == ["n02", "n01"]
+    path.write_text("dog, large\ndog, small\n")
+    for present in ({"dog"}, {"dog, large", "cat"}):  # two lines name one class; a class is missing
+        with pytest.raises(UserError) as caught:
+            class_order(present, path)
+        assert caught.value.code == "bad-class-list"
+        assert "classes.txt" in caught.value.what
+    assert class_order({"10", "9", "0"}, None) == ["0", "9", "10"]
+    assert class_order({"10", "9", "b"}, None) == ["10", "9", "b"]
