@@ -17,19 +17,18 @@ import torch
 from mpdit_core import __version__, plugins
 from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import Blocks, FinishedBlocks, SampledBlocks, collected
+from mpdit_core.evaluation.collecting import Blocks, collected, finished_blocks, sampled_blocks
 from mpdit_core.evaluation.images import ImageSource, are_sorted
 from mpdit_core.evaluation.metric_values import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
 from mpdit_core.evaluation.progress import Cost, held
 from mpdit_core.evaluation.record import EvaluationRecord, ExtractorRecord, Protocol, RecordedWarning, RulesRecord
 from mpdit_core.evaluation.reference import Plan, check_stored, measure_reference, plan_reference, write_npz
-from mpdit_core.evaluation.subject import Subject, open_model_or_samples
+from mpdit_core.evaluation.subject import Subject, open_model_or_samples, require_what
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import Inception, features_name, load_extractor
 from mpdit_core.metrics.neighbours import NEIGHBOURS
 from mpdit_core.metrics.scores import IS_CHUNK
-from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
@@ -78,11 +77,7 @@ def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Plan
 
     All processes take the protocol of rank 0, because it contains a measured precision and gives the record's name.
     """
-    subject = open_model_or_samples(
-        require_what(options), wanted=options.num_samples, device=device, trust=options.trust
-    )
-    if subject.model:
-        subject = replace(subject, model=at_ema_width(subject.model, options.ema_width, options.ema_step))
+    subject = open_model_or_samples(options, device)
     extractor = _extractor(options, device)
     reference = plan_reference(
         subject.reference(options.reference),
@@ -115,9 +110,11 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
     """Measures the reference, then the samples, and writes the record."""
     options, protocol, subject, device = planned.options, planned.protocol, planned.subject, planned.device
     started, rows = time.monotonic(), needs_rows(options)
-    warnings = [*_warnings_of_images(planned, report), *_warnings_of_inputs(planned)]
-    for warning in warnings:
-        report(warning)
+    notes = [*_notes_of("samples", subject.images), *_notes_of("reference", planned.reference.images)]
+    notes += _warnings_of_inputs(planned)
+    for note in notes:
+        report(note)
+    warnings = [note for note in notes if isinstance(note, Warning)]
     reference = measure_reference(
         planned.reference, planned.extractor, device=device, world=world, report=report, rows=rows
     )
@@ -157,13 +154,13 @@ def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRec
 
 
 def _blocks(planned: _Planned, world: World) -> Blocks:
-    options, subject = planned.options, planned.subject
+    subject, options = planned.subject, planned.options
     if subject.images is not None:
-        return FinishedBlocks(subject.images, subject.count)
+        return finished_blocks(subject.images, subject.count)
     assert subject.model is not None
     generator = Generator(subject.model, options, device=planned.device, num_samples=subject.count)
     generator.types = world.broadcast_object(generator.types)
-    return SampledBlocks(generator, keep=planned.path.with_suffix("") if options.keep_samples else None)
+    return sampled_blocks(generator, keep=planned.path.with_suffix("") if options.keep_samples else None)
 
 
 def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> ReferenceResult:
@@ -183,11 +180,13 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
         raise UserError(
             f"{source} holds no images", code="no-images", expected="a folder, a data set or latents, or arr_0"
         )
-    for event in [*_unused_for_a_reference(options), *_notes_of("reference", images)]:
+    unused = ["reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
+    why = "a reference is made from all images in WHAT"
+    for event in [*warn_if_given(options, _SAMPLING_OPTIONS + unused, why), *_notes_of("reference", images)]:
         report(event)
     with process_group(device) as world:
-        own = replace(plan, stored=None)
-        reference = measure_reference(own, extractor, device=device, world=world, report=report)
+        plan = replace(plan, stored=None)  # its own statistics are measured anew
+        reference = measure_reference(plan, extractor, device=device, world=world, report=report)
         if world.is_main:
             write_npz(out, reference, images, features_name(extractor))
     report(Saved(what="reference", path=out))
@@ -206,18 +205,6 @@ def require_features(name: str, device: torch.device, *, trusted: bool = True) -
     """
     plugins.load("features", name, trusted=trusted)
     load_extractor(name, device=device)
-
-
-def require_what(options: EvaluateOptions) -> str:
-    """What to evaluate. Raises `UserError` (`nothing-given`) where that was not given."""
-    if options.what is None:
-        raise UserError(
-            "nothing to evaluate",
-            code="nothing-given",
-            expected="a model, or finished samples",
-            remedy="e.g. mpdit eval-fid runs/xl-256-1",
-        )
-    return options.what
 
 
 def _require_enough(options: EvaluateOptions, reference: Plan, count: int) -> None:
@@ -259,26 +246,16 @@ def _protocol(
         ),
         samples=subject.images.describe() if subject.images else None,
         model=subject.model_record(),
-        sampling=subject.sampling_record(options, device),
+        sampling=subject.sampling_record(device),
         device=device.type,
         versions={name: plugins.installed_version(name) for name in PACKAGES}
         | {"mpdit": __version__, "python": platform.python_version()},
     )
 
 
-def _notes_of(what: str, images: ImageSource) -> Iterator[Note | Warning]:
+def _notes_of(what: str, images: ImageSource | None) -> list[Note | Warning]:
     """The notes and warnings about how the images were found. `what`: their name in the texts."""
-    return (replace(note, text=f"{what}: {note.text}") for note in images.notes)
-
-
-def _warnings_of_images(planned: _Planned, report: Reporter) -> Iterator[Warning]:
-    """Warnings about how the images were found. Notes, which are not recorded, are reported at once."""
-    for what, images in (("samples", planned.subject.images), ("reference", planned.reference.images)):
-        for note in _notes_of(what, images) if images else ():
-            if isinstance(note, Warning):
-                yield note
-            else:
-                report(note)
+    return [replace(note, text=f"{what}: {note.text}") for note in images.notes] if images else []
 
 
 def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
@@ -301,7 +278,7 @@ def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
     if subject.images and subject.images.lossy:
         text = "some samples are JPEG files: compression changed their pixels and so the metrics; use PNG or npz"
         yield Warning(code="lossy-samples", text=text)
-    labels = subject.labels(options) if "is" in options.metrics else None
+    labels = subject.labels() if "is" in options.metrics else None
     if labels and are_sorted(labels) and len(set(labels)) < len(labels):
         text = "the samples are sorted by class: the Inception Score of contiguous chunks is much too low"
         yield Warning(code="sorted-samples", text=text)
@@ -309,20 +286,6 @@ def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
 
 _SAMPLING_OPTIONS = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
 """Options that sampled images depend on; they have no effect on finished images."""
-
-
-def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
-    names = [
-        *_SAMPLING_OPTIONS,
-        "reference",
-        "num_samples",
-        "metrics",
-        "half_distances",
-        "bootstrap",
-        "sweep",
-        "keep_samples",
-    ]
-    return warn_if_given(options, names, "a reference is made from all images in WHAT")
 
 
 def _few_samples(count: int, distance: Any, bias: Any) -> Warning:

@@ -52,7 +52,7 @@ def small_chunks(monkeypatch) -> Iterator[None]:
 class Numbers:
     """Images that hold their number; `read` calls `watch` with each block's."""
 
-    count, size = COUNT, BLOCK
+    size = BLOCK
 
     def __init__(self, watch=lambda number: None):
         self.watch = watch
