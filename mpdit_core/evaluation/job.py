@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from mpdit_core import __version__, plugins
 from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import Blocks, collected, finished_blocks, sampled_blocks
+from mpdit_core.evaluation.collecting import collected, finished_blocks, sampled_blocks
 from mpdit_core.evaluation.images import ImageSource, are_sorted
 from mpdit_core.evaluation.metric_values import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
@@ -31,7 +31,7 @@ from mpdit_core.metrics.neighbours import NEIGHBOURS
 from mpdit_core.metrics.scores import IS_CHUNK
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import World, process_group
+from mpdit_core.runtime.distributed import process_group
 from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, options_without_effect, warn_if_given
 from mpdit_core.settings import spelling_of
 
@@ -47,120 +47,84 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
     """
     device = select_device(options.device)
     with process_group(device) as world:
-        planned = _plan(options, device, world)
-        record = None if options.force else world.on_main(lambda: _measured_before(planned.path, report))
+        subject = open_model_or_samples(options, device)
+        extractor = _extractor(options, device)
+        plan = plan_reference(
+            subject.reference(options.reference),
+            resolution=subject.resolution,
+            extractor=extractor,
+            mode="RGB" if options.reference or subject.latents is None else subject.latents.autoencoder.mode,
+            typed=options.reference is not None,
+            trust=options.trust,
+        )
+        check_stored(plan, extractor, device)
+        _require_enough(options, plan, subject.count)
+        # Rank 0's protocol, because it contains a measured precision and gives the record's name.
+        protocol = world.broadcast_object(_protocol(options, subject, extractor, device))
+        path = (options.out or subject.evals_folder()) / protocol.file_name(plan.fingerprint(), options.keep_samples)
+
+        record = None if options.force else world.on_main(lambda: _measured_before(path, report))
         if record is not None:
-            report(Note(text=f"already measured: {planned.path}"))
-            for warning in record.warnings:
-                report(Warning(code=warning.code, text=warning.text))
+            report(Saved(what="record", path=path))
+            return record
+
+        started, rows = time.monotonic(), needs_rows(options)
+        notes = [*_notes_of("samples", subject.images), *_notes_of("reference", plan.images)]
+        notes += _warnings_of_inputs(options, subject, extractor)
+        for note in notes:
+            report(note)
+        warnings = [note for note in notes if isinstance(note, Warning)]
+        reference = measure_reference(plan, extractor, device=device, world=world, report=report, rows=rows)
+        if subject.images is not None:
+            blocks = finished_blocks(subject.images, subject.count)
         else:
-            record = _measure(planned, world, report)
-    report(Saved(what="record", path=planned.path))
+            assert subject.model is not None
+            generator = Generator(subject.model, options, device=device, num_samples=subject.count)
+            generator.types = world.broadcast_object(generator.types)
+            blocks = sampled_blocks(generator, keep=path.with_suffix("") if options.keep_samples else None)
+        accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
+        partial = path.with_suffix(".partial")
+
+        def write_record(cost: Cost) -> EvaluationRecord:
+            metrics = compute_metrics(options, reference, accumulator, protocol.keys)
+            if (key := protocol.keys.get("fid")) and subject.count < FEW:
+                warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
+                report(warnings[-1])
+            sampling = protocol.sampling
+            if subject.model and sampling:  # the images were sampled here
+                sampling = sampling.model_copy(update={"nfe": round(cost.nfe, 2), "passes": round(cost.passes, 2)})
+            return EvaluationRecord(
+                **protocol.__dict__ | {"sampling": sampling},
+                metrics=metrics,
+                reference=reference.about,
+                warnings=tuple(RecordedWarning(code=warning.code, text=warning.text) for warning in warnings),
+                seconds=round(time.monotonic() - started, 3),
+            ).write(path)
+
+        with (
+            held(partial, world, report=report),
+            collected(
+                blocks, extractor, accumulator, folder=partial, world=world, report=report, task="evaluate"
+            ) as cost,
+        ):
+            record = world.on_main(lambda: write_record(cost))
+    report(Saved(what="record", path=path))
     return record
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A checked evaluation, and the file of its record."""
-
-    options: EvaluateOptions
-    device: torch.device
-    subject: Subject
-    extractor: FeatureExtractor
-    reference: Plan
-    protocol: Protocol
-    path: Path
-
-
-def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Planned:
-    """Opens and checks everything that `evaluate` needs. Raises `UserError`.
-
-    All processes take the protocol of rank 0, because it contains a measured precision and gives the record's name.
-    """
-    subject = open_model_or_samples(options, device)
-    extractor = _extractor(options, device)
-    reference = plan_reference(
-        subject.reference(options.reference),
-        resolution=subject.resolution,
-        extractor=extractor,
-        mode="RGB" if options.reference or subject.latents is None else subject.latents.autoencoder.mode,
-        typed=options.reference is not None,
-        trust=options.trust,
-    )
-    check_stored(reference, extractor, device)
-    _require_enough(options, reference, subject.count)
-    protocol = world.broadcast_object(_protocol(options, subject, extractor, device))
-    name = protocol.file_name(reference.fingerprint(), options.keep_samples)
-    path = (options.out or subject.evals_folder()) / name
-    return _Planned(options, device, subject, extractor, reference, protocol, path)
-
-
 def _measured_before(path: Path, report: Reporter) -> EvaluationRecord | None:
-    """The record at `path`; None where there is none, or it cannot be read."""
+    """The record at `path`, with its warnings reported; None where there is none, or it cannot be read."""
     if not path.exists():
         return None
     try:
-        return EvaluationRecord.read(path)
+        record = EvaluationRecord.read(path)
     except UserError as error:
         report(Warning(code="damaged-record", text=f"{error.what}: measured again"))
         return None
-
-
-def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRecord:
-    """Measures the reference, then the samples, and writes the record."""
-    options, protocol, subject, device = planned.options, planned.protocol, planned.subject, planned.device
-    started, rows = time.monotonic(), needs_rows(options)
-    notes = [*_notes_of("samples", subject.images), *_notes_of("reference", planned.reference.images)]
-    notes += _warnings_of_inputs(planned)
-    for note in notes:
-        report(note)
-    warnings = [note for note in notes if isinstance(note, Warning)]
-    reference = measure_reference(
-        planned.reference, planned.extractor, device=device, world=world, report=report, rows=rows
-    )
-    accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
-    partial = planned.path.with_suffix(".partial")
-
-    def write_record(cost: Cost) -> EvaluationRecord:
-        metrics = compute_metrics(options, reference, accumulator, protocol.keys)
-        if (key := protocol.keys.get("fid")) and subject.count < FEW:
-            warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
-            report(warnings[-1])
-        sampled = protocol
-        if subject.model and protocol.sampling:  # the images were sampled here
-            spent = {key: round(value, 2) for key, value in cost._asdict().items()}
-            sampled = protocol.model_copy(update={"sampling": protocol.sampling.model_copy(update=spent)})
-        return EvaluationRecord(
-            **sampled.__dict__,
-            metrics=metrics,
-            reference=reference.about,
-            warnings=tuple(RecordedWarning(code=warning.code, text=warning.text) for warning in warnings),
-            seconds=round(time.monotonic() - started, 3),
-        ).write(planned.path)
-
-    with (
-        held(partial, world, report=report),
-        collected(
-            _blocks(planned, world),
-            planned.extractor,
-            accumulator,
-            folder=partial,
-            world=world,
-            report=report,
-            task="evaluate",
-        ) as cost,
-    ):
-        return world.on_main(lambda: write_record(cost))
-
-
-def _blocks(planned: _Planned, world: World) -> Blocks:
-    subject, options = planned.subject, planned.options
-    if subject.images is not None:
-        return finished_blocks(subject.images, subject.count)
-    assert subject.model is not None
-    generator = Generator(subject.model, options, device=planned.device, num_samples=subject.count)
-    generator.types = world.broadcast_object(generator.types)
-    return sampled_blocks(generator, keep=planned.path.with_suffix("") if options.keep_samples else None)
+    report(Note(text=f"already measured: {path}"))
+    for warning in record.warnings:
+        report(Warning(code=warning.code, text=warning.text))
+    return record
 
 
 def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> ReferenceResult:
@@ -258,9 +222,8 @@ def _notes_of(what: str, images: ImageSource | None) -> list[Note | Warning]:
     return [replace(note, text=f"{what}: {note.text}") for note in images.notes] if images else []
 
 
-def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
+def _warnings_of_inputs(options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor) -> Iterator[Warning]:
     """Warnings about options without effect, and about inputs that make the metrics unreliable."""
-    options, subject, extractor = planned.options, planned.subject, planned.extractor
     yield from warn_if_given(options, ["resolution"], "it applies to make_reference only")
     if subject.model:
         yield from options_without_effect(options, sweep=options.sweep)

@@ -282,8 +282,7 @@ def _measured_images(
         about = ReferenceRecord(**described, count=count, rows=len(kept), extractor=extractor.fingerprint())
 
         def store() -> Reference:
-            pool, spatial = accumulator.gaussian(), accumulator.spatial_gaussian()
-            measured = Reference(pool, spatial, accumulator.kept_rows(), about)
+            measured = Reference(accumulator.gaussian(), accumulator.spatial_gaussian(), accumulator.kept_rows(), about)
             _write_store(path, key, measured)
             return measured
 

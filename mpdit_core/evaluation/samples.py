@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb, load_autoencoder
+from mpdit_core.data.autoencoders import as_rgb, load_autoencoder
 from mpdit_core.data.latents import LatentFolder, unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.data.sources import find_images
@@ -85,16 +85,13 @@ def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> Imag
     places: dict[int, tuple[Path, int, int]] = {}  # index → file, row in it, label
     for file in files:
         indices, labels = (tensor.reshape(-1).tolist() for tensor in _read(file, "indices", "labels"))
-        places |= {
-            index: (file, row, int(label)) for row, (index, label) in enumerate(zip(indices, labels, strict=False))
-        }
+        for row, (index, label) in enumerate(zip(indices, labels, strict=False)):
+            places[index] = (file, row, int(label))
     count = len(places)
     if sorted(places) != list(range(count)):
         raise _incomplete(path, "some of its latents", "all of them, each once")
 
-    @cache
-    def autoencoder() -> LoadedAutoencoder:
-        return load_autoencoder(spec.autoencoder, device=device)
+    autoencoder = cache(lambda: load_autoencoder(spec.autoencoder, device=device))
 
     def batch(indices: Sequence[int]) -> Tensor:
         wanted = [places[index] for index in indices]
@@ -131,9 +128,7 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
     """
     spec = folder.spec
 
-    @cache
-    def autoencoder() -> LoadedAutoencoder:
-        return load_autoencoder(spec.autoencoder, device=device, trust=trust)
+    autoencoder = cache(lambda: load_autoencoder(spec.autoencoder, device=device, trust=trust))
 
     def batch(indices: Sequence[int]) -> Tensor:
         return as_rgb(autoencoder().decode(folder.batch(indices).mean).cpu())
