@@ -21,7 +21,7 @@ from mpdit_core.data.latents import LatentFolder, unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.data.sources import find_images
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import ImageSource, image_files, npz_images
+from mpdit_core.evaluation.images import ImageSource, are_sorted, image_files, npz_images
 from mpdit_core.evaluation.record import ImagesRecord
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
@@ -137,13 +137,15 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
         shards = " ".join(shard.sha256 for shard in folder.manifest.shards)
         return hashlib.sha256(f"{spec.autoencoder.model_dump_json()} {shards}".encode()).hexdigest()
 
+    labels = folder.labels.tolist()
     return ImageSource(
         about=ImagesRecord(kind="decoded latents", path=str(folder.path), order="as in the folder"),
         count=len(folder),
         resolution=spec.resolution,
         batch=batch,
         hash_content=hash_content,
-        labels=folder.labels.tolist(),
+        labels=labels,
+        sorted_by_class=are_sorted(labels),
     )
 
 

@@ -74,16 +74,14 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
                 code="not-a-model",
                 expected="a model to sample",
             )
-    plotted = can_plot(report)
+    with_plot = can_plot(report)
     records, once = [], without_repeats(report, _repeat_key)
     with process_group(device) as world:
         for number, chosen in enumerate(planned):
             report(Progress(task="sweep", done=number, total=len(cells), unit="evaluations"))
             records.append(evaluate(chosen, report=once))
         report(Progress(task="sweep", done=len(cells), total=len(cells), unit="evaluations"))
-        result = _result(what, axes, cells, records)
-        if plotted:
-            result = result.model_copy(update={"plot": result.path.with_suffix(".png")})
+        result = _result(what, axes, cells, records, with_plot=with_plot)
         if world.is_main:
             if result.plot:
                 draw(axes, result, result.plot)
@@ -123,9 +121,11 @@ def _checkpoint(run: Path, text: str) -> Path:
     return there[name]
 
 
-def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: list[EvaluationRecord]) -> SweepResult:
+def _result(
+    what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: list[EvaluationRecord], *, with_plot: bool
+) -> SweepResult:
     first = records[0]
-    plotted = first.distance or next(key for key in first.labels if first.metrics[key] is not None)
+    plotted = first.distance or max(first.labels, key=lambda key: first.metrics[key] is not None)  # the first measured
     rows = [
         SweepRow(
             values={axis.key: text for axis, text in zip(axes, cell, strict=True)},
@@ -150,6 +150,7 @@ def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: 
         at_an_end=len(axes[0].texts) > 1 and lowest.values[axes[0].key] in ends,
         note=f"{first.count} samples each against {first.reference.path}",
         path=path,
+        plot=path.with_suffix(".png") if with_plot else None,
     )
 
 
