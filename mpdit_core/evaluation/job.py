@@ -22,7 +22,14 @@ from mpdit_core.evaluation.images import ImageSource, are_sorted
 from mpdit_core.evaluation.metric_values import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
 from mpdit_core.evaluation.progress import Cost, held
-from mpdit_core.evaluation.record import EvaluationRecord, ExtractorRecord, Protocol, RecordedWarning, RulesRecord
+from mpdit_core.evaluation.record import (
+    SAMPLING_OPTIONS,
+    EvaluationRecord,
+    ExtractorRecord,
+    Protocol,
+    RecordedWarning,
+    RulesRecord,
+)
 from mpdit_core.evaluation.reference import Plan, check_stored, measure_reference, plan_reference, write_npz
 from mpdit_core.evaluation.subject import Subject, open_model_or_samples, require_what
 from mpdit_core.metrics.accumulator import FeatureAccumulator
@@ -32,8 +39,7 @@ from mpdit_core.metrics.scores import IS_CHUNK
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
-from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, options_without_effect, warn_if_given
-from mpdit_core.settings import spelling_of
+from mpdit_core.sampling import Generator, PluginRecord, options_without_effect, warn_if_given
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
 
@@ -146,7 +152,7 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
         )
     unused = ["reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
     why = "a reference is made from all images in WHAT"
-    for event in [*warn_if_given(options, _SAMPLING_OPTIONS + unused, why), *_notes_of("reference", images)]:
+    for event in [*warn_if_given(options, SAMPLING_OPTIONS + unused, why), *_notes_of("reference", images)]:
         report(event)
     with process_group(device) as world:
         plan = replace(plan, stored=None)  # its own statistics are measured anew
@@ -229,7 +235,7 @@ def _warnings_of_inputs(options: EvaluateOptions, subject: Subject, extractor: F
         yield from options_without_effect(options, sweep=options.sweep)
     else:
         yield from warn_if_given(
-            options, [*_SAMPLING_OPTIONS, "keep_samples"], "the samples are finished images; nothing is sampled"
+            options, [*SAMPLING_OPTIONS, "keep_samples"], "the samples are finished images; nothing is sampled"
         )
     if not {"precision", "recall"} & set(options.metrics):
         yield from warn_if_given(options, ["half_distances"], "precision and recall are not measured")
@@ -245,10 +251,6 @@ def _warnings_of_inputs(options: EvaluateOptions, subject: Subject, extractor: F
     if labels and are_sorted(labels) and len(set(labels)) < len(labels):
         text = "the samples are sorted by class: the Inception Score of contiguous chunks is much too low"
         yield Warning(code="sorted-samples", text=text)
-
-
-_SAMPLING_OPTIONS = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
-"""Options that sampled images depend on; they have no effect on finished images."""
 
 
 def _few_samples(count: int, distance: Any, bias: Any) -> Warning:

@@ -160,6 +160,7 @@ def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
 
 
 def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor) -> Plan:
+    """Images in one file, or statistics of these features; those of other features are ignored beside images."""
     if not path.exists():
         raise UserError(
             f"the reference {path} does not exist",
@@ -167,30 +168,26 @@ def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor)
             expected="an ADM .npz, a folder, a latents folder or a data set",
             remedy="for ImageNet: VIRTUAL_imagenet256_labeled.npz of OpenAI's guided-diffusion evaluations",
         )
-    plan = _plan_npz(path, extractor) if path.suffix == ".npz" else Plan(str(path), open_images(path))
+    if path.suffix != ".npz":
+        plan = Plan(str(path), open_images(path))
+    else:
+        names, own, features = set(member_names(path)), features_name(extractor), None
+        if {"mu", "sigma"} <= names:
+            features = str(map_member(path, "features")) if "features" in names else "inception"
+        images = npz_images(path) if "arr_0" in names else None
+        plan = Plan(str(path), images, stored=path if features == own else None)
+        if images is None and features is None:
+            raise no_images(path, names, expected="arr_0, or mu and sigma")
+        if images is None and features != own:
+            raise UserError(
+                f"{path} holds statistics of {features} features; these features are {extractor.name}",
+                code="other-features",
+                expected=f"a reference that holds images, or statistics of {own}",
+                remedy=_remedy(extractor),
+            )
     if plan.images is not None and resolution not in (None, plan.images.resolution):
         raise _other_resolution(path, plan.images.resolution, resolution)
     return plan
-
-
-def _plan_npz(path: Path, extractor: FeatureExtractor) -> Plan:
-    """Statistics of other features are ignored; the file must hold images then."""
-    names = set(member_names(path))
-    images = npz_images(path) if "arr_0" in names else None
-    if not {"mu", "sigma"} <= names:
-        if images is None:
-            raise no_images(path, names, expected="arr_0, or mu and sigma")
-        return Plan(str(path), images)
-    features = str(map_member(path, "features")) if "features" in names else "inception"
-    own = features_name(extractor)
-    if images is None and features != own:
-        raise UserError(
-            f"{path} holds statistics of {features} features; these features are {extractor.name}",
-            code="other-features",
-            expected=f"a reference that holds images, or statistics of {own}",
-            remedy=_remedy(extractor),
-        )
-    return Plan(str(path), images, stored=path if features == own else None)
 
 
 def _remedy(extractor: FeatureExtractor) -> str:

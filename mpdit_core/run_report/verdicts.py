@@ -10,7 +10,7 @@ import torch
 from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.flow.times import draw_times
-from mpdit_core.run_report.bands import LossBand, band_for, windowed
+from mpdit_core.run_report.bands import band_for, windowed
 from mpdit_core.run_report.options import Place, Verdict
 from mpdit_core.run_report.published import by_adm_protocol, plain_flow_matching, published_for
 from mpdit_core.run_report.run import MEAN_STEPS, Run
@@ -27,20 +27,16 @@ def verdicts_on(run: Run) -> tuple[Verdict, ...]:
 
 
 def _of_loss(run: Run) -> Verdict:
+    """The mean loss of the last window that the run and a band have, or the comparison with a bound for any network."""
     band = band_for(run.config, run.latents)
     if band is None:
         return _against_rescaling(run, why="no runs of this network, loss and latents were recorded")
-    too_few = f"too few losses were logged until image {band.images_seen[0]:,} to compare them with recorded runs"
-    return _against_band(run, band) or _against_rescaling(run, why=too_few)
-
-
-def _against_band(run: Run, band: LossBand) -> Verdict | None:
-    """The mean loss of the last window that both have; None where the run is too short, or logged too few losses."""
     losses = windowed(run.losses_by_images(), band.images_seen)
     seen = run.history.last["images_seen"]
     both = [n for n, end in enumerate(band.images_seen) if end <= seen and 2 * len(losses[n]) >= band.logged]
     if not both:
-        return None
+        first = f"too few losses were logged until image {band.images_seen[0]:,}"
+        return _against_rescaling(run, why=f"{first} to compare them with recorded runs")
     window = both[-1]
     loss, (low, high) = fmean(losses[window]), band.limits(window)
     place = _place(loss, low, high)
