@@ -45,7 +45,7 @@ Batch = Callable[[Sequence[int]], Tensor]
 class ImageSource:
     """Images 0 … count-1, all of size `resolution`, read when `batch` asks for them."""
 
-    about: ImagesRecord  # for the record of an evaluation; `describe` adds the fingerprint
+    about: ImagesRecord  # for the record of an evaluation; see `record`
     count: int
     resolution: Size
     batch: Batch
@@ -57,13 +57,9 @@ class ImageSource:
     notes: Sequence[Note | Warning] = ()  # for the user, about how they were found
 
     @cached_property
-    def fingerprint(self) -> str:
-        """`hash_content()`, computed once."""
-        return self.hash_content()
-
-    def describe(self) -> ImagesRecord:
-        """Their description in the record of an evaluation."""
-        return self.about.model_copy(update={"sha256": self.fingerprint})
+    def record(self) -> ImagesRecord:
+        """`about` with the fingerprint."""
+        return self.about.model_copy(update={"sha256": self.hash_content()})
 
 
 def open_images(path: Path) -> ImageSource:

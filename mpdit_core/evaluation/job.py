@@ -214,7 +214,7 @@ def _protocol(
             is_chunk=IS_CHUNK,
             bootstrap=options.bootstrap,
         ),
-        samples=subject.images.describe() if subject.images else None,
+        samples=subject.images.record if subject.images else None,
         model=subject.model_record(),
         sampling=subject.sampling_record(device),
         device=device.type,

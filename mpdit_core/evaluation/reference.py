@@ -70,7 +70,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """A hash that changes with the images and with the stored statistics."""
-        images = self.images.fingerprint if self.images else ""
+        images = self.images.record.sha256 if self.images else ""
         return hashlib.sha256(f"{images} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
 
 
@@ -232,7 +232,7 @@ def measure_reference(
     """
     measured = None
     if plan.images is not None and (plan.stored is None or rows):
-        measured = _measured_images(plan, plan.images, extractor, device=device, world=world, report=report)
+        measured = _measured_images(plan, extractor, device, world, report)
     if plan.stored is None:
         assert measured is not None
         return measured
@@ -249,19 +249,15 @@ def measure_reference(
 
 
 def _measured_images(
-    plan: Plan,
-    images: ImageSource,
-    extractor: FeatureExtractor,
-    *,
-    device: torch.device,
-    world: World,
-    report: Reporter,
+    plan: Plan, extractor: FeatureExtractor, device: torch.device, world: World, report: Reporter
 ) -> Reference:
-    """The reference of `images`: from the latents folder, else from the user's cache, else measured now."""
+    """The reference of `plan.images`: from the latents folder, else from the user's cache, else measured now."""
+    images = plan.images
+    assert images is not None
     count = images.count
     if count < 2:
         raise UserError(f"the reference {plan.name} has {count} image", code="too-few-images", expected="at least 2")
-    key = hashlib.sha256(f"{FORMAT} {extractor.fingerprint()} {images.fingerprint}".encode()).hexdigest()
+    key = hashlib.sha256(f"{FORMAT} {extractor.fingerprint()} {images.record.sha256}".encode()).hexdigest()
     shared = _cache_folder() / f"reference-{key[:16]}.safetensors"
     places = [plan.latents_folder / STORE, shared] if plan.latents_folder else [shared]
     found = world.on_main(lambda: _stored(places, key, report))
@@ -275,14 +271,9 @@ def _measured_images(
             return found
         kept = chosen_rows(count)
         accumulator = FeatureAccumulator(count, keep=kept.tolist(), device=device)
-        described = images.describe().model_dump()
-        about = ReferenceRecord(**described, count=count, rows=len(kept), extractor=extractor.fingerprint())
-
-        def store() -> Reference:
-            measured = Reference(accumulator.gaussian(), accumulator.spatial_gaussian(), accumulator.kept_rows(), about)
-            _write_store(path, key, measured)
-            return measured
-
+        about = ReferenceRecord(
+            **images.record.model_dump(), count=count, rows=len(kept), extractor=extractor.fingerprint()
+        )
         with collected(
             finished_blocks(images, count),
             extractor,
@@ -293,7 +284,7 @@ def _measured_images(
             task="reference",
             needs_logits=False,
         ):
-            return world.on_main(store)
+            return world.on_main(lambda: _store(path, key, accumulator, about))
 
 
 def _stored(places: Sequence[Path], key: str, report: Reporter) -> Reference | None:
@@ -321,12 +312,15 @@ def chosen_rows(count: int) -> np.ndarray:
     return np.sort(np.random.RandomState(0).permutation(count)[:ROWS])
 
 
-def _write_store(path: Path, key: str, reference: Reference) -> None:
-    tensors = {"rows": reference.rows, "pool.mean": reference.pool.mean, "pool.covariance": reference.pool.covariance}
-    if reference.spatial is not None:
-        tensors |= {"spatial.mean": reference.spatial.mean, "spatial.covariance": reference.spatial.covariance}
-    about = reference.about.model_dump_json()
-    write_checked(path, tensors, {"key": key, "count": str(reference.pool.count), "about": about})
+def _store(path: Path, key: str, accumulator: FeatureAccumulator, about: ReferenceRecord) -> Reference:
+    """Writes the reference with what was measured, and returns it."""
+    pool, spatial, rows = accumulator.gaussian(), accumulator.spatial_gaussian(), accumulator.kept_rows()
+    tensors = {"rows": rows}
+    for kind, gaussian in (("pool", pool), ("spatial", spatial)):
+        if gaussian is not None:
+            tensors |= {f"{kind}.mean": gaussian.mean, f"{kind}.covariance": gaussian.covariance}
+    write_checked(path, tensors, {"key": key, "count": str(pool.count), "about": about.model_dump_json()})
+    return Reference(pool, spatial, rows, about)
 
 
 def _may_write_in(folder: Path) -> bool:
