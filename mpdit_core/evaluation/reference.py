@@ -25,7 +25,7 @@ from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.collecting import collected, finished_blocks
-from mpdit_core.evaluation.images import ImageSource, dataset_images, folder_images, no_images, npz_images, open_images
+from mpdit_core.evaluation.images import ImageSource, dataset_images, folder_images, no_images, open_images
 from mpdit_core.evaluation.progress import held
 from mpdit_core.evaluation.record import ReferenceRecord
 from mpdit_core.metrics.accumulator import FeatureAccumulator
@@ -168,26 +168,24 @@ def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor)
             expected="an ADM .npz, a folder, a latents folder or a data set",
             remedy="for ImageNet: VIRTUAL_imagenet256_labeled.npz of OpenAI's guided-diffusion evaluations",
         )
-    if path.suffix != ".npz":
-        plan = Plan(str(path), open_images(path))
-    else:
-        names, own, features = set(member_names(path)), features_name(extractor), None
-        if {"mu", "sigma"} <= names:
-            features = str(map_member(path, "features")) if "features" in names else "inception"
-        images = npz_images(path) if "arr_0" in names else None
-        plan = Plan(str(path), images, stored=path if features == own else None)
-        if images is None and features is None:
-            raise no_images(path, names, expected="arr_0, or mu and sigma")
-        if images is None and features != own:
-            raise UserError(
-                f"{path} holds statistics of {features} features; these features are {extractor.name}",
-                code="other-features",
-                expected=f"a reference that holds images, or statistics of {own}",
-                remedy=_remedy(extractor),
-            )
-    if plan.images is not None and resolution not in (None, plan.images.resolution):
-        raise _other_resolution(path, plan.images.resolution, resolution)
-    return plan
+    names = set(member_names(path)) if path.suffix == ".npz" else set()
+    images = open_images(path) if "arr_0" in names or not names else None
+    features = None
+    if {"mu", "sigma"} <= names:
+        features = str(map_member(path, "features")) if "features" in names else "inception"
+    stored = path if features is not None and features == features_name(extractor) else None
+    if images is None and features is None:
+        raise no_images(path, names, expected="arr_0, or mu and sigma")
+    if images is None and stored is None:
+        raise UserError(
+            f"{path} holds statistics of {features} features; these features are {extractor.name}",
+            code="other-features",
+            expected=f"a reference that holds images, or statistics of {features_name(extractor)}",
+            remedy=_remedy(extractor),
+        )
+    if images is not None and resolution not in (None, images.resolution):
+        raise _other_resolution(path, images.resolution, resolution)
+    return Plan(str(path), images, stored)
 
 
 def _remedy(extractor: FeatureExtractor) -> str:
