@@ -89,8 +89,9 @@ def neighbours() -> dict[str, Any]:
 
 def sums() -> dict[str, Any]:
     from mpdit_core.api import Features
-    from mpdit_core.evaluation.progress import CHUNK_IMAGES, Layout, SavedProgress
+    from mpdit_core.evaluation.progress import CHUNK_IMAGES, SavedProgress
     from mpdit_core.metrics.accumulator import FeatureAccumulator
+    from mpdit_core.runtime.distributed import World
 
     draw = torch.Generator().manual_seed(0)
     pool, spatial, logits = (torch.randn(CHUNK_IMAGES, size, generator=draw) for size in (FEATURES, 2023, 1008))
@@ -101,10 +102,10 @@ def sums() -> dict[str, Any]:
         accumulator.add(Features(pool, spatial, logits))
         adding.append(time.perf_counter() - started)
     with tempfile.TemporaryDirectory() as folder:
-        progress = SavedProgress(Path(folder), accumulator, Layout(FULL, 64), name="0")
+        progress = SavedProgress(Path(folder), accumulator, block_size=64, world=World())
         progress.chunk = 1 + TURNS
         started = time.perf_counter()
-        progress.save(is_main=True)
+        progress.save()
         saving = time.perf_counter() - started
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
     return {

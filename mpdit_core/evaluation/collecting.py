@@ -9,11 +9,10 @@ A signal to stop takes effect between blocks. Finished blocks are saved (progres
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from mpdit_core.api import FeatureExtractor, Features
 from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.errors import Interrupted
 from mpdit_core.evaluation.images import ImageSource
-from mpdit_core.evaluation.progress import BlockFeatures, Cost, Layout, SavedProgress
+from mpdit_core.evaluation.progress import BlockFeatures, Cost, SavedProgress
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
 from mpdit_core.pictures import save_tile
@@ -46,54 +45,37 @@ class ImageBlock:
     passes: float = 0
 
 
-class Blocks(Protocol):
-    """`count` images in blocks of `size`; `read` yields the blocks with these numbers in order."""
-
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]: ...
-
-
 @dataclass(frozen=True)
-class FinishedBlocks:
+class Blocks:
+    """Images in blocks of `size`; `read` yields the blocks with these numbers in order."""
+
+    size: int
+    read: Callable[[Sequence[int]], Iterator[ImageBlock]]
+
+
+def finished_blocks(source: ImageSource, count: int) -> Blocks:
     """The first `count` images of a source, read ahead in a thread."""
 
-    source: ImageSource
-    count: int
-    size: int = FINISHED_BLOCK
+    def block(number: int) -> ImageBlock:
+        start = number * FINISHED_BLOCK
+        return ImageBlock(number, source.batch(range(start, min(start + FINISHED_BLOCK, count))))
 
-    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
-        return produced_ahead(map(self._block, numbers), ahead=READ_AHEAD, name="read")
-
-    def _block(self, number: int) -> ImageBlock:
-        indices = range(number * self.size, min((number + 1) * self.size, self.count))
-        return ImageBlock(number, self.source.batch(indices))
+    return Blocks(FINISHED_BLOCK, lambda numbers: produced_ahead(map(block, numbers), ahead=READ_AHEAD, name="read"))
 
 
-@dataclass(frozen=True)
-class SampledBlocks:
+def sampled_blocks(generator: Generator, *, keep: Path | None) -> Blocks:
     """Images that are sampled when they are read, and also written to the folder `keep` if it is given."""
 
-    generator: Generator
-    keep: Path | None = None
-
-    @property
-    def count(self) -> int:
-        return self.generator.num_samples
-
-    @property
-    def size(self) -> int:
-        return self.generator.options.batch_size
-
-    def read(self, numbers: Sequence[int]) -> Iterator[ImageBlock]:
-        for batch in self.generator.batches(numbers):
-            if self.keep is not None:
-                _write_images(self.keep, batch.indices, batch.images)
+    def read(numbers: Sequence[int]) -> Iterator[ImageBlock]:
+        for batch in generator.batches(numbers):
+            if keep is not None:
+                with user_errors(keep):
+                    keep.mkdir(parents=True, exist_ok=True)
+                    for index, image in zip(batch.indices, batch.images, strict=True):
+                        save_tile(image, keep / f"{index:06d}.png")
             yield ImageBlock(batch.block, as_rgb(batch.images), batch.nfe, batch.passes)
+
+    return Blocks(generator.options.batch_size, read)
 
 
 @contextmanager
@@ -116,48 +98,33 @@ def collected(
         Interrupted: a signal came; all finished blocks are saved.
         UserError: an image that cannot be read, or features that break their contract.
     """
-    layout = Layout(blocks.count, blocks.size)
-    progress = SavedProgress(folder, accumulator, layout, name=f"{world.rank}")
+    count = accumulator.count
+    progress = SavedProgress(folder, accumulator, block_size=blocks.size, world=world)
     world.barrier()  # every process has read the folder before the first one writes
     if progress.images_done:
-        report(Note(text=f"resuming: {progress.images_done} of {layout.count} images were measured before"))
-
-    def features(images: Tensor) -> Features:
-        pool, spatial, logits = extract(extractor, images.to(accumulator.device))
-        return Features(
-            pool.cpu(),
-            spatial if spatial is None else spatial.cpu(),
-            logits.cpu() if logits is not None and needs_logits else None,
-        )
-
-    def measure_share(stop: StopRequest) -> None:
-        """Measures this process's blocks of the chunk, until a signal comes."""
-        done, todo = progress.images_done, progress.blocks_to_do()
-        for block in blocks.read(todo[world.rank :: world.size]):
-            progress.add(block.number, BlockFeatures(features(block.images), block.nfe, block.passes))
-            done += len(block.images) * world.size
-            report(Progress(task=task, done=min(done, layout.count), total=layout.count, unit="images"))
-            progress.save_if_due(is_main=world.is_main)
-            if stop.received:
-                return
-
+        report(Note(text=f"resuming: {progress.images_done} of {count} images were measured before"))
     with StopRequest() as stop:
         while not progress.complete:
-            measure_share(stop)
+            done, todo = progress.images_done, progress.blocks_to_do()
+            for block in blocks.read(todo[world.rank :: world.size]):
+                found = extract(extractor, block.images.to(accumulator.device))
+                features = Features(
+                    found.pool.cpu(),
+                    found.spatial if found.spatial is None else found.spatial.cpu(),
+                    found.logits.cpu() if found.logits is not None and needs_logits else None,
+                )
+                progress.fresh[block.number] = BlockFeatures(features, block.nfe, block.passes)
+                done += len(block.images) * world.size
+                report(Progress(task=task, done=min(done, count), total=count, unit="images"))
+                progress.save_if_due()
+                if stop.received:
+                    break
             received = next((signum for signum in world.gather_objects(stop.received) if signum), None)
             if received is not None:  # by any process: then all stop
-                progress.save(is_main=world.is_main)
+                progress.save()
                 raise Interrupted(received)
-            progress.close_chunk(world.gather_objects(progress.fresh))
-            progress.save_if_due(is_main=world.is_main)
+            progress.close_chunk()
+            progress.save_if_due()
     yield progress.cost
     if world.is_main:
         progress.remove()
-
-
-def _write_images(folder: Path, indices: Sequence[int], images: Tensor) -> None:
-    """Raises `UserError` where they cannot be written."""
-    with user_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, image in zip(indices, images, strict=True):
-            save_tile(image, folder / f"{index:06d}.png")

@@ -9,23 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mpdit_core.evaluation.record import EvaluationRecord
 from mpdit_core.reporting import Reporter, Warning, silent
+from mpdit_core.sampling import PluginRecord
 from mpdit_core.settings import Result, Settings, setting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A value of a record that matters in a comparison, and why."""
+class Rule(Generic[T]):
+    """A value that matters in a comparison, and why; of a record, or of the sampler in it."""
 
     name: str
-    value: Callable[[EvaluationRecord], Any]
-    why: str
+    value: Callable[[T], Any]
+    why: str = ""
 
 
-MUST_AGREE = (
+MUST_AGREE: tuple[Rule[EvaluationRecord], ...] = (
     Rule(
         "published weights",
         lambda r: r.extractor.published is True,
@@ -39,36 +42,26 @@ MUST_AGREE = (
     Rule("chunk", lambda r: r.rules.is_chunk, "the Inception Score depends on the number of images per chunk"),
     Rule("neighbours", lambda r: r.rules.neighbours, "precision and recall increase with the number of neighbours"),
 )
-
-
-CAUTIONS = (
+CAUTIONS: tuple[Rule[EvaluationRecord], ...] = (
     Rule("version of the features", lambda r: r.extractor.plugin.version, "their package has a different version"),
     Rule("options of the features", lambda r: r.extractor.plugin.options, "they were computed with different options"),
 )
-SAMPLER_CAUTIONS = (  # of samplers with the same name
-    Rule(
-        "package of the sampler",
-        lambda r: r.sampling and r.sampling.sampler.package,
-        "the samplers have the same name, but come from different packages",
-    ),
-    Rule(
-        "version of the sampler",
-        lambda r: r.sampling and r.sampling.sampler.version,
-        "its package has a different version",
-    ),
-    Rule("source of the sampler", lambda r: r.sampling and r.sampling.sampler.sha256, "its source file has changed"),
+SAMPLER_CAUTIONS: tuple[Rule[PluginRecord], ...] = (  # of samplers with the same name
+    Rule("package of the sampler", lambda s: s.package, "the samplers have one name, but come from different packages"),
+    Rule("version of the sampler", lambda s: s.version, "its package has a different version"),
+    Rule("source of the sampler", lambda s: s.sha256, "its source file has changed"),
 )
-OTHERS = (
-    Rule("model", lambda r: r.model and r.model.path, ""),
-    Rule("weights", lambda r: r.model and r.model.weights_sha256, ""),
-    Rule("step", lambda r: r.model and r.model.step, ""),
-    Rule("preset", lambda r: r.model and r.model.preset, ""),
-    Rule("autoencoder", lambda r: r.model and r.model.autoencoder and r.model.autoencoder.id, ""),
-    Rule("NFE", lambda r: r.sampling and r.sampling.nfe, ""),
-    Rule("passes", lambda r: r.sampling and r.sampling.passes, ""),
-    Rule("dtype", lambda r: r.sampling and r.sampling.dtype, ""),
-    Rule("path of the reference", lambda r: r.reference.path, ""),
-    Rule("device", lambda r: r.device, ""),
+OTHERS: tuple[Rule[EvaluationRecord], ...] = (
+    Rule("model", lambda r: r.model and r.model.path),
+    Rule("weights", lambda r: r.model and r.model.weights_sha256),
+    Rule("step", lambda r: r.model and r.model.step),
+    Rule("preset", lambda r: r.model and r.model.preset),
+    Rule("autoencoder", lambda r: r.model and r.model.autoencoder and r.model.autoencoder.id),
+    Rule("NFE", lambda r: r.sampling and r.sampling.nfe),
+    Rule("passes", lambda r: r.sampling and r.sampling.passes),
+    Rule("dtype", lambda r: r.sampling and r.sampling.dtype),
+    Rule("path of the reference", lambda r: r.reference.path),
+    Rule("device", lambda r: r.device),
 )
 
 
@@ -116,20 +109,20 @@ def compare_records(a: Path, b: Path, *, report: Reporter = silent) -> Compariso
     return comparison
 
 
-def _differences(rules: tuple[Rule, ...], a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
+def _differences(rules: tuple[Rule[T], ...], a: T, b: T) -> tuple[Difference, ...]:
     pairs = [(rule, (rule.value(a), rule.value(b))) for rule in rules]
     return tuple(Difference(name=rule.name, values=pair, why=rule.why) for rule, pair in pairs if pair[0] != pair[1])
 
 
 def _cautions(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:
-    rules = CAUTIONS
+    found = _differences(CAUTIONS, a, b)
     if a.sampling and b.sampling and a.sampling.sampler.name == b.sampling.sampler.name:
-        rules += SAMPLER_CAUTIONS
-    found = [difference for difference in _differences(rules, a, b) if None not in difference.values]
+        found += _differences(SAMPLER_CAUTIONS, a.sampling.sampler, b.sampling.sampler)
+    found = tuple(difference for difference in found if None not in difference.values)
     if a.extractor.published is False and b.extractor.published is False:
         why = "neither was made with the published weights: their metrics are comparable with each other only"
-        found.append(Difference(name="published weights", values=(False, False), why=why))
-    return tuple(found)
+        found += (Difference(name="published weights", values=(False, False), why=why),)
+    return found
 
 
 def _changed_options(a: EvaluationRecord, b: EvaluationRecord) -> tuple[Difference, ...]:

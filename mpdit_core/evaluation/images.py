@@ -45,7 +45,7 @@ Batch = Callable[[Sequence[int]], Tensor]
 class ImageSource:
     """Images 0 … count-1, all of size `resolution`, read when `batch` asks for them."""
 
-    about: ImagesRecord  # for the record of an evaluation; `describe` adds the fingerprint
+    about: ImagesRecord  # for the record of an evaluation; see `record`
     count: int
     resolution: Size
     batch: Batch
@@ -57,13 +57,9 @@ class ImageSource:
     notes: Sequence[Note | Warning] = ()  # for the user, about how they were found
 
     @cached_property
-    def fingerprint(self) -> str:
-        """`hash_content()`, computed once."""
-        return self.hash_content()
-
-    def describe(self) -> ImagesRecord:
-        """Their description in the record of an evaluation."""
-        return self.about.model_copy(update={"sha256": self.fingerprint})
+    def record(self) -> ImagesRecord:
+        """`about` with the fingerprint."""
+        return self.about.model_copy(update={"sha256": self.hash_content()})
 
 
 def open_images(path: Path) -> ImageSource:
@@ -173,9 +169,7 @@ def npz_images(path: Path) -> ImageSource:
     """
     names = member_names(path)
     if "arr_0" not in names:
-        raise UserError(
-            f"{path} holds {', '.join(names[:5]) or 'nothing'}", code="no-images", expected="arr_0, the images"
-        )
+        raise no_images(path, names, expected="arr_0, the images")
     images = map_member(path, "arr_0")
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise UserError(
@@ -191,8 +185,7 @@ def _safetensors_images(path: Path) -> ImageSource:
     with opened(path) as file:
         names = list(file.keys())
         if "images" not in names:
-            held = ", ".join(names[:5]) or "nothing"
-            raise UserError(f"{path} holds {held}", code="no-images", expected="a tensor `images`")
+            raise no_images(path, names, expected="a tensor `images`")
         view = file.get_slice("images")
         shape, kind = view.get_shape(), view.get_dtype()
         labels = _labels(file.get_tensor("labels").numpy(), shape[0]) if "labels" in names else None
@@ -209,6 +202,12 @@ def _safetensors_images(path: Path) -> ImageSource:
         return images.permute(0, 3, 1, 2).contiguous() if channels_last else images
 
     return _in_one_file(path, shape[0], Size(*(shape[1:3] if channels_last else shape[2:4])), batch, labels)
+
+
+def no_images(path: Path, names: Iterable[str], *, expected: str) -> UserError:
+    """The refusal of a file that holds arrays or tensors with these names, but no images."""
+    held = ", ".join(sorted(names)[:5]) or "nothing"
+    return UserError(f"{path} holds {held}", code="no-images", expected=expected)
 
 
 def _in_one_file(path: Path, count: int, resolution: Size, batch: Batch, labels: list[int] | None) -> ImageSource:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,29 @@ import torch
 from mpdit_core import __version__, plugins
 from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import Blocks, FinishedBlocks, SampledBlocks, collected
+from mpdit_core.evaluation.collecting import collected, finished_blocks, sampled_blocks
 from mpdit_core.evaluation.images import ImageSource, are_sorted
 from mpdit_core.evaluation.metric_values import FEW, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
 from mpdit_core.evaluation.progress import Cost, held
-from mpdit_core.evaluation.record import EvaluationRecord, ExtractorRecord, Protocol, RecordedWarning, RulesRecord
+from mpdit_core.evaluation.record import (
+    SAMPLING_OPTIONS,
+    EvaluationRecord,
+    ExtractorRecord,
+    Protocol,
+    RecordedWarning,
+    RulesRecord,
+)
 from mpdit_core.evaluation.reference import Plan, check_stored, measure_reference, plan_reference, write_npz
-from mpdit_core.evaluation.subject import Subject, open_model_or_samples
+from mpdit_core.evaluation.subject import Subject, open_model_or_samples, require_what
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import Inception, features_name, load_extractor
 from mpdit_core.metrics.neighbours import NEIGHBOURS
 from mpdit_core.metrics.scores import IS_CHUNK
-from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import World, process_group
-from mpdit_core.sampling import Generator, PluginRecord, SamplingOptions, options_without_effect, warn_if_given
-from mpdit_core.settings import spelling_of
+from mpdit_core.runtime.distributed import process_group
+from mpdit_core.sampling import Generator, PluginRecord, options_without_effect, warn_if_given
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
 
@@ -48,122 +53,84 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
     """
     device = select_device(options.device)
     with process_group(device) as world:
-        planned = _plan(options, device, world)
-        record = None if options.force else world.on_main(lambda: _measured_before(planned.path, report))
+        subject = open_model_or_samples(options, device)
+        extractor = _extractor(options, device)
+        plan = plan_reference(
+            subject.reference(options.reference),
+            resolution=subject.resolution,
+            extractor=extractor,
+            mode="RGB" if options.reference or subject.latents is None else subject.latents.autoencoder.mode,
+            typed=options.reference is not None,
+            trust=options.trust,
+        )
+        check_stored(plan, extractor, device)
+        _require_enough(options, plan, subject.count)
+        # Rank 0's protocol, because it contains a measured precision and gives the record's name.
+        protocol = world.broadcast_object(_protocol(options, subject, extractor, device))
+        path = (options.out or subject.evals_folder()) / protocol.file_name(plan.fingerprint(), options.keep_samples)
+
+        record = None if options.force else world.on_main(lambda: _measured_before(path, report))
         if record is not None:
-            report(Note(text=f"already measured: {planned.path}"))
-            for warning in record.warnings:
-                report(Warning(code=warning.code, text=warning.text))
+            report(Saved(what="record", path=path))
+            return record
+
+        started, rows = time.monotonic(), needs_rows(options)
+        notes = [*_notes_of("samples", subject.images), *_notes_of("reference", plan.images)]
+        notes += _warnings_of_inputs(options, subject, extractor)
+        for note in notes:
+            report(note)
+        warnings = [note for note in notes if isinstance(note, Warning)]
+        reference = measure_reference(plan, extractor, device=device, world=world, report=report, rows=rows)
+        if subject.images is not None:
+            blocks = finished_blocks(subject.images, subject.count)
         else:
-            record = _measure(planned, world, report)
-    report(Saved(what="record", path=planned.path))
+            assert subject.model is not None
+            generator = Generator(subject.model, options, device=device, num_samples=subject.count)
+            generator.types = world.broadcast_object(generator.types)
+            blocks = sampled_blocks(generator, keep=path.with_suffix("") if options.keep_samples else None)
+        accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
+        partial = path.with_suffix(".partial")
+
+        def write_record(cost: Cost) -> EvaluationRecord:
+            metrics = compute_metrics(options, reference, accumulator, protocol.keys)
+            if (key := protocol.keys.get("fid")) and subject.count < FEW:
+                warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
+                report(warnings[-1])
+            sampling = protocol.sampling
+            if subject.model and sampling:  # the images were sampled here
+                sampling = sampling.model_copy(update={"nfe": round(cost.nfe, 2), "passes": round(cost.passes, 2)})
+            return EvaluationRecord(
+                **protocol.__dict__ | {"sampling": sampling},
+                metrics=metrics,
+                reference=reference.about,
+                warnings=tuple(RecordedWarning(code=warning.code, text=warning.text) for warning in warnings),
+                seconds=round(time.monotonic() - started, 3),
+            ).write(path)
+
+        with (
+            held(partial, world, report=report),
+            collected(
+                blocks, extractor, accumulator, folder=partial, world=world, report=report, task="evaluate"
+            ) as cost,
+        ):
+            record = world.on_main(lambda: write_record(cost))
+    report(Saved(what="record", path=path))
     return record
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A checked evaluation, and the file of its record."""
-
-    options: EvaluateOptions
-    device: torch.device
-    subject: Subject
-    extractor: FeatureExtractor
-    reference: Plan
-    protocol: Protocol
-    path: Path
-
-
-def _plan(options: EvaluateOptions, device: torch.device, world: World) -> _Planned:
-    """Opens and checks everything that `evaluate` needs. Raises `UserError`.
-
-    All processes take the protocol of rank 0, because it contains a measured precision and gives the record's name.
-    """
-    subject = open_model_or_samples(
-        require_what(options), wanted=options.num_samples, device=device, trust=options.trust
-    )
-    if subject.model:
-        subject = replace(subject, model=at_ema_width(subject.model, options.ema_width, options.ema_step))
-    extractor = _extractor(options, device)
-    reference = plan_reference(
-        subject.reference(options.reference),
-        resolution=subject.resolution,
-        extractor=extractor,
-        mode="RGB" if options.reference or subject.latents is None else subject.latents.autoencoder.mode,
-        typed=options.reference is not None,
-        trust=options.trust,
-    )
-    check_stored(reference, extractor, device)
-    _require_enough(options, reference, subject.count)
-    protocol = world.broadcast_object(_protocol(options, subject, extractor, device))
-    name = protocol.file_name(reference.fingerprint(), options.keep_samples)
-    path = (options.out or subject.evals_folder()) / name
-    return _Planned(options, device, subject, extractor, reference, protocol, path)
-
-
 def _measured_before(path: Path, report: Reporter) -> EvaluationRecord | None:
-    """The record at `path`; None where there is none, or it cannot be read."""
+    """The record at `path`, with its warnings reported; None where there is none, or it cannot be read."""
     if not path.exists():
         return None
     try:
-        return EvaluationRecord.read(path)
+        record = EvaluationRecord.read(path)
     except UserError as error:
         report(Warning(code="damaged-record", text=f"{error.what}: measured again"))
         return None
-
-
-def _measure(planned: _Planned, world: World, report: Reporter) -> EvaluationRecord:
-    """Measures the reference, then the samples, and writes the record."""
-    options, protocol, subject, device = planned.options, planned.protocol, planned.subject, planned.device
-    started, rows = time.monotonic(), needs_rows(options)
-    warnings = [*_warnings_of_images(planned, report), *_warnings_of_inputs(planned)]
-    for warning in warnings:
-        report(warning)
-    reference = measure_reference(
-        planned.reference, planned.extractor, device=device, world=world, report=report, rows=rows
-    )
-    accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
-    partial = planned.path.with_suffix(".partial")
-
-    def write_record(cost: Cost) -> EvaluationRecord:
-        metrics = compute_metrics(options, reference, accumulator, protocol.keys)
-        if (key := protocol.keys.get("fid")) and subject.count < FEW:
-            warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
-            report(warnings[-1])
-        sampled = protocol
-        if subject.model and protocol.sampling:  # the images were sampled here
-            spent = {key: round(value, 2) for key, value in cost._asdict().items()}
-            sampled = protocol.model_copy(update={"sampling": protocol.sampling.model_copy(update=spent)})
-        return EvaluationRecord(
-            **sampled.__dict__,
-            metrics=metrics,
-            reference=reference.about,
-            warnings=tuple(RecordedWarning(code=warning.code, text=warning.text) for warning in warnings),
-            seconds=round(time.monotonic() - started, 3),
-        ).write(planned.path)
-
-    with (
-        held(partial, world, report=report),
-        collected(
-            _blocks(planned, world),
-            planned.extractor,
-            accumulator,
-            folder=partial,
-            world=world,
-            report=report,
-            task="evaluate",
-        ) as cost,
-    ):
-        return world.on_main(lambda: write_record(cost))
-
-
-def _blocks(planned: _Planned, world: World) -> Blocks:
-    options, subject = planned.options, planned.subject
-    if subject.images is not None:
-        return FinishedBlocks(subject.images, subject.count)
-    assert subject.model is not None
-    generator = Generator(subject.model, options, device=planned.device, num_samples=subject.count)
-    generator.types = world.broadcast_object(generator.types)
-    return SampledBlocks(generator, keep=planned.path.with_suffix("") if options.keep_samples else None)
+    report(Note(text=f"already measured: {path}"))
+    for warning in record.warnings:
+        report(Warning(code=warning.code, text=warning.text))
+    return record
 
 
 def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> ReferenceResult:
@@ -183,11 +150,13 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
         raise UserError(
             f"{source} holds no images", code="no-images", expected="a folder, a data set or latents, or arr_0"
         )
-    for event in [*_unused_for_a_reference(options), *_notes_of("reference", images)]:
+    unused = ["reference", "num_samples", "metrics", "half_distances", "bootstrap", "sweep", "keep_samples"]
+    why = "a reference is made from all images in WHAT"
+    for event in [*warn_if_given(options, SAMPLING_OPTIONS + unused, why), *_notes_of("reference", images)]:
         report(event)
     with process_group(device) as world:
-        own = replace(plan, stored=None)
-        reference = measure_reference(own, extractor, device=device, world=world, report=report)
+        plan = replace(plan, stored=None)  # its own statistics are measured anew
+        reference = measure_reference(plan, extractor, device=device, world=world, report=report)
         if world.is_main:
             write_npz(out, reference, images, features_name(extractor))
     report(Saved(what="reference", path=out))
@@ -206,18 +175,6 @@ def require_features(name: str, device: torch.device, *, trusted: bool = True) -
     """
     plugins.load("features", name, trusted=trusted)
     load_extractor(name, device=device)
-
-
-def require_what(options: EvaluateOptions) -> str:
-    """What to evaluate. Raises `UserError` (`nothing-given`) where that was not given."""
-    if options.what is None:
-        raise UserError(
-            "nothing to evaluate",
-            code="nothing-given",
-            expected="a model, or finished samples",
-            remedy="e.g. mpdit eval-fid runs/xl-256-1",
-        )
-    return options.what
 
 
 def _require_enough(options: EvaluateOptions, reference: Plan, count: int) -> None:
@@ -257,39 +214,28 @@ def _protocol(
             is_chunk=IS_CHUNK,
             bootstrap=options.bootstrap,
         ),
-        samples=subject.images.describe() if subject.images else None,
+        samples=subject.images.record if subject.images else None,
         model=subject.model_record(),
-        sampling=subject.sampling_record(options, device),
+        sampling=subject.sampling_record(device),
         device=device.type,
         versions={name: plugins.installed_version(name) for name in PACKAGES}
         | {"mpdit": __version__, "python": platform.python_version()},
     )
 
 
-def _notes_of(what: str, images: ImageSource) -> Iterator[Note | Warning]:
+def _notes_of(what: str, images: ImageSource | None) -> list[Note | Warning]:
     """The notes and warnings about how the images were found. `what`: their name in the texts."""
-    return (replace(note, text=f"{what}: {note.text}") for note in images.notes)
+    return [replace(note, text=f"{what}: {note.text}") for note in images.notes] if images else []
 
 
-def _warnings_of_images(planned: _Planned, report: Reporter) -> Iterator[Warning]:
-    """Warnings about how the images were found. Notes, which are not recorded, are reported at once."""
-    for what, images in (("samples", planned.subject.images), ("reference", planned.reference.images)):
-        for note in _notes_of(what, images) if images else ():
-            if isinstance(note, Warning):
-                yield note
-            else:
-                report(note)
-
-
-def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
+def _warnings_of_inputs(options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor) -> Iterator[Warning]:
     """Warnings about options without effect, and about inputs that make the metrics unreliable."""
-    options, subject, extractor = planned.options, planned.subject, planned.extractor
     yield from warn_if_given(options, ["resolution"], "it applies to make_reference only")
     if subject.model:
         yield from options_without_effect(options, sweep=options.sweep)
     else:
         yield from warn_if_given(
-            options, [*_SAMPLING_OPTIONS, "keep_samples"], "the samples are finished images; nothing is sampled"
+            options, [*SAMPLING_OPTIONS, "keep_samples"], "the samples are finished images; nothing is sampled"
         )
     if not {"precision", "recall"} & set(options.metrics):
         yield from warn_if_given(options, ["half_distances"], "precision and recall are not measured")
@@ -301,28 +247,10 @@ def _warnings_of_inputs(planned: _Planned) -> Iterator[Warning]:
     if subject.images and subject.images.lossy:
         text = "some samples are JPEG files: compression changed their pixels and so the metrics; use PNG or npz"
         yield Warning(code="lossy-samples", text=text)
-    labels = subject.labels(options) if "is" in options.metrics else None
+    labels = subject.labels() if "is" in options.metrics else None
     if labels and are_sorted(labels) and len(set(labels)) < len(labels):
         text = "the samples are sorted by class: the Inception Score of contiguous chunks is much too low"
         yield Warning(code="sorted-samples", text=text)
-
-
-_SAMPLING_OPTIONS = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
-"""Options that sampled images depend on; they have no effect on finished images."""
-
-
-def _unused_for_a_reference(options: EvaluateOptions) -> list[Warning]:
-    names = [
-        *_SAMPLING_OPTIONS,
-        "reference",
-        "num_samples",
-        "metrics",
-        "half_distances",
-        "bootstrap",
-        "sweep",
-        "keep_samples",
-    ]
-    return warn_if_given(options, names, "a reference is made from all images in WHAT")
 
 
 def _few_samples(count: int, distance: Any, bias: Any) -> Warning:

@@ -6,10 +6,10 @@ weights or other features have other keys in the record and other labels, so tha
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pkgutil import resolve_name
 
 from torch import Tensor
 
@@ -74,8 +74,7 @@ def compute_metrics(
     measured = MetricInputs(options, reference, samples)
     values: Values = {}
     for metric in options.metrics:
-        module, _, function = METRICS[metric].compute.partition(":")
-        found = getattr(importlib.import_module(module), function)(measured)
+        found: Values = resolve_name(METRICS[metric].compute)(measured)
         values |= {f"{keys[metric]}_{part}" if part else keys[metric]: value for part, value in found.items()}
     return values
 

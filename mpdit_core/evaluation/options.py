@@ -59,7 +59,7 @@ class EvaluateOptions(SamplingOptions, DeviceOptions):
     )  # fmt: skip
     metrics: tuple[MetricName, ...] = setting(
         ("fid", "sfid", "is", "precision", "recall"), f"metrics to compute, of {','.join(METRICS)}",
-        panel="Measuring", strict=False,
+        panel="Measuring", strict=False, min_length=1,
     )  # fmt: skip
     features: str = setting(
         "inception", "feature extractor: inception, or a plugin (whose distance is not called FID)",

@@ -5,15 +5,16 @@
 
 The sums are written under a temporary name and renamed, and only then are files of features removed. So whenever the
 process is killed, an image is in the sums, in a file of features of a later chunk, or not done. A file that is damaged
-or has another layout is ignored (checked_tensors.py checks every bit).
+or has another layout of blocks and chunks is ignored (checked_tensors.py checks every bit).
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,34 +64,6 @@ def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> It
         folder.rmdir()
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How `count` images are divided into blocks of `size` images, and chunks of blocks. The last may be smaller."""
-
-    count: int
-    size: int
-
-    @property
-    def num_blocks(self) -> int:
-        return -(-self.count // self.size)
-
-    @property
-    def blocks_per_chunk(self) -> int:
-        return max(1, CHUNK_IMAGES // self.size)
-
-    @property
-    def num_chunks(self) -> int:
-        return -(-self.num_blocks // self.blocks_per_chunk)
-
-    def chunk_blocks(self, chunk: int) -> range:
-        start = chunk * self.blocks_per_chunk
-        return range(start, min(start + self.blocks_per_chunk, self.num_blocks))
-
-    def about(self) -> dict[str, str]:
-        """The description of the layout in a file."""
-        return {"layout": f"{FORMAT} {self.count} {self.size} {self.blocks_per_chunk}"}
-
-
 class Cost(NamedTuple):
     """The cost per image: network evaluations that a sampler asked for, and passes through a network."""
 
@@ -115,30 +88,32 @@ class SavedProgress:
 
     Args:
         accumulator: continued from the saved sums.
-        name: of this process, for its files.
+        block_size: images per block; the last block, like the last chunk, may be smaller.
     """
 
-    def __init__(self, folder: Path, accumulator: FeatureAccumulator, layout: Layout, *, name: str):
-        self.folder, self.accumulator, self.layout = folder, accumulator, layout
+    def __init__(self, folder: Path, accumulator: FeatureAccumulator, *, block_size: int, world: World):
+        self.folder, self.accumulator, self.world = folder, accumulator, world
+        self.count = accumulator.count
+        num_blocks, per_chunk = math.ceil(self.count / block_size), max(1, CHUNK_IMAGES // block_size)
+        self.chunks = [range(first, min(first + per_chunk, num_blocks)) for first in range(0, num_blocks, per_chunk)]
         self.chunk, self.spent = 0, Cost(0, 0)  # number of chunks in the sums, and the total cost of their images
-        self.earlier: dict[int, BlockFeatures] = {}  # blocks of the current chunk that earlier sessions finished
-        self.fresh: dict[int, BlockFeatures] = {}  # those that this process finished in this session
-        self._name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self.earlier: dict[int, BlockFeatures] = {}  # blocks not in the sums that earlier sessions finished
+        self.fresh: dict[int, BlockFeatures] = {}  # those of the current chunk that this process finished
+        self._layout = {"layout": f"{FORMAT} {self.count} {block_size} {per_chunk}"}  # stored in every file
+        self._name = f"{world.rank}-{uuid.uuid4().hex[:8]}"
         self._saved_chunk, self._saved_blocks, self._saved_at = 0, 0, time.monotonic()
-        with user_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._found = self._feature_files()  # of earlier sessions: this one has written none yet
-        self._read_state()
-        self._read_features()
+        with user_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._read()
 
     @property
     def complete(self) -> bool:
-        return self.chunk == self.layout.num_chunks
+        return self.chunk == len(self.chunks)
 
     @property
     def cost(self) -> Cost:
         """The cost of the images in the sums, as means."""
-        return Cost(*(total / self.layout.count for total in self.spent))
+        return Cost(*(total / self.count for total in self.spent))
 
     @property
     def images_done(self) -> int:
@@ -147,17 +122,13 @@ class SavedProgress:
 
     def blocks_to_do(self) -> list[int]:
         """The blocks of the current chunk that no earlier session finished; the same in every process."""
-        return [block for block in self.layout.chunk_blocks(self.chunk) if block not in self.earlier]
+        return [block for block in self.chunks[self.chunk] if block not in self.earlier]
 
-    def add(self, block: int, features: BlockFeatures) -> None:
-        self.fresh[block] = features
-
-    def close_chunk(self, parts: Iterable[Mapping[int, BlockFeatures]]) -> None:
-        """Adds the current chunk to the sums. `parts`: the fresh blocks of every process."""
-        blocks = dict(self.earlier)
-        for part in parts:
-            blocks |= part
-        ordered = [blocks[number] for number in self.layout.chunk_blocks(self.chunk)]
+    def close_chunk(self) -> None:
+        """Adds the current chunk to the sums: the blocks of every process, in order."""
+        for part in self.world.gather_objects(self.fresh):
+            self.earlier |= part
+        ordered = [self.earlier.pop(number) for number in self.chunks[self.chunk]]
         self.accumulator.add(_joined([block.features for block in ordered]))
         self.spent = Cost(
             nfe=self.spent.nfe + sum(block.nfe * len(block) for block in ordered),
@@ -165,17 +136,16 @@ class SavedProgress:
         )
         self.chunk += 1
         self.fresh, self._saved_blocks = {}, 0
-        self._read_features()
 
-    def save_if_due(self, *, is_main: bool) -> None:
+    def save_if_due(self) -> None:
         if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES:
-            self.save(is_main=is_main)
+            self.save()
 
-    def save(self, *, is_main: bool) -> None:
+    def save(self) -> None:
         """Writes what is not on disk yet: every process its blocks, the main process the sums."""
         if len(self.fresh) > self._saved_blocks:
             self._write_features()
-        if is_main and self.chunk > self._saved_chunk:
+        if self.world.is_main and self.chunk > self._saved_chunk:
             self._write_state()
         self._saved_at = time.monotonic()
 
@@ -188,35 +158,12 @@ class SavedProgress:
 
     def _write_state(self) -> None:
         counts = {"chunk": torch.tensor([self.chunk, *self.spent], dtype=torch.float64)}
-        write_checked(self.folder / STATE, counts | self.accumulator.state(), self.layout.about())
+        write_checked(self.folder / STATE, counts | self.accumulator.state(), self._layout)
         self._saved_chunk = self.chunk
         with suppress(OSError):
             for path, chunk in self._feature_files().items():
                 if chunk < self.chunk:
                     path.unlink(missing_ok=True)
-
-    def _read_state(self) -> None:
-        state = self._read(self.folder / STATE)
-        if state:
-            chunk, *spent = state.pop("chunk").tolist()
-            self.chunk, self.spent = int(chunk), Cost(*spent)
-            self.accumulator.load(state)
-            self._saved_chunk = self.chunk
-
-    def _read(self, path: Path) -> dict[str, Tensor]:
-        """The tensors in a file; none where it is missing, damaged, or has another layout."""
-        with suppress(UserError):
-            tensors, about = read_checked(path)
-            if about == self.layout.about():
-                return tensors
-        return {}
-
-    def _feature_files(self) -> dict[Path, int]:
-        """The files of features from every process and session, and the chunk of each."""
-        pattern = re.compile(r"features-(\d{6})-\w+-\w+\.safetensors")
-        return {
-            path: int(found[1]) for path in sorted(self.folder.iterdir()) if (found := pattern.fullmatch(path.name))
-        }
 
     def _write_features(self) -> None:
         numbers = sorted(self.fresh)
@@ -225,22 +172,38 @@ class SavedProgress:
         tensors = {kind: rows for kind, rows in joined._asdict().items() if rows is not None}
         counts = [[n, len(block), block.nfe, block.passes] for n, block in zip(numbers, blocks, strict=True)]
         path = self.folder / f"features-{self.chunk:06d}-{self._name}.safetensors"
-        write_checked(path, {"blocks": torch.tensor(counts, dtype=torch.float64), **tensors}, self.layout.about())
+        write_checked(path, {"blocks": torch.tensor(counts, dtype=torch.float64), **tensors}, self._layout)
         self._saved_blocks = len(self.fresh)
 
-    def _read_features(self) -> None:
-        """Reads the blocks of the current chunk that earlier sessions saved."""
-        self.earlier = {}
-        for path, chunk in self._found.items():
-            tensors = self._read(path) if chunk == self.chunk else {}
-            if not tensors:
-                continue
+    def _read(self) -> None:
+        """Reads the sums, and the features of the blocks that are not in them."""
+        if state := self._tensors_in(self.folder / STATE):
+            chunk, *spent = state.pop("chunk").tolist()
+            self.chunk, self.spent = int(chunk), Cost(*spent)
+            self.accumulator.load(state)
+            self._saved_chunk = self.chunk
+        for path, chunk in self._feature_files().items():
+            tensors = self._tensors_in(path) if chunk >= self.chunk else {}
             start = 0
-            for number, length, *cost in tensors["blocks"].tolist():
+            for number, length, *cost in tensors["blocks"].tolist() if tensors else ():
                 rows = slice(start, start + int(length))
                 kinds = [tensors[kind][rows] if kind in tensors else None for kind in Features._fields]
                 self.earlier[int(number)] = BlockFeatures(Features(*kinds), *cost)  # pyright: ignore[reportArgumentType]
                 start = rows.stop
+
+    def _tensors_in(self, path: Path) -> dict[str, Tensor]:
+        """None where the file is missing, damaged, or has another layout."""
+        with suppress(UserError):
+            tensors, layout = read_checked(path)
+            if layout == self._layout:
+                return tensors
+        return {}
+
+    def _feature_files(self) -> dict[Path, int]:
+        """The files of features from every process and session, and the chunk of each."""
+        pattern = re.compile(r"features-(\d{6})-\w+-\w+\.safetensors")
+        found = {path: pattern.fullmatch(path.name) for path in sorted(self.folder.iterdir())}
+        return {path: int(match[1]) for path, match in found.items() if match}
 
 
 def _joined(parts: list[Features]) -> Features:

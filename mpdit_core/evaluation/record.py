@@ -24,6 +24,9 @@ from mpdit_core.settings import Result, Settings, setting, settings_error, spell
 FORMAT = 3
 """Version of the record's file. Other versions are refused."""
 
+SAMPLING_OPTIONS = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
+"""Options that sampled images depend on: those that `--sweep` may vary."""
+
 Value = float | tuple[float, float] | None
 
 
@@ -59,9 +62,7 @@ class SamplingRecord(Settings):
     passes: float | None = setting(None, "passes of an image through a network")
 
     def values(self) -> dict[str, Any]:
-        """The options that the images depend on: those that `--sweep` may vary."""
-        fields = SamplingOptions.model_fields
-        return {name: getattr(self.options, name) for name, info in fields.items() if spelling_of(info).sweepable}
+        return {name: getattr(self.options, name) for name in SAMPLING_OPTIONS}
 
 
 class ImagesRecord(Settings):

@@ -24,8 +24,8 @@ from mpdit_core.data.images import Mode, upright
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import FinishedBlocks, collected
-from mpdit_core.evaluation.images import ImageSource, dataset_images, folder_images, npz_images, open_images
+from mpdit_core.evaluation.collecting import collected, finished_blocks
+from mpdit_core.evaluation.images import ImageSource, dataset_images, folder_images, no_images, open_images
 from mpdit_core.evaluation.progress import held
 from mpdit_core.evaluation.record import ReferenceRecord
 from mpdit_core.metrics.accumulator import FeatureAccumulator
@@ -63,14 +63,14 @@ class Reference:
 class Plan:
     """A reference that was found and checked, but not measured yet."""
 
-    images: ImageSource | None  # None: statistics only
-    stored: Path | None  # an ADM-style npz with mu and sigma
     name: str
+    images: ImageSource | None = None  # None: statistics only
+    stored: Path | None = None  # an ADM-style npz with mu and sigma
     latents_folder: Path | None = None  # where the measured reference is kept, if it can be written
 
     def fingerprint(self) -> str:
         """A hash that changes with the images and with the stored statistics."""
-        images = self.images.fingerprint if self.images else ""
+        images = self.images.record.sha256 if self.images else ""
         return hashlib.sha256(f"{images} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
 
 
@@ -114,7 +114,7 @@ def plan_reference(
     else:
         images = dataset_images(open_source(given, trusted=typed or trust), resolution, given, mode=mode)
     _refuse_enlarging(images, given)
-    return Plan(images, None, given)
+    return Plan(given, images)
 
 
 def _refuse_enlarging(images: ImageSource, given: str) -> None:
@@ -156,10 +156,11 @@ def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
     skipped = frozenset(item.key for item in manifest.skipped)
     mode = manifest.plan.autoencoder.mode
     images = dataset_images(dataset, manifest.plan.resolution, source.given, skipped=skipped, mode=mode)
-    return Plan(images, None, source.given, latents_folder=path)
+    return Plan(source.given, images, latents_folder=path)
 
 
 def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor) -> Plan:
+    """Images in one file, or statistics of these features; those of other features are ignored beside images."""
     if not path.exists():
         raise UserError(
             f"the reference {path} does not exist",
@@ -167,32 +168,28 @@ def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor)
             expected="an ADM .npz, a folder, a latents folder or a data set",
             remedy="for ImageNet: VIRTUAL_imagenet256_labeled.npz of OpenAI's guided-diffusion evaluations",
         )
-    plan = _plan_npz(path, extractor) if path.suffix == ".npz" else Plan(open_images(path), None, str(path))
-    if plan.images is not None and resolution not in (None, plan.images.resolution):
-        raise _other_resolution(path, plan.images.resolution, resolution)
-    return plan
-
-
-def _plan_npz(path: Path, extractor: FeatureExtractor) -> Plan:
-    """Statistics of other features are ignored; the file must hold images then."""
-    names = set(member_names(path))
-    images = npz_images(path) if "arr_0" in names else None
-    if not {"mu", "sigma"} <= names:
-        if images is None:
-            held = ", ".join(sorted(names)) or "nothing"
-            raise UserError(f"{path} holds {held}", code="no-images", expected="arr_0, or mu and sigma")
-        return Plan(images, None, str(path))
-    features = str(map_member(path, "features")) if "features" in names else "inception"
-    if features == features_name(extractor):
-        return Plan(images, path, str(path))
-    if images is None:
+    names = set(member_names(path)) if path.suffix == ".npz" else set()
+    images = open_images(path) if "arr_0" in names or not names else None
+    features = None
+    if {"mu", "sigma"} <= names:
+        features = str(map_member(path, "features")) if "features" in names else "inception"
+    stored = path if features is not None and features == features_name(extractor) else None
+    if images is None and features is None:
+        raise no_images(path, names, expected="arr_0, or mu and sigma")
+    if images is None and stored is None:
         raise UserError(
             f"{path} holds statistics of {features} features; these features are {extractor.name}",
             code="other-features",
             expected=f"a reference that holds images, or statistics of {features_name(extractor)}",
-            remedy=f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz",
+            remedy=_remedy(extractor),
         )
-    return Plan(images, None, str(path))
+    if images is not None and resolution not in (None, images.resolution):
+        raise _other_resolution(path, images.resolution, resolution)
+    return Plan(str(path), images, stored)
+
+
+def _remedy(extractor: FeatureExtractor) -> str:
+    return f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz"
 
 
 STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
@@ -203,31 +200,14 @@ def check_stored(plan: Plan, extractor: FeatureExtractor, device: torch.device) 
     """Raises `UserError` where stored statistics are damaged, or have another number of features than `extractor`."""
     if plan.stored is None:
         return
-    path, names = plan.stored, member_names(plan.stored)
     features = extract(extractor, torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
-    for (mean, covariance), rows in zip(STATISTICS, (features.pool, features.spatial), strict=True):
-        if mean not in names:
-            continue
-        found = [map_member(path, name) for name in (mean, covariance)]
-        sizes = [list(array.shape) for array in found]
-        if len(sizes[0]) != 1 or sizes[1] != sizes[0] * 2 or any(array.dtype.kind != "f" for array in found):
+    for found, rows in zip(_read_npz(plan.stored), (features.pool, features.spatial), strict=True):
+        if found is not None and rows is not None and found.size != rows.shape[1]:
             raise UserError(
-                f"{path}: {mean} and {covariance} are {found[0].dtype} {sizes[0]} and {found[1].dtype} {sizes[1]}",
-                code="damaged-file",
-                expected="floating-point arrays [F] and [F, F]",
-            )
-        if not all(np.isfinite(array).all() for array in found):
-            raise UserError(
-                f"{path}: {mean} or {covariance} has values that are not finite",
-                code="damaged-file",
-                expected="finite numbers",
-            )
-        if rows is not None and sizes[0] != [rows.shape[1]]:
-            raise UserError(
-                f"{path}: {mean} has {sizes[0][0]} features; {extractor.name} computes {rows.shape[1]}",
+                f"{plan.stored} has {found.size} features; {extractor.name} computes {rows.shape[1]}",
                 code="other-features",
                 expected="statistics of the same features",
-                remedy=f"mpdit eval-fid SOURCE --features {extractor.name} --make-reference OUT.npz",
+                remedy=_remedy(extractor),
             )
 
 
@@ -248,7 +228,7 @@ def measure_reference(
     Raises:
         UserError: an image cannot be read, or another process measures this reference for more than six hours.
     """
-    measured: Reference | None = None
+    measured = None
     if plan.images is not None and (plan.stored is None or rows):
         measured = _measured_images(plan, extractor, device, world, report)
     if plan.stored is None:
@@ -270,57 +250,58 @@ def _measured_images(
     plan: Plan, extractor: FeatureExtractor, device: torch.device, world: World, report: Reporter
 ) -> Reference:
     """The reference of `plan.images`: from the latents folder, else from the user's cache, else measured now."""
-    assert plan.images is not None
-    count = plan.images.count
+    images = plan.images
+    assert images is not None
+    count = images.count
     if count < 2:
         raise UserError(f"the reference {plan.name} has {count} image", code="too-few-images", expected="at least 2")
-    key = hashlib.sha256(f"{FORMAT} {extractor.fingerprint()} {plan.images.fingerprint}".encode()).hexdigest()
+    key = hashlib.sha256(f"{FORMAT} {extractor.fingerprint()} {images.record.sha256}".encode()).hexdigest()
     shared = _cache_folder() / f"reference-{key[:16]}.safetensors"
     places = [plan.latents_folder / STORE, shared] if plan.latents_folder else [shared]
-
-    def stored(places: Sequence[Path]) -> Reference | None:
-        return world.broadcast_object(_first_stored(places, key, report) if world.is_main else None)
-
-    found = stored(places)
+    found = world.on_main(lambda: _stored(places, key, report))
     if found is not None:
         return found
     path = world.on_main(lambda: next((place for place in places if _may_write_in(place.parent)), shared))
     partial = path.with_suffix(f".{key[:8]}.partial")
     with held(partial, world, wait=SECONDS_TO_WAIT, report=report):
-        found = stored([path])  # another command may have measured it while this one waited
-        if found is None:
-            kept = chosen_rows(count)
-            accumulator = FeatureAccumulator(count, keep=kept.tolist(), device=device)
-            with collected(
-                FinishedBlocks(plan.images, count),
-                extractor,
-                accumulator,
-                folder=partial,
-                world=world,
-                report=report,
-                task="reference",
-                needs_logits=False,
-            ):
-                if world.is_main:
-                    described = plan.images.describe().model_dump()
-                    about = ReferenceRecord(**described, count=count, rows=len(kept), extractor=extractor.fingerprint())
-                    pool, spatial = accumulator.gaussian(), accumulator.spatial_gaussian()
-                    _write_store(path, key, Reference(pool, spatial, accumulator.kept_rows(), about))
-            found = stored([path])
-    assert found is not None
-    return found
+        found = world.on_main(lambda: _stored(places, key, silent))
+        if found is not None:  # another command has measured it while this one waited
+            return found
+        kept = chosen_rows(count)
+        accumulator = FeatureAccumulator(count, keep=kept.tolist(), device=device)
+        about = ReferenceRecord(
+            **images.record.model_dump(), count=count, rows=len(kept), extractor=extractor.fingerprint()
+        )
+        with collected(
+            finished_blocks(images, count),
+            extractor,
+            accumulator,
+            folder=partial,
+            world=world,
+            report=report,
+            task="reference",
+            needs_logits=False,
+        ):
+            return world.on_main(lambda: _store(path, key, accumulator, about))
 
 
-def _first_stored(places: Sequence[Path], key: str, report: Reporter) -> Reference | None:
+def _stored(places: Sequence[Path], key: str, report: Reporter) -> Reference | None:
     """The reference with this key in the first of the `places` that has it; None where none has."""
-    for path in places:
+    for path in filter(Path.exists, places):
         try:
-            found = _read_store(path, key)
+            tensors, about = read_checked(path)
         except UserError as error:
             report(Warning(code="damaged-reference", text=f"{error.what}: the reference is measured again"))
-        else:
-            if found is not None:
-                return found
+            continue
+        if about.get("key") == key:
+            pool, spatial = (
+                Gaussian(int(about["count"]), tensors[f"{kind}.mean"], tensors[f"{kind}.covariance"])
+                if f"{kind}.mean" in tensors
+                else None
+                for kind in ("pool", "spatial")
+            )
+            assert pool is not None
+            return Reference(pool, spatial, tensors["rows"], ReferenceRecord.model_validate_json(about["about"]))
     return None
 
 
@@ -329,27 +310,15 @@ def chosen_rows(count: int) -> np.ndarray:
     return np.sort(np.random.RandomState(0).permutation(count)[:ROWS])
 
 
-def _write_store(path: Path, key: str, reference: Reference) -> None:
-    tensors = {"rows": reference.rows, "pool.mean": reference.pool.mean, "pool.covariance": reference.pool.covariance}
-    if reference.spatial is not None:
-        tensors |= {"spatial.mean": reference.spatial.mean, "spatial.covariance": reference.spatial.covariance}
-    about = reference.about.model_dump_json()
-    write_checked(path, tensors, {"key": key, "count": str(reference.pool.count), "about": about})
-
-
-def _read_store(path: Path, key: str) -> Reference | None:
-    """The stored reference; None where there is none with this key. Raises `UserError` where it is damaged."""
-    if not path.exists():
-        return None
-    tensors, about = read_checked(path)
-    if about.get("key") != key:
-        return None
-    count = int(about["count"])
-    pool = Gaussian(count, tensors["pool.mean"], tensors["pool.covariance"])
-    spatial = None
-    if "spatial.mean" in tensors:
-        spatial = Gaussian(count, tensors["spatial.mean"], tensors["spatial.covariance"])
-    return Reference(pool, spatial, tensors["rows"], ReferenceRecord.model_validate_json(about["about"]))
+def _store(path: Path, key: str, accumulator: FeatureAccumulator, about: ReferenceRecord) -> Reference:
+    """Writes the reference with what was measured, and returns it."""
+    pool, spatial, rows = accumulator.gaussian(), accumulator.spatial_gaussian(), accumulator.kept_rows()
+    tensors = {"rows": rows}
+    for kind, gaussian in (("pool", pool), ("spatial", spatial)):
+        if gaussian is not None:
+            tensors |= {f"{kind}.mean": gaussian.mean, f"{kind}.covariance": gaussian.covariance}
+    write_checked(path, tensors, {"key": key, "count": str(pool.count), "about": about.model_dump_json()})
+    return Reference(pool, spatial, rows, about)
 
 
 def _may_write_in(folder: Path) -> bool:
@@ -363,15 +332,26 @@ def _may_write_in(folder: Path) -> bool:
 
 
 def _read_npz(path: Path) -> tuple[Gaussian, Gaussian | None]:
-    """The Gaussians of pool and spatial features in an ADM-style file."""
+    """The Gaussians of pool and spatial features in an ADM-style file. Raises `UserError` (`damaged-file`)."""
     names = member_names(path)
     count = int(map_member(path, "count")) if "count" in names else UNKNOWN_COUNT
-    pool, spatial = (
-        Gaussian(count, *(torch.from_numpy(np.array(map_member(path, name), dtype=np.float64)) for name in pair))
-        if pair[0] in names
-        else None
-        for pair in STATISTICS
-    )
+    found: list[Gaussian | None] = []
+    for pair in STATISTICS:
+        if pair[0] not in names:
+            found.append(None)
+            continue
+        mean, covariance = (map_member(path, name) for name in pair)
+        is_float = mean.dtype.kind == covariance.dtype.kind == "f"
+        fits = is_float and mean.ndim == 1 and covariance.shape == mean.shape * 2
+        if not fits or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise UserError(
+                f"{path}: {pair[0]} and {pair[1]} are {mean.dtype} {list(mean.shape)} and {covariance.dtype} "
+                f"{list(covariance.shape)}" + (", not all finite" if fits else ""),
+                code="damaged-file",
+                expected="finite floating-point arrays [F] and [F, F]",
+            )
+        found.append(Gaussian(count, *(torch.from_numpy(np.array(a, np.float64)) for a in (mean, covariance))))
+    pool, spatial = found
     assert pool is not None
     return pool, spatial
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb, load_autoencoder
+from mpdit_core.data.autoencoders import as_rgb, load_autoencoder
 from mpdit_core.data.latents import LatentFolder, unstandardise
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.data.sources import find_images
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import ImageSource, image_files, npz_images
+from mpdit_core.evaluation.images import ImageSource, are_sorted, image_files, npz_images
 from mpdit_core.evaluation.record import ImagesRecord
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
@@ -85,16 +85,13 @@ def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> Imag
     places: dict[int, tuple[Path, int, int]] = {}  # index → file, row in it, label
     for file in files:
         indices, labels = (tensor.reshape(-1).tolist() for tensor in _read(file, "indices", "labels"))
-        places |= {
-            index: (file, row, int(label)) for row, (index, label) in enumerate(zip(indices, labels, strict=False))
-        }
+        for row, (index, label) in enumerate(zip(indices, labels, strict=False)):
+            places[index] = (file, row, int(label))
     count = len(places)
     if sorted(places) != list(range(count)):
         raise _incomplete(path, "some of its latents", "all of them, each once")
 
-    @cache
-    def autoencoder() -> LoadedAutoencoder:
-        return load_autoencoder(spec.autoencoder, device=device)
+    autoencoder = cache(lambda: load_autoencoder(spec.autoencoder, device=device))
 
     def batch(indices: Sequence[int]) -> Tensor:
         wanted = [places[index] for index in indices]
@@ -131,9 +128,7 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
     """
     spec = folder.spec
 
-    @cache
-    def autoencoder() -> LoadedAutoencoder:
-        return load_autoencoder(spec.autoencoder, device=device, trust=trust)
+    autoencoder = cache(lambda: load_autoencoder(spec.autoencoder, device=device, trust=trust))
 
     def batch(indices: Sequence[int]) -> Tensor:
         return as_rgb(autoencoder().decode(folder.batch(indices).mean).cpu())
@@ -142,13 +137,15 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
         shards = " ".join(shard.sha256 for shard in folder.manifest.shards)
         return hashlib.sha256(f"{spec.autoencoder.model_dump_json()} {shards}".encode()).hexdigest()
 
+    labels = folder.labels.tolist()
     return ImageSource(
         about=ImagesRecord(kind="decoded latents", path=str(folder.path), order="as in the folder"),
         count=len(folder),
         resolution=spec.resolution,
         batch=batch,
         hash_content=hash_content,
-        labels=folder.labels.tolist(),
+        labels=labels,
+        sorted_by_class=are_sorted(labels),
     )
 
 

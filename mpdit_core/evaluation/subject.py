@@ -24,13 +24,17 @@ DEFAULT_SAMPLES = 50_000
 
 @dataclass(frozen=True)
 class Subject:
-    """`count` images from a model, or finished `images`; one of the two is None. No weights are loaded yet."""
+    """`count` images that a model samples by `plan`, or finished `images`; one of the two is None."""
 
     count: int
-    model: ModelFolder | None = None
+    plan: SamplingPlan | None = None
     images: ImageSource | None = None
     sample_set: SampleSet | None = None  # the complete set that `images` belong to
     decoded: LatentSpec | None = None  # the latents that `images` are decoded from
+
+    @property
+    def model(self) -> ModelFolder | None:
+        return self.plan.folder if self.plan else None
 
     @property
     def latents(self) -> LatentSpec | None:
@@ -40,7 +44,6 @@ class Subject:
 
     @property
     def resolution(self) -> Size | None:
-        """Height and width of the images in pixels."""
         source = self.images or self.latents
         return source.resolution if source else None
 
@@ -75,8 +78,8 @@ class Subject:
             autoencoder=self.latents.autoencoder if self.latents else None,
         )
 
-    def sampling_record(self, options: EvaluateOptions, device: torch.device) -> SamplingRecord | None:
-        """How the images are or were sampled, where it is known. Raises `UserError` for an invalid option."""
+    def sampling_record(self, device: torch.device) -> SamplingRecord | None:
+        """How the images are or were sampled, where it is known."""
         if samples := self.sample_set:
             assert samples.counts is not None, "only complete sets are measured"
             return SamplingRecord(
@@ -87,43 +90,42 @@ class Subject:
                 nfe=samples.counts.nfe,
                 passes=round(samples.counts.passes, 2),
             )
-        if self.model is None:
+        if self.plan is None:
             return None
-        self.model.require_flow()
-        plan = SamplingPlan(self.model, options)
-        filled_in, sampler = plan.for_records()
+        options, sampler = self.plan.for_records()
         return SamplingRecord(
-            options=filled_in,
+            options=options,
             sampler=sampler,
-            guide=plan.guide.weights_sha256 if plan.guide else None,
-            dtype=dtype_name(choose_dtype(options.precision, device, self.model.config.model)),
+            guide=self.plan.guide.weights_sha256 if self.plan.guide else None,
+            dtype=dtype_name(choose_dtype(self.plan.options.precision, device, self.plan.folder.config.model)),
         )
 
-    def labels(self, options: EvaluateOptions) -> list[int] | None:
+    def labels(self) -> list[int] | None:
         """The class of each image, where it is known."""
-        if self.model:
-            label_of = SamplingPlan(self.model, options).labels
-            return [label_of(index) for index in range(self.count)]
+        if self.plan:
+            return [self.plan.labels(index) for index in range(self.count)]
         return self.images.labels and self.images.labels[: self.count] if self.images else None
 
 
-def open_model_or_samples(
-    what: str, *, wanted: int | None = None, device: torch.device | None = None, trust: bool = False
-) -> Subject:
-    """The model, the finished samples, or the folder of latents that `what` names.
+def open_model_or_samples(options: EvaluateOptions, device: torch.device) -> Subject:
+    """The model, the finished samples, or the folder of latents that `options.what` names.
+
+    Of finished images the first `options.num_samples` are taken, or evenly spread ones if they are sorted by class.
+    No weights are loaded yet.
 
     Args:
-        wanted: number of images; of finished ones the first, or evenly spread ones if they are sorted by class.
         device: where latents are decoded.
-        trust: whether the autoencoder of a folder of latents may be code that is not installed.
 
     Raises:
-        UserError: it is none of them, or there are fewer images than `wanted` (`too-few-images`).
+        UserError: it is none of them, its sampling options do not fit, or there are too few images (`too-few-images`).
     """
+    what, wanted = require_what(options), options.num_samples
     path = Path(what).expanduser()
     looks_like_model = any((path / name).exists() for name in ("checkpoints", "config.json", "config.toml"))
     if what.startswith("hf:") or looks_like_model:
-        return Subject(wanted or DEFAULT_SAMPLES, model=open_model(what if what.startswith("hf:") else path))
+        model = open_model(what if what.startswith("hf:") else path)
+        model.require_flow()
+        return Subject(wanted or DEFAULT_SAMPLES, SamplingPlan(model, options))
     if not path.exists():
         raise UserError(
             f"{what} does not exist",
@@ -131,13 +133,12 @@ def open_model_or_samples(
             expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples; "
             "or a folder of latents",
         )
-    device = device or torch.device("cpu")
     sample_set = SampleSet.open(path) if (path / "samples.json").is_file() else None
     latents = LatentFolder(path) if (path / MANIFEST).is_file() else None
     if sample_set:
         images = images_of(sample_set, device)
     elif latents:
-        images = reconstructed_images(latents, device, trust=trust)
+        images = reconstructed_images(latents, device, trust=options.trust)
     else:
         images = open_images(path)
     count = wanted or images.count
@@ -151,3 +152,15 @@ def open_model_or_samples(
     if count < images.count and images.sorted_by_class:
         images = evenly_spread_images(images, count)
     return Subject(count, images=images, sample_set=sample_set, decoded=latents.spec if latents else None)
+
+
+def require_what(options: EvaluateOptions) -> str:
+    """What to evaluate. Raises `UserError` (`nothing-given`) where that was not given."""
+    if options.what is None:
+        raise UserError(
+            "nothing to evaluate",
+            code="nothing-given",
+            expected="a model, or finished samples",
+            remedy="e.g. mpdit eval-fid runs/xl-256-1",
+        )
+    return options.what

@@ -10,18 +10,17 @@ from itertools import product
 from pathlib import Path
 
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.job import evaluate, require_what
+from mpdit_core.evaluation.job import evaluate
 from mpdit_core.evaluation.options import EvaluateOptions
 from mpdit_core.evaluation.record import EvaluationRecord, Value
-from mpdit_core.evaluation.subject import open_model_or_samples
-from mpdit_core.models.model_folder import find_checkpoints, open_model
+from mpdit_core.evaluation.subject import open_model_or_samples, require_what
+from mpdit_core.models.model_folder import find_checkpoints
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.pictures import can_plot, plot
 from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent, without_repeats
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
 from mpdit_core.runtime.files import write_json
-from mpdit_core.sampling import SamplingPlan
 from mpdit_core.settings import Result, Settings, setting
 from mpdit_core.sweeps import Axis, read_sweeps, with_values
 
@@ -65,27 +64,24 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
     Raises:
         UserError: as `evaluate` for any combination, before the first is sampled.
     """
-    what, axes = require_what(options), read_sweeps(options.sweep)
-    if open_model_or_samples(what).model is None:
-        raise UserError(
-            f"{what} holds finished samples, but a sweep samples with each combination of options",
-            code="not-a-model",
-            expected="a model to sample",
-        )
+    what, axes, device = require_what(options), read_sweeps(options.sweep), select_device(options.device)
     cells = list(product(*(axis.texts for axis in axes)))
     planned = [_options_of(options, axes, cell) for cell in cells]
     for chosen in planned:
-        SamplingPlan(open_model(require_what(chosen)), chosen)
-    plotted = can_plot(report)
+        if open_model_or_samples(chosen, device).model is None:
+            raise UserError(
+                f"{what} holds finished samples, but a sweep samples with each combination of options",
+                code="not-a-model",
+                expected="a model to sample",
+            )
+    with_plot = can_plot(report)
     records, once = [], without_repeats(report, _repeat_key)
-    with process_group(select_device(options.device)) as world:
+    with process_group(device) as world:
         for number, chosen in enumerate(planned):
             report(Progress(task="sweep", done=number, total=len(cells), unit="evaluations"))
             records.append(evaluate(chosen, report=once))
         report(Progress(task="sweep", done=len(cells), total=len(cells), unit="evaluations"))
-        result = _result(what, axes, cells, records)
-        if plotted:
-            result = result.model_copy(update={"plot": result.path.with_suffix(".png")})
+        result = _result(what, axes, cells, records, with_plot=with_plot)
         if world.is_main:
             if result.plot:
                 draw(axes, result, result.plot)
@@ -125,9 +121,11 @@ def _checkpoint(run: Path, text: str) -> Path:
     return there[name]
 
 
-def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: list[EvaluationRecord]) -> SweepResult:
+def _result(
+    what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: list[EvaluationRecord], *, with_plot: bool
+) -> SweepResult:
     first = records[0]
-    plotted = first.distance or next(key for key in first.labels if first.metrics[key] is not None)
+    plotted = first.distance or max(first.labels, key=lambda key: first.metrics[key] is not None)  # the first measured
     rows = [
         SweepRow(
             values={axis.key: text for axis, text in zip(axes, cell, strict=True)},
@@ -152,6 +150,7 @@ def _result(what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: 
         at_an_end=len(axes[0].texts) > 1 and lowest.values[axes[0].key] in ends,
         note=f"{first.count} samples each against {first.reference.path}",
         path=path,
+        plot=path.with_suffix(".png") if with_plot else None,
     )
 
 
@@ -164,7 +163,10 @@ def _figure(row: SweepRow, key: str) -> float:
 def draw(axes: Sequence[Axis], result: SweepResult, path: Path) -> None:
     """Plots the metric against the guidance scale, or the first key; one line per combination of the other keys."""
     along = next((axis for axis in axes if axis.key == "guidance_scale"), axes[0])
-    place = _places(along)
+    try:
+        place, is_number = {text: float(text) for text in along.texts}, True
+    except ValueError:
+        place, is_number = {text: float(n) for n, text in enumerate(along.texts)}, False
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in result.rows:
         name = ", ".join(f"{axis.key.replace('_', ' ')} {row.values[axis.key]}" for axis in axes if axis is not along)
@@ -172,21 +174,6 @@ def draw(axes: Sequence[Axis], result: SweepResult, path: Path) -> None:
     with plot(path, x=along.key.replace("_", " "), y=result.labels.get(result.plotted, result.plotted)) as panel:
         for name, points in lines.items():
             panel.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
-        if not all(map(_is_number, along.texts)):
+        if not is_number:
             panel.set_xticks(list(place.values()), list(place))
         panel.set_title(result.note, loc="left", fontsize=9, color="#444444")
-
-
-def _places(axis: Axis) -> dict[str, float]:
-    """The position of each value on the axis: its number; if some are not numbers, 0, 1, 2, …"""
-    if all(map(_is_number, axis.texts)):
-        return {text: float(text) for text in axis.texts}
-    return {text: float(place) for place, text in enumerate(axis.texts)}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

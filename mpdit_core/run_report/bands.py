@@ -29,7 +29,7 @@ WITHOUT_EFFECT = {
     "train.ema_decays",
     "train.ema_warmup",
     "train.ema_widths",
-}  # on the loss, except by chance
+}  # on the loss
 
 
 class LossBand(Settings):
@@ -55,9 +55,22 @@ class LossBand(Settings):
         return self.loss[window] * max(0.0, 1 - room), self.loss[window] * (1 + room)
 
     def accepts(self, config: RunConfig, latents: LatentSpec) -> bool:
-        """Whether a run is of the same network, loss, times of training and latents."""
-        same = all(getattr(self.config, part) == getattr(config, part) for part in ("model", "objective", "time"))
-        return same and same_latents(self.latents, latents)
+        """Whether a run is of the same network, loss, times of training and latents.
+
+        Latents are the same as far as classes, number and statistics tell. Folders and times of files are not compared:
+        they differ where the same pictures were fetched twice.
+        """
+        a, b = self.latents, latents
+        of_a, of_b = a.normalisation, b.normalisation
+        return (
+            all(getattr(self.config, part) == getattr(config, part) for part in ("model", "objective", "time"))
+            and (a.resolution, len(a.class_names)) == (b.resolution, len(b.class_names))
+            and (a.autoencoder.id, a.autoencoder.options) == (b.autoencoder.id, b.autoencoder.options)
+            and len(of_a.std) == len(of_b.std)
+            and math.isclose(a.count, b.count, rel_tol=0.05)
+            and all(math.isclose(x, y, rel_tol=0.02) for x, y in zip(of_a.std, of_b.std, strict=True))
+            and all(abs(x - y) < 0.02 * std for x, y, std in zip(of_a.mean, of_b.mean, of_a.std, strict=True))
+        )
 
     def differences(self, config: RunConfig) -> dict[str, tuple[Any, Any]]:
         """What differs in the optimisation, by key: the value of the recorded runs, and that of `config`.
@@ -73,22 +86,6 @@ class LossBand(Settings):
         return {key: values for key, values in found.items() if key.startswith("train.") and key not in without}
 
 
-def same_latents(a: LatentSpec, b: LatentSpec) -> bool:
-    """Whether the same images were encoded in the same way, as far as classes, number and statistics tell.
-
-    Folders and times of files are not compared: they differ where the same pictures were fetched twice.
-    """
-    of_a, of_b = a.normalisation, b.normalisation
-    return (
-        (a.resolution, len(a.class_names)) == (b.resolution, len(b.class_names))
-        and (a.autoencoder.id, a.autoencoder.options) == (b.autoencoder.id, b.autoencoder.options)
-        and len(of_a.std) == len(of_b.std)
-        and math.isclose(a.count, b.count, rel_tol=0.05)
-        and all(math.isclose(x, y, rel_tol=0.02) for x, y in zip(of_a.std, of_b.std, strict=True))
-        and all(abs(x - y) < 0.02 * std for x, y, std in zip(of_a.mean, of_b.mean, of_a.std, strict=True))
-    )
-
-
 def windowed(losses: Sequence[tuple[float, float]], ends: Sequence[float]) -> list[list[float]]:
     """The losses in each window, which lasts from the end of the one before to its own.
 
@@ -99,8 +96,8 @@ def windowed(losses: Sequence[tuple[float, float]], ends: Sequence[float]) -> li
 
 
 @cache
-def recorded_bands(folder: Path = BANDS) -> tuple[LossBand, ...]:
-    return tuple(validate(LossBand, read_json(path), origin=str(path)) for path in sorted(folder.glob("*.json")))
+def recorded_bands() -> tuple[LossBand, ...]:
+    return tuple(validate(LossBand, read_json(path), origin=str(path)) for path in sorted(BANDS.glob("*.json")))
 
 
 def band_for(config: RunConfig, latents: LatentSpec) -> LossBand | None:

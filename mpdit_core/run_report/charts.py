@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -88,79 +88,54 @@ def chart(lines: Sequence[Line], *, steps: Axis, log: bool = False, label: str =
     """
     ends = [end for line in lines for interval in line.intervals.values() for end in interval]
     values = Axis.around([*(value for line in lines for _, value in line.points), *ends], log=log, margin=0.06)
-    parts = [*_vertical_axis(values), *_horizontal_axis(steps)]
+
+    def x(step: float) -> float:
+        return LEFT + (RIGHT - LEFT) * steps.share(step)
+
+    def y(value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * values.share(value)
+
+    horizontal = Markup('<path class="grid" d="M{},{:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>')
+    vertical = Markup('<path class="grid" d="M{:.1f},{}V{}"/><text x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
+    parts = [horizontal.format(LEFT, y(tick), RIGHT, LEFT - 6, y(tick) + 4, short(tick)) for tick in values.ticks()]
+    parts.append(Markup('<path class="axis" d="M{},{}H{}"/>').format(LEFT, BOTTOM, RIGHT))
+    parts += [vertical.format(x(tick), TOP, BOTTOM, x(tick), HEIGHT - 6, short(tick)) for tick in steps.ticks()]
     for line in sorted(lines, key=lambda line: line.look not in BEHIND):
-        parts += _drawn(line, steps, values)
-    body = Markup("").join(parts)
+        parts += _drawn(line, x, y)
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, label, body
+        WIDTH, HEIGHT, label, Markup("").join(parts)
     )
 
 
-def _x(steps: Axis, step: float) -> float:
-    return LEFT + (RIGHT - LEFT) * steps.share(step)
-
-
-def _y(values: Axis, value: float) -> float:
-    return BOTTOM - (BOTTOM - TOP) * values.share(value)
-
-
-def _vertical_axis(values: Axis) -> list[Markup]:
-    grid = Markup('<path class="grid" d="M{},{:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>')
-    return [
-        grid.format(LEFT, y, RIGHT, LEFT - 6, y + 4, short(tick)) for tick in values.ticks() for y in [_y(values, tick)]
-    ]
-
-
-def _horizontal_axis(steps: Axis) -> list[Markup]:
-    axis = Markup('<path class="axis" d="M{},{}H{}"/>').format(LEFT, BOTTOM, RIGHT)
-    grid = Markup('<path class="grid" d="M{:.1f},{}V{}"/><text x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
-    parts = [axis]
-    for tick in steps.ticks():
-        x = _x(steps, tick)
-        parts.append(grid.format(x, TOP, BOTTOM, x, HEIGHT - 6, short(tick)))
-    return parts
-
-
-def _drawn(line: Line, steps: Axis, values: Axis) -> list[Markup]:
-    points = line.points if line.look == "dots" else thinned(line.points, MAX_POINTS)
-    places = [(_x(steps, step), _y(values, value)) for step, value in points]
-    numbers = [[step, value, *line.intervals.get(step, ())] for step, value in points]
+def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[Markup]:
+    """The band or the error bars, the line itself, and its dots. `x` places a step, `y` a value."""
     colour = f"r{line.run % COLOURS}" + (" dashed" if line.run >= COLOURS else "")
     if line.look in OF_OTHERS:
         colour = "known"
-    parts = [_area(line, steps, values)] if line.look == "band" else _bars(line, colour, steps, values)
-    parts.append(
-        Markup('<polyline class="{} {}" data-run="{}" data-name="{}" data-values="{}" points="{}"/>').format(
-            line.look,
-            colour,
-            line.run,
-            line.name,
-            json.dumps(numbers, separators=(",", ":")),
-            " ".join(f"{x:.1f},{y:.1f}" for x, y in places),
-        )
+    if line.look == "band":
+        lows = [(step, low) for step, (low, _) in line.intervals.items()]
+        highs = [(step, high) for step, (_, high) in line.intervals.items()]
+        corners = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in [*lows, *reversed(highs)])
+        yield Markup('<polygon class="known" data-run="{}" points="{}"/>').format(line.run, corners)
+    else:
+        for step, (low, high) in line.intervals.items():
+            left, middle, bottom, top = x(step) - 4, x(step), y(low), y(high)
+            path = f"M{left:.1f},{bottom:.1f}h8M{left:.1f},{top:.1f}h8M{middle:.1f},{top:.1f}V{bottom:.1f}"
+            yield Markup('<path class="bar {}" data-run="{}" d="{}"/>').format(colour, line.run, path)
+    points = line.points if line.look == "dots" else thinned(line.points, MAX_POINTS)
+    numbers = [[step, value, *line.intervals.get(step, ())] for step, value in points]
+    yield Markup('<polyline class="{} {}" data-run="{}" data-name="{}" data-values="{}" points="{}"/>').format(
+        line.look,
+        colour,
+        line.run,
+        line.name,
+        json.dumps(numbers, separators=(",", ":")),
+        " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points),
     )
     if line.look in ("dots", "published"):
         dot = Markup('<circle class="{}" data-run="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
-        parts += [dot.format(colour, line.run, x, y) for x, y in places]
-    return parts
-
-
-def _bars(line: Line, colour: str, steps: Axis, values: Axis) -> list[Markup]:
-    parts = []
-    for step, (low, high) in line.intervals.items():
-        x, bottom, top = _x(steps, step), _y(values, low), _y(values, high)
-        path = f"M{x - 4:.1f},{bottom:.1f}h8M{x - 4:.1f},{top:.1f}h8M{x:.1f},{top:.1f}V{bottom:.1f}"
-        parts.append(Markup('<path class="bar {}" data-run="{}" d="{}"/>').format(colour, line.run, path))
-    return parts
-
-
-def _area(line: Line, steps: Axis, values: Axis) -> Markup:
-    """The area between the ends of a band's intervals."""
-    lows = [(step, low) for step, (low, _) in line.intervals.items()]
-    highs = [(step, high) for step, (_, high) in line.intervals.items()]
-    corners = [f"{_x(steps, step):.1f},{_y(values, value):.1f}" for step, value in [*lows, *reversed(highs)]]
-    return Markup('<polygon class="known" data-run="{}" points="{}"/>').format(line.run, " ".join(corners))
+        for step, value in points:
+            yield dot.format(colour, line.run, x(step), y(value))
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:

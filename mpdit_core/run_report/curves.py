@@ -55,7 +55,7 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
     for key, lines in measured.items():
         notes = ["bars: 95 % bootstrap interval"] if any(line.intervals for line in lines) else []
         reach = steps
-        if key == "fid" and (published := [line for run in runs for line in _published(run)]):
+        if key == "fid" and (published := _published(runs)):
             lines, notes = [*published, *lines], [*notes, "grey: published"]
             reach = Axis.around([0, steps.high, *(step for line in published for step, _ in line.points)])
         if sum(len(line.points) for line in lines) > 1:
@@ -75,38 +75,35 @@ def _lines_of_steps(run: Run, key: str, *, noisy: bool) -> Iterator[Line]:
 
 
 def _bands(runs: Sequence[Run]) -> list[Line]:
-    """Each band once, up to the last step of the longest run that it applies to."""
-    by_length = sorted(runs, key=lambda run: run.history.last["step"])
-    return list({line.points[0]: line for run in by_length for line in _band(run)}.values())
+    """The losses of recorded runs, each in the middle of its window.
+
+    Each band is drawn once, up to the last step of the longest run that it applies to.
+    """
+    lines = {}
+    for run in sorted(runs, key=lambda run: run.history.last["step"]):
+        band = band_for(run.config, run.latents)
+        if band is None:
+            continue
+        middles = [(start + end) / 2 / run.config.train.batch_size for start, end in pairwise([0, *band.images_seen])]
+        reached = [n for n, step in enumerate(middles) if step <= run.history.last["step"]]
+        if len(reached) > 1:
+            points = [(middles[n], band.loss[n]) for n in reached]
+            intervals = {middles[n]: band.limits(n) for n in reached}
+            name = f"{band.runs} recorded runs, {band.what}"
+            lines[points[0]] = Line(name=name, run=run.number, points=points, look="band", intervals=intervals)
+    return list(lines.values())
 
 
-def _band(run: Run) -> Iterator[Line]:
-    """The losses of recorded runs up to the run's last step, each in the middle of its window."""
-    band = band_for(run.config, run.latents)
-    if band is None:
-        return
-    edges = pairwise([0, *band.images_seen])
-    middles = [(start + end) / 2 / run.config.train.batch_size for start, end in edges]
-    reached = [n for n, step in enumerate(middles) if step <= run.history.last["step"]]
-    if len(reached) > 1:
-        yield Line(
-            name=f"{band.runs} recorded runs, {band.what}",
-            run=run.number,
-            points=[(middles[n], band.loss[n]) for n in reached],
-            look="band",
-            intervals={middles[n]: band.limits(n) for n in reached},
-        )
-
-
-def _published(run: Run) -> Iterator[Line]:
-    """The published FIDs, up to the first that the run has not reached. None if no FID of the run is comparable."""
-    if not any(by_adm_protocol(record) for record in run.records):
-        return
-    steps_per_epoch = run.latents.count / run.config.train.batch_size
-    points = [(each.epochs * steps_per_epoch, each.value) for each in published_for(run.config, run.latents)]
-    reached = sum(step <= run.history.last["step"] for step, _ in points)
-    if points:
-        yield Line(name="published", run=run.number, points=points[: reached + 1], look="published")
+def _published(runs: Sequence[Run]) -> list[Line]:
+    """The published FIDs, up to the first that the run has not reached, for runs with an FID that is comparable."""
+    lines = []
+    for run in runs:
+        steps_per_epoch = run.latents.count / run.config.train.batch_size
+        points = [(each.epochs * steps_per_epoch, each.value) for each in published_for(run.config, run.latents)]
+        reached = sum(step <= run.history.last["step"] for step, _ in points)
+        if points and any(by_adm_protocol(record) for record in run.records):
+            lines.append(Line(name="published", run=run.number, points=points[: reached + 1], look="published"))
+    return lines
 
 
 def _lines_of_evaluations(run: Run) -> Iterator[tuple[str, Line]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,62 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import EvaluationRecord, read_records
 from mpdit_core.model.compute import count
-from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.models.run_folder import RunFolder, step_of
 from mpdit_core.reporting import Reporter, Warning
 from mpdit_core.run_report.charts import thinned
-from mpdit_core.run_report.history import MEAN_STEPS, History, read_history
 
+MEAN_STEPS = 100
+MAX_POINTS = 20_000  # of a quantity; many times what a chart draws
+MAX_SERIES = 200  # quantities; a damaged file may have any number of names
 MAX_FRAMES, FRAME_WIDTH = 12, 480
+
+
+class Series:
+    """The (step, value) points of a quantity in order. If there are too many, every second one is dropped."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self._stride, self._seen = 1, 0
+
+    def add(self, step: float, value: float) -> None:
+        if self._seen % self._stride == 0:
+            self.points.append((step, value))
+        self._seen += 1
+        if len(self.points) > MAX_POINTS:
+            del self.points[1::2]
+            self._stride *= 2
+
+
+@dataclass
+class History:
+    """A run's logged quantities."""
+
+    last: Mapping[str, float] = field(default_factory=dict)  # the last line of a step; empty where there is none
+    seconds: float = 0.0  # time in steps
+    series: dict[str, Series] = field(default_factory=dict)
+    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=MEAN_STEPS))  # losses
+
+    def recent_loss(self) -> float:
+        """The mean loss of the last `MEAN_STEPS` steps."""
+        losses = [loss for step, loss in self.recent if step > self.last["step"] - MEAN_STEPS]
+        return sum(losses) / len(losses) if losses else math.nan
+
+
+def read_history(lines: Iterable[Mapping[str, float]]) -> History:
+    """The history in `lines` from `RunFolder.metrics`: lines of steps have the images seen, others are evaluations."""
+    history = History()
+    images_before = 0.0
+    for line in lines:
+        for key in line.keys() - {"step"}:
+            if key in history.series or len(history.series) < MAX_SERIES:
+                history.series.setdefault(key, Series()).add(line["step"], line[key])
+        if {"images_seen", "images_per_second"} <= line.keys():
+            history.last = line
+            if "loss" in line:
+                history.recent.append((line["step"], line["loss"]))
+            history.seconds += (line["images_seen"] - images_before) / max(line["images_per_second"], 1e-9)
+            images_before = line["images_seen"]
+    return history
 
 
 @dataclass(frozen=True)
@@ -78,24 +131,20 @@ def facts_of(config: RunConfig, history: History) -> dict[str, str]:
 
 
 def _frames(run: RunFolder, report: Reporter) -> list[dict[str, Any]]:
-    """At most `MAX_FRAMES` previews; damaged ones are left out, and reported."""
+    """Step, and PNG in base64, of at most `MAX_FRAMES` previews; damaged ones are left out, and reported."""
     frames = []
     for path in thinned(run.previews(), MAX_FRAMES):
         try:
-            frames.append(_frame(path))
+            if not path.is_file():
+                raise UserError("it is not a regular file", code="cannot-read")
+            picture = to_rgb(open_image(path.read_bytes()))
         except UserError as error:
             report(Warning(code="damaged-preview", text=f"left out: {path} cannot be read: {error.what}"))
+            continue
+        if picture.width > FRAME_WIDTH:
+            height = max(1, round(picture.height * FRAME_WIDTH / picture.width))
+            picture = picture.resize((FRAME_WIDTH, height))
+        memory = io.BytesIO()
+        picture.save(memory, format="PNG")
+        frames.append({"step": step_of(path), "png": base64.b64encode(memory.getvalue()).decode()})
     return frames
-
-
-def _frame(path: Path) -> dict[str, Any]:
-    """Step, and PNG in base64. Raises `FaultyImageError`, or `UserError` if it is not a regular file."""
-    if not path.is_file():
-        raise UserError("it is not a regular file", code="cannot-read")
-    picture = to_rgb(open_image(path.read_bytes()))
-    if picture.width > FRAME_WIDTH:
-        height = max(1, round(picture.height * FRAME_WIDTH / picture.width))
-        picture = picture.resize((FRAME_WIDTH, height))
-    memory = io.BytesIO()
-    picture.save(memory, format="PNG")
-    return {"step": int(path.stem.removeprefix("step-")), "png": base64.b64encode(memory.getvalue()).decode()}

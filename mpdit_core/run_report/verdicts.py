@@ -9,13 +9,11 @@ import torch
 
 from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import LatentSpec
-from mpdit_core.evaluation import EvaluationRecord
 from mpdit_core.flow.times import draw_times
-from mpdit_core.run_report.bands import LossBand, band_for, windowed
-from mpdit_core.run_report.history import MEAN_STEPS
+from mpdit_core.run_report.bands import band_for, windowed
 from mpdit_core.run_report.options import Place, Verdict
-from mpdit_core.run_report.published import PublishedFid, by_adm_protocol, plain_flow_matching, published_for
-from mpdit_core.run_report.run import Run
+from mpdit_core.run_report.published import by_adm_protocol, plain_flow_matching, published_for
+from mpdit_core.run_report.run import MEAN_STEPS, Run
 
 SIMILAR = 0.05  # share by which an FID may differ from a published one by sampler, precision and chance
 TIMES = 4096  # over which a mean over the times of training is taken
@@ -29,20 +27,16 @@ def verdicts_on(run: Run) -> tuple[Verdict, ...]:
 
 
 def _of_loss(run: Run) -> Verdict:
+    """The mean loss of the last window that the run and a band have, or the comparison with a bound for any network."""
     band = band_for(run.config, run.latents)
     if band is None:
         return _against_rescaling(run, why="no runs of this network, loss and latents were recorded")
-    too_few = f"too few losses were logged until image {band.images_seen[0]:,} to compare them with recorded runs"
-    return _against_band(run, band) or _against_rescaling(run, why=too_few)
-
-
-def _against_band(run: Run, band: LossBand) -> Verdict | None:
-    """The mean loss of the last window that both have; None where the run is too short, or logged too few losses."""
     losses = windowed(run.losses_by_images(), band.images_seen)
     seen = run.history.last["images_seen"]
     both = [n for n, end in enumerate(band.images_seen) if end <= seen and 2 * len(losses[n]) >= band.logged]
     if not both:
-        return None
+        first = f"too few losses were logged until image {band.images_seen[0]:,}"
+        return _against_rescaling(run, why=f"{first} to compare them with recorded runs")
     window = both[-1]
     loss, (low, high) = fmean(losses[window]), band.limits(window)
     place = _place(loss, low, high)
@@ -96,24 +90,22 @@ def loss_of_rescaling(config: RunConfig, latents: LatentSpec) -> float | None:
 
 
 def _of_fid(run: Run) -> Verdict | None:
-    """The last FID; None where none was measured."""
+    """The last FID, which falls during training: so it should be between those published for fewer and for more epochs.
+
+    None where none was measured.
+    """
     measured = [record for record in run.records if record.is_fid and record.distance]
     if not measured:
         return None
     published = published_for(run.config, run.latents)
-    comparable = [record for record in measured if by_adm_protocol(record)]
     if not published:
         return Verdict(quantity="FID", place="unknown", text="none was published for this network, loss and latents")
+    comparable = [record for record in measured if by_adm_protocol(record)]
     if not comparable:
         text = "not of 50,000 samples without guidance against ADM's statistics, as published ones are"
         return Verdict(quantity="FID", place="unknown", text=text)
-    return _against_published(run, comparable[-1], published)
-
-
-def _against_published(run: Run, record: EvaluationRecord, published: list[PublishedFid]) -> Verdict:
-    """FID falls during training, so it should be between the values published for fewer and for more epochs."""
-    epochs = record.step * run.config.train.batch_size / run.latents.count
-    fid = record.value("fid")
+    epochs = comparable[-1].step * run.config.train.batch_size / run.latents.count
+    fid = comparable[-1].value("fid")
     assert isinstance(fid, float)
     reached = [each.value for each in published if each.epochs <= epochs * (1 + SIMILAR)]
     ahead = [each.value for each in published if each.epochs >= epochs * (1 - SIMILAR)]

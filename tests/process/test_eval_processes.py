@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from mpdit_cli.app import main
 from mpdit_core.api import Features
 from mpdit_core.errors import Interrupted
 from mpdit_core.evaluation import EvaluationRecord
-from mpdit_core.evaluation.collecting import ImageBlock, collected
+from mpdit_core.evaluation.collecting import Blocks, ImageBlock, collected
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
 from mpdit_core.reporting import Progress, silent
@@ -49,19 +49,16 @@ def small_chunks(monkeypatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class Numbers:
+def numbers(watch: Callable[[int], object] = lambda number: None) -> Blocks:
     """Images that hold their number; `read` calls `watch` with each block's."""
 
-    count, size = COUNT, BLOCK
-
-    def __init__(self, watch=lambda number: None):
-        self.watch = watch
-
-    def read(self, numbers):
-        for number in numbers:
-            self.watch(number)
+    def read(wanted: Sequence[int]) -> Iterator[ImageBlock]:
+        for number in wanted:
+            watch(number)
             indices = torch.arange(number * BLOCK, min((number + 1) * BLOCK, COUNT))
             yield ImageBlock(number, indices.view(-1, 1, 1, 1).expand(-1, 3, 1, 1).to(torch.uint8), nfe=number)
+
+    return Blocks(BLOCK, read)
 
 
 class FeaturesOfNumbers:
@@ -78,11 +75,13 @@ class FeaturesOfNumbers:
         return "numbers"
 
 
-def collect(folder: Path, *, world: World | None = None, blocks: Any = None, report=silent) -> dict[str, torch.Tensor]:
+def collect(
+    folder: Path, *, world: World | None = None, blocks: Blocks | None = None, report=silent
+) -> dict[str, torch.Tensor]:
     """The state of the accumulator at the end, and the evaluations spent."""
     accumulator = FeatureAccumulator(COUNT, keep=range(COUNT))
     with collected(
-        blocks or Numbers(),
+        blocks or numbers(),
         FeaturesOfNumbers(),
         accumulator,
         folder=folder,
@@ -124,9 +123,9 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bits(tmp_path, stops):
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with pytest.raises(Interrupted) as caught:
-            collect(tmp_path / "p", blocks=Numbers(interrupt))
+            collect(tmp_path / "p", blocks=numbers(interrupt))
         assert caught.value.signum == signal.SIGTERM
-    resumed = collect(tmp_path / "p", blocks=Numbers(read.append))
+    resumed = collect(tmp_path / "p", blocks=numbers(read.append))
     assert sorted(read) == list(range(13))  # every block once
     assert_same_bits(resumed, collect(tmp_path / "whole"))
 
@@ -140,11 +139,11 @@ def test_stopped_in_two_processes_and_resumed_in_one_gives_the_same_bits(tmp_pat
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with process_group(CPU) as world, pytest.raises(Interrupted):
-            collect(tmp_path / "p", world=world, blocks=Numbers(interrupt))
+            collect(tmp_path / "p", world=world, blocks=numbers(interrupt))
 
     fork_group(work)
     read: list[int] = []
-    resumed = collect(tmp_path / "p", blocks=Numbers(read.append))
+    resumed = collect(tmp_path / "p", blocks=numbers(read.append))
     assert read
     assert min(read) > 3  # the first chunk is in the sums
     assert_same_bits(resumed, collect(tmp_path / "whole"))
@@ -182,7 +181,7 @@ def test_two_processes_that_are_killed_give_the_same_bits_as_one(tmp_path, monke
                     os._exit(9)  # nothing is cleaned up, as by SIGKILL
 
             with process_group(CPU) as world:
-                collect(folder, world=world, blocks=Numbers(kill))
+                collect(folder, world=world, blocks=numbers(kill))
 
         with pytest.raises(AssertionError):
             fork_group(work)
@@ -195,7 +194,7 @@ def test_files_of_another_layout_are_not_taken_up(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        collect(tmp_path / "p", blocks=Numbers(interrupt))
+        collect(tmp_path / "p", blocks=numbers(interrupt))
     assert load_file(tmp_path / "p" / "state.safetensors")["done"] == 4 * BLOCK
     monkeypatch.setattr("mpdit_core.evaluation.progress.FORMAT", 99)
     assert_same_bits(collect(tmp_path / "p"), collect(tmp_path / "whole"))

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sample_helpers import code_of, write_model
 
+from mpdit_core.encoding import EncodeOptions, encode_latents
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation import (
     EvaluationRecord,
@@ -240,6 +241,10 @@ def test_a_part_of_a_folder_by_class_has_all_classes(here):
     by_class = evaluate(options("sorted.npz", num_samples=8)).samples
     assert by_class
     assert "8 of 20" in by_class.order
+    encode_latents(EncodeOptions(source="set", out=Path("lat"), resolution=Size.square(16), autoencoder="pixels"))
+    decoded = evaluate(options("lat", num_samples=8)).samples
+    assert decoded
+    assert "8 of 20" in decoded.order
     assert "of" not in (evaluate(options("b.npz", num_samples=8)).samples or record.samples).order
 
 

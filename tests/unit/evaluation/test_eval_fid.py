@@ -239,6 +239,12 @@ def test_tables_for_people(here, capsys):
     assert "1797" in capsys.readouterr().out
 
 
+def test_a_sweep_of_a_metric_that_the_features_lack_has_a_table(here):
+    write_model(here / "m")
+    result = evaluate_sweep(options("m", "digits", num_samples=4, metrics=("sfid",), sweep=("num_steps=1,2",)))
+    assert [row.metrics[result.plotted] for row in result.rows] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("what", "sweep", "code"),
     [
@@ -289,8 +295,9 @@ def test_mistakes_are_refused_before_anything_is_written(here, what, reference, 
     assert not Path("cache").exists()
 
 
-def test_an_unknown_metric_is_refused(here, capsys):
-    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--metrics", "beauty", "--json"]) == 2
+@pytest.mark.parametrize("metrics", ["beauty", ","])
+def test_unknown_metrics_or_none_are_refused(here, capsys, metrics):
+    assert main(["eval-fid", "a.npz", "--reference", "b.npz", "--metrics", metrics, "--json"]) == 2
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["code"] == "invalid-value"
 
 

@@ -21,8 +21,7 @@ from mpdit_core.run_report import ReportOptions, ReportResult, write_report
 from mpdit_core.run_report.charts import MAX_POINTS as MAX_DRAWN
 from mpdit_core.run_report.charts import MIN_LOG, Axis, Line, chart, short, thinned
 from mpdit_core.run_report.curves import running_mean
-from mpdit_core.run_report.history import MAX_POINTS, read_history
-from mpdit_core.run_report.run import MAX_FRAMES
+from mpdit_core.run_report.run import MAX_FRAMES, MAX_POINTS, read_history
 from mpdit_core.sampling import PluginRecord
 
 
