@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import train_step
 from report import read_result, write_result
 from sample import random_model
 from torch import Tensor
+from train_step import Variant, make_batch, make_step, measure
 
 from mpdit_core.config import ComputeType, RunConfig
+from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.model.cuda_graphs import RecordedNetwork
@@ -73,8 +74,15 @@ class Session:
     def modes(self) -> tuple[Literal["off", "on", "graphs"], ...]:
         return ("off", "on", "graphs") if self.device.type == "cuda" else ("off", "on")
 
-    def config(self, preset: str, **train: object) -> RunConfig:
-        return validate(RunConfig, merge(load_preset(preset).model_dump(), {"train": train}))
+    @property
+    def small(self) -> str:
+        """The preset whose numbers are compared."""
+        return "tiny" if self.tiny else "b-256"
+
+    def variant(self, preset: str, **settings: Any) -> Variant:
+        return Variant(
+            preset=preset, device=self.device.type, **{"batch_size": self.presets.get(preset, 0), **settings}
+        )
 
 
 def main() -> None:
@@ -125,15 +133,20 @@ def pieces(session: Session) -> Iterator[Piece]:
     """All pieces, the most important first."""
     first, *others = session.presets
     last = list(session.presets)[-1]
+
+    def steps(preset: str, seconds: float, mode: str, *, dense: bool = False) -> Piece:
+        name = f"train dense of {preset} {mode}" if dense else f"train {preset} {mode}"
+        return Piece(name, seconds, partial(train, session, preset, mode=mode, dense=dense))
+
     yield Piece("right: types and compiling", 30, partial(compare_modes, session))
     yield Piece("right: resume", 35, partial(resume, session))
     yield Piece("right: gradients again", 15, partial(gradients_again, session))
     yield Piece("right: one process of a group", 5, partial(group_of_one, session))
-    yield Piece(f"train {first} eager", 20, partial(train, session, first))
-    yield Piece(f"train {first} compiled", 40, partial(train, session, first, mode="compiled"))
+    yield steps(first, 20, "eager")
+    yield steps(first, 40, "compiled")
     if "graphs" in session.modes:
-        yield Piece(f"train {first} graphs", 20, partial(train, session, first, mode="graphs"))
-    yield Piece(f"train dense of {first} compiled", 35, partial(train, session, first, dense=True, mode="compiled"))
+        yield steps(first, 20, "graphs")
+    yield steps(first, 35, "compiled", dense=True)
     yield Piece(
         f"train {first} compiled, not deterministic", 35,
         partial(train, session, first, mode="compiled", deterministic=False),
@@ -146,14 +159,12 @@ def pieces(session: Session) -> Iterator[Piece]:
     yield Piece(f"sample {first}", 30, partial(sample_guided, session, first))
     yield Piece(f"a whole run of {last}", 45, partial(whole_run, session, last))
     for preset in others:
-        yield Piece(f"train {preset} compiled", 35, partial(train, session, preset, mode="compiled"))
-        yield Piece(
-            f"train dense of {preset} compiled", 35, partial(train, session, preset, dense=True, mode="compiled")
-        )
+        yield steps(preset, 35, "compiled")
+        yield steps(preset, 35, "compiled", dense=True)
     yield Piece("profile of the slowest", 20, partial(profile_slowest, session))
     for preset in others:
-        yield Piece(f"train {preset} eager", 20, partial(train, session, preset))
-        yield Piece(f"train dense of {preset} eager", 20, partial(train, session, preset, dense=True))
+        yield steps(preset, 20, "eager")
+        yield steps(preset, 20, "eager", dense=True)
 
 
 # Are the numbers right?
@@ -161,7 +172,7 @@ def pieces(session: Session) -> Iterator[Piece]:
 
 def compare_modes(session: Session) -> Values:
     """Differences of guided velocities from those in eager float32, relative to their norm."""
-    config = session.config("tiny" if session.tiny else "b-256").model
+    config = load_preset(session.small).model
     torch.manual_seed(0)
     network = MPDiT(config).to(session.device).eval()
     fill_zeros(network)
@@ -198,14 +209,10 @@ def fill_zeros(module: torch.nn.Module) -> None:
 
 
 def trainer_of(session: Session, compile: Literal["off", "on", "graphs"]) -> tuple[Trainer, list[Batch]]:
-    config = session.config("tiny" if session.tiny else "b-256", batch_size=4, precision="bfloat16", compile=compile)
-    model = config.model
+    train = {"batch_size": 4, "precision": "bfloat16", "compile": compile}
+    config = validate(RunConfig, merge(load_preset(session.small).model_dump(), {"train": train}))
     torch.manual_seed(0)
-    shape = (4, model.channels, *model.input_size)
-    batches = [
-        Batch(torch.randn(shape), torch.randn(shape), torch.rand(4), torch.arange(4)).to(session.device)
-        for _ in range(4)
-    ]
+    batches = [make_batch(config.model, 4).to(session.device) for _ in range(4)]
     return Trainer(config, total_steps=4, device=session.device, world=World()), batches
 
 
@@ -230,9 +237,7 @@ def resume(session: Session) -> Values:
 
 def gradients_again(session: Session) -> Values:
     """Counts the parameters whose gradient differs when the same loss is computed three times."""
-    preset = "tiny" if session.tiny else "b-256"
-    arguments = step_arguments(session, preset, batch_size=4 if session.tiny else 64)
-    trainer, batch = train_step.make_step(preset, arguments, dense=False, mode="eager")
+    trainer, batch = make_step(session.variant(session.small, batch_size=4 if session.tiny else 64))
     fill_zeros(trainer.model.loss)
     parameters = list(trainer.model.loss.parameters())
     found: Values = {"parameters": len(parameters)}
@@ -266,25 +271,14 @@ def group_of_one(session: Session) -> Values:
 # How fast is it?
 
 
-def step_arguments(
-    session: Session, preset: str, *, batch_size: int | None = None, deterministic: bool = True
-) -> argparse.Namespace:
-    return argparse.Namespace(
-        batch_size=batch_size or session.presets[preset], steps=2 if session.tiny else 10, device=session.device.type,
-        precision="bfloat16", activation_checkpointing=False, deterministic=deterministic,
-    )  # fmt: skip
-
-
-def train(
-    session: Session, preset: str, *, dense: bool = False, mode: str = "eager", deterministic: bool = True
-) -> Values:
-    """Whole training steps in bfloat16."""
-    arguments = step_arguments(session, preset, deterministic=deterministic)
-    run = train_step.measure(preset, arguments, dense=dense, mode=mode)
+def train(session: Session, preset: str, **settings: Any) -> Values:
+    """Whole training steps in bfloat16; `settings` are those of a `Variant`."""
+    variant = session.variant(preset, **settings)
+    run = measure(variant, 2 if session.tiny else 10)
     seconds = sorted(run["seconds"])[len(run["seconds"]) // 2]
     rate = run["batch_size"] / seconds
     return {
-        "made": {"preset": preset, "dense": dense, "mode": mode, "deterministic": deterministic},
+        "made": {key: getattr(variant, key) for key in ("preset", "dense", "mode", "deterministic")},
         "images_per_second": rate,
         "batch_size": run["batch_size"],
         "utilisation": rate * run["training_flops_per_image"] / max(run["matmul_flops"]["bfloat16"]),
@@ -300,11 +294,12 @@ def whole_run(session: Session, preset: str) -> Values:
     from mpdit_core import train as train_job
     from mpdit_core.training import TrainOptions
 
-    model, batch_size, steps = load_preset(preset).model, session.presets[preset], 4 if session.tiny else 100
-    folder, factor = session.folder / "latents", 1 if session.tiny else 8
-    h, w = model.input_size
+    config, batch_size, steps = load_preset(preset), session.presets[preset], 4 if session.tiny else 100
+    factor = config.resolution.height // config.model.input_size.height
+    autoencoder = AutoencoderSpec(id="random", factor=factor, channels=config.model.channels)
+    folder, classes = session.folder / "latents", config.model.num_classes
     for _ in write_shards(
-        folder, 4 * batch_size, shape=(2 * model.channels, h, w), factor=factor, classes=model.num_classes
+        folder, 4 * batch_size, autoencoder=autoencoder, resolution=config.resolution, classes=classes
     ):
         pass
     rates: list[float] = []
@@ -326,7 +321,7 @@ def sample_guided(session: Session, preset: str) -> Values:
     """Guided latents of two blocks as `auto` computes them, after one block that records; without the autoencoder."""
     batch_size, num_steps = (2, 2) if session.tiny else (64, 20)
     folder = session.folder / preset
-    random_model(folder, load_preset(preset), argparse.Namespace(autoencoder=None))
+    random_model(folder, load_preset(preset))
     options = SamplingOptions(num_steps=num_steps, batch_size=batch_size, guidance_scale=1.5, precision="bfloat16")
     made = Generator(str(folder), options, device=session.device, num_samples=3 * batch_size, decode=False)
     list(made.batches([0]))
@@ -449,8 +444,7 @@ def profile_slowest(session: Session) -> Values:
     made = session.results[name]["made"]
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if session.device.type == "cuda" else []
-    arguments = step_arguments(session, made["preset"], deterministic=made["deterministic"])
-    trainer, batch = train_step.make_step(made["preset"], arguments, dense=made["dense"], mode=made["mode"])
+    trainer, batch = make_step(session.variant(**made))
     for _ in range(2):
         trainer.step(batch)
     with torch.profiler.profile(activities=activities) as profile:
