@@ -1,6 +1,6 @@
 """The time that a pass spends in each stage and kind of work, forward and backward, by torch's profiler.
 
-Hooks put every part of the network into a range of the profiler while it runs eagerly (a compiled block is one piece).
+Every part of the network is in a range of the profiler while it runs eagerly (a compiled block is one piece).
 A backward operation belongs to the part whose forward operation has the same sequence number.
 """
 
@@ -50,7 +50,7 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
     """Seconds that each part, `stage/kind`, takes in each of several passes of `model`; `work` is one pass."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's library prints its log
-    hooks = _mark(model)
+    marked = _mark(model)
     try:
         work()
         synchronize(device)
@@ -60,8 +60,8 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
                     work()
                     synchronize(device)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for module in marked:
+            del module.forward  # the method of the class is called again
     return _seconds(list(profiler.events() or []), on_gpu=device.type == "cuda")
 
 
@@ -87,23 +87,15 @@ def deciles(seconds: list[float]) -> dict[str, float]:
     return {"median_seconds": statistics.median(seconds), "p10_seconds": tenths[0], "p90_seconds": tenths[-1]}
 
 
-def _mark(model: nn.Module) -> list[Any]:
-    """Hooks that put every part of the network, and every stage, into a range of the profiler."""
-    hooks = []
+def _mark(model: nn.Module) -> list[nn.Module]:
+    """Puts the calls of every part of the network, and of every stage, into a range of the profiler."""
+    marked = []
     for name, module in model.named_modules():
         part = _part(name)
-        if part is None:
-            continue
-        span = record_function(f"{RANGE}{part}")
-
-        def enter(*_: Any, span: record_function = span) -> None:
-            span.__enter__()
-
-        def leave(*_: Any, span: record_function = span) -> None:
-            span.__exit__(None, None, None)
-
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    return hooks
+        if part is not None:
+            module.forward = record_function(f"{RANGE}{part}")(module.forward)
+            marked.append(module)
+    return marked
 
 
 def _part(module: str) -> str | None:
