@@ -12,7 +12,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -90,8 +90,15 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
     return rates
 
 
-def ratios(folder: Path, device: torch.device, batch_size: int, resolution: Size) -> dict[str, dict[str, float]]:
-    """Images/s of encoder and decoder in float32 and bfloat16, in turns, and the ratio of the medians."""
+def precision_rates(
+    folder: Path,
+    device: torch.device,
+    batch_size: int,
+    resolution: Size,
+    *,
+    types: Sequence[ComputeType] = ("float32", "bfloat16"),
+) -> dict[str, dict[str, float]]:
+    """Images/s of encoder and decoder in each type: the medians of some turns."""
     autoencoder = load_autoencoder(str(folder), device=device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, *resolution), dtype=torch.uint8, generator=generator).to(device)
@@ -104,10 +111,8 @@ def ratios(folder: Path, device: torch.device, batch_size: int, resolution: Size
     found: dict[str, dict[str, float]] = {}
     works = {"encode": lambda: autoencoder.encode(images), "decode": lambda: autoencoder.decode(latents)}
     for name, compute in works.items():
-        types = {"float32": partial(run, compute, "float32"), "bfloat16": partial(run, compute, "bfloat16")}
-        seconds = seconds_in_turns(types, TURNS, device=device)
-        found[name] = {precision: batch_size / statistics.median(taken) for precision, taken in seconds.items()}
-        found[name]["ratio"] = found[name]["bfloat16"] / found[name]["float32"]
+        seconds = seconds_in_turns({kind: partial(run, compute, kind) for kind in types}, TURNS, device=device)
+        found[name] = {kind: batch_size / statistics.median(taken) for kind, taken in seconds.items()}
     return found
 
 
@@ -129,7 +134,9 @@ def main() -> None:
     count = arguments.count or (2000 if arguments.autoencoder == "pixels" else 96)
     try:
         if arguments.precision:
-            found = ratios(save_kl(root / "vae"), device, batch_size, arguments.resolution)
+            found = precision_rates(save_kl(root / "vae"), device, batch_size, arguments.resolution)
+            for rates in found.values():
+                rates["ratio"] = rates["bfloat16"] / rates["float32"]
             print(found)
             print(write_result("encode-precision", {"device": str(device), "batch_size": batch_size, **found}))
             return

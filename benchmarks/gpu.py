@@ -41,6 +41,7 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.sampling import Generator, SamplingOptions
 from mpdit_core.settings import merge, validate
+from mpdit_core.size import Size
 from mpdit_core.training.batches import Batch
 from mpdit_core.training.state.trainer import Trainer
 
@@ -80,9 +81,7 @@ class Session:
         return "tiny" if self.tiny else "b-256"
 
     def variant(self, preset: str, **settings: Any) -> Variant:
-        return Variant(
-            preset=preset, device=self.device.type, **{"batch_size": self.presets.get(preset, 0), **settings}
-        )
+        return Variant(preset=preset, device=self.device.type, **{"batch_size": self.presets[preset], **settings})
 
 
 def main() -> None:
@@ -172,33 +171,42 @@ def pieces(session: Session) -> Iterator[Piece]:
 
 def compare_modes(session: Session) -> Values:
     """Differences of guided velocities from those in eager float32, relative to their norm."""
-    config = load_preset(session.small).model
-    torch.manual_seed(0)
-    network = MPDiT(config).to(session.device).eval()
+    network, x_t, guided = guided_network(session, session.small, 4, scale=2.0)
     fill_zeros(network)
-    labels = torch.arange(4, device=session.device) % config.num_classes
-    x_t = torch.randn(4, config.channels, *config.input_size, device=session.device)
-
-    evaluated: Network = network
 
     @torch.inference_mode()
-    def velocities(dtype: torch.dtype) -> Tensor:
-        velocity = GuidedVelocity(
-            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=2.0), dtype=dtype
-        )
+    def velocities(evaluated: Network, dtype: torch.dtype) -> Tensor:
+        velocity = guided(evaluated, dtype)
         return torch.stack([velocity(x_t, t) for t in (0.9, 0.6, 0.3, 0.1)])
 
     found: Values = {}
-    exact = velocities(torch.float32)
+    exact = velocities(network, torch.float32)
     for mode in session.modes:
         if mode == "on":
             network.compile_blocks()
-        elif mode == "graphs":
-            evaluated = RecordedNetwork(network)
+        evaluated = RecordedNetwork(network) if mode == "graphs" else network
         for dtype in (torch.float32, torch.bfloat16):
-            difference = (velocities(dtype) - exact).norm() / exact.norm()
+            difference = (velocities(evaluated, dtype) - exact).norm() / exact.norm()
             found[f"{dtype} compile {mode}".removeprefix("torch.")] = difference.item()
     return found
+
+
+def guided_network(
+    session: Session, preset: str, images: int, *, scale: float
+) -> tuple[MPDiT, Tensor, Callable[[Network, torch.dtype], GuidedVelocity]]:
+    """A network with random weights, x_t, and a function for the guided velocities of the network, also if recorded."""
+    config = load_preset(preset).model
+    torch.manual_seed(0)
+    network = MPDiT(config).to(session.device).eval().requires_grad_(False)
+    labels = torch.arange(images, device=session.device) % config.num_classes
+    x_t = torch.randn(images, config.channels, *config.input_size, device=session.device)
+
+    def guided(evaluated: Network, dtype: torch.dtype) -> GuidedVelocity:
+        return GuidedVelocity(
+            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=scale), dtype=dtype
+        )
+
+    return network, x_t, guided
 
 
 def fill_zeros(module: torch.nn.Module) -> None:
@@ -334,16 +342,11 @@ def sample_guided(session: Session, preset: str) -> Values:
 
 def evaluations(session: Session, preset: str, images: int) -> Values:
     """Milliseconds of a guided evaluation, with kernels launched one by one and recorded as a CUDA graph."""
-    config = load_preset(preset).model
-    network = MPDiT(config).to(session.device).eval().requires_grad_(False)
-    labels = torch.arange(images, device=session.device) % config.num_classes
-    x_t = torch.randn(images, config.channels, *config.input_size, device=session.device)
+    network, x_t, guided = guided_network(session, preset, images, scale=1.5)
 
     @torch.inference_mode()
     def milliseconds(evaluated: Network) -> float:
-        velocity = GuidedVelocity(
-            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=1.5), dtype=torch.bfloat16
-        )
+        velocity = guided(evaluated, torch.bfloat16)
         return 1000 / rate_of(lambda: velocity(x_t, 0.5), 1, session.device, calls=2 if session.tiny else 20)
 
     found: Values = {}
@@ -399,25 +402,18 @@ def rate_of(work: Callable[[], object], images: int, device: torch.device, *, ca
 
 def autoencoder_rates(session: Session) -> Values:
     """Images/s of an autoencoder with Stable Diffusion's architecture and random weights, in each data type."""
-    from encode import save_kl
-
-    from mpdit_core.data.autoencoders import load_autoencoder
+    from encode import precision_rates, save_kl
 
     if session.tiny:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
         from data_helpers import save_autoencoder as save_kl
-    found: Values = {}
-    loaded = load_autoencoder(str(save_kl(session.folder / "kl")), device=session.device)
     count, side = (1, 32) if session.tiny else (16, 256)
-    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    latents = torch.randn(count, 4, side // 8, side // 8)
     types: tuple[ComputeType, ...] = ("float32", "bfloat16", "tf32")
-    for name in types if session.device.type == "cuda" else types[:2]:
-        loaded.precision = loaded.decode_precision = name
-        works = {"encode": lambda: loaded.encode(images), "decode": lambda: loaded.decode(latents)}
-        for work, call in works.items():
-            found[f"{work} {name} images/s"] = rate_of(call, count, session.device, calls=1 if session.tiny else 20)
-    return found
+    rates = precision_rates(
+        save_kl(session.folder / "kl"), session.device, count, Size.square(side),
+        types=types if session.device.type == "cuda" else types[:2],
+    )  # fmt: skip
+    return {f"{work} {name} images/s": rate for work, of_types in rates.items() for name, rate in of_types.items()}
 
 
 def inception_rate(session: Session) -> Values:

@@ -142,18 +142,9 @@ def memory_of(where: str, arguments: argparse.Namespace, count: int, format_: Fo
 def sample_options(
     where: str, arguments: argparse.Namespace, *, count: int, format_: Format, out: Path
 ) -> SampleOptions:  # fmt: skip
-    return SampleOptions(
-        model=where,
-        num_samples=count,
-        num_steps=arguments.num_steps,
-        batch_size=arguments.batch_size,
-        guidance_scale=arguments.guidance_scale,
-        device=arguments.device,
-        precision=arguments.precision,
-        compile=arguments.compile,
-        format=format_,
-        out=out,
-    )
+    shared = ("num_steps", "batch_size", "guidance_scale", "device", "precision", "compile")
+    asked = {name: getattr(arguments, name) for name in shared}
+    return SampleOptions(model=where, num_samples=count, format=format_, out=out, **asked)
 
 
 def measure(where: str, arguments: argparse.Namespace, device: torch.device, out: Path) -> dict[str, Any]:

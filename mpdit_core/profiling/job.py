@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mpdit_core.errors import UserError
-from mpdit_core.presets import load_preset
 from mpdit_core.profiling import document, figure
 from mpdit_core.profiling.count import model_cost, to_csv
 from mpdit_core.profiling.options import ProfileOptions, parse_keys
@@ -54,7 +53,11 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
         rate = _measured_tflops(options.device) if planned.needs_measurement else None
         plans = tuple(plan(target, planned, measured_tflops=rate) for target in chosen)
     if options.plot:
-        figure.draw(_drawn(targets, named=named), options.plot, convention=options.convention)
+        if named:
+            drawn = _beside_dense(targets)
+        else:
+            drawn = find_targets(options.model_copy(update={"preset": DRAWN_BY_DEFAULT, "resolution": None}))
+        figure.draw(drawn, options.plot, convention=options.convention)
         report(Saved(what="figure", path=options.plot))
     if options.csv:
         write_text(options.csv, to_csv(models))
@@ -82,10 +85,8 @@ def _measured_tflops(name: str) -> float:
     return max(matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)) / 1e12
 
 
-def _drawn(targets: list[Target], *, named: bool) -> list[Target]:
-    """The named models, each after its dense counterpart; without names, the default models."""
-    if not named:
-        return [Target(name, load_preset(name)) for name in DRAWN_BY_DEFAULT]
+def _beside_dense(targets: list[Target]) -> list[Target]:
+    """The models, each after its dense counterpart."""
     drawn: list[Target] = []
     for target in targets:
         dense = Target(f"counterpart of {target.name}", target.run.model_copy(update={"model": target.model.dense()}))
