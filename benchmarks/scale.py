@@ -67,23 +67,17 @@ def compare(measure: Callable[[Path, int], dict[str, Cost]], count: int) -> list
             found.append(measure(Path(folder), n))
     rows = []
     _, tenth, whole = found
-    for name, cost in whole.items():
-        ratio = cost.seconds / tenth[name].seconds
+    for name, (seconds, mebibytes) in whole.items():
+        before = tenth[name].seconds
+        ratio = seconds / before
         print(
-            f"{name:>28}: {tenth[name].seconds:7.2f} s, {cost.seconds:7.2f} s for ten times as many, {ratio:.1f} ×, "
-            f"{cost.mebibytes:.0f} MiB",
+            f"{name:>28}: {before:7.2f} s, {seconds:7.2f} s for ten times as many, {ratio:.1f} ×, {mebibytes:.0f} MiB",
             flush=True,
         )
-        rows.append(
-            {
-                "what": name,
-                "seconds_tenth": tenth[name].seconds,
-                "seconds": cost.seconds,
-                "ratio": ratio,
-                "linear": ratio <= LINEAR,
-                "mebibytes": cost.mebibytes,
-            }
-        )
+        rows.append({
+            "what": name, "seconds_tenth": before, "seconds": seconds, "ratio": ratio, "linear": ratio <= LINEAR,
+            "mebibytes": mebibytes,
+        })  # fmt: skip
     return rows
 
 
@@ -135,13 +129,9 @@ def read_metrics(root: Path, count: int) -> dict[str, Cost]:
     with open(run.path / METRICS, "w", encoding="utf-8") as file:
         for step in range(1, count + 1):
             line = {
-                "step": step,
-                "loss": 1 + 1 / step,
-                "grad_norm": 0.5,
-                "learning_rate": 2e-4,
-                "images_seen": 256 * step,
+                "step": step, "loss": 1 + 1 / step, "grad_norm": 0.5, "learning_rate": 2e-4, "images_seen": 256 * step,
                 "images_per_second": 100.0,
-            }
+            }  # fmt: skip
             file.write(json.dumps(line) + "\n")
     return {
         "resuming: lines past a step": cost_of(lambda: run.truncate_metrics(count - 10)),

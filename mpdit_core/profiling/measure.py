@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mpdit_core.model.compute import forward_macs, training_macs
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.profiling.parts import deciles, part_times, profile_parts
+from mpdit_core.profiling.parts import deciles, part_times
 from mpdit_core.profiling.results import Measurement, PassTime
 from mpdit_core.profiling.targets import Target
 from mpdit_core.reporting import Note, Progress, Reporter, Warning, silent
@@ -40,7 +40,7 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
     works = {"forward": lambda: _forward(model, inputs, dtype), "training": lambda: _train(model, inputs, dtype)}
     macs = {"forward": forward_macs(target.model), "training": training_macs(target.model)}
     parts = {
-        name: part_times(profile_parts(model, work, device), target.model, batch_size, training=name == "training")
+        name: part_times(model, work, batch_size, device=device, training=name == "training")
         for name, work in works.items()
     }
     passes: list[PassTime] = []

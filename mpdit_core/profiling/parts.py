@@ -18,8 +18,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
-from mpdit_core.config import ModelConfig
 from mpdit_core.model.compute import KINDS, Kind, operations
+from mpdit_core.model.transformer import MPDiT
 from mpdit_core.profiling.results import PartTime
 from mpdit_core.runtime.device import synchronize
 
@@ -46,8 +46,25 @@ PARTS: dict[str, Kind] = {
 }
 
 
-def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.device) -> dict[str, list[float]]:
-    """Seconds that each part, `stage/kind`, takes in each of several passes of `model`; `work` is one pass."""
+def part_times(
+    model: MPDiT, work: Callable[[], object], batch_size: int, *, device: torch.device, training: bool
+) -> tuple[PartTime, ...]:
+    """The parts of a pass of `model`, in the order of the stages and of `KINDS`; `work` is one pass."""
+    taken = _profile(model, work, device)
+    macs: dict[str, int] = defaultdict(int)
+    for operation in operations(model.config):
+        stage = "outside" if operation.stage is None else f"stage {operation.stage}"
+        macs[f"{stage}/{operation.kind}"] += operation.macs + (operation.backward_macs if training else 0)
+    return tuple(
+        PartTime(stage=stage, kind=kind, flops=2 * batch_size * macs[f"{stage}/{kind}"], **deciles(seconds))
+        for stage in [*(f"stage {i}" for i in range(len(model.config.stages))), "outside"]
+        for kind in [*KINDS, "rest"]
+        if (seconds := taken.get(f"{stage}/{kind}"))
+    )
+
+
+def _profile(model: nn.Module, work: Callable[[], object], device: torch.device) -> dict[str, list[float]]:
+    """Seconds that each part, `stage/kind`, takes in each of several passes."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's library prints its log
     marked = _mark(model)
@@ -63,22 +80,6 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
         for module in marked:
             del module.forward  # the method of the class is called again
     return _seconds(list(profiler.events() or []), on_gpu=device.type == "cuda")
-
-
-def part_times(
-    taken: dict[str, list[float]], config: ModelConfig, batch_size: int, *, training: bool
-) -> tuple[PartTime, ...]:
-    """The times from `profile_parts`, with the operations of each part, in the order of the stages and of `KINDS`."""
-    macs: dict[str, int] = defaultdict(int)
-    for operation in operations(config):
-        stage = "outside" if operation.stage is None else f"stage {operation.stage}"
-        macs[f"{stage}/{operation.kind}"] += operation.macs + (operation.backward_macs if training else 0)
-    return tuple(
-        PartTime(stage=stage, kind=kind, flops=2 * batch_size * macs[f"{stage}/{kind}"], **deciles(seconds))
-        for stage in [*(f"stage {i}" for i in range(len(config.stages))), "outside"]
-        for kind in [*KINDS, "rest"]
-        if (seconds := taken.get(f"{stage}/{kind}"))
-    )
 
 
 def deciles(seconds: list[float]) -> dict[str, float]:
