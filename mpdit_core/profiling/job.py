@@ -50,7 +50,8 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
     models = tuple(model_cost(target, options) for target in targets)
     plans: tuple[Plan, ...] = ()
     if planned:
-        rate = _measured_tflops(options.device) if planned.needs_measurement else None
+        is_measured = planned.hardware == "measured" and planned.peak_tflops is None
+        rate = _measured_tflops(options.device) if is_measured else None
         plans = tuple(plan(target, planned, measured_tflops=rate) for target in chosen)
     if options.plot:
         if named:

@@ -46,11 +46,6 @@ class PlanOptions(Settings):
     utilisation: float = setting(0.4, "fraction of the peak rate that training reaches", gt=0, le=1)
     watts: PositiveFloat | None = setting(None, "power of one device in watts, for the energy")
 
-    @property
-    def needs_measurement(self) -> bool:
-        """Whether the peak rate is that of this machine."""
-        return self.hardware == "measured" and self.peak_tflops is None
-
 
 def parse_plan(text: str) -> PlanOptions:
     """`"epochs=240, hardware=h100"` → options.

@@ -286,6 +286,13 @@ def test_lines_of_the_figure_say_how_many_stages_a_model_has():
     assert stages == ["dense: dit-xl-256", "two stages: xl-256", "three stages: v2-xl-512"]
 
 
+def test_the_default_models_of_the_figure_have_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    drawn: list[Target] = []
+    monkeypatch.setattr(figure, "draw", lambda targets, path, convention: drawn.extend(targets))
+    profile(plot=tmp_path / "a.png", settings={"model": {"class_tokens": 3}})
+    assert [target.model.class_tokens for target in drawn] == [3] * len(DRAWN_BY_DEFAULT)
+
+
 def test_bars():
     assert [bar(0.0, 4), bar(0.5, 4), bar(1 / 32, 4), bar(3.0, 4)] == ["    ", "██  ", "▏   ", "████"]
 
