@@ -82,7 +82,7 @@ ROWS = {
 }  # fmt: skip
 FEATURES = f"{Path(__file__).with_name('small_efficientnet.py')}:SmallEfficientNet"
 
-CURVES = "mpdit,dit"  # rows that are evaluated after each third of their steps, to draw their distance against compute
+CURVES = ["mpdit", "dit"]  # evaluated after each third of their steps, to draw their distance against compute
 COMPUTE = 1.0  # 10^12 operations per run, unless --teraflops says otherwise
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -91,8 +91,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("latents", type=Path)
-    parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, separated by commas")
-    parser.add_argument("--curves", default=CURVES, help="those that are evaluated after each third of their steps")
+    parser.add_argument("--rows", type=names_in, default=list(ROWS), help="names of rows, separated by commas")
+    parser.add_argument(
+        "--curves", type=names_in, default=CURVES, help="those that are evaluated after each third of their steps"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teraflops", type=float, default=COMPUTE, help="compute of a run, in 10^12 operations")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all rows")
@@ -100,11 +102,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--add-to", type=Path, metavar="RESULT.json", help="an earlier result, whose other rows stay")
     arguments = parser.parse_args()
-    shared = {"teraflops": arguments.teraflops, "num_samples": arguments.num_samples, "base": base(arguments)}
+    shared = {"teraflops": arguments.teraflops, "num_samples": arguments.num_samples, "base": [*BASE, *arguments.set]}
     earlier = rows_of(arguments.add_to, shared) if arguments.add_to else {}
     rows: dict[str, dict[str, Any]] = {}
     for seeds in range(1, arguments.seeds + 1):
-        for name in names_in(arguments.rows):
+        for name in arguments.rows:
             rows[name] = trained(name, arguments, seeds=seeds)
             print(name, json.dumps({key: rows[name][key] for key in ("distance", "loss")}), flush=True)
     rows = earlier | rows
@@ -120,11 +122,6 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def base(arguments: argparse.Namespace) -> list[str]:
-    """The settings that all rows share."""
-    return [*BASE, *arguments.set]
-
-
 def rows_of(path: Path, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of an earlier result by name. It must have been made with the same settings."""
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -137,9 +134,9 @@ def rows_of(path: Path, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def trained(name: str, arguments: argparse.Namespace, *, seeds: int) -> dict[str, Any]:
     """The row after `seeds` seeds; those that have finished are not trained again."""
     folder = arguments.work / name.replace(" ", "-")
-    settings = parse_assignments([*base(arguments), *ROWS[name].settings])
+    settings = parse_assignments([*BASE, *arguments.set, *ROWS[name].settings])
     config = presets.layers(preset="s-32", settings=settings).config()
-    evaluations = 3 if name in names_in(arguments.curves) else 1
+    evaluations = 3 if name in arguments.curves else 1
     steps = steps_of(config, flops=arguments.teraflops * 1e12, multiple_of=evaluations)
     plan = [
         f"train.checkpoint_every={steps}", f"preview.evaluate_every={steps // evaluations}",
@@ -271,9 +268,6 @@ def fill(page: Path, text: str, *, by: str) -> None:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the distance of each row, and of some rows against compute: means and standard deviations over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")

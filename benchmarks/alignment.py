@@ -17,23 +17,24 @@ import argparse
 import statistics
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from report import write_result
+from report import seconds_in_turns, write_result
 from torch.utils.flop_counter import FlopCounterMode
+from train_step import make_batch
 
 from mpdit_core.api import Prediction
 from mpdit_core.config import RunConfig
-from mpdit_core.flow.loss import build_terms, network_shape
+from mpdit_core.flow.loss import build_terms
 from mpdit_core.metrics.features import load_extractor
 from mpdit_core.presets import load_preset
-from mpdit_core.runtime.device import select_device, synchronize
+from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.settings import merge, validate
-from mpdit_core.training.batches import Batch
 from mpdit_core.training.state.trainer import Trainer
 
 FEATURES = 320  # per token of EfficientNet-Lite0's map
@@ -65,7 +66,10 @@ def measure(preset: str, projector: str, arguments: argparse.Namespace) -> dict[
     trainer = Trainer(
         config, total_steps=1000, device=device, world=World(), terms=terms, teacher_features=FEATURES
     )  # fmt: skip
-    batch = batch_of(config, size).to(device)
+    torch.manual_seed(0)
+    made = make_batch(config.model, size, "teacher", teacher_features=FEATURES)
+    assert made.teacher is not None
+    batch = replace(made, teacher=made.teacher.half()).to(device)  # as features are stored
     teacher = load_extractor("efficientnet", device=device)
     images = torch.randint(0, 256, (size, 3, *config.resolution), dtype=torch.uint8, device=device)
 
@@ -73,9 +77,7 @@ def measure(preset: str, projector: str, arguments: argparse.Namespace) -> dict[
         trainer.model.loss.terms = {name: terms[name] for name in names}
         trainer.step(batch)
 
-    grid = network_shape(config.model).token_grid
-    assert grid is not None, "a network of several stages"
-    tokens = torch.randn(size, grid[0] * grid[1], config.model.width, device=device, requires_grad=True)
+    tokens = torch.randn(*made.teacher.shape[:2], config.model.width, device=device, requires_grad=True)
     modules = trainer.model.loss.modules_of["alignment"]
     given: Any = SimpleNamespace(prediction=Prediction(batch.noise, batch.noise, tokens), modules=modules)
 
@@ -91,10 +93,8 @@ def measure(preset: str, projector: str, arguments: argparse.Namespace) -> dict[
         "teacher": lambda: teacher.feature_map(images),  # pyright: ignore[reportAttributeAccessIssue]
     }
     flops = {name: count_flops(part) for name, part in parts.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(arguments.steps):
-        for name, part in parts.items():  # in turns: if the machine slows down, all parts become slower
-            seconds[name].append(timed(part, device))
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    seconds = seconds_in_turns(parts, arguments.steps, device=device, clock=clock)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "preset": preset,
@@ -110,28 +110,10 @@ def measure(preset: str, projector: str, arguments: argparse.Namespace) -> dict[
     }  # fmt: skip
 
 
-def batch_of(config: RunConfig, size: int) -> Batch:
-    torch.manual_seed(0)
-    model = config.model
-    shape, grid = (size, model.channels, *model.input_size), network_shape(model).token_grid
-    assert grid is not None, "a network of several stages"
-    labels, features = torch.arange(size) % model.num_classes, torch.randn(size, grid[0] * grid[1], FEATURES)
-    return Batch(torch.randn(shape), torch.randn(shape), torch.rand(size), labels, teacher=features.half())
-
-
 def count_flops(part: Any) -> int:
     with FlopCounterMode(display=False) as counter:
         part()
     return counter.get_total_flops()
-
-
-def timed(part: Any, device: torch.device) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    synchronize(device)
-    started = clock()
-    part()
-    synchronize(device)
-    return clock() - started
 
 
 def print_row(row: dict[str, Any]) -> None:

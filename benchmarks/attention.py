@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from report import write_result
+from report import seconds_in_turns, write_result
 from torch import Tensor
 
 from mpdit_core.model.attention import MAX_TOKENS, attend
@@ -40,24 +39,18 @@ def main() -> None:
 def compare(length: int, heads: int, head_width: int) -> dict[str, float]:
     qkv = torch.randn(TOKENS // length, length, 3, heads, head_width, dtype=torch.bfloat16, requires_grad=True)
     gradient = torch.randn(len(qkv), heads, length, head_width, dtype=torch.bfloat16)
-    ours, torchs = [], []
-    for _ in range(TURNS + 1):
-        ours.append(seconds(attend, qkv, gradient))
-        torchs.append(seconds(F.scaled_dot_product_attention, qkv, gradient))
-    now, before = statistics.median(ours[1:]), statistics.median(torchs[1:])
+
+    def both_passes(attention: Callable[..., Tensor]) -> None:
+        qkv.grad = None
+        attention(*(part.transpose(1, 2) for part in qkv.unbind(2))).backward(gradient)
+
+    works = {"ours": lambda: both_passes(attend), "torch": lambda: both_passes(F.scaled_dot_product_attention)}
+    taken = seconds_in_turns(works, TURNS, device=torch.device("cpu"))
+    now, before = statistics.median(taken["ours"]), statistics.median(taken["torch"])
     print(
         f"{length:>5} tokens: {1000 * now:6.1f} ms, torch's own kernels {1000 * before:6.1f} ms: {before / now:.2f} ×"
     )
     return {"tokens": length, "sequences": len(qkv), "seconds": now, "torch_seconds": before, "ratio": before / now}
-
-
-def seconds(attention: Callable[..., Tensor], qkv: Tensor, gradient: Tensor) -> float:
-    """Of one forward and backward pass."""
-    qkv.grad = None
-    started = time.perf_counter()
-    mixed = attention(*(heads.transpose(1, 2) for heads in qkv.unbind(2)))
-    mixed.backward(gradient)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

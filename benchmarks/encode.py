@@ -12,15 +12,16 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from report import write_result
+from report import seconds_in_turns, write_result
 from torch import Tensor
 
 from mpdit_core.config import ComputeType
@@ -28,7 +29,7 @@ from mpdit_core.data.autoencoders import load_autoencoder, read_stored
 from mpdit_core.data.images import open_image, prepare
 from mpdit_core.encoding import EncodeOptions, encode_latents
 from mpdit_core.runtime.concurrency import usable_cores
-from mpdit_core.runtime.device import select_device, synchronize
+from mpdit_core.runtime.device import select_device
 from mpdit_core.size import Size
 
 TURNS = 3
@@ -89,50 +90,30 @@ def bare_encoding(name: str, device: torch.device, batch_size: int, resolution: 
     return rates
 
 
-def ratios(folder: Path, device: torch.device, batch_size: int, resolution: Size) -> dict[str, dict[str, float]]:
-    """Images/s of encoder and decoder in float32 and bfloat16, in turns, and the ratio of the medians."""
+def precision_rates(
+    folder: Path,
+    device: torch.device,
+    batch_size: int,
+    resolution: Size,
+    *,
+    types: Sequence[ComputeType] = ("float32", "bfloat16"),
+) -> dict[str, dict[str, float]]:
+    """Images/s of encoder and decoder in each type: the medians of some turns."""
     autoencoder = load_autoencoder(str(folder), device=device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, *resolution), dtype=torch.uint8, generator=generator).to(device)
     latents = read_stored(autoencoder.encode(images), autoencoder.spec.stores)[0]
+
+    def run(compute: Callable[[], Tensor], precision: ComputeType) -> None:
+        autoencoder.precision = autoencoder.decode_precision = precision
+        compute()
+
     found: dict[str, dict[str, float]] = {}
     works = {"encode": lambda: autoencoder.encode(images), "decode": lambda: autoencoder.decode(latents)}
     for name, compute in works.items():
-        seconds: dict[ComputeType, list[float]] = {"float32": [], "bfloat16": []}
-        for _ in range(TURNS + 1):
-            for precision, times in seconds.items():
-                autoencoder.precision = autoencoder.decode_precision = precision
-                times.append(seconds_of(compute, device))
-        medians = {precision: statistics.median(times[1:]) for precision, times in seconds.items()}  # without warm-up
-        found[name] = {precision: batch_size / median for precision, median in medians.items()}
-        found[name]["ratio"] = medians["float32"] / medians["bfloat16"]
+        seconds = seconds_in_turns({kind: partial(run, compute, kind) for kind in types}, TURNS, device=device)
+        found[name] = {kind: batch_size / statistics.median(taken) for kind, taken in seconds.items()}
     return found
-
-
-def seconds_of(compute: Callable[[], Tensor], device: torch.device) -> float:
-    synchronize(device)
-    started = time.perf_counter()
-    compute()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def whole(
-    root: Path,
-    out: Path,
-    *,
-    name: str,
-    device: Literal["auto", "cpu", "cuda", "mps"],
-    batch_size: int,
-    resolution: Size,
-) -> float:
-    options = EncodeOptions(
-        source=str(root), autoencoder=name, out=out, batch_size=batch_size, resolution=resolution, flip=False,
-        precision="float32", device=device,
-    )  # fmt: skip
-    rate = encode_latents(options).images_per_second
-    assert rate is not None
-    return rate
 
 
 def main() -> None:
@@ -153,7 +134,9 @@ def main() -> None:
     count = arguments.count or (2000 if arguments.autoencoder == "pixels" else 96)
     try:
         if arguments.precision:
-            found = ratios(save_kl(root / "vae"), device, batch_size, arguments.resolution)
+            found = precision_rates(save_kl(root / "vae"), device, batch_size, arguments.resolution)
+            for rates in found.values():
+                rates["ratio"] = rates["bfloat16"] / rates["float32"]
             print(found)
             print(write_result("encode-precision", {"device": str(device), "batch_size": batch_size, **found}))
             return
@@ -163,10 +146,12 @@ def main() -> None:
             bare = {"cores × decoding": bare_decoding(root / "photos", arguments.resolution) * usable_cores()}
         else:
             bare = bare_encoding(name, device, batch_size, arguments.resolution)
-        rate = whole(
-            root / "photos", root / "out", name=name, device=arguments.device, batch_size=batch_size,
-            resolution=arguments.resolution,
+        options = EncodeOptions(
+            source=str(root / "photos"), autoencoder=name, out=root / "out", batch_size=batch_size,
+            resolution=arguments.resolution, flip=False, precision="float32", device=arguments.device,
         )  # fmt: skip
+        rate = encode_latents(options).images_per_second
+        assert rate is not None
         data = {
             "autoencoder": arguments.autoencoder, "device": str(device), "count": count,
             "batch_size": batch_size, "bare_images_per_second": bare, "images_per_second": rate,

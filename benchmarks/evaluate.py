@@ -19,14 +19,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from report import RESULTS, write_result
+from report import RESULTS, in_new_process, seconds_in_turns, write_result
 
+CPU = torch.device("cpu")
 FEATURES, ROWS, TURNS = 2048, 4096, 3
 SAMPLES, REFERENCE, FULL = 50_000, 10_000, 50_000
 
@@ -40,18 +43,14 @@ def solve() -> dict[str, Any]:
 
     draw = torch.Generator().manual_seed(0)
     a, b = (statistics_of(torch.relu(torch.randn(ROWS, FEATURES, generator=draw) + s)) for s in (0.0, 0.1))
-    mine, root = 0.0, np.empty(0)
-    times: dict[str, list[float]] = {"symmetric": [], "sqrtm": []}
-    for _ in range(1 + TURNS):  # in turns; the first of each warms up
-        started = time.perf_counter()
-        mine = frechet_distance(a, b)
-        times["symmetric"].append(time.perf_counter() - started)
-        started = time.perf_counter()
-        root = np.real(scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()))
-        times["sqrtm"].append(time.perf_counter() - started)
-    symmetric, sqrtm = (statistics.median(taken[1:]) for taken in times.values())
+    found: dict[str, Any] = {}
+    works = {
+        "symmetric": lambda: found.update(mine=frechet_distance(a, b)),
+        "sqrtm": lambda: found.update(root=scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy())),
+    }
+    symmetric, sqrtm = map(statistics.median, seconds_in_turns(works, TURNS, device=CPU).values())
     away = (a.mean - b.mean).numpy()
-    theirs = away @ away + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(root)
+    theirs = away @ away + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(np.real(found["root"]))
     return {
         "scipy": scipy.__version__,
         "features": FEATURES,
@@ -60,12 +59,11 @@ def solve() -> dict[str, Any]:
         "seconds_sqrtm": sqrtm,
         "times_faster": sqrtm / symmetric,
         "target_times_faster": 5,
-        "relative_difference": float(abs(mine - theirs) / abs(theirs)),
+        "relative_difference": float(abs(found["mine"] - theirs) / abs(theirs)),
     }
 
 
 def neighbours() -> dict[str, Any]:
-    """Reports the peak memory of its process, so it runs in a separate one."""
     from mpdit_core.metrics.neighbours import precision_recall
 
     draw = torch.Generator().manual_seed(0)
@@ -96,11 +94,8 @@ def sums() -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     pool, spatial, logits = (torch.randn(CHUNK_IMAGES, size, generator=draw) for size in (FEATURES, 2023, 1008))
     accumulator = FeatureAccumulator(FULL, keep=range(FULL))
-    adding = []
-    for _ in range(1 + TURNS):
-        started = time.perf_counter()
-        accumulator.add(Features(pool, spatial, logits))
-        adding.append(time.perf_counter() - started)
+    works = {"add": lambda: accumulator.add(Features(pool, spatial, logits))}
+    adding = statistics.median(seconds_in_turns(works, TURNS, device=CPU)["add"])
     with tempfile.TemporaryDirectory() as folder:
         progress = SavedProgress(Path(folder), accumulator, block_size=64, world=World())
         progress.chunk = 1 + TURNS
@@ -110,25 +105,27 @@ def sums() -> dict[str, Any]:
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
     return {
         "images_per_chunk": CHUNK_IMAGES,
-        "seconds_per_chunk": statistics.median(adding[1:]),
+        "seconds_per_chunk": adding,
         "seconds_saving": saving,
         "bytes_saved": size,
-        "seconds_per_50000": statistics.median(adding[1:]) * FULL / CHUNK_IMAGES,
+        "seconds_per_50000": adding * FULL / CHUNK_IMAGES,
     }
 
 
 class Stopwatch:
-    """Wall time spent in wrapped functions, by name."""
+    """Wall time spent in wrapped functions, by name, since the last `end`."""
 
-    def begin(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.first: float | None = None  # when the sampler was first called
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.first = 0.0  # when the sampler was first called
 
     def end(self) -> dict[str, float]:
         """Seconds since the sampler was first called, by part; `rest` is the time outside all parts."""
-        assert self.first is not None
         whole = time.perf_counter() - self.first
-        return self.seconds | {"rest": whole - sum(self.seconds.values())}
+        found = {**self.seconds, "rest": whole - sum(self.seconds.values())}
+        self.seconds.clear()
+        self.first = 0.0
+        return found
 
     def function(self, name: str, wrapped: Callable) -> Callable:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -136,26 +133,19 @@ class Stopwatch:
             try:
                 return wrapped(*args, **kwargs)
             finally:
-                self.add(name, started)
+                self.seconds[name] += time.perf_counter() - started
 
         return timed
 
-    def generator(self, name: str, wrapped: Callable) -> Callable:
+    def sampler(self, wrapped: Callable) -> Callable:
         def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            source = wrapped(*args, **kwargs)
-            while True:
-                started = time.perf_counter()
-                self.first = self.first or started
-                item = next(source, None)
-                self.add(name, started)
-                if item is None:
-                    return
-                yield item
+            self.first = self.first or time.perf_counter()
+            following = self.function("sampler", wrapped(*args, **kwargs).__next__)
+            with suppress(StopIteration):
+                while True:
+                    yield following()
 
         return timed
-
-    def add(self, name: str, started: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def one_pass(images: int) -> dict[str, Any]:
@@ -172,7 +162,7 @@ def one_pass(images: int) -> dict[str, Any]:
 
     watch = Stopwatch()
     collecting.extract = watch.function("extractor", collecting.extract)
-    Generator.batches = watch.generator("sampler", Generator.batches)
+    Generator.batches = watch.sampler(Generator.batches)
     job.compute_metrics = watch.function("figures", job.compute_metrics)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -187,7 +177,6 @@ def one_pass(images: int) -> dict[str, Any]:
                 what=str(folder / "model"), reference=str(folder / "reference.npz"), num_samples=count,
                 weights=weights, num_steps=50, out=folder / "evals", force=True, device="cpu",
             )  # fmt: skip
-            watch.begin()
             evaluate(options)
             runs.append(watch.end())
     _, few, many = runs
@@ -214,39 +203,28 @@ def share_of_full(one: dict[str, Any], solved: dict[str, Any], near: dict[str, A
     return outside / (inside + outside)
 
 
-def in_its_own_process(part: str) -> dict[str, Any]:
-    """The part's result, from a new process: memory of earlier parts does not count."""
-    import subprocess
-
-    subprocess.run([sys.executable, __file__, part], check=True)
-    return newest(part)
-
-
 def newest(part: str) -> dict[str, Any]:
-    found = sorted(RESULTS.glob(f"*-{NAMES[part]}.json"))
+    found = sorted(RESULTS.glob(f"*-{name_of(part)}.json"))
     if not found:
         raise SystemExit(f"no result of {part} yet: python benchmarks/evaluate.py {part}")
     return json.loads(found[-1].read_text(encoding="utf-8"))
 
 
-NAMES = {"solve": "evaluate", "neighbours": "evaluate-neighbours", "sums": "evaluate-sums", "pass": "evaluate-pass"}
+def name_of(part: str) -> str:
+    return "evaluate" if part == "solve" else f"evaluate-{part}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*NAMES, []], help="what to measure; default: all")
+    parts = {"solve": solve, "neighbours": neighbours, "sums": sums, "pass": one_pass}
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; default: all")
     parser.add_argument("--images", type=int, default=512, help="number of images in the pass")
     arguments = parser.parse_args()
-    if len(arguments.parts) != 1:
-        for part in arguments.parts or NAMES:
-            in_its_own_process(part)
-        return
-    (part,) = arguments.parts
-    parts = {"solve": solve, "neighbours": neighbours, "sums": sums, "pass": lambda: one_pass(arguments.images)}
-    data = parts[part]()
-    if part == "pass":
-        data["share_of_50000_outside"] = share_of_full(data, newest("solve"), newest("neighbours"))
-    print(write_result(NAMES[part], data), data)
+    for part in arguments.parts or parts:
+        data = in_new_process(parts[part], *([arguments.images] if part == "pass" else []))
+        if part == "pass":
+            data["share_of_50000_outside"] = share_of_full(data, newest("solve"), newest("neighbours"))
+        print(write_result(name_of(part), data), data)
 
 
 if __name__ == "__main__":

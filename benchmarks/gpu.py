@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import train_step
 from report import read_result, write_result
 from sample import random_model
 from torch import Tensor
+from train_step import Variant, make_batch, make_step, measure
 
 from mpdit_core.config import ComputeType, RunConfig
+from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.flow.guidance.rule import Network
 from mpdit_core.model.cuda_graphs import RecordedNetwork
@@ -40,6 +41,7 @@ from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.sampling import Generator, SamplingOptions
 from mpdit_core.settings import merge, validate
+from mpdit_core.size import Size
 from mpdit_core.training.batches import Batch
 from mpdit_core.training.state.trainer import Trainer
 
@@ -73,8 +75,13 @@ class Session:
     def modes(self) -> tuple[Literal["off", "on", "graphs"], ...]:
         return ("off", "on", "graphs") if self.device.type == "cuda" else ("off", "on")
 
-    def config(self, preset: str, **train: object) -> RunConfig:
-        return validate(RunConfig, merge(load_preset(preset).model_dump(), {"train": train}))
+    @property
+    def small(self) -> str:
+        """The preset whose numbers are compared."""
+        return "tiny" if self.tiny else "b-256"
+
+    def variant(self, preset: str, **settings: Any) -> Variant:
+        return Variant(preset=preset, device=self.device.type, **{"batch_size": self.presets[preset], **settings})
 
 
 def main() -> None:
@@ -125,15 +132,20 @@ def pieces(session: Session) -> Iterator[Piece]:
     """All pieces, the most important first."""
     first, *others = session.presets
     last = list(session.presets)[-1]
+
+    def steps(preset: str, seconds: float, mode: str, *, dense: bool = False) -> Piece:
+        name = f"train dense of {preset} {mode}" if dense else f"train {preset} {mode}"
+        return Piece(name, seconds, partial(train, session, preset, mode=mode, dense=dense))
+
     yield Piece("right: types and compiling", 30, partial(compare_modes, session))
     yield Piece("right: resume", 35, partial(resume, session))
     yield Piece("right: gradients again", 15, partial(gradients_again, session))
     yield Piece("right: one process of a group", 5, partial(group_of_one, session))
-    yield Piece(f"train {first} eager", 20, partial(train, session, first))
-    yield Piece(f"train {first} compiled", 40, partial(train, session, first, mode="compiled"))
+    yield steps(first, 20, "eager")
+    yield steps(first, 40, "compiled")
     if "graphs" in session.modes:
-        yield Piece(f"train {first} graphs", 20, partial(train, session, first, mode="graphs"))
-    yield Piece(f"train dense of {first} compiled", 35, partial(train, session, first, dense=True, mode="compiled"))
+        yield steps(first, 20, "graphs")
+    yield steps(first, 35, "compiled", dense=True)
     yield Piece(
         f"train {first} compiled, not deterministic", 35,
         partial(train, session, first, mode="compiled", deterministic=False),
@@ -146,14 +158,12 @@ def pieces(session: Session) -> Iterator[Piece]:
     yield Piece(f"sample {first}", 30, partial(sample_guided, session, first))
     yield Piece(f"a whole run of {last}", 45, partial(whole_run, session, last))
     for preset in others:
-        yield Piece(f"train {preset} compiled", 35, partial(train, session, preset, mode="compiled"))
-        yield Piece(
-            f"train dense of {preset} compiled", 35, partial(train, session, preset, dense=True, mode="compiled")
-        )
+        yield steps(preset, 35, "compiled")
+        yield steps(preset, 35, "compiled", dense=True)
     yield Piece("profile of the slowest", 20, partial(profile_slowest, session))
     for preset in others:
-        yield Piece(f"train {preset} eager", 20, partial(train, session, preset))
-        yield Piece(f"train dense of {preset} eager", 20, partial(train, session, preset, dense=True))
+        yield steps(preset, 20, "eager")
+        yield steps(preset, 20, "eager", dense=True)
 
 
 # Are the numbers right?
@@ -161,33 +171,42 @@ def pieces(session: Session) -> Iterator[Piece]:
 
 def compare_modes(session: Session) -> Values:
     """Differences of guided velocities from those in eager float32, relative to their norm."""
-    config = session.config("tiny" if session.tiny else "b-256").model
-    torch.manual_seed(0)
-    network = MPDiT(config).to(session.device).eval()
+    network, x_t, guided = guided_network(session, session.small, 4, scale=2.0)
     fill_zeros(network)
-    labels = torch.arange(4, device=session.device) % config.num_classes
-    x_t = torch.randn(4, config.channels, *config.input_size, device=session.device)
-
-    evaluated: Network = network
 
     @torch.inference_mode()
-    def velocities(dtype: torch.dtype) -> Tensor:
-        velocity = GuidedVelocity(
-            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=2.0), dtype=dtype
-        )
+    def velocities(evaluated: Network, dtype: torch.dtype) -> Tensor:
+        velocity = guided(evaluated, dtype)
         return torch.stack([velocity(x_t, t) for t in (0.9, 0.6, 0.3, 0.1)])
 
     found: Values = {}
-    exact = velocities(torch.float32)
+    exact = velocities(network, torch.float32)
     for mode in session.modes:
         if mode == "on":
             network.compile_blocks()
-        elif mode == "graphs":
-            evaluated = RecordedNetwork(network)
+        evaluated = RecordedNetwork(network) if mode == "graphs" else network
         for dtype in (torch.float32, torch.bfloat16):
-            difference = (velocities(dtype) - exact).norm() / exact.norm()
+            difference = (velocities(evaluated, dtype) - exact).norm() / exact.norm()
             found[f"{dtype} compile {mode}".removeprefix("torch.")] = difference.item()
     return found
+
+
+def guided_network(
+    session: Session, preset: str, images: int, *, scale: float
+) -> tuple[MPDiT, Tensor, Callable[[Network, torch.dtype], GuidedVelocity]]:
+    """A network with random weights, x_t, and a function for the guided velocities of the network, also if recorded."""
+    config = load_preset(preset).model
+    torch.manual_seed(0)
+    network = MPDiT(config).to(session.device).eval().requires_grad_(False)
+    labels = torch.arange(images, device=session.device) % config.num_classes
+    x_t = torch.randn(images, config.channels, *config.input_size, device=session.device)
+
+    def guided(evaluated: Network, dtype: torch.dtype) -> GuidedVelocity:
+        return GuidedVelocity(
+            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=scale), dtype=dtype
+        )
+
+    return network, x_t, guided
 
 
 def fill_zeros(module: torch.nn.Module) -> None:
@@ -198,14 +217,10 @@ def fill_zeros(module: torch.nn.Module) -> None:
 
 
 def trainer_of(session: Session, compile: Literal["off", "on", "graphs"]) -> tuple[Trainer, list[Batch]]:
-    config = session.config("tiny" if session.tiny else "b-256", batch_size=4, precision="bfloat16", compile=compile)
-    model = config.model
+    train = {"batch_size": 4, "precision": "bfloat16", "compile": compile}
+    config = validate(RunConfig, merge(load_preset(session.small).model_dump(), {"train": train}))
     torch.manual_seed(0)
-    shape = (4, model.channels, *model.input_size)
-    batches = [
-        Batch(torch.randn(shape), torch.randn(shape), torch.rand(4), torch.arange(4)).to(session.device)
-        for _ in range(4)
-    ]
+    batches = [make_batch(config.model, 4).to(session.device) for _ in range(4)]
     return Trainer(config, total_steps=4, device=session.device, world=World()), batches
 
 
@@ -230,9 +245,7 @@ def resume(session: Session) -> Values:
 
 def gradients_again(session: Session) -> Values:
     """Counts the parameters whose gradient differs when the same loss is computed three times."""
-    preset = "tiny" if session.tiny else "b-256"
-    arguments = step_arguments(session, preset, batch_size=4 if session.tiny else 64)
-    trainer, batch = train_step.make_step(preset, arguments, dense=False, mode="eager")
+    trainer, batch = make_step(session.variant(session.small, batch_size=4 if session.tiny else 64))
     fill_zeros(trainer.model.loss)
     parameters = list(trainer.model.loss.parameters())
     found: Values = {"parameters": len(parameters)}
@@ -266,25 +279,14 @@ def group_of_one(session: Session) -> Values:
 # How fast is it?
 
 
-def step_arguments(
-    session: Session, preset: str, *, batch_size: int | None = None, deterministic: bool = True
-) -> argparse.Namespace:
-    return argparse.Namespace(
-        batch_size=batch_size or session.presets[preset], steps=2 if session.tiny else 10, device=session.device.type,
-        precision="bfloat16", activation_checkpointing=False, deterministic=deterministic,
-    )  # fmt: skip
-
-
-def train(
-    session: Session, preset: str, *, dense: bool = False, mode: str = "eager", deterministic: bool = True
-) -> Values:
-    """Whole training steps in bfloat16."""
-    arguments = step_arguments(session, preset, deterministic=deterministic)
-    run = train_step.measure(preset, arguments, dense=dense, mode=mode)
+def train(session: Session, preset: str, **settings: Any) -> Values:
+    """Whole training steps in bfloat16; `settings` are those of a `Variant`."""
+    variant = session.variant(preset, **settings)
+    run = measure(variant, 2 if session.tiny else 10)
     seconds = sorted(run["seconds"])[len(run["seconds"]) // 2]
     rate = run["batch_size"] / seconds
     return {
-        "made": {"preset": preset, "dense": dense, "mode": mode, "deterministic": deterministic},
+        "made": {key: getattr(variant, key) for key in ("preset", "dense", "mode", "deterministic")},
         "images_per_second": rate,
         "batch_size": run["batch_size"],
         "utilisation": rate * run["training_flops_per_image"] / max(run["matmul_flops"]["bfloat16"]),
@@ -300,11 +302,12 @@ def whole_run(session: Session, preset: str) -> Values:
     from mpdit_core import train as train_job
     from mpdit_core.training import TrainOptions
 
-    model, batch_size, steps = load_preset(preset).model, session.presets[preset], 4 if session.tiny else 100
-    folder, factor = session.folder / "latents", 1 if session.tiny else 8
-    h, w = model.input_size
+    config, batch_size, steps = load_preset(preset), session.presets[preset], 4 if session.tiny else 100
+    factor = config.resolution.height // config.model.input_size.height
+    autoencoder = AutoencoderSpec(id="random", factor=factor, channels=config.model.channels)
+    folder, classes = session.folder / "latents", config.model.num_classes
     for _ in write_shards(
-        folder, 4 * batch_size, shape=(2 * model.channels, h, w), factor=factor, classes=model.num_classes
+        folder, 4 * batch_size, autoencoder=autoencoder, resolution=config.resolution, classes=classes
     ):
         pass
     rates: list[float] = []
@@ -326,7 +329,7 @@ def sample_guided(session: Session, preset: str) -> Values:
     """Guided latents of two blocks as `auto` computes them, after one block that records; without the autoencoder."""
     batch_size, num_steps = (2, 2) if session.tiny else (64, 20)
     folder = session.folder / preset
-    random_model(folder, load_preset(preset), argparse.Namespace(autoencoder=None))
+    random_model(folder, load_preset(preset))
     options = SamplingOptions(num_steps=num_steps, batch_size=batch_size, guidance_scale=1.5, precision="bfloat16")
     made = Generator(str(folder), options, device=session.device, num_samples=3 * batch_size, decode=False)
     list(made.batches([0]))
@@ -339,16 +342,11 @@ def sample_guided(session: Session, preset: str) -> Values:
 
 def evaluations(session: Session, preset: str, images: int) -> Values:
     """Milliseconds of a guided evaluation, with kernels launched one by one and recorded as a CUDA graph."""
-    config = load_preset(preset).model
-    network = MPDiT(config).to(session.device).eval().requires_grad_(False)
-    labels = torch.arange(images, device=session.device) % config.num_classes
-    x_t = torch.randn(images, config.channels, *config.input_size, device=session.device)
+    network, x_t, guided = guided_network(session, preset, images, scale=1.5)
 
     @torch.inference_mode()
     def milliseconds(evaluated: Network) -> float:
-        velocity = GuidedVelocity(
-            evaluated, labels, null_label=config.null_label, guidance=Guidance(scale=1.5), dtype=torch.bfloat16
-        )
+        velocity = guided(evaluated, torch.bfloat16)
         return 1000 / rate_of(lambda: velocity(x_t, 0.5), 1, session.device, calls=2 if session.tiny else 20)
 
     found: Values = {}
@@ -404,25 +402,18 @@ def rate_of(work: Callable[[], object], images: int, device: torch.device, *, ca
 
 def autoencoder_rates(session: Session) -> Values:
     """Images/s of an autoencoder with Stable Diffusion's architecture and random weights, in each data type."""
-    from encode import save_kl
-
-    from mpdit_core.data.autoencoders import load_autoencoder
+    from encode import precision_rates, save_kl
 
     if session.tiny:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
         from data_helpers import save_autoencoder as save_kl
-    found: Values = {}
-    loaded = load_autoencoder(str(save_kl(session.folder / "kl")), device=session.device)
     count, side = (1, 32) if session.tiny else (16, 256)
-    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    latents = torch.randn(count, 4, side // 8, side // 8)
     types: tuple[ComputeType, ...] = ("float32", "bfloat16", "tf32")
-    for name in types if session.device.type == "cuda" else types[:2]:
-        loaded.precision = loaded.decode_precision = name
-        works = {"encode": lambda: loaded.encode(images), "decode": lambda: loaded.decode(latents)}
-        for work, call in works.items():
-            found[f"{work} {name} images/s"] = rate_of(call, count, session.device, calls=1 if session.tiny else 20)
-    return found
+    rates = precision_rates(
+        save_kl(session.folder / "kl"), session.device, count, Size.square(side),
+        types=types if session.device.type == "cuda" else types[:2],
+    )  # fmt: skip
+    return {f"{work} {name} images/s": rate for work, of_types in rates.items() for name, rate in of_types.items()}
 
 
 def inception_rate(session: Session) -> Values:
@@ -449,8 +440,7 @@ def profile_slowest(session: Session) -> Values:
     made = session.results[name]["made"]
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if session.device.type == "cuda" else []
-    arguments = step_arguments(session, made["preset"], deterministic=made["deterministic"])
-    trainer, batch = train_step.make_step(made["preset"], arguments, dense=made["dense"], mode=made["mode"])
+    trainer, batch = make_step(session.variant(**made))
     for _ in range(2):
         trainer.step(batch)
     with torch.profiler.profile(activities=activities) as profile:

@@ -9,12 +9,14 @@ python benchmarks/latents_read.py --count 50000
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,8 @@ from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.size import Size
 
 SETTLE = 1.0  # seconds to wait: the system still frees the cache of 100,000 files after the call returns
-SHAPE = (8, 32, 32)  # of Stable Diffusion's moments at 256 px
+AUTOENCODER = AutoencoderSpec(id="random", factor=8, channels=4)  # as Stable Diffusion's
+RESOLUTION = Size.square(256)
 BATCH = 256
 
 
@@ -43,24 +46,33 @@ def make(root: Path, count: int) -> None:
 
 
 def write_shards(
-    path: Path, count: int, *, shape: tuple[int, int, int] = SHAPE, factor: int = 8, classes: int = 1000
+    path: Path,
+    count: int,
+    *,
+    autoencoder: AutoencoderSpec = AUTOENCODER,
+    resolution: Size = RESOLUTION,
+    classes: int = 1000,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Writes a folder of `count` random moments, and yields each shard's first index and moments."""
-    spec = AutoencoderSpec(id="random", factor=factor, channels=shape[0] // 2)
+    """Writes a folder of `count` random moments or pixels, and yields each shard's first index and values."""
     plan = EncodingPlan(
-        source=SourceSpec(given="random", fingerprint="", items=count),
-        resolution=Size(factor * shape[1], factor * shape[2]), autoencoder=spec, flip=False,
-        batch_size=32, shard_size=4096, class_names=tuple(map(str, range(classes))),
+        source=SourceSpec(given="random", fingerprint="", items=count), resolution=resolution, autoencoder=autoencoder,
+        flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(classes))),
     )  # fmt: skip
+    h, w = resolution // autoencoder.factor
     folder = EncodingFolder(path)
     with folder.held():
         folder.begin(plan, {})
         for number in range(plan.num_shards):
             start, stop = plan.shard_range(number)
-            moments = np.random.default_rng(number).standard_normal((stop - start, *shape), np.float32).astype("<f2")
-            content = ShardContent(number, {"moments": moments}, np.arange(start, stop) % classes, [])
+            random, n = np.random.default_rng(number), stop - start
+            if autoencoder.stores == "uint8":
+                name, values = "pixels", random.integers(0, 256, (n, autoencoder.channels, h, w), dtype=np.uint8)
+            else:
+                values = random.standard_normal((n, 2 * autoencoder.channels, h, w), np.float32).astype("<f2")
+                name = "moments"
+            content = ShardContent(number, {name: values}, np.arange(start, stop) % classes, [])
             folder.add(number, write_shard(folder.path, plan, content))
-            yield start, moments
+            yield start, values
         folder.finish(plan, normalisation="measured")
 
 
@@ -79,34 +91,37 @@ def forget(root: Path) -> str:
         return "posix_fadvise (folder listings stay cached)"
 
 
-def from_files(folder: Path, batches: int) -> tuple[float, float]:
-    """(seconds from listing to the first batch, samples/s after it) with two files per image: features and label."""
-    started = time.perf_counter()
+def from_files(folder: Path) -> Iterator[None]:
+    """Reads one batch per step, with two files per image: features and label."""
     features, labels = (sorted(os.listdir(folder / name)) for name in ("features", "labels"))  # noqa: PTH208 - as there
     names = [(f"{folder}/features/{a}", f"{folder}/labels/{b}") for a, b in zip(features, labels, strict=True)]
     order = np.random.default_rng(0).permutation(len(names))
-    seconds = 0.0
-    for batch in range(batches + 1):
-        chosen = order[batch * BATCH : (batch + 1) * BATCH]
+    for start in itertools.count(0, BATCH):
+        chosen = order[start : start + BATCH]
         loaded = [[torch.from_numpy(np.load(path)) for path in names[n]] for n in chosen]
         torch.stack([moments for moments, _ in loaded]).float()
         torch.stack([label for _, label in loaded])
-        if batch == 0:
-            seconds, started = time.perf_counter() - started, time.perf_counter()
-    return seconds, batches * BATCH / (time.perf_counter() - started)
+        yield
 
 
-def from_shards(path: Path, batches: int) -> tuple[float, float]:
+def from_shards(path: Path) -> Iterator[None]:
     """The same from shards, with the classes that training uses."""
-    started = time.perf_counter()
     folder = LatentFolder(path)
     order = EpochOrder(len(folder), seed=0)
-    seconds = 0.0
-    for batch in range(batches + 1):
-        folder.batch(order.indices(batch * BATCH, (batch + 1) * BATCH))
-        if batch == 0:
-            seconds, started = time.perf_counter() - started, time.perf_counter()
-    return seconds, batches * BATCH / (time.perf_counter() - started)
+    for start in itertools.count(0, BATCH):
+        folder.batch(order.indices(start, start + BATCH))
+        yield
+
+
+def measure(read: Callable[[Path], Iterator[None]], path: Path, batches: int) -> tuple[float, float]:
+    """(seconds from opening to the first batch, samples/s of `batches` more batches)"""
+    started = time.perf_counter()
+    reading = read(path)
+    next(reading)
+    first = time.perf_counter()
+    for _ in range(batches):
+        next(reading)
+    return first - started, batches * BATCH / (time.perf_counter() - first)
 
 
 def anonymous_mib() -> float:
@@ -126,21 +141,24 @@ def main() -> None:
     try:
         make(root, arguments.count)
         batches = max(1, min(arguments.count // BATCH - 1, arguments.batches))
-        methods = {"files": (from_files, root / "files"), "shards": (from_shards, root / "shards")}
+        methods = {
+            "files": partial(measure, from_files, root / "files"),
+            "shards": partial(measure, from_shards, root / "shards"),
+        }
         cold = {name: [] for name in methods}
         warm = {name: [] for name in methods}
         before, how = 0.0, ""
-        for read, path in methods.values():
-            read(path, 1)
+        for method in methods.values():
+            method(1)
         for _ in range(arguments.repeats):
-            for name, (read, path) in methods.items():
+            for name, method in methods.items():
                 how = forget(root)
-                cold[name].append(read(path, 1)[0])
-        for read, path in methods.values():
-            read(path, batches)  # into the cache
+                cold[name].append(method(1)[0])
+        for method in methods.values():
+            method(batches)  # into the cache
         for _ in range(arguments.repeats):
-            for name, (read, path) in methods.items():
-                warm[name].append(read(path, batches)[1])
+            for name, method in methods.items():
+                warm[name].append(method(batches)[1])
             before = before or anonymous_mib()
         first = {name: float(np.median(values)) for name, values in cold.items()}
         rate = {name: float(np.median(values)) for name, values in warm.items()}

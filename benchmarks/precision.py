@@ -65,12 +65,10 @@ def main() -> None:
 def compared(name: str, steps: int, float32: Cell, bfloat16: Cell) -> list[dict[str, Any]]:
     """One row per type, and one with the difference bfloat16 - float32 per seed."""
     pairs = list(zip(bfloat16.runs, float32.runs, strict=True))
-    differences = {
-        "loss": statistics([b.loss - a.loss for b, a in pairs if a.loss and b.loss]),
-        "distance": statistics([b.evaluations[-1].distance - a.evaluations[-1].distance for b, a in pairs]),
-    }
+    loss = statistics([b.loss - a.loss for b, a in pairs if a.loss and b.loss])
+    distance = statistics([b.evaluations[-1].distance - a.evaluations[-1].distance for b, a in pairs])
     rows = [(cell.values["train.precision"], cell.loss, cell.distance) for cell in (float32, bfloat16)]
-    rows.append(("difference per seed", differences["loss"], differences["distance"]))
+    rows.append(("difference per seed", loss, distance))
     return [
         {"model": name, "steps": steps, "type": kind, "loss": plain(loss), "distance": plain(distance)}
         for kind, loss, distance in rows

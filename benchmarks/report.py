@@ -1,4 +1,7 @@
-"""Writes results of benchmarks: one JSON file each, named by date, hardware and benchmark, with the versions used."""
+"""What benchmarks share: processes of their own, works that take turns, and results as JSON files.
+
+A file of results is named by date, hardware and benchmark, and contains the versions used.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,47 @@ import json
 import os
 import platform
 import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def in_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """The result of `function(*arguments)` in a new process, whose peak memory is that of this call alone."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def seconds_in_turns(
+    works: Mapping[str, Callable[[], object]],
+    turns: int,
+    *,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each work in each turn, after one untimed turn. If the machine slows down, all works become slower."""
+    from mpdit_core.runtime.device import synchronize
+
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(turns + 1):
+        for name, work in works.items():
+            synchronize(device)
+            started = clock()
+            work()
+            synchronize(device)
+            seconds[name].append(clock() - started)
+    return {name: taken[1:] for name, taken in seconds.items()}
 
 
 def write_result(name: str, data: dict[str, Any]) -> Path:

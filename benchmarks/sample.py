@@ -19,13 +19,11 @@ import argparse
 import shutil
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from report import write_result
+from report import in_new_process, write_result
 
 from mpdit_core.config import RunConfig, Stage
 from mpdit_core.data.manifest import AutoencoderSpec, LatentSpec, Normalisation
@@ -62,7 +60,8 @@ def main() -> None:
         if arguments.memory:
             compare_memory(arguments, Path(folder))
             return
-        where = arguments.model or random_model(Path(folder) / "model", load_preset(arguments.preset), arguments)
+        config, autoencoder = load_preset(arguments.preset), arguments.autoencoder
+        where = arguments.model or random_model(Path(folder) / "model", config, autoencoder=autoencoder)
         plainly = argparse.Namespace(**vars(arguments) | {"precision": "float32", "compile": "off"})
         rounds: dict[str, list[dict[str, Any]]] = {"plain": [], "asked": []}
         for i in range(arguments.rounds + 1):
@@ -86,16 +85,13 @@ def main() -> None:
     print(write_result(f"sample-{name}", {**about, **found}))
 
 
-def random_model(folder: Path, config: RunConfig, arguments: argparse.Namespace) -> str:
-    """Writes a model of `config` with random weights, whose latents are pixels, or those of --autoencoder."""
+def random_model(folder: Path, config: RunConfig, *, autoencoder: str | None = None) -> str:
+    """Writes a model of `config` with random weights, whose latents are pixels, or those of an autoencoder."""
     channels = config.model.channels
-    if arguments.autoencoder:
-        autoencoder = AutoencoderSpec(id=arguments.autoencoder, factor=8, channels=channels)
-    else:
-        autoencoder = AutoencoderSpec(id="pixels-gray" if channels == 1 else "pixels", factor=1, channels=channels)
+    name, factor = (autoencoder, 8) if autoencoder else ("pixels-gray" if channels == 1 else "pixels", 1)
     spec = LatentSpec(
-        resolution=config.model.input_size * autoencoder.factor,
-        autoencoder=autoencoder,
+        resolution=config.model.input_size * factor,
+        autoencoder=AutoencoderSpec(id=name, factor=factor, channels=channels),
         normalisation=Normalisation(name="measured", mean=(0.0,) * channels, std=(0.5,) * channels),
         class_names=tuple(str(i) for i in range(config.model.num_classes)),
         source="random weights",
@@ -117,13 +113,12 @@ def compare_memory(arguments: argparse.Namespace, folder: Path) -> None:
     config = load_preset("tiny")
     shape = {"channels": 3, "input_size": Size.square(64), "stages": (Stage(16, 1), Stage(8, 1))}
     config = config.model_copy(update={"model": config.model.model_copy(update=shape)})
-    where = arguments.model or random_model(folder / "model", config, arguments)
+    where = arguments.model or random_model(folder / "model", config, autoencoder=arguments.autoencoder)
     rows = []
     for format_ in WRITERS:
         for count in (FEW, arguments.num_samples):
             out = folder / f"{format_}-{count}"
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                row = pool.submit(memory_of, where, arguments, count, format_, out).result()
+            row = in_new_process(memory_of, where, arguments, count, format_, out)
             rows.append({"format": format_, "images": count, **row})
             print(rows[-1], flush=True)
             shutil.rmtree(out)
@@ -147,18 +142,9 @@ def memory_of(where: str, arguments: argparse.Namespace, count: int, format_: Fo
 def sample_options(
     where: str, arguments: argparse.Namespace, *, count: int, format_: Format, out: Path
 ) -> SampleOptions:  # fmt: skip
-    return SampleOptions(
-        model=where,
-        num_samples=count,
-        num_steps=arguments.num_steps,
-        batch_size=arguments.batch_size,
-        guidance_scale=arguments.guidance_scale,
-        device=arguments.device,
-        precision=arguments.precision,
-        compile=arguments.compile,
-        format=format_,
-        out=out,
-    )
+    shared = ("num_steps", "batch_size", "guidance_scale", "device", "precision", "compile")
+    asked = {name: getattr(arguments, name) for name in shared}
+    return SampleOptions(model=where, num_samples=count, format=format_, out=out, **asked)
 
 
 def measure(where: str, arguments: argparse.Namespace, device: torch.device, out: Path) -> dict[str, Any]:

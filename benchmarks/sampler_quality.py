@@ -122,7 +122,7 @@ def largest_steps(name: str, budget: int) -> int | None:
 
 def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The table as Markdown: a line for each sampler, a column for each budget; the best of a column in bold."""
-    names = list(dict.fromkeys(row["sampler"] for row in rows))
+    by_cell = {(row["sampler"], row["budget"]): row for row in rows}
     best = {b: min(r["distance"] for r in rows if r["budget"] == b and "distance" in r) for b in BUDGETS}
     of_seeds, of_ratios = spreads(rows)
     lines = [
@@ -140,11 +140,8 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "| sampler | " + " | ".join(f"NFE {b}" for b in BUDGETS) + " |",
         "|---|" + "---|" * len(BUDGETS),
     ]
-    for name in names:
-        cells = []
-        for budget in BUDGETS:
-            row = next((r for r in rows if (r["sampler"], r["budget"]) == (name, budget)), None)
-            cells.append(_cell(row, best[budget], budget))
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        cells = [_cell(by_cell.get((name, budget)), best[budget], budget) for budget in BUDGETS]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -184,9 +181,6 @@ def _cell(row: dict[str, Any] | None, best: float, budget: int) -> str:
 
 
 def draw(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")

@@ -14,24 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from report import write_result
+from latents_read import write_shards
+from report import in_new_process, write_result
 
 from mpdit_core.config import RunConfig
 from mpdit_core.data.latents import LatentFolder
-from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan, SourceSpec
-from mpdit_core.data.shards import ShardContent, write_shard
+from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.data.sources import classes_and_fingerprint, count_items, open_source
-from mpdit_core.encoding.folder import EncodingFolder
 from mpdit_core.models.run_folder import METRICS, RunFolder
 from mpdit_core.presets import load_preset
 from mpdit_core.run_report import ReportOptions, write_report
@@ -59,8 +55,7 @@ def main() -> None:
     rows = []
     for name, measure in measured.items():
         if arguments.only in (None, name):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # with its own peak memory
-                rows += pool.submit(compare, measure, arguments.count).result()
+            rows += in_new_process(compare, measure, arguments.count)
     print(write_result("scale", {"count": arguments.count, "rows": rows}))
 
 
@@ -72,23 +67,17 @@ def compare(measure: Callable[[Path, int], dict[str, Cost]], count: int) -> list
             found.append(measure(Path(folder), n))
     rows = []
     _, tenth, whole = found
-    for name, cost in whole.items():
-        ratio = cost.seconds / tenth[name].seconds
+    for name, (seconds, mebibytes) in whole.items():
+        before = tenth[name].seconds
+        ratio = seconds / before
         print(
-            f"{name:>28}: {tenth[name].seconds:7.2f} s, {cost.seconds:7.2f} s for ten times as many, {ratio:.1f} ×, "
-            f"{cost.mebibytes:.0f} MiB",
+            f"{name:>28}: {before:7.2f} s, {seconds:7.2f} s for ten times as many, {ratio:.1f} ×, {mebibytes:.0f} MiB",
             flush=True,
         )
-        rows.append(
-            {
-                "what": name,
-                "seconds_tenth": tenth[name].seconds,
-                "seconds": cost.seconds,
-                "ratio": ratio,
-                "linear": ratio <= LINEAR,
-                "mebibytes": cost.mebibytes,
-            }
-        )
+        rows.append({
+            "what": name, "seconds_tenth": before, "seconds": seconds, "ratio": ratio, "linear": ratio <= LINEAR,
+            "mebibytes": mebibytes,
+        })  # fmt: skip
     return rows
 
 
@@ -112,21 +101,10 @@ def list_files(root: Path, count: int) -> dict[str, Cost]:
 
 
 def make_latents(root: Path, count: int) -> Path:
-    plan = EncodingPlan(
-        source=SourceSpec(given="random", fingerprint="", items=count), resolution=Size.square(SIDE),
-        autoencoder=AutoencoderSpec(id="pixels-gray", factor=1, channels=1, stores="uint8", flip_equivariant=True),
-        flip=False, batch_size=32, shard_size=4096, class_names=tuple(map(str, range(CLASSES))),
-    )  # fmt: skip
-    folder = EncodingFolder(root / "latents")
-    with folder.held():
-        folder.begin(plan, {})
-        for number in range(plan.num_shards):
-            start, stop = plan.shard_range(number)
-            pixels = np.random.default_rng(number).integers(0, 256, (stop - start, 1, SIDE, SIDE), dtype=np.uint8)
-            content = ShardContent(number, {"pixels": pixels}, np.arange(start, stop) % CLASSES, [])
-            folder.add(number, write_shard(folder.path, plan, content))
-        folder.finish(plan, normalisation="measured")
-    return folder.path
+    pixels = AutoencoderSpec(id="pixels-gray", factor=1, channels=1, stores="uint8", flip_equivariant=True)
+    for _ in write_shards(root / "latents", count, autoencoder=pixels, resolution=Size.square(SIDE), classes=CLASSES):
+        pass
+    return root / "latents"
 
 
 def config() -> RunConfig:
@@ -151,13 +129,9 @@ def read_metrics(root: Path, count: int) -> dict[str, Cost]:
     with open(run.path / METRICS, "w", encoding="utf-8") as file:
         for step in range(1, count + 1):
             line = {
-                "step": step,
-                "loss": 1 + 1 / step,
-                "grad_norm": 0.5,
-                "learning_rate": 2e-4,
-                "images_seen": 256 * step,
+                "step": step, "loss": 1 + 1 / step, "grad_norm": 0.5, "learning_rate": 2e-4, "images_seen": 256 * step,
                 "images_per_second": 100.0,
-            }
+            }  # fmt: skip
             file.write(json.dumps(line) + "\n")
     return {
         "resuming: lines past a step": cost_of(lambda: run.truncate_metrics(count - 10)),

@@ -47,7 +47,7 @@ def main() -> None:
 
 def make_commands(folder: Path) -> dict[str, list[str]]:
     """Command lines by name; ROUND in them is the number of the turn."""
-    model = random_model(folder / "model", load_preset("tiny"), argparse.Namespace(autoencoder=None))
+    model = random_model(folder / "model", load_preset("tiny"))
     records = [str(make_record(folder, n)) for n in (12, 14)]
     sample = ["sample", model, "-n", "1", "--num-steps", "1", "--device", "cpu", "--out", f"{folder}/out-ROUND"]
     return {

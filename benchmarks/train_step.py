@@ -14,51 +14,67 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
-import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
-from report import write_result
+import torch
+from report import in_new_process, write_result
 
-if TYPE_CHECKING:
-    from mpdit_core.training.batches import Batch
-    from mpdit_core.training.state.trainer import Trainer
+from mpdit_core.config import ModelConfig, RunConfig
+from mpdit_core.flow.loss import random_batch
+from mpdit_core.model.compute import training_macs
+from mpdit_core.presets import load_preset
+from mpdit_core.runtime.device import matmul_rate, peak_memory, select_device, synchronize
+from mpdit_core.runtime.distributed import World
+from mpdit_core.runtime.precision import DTYPES, dtype_name
+from mpdit_core.settings import merge, validate
+from mpdit_core.training.batches import Batch
+from mpdit_core.training.state.trainer import Trainer
 
 COLUMNS = ("model", "type", "mode", "images/s", "of float32", "of bfloat16", "peak memory", "× dense", "× plain")
 TYPES = ("float32", "bfloat16")
 COMPILE = {"compiled": "on", "graphs": "graphs"}  # train.compile of the modes that are not eager
+MODES = {
+    "no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"], "all": ["eager", "compiled", "graphs"],
+}  # fmt: skip
 
 
-class Variant(NamedTuple):
-    """One row of the result. `mode`: plain, eager, compiled or graphs."""
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A training to measure. `mode`: plain, eager, compiled or graphs."""
 
-    dense: bool
-    mode: str
-    precision: str
+    preset: str
+    batch_size: int
+    device: str
+    dense: bool = False
+    mode: str = "eager"
+    precision: str = "bfloat16"
+    activation_checkpointing: bool = False
+    deterministic: bool = True
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.one:
-        print(json.dumps(measure(arguments.preset[0], arguments, dense=arguments.dense, mode=arguments.one)))
-        return
-    arguments.device = device_type(arguments.device)
-    modes = {
-        "no": ["eager"], "yes": ["compiled"], "both": ["eager", "compiled"], "all": ["eager", "compiled", "graphs"],
-    }[arguments.compile]  # fmt: skip
     rows = []
-    for preset in arguments.preset:
-        wanted = [Variant(dense, mode, arguments.precision) for mode in modes for dense in (False, True)]
-        runs: dict[Variant, list[dict[str, Any]]] = {v: [] for v in (Variant(False, "plain", "float32"), *wanted)}
+    for preset in arguments.preset or ["b-256"]:
+        plain = Variant(
+            preset=preset, batch_size=arguments.batch_size, device=select_device(arguments.device).type, mode="plain",
+            precision="float32", activation_checkpointing=arguments.activation_checkpointing,
+            deterministic=arguments.deterministic,
+        )  # fmt: skip
+        runs: dict[Variant, list[dict[str, Any]]] = {plain: []}
+        for mode, dense in itertools.product(MODES[arguments.compile], (False, True)):
+            runs[replace(plain, mode=mode, dense=dense, precision=arguments.precision)] = []
         for _ in range(arguments.rounds):
             for variant, taken in runs.items():
-                taken.append(in_a_process(preset, variant, arguments))
-        rows += summarise(preset, runs)
+                taken.append(in_new_process(measure, variant, arguments.steps))
+        rows += summarise(runs)
     show(rows)
-    print(write_result(f"train-step-{'-'.join(arguments.preset)}", {"command": sys.argv[1:], "rows": rows}))
+    name = "-".join(arguments.preset or ["b-256"])
+    print(write_result(f"train-step-{name}", {"command": sys.argv[1:], "rows": rows}))
 
 
 def parse() -> argparse.Namespace:
@@ -71,75 +87,42 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="turns of each model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--compile", default="no", choices=["no", "yes", "both", "all"])
+    parser.add_argument("--compile", default="no", choices=list(MODES))
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--no-deterministic", dest="deterministic", action="store_false", help="for GPUs")
-    parser.add_argument("--one", choices=["plain", "eager", *COMPILE], help=argparse.SUPPRESS)
-    parser.add_argument("--dense", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.preset = arguments.preset or ["b-256"]
-    return arguments
+    return parser.parse_args()
 
 
-def device_type(name: str) -> str:
-    from mpdit_core.runtime.device import select_device
-
-    return select_device(name).type
-
-
-def in_a_process(preset: str, variant: Variant, arguments: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", variant.mode, "--preset", preset, "--device", arguments.device]
-    command += ["--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
-    command += ["--precision", variant.precision]
-    command += ["--dense"] if variant.dense else []
-    command += ["--activation-checkpointing"] if arguments.activation_checkpointing else []
-    command += [] if arguments.deterministic else ["--no-deterministic"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def make_step(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: str) -> tuple[Trainer, Batch]:
+def make_step(variant: Variant) -> tuple[Trainer, Batch]:
     """A trainer of the model, and a batch on its device."""
-    import torch
-
-    from mpdit_core.config import RunConfig
-    from mpdit_core.presets import load_preset
-    from mpdit_core.runtime.device import select_device
-    from mpdit_core.runtime.distributed import World
-    from mpdit_core.settings import merge, validate
-    from mpdit_core.training.batches import Batch
-    from mpdit_core.training.state.trainer import Trainer
-
-    config = load_preset(preset)
-    model = config.model.dense() if dense else config.model
-    size = arguments.batch_size
+    config = load_preset(variant.preset)
+    model = config.model.dense() if variant.dense else config.model
     train = {
-        "batch_size": size, "precision": arguments.precision, "compile": COMPILE.get(mode, "off"),
-        "activation_checkpointing": arguments.activation_checkpointing,
-        "deterministic": arguments.deterministic and mode != "plain",
+        "batch_size": variant.batch_size, "precision": variant.precision, "compile": COMPILE.get(variant.mode, "off"),
+        "activation_checkpointing": variant.activation_checkpointing,
+        "deterministic": variant.deterministic and variant.mode != "plain",
     }  # fmt: skip
     config = validate(RunConfig, merge(config.model_dump(), {"model": model.model_dump(), "train": train}))
-    is_left_alone = mode == "plain" and arguments.device == "cpu"
-    device = torch.device("cpu") if is_left_alone else select_device(arguments.device)
+    is_left_alone = variant.mode == "plain" and variant.device == "cpu"
+    device = torch.device("cpu") if is_left_alone else select_device(variant.device)
     trainer = Trainer(config, total_steps=1000, device=device, world=World())
     torch.manual_seed(0)
-    shape = (size, model.channels, *model.input_size)
-    batch = Batch(torch.randn(shape), torch.randn(shape), torch.rand(size), torch.arange(size) % model.num_classes)
-    return trainer, batch.to(device)
+    return trainer, make_batch(model, variant.batch_size).to(device)
 
 
-def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: str) -> dict[str, Any]:
-    """Times `arguments.steps` steps of one model, in this process."""
-    from mpdit_core.model.compute import training_macs
-    from mpdit_core.runtime.device import matmul_rate, peak_memory
-    from mpdit_core.runtime.precision import DTYPES, dtype_name
+def make_batch(model: ModelConfig, size: int, *needed: str, teacher_features: int = 0) -> Batch:
+    """A batch of random values, with the optional fields `needed`."""
+    return Batch(**vars(random_batch(model, needed, images=size, teacher_features=teacher_features)))
 
-    trainer, batch = make_step(preset, arguments, dense=dense, mode=mode)
+
+def measure(variant: Variant, steps: int) -> dict[str, Any]:
+    """Times `steps` steps of one model, in this process."""
+    trainer, batch = make_step(variant)
     device = trainer.device
     rates = {name: [matmul_rate(device, DTYPES[name])] for name in TYPES}
-    for _ in range(2 if mode in COMPILE else 1):
+    for _ in range(2 if variant.mode in COMPILE else 1):
         trainer.step(batch)
-    times = seconds_of_steps(trainer, batch, arguments.steps)
+    times = seconds_of_steps(trainer, batch, steps)
     for name in TYPES:
         rates[name].append(matmul_rate(device, DTYPES[name]))
     return {
@@ -149,16 +132,12 @@ def measure(preset: str, arguments: argparse.Namespace, *, dense: bool, mode: st
         "peak_memory_bytes": peak_memory(device),
         "dtype": dtype_name(trainer.model.dtype),
         "device": device.type,
-        "batch_size": arguments.batch_size,
+        "batch_size": variant.batch_size,
     }
 
 
 def seconds_of_steps(trainer: Trainer, batch: Batch, steps: int) -> list[float]:
     """Seconds of each step; on a GPU from the end of one to the end of the next, because the host runs ahead of it."""
-    import torch
-
-    from mpdit_core.runtime.device import synchronize
-
     if trainer.device.type != "cuda":
         times = []
         for _ in range(steps):
@@ -176,8 +155,8 @@ def seconds_of_steps(trainer: Trainer, batch: Batch, steps: int) -> list[float]:
     return [first.elapsed_time(second) / 1000 for first, second in itertools.pairwise(ends)]
 
 
-def summarise(preset: str, runs: dict[Variant, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row for each variant. The peak rate is the best of all processes."""
+def summarise(runs: dict[Variant, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row for each variant; the first is the plain one. The peak rate is the best of all processes."""
     peaks = {
         name: max(r for taken in runs.values() for run in taken for r in run["matmul_flops"][name]) for name in TYPES
     }
@@ -188,11 +167,11 @@ def summarise(preset: str, runs: dict[Variant, list[dict[str, Any]]]) -> list[di
     plain = next(iter(speeds.values()))
     rows = []
     for variant, taken in runs.items():
-        dense = speeds.get(variant._replace(dense=True))
+        dense = speeds.get(replace(variant, dense=True))
         flops = speeds[variant] * taken[0]["training_flops_per_image"]
         rows.append(
             {
-                "model": f"dense of {preset}" if variant.dense else preset,
+                "model": f"dense of {variant.preset}" if variant.dense else variant.preset,
                 "dtype": taken[0]["dtype"],
                 "mode": variant.mode,
                 "images_per_second": speeds[variant],

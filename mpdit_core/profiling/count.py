@@ -1,4 +1,4 @@
-"""All counts of a model as one record, and such records as CSV."""
+"""All counts of a model as one record, and such records as CSV. Torch is imported for some objectives only."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from mpdit_core.model.compute import Convention, count, forward_macs
+from mpdit_core.config import FLOW_MATCHING
+from mpdit_core.model.compute import count
 from mpdit_core.model.memory import inference_memory, training_memory
+from mpdit_core.profiling.options import ProfileOptions
 from mpdit_core.profiling.results import Added, ModelCost
 from mpdit_core.profiling.targets import Target
 
-NOTHING = Added()
 SAMPLING_STEPS = 250  # as in the papers; with guidance, every step takes two passes through the network
 
 
-def model_cost(target: Target, *, convention: Convention, batch_size: int, objective: Added = NOTHING) -> ModelCost:
-    """The counts of `target`, exact integers. `objective`: the cost that its loss adds to training."""
-    model = target.model
+def model_cost(target: Target, options: ProfileOptions) -> ModelCost:
+    """The counts of `target`, exact integers."""
+    model, batch_size, convention = target.model, options.batch_size, options.convention
     true, paper, used = count(model), count(model, convention="paper"), count(model, convention=convention)
-    dense, dense_macs = count(model.dense()), forward_macs(model.dense(), convention=convention)
+    dense, dense_used = count(model.dense()), count(model.dense(), convention=convention)
+    objective = _added(target, options)
     return ModelCost(
         name=target.name,
         preset=target.run.preset,
@@ -43,8 +45,8 @@ def model_cost(target: Target, *, convention: Convention, batch_size: int, objec
         batch_size=batch_size,
         guided_sampling_macs=2 * SAMPLING_STEPS * true.macs,
         is_dense=target.is_dense,
-        dense_macs=dense_macs,
-        ratio_to_dense=used.macs / dense_macs,
+        dense_macs=dense_used.macs,
+        ratio_to_dense=used.macs / dense_used.macs,
         linear_ratio_to_dense=true.linear_macs / dense.linear_macs,
         macs_by_kind={**used.by_kind},
         parameters_by_kind={**true.parameters_by_kind},
@@ -54,9 +56,20 @@ def model_cost(target: Target, *, convention: Convention, batch_size: int, objec
     )
 
 
+def _added(target: Target, options: ProfileOptions) -> Added:
+    """The cost that the objective adds to training. Terms other than flow matching are run to be counted."""
+    if target.run.objective.keys() == {FLOW_MATCHING}:
+        return Added()
+    from mpdit_core.flow.added_cost import added_cost
+
+    typed = options.settings.get("objective", {})
+    parameters, macs = added_cost(target.run, trusted=lambda name: name in typed)
+    return Added(parameters=parameters, macs=macs)
+
+
 def to_csv(models: Sequence[ModelCost]) -> str:
     """One row per model. Lists are joined by spaces, and each kind of work has a column."""
-    rows = [_row(model) for model in models]
+    rows = [_csv_row(model) for model in models]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -64,7 +77,7 @@ def to_csv(models: Sequence[ModelCost]) -> str:
     return text.getvalue()
 
 
-def _row(model: ModelCost) -> dict[str, Any]:
+def _csv_row(model: ModelCost) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for key, value in model.model_dump(exclude={"macs_by_stage"}).items():
         if key == "stages":

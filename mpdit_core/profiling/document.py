@@ -49,6 +49,15 @@ def write(models: Sequence[ModelCost], *, named: bool) -> str:
     if named:
         return "\n".join([overview(models).to_markdown(), *(part for model in models for part in _detail(model))])
     example = next((model for model in models if model.preset == "xl-256"), models[0])
+    published = Table(
+        title="Giga-MACs of one forward pass, as printed",
+        columns=["model", "true", "paper convention", "printed"],
+        rows=[
+            [label, giga(forward_macs(model)), giga(forward_macs(model, convention="paper")), printed]
+            for label, model, printed in published_rows()
+        ],
+    )
+    comparison = PlanOptions(epochs=240, dense_epochs=1400, watts=700.0)
     parts = [
         HEAD,
         "## Presets\n",
@@ -60,11 +69,11 @@ def write(models: Sequence[ModelCost], *, named: bool) -> str:
         "## Measured speed\n",
         MEASURE_NOTE,
         "## Published numbers\n",
-        _published_table().to_markdown(),
+        published.to_markdown(),
         PUBLISHED_NOTE,
         "## The paper's main comparison as a plan\n",
         '`mpdit profile-flops --preset xl-256 --plan "epochs=240, dense_epochs=1400, watts=700"`\n',
-        _headline().to_markdown(),
+        plan_table([plan(Target("xl-256", load_preset("xl-256")), comparison)]).to_markdown(),
     ]
     return "\n".join(parts)
 
@@ -97,20 +106,3 @@ def published_rows() -> list[tuple[str, ModelConfig, str]]:
         ("MPDiT-XL, k = 8", xl((4, 20), (2, 8)), "65.4"),
         ("DiT-XL/2 at 512 px", named("dit-xl-512"), "524.6"),
     ]
-
-
-def _published_table() -> Table:
-    rows = [
-        [label, giga(forward_macs(model)), giga(forward_macs(model, convention="paper")), printed]
-        for label, model, printed in published_rows()
-    ]
-    return Table(
-        title="Giga-MACs of one forward pass, as printed",
-        columns=["model", "true", "paper convention", "printed"],
-        rows=rows,
-    )
-
-
-def _headline() -> Table:
-    options = PlanOptions(epochs=240, dense_epochs=1400, watts=700.0)
-    return plan_table([plan(Target("xl-256", load_preset("xl-256")), options)])

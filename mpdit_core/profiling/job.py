@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from mpdit_core.config import FLOW_MATCHING
 from mpdit_core.errors import UserError
 from mpdit_core.profiling import document, figure
-from mpdit_core.profiling.count import NOTHING, model_cost, to_csv
+from mpdit_core.profiling.count import model_cost, to_csv
 from mpdit_core.profiling.options import ProfileOptions, parse_keys
-from mpdit_core.profiling.plan import PlanOptions, parse_plan, plan
-from mpdit_core.profiling.results import Added, Measurement, Plan, ProfileResult
+from mpdit_core.profiling.plan import parse_plan, plan
+from mpdit_core.profiling.results import Measurement, Plan, ProfileResult
 from mpdit_core.profiling.search import SearchOptions, search
 from mpdit_core.profiling.targets import Target, find_targets
-from mpdit_core.reporting import Reporter, Saved, Skipped, silent
+from mpdit_core.reporting import Reporter, Saved, silent
 from mpdit_core.runtime.files import write_text
 
 DRAWN_BY_DEFAULT = ("dit-xl-256", "xl-256", "v2-xl-512")
@@ -44,21 +43,22 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
             expected="a preset or a model",
             remedy="--preset NAME, or MODEL",
         )
-    targets, left_out = find_targets(
-        presets=options.preset, model=options.model, settings=options.settings, resolution=options.resolution
-    )
-    for name, reason in left_out:
-        report(Skipped(path=name, reason=reason))
+    targets = find_targets(options, report=report)
     chosen = targets if named else [next((t for t in targets if t.run.preset == CHOSEN_BY_DEFAULT), targets[0])]
     if searched is not None:
         return ProfileResult(convention=options.convention, search=search(chosen[0], searched))
-    models = tuple(
-        model_cost(t, convention=options.convention, batch_size=options.batch_size, objective=_objective(t, options))
-        for t in targets
-    )
-    plans = _plans(chosen, planned, options.device) if planned else ()
+    models = tuple(model_cost(target, options) for target in targets)
+    plans: tuple[Plan, ...] = ()
+    if planned:
+        is_measured = planned.hardware == "measured" and planned.peak_tflops is None
+        rate = _measured_tflops(options.device) if is_measured else None
+        plans = tuple(plan(target, planned, measured_tflops=rate) for target in chosen)
     if options.plot:
-        figure.draw(_drawn(targets, named=named), options.plot, convention=options.convention)
+        if named:
+            drawn = _beside_dense(targets)
+        else:
+            drawn = find_targets(options.model_copy(update={"preset": DRAWN_BY_DEFAULT, "resolution": None}))
+        figure.draw(drawn, options.plot, convention=options.convention)
         report(Saved(what="figure", path=options.plot))
     if options.csv:
         write_text(options.csv, to_csv(models))
@@ -66,43 +66,28 @@ def profile_flops(options: ProfileOptions, *, report: Reporter = silent) -> Prof
     if options.markdown:
         write_text(options.markdown, document.write(models, named=named))
         report(Saved(what="document", path=options.markdown))
-    measured = _measured(targets, options, report) if options.measure else ()
+    measured: tuple[Measurement, ...] = ()
+    if options.measure:
+        from mpdit_core.profiling.measure import measure
+        from mpdit_core.runtime.device import select_device
+
+        device = select_device(options.device)
+        measured = tuple(measure(target, options.batch_size, device=device, report=report) for target in targets)
     return ProfileResult(convention=options.convention, models=models, plans=plans, measured=measured)
 
 
-def _objective(target: Target, options: ProfileOptions) -> Added:
-    """The cost that the run's objective adds to training. Counting terms other than flow matching needs torch."""
-    if target.run.objective.keys() == {FLOW_MATCHING}:
-        return NOTHING
-    from mpdit_core.flow.added_cost import added_cost
+def _measured_tflops(name: str) -> float:
+    """The rate of this device's large matrix products in its faster data type, in TFLOP/s."""
+    import torch
 
-    typed = options.settings.get("objective", {})
-    parameters, macs = added_cost(target.run, trusted=lambda name: name in typed)
-    return Added(parameters=parameters, macs=macs)
+    from mpdit_core.runtime.device import matmul_rate, select_device
 
-
-def _plans(targets: list[Target], options: PlanOptions, device: str) -> tuple[Plan, ...]:
-    measured = None
-    if options.hardware == "measured" and options.peak_tflops is None:
-        from mpdit_core.profiling.measure import matmul_tflops
-        from mpdit_core.runtime.device import select_device
-
-        measured = matmul_tflops(select_device(device))
-    return tuple(plan(target, options, measured_tflops=measured) for target in targets)
+    device = select_device(name)
+    return max(matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)) / 1e12
 
 
-def _measured(targets: list[Target], options: ProfileOptions, report: Reporter) -> tuple[Measurement, ...]:
-    from mpdit_core.profiling.measure import measure
-    from mpdit_core.runtime.device import select_device
-
-    device = select_device(options.device)
-    return tuple(measure(target, options.batch_size, device=device, report=report) for target in targets)
-
-
-def _drawn(targets: list[Target], *, named: bool) -> list[Target]:
-    """The named models, each after its dense counterpart; without names, the default models."""
-    if not named:
-        return find_targets(presets=DRAWN_BY_DEFAULT, model=None, settings={}, resolution=None)[0]
+def _beside_dense(targets: list[Target]) -> list[Target]:
+    """The models, each after its dense counterpart."""
     drawn: list[Target] = []
     for target in targets:
         dense = Target(f"counterpart of {target.name}", target.run.model_copy(update={"model": target.model.dense()}))

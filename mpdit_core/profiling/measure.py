@@ -8,10 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mpdit_core.config import ModelConfig
 from mpdit_core.model.compute import forward_macs, training_macs
 from mpdit_core.model.transformer import MPDiT
-from mpdit_core.profiling.parts import deciles, part_times, profile_parts
+from mpdit_core.profiling.parts import deciles, part_times
 from mpdit_core.profiling.results import Measurement, PassTime
 from mpdit_core.profiling.targets import Target
 from mpdit_core.reporting import Note, Progress, Reporter, Warning, silent
@@ -20,11 +19,6 @@ from mpdit_core.runtime.precision import autocast, choose_dtype, dtype_name
 
 SECONDS = 2.0  # how long each kind of pass is repeated, after the warm-up
 REPEATS = (5, 200)  # smallest and largest number
-
-
-def matmul_tflops(device: torch.device) -> float:
-    """The rate of this device's large matrix products in its faster data type, in TFLOP/s."""
-    return max(matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)) / 1e12
 
 
 def measure(target: Target, batch_size: int, *, device: torch.device, report: Reporter = silent) -> Measurement:
@@ -41,11 +35,12 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
         )
     )
     with torch.device(device):
-        model, inputs = MPDiT(target.model), _inputs(target.model, batch_size)
+        model, x_t = MPDiT(target.model), torch.randn(batch_size, target.model.channels, *target.model.input_size)
+        inputs = x_t, torch.rand(batch_size), torch.randint(len(target.model.labels), (batch_size,))
     works = {"forward": lambda: _forward(model, inputs, dtype), "training": lambda: _train(model, inputs, dtype)}
     macs = {"forward": forward_macs(target.model), "training": training_macs(target.model)}
     parts = {
-        name: part_times(profile_parts(model, work, device), target.model, batch_size, training=name == "training")
+        name: part_times(model, work, batch_size, device=device, training=name == "training")
         for name, work in works.items()
     }
     passes: list[PassTime] = []
@@ -87,11 +82,6 @@ def measure(target: Target, batch_size: int, *, device: torch.device, report: Re
         passes=tuple(passes),
         parts=parts,
     )
-
-
-def _inputs(model: ModelConfig, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    x_t = torch.randn(batch_size, model.channels, *model.input_size)
-    return x_t, torch.rand(batch_size), torch.randint(len(model.labels), (batch_size,))
 
 
 @torch.no_grad()

@@ -53,13 +53,9 @@ class ProfileOptions(DeviceOptions):
         None, "CSV file to write, with all numbers", metavar="FILE", panel="Output", strict=False, chosen="none"
     )
     markdown: Path | None = setting(
-        None,
-        "Markdown file to write, with tables for a paper",
-        metavar="FILE",
-        panel="Output",
-        strict=False,
+        None, "Markdown file to write, with tables for a paper", metavar="FILE", panel="Output", strict=False,
         chosen="none",
-    )
+    )  # fmt: skip
 
 
 def parse_keys(kind: type[S], text: str, *, origin: str) -> S:

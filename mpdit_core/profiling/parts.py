@@ -1,6 +1,6 @@
 """The time that a pass spends in each stage and kind of work, forward and backward, by torch's profiler.
 
-Hooks put every part of the network into a range of the profiler while it runs eagerly (a compiled block is one piece).
+Every part of the network is in a range of the profiler while it runs eagerly (a compiled block is one piece).
 A backward operation belongs to the part whose forward operation has the same sequence number.
 """
 
@@ -18,8 +18,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
-from mpdit_core.config import ModelConfig
 from mpdit_core.model.compute import KINDS, Kind, operations
+from mpdit_core.model.transformer import MPDiT
 from mpdit_core.profiling.results import PartTime
 from mpdit_core.runtime.device import synchronize
 
@@ -46,11 +46,28 @@ PARTS: dict[str, Kind] = {
 }
 
 
-def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.device) -> dict[str, list[float]]:
-    """Seconds that each part, `stage/kind`, takes in each of several passes of `model`; `work` is one pass."""
+def part_times(
+    model: MPDiT, work: Callable[[], object], batch_size: int, *, device: torch.device, training: bool
+) -> tuple[PartTime, ...]:
+    """The parts of a pass of `model`, in the order of the stages and of `KINDS`; `work` is one pass."""
+    taken = _profile(model, work, device)
+    macs: dict[str, int] = defaultdict(int)
+    for operation in operations(model.config):
+        stage = "outside" if operation.stage is None else f"stage {operation.stage}"
+        macs[f"{stage}/{operation.kind}"] += operation.macs + (operation.backward_macs if training else 0)
+    return tuple(
+        PartTime(stage=stage, kind=kind, flops=2 * batch_size * macs[f"{stage}/{kind}"], **deciles(seconds))
+        for stage in [*(f"stage {i}" for i in range(len(model.config.stages))), "outside"]
+        for kind in [*KINDS, "rest"]
+        if (seconds := taken.get(f"{stage}/{kind}"))
+    )
+
+
+def _profile(model: nn.Module, work: Callable[[], object], device: torch.device) -> dict[str, list[float]]:
+    """Seconds that each part, `stage/kind`, takes in each of several passes."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's library prints its log
-    hooks = _mark(model)
+    marked = _mark(model)
     try:
         work()
         synchronize(device)
@@ -60,25 +77,9 @@ def profile_parts(model: nn.Module, work: Callable[[], object], device: torch.de
                     work()
                     synchronize(device)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for module in marked:
+            del module.forward  # the method of the class is called again
     return _seconds(list(profiler.events() or []), on_gpu=device.type == "cuda")
-
-
-def part_times(
-    taken: dict[str, list[float]], config: ModelConfig, batch_size: int, *, training: bool
-) -> tuple[PartTime, ...]:
-    """The times from `profile_parts`, with the operations of each part, in the order of the stages and of `KINDS`."""
-    macs: dict[str, int] = defaultdict(int)
-    for operation in operations(config):
-        stage = "outside" if operation.stage is None else f"stage {operation.stage}"
-        macs[f"{stage}/{operation.kind}"] += operation.macs + (operation.backward_macs if training else 0)
-    return tuple(
-        PartTime(stage=stage, kind=kind, flops=2 * batch_size * macs[f"{stage}/{kind}"], **deciles(seconds))
-        for stage in [*(f"stage {i}" for i in range(len(config.stages))), "outside"]
-        for kind in [*KINDS, "rest"]
-        if (seconds := taken.get(f"{stage}/{kind}"))
-    )
 
 
 def deciles(seconds: list[float]) -> dict[str, float]:
@@ -87,23 +88,15 @@ def deciles(seconds: list[float]) -> dict[str, float]:
     return {"median_seconds": statistics.median(seconds), "p10_seconds": tenths[0], "p90_seconds": tenths[-1]}
 
 
-def _mark(model: nn.Module) -> list[Any]:
-    """Hooks that put every part of the network, and every stage, into a range of the profiler."""
-    hooks = []
+def _mark(model: nn.Module) -> list[nn.Module]:
+    """Puts the calls of every part of the network, and of every stage, into a range of the profiler."""
+    marked = []
     for name, module in model.named_modules():
         part = _part(name)
-        if part is None:
-            continue
-        span = record_function(f"{RANGE}{part}")
-
-        def enter(*_: Any, span: record_function = span) -> None:
-            span.__enter__()
-
-        def leave(*_: Any, span: record_function = span) -> None:
-            span.__exit__(None, None, None)
-
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    return hooks
+        if part is not None:
+            module.forward = record_function(f"{RANGE}{part}")(module.forward)
+            marked.append(module)
+    return marked
 
 
 def _part(module: str) -> str | None:

@@ -6,7 +6,7 @@ To add an alias: a new size in `SIZES`, or a branch in `_alias`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from mpdit_core.config import ModelConfig, RunConfig, Stage
 from mpdit_core.errors import UserError
 from mpdit_core.presets import load_preset, preset_names
+from mpdit_core.profiling.options import ProfileOptions
+from mpdit_core.reporting import Reporter, Skipped, silent
 from mpdit_core.settings import merge, validate
 from mpdit_core.size import Size
 
@@ -42,21 +44,14 @@ class Target:
         return self.model == self.model.dense()
 
 
-def find_targets(
-    *, presets: Sequence[str], model: str | None, settings: Mapping[str, Any], resolution: Size | None
-) -> tuple[list[Target], list[tuple[str, str]]]:
-    """The models asked for, or all presets; and the presets that cannot have `resolution`, each with the reason.
-
-    Args:
-        presets: names of presets, or aliases.
-        model: a model on disk or on the Hub.
-        settings: tree of values that replace those of every model.
-        resolution: height and width of the images in pixels.
+def find_targets(options: ProfileOptions, *, report: Reporter = silent) -> list[Target]:
+    """The models asked for, or all presets without those that cannot have the resolution; these are reported.
 
     Raises:
         UserError: an unknown name or key, or a resolution that the patch sizes do not divide
             (`resolution-does-not-fit`).
     """
+    settings, resolution = options.settings, options.resolution
     if resolution is not None and "input_size" in settings.get("model", {}):
         raise UserError(
             "resolution and model.input_size determine each other",
@@ -64,9 +59,13 @@ def find_targets(
             expected="one of them",
             remedy="leave the other out",
         )
-    named = [*([(model, _on_disk(model))] if model else []), *((name, _named(name)) for name in presets)]
+    named = [(name, _named(name)) for name in options.preset]
+    if options.model:
+        from mpdit_core.models.model_folder import open_model  # imports torch, which counting does not need
+
+        named.insert(0, (options.model, open_model(options.model).config))
     targets: list[Target] = []
-    left_out: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
     for name, base in named or _all_presets(for_images=resolution is not None):
         native = _changed(base, settings)
         try:
@@ -74,7 +73,7 @@ def find_targets(
         except UserError as error:
             if named:
                 raise
-            left_out.append((name, error.what))
+            skipped.append(Skipped(path=name, reason=error.what))
             continue
         changed = "*" if settings else ""
         elsewhere = "" if run.resolution == native.resolution else f" @{run.resolution}"
@@ -85,7 +84,9 @@ def find_targets(
             code="resolution-does-not-fit",
             expected="a multiple of 16 pixels (two stages: 32, three stages: 64)",
         )
-    return (targets if named else _without_duplicates(targets)), left_out
+    for event in skipped:
+        report(event)
+    return targets if named else _without_duplicates(targets)
 
 
 def _all_presets(*, for_images: bool) -> list[tuple[str, RunConfig]]:
@@ -114,12 +115,6 @@ def at_resolution(run: RunConfig, resolution: Size) -> RunConfig:
         )
     model = run.model.model_copy(update={"input_size": resolution // factor})
     return run.model_copy(update={"resolution": resolution, "model": model})
-
-
-def _on_disk(model: str) -> RunConfig:
-    from mpdit_core.models.model_folder import open_model  # imports torch, which counting does not need
-
-    return open_model(model).config
 
 
 def _named(name: str) -> RunConfig:
@@ -163,12 +158,8 @@ def _factor(run: RunConfig) -> int:
 
 def _without_duplicates(targets: list[Target]) -> list[Target]:
     """Each network once: of `xl-256 @512` and `xl-512`, which are the same, only the second."""
-    seen = [target.model for target in targets if "@" not in target.name]
     kept: list[Target] = []
-    for target in targets:
-        if "@" in target.name:
-            if target.model in seen:
-                continue
-            seen.append(target.model)
-        kept.append(target)
-    return kept
+    for target in sorted(targets, key=lambda target: "@" in target.name):
+        if "@" not in target.name or all(target.model != other.model for other in kept):
+            kept.append(target)
+    return sorted(kept, key=targets.index)

@@ -16,33 +16,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpdit_core.errors import UserError
-from mpdit_core.runtime.files import writing
+from mpdit_core.runtime.files import reading, writing
 
 CHECKSUM = "sha256"
 
 
 @contextmanager
 def opened(path: Path, *, remedy: str = "remove it and make it again") -> Iterator[Any]:
-    """`safe_open` that turns every fault of the file into a `UserError`, also one found in the body.
-
-    Raises:
-        UserError: there is no such file (`no-such-file`), or it is torn, changed or of another kind (`damaged-file`).
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist, or is not a file", code="no-such-file", expected="a .safetensors file")
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except UserError:
-        raise
-    except Exception as error:  # the reader raises many kinds for damaged files
-        raise UserError(
-            f"{path} cannot be read as a .safetensors file: {error or type(error).__name__}",
-            code="damaged-file",
-            expected="a complete file, unchanged since it was written",
-            remedy=remedy,
-        ) from error
+    """`safe_open`. Raises `UserError` as `files.reading`, also for what the body finds."""
+    with reading(path, "a .safetensors file", remedy=remedy), safe_open(path, "pt") as file:
+        yield file
 
 
 def write_checked(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:

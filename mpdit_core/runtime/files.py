@@ -73,7 +73,6 @@ def writing(path: Path) -> Iterator[Path]:
         UserError: the disk is full or the place cannot be written. No temporary file is left then, and an older file
             at `path` is unchanged.
     """
-    path = Path(path)
     temporary = _beside(path, "part")
     try:
         with user_errors(path):
@@ -96,7 +95,6 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
     An older folder at `path` is replaced.
     """
-    path = Path(path)
     temporary = _beside(path, "part")
     try:
         with user_errors(path):
@@ -129,37 +127,47 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in a file.
+@contextmanager
+def reading(path: Path, kind: str, *, remedy: str = "restore it from a backup, or make it again") -> Iterator[None]:
+    """Turns every error of the body into a fault of the file that it reads: readers raise many kinds of errors.
+
+    Args:
+        kind: what the file should be: "a .safetensors file".
 
     Raises:
-        UserError: the file is missing (`no-such-file`), unreadable, not a regular file or not JSON (`damaged-file`).
+        UserError: there is no such file (`no-such-file`); or the body failed, or it is a pipe (`damaged-file`).
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist", code="no-such-file")
+    if not path.exists() or path.is_dir():
+        raise UserError(f"{path} does not exist, or is a folder", code="no-such-file", expected=kind)
     try:
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("it is not a regular file")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
-            f"{path} is not valid JSON: {error}",
+            f"{path} cannot be read as {kind}: {error or type(error).__name__}",
             code="damaged-file",
-            expected="a file as mpdit wrote it",
-            remedy="restore it from a backup, or make it again",
+            expected="a complete file, unchanged since it was written",
+            remedy=remedy,
         ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file. Raises `UserError` as `reading`."""
+    with reading(path, "JSON"):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:
     """The hash of a file, which is read again only after it has changed."""
-    path = Path(path).absolute()
     there = path.stat()
-    return _sha256(str(path), there.st_size, there.st_mtime_ns)
+    return _sha256(path.absolute(), there.st_size, there.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _sha256(path: str, _size: int, _changed: int) -> str:
+def _sha256(path: Path, _size: int, _changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -242,7 +250,7 @@ def require_memory(count: int, *, what: str, remedy: str | None = None) -> None:
 
 def free_bytes(path: Path) -> int:
     """Bytes free on the file system that holds `path` or its nearest existing parent."""
-    path = Path(path).absolute()
+    path = path.absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

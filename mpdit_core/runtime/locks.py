@@ -28,7 +28,7 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
     Raises:
         UserError: another process holds it (`folder-in-use`), or the place cannot be written.
     """
-    path = Path(folder) / LOCK
+    path = folder / LOCK
     with user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path, SECONDS if seconds is None else seconds)

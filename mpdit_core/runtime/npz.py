@@ -10,21 +10,19 @@ import math
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.files import size_text
+from mpdit_core.runtime.files import reading, size_text
 
 LOCAL_HEADER = 30  # bytes before the name of a member
 
 
 def member_names(path: Path) -> list[str]:
-    """Names of the arrays in the archive. Raises `UserError` (`damaged-file`, `no-such-file`)."""
-    with _reading(path, "the archive"), zipfile.ZipFile(path) as archive:
+    """Names of the arrays in the archive. Raises `UserError` as `files.reading`."""
+    with reading(path, "an .npz archive"), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -35,7 +33,7 @@ def map_member(path: Path, name: str) -> np.ndarray:
         UserError: the file is missing (`no-such-file`); the array is missing, torn, of Python objects or larger in its
             header than in the file (`damaged-file`); there is no room to unpack it (`disk-full`).
     """
-    with _reading(path, name), zipfile.ZipFile(path) as archive:
+    with reading(path, f"an .npz archive with the array {name}"), zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
         if member.compress_type == zipfile.ZIP_STORED:
             return _map(path, _data_offset(path, member.header_offset), member.file_size)
@@ -45,27 +43,6 @@ def map_member(path: Path, name: str) -> np.ndarray:
             with archive.open(member) as source, open(unpacked, "wb") as target:
                 shutil.copyfileobj(source, target)
             return _map(unpacked, 0, unpacked.stat().st_size)  # the mapping keeps the deleted file alive
-
-
-@contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
-    """Turns every error of the body into a fault of the file: damaged archives raise many kinds of errors."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist, or is not a file", code="no-such-file", expected="an .npz archive")
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = (
-            f"{path.name} holds no such array" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        )
-        raise UserError(
-            f"{path}: {what} cannot be read: {reason}",
-            code="damaged-file",
-            expected="an .npz archive of numbers, as numpy writes it",
-            remedy="restore the file, which may be incomplete, or make it again",
-        ) from error
 
 
 def _require_room(path: Path, name: str, size: int) -> None:

@@ -8,10 +8,10 @@ flag of torch that is changed here is restored.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,37 +32,28 @@ ROUNDS = 5  # of a measurement
 ROWS = {"cuda": 16_384}  # tokens of a measurement, where they are not 1,024
 
 
-class Sizes(NamedTuple):
-    """What the time of a block depends on."""
-
-    width: int
-    tokens: int  # of the longest sequence
-    num_heads: int
-
-
 def choose_dtype(wanted: str, device: torch.device, model: ModelConfig) -> torch.dtype:
     """The type for `auto`, `float32` or `bfloat16` that a network of this shape computes in on `device`."""
     if wanted != "auto":
         return DTYPES[wanted]
     if model.width < MIN_WIDTH:
         return torch.float32
-    tokens = model.class_tokens + (model.input_size // model.stages[-1].patch_size).area
-    return fastest_dtype(measured_seconds(device, Sizes(model.width, tokens, model.num_heads)))
-
-
-def fastest_dtype(seconds: Mapping[torch.dtype, float]) -> torch.dtype:
-    """bfloat16 where float32 takes more than `MIN_GAIN` times as long, else float32."""
+    longest = model.class_tokens + (model.input_size // model.stages[-1].patch_size).area
+    seconds = measured_seconds(device, model.width, longest, model.num_heads)
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
     return torch.bfloat16 if gain > MIN_GAIN else torch.float32
 
 
 @cache
-def measured_seconds(device: torch.device, sizes: Sizes) -> dict[torch.dtype, float]:
-    """Seconds of a matrix product and an attention in each type, casts included: the shortest of some rounds."""
-    sequences = max(1, ROWS.get(device.type, 1024) // sizes.tokens)
-    heads = torch.full((sequences, sizes.num_heads, sizes.tokens, sizes.width // sizes.num_heads), 0.5, device=device)
-    tokens = torch.full((sequences, sizes.tokens, sizes.width), 0.5, device=device)
-    weight = torch.full((4 * sizes.width, sizes.width), 0.5, device=device)
+def measured_seconds(device: torch.device, width: int, length: int, num_heads: int) -> dict[torch.dtype, float]:
+    """Seconds of a matrix product and an attention over sequences of `length` tokens in each type, casts included.
+
+    The shortest of some rounds counts.
+    """
+    sequences = max(1, ROWS.get(device.type, 1024) // length)
+    heads = torch.full((sequences, num_heads, length, width // num_heads), 0.5, device=device)
+    tokens = torch.full((sequences, length, width), 0.5, device=device)
+    weight = torch.full((4 * width, width), 0.5, device=device)
     shortest = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
     for _ in range(ROUNDS):  # in turn, so that a machine that is busy for a moment slows both
         for dtype, before in shortest.items():

@@ -72,8 +72,8 @@ def test_the_mission_s_command_and_a_large_resolution():
      ("MPDiT-XL/8x", "v2-xl-512", 512), ("DiT-XL/2", "dit-xl-512", 512)],
 )  # fmt: skip
 def test_names_of_the_field_are_aliases(alias: str, preset: str, resolution: int):
-    targets, _ = find_targets(presets=[alias], model=None, settings={}, resolution=Size.square(resolution))
-    assert targets[0].model == load_preset(preset).model
+    (target,) = find_targets(ProfileOptions(preset=(alias,), resolution=Size.square(resolution)))
+    assert target.model == load_preset(preset).model
 
 
 def test_presets_that_cannot_have_a_resolution_are_left_out_and_named():
@@ -239,7 +239,7 @@ def test_the_tables_of_a_model_fit_a_terminal_of_80_columns(preset: str):
     target = Target(preset, load_preset(preset))
     fits(plan_table([plan(target, parse_plan("watts=700"))]))
     for each in (target, Target(f"{preset} @2048", at_resolution(target.run, Size.square(2048)))):
-        model = model_cost(each, convention="true", batch_size=256)
+        model = model_cost(each, ProfileOptions(batch_size=256))
         fits(breakdown_table(model))
         fits(overview([model]))
         lines = facts(model)
@@ -284,6 +284,13 @@ def test_a_plan_for_this_machine_s_own_rate():
 def test_lines_of_the_figure_say_how_many_stages_a_model_has():
     stages = [figure.legend(Target(f"{name} @2048", load_preset(name))) for name in DRAWN_BY_DEFAULT]
     assert stages == ["dense: dit-xl-256", "two stages: xl-256", "three stages: v2-xl-512"]
+
+
+def test_the_default_models_of_the_figure_have_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    drawn: list[Target] = []
+    monkeypatch.setattr(figure, "draw", lambda targets, path, convention: drawn.extend(targets))
+    profile(plot=tmp_path / "a.png", settings={"model": {"class_tokens": 3}})
+    assert [target.model.class_tokens for target in drawn] == [3] * len(DRAWN_BY_DEFAULT)
 
 
 def test_bars():

@@ -12,7 +12,7 @@ from torch import Tensor
 from mpdit_core.config import ModelConfig
 from mpdit_core.presets import load_preset
 from mpdit_core.runtime import precision
-from mpdit_core.runtime.precision import Sizes, choose_dtype, fastest_dtype, fastest_that_agrees, measured_seconds
+from mpdit_core.runtime.precision import choose_dtype, fastest_that_agrees, measured_seconds
 
 CPU = torch.device("cpu")
 WIDE = load_preset("b-256").model
@@ -21,16 +21,15 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 @pytest.fixture
 def seconds(monkeypatch) -> dict[torch.dtype, float]:
-    """The times that a measurement finds, for tests to set; the sizes it was asked for are in `asked`."""
+    """The times that a measurement finds, for tests to set."""
     found = {F32: 1.0, BF16: 1.0}
-    monkeypatch.setattr(precision, "measured_seconds", lambda device, sizes: found)
+    monkeypatch.setattr(precision, "measured_seconds", lambda device, *sizes: found)
     return found
 
 
 @pytest.mark.parametrize(("bfloat16", "chosen"), [(0.34, BF16), (0.9, BF16), (0.92, F32), (1.0, F32), (3.0, F32)])
 def test_bfloat16_where_it_saves_more_than_a_tenth(seconds, bfloat16, chosen):
     seconds[BF16] = bfloat16
-    assert fastest_dtype(seconds) == chosen
     assert choose_dtype("auto", CPU, WIDE) == chosen
 
 
@@ -46,23 +45,23 @@ def narrow(width: int) -> ModelConfig:
 
 
 def test_the_models_own_sizes_are_measured(monkeypatch):
-    asked: list[Sizes] = []
+    asked: list[tuple[int, ...]] = []
 
-    def measure(device: torch.device, sizes: Sizes) -> dict[torch.dtype, float]:
+    def measure(device: torch.device, *sizes: int) -> dict[torch.dtype, float]:
         asked.append(sizes)
         return {F32: 2.0, BF16: 1.0}
 
     monkeypatch.setattr(precision, "measured_seconds", measure)
     assert choose_dtype("auto", CPU, WIDE) == BF16
     assert choose_dtype("auto", CPU, narrow(128)) == BF16
-    assert asked == [Sizes(768, 16 + 256, 12), Sizes(128, 16 + 256, 2)]
+    assert asked == [(768, 16 + 256, 12), (128, 16 + 256, 2)]
 
 
 def test_a_measurement_is_made_once_and_leaves_no_trace():
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    first = measured_seconds(CPU, Sizes(32, 16, 2))
-    assert first is measured_seconds(CPU, Sizes(32, 16, 2))
+    first = measured_seconds(CPU, 32, 16, 2)
+    assert first is measured_seconds(CPU, 32, 16, 2)
     assert all(0 < value < 60 for value in first.values())
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.is_autocast_enabled("cpu")
