@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -198,7 +199,7 @@ class MPDiTPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 50,
-        output_type: str | None = "pil",
+        output_type: str = "pil",
         return_dict: bool = True,
         *,
         latents: Tensor | None = None,
@@ -242,8 +243,12 @@ class MPDiTPipeline(DiffusionPipeline):
         _require(tuple(latents.shape) == shape, f"latents of shape {tuple(latents.shape)}", str(shape))
         x_t = latents.to(device, torch.float32)  # the network may be in half precision, the integration is not
         labels = torch.tensor(list(class_labels), device=device)
-        guidance_scale = _guidance_scale(guidance_scale, config["num_classes"])
+        if guidance_scale is None:
+            guidance_scale = 4.0 if config["num_classes"] else 1.0
         guided = guidance_scale > 1
+        if guided and not config["num_classes"]:
+            what = f"guidance_scale {guidance_scale:g} needs classes, but the model has none"
+            raise UserError(what, code="no-classes", expected="1 (off)")
         both = torch.cat([labels, torch.full_like(labels, config["num_classes"])]) if guided else labels
 
         self._interrupt = False
@@ -279,29 +284,15 @@ class MPDiTPipeline(DiffusionPipeline):
         except TypeError:  # a scheduler that does not take sigmas
             self.scheduler.set_timesteps(steps, device=device)
 
-    def _output(self, x_t: Tensor, output_type: str | None) -> Any:
+    def _output(self, x_t: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return x_t
         config = self.transformer.config
         mean, std = (
             torch.tensor(config[key], device=x_t.device).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std")
         )
-        raw_latents = (x_t * std + mean).to(self.vae.dtype)
-        images = (self.vae.decode(raw_latents).sample.float() / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return images
-        images = images.cpu().permute(0, 2, 3, 1).numpy()
-        return self.numpy_to_pil(images) if output_type == "pil" else images
-
-
-def _guidance_scale(given: float | None, num_classes: int) -> float:
-    if given is None:
-        return 4.0 if num_classes else 1.0
-    if given > 1 and not num_classes:
-        raise UserError(
-            f"guidance_scale {given:g} needs classes, but the model has none", code="no-classes", expected="1 (off)"
-        )
-    return given
+        images = self.vae.decode((x_t * std + mean).to(self.vae.dtype)).sample.float()
+        return VaeImageProcessor().postprocess(images, output_type)
 
 
 def _require(condition: bool, what: str, expected: str) -> None:

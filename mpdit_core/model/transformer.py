@@ -19,12 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from mpdit_core.config import ModelConfig
 from mpdit_core.config import Stage as StageConfig
 from mpdit_core.model.blocks import Block, Modulation, ModulationLayer, modulated_norm
-from mpdit_core.model.class_embedding import ClassEmbedding
-from mpdit_core.model.initialize import initialize
 from mpdit_core.model.memory import require_fit
-from mpdit_core.model.positions import position_tables
+from mpdit_core.model.positions import position_table, rotation_table
 from mpdit_core.model.time_embeddings import time_embedding
-from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
+from mpdit_core.model.tokens import ClassEmbedding, PatchEmbedding, Upsample, unpatchify
 
 MAX_COMPILED = 64  # graphs of torch.compile for one block, which are not CUDA graphs
 MIN_TIME = 0.05  # lower bound of t, by which x_t - predicted latents is divided (JiT, arXiv 2511.13720)
@@ -42,9 +40,7 @@ class MPDiT(nn.Module):
         require_fit(config)
         self.config = config
         self.time_embedding = time_embedding(config.time_embedding, config.width)
-        self.class_embedding = ClassEmbedding(
-            num_classes=config.num_classes, class_tokens=max(config.class_tokens, 1), width=config.width
-        )
+        self.class_embedding = ClassEmbedding(config)
         shared = config.modulation == "shared"
         self.modulation = ModulationLayer(config.width, vectors=6) if shared else None
         coarser = [None, *config.stages]
@@ -53,7 +49,21 @@ class MPDiT(nn.Module):
         )
         self.head = Head(config)
         self.activation_checkpointing = False
-        initialize(self, spectral_scale=config.spectral_init_scale)
+        self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Starting values as the official code has them (the paper's appendix); the output layer begins at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        self.time_embedding.initialize(spectral_scale=self.config.spectral_init_scale)  # pyright: ignore[reportCallIssue]
+        nn.init.normal_(self.class_embedding.table.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, ModulationLayer):
+                nn.init.zeros_(module.linear.weight)
+        nn.init.zeros_(self.head.linear.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.last_stage(x_t, t, *self.coarse_stages(x_t, t, labels))
@@ -143,21 +153,19 @@ class Stage(nn.Module):
     coarser: the stage before, None for the first.
     """
 
-    positions: Tensor  # [N, D], fixed: neither trained nor saved
+    positions: Tensor  # [N, D], fixed: neither trained nor saved; zeros [1, D] where only rotations are used
     rotations: Tensor | None  # [2, M+N, 1, d/2], likewise; None without rotary positions
 
     def __init__(self, config: ModelConfig, stage: StageConfig, *, coarser: StageConfig | None):
         super().__init__()
         width, first = config.width, coarser is None
-        self.upsample = (
-            None if coarser is None else Upsample(config, coarse_patch=coarser.patch_size, fine_patch=stage.patch_size)
-        )
+        self.upsample = None if coarser is None else Upsample(config, coarser.patch_size, stage.patch_size)
         reads_x_t = first or config.skip
-        self.patch_embedding = (
-            PatchEmbedding(patch_size=stage.patch_size, channels=config.channels, width=width) if reads_x_t else None
-        )
+        self.patch_embedding = PatchEmbedding(config, stage.patch_size) if reads_x_t else None
         self.skip = nn.Linear(width, width) if reads_x_t and not first else None
-        positions, rotations = position_tables(config, stage.patch_size)
+        grid, coding = config.input_size // stage.patch_size, config.positions
+        positions = torch.zeros(1, width) if coding == "rope" else position_table(width, grid)
+        rotations = None if coding == "sincos" else rotation_table(config, stage.patch_size)
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("rotations", rotations, persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(stage.depth))

@@ -8,7 +8,6 @@ import torch
 
 from mpdit_core.data.autoencoders import DiffusersAutoencoder, load_autoencoder
 from mpdit_core.errors import UserError
-from mpdit_core.interop.export.latents import NEEDS_NO_LATENTS
 from mpdit_core.interop.pipeline import MPDiTPipeline, MPDiTTransformer, PixelVAE
 from mpdit_core.models.model_folder import ModelFolder
 
@@ -22,7 +21,7 @@ def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
     """
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-    latents = model.require_latents(remedy=NEEDS_NO_LATENTS)
+    latents = model.require_latents()
     autoencoder = load_autoencoder(latents.autoencoder)
     vae: Any = PixelVAE(channels=latents.autoencoder.channels)
     if isinstance(autoencoder.plugin, DiffusersAutoencoder):
