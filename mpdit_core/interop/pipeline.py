@@ -27,14 +27,17 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.config import ModelConfig
+from mpdit_core.data.autoencoders import DiffusersAutoencoder, load_autoencoder
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.size import Size
 
@@ -80,16 +83,11 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         qk_norm: bool = False,
         positions: str = "sincos",
         prediction: str = "velocity",
-        latents_mean: Sequence[float] = (0.0,),  # noqa: ARG002 - read from the config
-        latents_std: Sequence[float] = (1.0,),  # noqa: ARG002
+        latents_mean: Sequence[float] = (0.0,),
+        latents_std: Sequence[float] = (1.0,),
     ):
         super().__init__()
-        shape = dict(
-            width=width, num_heads=num_heads, stages=tuple(Stage(*stage) for stage in stages), input_size=input_size,
-            channels=channels, num_classes=num_classes, class_tokens=class_tokens, modulation=modulation,
-            time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio, mlp=mlp,
-            norm=norm, qk_norm=qk_norm, positions=positions, prediction=prediction,
-        )  # fmt: skip
+        shape = {name: self.config[name] for name in ModelConfig.model_fields if name in self.config}
         self.network = MPDiT(ModelConfig.model_validate(shape))
 
     @classmethod
@@ -118,7 +116,7 @@ class PixelVAE(ModelMixin, ConfigMixin):
     """The identity in place of a VAE, for models of pixels; a grey channel is repeated to three, RGBA stays RGBA."""
 
     @register_to_config
-    def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
+    def __init__(self, channels: int = 3):
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads its type and device
 
@@ -293,6 +291,32 @@ class MPDiTPipeline(DiffusionPipeline):
         )
         images = self.vae.decode((x_t * std + mean).to(self.vae.dtype)).sample.float()
         return VaeImageProcessor().postprocess(images, output_type)
+
+
+def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
+    """The model with its VAE (downloaded if it is not local) and an Euler scheduler.
+
+    Raises:
+        UserError: the model does not describe its latents (`no-autoencoder`), or its autoencoder cannot be loaded, or
+            is a plugin other than `pixels` (`unknown-autoencoder`).
+    """
+    latents = model.require_latents()
+    autoencoder = load_autoencoder(latents.autoencoder)
+    vae: Any = PixelVAE(channels=latents.autoencoder.channels)
+    if isinstance(autoencoder.plugin, DiffusersAutoencoder):
+        vae = autoencoder.plugin.network
+    elif autoencoder.spec.stores != "uint8":
+        raise UserError(
+            f"the autoencoder {latents.autoencoder.id} is a plugin, which diffusers cannot load",
+            code="unknown-autoencoder",
+            expected="pixels, or an autoencoder of diffusers",
+            remedy="--format mpdit",
+        )
+    normalisation = latents.normalisation
+    transformer = MPDiTTransformer.of(model.load(), mean=normalisation.mean, std=normalisation.std)
+    names = dict(enumerate(latents.class_names))
+    pipeline = MPDiTPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(shift=1.0), id2label=names)
+    return pipeline.to(torch.float16) if half else pipeline
 
 
 def _require(condition: bool, what: str, expected: str) -> None:

@@ -96,11 +96,18 @@ class MPDiT(nn.Module):
         """Compiles block by block: one small graph per stage, which all its blocks share.
 
         Shapes are static. Stages differ in the number of tokens, for which torch would by default compile one graph for
-        any number; that graph has less than half the speed.
+        any number; that graph has less than half the speed. So there is one graph for each stage, batch size (guided or
+        not, last block or not) and shape of t ([1] or [B]), with and without gradients: 48 at most with three stages.
+        Beyond `MAX_COMPILED` (torch's own limit is 8) a block runs eagerly.
         """
+        options: dict[str, Any] = {}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's
+            options["recompile_limit"] = MAX_COMPILED
+        else:
+            torch._dynamo.config.recompile_limit = MAX_COMPILED
         for stage in self.stages:
             for block in stage.get_submodule("blocks").children():
-                _compile(block)
+                block.compile(dynamic=False, **options)
 
     def embed(self, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`class_tokens [B, M, D]` and `cond [B, D]` (or [1, D] when t is one time and classes are tokens)."""
@@ -131,20 +138,6 @@ class _NoInitialisation(TorchFunctionMode):
         if func in self.IN_PLACE or getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
-
-
-def _compile(module: nn.Module) -> None:
-    """Compiles for static shapes. Allows `MAX_COMPILED` graphs instead of torch's 8, beyond which it runs eagerly.
-
-    There is one graph for each stage, batch size (guided or not, last block or not) and shape of t ([1] or [B]), with
-    and without gradients: 48 at most with three stages.
-    """
-    options: dict[str, Any] = {}
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's only
-        options["recompile_limit"] = MAX_COMPILED
-    else:
-        torch._dynamo.config.recompile_limit = MAX_COMPILED
-    module.compile(dynamic=False, **options)
 
 
 class Stage(nn.Module):

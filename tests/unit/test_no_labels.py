@@ -20,8 +20,8 @@ from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.sources import open_source, read_items, source_notes
 from mpdit_core.evaluation import EvaluateOptions, evaluate
 from mpdit_core.interop import ExportOptions, export_model
-from mpdit_core.interop.export.diffusers_folder import make_pipeline
 from mpdit_core.interop.official.names import convert_state_dict
+from mpdit_core.interop.pipeline import make_pipeline
 from mpdit_core.model.compute import count
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.testing import check_dataset

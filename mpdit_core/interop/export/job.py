@@ -72,7 +72,7 @@ def _write_model(model: ModelFolder, folder: Path, options: ExportOptions, repor
     """Writes everything but the card; returns the difference of a graph from the network."""
     latents = publishable(model.latents)
     if options.format == "diffusers":
-        from mpdit_core.interop.export.diffusers_folder import make_pipeline
+        from mpdit_core.interop.pipeline import make_pipeline
 
         make_pipeline(model, half=options.half).save_pretrained(folder)
         return None
