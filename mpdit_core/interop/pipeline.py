@@ -25,11 +25,12 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -47,12 +48,6 @@ PIPELINE_CODE = """\
 # For DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
 from mpdit_core import MPDiTPipeline  # noqa: F401 - pip install mpdit
 """
-
-
-class VelocityOutput(BaseOutput):
-    """`sample [B, C, h, w]`: the velocity; or `sample [B, 3, H, W]`: images in [-1, 1]."""
-
-    sample: Tensor
 
 
 class MPDiTTransformer(ModelMixin, ConfigMixin):
@@ -101,7 +96,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True
-    ) -> VelocityOutput | tuple[Tensor]:
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Velocity [B, C, h, w] for `hidden_states [B, C, h, w]`, `timestep` [] or [B] = 1000·t, `class_labels [B]`."""
         t = timestep.float().reshape(-1) / 1000
         dtype = self.network.head.linear.weight.dtype
@@ -109,7 +104,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         with autocast(hidden_states.device, dtype):
             velocity = self.network(hidden_states, t, class_labels)
         velocity = velocity.to(hidden_states.dtype)
-        return VelocityOutput(sample=velocity) if return_dict else (velocity,)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
 
 class PixelVAE(ModelMixin, ConfigMixin):
@@ -121,9 +116,9 @@ class PixelVAE(ModelMixin, ConfigMixin):
         self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads its type and device
 
     @apply_forward_hook  # with enable_model_cpu_offload it offloads the transformer, as in AutoencoderKL
-    def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
+    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         images = latents.expand(-1, max(3, latents.shape[1]), -1, -1)
-        return VelocityOutput(sample=images) if return_dict else (images,)
+        return DecoderOutput(sample=images) if return_dict else (images,)
 
 
 class MPDiTPipeline(DiffusionPipeline):

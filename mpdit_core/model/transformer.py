@@ -164,14 +164,9 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(stage.depth))
 
     def forward(
-        self,
-        x_t: Tensor,
-        class_tokens: Tensor,
-        tokens: Tensor | None,
-        cond: Tensor,
-        shared: Modulation | None,
-        checkpointing: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+        self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None, cond: Tensor, shared: Modulation | None,
+        checkpointing: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         class_tokens, tokens = self.enter(x_t, class_tokens, tokens)
         M = class_tokens.shape[1]
         both = torch.cat([class_tokens, tokens], dim=1) if M else tokens  # [B, M+N, D]

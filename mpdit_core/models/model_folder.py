@@ -157,7 +157,11 @@ def open_model(where: str | Path) -> ModelFolder:
     if str(where).startswith(PREFIX):
         return _read_folder(download_model(str(where)))
     folder = Path(where)
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError:  # a name too long
+        is_folder = False
+    if not is_folder:
         raise UserError(
             f"{where} is not a folder",
             code="no-such-file",
@@ -256,8 +260,8 @@ def save_model(
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises `UserError` when it is missing or torn."""
-    _check_header(path)
-    return load_file(path)
+    with opened(path, remedy=RESTORE_OR_REMOVE):
+        return load_file(path)
 
 
 def _check_header(path: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from mpdit_core.size import Size
 
 SD_SCALE = 0.18215  # DiT and SiT multiply the raw latents by it (Stable Diffusion's scaling factor)
 CLASS_TABLE = "y_embedder.embedding_table.weight"
+IMPORTABLE = "an MPDiT, DiT or SiT checkpoint"
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
 
 NOTES = {
@@ -59,8 +59,10 @@ def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> I
     files.require_empty(out)
     report(Note(text=f"reading {options.file}"))
     file = read_official(options.file, weights=options.weights)
+    if what := like_tensors(file.tensors):
+        raise UserError(f"{options.file} seems to be {what}", code="wrong-model", expected=IMPORTABLE)
     official, arguments, notes = file.tensors, file.arguments, []
-    with _user_errors(official, options):
+    try:
         kind = options.kind
         if kind == "auto":
             kind = detect_kind(official, name=options.file.name, arguments=arguments)
@@ -79,6 +81,14 @@ def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> I
         config, state = convert_state_dict(official, num_heads=options.num_heads)
         _check_complete(config, state, options.file)
         _check_positions(config, official)
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:  # shapes of no such model
+        raise UserError(
+            f"the tensors of {options.file} do not fit together: {error}",
+            code="unknown-architecture",
+            expected=IMPORTABLE + ("" if options.kind == "auto" else f", and one of kind {options.kind}"),
+        ) from error
     side = config.input_size.height * LATENT_FACTOR
     if arguments.get("image_size", side) != side:
         notes.append("other-image-size")
@@ -128,35 +138,13 @@ def import_official(
     Args:
         path: `.pt` with `model`, `ema`, `opt`, `args`, or a plain state dict as `.pt` or `.safetensors`.
         out: folder to write; it must not hold anything yet.
-        num_heads: number of attention heads, needed only where the width is not that of a published model.
-        kind: the code that wrote it; `auto`: as `detect_kind` finds.
-        weights: the weights to take; the EMA if not given.
-        autoencoder: Hub id or folder of the autoencoder that decodes the latents.
+        num_heads, kind, weights, autoencoder: as the fields of `ImportOptions`.
 
     Raises:
         UserError: as `import_checkpoint`, or an argument has an impossible value (`invalid-value`).
     """
     given = dict(file=path, out=out, num_heads=num_heads, kind=kind, weights=weights, autoencoder=autoencoder)
     return open_model(import_checkpoint(validate(ImportOptions, given, origin="import")).model)
-
-
-@contextmanager
-def _user_errors(official: Mapping[str, Tensor], options: ImportOptions) -> Iterator[None]:
-    """Replaces an error about tensors that cannot be converted by one that names the model they seem to be of."""
-    expected = "an MPDiT, DiT or SiT checkpoint"
-    try:
-        yield
-    except UserError as error:
-        what = like_tensors(official)
-        if what is None or error.code not in ("unknown-architecture", "ambiguous-kind"):
-            raise
-        raise UserError(f"{options.file} seems to be {what}", code="wrong-model", expected=expected) from error
-    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:  # shapes of no such model
-        raise UserError(
-            f"the tensors of {options.file} do not fit together: {error}",
-            code="unknown-architecture",
-            expected=expected + ("" if options.kind == "auto" else f", and one of kind {options.kind}"),
-        ) from error
 
 
 def _check_trained_as(kind: Kind, arguments: Mapping[str, Any]) -> None:

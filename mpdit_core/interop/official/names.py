@@ -46,11 +46,7 @@ PARAMETERS = {"weights_real": "real", "weights_imag": "imaginary"}
 def convert_state_dict(
     official: Mapping[str, Tensor], *, num_heads: int | None = None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Our configuration and state dict for an official state dict.
-
-    Args:
-        official: tensors by their official names, without the prefixes of wrappers.
-        num_heads: needed only where the width is not that of a published model.
+    """Our configuration and state dict for tensors by their official names, without the prefixes of wrappers.
 
     Raises:
         UserError: the tensors are not those of an MPDiT, DiT or SiT model (`unknown-architecture`), or their width is

@@ -12,9 +12,8 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -25,7 +24,6 @@ from mpdit_core.interop.official.file_signatures import like_bytes
 from mpdit_core.models.model_folder import CONFIG, WEIGHTS
 from mpdit_core.reporting import jsonable
 
-Weights = Literal["ema", "model"]
 SETS = ("ema", "ema_model", "model", "state_dict")  # keys of weights in a file, the preferred one first
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # compile, DDP, FSDP
 OWNERS = {"model", "net", "network"}  # attributes that hold the network in another module; all names begin with one
@@ -33,8 +31,7 @@ HARMLESS = {"numpy": "a number or array of NumPy", "pathlib": "a path (pathlib)"
 EXPECTED = "a .pt or .safetensors file of the official MPDiT, DiT or SiT code"
 
 
-@dataclass(frozen=True)
-class OfficialFile:
+class OfficialFile(NamedTuple):
     """Tensors by their official names, without the prefixes of wrappers, and other content of the file."""
 
     tensors: dict[str, Tensor]
@@ -42,7 +39,7 @@ class OfficialFile:
     arguments: dict[str, Any]  # arguments of the training command; empty where the file holds none
 
 
-def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile:
+def read_official(path: Path, *, weights: Literal["ema", "model"] | None = None) -> OfficialFile:
     """Reads `path`; of several sets of weights the EMA, unless `weights` names another.
 
     Raises:
@@ -181,7 +178,7 @@ def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> UserError:
     )
 
 
-def _choose(path: Path, content: Any, wanted: Weights | None) -> tuple[str, Mapping[str, Any]]:
+def _choose(path: Path, content: Any, wanted: str | None) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights", code="no-weights", expected=EXPECTED)
     sets = {key: content[key] for key in SETS if _has_tensors(content.get(key))}
