@@ -24,16 +24,21 @@ import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from mpdit_core.config import ModelConfig, Stage
+from mpdit_core.config import ModelConfig
+from mpdit_core.data.autoencoders import DiffusersAutoencoder, load_autoencoder
 from mpdit_core.errors import UserError
 from mpdit_core.model.transformer import MPDiT
+from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.runtime.precision import autocast
 from mpdit_core.size import Size
 
@@ -43,12 +48,6 @@ PIPELINE_CODE = """\
 # For DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
 from mpdit_core import MPDiTPipeline  # noqa: F401 - pip install mpdit
 """
-
-
-class VelocityOutput(BaseOutput):
-    """`sample [B, C, h, w]`: the velocity; or `sample [B, 3, H, W]`: images in [-1, 1]."""
-
-    sample: Tensor
 
 
 class MPDiTTransformer(ModelMixin, ConfigMixin):
@@ -79,16 +78,11 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         qk_norm: bool = False,
         positions: str = "sincos",
         prediction: str = "velocity",
-        latents_mean: Sequence[float] = (0.0,),  # noqa: ARG002 - read from the config
-        latents_std: Sequence[float] = (1.0,),  # noqa: ARG002
+        latents_mean: Sequence[float] = (0.0,),
+        latents_std: Sequence[float] = (1.0,),
     ):
         super().__init__()
-        shape = dict(
-            width=width, num_heads=num_heads, stages=tuple(Stage(*stage) for stage in stages), input_size=input_size,
-            channels=channels, num_classes=num_classes, class_tokens=class_tokens, modulation=modulation,
-            time_embedding=time_embedding, skip=skip, mlp_ratio=mlp_ratio, mlp=mlp,
-            norm=norm, qk_norm=qk_norm, positions=positions, prediction=prediction,
-        )  # fmt: skip
+        shape = {name: self.config[name] for name in ModelConfig.model_fields if name in self.config}
         self.network = MPDiT(ModelConfig.model_validate(shape))
 
     @classmethod
@@ -102,7 +96,7 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True
-    ) -> VelocityOutput | tuple[Tensor]:
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Velocity [B, C, h, w] for `hidden_states [B, C, h, w]`, `timestep` [] or [B] = 1000·t, `class_labels [B]`."""
         t = timestep.float().reshape(-1) / 1000
         dtype = self.network.head.linear.weight.dtype
@@ -110,21 +104,21 @@ class MPDiTTransformer(ModelMixin, ConfigMixin):
         with autocast(hidden_states.device, dtype):
             velocity = self.network(hidden_states, t, class_labels)
         velocity = velocity.to(hidden_states.dtype)
-        return VelocityOutput(sample=velocity) if return_dict else (velocity,)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
 
 class PixelVAE(ModelMixin, ConfigMixin):
     """The identity in place of a VAE, for models of pixels; a grey channel is repeated to three, RGBA stays RGBA."""
 
     @register_to_config
-    def __init__(self, channels: int = 3):  # noqa: ARG002 - kept in the config
+    def __init__(self, channels: int = 3):
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # diffusers reads its type and device
 
     @apply_forward_hook  # with enable_model_cpu_offload it offloads the transformer, as in AutoencoderKL
-    def decode(self, latents: Tensor, return_dict: bool = True) -> VelocityOutput | tuple[Tensor]:
+    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         images = latents.expand(-1, max(3, latents.shape[1]), -1, -1)
-        return VelocityOutput(sample=images) if return_dict else (images,)
+        return DecoderOutput(sample=images) if return_dict else (images,)
 
 
 class MPDiTPipeline(DiffusionPipeline):
@@ -198,7 +192,7 @@ class MPDiTPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 50,
-        output_type: str | None = "pil",
+        output_type: str = "pil",
         return_dict: bool = True,
         *,
         latents: Tensor | None = None,
@@ -242,8 +236,12 @@ class MPDiTPipeline(DiffusionPipeline):
         _require(tuple(latents.shape) == shape, f"latents of shape {tuple(latents.shape)}", str(shape))
         x_t = latents.to(device, torch.float32)  # the network may be in half precision, the integration is not
         labels = torch.tensor(list(class_labels), device=device)
-        guidance_scale = _guidance_scale(guidance_scale, config["num_classes"])
+        if guidance_scale is None:
+            guidance_scale = 4.0 if config["num_classes"] else 1.0
         guided = guidance_scale > 1
+        if guided and not config["num_classes"]:
+            what = f"guidance_scale {guidance_scale:g} needs classes, but the model has none"
+            raise UserError(what, code="no-classes", expected="1 (off)")
         both = torch.cat([labels, torch.full_like(labels, config["num_classes"])]) if guided else labels
 
         self._interrupt = False
@@ -279,29 +277,41 @@ class MPDiTPipeline(DiffusionPipeline):
         except TypeError:  # a scheduler that does not take sigmas
             self.scheduler.set_timesteps(steps, device=device)
 
-    def _output(self, x_t: Tensor, output_type: str | None) -> Any:
+    def _output(self, x_t: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return x_t
         config = self.transformer.config
         mean, std = (
             torch.tensor(config[key], device=x_t.device).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std")
         )
-        raw_latents = (x_t * std + mean).to(self.vae.dtype)
-        images = (self.vae.decode(raw_latents).sample.float() / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return images
-        images = images.cpu().permute(0, 2, 3, 1).numpy()
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        images = self.vae.decode((x_t * std + mean).to(self.vae.dtype)).sample.float()
+        return VaeImageProcessor().postprocess(images, output_type)
 
 
-def _guidance_scale(given: float | None, num_classes: int) -> float:
-    if given is None:
-        return 4.0 if num_classes else 1.0
-    if given > 1 and not num_classes:
+def make_pipeline(model: ModelFolder, *, half: bool = False) -> MPDiTPipeline:
+    """The model with its VAE (downloaded if it is not local) and an Euler scheduler.
+
+    Raises:
+        UserError: the model does not describe its latents (`no-autoencoder`), or its autoencoder cannot be loaded, or
+            is a plugin other than `pixels` (`unknown-autoencoder`).
+    """
+    latents = model.require_latents()
+    autoencoder = load_autoencoder(latents.autoencoder)
+    vae: Any = PixelVAE(channels=latents.autoencoder.channels)
+    if isinstance(autoencoder.plugin, DiffusersAutoencoder):
+        vae = autoencoder.plugin.network
+    elif autoencoder.spec.stores != "uint8":
         raise UserError(
-            f"guidance_scale {given:g} needs classes, but the model has none", code="no-classes", expected="1 (off)"
+            f"the autoencoder {latents.autoencoder.id} is a plugin, which diffusers cannot load",
+            code="unknown-autoencoder",
+            expected="pixels, or an autoencoder of diffusers",
+            remedy="--format mpdit",
         )
-    return given
+    normalisation = latents.normalisation
+    transformer = MPDiTTransformer.of(model.load(), mean=normalisation.mean, std=normalisation.std)
+    names = dict(enumerate(latents.class_names))
+    pipeline = MPDiTPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(shift=1.0), id2label=names)
+    return pipeline.to(torch.float16) if half else pipeline
 
 
 def _require(condition: bool, what: str, expected: str) -> None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from mpdit_core.model.time_embedding_cost import TimeEmbeddingCost
 
 Convention = Literal["true", "paper"]
-Amount = Literal["macs", "backward_macs", "parameters"]
-
 Kind = Literal["attention", "projections", "mlp", "upsampling", "patches", "conditioning", "time", "output"]
 KINDS: dict[Kind, str] = {
     "attention": "the two products of the attention (QKᵀ and weights × V); the scales of a QK norm",
@@ -87,7 +85,6 @@ class Count:
 
     macs: int
     training_macs: int
-    linear_macs: int
     parameters: int
     parameters_with_positions: int
     stages: tuple[StageCount, ...]
@@ -98,6 +95,10 @@ class Count:
     def flops(self) -> int:
         return 2 * self.macs
 
+    @property
+    def linear_macs(self) -> int:
+        return self.macs - self.by_kind["attention"]
+
 
 def operations(config: ModelConfig, *, convention: Convention = "true") -> Iterator[Operation]:
     """Every matrix product and weight table of the network, in the order of the forward pass.
@@ -107,11 +108,8 @@ def operations(config: ModelConfig, *, convention: Convention = "true") -> Itera
     """
     width, shared = config.width, config.modulation == "shared"
     yield from _time_embedding(config)
-    rows = config.num_classes + 1  # the last one is the null label
-    yield Operation(
-        stage=None, kind="conditioning", name="class table", macs=0, backward_macs=0,
-        parameters=rows * max(config.class_tokens, 1) * width,
-    )  # fmt: skip
+    table = (config.num_classes + 1) * max(config.class_tokens, 1) * width  # the last row is the null label
+    yield Operation(stage=None, kind="conditioning", name="class table", macs=0, backward_macs=0, parameters=table)
     if shared:
         yield _linear(None, "conditioning", "shared modulation", rows=1, size=(width, 6 * width))
     for stage in range(len(config.stages)):
@@ -119,10 +117,8 @@ def operations(config: ModelConfig, *, convention: Convention = "true") -> Itera
         yield from _blocks(config, stage, convention)
     if not shared:
         yield _linear(None, "conditioning", "output modulation", rows=1, size=(width, 2 * width))
-    last = config.stages[-1].patch_size
-    yield _linear(
-        None, "output", "output linear", rows=image_tokens(config)[-1], size=(width, last**2 * config.channels)
-    )
+    outputs = config.stages[-1].patch_size ** 2 * config.channels
+    yield _linear(None, "output", "output linear", rows=image_tokens(config)[-1], size=(width, outputs))
 
 
 def image_tokens(config: ModelConfig) -> list[int]:
@@ -136,48 +132,37 @@ def tokens(config: ModelConfig) -> list[int]:
 
 
 def _linear(
-    stage: int | None,
-    kind: Kind,
-    name: str,
-    *,
-    rows: int,
-    size: tuple[int, int],
-    repeats: int = 1,
-    input_gradient: bool = True,
+    stage: int | None, kind: Kind, name: str, *, rows: int, size: tuple[int, int], repeats: int = 1, first: bool = False
 ) -> Operation:
-    """`repeats` layers `size[0] → size[1]` with bias, each applied to `rows` vectors per image."""
+    """`repeats` layers `size[0] → size[1]` with bias, each applied to `rows` vectors per image.
+
+    Before a `first` layer there are no weights, so its inputs need no gradients.
+    """
     inputs, outputs = size
     macs = repeats * rows * inputs * outputs
-    return Operation(
-        stage=stage,
-        kind=kind,
-        name=name,
-        macs=macs,
-        backward_macs=2 * macs if input_gradient else macs,
-        parameters=repeats * (inputs + 1) * outputs,
-    )
+    backward_macs, parameters = macs if first else 2 * macs, repeats * (inputs + 1) * outputs
+    return Operation(stage=stage, kind=kind, name=name, macs=macs, backward_macs=backward_macs, parameters=parameters)
 
 
 def _time_embedding(config: ModelConfig) -> Iterator[Operation]:
     width = config.width
     if config.time_embedding == "sinusoid":
-        yield _linear(None, "time", "sinusoid in", rows=1, size=(SINUSOID_FEATURES, width), input_gradient=False)
+        yield _linear(None, "time", "sinusoid in", rows=1, size=(SINUSOID_FEATURES, width), first=True)
         yield _linear(None, "time", "sinusoid out", rows=1, size=(width, width))
-        return
-    if config.time_embedding != "fno":
+    elif config.time_embedding == "fno":
+        yield _linear(None, "time", "FNO lift", rows=FNO_GRID, size=(1, FNO_WIDTH), first=True)
+        macs = FNO_LAYERS * FNO_MODES * FNO_WIDTH**2  # complex products
+        yield Operation(
+            stage=None, kind="time", name="FNO spectral", macs=macs, backward_macs=2 * macs, parameters=2 * macs
+        )
+        yield _linear(None, "time", "FNO pointwise", rows=FNO_GRID, size=(FNO_WIDTH, FNO_WIDTH), repeats=FNO_LAYERS)
+        yield _linear(None, "time", "FNO out", rows=1, size=(FNO_WIDTH, width))
+    else:
         cost = measured_time_embedding_cost(config.time_embedding, width)
         yield Operation(
             stage=None, kind="time", name=config.time_embedding, macs=cost.macs, backward_macs=cost.backward_macs,
             parameters=cost.parameters,
         )  # fmt: skip
-        return
-    yield _linear(None, "time", "FNO lift", rows=FNO_GRID, size=(1, FNO_WIDTH), input_gradient=False)
-    spectral = FNO_LAYERS * FNO_MODES * FNO_WIDTH**2  # complex products
-    yield Operation(
-        stage=None, kind="time", name="FNO spectral", macs=spectral, backward_macs=2 * spectral, parameters=2 * spectral
-    )
-    yield _linear(None, "time", "FNO pointwise", rows=FNO_GRID, size=(FNO_WIDTH, FNO_WIDTH), repeats=FNO_LAYERS)
-    yield _linear(None, "time", "FNO out", rows=1, size=(FNO_WIDTH, width))
 
 
 def measured_time_embedding_cost(name: str, width: int) -> TimeEmbeddingCost:
@@ -187,58 +172,61 @@ def measured_time_embedding_cost(name: str, width: int) -> TimeEmbeddingCost:
 
 def _entry(config: ModelConfig, stage: int) -> Iterator[Operation]:
     """The layers before a stage's blocks: patches of x_t in the first; upsampling and the skip in later ones."""
-    width, here, fine = config.width, config.stages[stage].patch_size, image_tokens(config)[stage]
-    patch = _linear(
-        stage, "patches", "patch embedding", rows=fine, size=(config.channels * here**2, width), input_gradient=False
-    )
-    if stage == 0:
-        yield patch
-        return
-    group = (config.stages[stage - 1].patch_size // here) ** 2  # fine tokens per coarse token
-    yield _linear(stage, "upsampling", "expand", rows=fine // group, size=(width, width * group))
-    yield _linear(stage, "upsampling", "refine", rows=fine + config.class_tokens, size=(width, width))
-    if config.skip:
-        yield patch
+    width, patch_size, fine = config.width, config.stages[stage].patch_size, image_tokens(config)[stage]
+    if stage > 0:
+        group = (config.stages[stage - 1].patch_size // patch_size) ** 2  # fine tokens per coarse token
+        yield _linear(stage, "upsampling", "expand", rows=fine // group, size=(width, width * group))
+        yield _linear(stage, "upsampling", "refine", rows=fine + config.class_tokens, size=(width, width))
+    if stage == 0 or config.skip:
+        inputs = config.channels * patch_size**2
+        yield _linear(stage, "patches", "patch embedding", rows=fine, size=(inputs, width), first=True)
+    if stage > 0 and config.skip:
         yield _linear(stage, "patches", "skip projection", rows=fine, size=(width, width))
 
 
 def _blocks(config: ModelConfig, stage: int, convention: Convention) -> Iterator[Operation]:
     width, depth, length = config.width, config.stages[stage].depth, tokens(config)[stage]
-    hidden, head_width = config.mlp_hidden, width // config.num_heads
     if config.modulation == "per-block":
         yield _linear(stage, "conditioning", "block modulation", rows=1, size=(width, 6 * width), repeats=depth)
     yield _linear(stage, "projections", "qkv", rows=length, size=(width, 3 * width), repeats=depth)
-    counted = PAPER_ATTENTION_TOKENS if convention == "paper" else length
-    attention = depth * 2 * counted**2 * width
+    macs = depth * 2 * (PAPER_ATTENTION_TOKENS if convention == "paper" else length) ** 2 * width
+    scales = depth * 2 * width // config.num_heads if config.qk_norm else 0
     yield Operation(
-        stage=stage, kind="attention", name="attention", macs=attention, backward_macs=2 * attention,
-        parameters=depth * 2 * head_width if config.qk_norm else 0,
-    )  # fmt: skip
+        stage=stage, kind="attention", name="attention", macs=macs, backward_macs=2 * macs, parameters=scales
+    )
     yield _linear(stage, "projections", "projection", rows=length, size=(width, width), repeats=depth)
-    columns = {"gelu": hidden, "swiglu": 2 * hidden}[config.mlp]
+    columns = {"gelu": 1, "swiglu": 2}[config.mlp] * config.mlp_hidden
     yield _linear(stage, "mlp", "MLP in", rows=length, size=(width, columns), repeats=depth)
-    yield _linear(stage, "mlp", "MLP out", rows=length, size=(hidden, width), repeats=depth)
+    yield _linear(stage, "mlp", "MLP out", rows=length, size=(config.mlp_hidden, width), repeats=depth)
 
 
 def count(config: ModelConfig, *, convention: Convention = "true") -> Count:
     """The breakdown of one forward pass of one image, summed by stage and by kind of work."""
     whole = list(operations(config, convention=convention))
-    by_stage = [[op for op in whole if op.stage == index] for index in range(len(config.stages))]
-    trainable, total = _total(whole, "parameters"), _total(whole, "macs")
+    by_kind, parameters_by_kind = _by_kind(whole, "macs"), _by_kind(whole, "parameters")
+    stages = []
+    for stage, length in enumerate(tokens(config)):
+        here = [op for op in whole if op.stage == stage]
+        inside = _by_kind(here, "macs")
+        stages.append(StageCount(length, sum(inside.values()), sum(op.parameters for op in here), inside))
+    macs, parameters = sum(by_kind.values()), sum(parameters_by_kind.values())
     positions = 0 if config.positions == "rope" else config.width * sum(image_tokens(config))
     return Count(
-        macs=total,
-        training_macs=total + _total(whole, "backward_macs"),
-        linear_macs=total - sum(op.macs for op in whole if op.kind == "attention"),
-        parameters=trainable,
-        parameters_with_positions=trainable + positions,
-        stages=tuple(
-            StageCount(length, _total(here, "macs"), _total(here, "parameters"), _by_kind(here, "macs"))
-            for length, here in zip(tokens(config), by_stage, strict=True)
-        ),
-        by_kind=_by_kind(whole, "macs"),
-        parameters_by_kind=_by_kind(whole, "parameters"),
+        macs=macs,
+        training_macs=macs + sum(op.backward_macs for op in whole),
+        parameters=parameters,
+        parameters_with_positions=parameters + positions,
+        stages=tuple(stages),
+        by_kind=by_kind,
+        parameters_by_kind=parameters_by_kind,
     )
+
+
+def _by_kind(listed: Iterable[Operation], amount: Literal["macs", "parameters"]) -> dict[Kind, int]:
+    sums: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    for op in listed:
+        sums[op.kind] += getattr(op, amount)
+    return sums
 
 
 def forward_macs(config: ModelConfig, *, convention: Convention = "true") -> int:
@@ -250,7 +238,7 @@ def skip_tokens_macs(config: ModelConfig) -> int:
     """MACs that guidance `skip-tokens` adds for one image: the last stage and the output, without class tokens."""
     bare = config.model_copy(update={"class_tokens": 0})
     last, head = len(config.stages) - 1, ("output modulation", "output linear")
-    return _total((op for op in operations(bare) if op.stage == last or op.name in head), "macs")
+    return sum(op.macs for op in operations(bare) if op.stage == last or op.name in head)
 
 
 def training_macs(config: ModelConfig) -> int:
@@ -264,14 +252,3 @@ def parameter_count(config: ModelConfig, *, with_positions: bool = False) -> int
     """Trainable parameters; `with_positions` adds the fixed position tables, as the paper counts."""
     counted = count(config)
     return counted.parameters_with_positions if with_positions else counted.parameters
-
-
-def _total(listed: Iterable[Operation], amount: Amount) -> int:
-    return sum(getattr(op, amount) for op in listed)
-
-
-def _by_kind(listed: Iterable[Operation], amount: Amount) -> dict[Kind, int]:
-    sums: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-    for op in listed:
-        sums[op.kind] += getattr(op, amount)
-    return sums

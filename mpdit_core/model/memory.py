@@ -7,7 +7,7 @@ compares them). torch.compile keeps less. Unused memory of the allocator, worksp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from mpdit_core.config import ModelConfig, NetworkType
 from mpdit_core.model.compute import (
@@ -24,22 +24,27 @@ from mpdit_core.runtime import files
 
 BLOCK_OVERHEAD = 2**15  # bytes of Python objects per block, whatever its width
 
+# of one value; of the weights of one parameter: in float32, and their copies for bfloat16 products
+VALUE_BYTES: dict[NetworkType, int] = {"float32": 4, "bfloat16": 2}
+WEIGHT_BYTES: dict[NetworkType, int] = {"float32": 4, "bfloat16": 4 + 2}
+
+NORM_BYTES = {"layer": 8, "rms": 4}  # per token: mean and standard deviation, or root mean square
 MLP_MATRICES = {"gelu": 2, "swiglu": 3}  # of width × hidden features, in one block
+MLP_HIDDEN = {"gelu": 2, "swiglu": 4}  # hidden layers: before and after the GELU; gate and values, SiLU, product
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device. `weights`: in float32, and for bfloat16 products their copies."""
+class Memory(NamedTuple):
+    """Bytes on one device."""
 
     weights: int
-    gradients: int
-    optimizer: int
-    ema: int
-    activations: int
+    gradients: int = 0
+    optimizer: int = 0
+    ema: int = 0
+    activations: int = 0
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(self)
 
 
 def training_memory(
@@ -61,7 +66,7 @@ def training_memory(
     """
     parameters = parameter_count(config)
     return Memory(
-        weights=4 * parameters + _low_precision_copies(parameters, precision),
+        weights=WEIGHT_BYTES[precision] * parameters,
         gradients=4 * parameters,
         optimizer=4 * optimizer_values(config, optimizer),
         ema=4 * parameters * ema_copies,
@@ -80,15 +85,9 @@ def inference_memory(config: ModelConfig, batch_size: int, *, precision: Network
 
     The peak is in an MLP of the longest stage: the residual stream, its normed copy, and the hidden layers.
     """
-    parameters = parameter_count(config)
-    row = max(tokens(config)) * (config.width * (4 + 4) + _hidden_values(config) * _bytes(precision))
-    return Memory(
-        weights=4 * parameters + _low_precision_copies(parameters, precision),
-        gradients=0,
-        optimizer=0,
-        ema=0,
-        activations=batch_size * row,
-    )
+    hidden = MLP_HIDDEN[config.mlp] * config.mlp_hidden * VALUE_BYTES[precision]
+    row = max(tokens(config)) * (config.width * (4 + 4) + hidden)
+    return Memory(weights=WEIGHT_BYTES[precision] * parameter_count(config), activations=batch_size * row)
 
 
 def require_fit(config: ModelConfig) -> None:
@@ -102,54 +101,32 @@ def require_fit(config: ModelConfig) -> None:
 
 def saved_activations(config: ModelConfig, *, precision: NetworkType = "bfloat16", checkpointing: bool = False) -> int:
     """Bytes that the eager model keeps per image between forward and backward pass."""
-    depths = [stage.depth for stage in config.stages]
     lengths = tokens(config)
     blocks = [_block(config, length, precision) for length in lengths]
-    if checkpointing:
-        kept = sum(depth * 4 * length * config.width for depth, length in zip(depths, lengths, strict=True))
-        kept += max(blocks)
-    else:
-        kept = sum(depth * block for depth, block in zip(depths, blocks, strict=True))
-    return kept + _outside_blocks(config, precision)
-
-
-def _bytes(precision: NetworkType) -> int:
-    return 2 if precision == "bfloat16" else 4
-
-
-def _low_precision_copies(parameters: int, precision: NetworkType) -> int:
-    return 2 * parameters if precision == "bfloat16" else 0  # the cast weights, kept for the backward pass
+    of_each = [4 * config.width * length for length in lengths] if checkpointing else blocks
+    kept = sum(stage.depth * size for stage, size in zip(config.stages, of_each, strict=True))
+    return kept + (max(blocks) if checkpointing else 0) + _outside_blocks(config, precision)
 
 
 def _block(config: ModelConfig, length: int, precision: NetworkType) -> int:
     """One block: residual stream and norms in float32; q, k, v, inputs and outputs of attention and MLP as computed."""
-    size = _bytes(precision)
+    size = VALUE_BYTES[precision]
     full = 4  # float32: the residual stream before each branch, each norm's output
     low = 3 + 1 + 2 + 2  # q, k, v; the attention's output; the input of each branch; its output before the gate
     if config.qk_norm or config.positions != "sincos":
         low += 2  # q and k as the attention takes them
     if config.qk_norm:
         full += 2 if precision == "float32" else 4  # q and k in float32, and normed; fused kernels keep less
-    per_token = config.width * (full * 4 + low * size) + _hidden_values(config) * size
-    per_token += 2 * _norm_bytes(config) + 4 * config.num_heads  # for the backward pass of norms and softmax
+    per_token = config.width * (full * 4 + low * size) + MLP_HIDDEN[config.mlp] * config.mlp_hidden * size
+    per_token += 2 * NORM_BYTES[config.norm] + 4 * config.num_heads  # for the backward pass of norms and softmax
     per_token += 2 * 4 * config.num_heads if config.qk_norm else 0
     own_modulation = 6 * config.width * size if config.modulation == "per-block" else 0
     return length * per_token + 2 * 4 * config.width + own_modulation
 
 
-def _hidden_values(config: ModelConfig) -> int:
-    """Per token: the hidden layer before and after its GELU; or SwiGLU's gate and values, SiLU, and their product."""
-    return {"gelu": 2, "swiglu": 4}[config.mlp] * config.mlp_hidden
-
-
-def _norm_bytes(config: ModelConfig) -> int:
-    """Per token: LayerNorm's mean and standard deviation, or RMSNorm's root mean square."""
-    return {"layer": 8, "rms": 4}[config.norm]
-
-
 def _outside_blocks(config: ModelConfig, precision: NetworkType) -> int:
     """Everything outside the blocks: entries of the stages, time embedding, head, loss."""
-    size, width = _bytes(precision), config.width
+    size, width, norm = VALUE_BYTES[precision], config.width, NORM_BYTES[config.norm]
     total = 0
     fine = image_tokens(config)
     for index, (stage, images) in enumerate(zip(config.stages, fine, strict=True)):
@@ -160,10 +137,10 @@ def _outside_blocks(config: ModelConfig, precision: NetworkType) -> int:
         ratio = (config.stages[index - 1].patch_size // stage.patch_size) ** 2
         total += images // ratio * width * size  # the coarse tokens
         total += images * width * size  # before the GELU
-        total += (images + config.class_tokens) * (width * (4 + size) + _norm_bytes(config))  # the norm
+        total += (images + config.class_tokens) * (width * (4 + size) + norm)  # the norm
         total += (patches + images * width) * size if config.skip else 0
     last = fine[-1]
-    total += last * (width * (8 + size) + _norm_bytes(config))  # the head's norm
+    total += last * (width * (8 + size) + norm)  # the head's norm
     total += 4 * config.channels * config.input_size.area  # the loss
     if config.time_embedding == "fno":
         total += FNO_LAYERS * (2 * 4 * FNO_GRID * FNO_WIDTH + 8 * (FNO_MODES + 1) * FNO_WIDTH)

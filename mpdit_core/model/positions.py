@@ -17,18 +17,6 @@ ROTATION_BASE = 100
 along a side, so 100 replaces the 10,000 of language models."""
 
 
-def position_tables(config: ModelConfig, patch_size: int) -> tuple[Tensor, Tensor | None]:
-    """(positions, rotations) of a stage, both fixed. Positions `[N, D]`; zeros `[1, D]` where only rotations are used.
-
-    Rotations as in `rotation_table`; None where only positions are used.
-    """
-    grid = config.input_size // patch_size
-    table = torch.zeros(1, config.width) if config.positions == "rope" else position_table(config.width, grid)
-    if config.positions == "sincos":
-        return table, None
-    return table, rotation_table(config, patch_size)
-
-
 def position_table(width: int, grid: Size) -> Tensor:
     """Fixed 2-D sine-cosine positions `[N, D]` (ViT; MAE's table): half of D for the column, half for the row."""
     frequencies = 10_000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))

@@ -1,7 +1,8 @@
-"""From latents to tokens and back: patches, and the step from a coarse grid to a finer one.
+"""From latents and labels to tokens, and back: patches, class tokens, and the step from a coarse grid to a finer one.
 
-x_t    [B, C, h, w]     latents
-tokens [B, N, D]        N = h/p · w/p; row-major over the grid
+x_t          [B, C, h, w]   latents
+tokens       [B, N, D]      N = h/p · w/p; row-major over the grid
+class_tokens [B, M, D]
 """
 
 from __future__ import annotations
@@ -21,16 +22,31 @@ class PatchEmbedding(nn.Module):
     A linear layer on patches read as (C, p, p), which equals a convolution with kernel and stride p.
     """
 
-    def __init__(self, *, patch_size: int, channels: int, width: int):
+    def __init__(self, config: ModelConfig, patch_size: int):
         super().__init__()
         self.patch_size = patch_size
-        self.linear = nn.Linear(channels * patch_size**2, width)
+        self.linear = nn.Linear(config.channels * patch_size**2, config.width)
 
     def forward(self, x_t: Tensor) -> Tensor:
         B, C, h, w = x_t.shape
         p = self.patch_size
         patches = x_t.view(B, C, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)  # [B, h/p, w/p, C, p, p]
         return self.linear(patches.reshape(B, -1, C * p * p))
+
+
+class ClassEmbedding(nn.Module):
+    """labels [B] -> class tokens `[B, M, D]`; of a model without class tokens one vector (M = 1), added to `cond`.
+
+    A table with one row per class and one for the null label; a row is M tokens side by side.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.width = config.width
+        self.table = nn.Embedding(config.num_classes + 1, max(config.class_tokens, 1) * config.width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.table(labels).unflatten(1, (-1, self.width))  # no len(): it would fix the batch size of an export
 
 
 def unpatchify(patches: Tensor, *, size: Size, patch_size: int) -> Tensor:
@@ -47,7 +63,7 @@ class Upsample(nn.Module):
     class_tokens [B, M, D], tokens [B, N, D] -> class_tokens [B, M, D], tokens [B, N·r², D]
     """
 
-    def __init__(self, config: ModelConfig, *, coarse_patch: int, fine_patch: int):
+    def __init__(self, config: ModelConfig, coarse_patch: int, fine_patch: int):
         super().__init__()
         width, self.norm = config.width, config.norm
         self.grid, self.ratio = config.input_size // coarse_patch, coarse_patch // fine_patch

@@ -19,12 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from mpdit_core.config import ModelConfig
 from mpdit_core.config import Stage as StageConfig
 from mpdit_core.model.blocks import Block, Modulation, ModulationLayer, modulated_norm
-from mpdit_core.model.class_embedding import ClassEmbedding
-from mpdit_core.model.initialize import initialize
 from mpdit_core.model.memory import require_fit
-from mpdit_core.model.positions import position_tables
+from mpdit_core.model.positions import position_table, rotation_table
 from mpdit_core.model.time_embeddings import time_embedding
-from mpdit_core.model.tokens import PatchEmbedding, Upsample, unpatchify
+from mpdit_core.model.tokens import ClassEmbedding, PatchEmbedding, Upsample, unpatchify
 
 MAX_COMPILED = 64  # graphs of torch.compile for one block, which are not CUDA graphs
 MIN_TIME = 0.05  # lower bound of t, by which x_t - predicted latents is divided (JiT, arXiv 2511.13720)
@@ -42,9 +40,7 @@ class MPDiT(nn.Module):
         require_fit(config)
         self.config = config
         self.time_embedding = time_embedding(config.time_embedding, config.width)
-        self.class_embedding = ClassEmbedding(
-            num_classes=config.num_classes, class_tokens=max(config.class_tokens, 1), width=config.width
-        )
+        self.class_embedding = ClassEmbedding(config)
         shared = config.modulation == "shared"
         self.modulation = ModulationLayer(config.width, vectors=6) if shared else None
         coarser = [None, *config.stages]
@@ -53,7 +49,21 @@ class MPDiT(nn.Module):
         )
         self.head = Head(config)
         self.activation_checkpointing = False
-        initialize(self, spectral_scale=config.spectral_init_scale)
+        self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Starting values as the official code has them (the paper's appendix); the output layer begins at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        self.time_embedding.initialize(spectral_scale=self.config.spectral_init_scale)  # pyright: ignore[reportCallIssue]
+        nn.init.normal_(self.class_embedding.table.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, ModulationLayer):
+                nn.init.zeros_(module.linear.weight)
+        nn.init.zeros_(self.head.linear.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.last_stage(x_t, t, *self.coarse_stages(x_t, t, labels))
@@ -86,11 +96,18 @@ class MPDiT(nn.Module):
         """Compiles block by block: one small graph per stage, which all its blocks share.
 
         Shapes are static. Stages differ in the number of tokens, for which torch would by default compile one graph for
-        any number; that graph has less than half the speed.
+        any number; that graph has less than half the speed. So there is one graph for each stage, batch size (guided or
+        not, last block or not) and shape of t ([1] or [B]), with and without gradients: 48 at most with three stages.
+        Beyond `MAX_COMPILED` (torch's own limit is 8) a block runs eagerly.
         """
+        options: dict[str, Any] = {}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's
+            options["recompile_limit"] = MAX_COMPILED
+        else:
+            torch._dynamo.config.recompile_limit = MAX_COMPILED
         for stage in self.stages:
             for block in stage.get_submodule("blocks").children():
-                _compile(block)
+                block.compile(dynamic=False, **options)
 
     def embed(self, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`class_tokens [B, M, D]` and `cond [B, D]` (or [1, D] when t is one time and classes are tokens)."""
@@ -123,54 +140,33 @@ class _NoInitialisation(TorchFunctionMode):
         return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
-def _compile(module: nn.Module) -> None:
-    """Compiles for static shapes. Allows `MAX_COMPILED` graphs instead of torch's 8, beyond which it runs eagerly.
-
-    There is one graph for each stage, batch size (guided or not, last block or not) and shape of t ([1] or [B]), with
-    and without gradients: 48 at most with three stages.
-    """
-    options: dict[str, Any] = {}
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # then the global limit is one thread's only
-        options["recompile_limit"] = MAX_COMPILED
-    else:
-        torch._dynamo.config.recompile_limit = MAX_COMPILED
-    module.compile(dynamic=False, **options)
-
-
 class Stage(nn.Module):
     """Blocks at one patch size, and how tokens get there: from x_t in the first stage, from coarser tokens later.
 
     coarser: the stage before, None for the first.
     """
 
-    positions: Tensor  # [N, D], fixed: neither trained nor saved
+    positions: Tensor  # [N, D], fixed: neither trained nor saved; zeros [1, D] where only rotations are used
     rotations: Tensor | None  # [2, M+N, 1, d/2], likewise; None without rotary positions
 
     def __init__(self, config: ModelConfig, stage: StageConfig, *, coarser: StageConfig | None):
         super().__init__()
         width, first = config.width, coarser is None
-        self.upsample = (
-            None if coarser is None else Upsample(config, coarse_patch=coarser.patch_size, fine_patch=stage.patch_size)
-        )
+        self.upsample = None if coarser is None else Upsample(config, coarser.patch_size, stage.patch_size)
         reads_x_t = first or config.skip
-        self.patch_embedding = (
-            PatchEmbedding(patch_size=stage.patch_size, channels=config.channels, width=width) if reads_x_t else None
-        )
+        self.patch_embedding = PatchEmbedding(config, stage.patch_size) if reads_x_t else None
         self.skip = nn.Linear(width, width) if reads_x_t and not first else None
-        positions, rotations = position_tables(config, stage.patch_size)
+        grid, coding = config.input_size // stage.patch_size, config.positions
+        positions = torch.zeros(1, width) if coding == "rope" else position_table(width, grid)
+        rotations = None if coding == "sincos" else rotation_table(config, stage.patch_size)
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("rotations", rotations, persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(stage.depth))
 
     def forward(
-        self,
-        x_t: Tensor,
-        class_tokens: Tensor,
-        tokens: Tensor | None,
-        cond: Tensor,
-        shared: Modulation | None,
-        checkpointing: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+        self, x_t: Tensor, class_tokens: Tensor, tokens: Tensor | None, cond: Tensor, shared: Modulation | None,
+        checkpointing: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         class_tokens, tokens = self.enter(x_t, class_tokens, tokens)
         M = class_tokens.shape[1]
         both = torch.cat([class_tokens, tokens], dim=1) if M else tokens  # [B, M+N, D]

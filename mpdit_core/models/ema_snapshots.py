@@ -22,14 +22,7 @@ from torch import Tensor
 
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import FILE_METADATA, ModelFolder, parameter_shapes, require_shapes
-from mpdit_core.models.power_ema import (
-    MAX_AMPLIFICATION,
-    MAX_RESIDUAL,
-    Combination,
-    Profile,
-    combine,
-    widths_within,
-)
+from mpdit_core.models.power_ema import MAX_AMPLIFICATION, MAX_RESIDUAL, Combination, Profile, combine, widths_within
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 
@@ -74,28 +67,24 @@ class ReconstructedModel(ModelFolder):
     @cached_property
     def _average(self) -> dict[str, Tensor]:
         assert self.run is not None
-        shapes = parameter_shapes(self.config.model)
-        average = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        for step, coefficients in self._coefficients().items():
-            path = RunFolder(self.run).ema_snapshot(step)
-            tensors, _ = read_checked(path)
-            expected = {f"{part}.{name}": shape for part in coefficients for name, shape in shapes.items()}
-            require_shapes(expected, tensors, where=path)
-            for part, coefficient in coefficients.items():
-                for name, total in average.items():
-                    total.add_(tensors[f"{part}.{name}"], alpha=coefficient)
-        return average
-
-    def _coefficients(self) -> dict[int, dict[str, float]]:
-        """Step → part of its snapshot → factor. The first average's factor is the sum of the step's coefficients."""
-        found: dict[int, dict[str, float]] = {}
         first = self.config.train.ema_widths[0]
+        factors: dict[int, dict[str, float]] = {}  # of the parts of each step's snapshot; others differ from the first
         for (width, step), coefficient in zip(self.profiles, self.combination.coefficients, strict=True):
-            parts = found.setdefault(step, {str(first): 0.0})
+            parts = factors.setdefault(step, {str(first): 0.0})
             parts[str(first)] += coefficient
             if width != first:
                 parts[f"{width}-{first}"] = coefficient
-        return found
+        shapes = parameter_shapes(self.config.model)
+        average = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        for step, parts in factors.items():
+            path = RunFolder(self.run).ema_snapshot(step)
+            tensors, _ = read_checked(path)
+            expected = {f"{part}.{name}": shape for part in parts for name, shape in shapes.items()}
+            require_shapes(expected, tensors, where=path)
+            for part, factor in parts.items():
+                for name, total in average.items():
+                    total.add_(tensors[f"{part}.{name}"], alpha=factor)
+        return average
 
 
 def at_ema_width(model: ModelFolder, width: float | None, step: int | None = None) -> ModelFolder:
@@ -118,7 +107,16 @@ def at_ema_width(model: ModelFolder, width: float | None, step: int | None = Non
     profiles = tuple(Profile(tracked, s) for s in steps for tracked in model.config.train.ema_widths)
     (combination,) = combine(profiles, [Profile(width, steps[-1])])
     if not combination.is_close:
-        raise _out_of_reach(model, width, profiles, combination)
+        lowest, highest = widths_within(profiles, steps[-1])
+        raise UserError(
+            f"an EMA of width {width:g} cannot be made from the {len(steps)} snapshots of {model.run}: the closest "
+            f"profile differs from it by {combination.residual:.1%} of its norm, and multiplies the rounding of "
+            f"float16 by {combination.amplification:.1f}",
+            code="width-out-of-reach",
+            expected=f"a width from {lowest:.3g} to {highest:.3g}, where these are at most {MAX_RESIDUAL:.0%} and "
+            f"{MAX_AMPLIFICATION:g}",
+            remedy="more widths in train.ema_widths, or a smaller train.ema_snapshot_every, in a new run",
+        )
     found = {"width": width, "step": steps[-1], "residual": combination.residual}
     return ReconstructedModel(
         path=model.path,
@@ -144,34 +142,16 @@ def _steps_until(model: ModelFolder, step: int | None) -> list[int]:
             remedy="mpdit export RUN OUT --ema-width W makes a model of the width W",
         )
     steps = RunFolder(model.run).ema_snapshot_steps()
-    until = [found for found in steps if found <= (model.step if step is None else step)]
+    last = model.step if step is None else step
+    until = [found for found in steps if found <= last]
     if not until or not model.config.train.ema_widths:
         raise UserError(
-            f"{model.run} has no snapshots of power-function EMAs up to step {model.step if step is None else step}",
+            f"{model.run} has no snapshots of power-function EMAs up to step {last}",
             code="no-ema-snapshots",
             expected="a run that was trained with train.ema_widths",
             remedy="mpdit train --set 'train.ema_widths=[0.05,0.1]' in a new run",
         )
     if step is not None and until[-1] != step:
-        raise UserError(
-            f"{model.run} has no snapshot of step {step}",
-            code="no-such-snapshot",
-            expected=", ".join(map(str, steps)),
-        )
+        expected = ", ".join(map(str, steps))
+        raise UserError(f"{model.run} has no snapshot of step {step}", code="no-such-snapshot", expected=expected)
     return until
-
-
-def _out_of_reach(
-    model: ModelFolder, width: float, profiles: tuple[Profile, ...], combination: Combination
-) -> UserError:
-    lowest, highest = widths_within(profiles, profiles[-1].step)
-    count = len({profile.step for profile in profiles})
-    return UserError(
-        f"an EMA of width {width:g} cannot be made from the {count} snapshots of {model.run}: the closest profile "
-        f"differs from it by {combination.residual:.1%} of its norm, and multiplies the rounding of float16 by "
-        f"{combination.amplification:.1f}",
-        code="width-out-of-reach",
-        expected=f"a width from {lowest:.3g} to {highest:.3g}, where these are at most {MAX_RESIDUAL:.0%} and "
-        f"{MAX_AMPLIFICATION:g}",
-        remedy="more widths in train.ema_widths, or a smaller train.ema_snapshot_every, in a new run",
-    )

@@ -14,7 +14,6 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.hub import PREFIX, download, hub_errors
 
 CONFIG, WEIGHTS, PREVIEW = "config.json", "model.safetensors", "samples.png"
-IMPORT = "`mpdit import FILE` reads official MPDiT, DiT and SiT checkpoints once downloaded"
 
 
 def parse_address(address: str) -> tuple[str, str | None]:
@@ -43,32 +42,21 @@ def download_model(address: str) -> Path:
         UserError: no such repository or revision, no access, not a model of mpdit, or neither network nor cached copy.
     """
     name, revision = parse_address(address)
-    folder = _fetch(name, CONFIG, revision)
-    description = files.read_json(folder / CONFIG)
-    if not isinstance(description, dict) or not {"format", "config"} <= description.keys():
-        named = description if isinstance(description, dict) else {}
-        kind = named.get("_class_name") or named.get("model_type")
-        raise UserError(
-            f"{PREFIX}{name} is {f'a {kind}' if kind else 'something else'}, not a model of mpdit",
-            code="not-a-model",
-            expected=f"a repository with {CONFIG} and {WEIGHTS} as `mpdit export` writes them",
-            remedy=IMPORT,
-        )
-    return _fetch(name, WEIGHTS, folder.name)  # …/snapshots/<commit>
-
-
-def _fetch(name: str, file: str, revision: str | None) -> Path:
+    expected = f"a repository with {CONFIG} and {WEIGHTS} as `mpdit export` writes them"
+    remedy = "`mpdit import FILE` reads official MPDiT, DiT and SiT checkpoints once downloaded"
     try:
-        return download(name, patterns=[file], revision=revision)
+        folder = download(name, patterns=[CONFIG], revision=revision)
+        description = files.read_json(folder / CONFIG)
+        if isinstance(description, dict) and {"format", "config"} <= description.keys():
+            return download(name, patterns=[WEIGHTS], revision=folder.name)  # …/snapshots/<commit>
     except UserError as error:
         if error.code != "no-such-file":
             raise
-        raise UserError(
-            error.what,
-            code=error.code,
-            expected=f"{CONFIG} and {WEIGHTS} as `mpdit export` writes them",
-            remedy=IMPORT,
-        ) from error
+        raise UserError(error.what, code=error.code, expected=expected, remedy=remedy) from error
+    named = description if isinstance(description, dict) else {}
+    kind = named.get("_class_name") or named.get("model_type")
+    what = f"{PREFIX}{name} is {f'a {kind}' if kind else 'something else'}, not a model of mpdit"
+    raise UserError(what, code="not-a-model", expected=expected, remedy=remedy)
 
 
 def upload_folder(folder: Path, name: str, *, kind: Literal["model", "space"] = "model", private: bool = False) -> str:

@@ -77,24 +77,19 @@ class ModelFolder(Settings):
         Raises:
             UserError: the file is torn or has changed, or does not fit the configuration (`damaged-file`).
         """
-        path = self.path / WEIGHTS
+        path, model = self.path / WEIGHTS, self.config.model
         if WEIGHTS in self.sha256:
             files.verify(path, self.sha256[WEIGHTS])
-        self._require_size(path)
-        state = read_weights(path)
-        require_shapes(parameter_shapes(self.config.model), state, where=path)
-        return state
-
-    def _require_size(self, path: Path) -> None:
-        """Refuses a configuration that does not fit the weights or the memory, before its network is built."""
-        with opened(path) as file:
+        with opened(path) as file:  # sizes first: a configuration that does not fit could be too large to build
             found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        wanted = parameter_count(self.config.model)
-        if found != wanted:
-            raise _misfit(path, f"it holds {found:,} numbers", f"{wanted:,} numbers")
-        model = self.config.model
-        size = 4 * model.width * sum(image_tokens(model))
-        files.require_memory(size, what=f"the position tables of {path.parent}")
+            wanted = parameter_count(model)
+            if found != wanted:
+                raise _misfit(path, f"it holds {found:,} numbers", f"{wanted:,} numbers")
+            size = 4 * model.width * sum(image_tokens(model))
+            files.require_memory(size, what=f"the position tables of {path.parent}")
+            state = load_file(path)
+        require_shapes(parameter_shapes(model), state, where=path)
+        return state
 
     def require_flow(self) -> None:
         """Raises `UserError` (`not-a-flow`) for an imported epsilon model (DiT): no sampler here applies to it."""
@@ -106,7 +101,7 @@ class ModelFolder(Settings):
                 remedy="sample it with diffusers' DiTPipeline, or train a flow from it: mpdit train --init-from MODEL",
             )
 
-    def require_latents(self, *, remedy: str) -> LatentSpec:
+    def require_latents(self, *, remedy: str | None = None) -> LatentSpec:
         """The description of its latents. Raises `UserError` (`no-autoencoder`) where there is none."""
         if self.latents is None:
             raise UserError(
@@ -162,7 +157,11 @@ def open_model(where: str | Path) -> ModelFolder:
     if str(where).startswith(PREFIX):
         return _read_folder(download_model(str(where)))
     folder = Path(where)
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError:  # a name too long
+        is_folder = False
+    if not is_folder:
         raise UserError(
             f"{where} is not a folder",
             code="no-such-file",
@@ -172,16 +171,16 @@ def open_model(where: str | Path) -> ModelFolder:
     if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
         return _read_folder(folder)
     complete, torn = find_checkpoints(folder)
-    if not complete and torn:
-        _check_complete(torn[-1][0])
-    if not complete:
-        raise UserError(
-            f"there is no model in {folder}",
-            code="not-a-model",
-            expected="checkpoints/step-… with model.safetensors and config.json",
-            remedy="train until the first checkpoint is written (train.checkpoint_every)",
-        )
-    return _read_folder(complete[-1])
+    if complete:
+        return _read_folder(complete[-1])
+    if torn:
+        _check_complete(torn[-1][0])  # raises the fault
+    raise UserError(
+        f"there is no model in {folder}",
+        code="not-a-model",
+        expected="checkpoints/step-… with model.safetensors and config.json",
+        remedy="train until the first checkpoint is written (train.checkpoint_every)",
+    )
 
 
 def _remedy_for_no_folder(where: str) -> str:
@@ -261,8 +260,8 @@ def save_model(
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises `UserError` when it is missing or torn."""
-    _check_header(path)
-    return load_file(path)
+    with opened(path, remedy=RESTORE_OR_REMOVE):
+        return load_file(path)
 
 
 def _check_header(path: Path) -> None:

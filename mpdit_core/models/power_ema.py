@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ class Combination(NamedTuple):
         return self.residual <= MAX_RESIDUAL and self.amplification <= MAX_AMPLIFICATION
 
 
+@cache
 def gamma_of(width: float) -> float:
     """The exponent of a profile: the root of (gamma + 2)²·(gamma + 3)·width² = gamma + 1 that is >= 0."""
     inverse = width**-2
@@ -67,8 +69,8 @@ def share_kept(width: float, step: int) -> float:
 
 def inner_products(first: Sequence[Profile], second: Sequence[Profile]) -> np.ndarray:
     """The integrals of the products of profiles over time, [len(first), len(second)]."""
-    (step_a, gamma_a), (step_b, gamma_b) = _columns(first), _columns(second)
-    step_a, gamma_a = step_a[:, None], gamma_a[:, None]
+    step_a, gamma_a = np.array([(p.step, p.gamma) for p in first], dtype=np.float64).T[:, :, None]
+    step_b, gamma_b = np.array([(p.step, p.gamma) for p in second], dtype=np.float64).T
     shorter = np.minimum(step_a, step_b)
     scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * shorter / (step_a * step_b)
     return scale * (shorter / step_a) ** gamma_a * (shorter / step_b) ** gamma_b
@@ -104,13 +106,6 @@ def widths_within(profiles: Sequence[Profile], step: int) -> tuple[float, float]
     found = combine(profiles, [Profile(width, step) for width in probed])
     good = [width for width, each in zip(probed, found, strict=True) if each.is_close]
     return good[0], good[-1]
-
-
-def _columns(profiles: Sequence[Profile]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and exponents."""
-    gammas = {profile.width: profile.gamma for profile in profiles}
-    steps = np.array([profile.step for profile in profiles], dtype=np.float64)
-    return steps, np.array([gammas[profile.width] for profile in profiles])
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

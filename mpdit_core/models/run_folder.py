@@ -219,9 +219,5 @@ def _metrics_of(line: str | bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict):
         return None
-    values = {key: value for key, value in values.items() if _is_number(value)}
+    values = {k: v for k, v in values.items() if type(v) in (int, float) and abs(v) < MAX_NUMBER}  # False for NaN
     return values if isinstance(values.get("step"), int) and values["step"] >= 0 else None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < MAX_NUMBER  # False for NaN

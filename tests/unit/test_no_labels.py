@@ -20,8 +20,8 @@ from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.sources import open_source, read_items, source_notes
 from mpdit_core.evaluation import EvaluateOptions, evaluate
 from mpdit_core.interop import ExportOptions, export_model
-from mpdit_core.interop.export.diffusers_folder import make_pipeline
-from mpdit_core.interop.official.names import infer_config
+from mpdit_core.interop.official.names import convert_state_dict
+from mpdit_core.interop.pipeline import make_pipeline
 from mpdit_core.model.compute import count
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.testing import check_dataset
@@ -124,7 +124,7 @@ def test_a_data_set_without_labels(pictures: Path, tmp_path: Path):
 def test_an_official_model_without_classes():
     weights = dense_weights()
     weights["y_embedder.embedding_table.weight"] = weights["y_embedder.embedding_table.weight"][-1:]
-    assert infer_config(weights, num_heads=2).num_classes == 0
+    assert convert_state_dict(weights, num_heads=2)[0].num_classes == 0
 
 
 def test_samples_and_views_without_classes(model: ModelFolder, tmp_path: Path):

@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it is, its training data, its metrics, and how to train it again.
 
-The text is in card.md.j2; this file collects the values.
+The text is in card.md.j2; this file collects the values. No export names a folder of this machine.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.evaluation import read_records
-from mpdit_core.interop.export.latents import public_source
 from mpdit_core.interop.export.markdown import as_shell, render
 from mpdit_core.model.compute import count
 from mpdit_core.models.hub import PREFIX, PREVIEW
@@ -133,3 +133,15 @@ def train_command(model: ModelFolder) -> str:
     words = [f"mpdit train --preset {config.preset}"]
     words += [f"--set {as_shell(f'{key}={json.dumps(new)}')}" for key, (_, new) in changed.items() if new is not None]
     return " \\\n  ".join(words)
+
+
+def publishable(latents: LatentSpec | None) -> LatentSpec | None:
+    """The description of the latents, without the folders of the latents and of their images."""
+    if latents is None:
+        return None
+    return latents.model_copy(update={"folder": "", "source": public_source(latents.source)})
+
+
+def public_source(source: str) -> str:
+    """The source without the folders above it, which are private."""
+    return Path(source).name if Path(source).is_absolute() else source

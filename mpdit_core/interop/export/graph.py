@@ -144,7 +144,11 @@ def _program(model: MPDiT) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=2**16)
     shapes = tuple({0: batch} for _ in INPUTS)
     with _silent(), torch.no_grad():
-        return torch.export.export(exportable(model), example(model.config, TRACED_BATCH), dynamic_shapes=shapes)
+        program = torch.export.export(exportable(model), example(model.config, TRACED_BATCH), dynamic_shapes=shapes)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names source files by their paths on this machine
+    return program
 
 
 @contextmanager

@@ -7,14 +7,13 @@ autoencoder the tensors are `moments` float16 [2C, h, w] (posterior mean, then s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mpdit_core.data.latents import LatentFolder
-from mpdit_core.interop.export.latents import public_source
+from mpdit_core.interop.export.card import public_source
 from mpdit_core.interop.export.markdown import render
 
 TEMPLATE = Path(__file__).with_name("dataset.md.j2")
@@ -23,15 +22,21 @@ LABELS = "labels"
 
 def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
     """Writes one Parquet file per shard, and a README.md; yields the number of images written so far."""
-    from datasets import Dataset
+    from datasets import Array3D, ClassLabel, Dataset, Features
 
     (out / "data").mkdir(parents=True)
-    shards, done = len(folder.manifest.shards), 0
-    features = _features(folder.shard(0), folder.spec.class_names)
+    spec, shards, done = folder.spec, len(folder.manifest.shards), 0
+    arrays = {
+        name: Array3D(shape=tensor.shape[1:], dtype=tensor.dtype.name)
+        for name, tensor in folder.shard(0).items()
+        if name != LABELS
+    }
+    label = {"label": ClassLabel(names=list(spec.class_names))} if spec.class_names else {}
+    features = Features({**arrays, **label})
     for number in range(shards):
         tensors = folder.shard(number)
-        columns = {name: list(np.asarray(tensor)) for name, tensor in tensors.items() if name != LABELS}
-        if "label" in features:
+        columns = {name: list(np.asarray(tensors[name])) for name in arrays}
+        if label:
             columns["label"] = tensors[LABELS].tolist()
         part = Dataset.from_dict(columns, features=features)
         part.to_parquet(str(out / "data" / f"train-{number:05d}-of-{shards:05d}.parquet"))
@@ -39,22 +44,12 @@ def write_dataset(folder: LatentFolder, out: Path) -> Iterator[int]:
         folder.hashes.raise_fault()
         yield done
     folder.hashes.wait()
-    spec = folder.spec
     card = render(
         TEMPLATE,
         count=len(folder),
         resolution=spec.resolution,
         autoencoder=public_source(spec.autoencoder.id),
-        columns={name: feature for name, feature in features.items() if name != "label"},
+        columns=arrays,
         normalisation=spec.normalisation,
     )
     (out / "README.md").write_text(card, encoding="utf-8")
-
-
-def _features(tensors: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> Any:
-    from datasets import Array3D, ClassLabel, Features
-
-    arrays = {name: tensor for name, tensor in tensors.items() if name != LABELS}
-    columns = {name: Array3D(shape=tensor.shape[1:], dtype=tensor.dtype.name) for name, tensor in arrays.items()}
-    label = {"label": ClassLabel(names=list(class_names))} if class_names else {}
-    return Features({**columns, **label})

@@ -1,6 +1,6 @@
 """`mpdit export`: a model for others, as a folder or on the Hub; or latents as a Hugging Face data set.
 
-To add a format: its name in `ExportOptions.format`, a branch in `_write_form`, a section "Use" in card.md.j2.
+To add a format: its name in `ExportOptions.format`, a branch in `_write_model`, a section "Use" in card.md.j2.
 A Space is a page around a model in the format `mpdit`.
 """
 
@@ -9,19 +9,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.errors import UserError
 from mpdit_core.interop.export import space
-from mpdit_core.interop.export.card import model_card
-from mpdit_core.interop.export.latents import NEEDS_NO_LATENTS, publishable
+from mpdit_core.interop.export.card import model_card, publishable
 from mpdit_core.interop.options import ExportOptions, ExportResult
 from mpdit_core.models import hub
 from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import CONFIG, ModelFolder, open_model, save_model
-from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.models.run_folder import RunFolder, step_of
 from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silent
 from mpdit_core.runtime import files
 
@@ -48,13 +44,18 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
     model = at_ema_width(open_model(options.model), options.ema_width)
     if options.format != "mpdit":
         model.require_flow()
+    if options.format in ("diffusers", "space"):
+        model.require_latents(remedy="--format mpdit, which needs none")
     if model.latents is not None and Path(model.latents.autoencoder.id).is_absolute():
         text = f"its autoencoder is the local folder {model.latents.autoencoder.id}: other users cannot load it"
         report(Warning(code="local-autoencoder", text=text))
     with files.writing_folder(options.out) as folder:
-        place = _write_page(model, folder, options) if options.format == "space" else folder
-        difference = _write_form(model, place, options, report)
+        place = folder / space.MODEL if options.format == "space" else folder
+        difference = _write_model(model, place, options, report)
         _write_card(model, place, options)
+        if options.format == "space":
+            package = model.require_latents().autoencoder.package
+            space.write_page(folder, name=options.out.name, licence=options.licence, package=package)
     report(Saved(what="export", path=options.out))
     return ExportResult(
         path=options.out,
@@ -67,61 +68,38 @@ def export_model(options: ExportOptions, *, report: Reporter = silent) -> Export
     )
 
 
-def _write_page(model: ModelFolder, folder: Path, options: ExportOptions) -> Path:
-    """Writes a Space without its model; returns the folder for it."""
-    package = model.require_latents(remedy=NEEDS_NO_LATENTS).autoencoder.package
-    space.write_page(folder, name=options.out.name, licence=options.licence, packages=[package] if package else [])
-    return folder / space.MODEL
-
-
-def _write_form(model: ModelFolder, folder: Path, options: ExportOptions, report: Reporter) -> float | None:
-    """Writes the model; returns the difference of a graph from the network."""
-    if options.format in ("mpdit", "space"):
-        _write_model(model, folder, half=options.half)
-        return None
+def _write_model(model: ModelFolder, folder: Path, options: ExportOptions, report: Reporter) -> float | None:
+    """Writes everything but the card; returns the difference of a graph from the network."""
+    latents = publishable(model.latents)
     if options.format == "diffusers":
-        from mpdit_core.interop.export.diffusers_folder import make_pipeline
+        from mpdit_core.interop.pipeline import make_pipeline
 
         make_pipeline(model, half=options.half).save_pretrained(folder)
         return None
-    from mpdit_core.interop.export import graph
+    if options.format in ("onnx", "torch-export"):
+        from mpdit_core.interop.export import graph
 
-    report(Note(text="tracing the network, which takes minutes for a large one"))
-    latents = publishable(model.latents)
-    described = {"latents": latents.model_dump(mode="json") if latents else None}
-    described |= {"step": model.step, "images_seen": model.images_seen, "extra": model.extra}
-    files.write_json(folder / CONFIG, files.read_json(model.path / CONFIG) | described)
-    if options.format == "onnx":
-        return graph.write_onnx(model.load(), folder / "model.onnx")
-    return graph.write_torch_export(model.load(), folder / "model.pt2")
-
-
-def _write_model(model: ModelFolder, folder: Path, *, half: bool) -> None:
-    state = model.weights()
-    extra = model.extra
-    if half:
-        state = {name: _halved(name, tensor) for name, tensor in state.items()}
-        extra = extra | {"stored_as": "float16"}
+        report(Note(text="tracing the network, which takes minutes for a large one"))
+        described = {"latents": latents.model_dump(mode="json") if latents else None}
+        described |= {"step": model.step, "images_seen": model.images_seen, "extra": model.extra}
+        files.write_json(folder / CONFIG, files.read_json(model.path / CONFIG) | described)
+        if options.format == "onnx":
+            return graph.write_onnx(model.load(), folder / "model.onnx")
+        return graph.write_torch_export(model.load(), folder / "model.pt2")
+    state, extra = model.weights(), model.extra
+    if options.half:
+        state, extra = {name: tensor.half() for name, tensor in state.items()}, extra | {"stored_as": "float16"}
+        for name, tensor in state.items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"{name} holds values outside the range of float16",
+                    code="beyond-float16",
+                    remedy="export without half precision",
+                )
     save_model(
-        folder,
-        state,
-        config=model.config,
-        latents=publishable(model.latents),
-        step=model.step,
-        images_seen=model.images_seen,
-        extra=extra,
+        folder, state, config=model.config, latents=latents, step=model.step, images_seen=model.images_seen, extra=extra
     )
-
-
-def _halved(name: str, tensor: Tensor) -> Tensor:
-    halved = tensor.half()
-    if not bool(torch.isfinite(halved).all()):
-        raise UserError(
-            f"{name} holds values outside the range of float16",
-            code="beyond-float16",
-            remedy="export without half precision",
-        )
-    return halved
+    return None
 
 
 def _write_card(model: ModelFolder, folder: Path, options: ExportOptions) -> None:
@@ -151,7 +129,7 @@ def newest_grid(model: ModelFolder) -> Path | None:
         carried = model.path / hub.PREVIEW
         return carried if carried.exists() else None
     grids = RunFolder(model.run).previews()
-    earlier = [path for path in grids if int(path.stem.split("-")[1]) <= model.step] or grids
+    earlier = [path for path in grids if step_of(path) <= model.step] or grids
     return earlier[-1] if earlier else None
 
 

@@ -7,6 +7,7 @@ can close a code block or add a command.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -17,7 +18,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 SPECIAL = re.compile(r"[\\`*_\[\]|~]")  # what Markdown would read as markup
-HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def render(template: Path, **values: Any) -> str:
@@ -37,7 +37,7 @@ def as_text(value: Any) -> Markup:
     if isinstance(value, Markup):
         return value
     text = SPECIAL.sub(r"\\\g<0>", one_line(value))
-    return Markup("".join(HTML.get(letter, letter) for letter in text))
+    return Markup(html.escape(text, quote=False))
 
 
 def as_code(value: Any) -> Markup:

@@ -35,16 +35,10 @@ playground(PlaygroundOptions(models=("{MODEL}",), host=host, browser=False), rep
 '''
 
 
-def write_page(folder: Path, *, name: str, licence: str | None, packages: list[str]) -> None:
-    """Writes everything but the model.
-
-    Args:
-        name: title of the Space.
-        licence: identifier of the licence; `unknown` if not given.
-        packages: plugins that the model needs.
-    """
+def write_page(folder: Path, *, name: str, licence: str | None, package: str | None) -> None:
+    """Writes everything but the model. `package`: the plugin of the model's autoencoder, if it is one."""
     values = {"name": name, "licence": licence or "unknown", "gradio": GRADIO, "python": PYTHON, "model": MODEL}
     (folder / "README.md").write_text(render(TEMPLATE, **values), encoding="utf-8")
     (folder / "app.py").write_text(APP, encoding="utf-8")
-    lines = [f"mpdit>={__version__}", f"mpdit-playground>={PLAYGROUND}", *packages]
+    lines = [f"mpdit>={__version__}", f"mpdit-playground>={PLAYGROUND}", *([package] if package else [])]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -24,19 +24,13 @@ BYTES: list[tuple[bytes, str]] = [
 
 # pattern of the name of a tensor -> what model has such tensors
 TENSORS: list[tuple[str, str]] = [
-    (
-        r"lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te",
-        "a LoRA, which modifies another model and is not a complete model",
-    ),
+    (r"lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te", "a LoRA, which modifies another model"),
     (r"stages\.0\.(blocks|patch_embedding)\.", "a model of mpdit already: use its folder as it is"),
     (r"(model\.)?diffusion_model\.(input_blocks|middle_block)|^conv_in\.|^input_blocks\.", "a UNet (Stable Diffusion)"),
     (r"^down_blocks\.|^mid_block\.", "a UNet of diffusers"),
     (r"^(encoder|decoder|first_stage_model\.(en|de)coder)\.(down|up|mid|conv_in)", "an image autoencoder (VAE)"),
     (r"(joint|double|single)_(transformer_)?blocks\.", "a text-to-image transformer (SD3 or FLUX)"),
-    (
-        r"^transformer_blocks\..*attn1",
-        "a DiT with the tensor names of diffusers; import the file of the official DiT release",
-    ),
+    (r"^transformer_blocks\..*attn1", "a DiT of diffusers; import the file of the official DiT release instead"),
     (r"cross_attn|y_proj", "a text-conditioned transformer (PixArt)"),
     (r"^projectors\.", "a REPA model, whose flow and projectors mpdit does not support"),
     (r"\.(q_norm|w12|w3)\.", "a LightningDiT, whose blocks differ (SwiGLU, RMSNorm, rotary positions)"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +15,9 @@ from mpdit_core.config import ModelConfig, RunConfig
 from mpdit_core.data.manifest import PUBLISHED_MEAN, PUBLISHED_STD, AutoencoderSpec, LatentSpec, Normalisation
 from mpdit_core.errors import UserError
 from mpdit_core.interop.official.file_signatures import like_tensors
-from mpdit_core.interop.official.kinds import PREDICTION, Kind, detect_kind, drop_variance, has_variance, reverse_time
+from mpdit_core.interop.official.kinds import Kind, detect_kind, drop_variance, has_variance, reverse_time
 from mpdit_core.interop.official.names import convert_state_dict
-from mpdit_core.interop.official.reading import OfficialFile, read_official
+from mpdit_core.interop.official.reading import read_official
 from mpdit_core.interop.options import PUBLISHED_AUTOENCODER, ImportOptions, ImportResult
 from mpdit_core.model.positions import position_table
 from mpdit_core.models.model_folder import ModelFolder, open_model, parameter_shapes, require_shapes, save_model
@@ -31,6 +29,7 @@ from mpdit_core.size import Size
 
 SD_SCALE = 0.18215  # DiT and SiT multiply the raw latents by it (Stable Diffusion's scaling factor)
 CLASS_TABLE = "y_embedder.embedding_table.weight"
+IMPORTABLE = "an MPDiT, DiT or SiT checkpoint"
 IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
 
 NOTES = {
@@ -50,28 +49,79 @@ WARNINGS = ("epsilon-model", "no-null-label", "other-image-size", "no-autoencode
 def import_checkpoint(options: ImportOptions, *, report: Reporter = silent) -> ImportResult:
     """Converts `options.file` into `options.out`, by default `models/<name of the file>`.
 
+    Shape and switches are read from the tensors. Only the conversions in `kinds.py` change numbers.
+
     Raises:
-        UserError: as `import_official`.
+        UserError: the file cannot be used (codes as in `read_official`, `detect_kind`, `convert_state_dict`), or the
+            folder is not empty (`folder-not-empty`). Then nothing is written.
     """
     out = options.out or Path("models") / (re.sub(r"[^\w.-]+", "-", options.file.stem).lower() or "imported")
+    files.require_empty(out)
     report(Note(text=f"reading {options.file}"))
-    model = _import(options, out)
-    report(Saved(what="model", path=out))
-    origin, notes, latents = model.extra["origin"], model.extra["notes"], model.latents
-    for code, text in notes.items():
-        report(Warning(code=code, text=text) if code in WARNINGS else Note(text=text))
-    return ImportResult(
+    file = read_official(options.file, weights=options.weights)
+    if what := like_tensors(file.tensors):
+        raise UserError(f"{options.file} seems to be {what}", code="wrong-model", expected=IMPORTABLE)
+    official, arguments, notes = file.tensors, file.arguments, []
+    try:
+        kind = options.kind
+        if kind == "auto":
+            kind = detect_kind(official, name=options.file.name, arguments=arguments)
+        _check_trained_as(kind, arguments)
+        if has_variance(official):
+            official = drop_variance(official)
+            notes.append("variance-dropped")
+        if kind == "sit":
+            official = reverse_time(official)
+            notes.append("time-reversed")
+        if kind == "dit":
+            notes.append("epsilon-model")
+        if not _has_null_label(official, arguments):
+            official = official | {CLASS_TABLE: F.pad(official[CLASS_TABLE], (0, 0, 0, 1))}
+            notes.append("no-null-label")
+        config, state = convert_state_dict(official, num_heads=options.num_heads)
+        _check_complete(config, state, options.file)
+        _check_positions(config, official)
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:  # shapes of no such model
+        raise UserError(
+            f"the tensors of {options.file} do not fit together: {error}",
+            code="unknown-architecture",
+            expected=IMPORTABLE + ("" if options.kind == "auto" else f", and one of kind {options.kind}"),
+        ) from error
+    side = config.input_size.height * LATENT_FACTOR
+    if arguments.get("image_size", side) != side:
+        notes.append("other-image-size")
+    latents = _latents(config, kind, options.autoencoder)
+    if latents is None:
+        notes.append("no-autoencoder")
+    run_config = _run_config(config)
+    result = ImportResult(
         model=out,
-        file=origin["file"],
-        kind=origin["kind"],
-        weights=origin["weights"],
-        prediction=model.extra["prediction"],
-        preset=model.config.preset,
-        config=model.config.model.model_dump(mode="json"),
+        file=options.file.name,
+        kind=kind,
+        weights=file.weights,
+        prediction="epsilon" if kind == "dit" else "velocity",
+        preset=run_config.preset,
+        config=config.model_dump(mode="json"),
         autoencoder=latents.autoencoder.id if latents else None,
         normalisation=latents.normalisation.name if latents else None,
-        notes=notes,
+        notes={code: NOTES[code] for code in notes},
     )
+    origin = {
+        "file": result.file,
+        "sha256": files.sha256(options.file),
+        "kind": kind,
+        "weights": file.weights,
+        "arguments": arguments,
+    }
+    extra = {"origin": origin, "prediction": result.prediction, "notes": result.notes}
+    state = {name: tensor.float() for name, tensor in state.items()}
+    save_model(out, state, config=run_config, latents=latents, extra=extra)
+    report(Saved(what="model", path=out))
+    for code, text in result.notes.items():
+        report(Warning(code=code, text=text) if code in WARNINGS else Note(text=text))
+    return result
 
 
 def import_official(
@@ -83,104 +133,18 @@ def import_official(
     weights: Literal["ema", "model"] | None = None,
     autoencoder: str = PUBLISHED_AUTOENCODER,
 ) -> ModelFolder:
-    """Converts an official MPDiT, MPDiT v2, DiT or SiT checkpoint and writes it as a model folder.
-
-    Shape and switches are read from the tensors. Only the conversions in `kinds.py` change numbers.
+    """Converts an official MPDiT, MPDiT v2, DiT or SiT checkpoint, and opens the model folder.
 
     Args:
         path: `.pt` with `model`, `ema`, `opt`, `args`, or a plain state dict as `.pt` or `.safetensors`.
         out: folder to write; it must not hold anything yet.
-        num_heads: number of attention heads, needed only where the width is not that of a published model.
-        kind: the code that wrote it; `auto`: as `detect_kind` finds.
-        weights: the weights to take; the EMA if not given.
-        autoencoder: Hub id or folder of the autoencoder that decodes the latents.
+        num_heads, kind, weights, autoencoder: as the fields of `ImportOptions`.
 
     Raises:
-        UserError: the file cannot be used (codes as in `read_official`, `detect_kind`, `convert_state_dict`), an
-            argument has an impossible value (`invalid-value`), or `out` is not empty (`folder-not-empty`). Then nothing
-            is written.
+        UserError: as `import_checkpoint`, or an argument has an impossible value (`invalid-value`).
     """
-    given = dict(file=path, num_heads=num_heads, kind=kind, weights=weights, autoencoder=autoencoder)
-    return _import(validate(ImportOptions, given, origin="import"), Path(out))
-
-
-def _import(options: ImportOptions, out: Path) -> ModelFolder:
-    files.require_empty(out)
-    file = read_official(options.file, weights=options.weights)
-    converted = convert(file, options)
-    latents = _latents(converted.config, converted.kind, options.autoencoder)
-    notes = [*converted.notes, *([] if latents else ["no-autoencoder"])]
-    extra: dict[str, Any] = {
-        "origin": {
-            "file": file.path.name,
-            "sha256": files.sha256(file.path),
-            "kind": converted.kind,
-            "weights": file.weights,
-            "arguments": file.arguments,
-        },
-        "prediction": PREDICTION[converted.kind],
-        "notes": {code: NOTES[code] for code in notes},
-    }
-    save_model(out, converted.state, config=_run_config(converted.config), latents=latents, extra=extra)
-    return open_model(out)
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A converted checkpoint: tensors by our names, in float32."""
-
-    kind: Kind
-    config: ModelConfig
-    state: dict[str, Tensor]
-    notes: list[str]  # keys of NOTES
-
-
-def convert(file: OfficialFile, options: ImportOptions) -> Conversion:
-    """The file's model with our names and conventions. Raises `UserError` as `import_official`."""
-    official, arguments, notes = file.tensors, file.arguments, []
-    with _user_errors(file, options.kind):
-        kind = options.kind
-        if kind == "auto":
-            kind = detect_kind(official, name=file.path.name, arguments=arguments)
-        _check_trained_as(kind, arguments)
-        if has_variance(official):
-            official = drop_variance(official)
-            notes.append("variance-dropped")
-        if kind == "sit":
-            official = reverse_time(official)
-            notes.append("time-reversed")
-        if PREDICTION[kind] == "epsilon":
-            notes.append("epsilon-model")
-        if not _has_null_label(official, arguments):
-            official = official | {CLASS_TABLE: F.pad(official[CLASS_TABLE], (0, 0, 0, 1))}
-            notes.append("no-null-label")
-        config, state = convert_state_dict(official, num_heads=options.num_heads)
-        _check_complete(config, state, file.path)
-        _check_positions(config, official)
-        side = config.input_size.height * LATENT_FACTOR
-        if arguments.get("image_size", side) != side:
-            notes.append("other-image-size")
-        return Conversion(kind, config, {name: tensor.float() for name, tensor in state.items()}, notes)
-
-
-@contextmanager
-def _user_errors(file: OfficialFile, kind: str) -> Iterator[None]:
-    """Replaces an error about tensors that cannot be converted by one that names the model they seem to be of."""
-    try:
-        yield
-    except UserError as error:
-        what = like_tensors(file.tensors)
-        if what is None or error.code not in ("unknown-architecture", "ambiguous-kind"):
-            raise
-        raise UserError(
-            f"{file.path} seems to be {what}", code="wrong-model", expected="an MPDiT, DiT or SiT checkpoint"
-        ) from error
-    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:  # shapes of no such model
-        raise UserError(
-            f"the tensors of {file.path} do not fit together: {error}",
-            code="unknown-architecture",
-            expected="an MPDiT, DiT or SiT checkpoint" + ("" if kind == "auto" else f", and one of kind {kind}"),
-        ) from error
+    given = dict(file=path, out=out, num_heads=num_heads, kind=kind, weights=weights, autoencoder=autoencoder)
+    return open_model(import_checkpoint(validate(ImportOptions, given, origin="import")).model)
 
 
 def _check_trained_as(kind: Kind, arguments: Mapping[str, Any]) -> None:
@@ -228,8 +192,7 @@ def _check_positions(config: ModelConfig, official: Mapping[str, Tensor]) -> Non
             continue
         ours = position_table(config.width, Size.square(round(table.shape[-2] ** 0.5)))
         tolerance = 1e-3 if table.dtype == torch.float32 else 2e-2
-        same_shape = ours.shape == table.shape[-2:]
-        if not same_shape or not torch.allclose(ours, table.float().view_as(ours), atol=tolerance):
+        if ours.shape != table.shape[-2:] or not torch.allclose(ours, table.float().view_as(ours), atol=tolerance):
             raise UserError(
                 f"the position table {name} is not the fixed sine-cosine one",
                 code="unknown-positions",
@@ -239,9 +202,8 @@ def _check_positions(config: ModelConfig, official: Mapping[str, Tensor]) -> Non
 
 def _run_config(model: ModelConfig) -> RunConfig:
     """The preset that has this model, so that its training recipe is kept; otherwise `custom`."""
-    presets = map(load_preset, MODELS)
     custom = RunConfig(preset="custom", resolution=model.input_size * LATENT_FACTOR, model=model)
-    return next((preset for preset in presets if preset.model == model), custom)
+    return next((preset for preset in map(load_preset, MODELS) if preset.model == model), custom)
 
 
 def _latents(config: ModelConfig, kind: Kind, autoencoder: str) -> LatentSpec | None:

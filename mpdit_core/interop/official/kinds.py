@@ -23,9 +23,6 @@ from mpdit_core.errors import UserError
 from mpdit_core.model.time_embeddings.sinusoid import TimeEmbedding as SinusoidTimeEmbedding
 
 Kind = Literal["mpdit", "dit", "sit"]
-Prediction = Literal["velocity", "epsilon"]
-PREDICTION: dict[Kind, Prediction] = {"mpdit": "velocity", "dit": "epsilon", "sit": "velocity"}
-DENSE: tuple[Kind, ...] = ("dit", "sit")
 
 OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")
 FIRST_TIME_LAYER = "t_embedder.mlp.0.weight"
@@ -48,7 +45,7 @@ def detect_kind(official: Mapping[str, Tensor], *, name: str, arguments: Mapping
     if trained.lower().startswith("dit"):
         return "dit"
     words = re.split(r"[^a-z]+", name.lower())
-    named: Kind | None = next((kind for kind in DENSE if kind in words), None)
+    named: Kind | None = "dit" if "dit" in words else "sit" if "sit" in words else None
     if named and (named == "sit" or has_variance(official)):
         return named
     if named is None and not has_variance(official):

@@ -46,58 +46,71 @@ PARAMETERS = {"weights_real": "real", "weights_imag": "imaginary"}
 def convert_state_dict(
     official: Mapping[str, Tensor], *, num_heads: int | None = None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Our configuration and state dict for an official state dict.
-
-    Args:
-        official: tensors by their official names, without the prefixes of wrappers.
-        num_heads: needed only where the width is not that of a published model.
+    """Our configuration and state dict for tensors by their official names, without the prefixes of wrappers.
 
     Raises:
         UserError: the tensors are not those of an MPDiT, DiT or SiT model (`unknown-architecture`), or their width is
             not that of a published model and `num_heads` is not given (`unknown-num-heads`).
     """
-    config = infer_config(official, num_heads=num_heads)
-    converted: dict[str, Tensor] = {}
-    names = {
-        name: _our_name(name) for name in official if not name.startswith("pos_embed")
-    }  # mpdit computes these tables
-    unknown = [name for name, ours in names.items() if not ours]
+    names = {name: _our_name(name) for name in official if not name.startswith("pos_embed")}  # mpdit computes these
+    unknown = [name for name, ours in names.items() if ours is None]
     if unknown:
         more = " …" if len(unknown) > 5 else ""
         raise _unknown(f"unknown tensors: {', '.join(unknown[:5])}{more}", "an MPDiT, DiT or SiT checkpoint")
-    for name, ours in names.items():
-        tensor = official[name]
-        if ours.endswith("patch_embedding.linear.weight"):
+    state = {ours: official[name] for name, ours in names.items() if ours is not None}
+    config = _infer_config(official, state, num_heads)
+    for name, tensor in state.items():
+        if name.endswith("patch_embedding.linear.weight"):
             tensor = tensor.flatten(1)  # a convolution of kernel = stride = p as the equal linear map
-        elif ".pointwise." in ours and tensor.ndim == 3:
+        elif ".pointwise." in name and tensor.ndim == 3:
             tensor = tensor.squeeze(-1)  # a 1 × 1 convolution
-        converted[ours] = tensor.detach().clone().contiguous()
-    return config, converted
+        state[name] = tensor.detach().clone().contiguous()
+    return config, state
 
 
-def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None) -> ModelConfig:
-    """The configuration that the tensors' names and shapes imply. Raises `UserError` as `convert_state_dict`."""
-    width, channels, coarsest, _ = _shape(official, "x_embedder.proj.weight", dimensions=4)
-    out_features, _ = _shape(official, "final_layer.linear.weight", dimensions=2)
-    rows, class_features = _shape(official, "y_embedder.embedding_table.weight", dimensions=2)
-    depths = [depth for depth in (_depth(official, prefix) for prefix in _block_prefixes(official)) if depth]
+def _our_name(name: str) -> str | None:
+    """Our name for a tensor; None where it is unknown."""
+    module, _, parameter = name.rpartition(".")
+    level = re.search(r"_lvl(\d+)", module)
+    stage = int(level[1]) if level else int(module.startswith(LATER_STAGE))
+    module = re.sub(r"_lvl\d+", "", module)
+    for pattern, ours in MODULES.items():
+        if match := re.fullmatch(pattern, module):
+            return f"{match.expand(ours)}.{PARAMETERS.get(parameter, parameter)}".replace("#", str(stage))
+    return None
+
+
+def _infer_config(official: Mapping[str, Tensor], state: Mapping[str, Tensor], num_heads: int | None) -> ModelConfig:
+    """The configuration that names and shapes imply. `state`: the same tensors by our names."""
+
+    def shape(name: str, *, dimensions: int) -> tuple[int, ...]:
+        if name not in state or state[name].ndim != dimensions:
+            found = f"has the shape {tuple(state[name].shape)}" if name in state else "is missing"
+            raise _unknown(f"the tensor that mpdit calls {name} {found}", f"a tensor of {dimensions} dimensions")
+        return tuple(state[name].shape)
+
+    width, channels, coarsest, _ = shape("stages.0.patch_embedding.linear.weight", dimensions=4)
+    out_features, _ = shape("head.linear.weight", dimensions=2)
+    rows, class_features = shape("class_embedding.table.weight", dimensions=2)
+    hidden, _ = shape("stages.0.blocks.0.mlp.up.weight", dimensions=2)
     patch_sizes = [coarsest]
-    for prefix in _numbered(official, "upsampler"):
-        expanded, features = _shape(official, f"{prefix}.proj.weight", dimensions=2)
+    for name in sorted(name for name in state if name.endswith("upsample.expand.weight")):
+        expanded, features = shape(name, dimensions=2)
         patch_sizes.append(patch_sizes[-1] // math.isqrt(expanded // features))
-    if len(depths) != len(patch_sizes):
+    depths: dict[int, int] = {}
+    for name in state:
+        if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+            stage, block = map(int, match.groups())
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+    if sorted(depths) != list(range(len(patch_sizes))):
         raise _unknown(f"{len(depths)} groups of blocks but {len(patch_sizes)} patch sizes", "one of each per stage")
     if out_features != patch_sizes[-1] ** 2 * channels:
         expected = f"{patch_sizes[-1]}² · {channels} = {patch_sizes[-1] ** 2 * channels}"
         raise _unknown(f"the output layer has {out_features} features", expected)
-    shared = "time_modulation.1.weight" in official
-    tokens = _depth(official, "blocks") == 0 or shared
-    grid = math.isqrt(official["pos_embed"].shape[-2]) if "pos_embed" in official else None
-    if grid is None:
+    if "pos_embed" not in official:
         raise _unknown("there is no position table", "a tensor pos_embed, from which the size of the latents is read")
-    numbered = any(name.startswith("upsampler_lvl") for name in official)
-    position_patch = patch_sizes[0] if numbered else patch_sizes[-1]
-    hidden, _ = _shape(official, f"{_block_prefixes(official)[0]}.0.mlp.fc1.weight", dimensions=2)
+    grid = math.isqrt(official["pos_embed"].shape[-2])
+    is_numbered = any(name.startswith("upsampler_lvl") for name in official)  # then the table is the first stage's
     heads = num_heads or HEADS_BY_WIDTH.get(width)
     if heads is None:
         raise UserError(
@@ -106,17 +119,19 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
             expected=f"width {', '.join(map(str, HEADS_BY_WIDTH))}, or the number of heads",
             remedy="--num-heads N",
         )
+    shared = "modulation.linear.weight" in state
+    is_dense = any(name.startswith("blocks.") for name in official)
     values = dict(
         width=width,
         num_heads=heads,
-        stages=tuple(Stage(p, d) for p, d in zip(patch_sizes, depths, strict=True)),
-        input_size=grid * position_patch,
+        stages=tuple(Stage(patch_size, depths[stage]) for stage, patch_size in enumerate(patch_sizes)),
+        input_size=grid * patch_sizes[0 if is_numbered else -1],
         channels=channels,
         num_classes=rows - 1,
-        class_tokens=class_features // width if tokens else 0,
+        class_tokens=class_features // width if shared or not is_dense else 0,
         modulation="shared" if shared else "per-block",
-        time_embedding="fno" if "t_embedder.fc0.weight" in official else "sinusoid",
-        skip=len(patch_sizes) == 1 or bool(_numbered(official, "linear_skip")),
+        time_embedding="fno" if "time_embedding.lift.weight" in state else "sinusoid",
+        skip=len(patch_sizes) == 1 or any(".skip." in name for name in state),
         mlp_ratio=hidden // width,
     )
     return validate(ModelConfig, values, origin="the model that these tensors imply")
@@ -124,39 +139,3 @@ def infer_config(official: Mapping[str, Tensor], *, num_heads: int | None = None
 
 def _unknown(what: str, expected: str) -> UserError:
     return UserError(what, code="unknown-architecture", expected=expected)
-
-
-def _shape(official: Mapping[str, Tensor], name: str, *, dimensions: int) -> tuple[int, ...]:
-    if name not in official or official[name].ndim != dimensions:
-        what = f"has {name} of shape {tuple(official[name].shape)}" if name in official else f"has no tensor {name}"
-        first = ", ".join(sorted(official)[:5])
-        raise _unknown(f"the checkpoint {what}; it begins with {first}", "x_embedder, y_embedder, final_layer, blocks")
-    return tuple(official[name].shape)
-
-
-def _block_prefixes(official: Mapping[str, Tensor]) -> list[str]:
-    dense = ["blocks"] if "blocks.0.attn.qkv.weight" in official else []
-    return dense or ["downsample_blocks", *_numbered(official, "upsample_blocks")]
-
-
-def _numbered(official: Mapping[str, Tensor], part: str) -> list[str]:
-    """`part` alone, or `part_lvl1`, `part_lvl2`, …, as the checkpoint has them, in order."""
-    found = {m.group(0) for name in official if (m := re.match(rf"{part}(_lvl\d+)?(?=\.)", name))}
-    return sorted(found, key=lambda name: (len(name), name))
-
-
-def _depth(official: Mapping[str, Tensor], prefix: str) -> int:
-    indices = [int(m.group(1)) for name in official if (m := re.match(rf"{prefix}\.(\d+)\.", name))]
-    return max(indices) + 1 if indices else 0
-
-
-def _our_name(name: str) -> str:
-    """Our name for a tensor; empty where it is unknown."""
-    module, _, parameter = name.rpartition(".")
-    level = re.search(r"_lvl(\d+)", module)
-    stage = int(level[1]) if level else int(module.startswith(LATER_STAGE))
-    module = re.sub(r"_lvl\d+", "", module)
-    for pattern, ours in MODULES.items():
-        if match := re.fullmatch(pattern, module):
-            return f"{match.expand(ours)}.{PARAMETERS.get(parameter, parameter)}".replace("#", str(stage))
-    return ""

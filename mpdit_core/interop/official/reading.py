@@ -12,9 +12,8 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -25,7 +24,6 @@ from mpdit_core.interop.official.file_signatures import like_bytes
 from mpdit_core.models.model_folder import CONFIG, WEIGHTS
 from mpdit_core.reporting import jsonable
 
-Weights = Literal["ema", "model"]
 SETS = ("ema", "ema_model", "model", "state_dict")  # keys of weights in a file, the preferred one first
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # compile, DDP, FSDP
 OWNERS = {"model", "net", "network"}  # attributes that hold the network in another module; all names begin with one
@@ -33,17 +31,15 @@ HARMLESS = {"numpy": "a number or array of NumPy", "pathlib": "a path (pathlib)"
 EXPECTED = "a .pt or .safetensors file of the official MPDiT, DiT or SiT code"
 
 
-@dataclass(frozen=True)
-class OfficialFile:
+class OfficialFile(NamedTuple):
     """Tensors by their official names, without the prefixes of wrappers, and other content of the file."""
 
-    path: Path
     tensors: dict[str, Tensor]
     weights: str  # the key of these weights in the file: ema, model, state_dict, or "the only ones"
     arguments: dict[str, Any]  # arguments of the training command; empty where the file holds none
 
 
-def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile:
+def read_official(path: Path, *, weights: Literal["ema", "model"] | None = None) -> OfficialFile:
     """Reads `path`; of several sets of weights the EMA, unless `weights` names another.
 
     Raises:
@@ -52,18 +48,15 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
             (`unsafe-file`); or it holds no weights (`no-weights`), two with one name (`ambiguous-weights`), or values
             that are not finite (`not-finite`).
     """
-    path = Path(path)
-    if path.is_dir():
-        ours = (path / WEIGHTS).exists() and (path / CONFIG).exists()
-        raise UserError(
-            f"{path} is a folder",
-            code="already-a-model" if ours else "wrong-file",
-            expected=EXPECTED,
-            remedy="no import is needed, use the folder itself: it holds a model of mpdit"
-            if ours
-            else "give the file in it",
-        )
     try:
+        if path.is_dir():
+            is_ours = (path / WEIGHTS).exists() and (path / CONFIG).exists()
+            raise UserError(
+                f"{path} is a folder",
+                code="already-a-model" if is_ours else "wrong-file",
+                expected=EXPECTED,
+                remedy="use the folder itself, it is a model of mpdit" if is_ours else "give the file in it",
+            )
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "does not exist"
             raise UserError(f"{path} {what}", code="no-such-file", expected=EXPECTED)
@@ -78,11 +71,11 @@ def read_official(path: Path, *, weights: Weights | None = None) -> OfficialFile
     elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         content = _read_pickle(path, zipped=head[:2] == b"PK")
     else:
-        raise _wrong_file(path, head)
+        raise _wrong_file(path, _likeness(head))
     chosen, tensors = _choose(path, content, weights)
     stripped = _stripped(path, tensors)
     _check_values(path, stripped)
-    return OfficialFile(path=path, tensors=stripped, weights=chosen, arguments=_arguments(content))
+    return OfficialFile(tensors=stripped, weights=chosen, arguments=_arguments(content))
 
 
 def _stripped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -134,7 +127,7 @@ def _read_safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except Exception as error:  # SafetensorError, and errors of torch for impossible shapes and types
         if like_bytes(head) or not _is_safetensors(head):
-            raise _wrong_file(path, head) from None
+            raise _wrong_file(path, _likeness(head)) from None
         raise _damaged(path, f"a safetensors file, but {_first_line(error)}") from None
 
 
@@ -160,9 +153,7 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("data.pkl") for name in archive.namelist()):
             inside = ", ".join(archive.namelist()[:3])
-            raise UserError(
-                f"{path} is a zip archive of {inside} …, not a torch file", code="wrong-file", expected=EXPECTED
-            )
+            raise _wrong_file(path, f"a zip archive of {inside} …, not a torch file")
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise _damaged(path, "a torch file whose parts are larger than the file")
 
@@ -170,20 +161,16 @@ def _check_archive(path: Path) -> None:
 def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> UserError:
     """The error for what weights-only reading refused: a harmless unknown class, or one that may run code."""
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    found = wanted.group(1) if wanted else ""
-    harmless = HARMLESS.get(found.partition(".")[0])
-    if harmless:
-        what = f"besides its tensors, {path} holds {harmless}: {found}"
-    elif found:
-        what = f"{path} cannot be read safely: it holds a {found}, and reading that would run code"
-    elif "Unsupported operand" in str(error):
-        return UserError(
-            f"{path} is a damaged pickle, or one that torch did not write", code="wrong-file", expected=EXPECTED
-        )
-    else:
+    if wanted is None and "Unsupported operand" in str(error):
+        return _wrong_file(path, "a damaged pickle, or one that torch did not write")
+    if wanted is None:
         return _damaged(path, "a torch file, but its pickle is invalid")
+    found = wanted[1]
+    harmless = HARMLESS.get(found.partition(".")[0])
     return UserError(
-        what,
+        f"besides its tensors, {path} holds {harmless}: {found}"
+        if harmless
+        else f"{path} cannot be read safely: it holds a {found}, and reading that would run code",
         code="foreign-object" if harmless else "unsafe-file",
         expected="only tensors, numbers, strings and argparse.Namespace",
         remedy="if you trust its origin, load it with its own code and save only the weights: "
@@ -191,7 +178,7 @@ def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> UserError:
     )
 
 
-def _choose(path: Path, content: Any, wanted: Weights | None) -> tuple[str, Mapping[str, Any]]:
+def _choose(path: Path, content: Any, wanted: str | None) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights", code="no-weights", expected=EXPECTED)
     sets = {key: content[key] for key in SETS if _has_tensors(content.get(key))}
@@ -225,8 +212,11 @@ def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _wrong_file(path: Path, head: bytes) -> UserError:
-    what = like_bytes(head) or f"something that begins with {head[:16]!r}"
+def _likeness(head: bytes) -> str:
+    return like_bytes(head) or f"something that begins with {head[:16]!r}"
+
+
+def _wrong_file(path: Path, what: str) -> UserError:
     return UserError(f"{path} is {what}", code="wrong-file", expected=EXPECTED)
 
 

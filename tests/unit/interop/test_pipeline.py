@@ -15,8 +15,7 @@ from ecosystem_helpers import dense_weights, model_folder
 from mpdit_core import MPDiTPipeline
 from mpdit_core.config import ModelConfig
 from mpdit_core.interop import ExportOptions, export_model, import_official
-from mpdit_core.interop.export.diffusers_folder import make_pipeline
-from mpdit_core.interop.pipeline import MPDiTTransformer
+from mpdit_core.interop.pipeline import MPDiTTransformer, make_pipeline
 from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.runtime.seeding import generator
 from mpdit_core.sampling import Generator, SamplingOptions

@@ -56,7 +56,7 @@ def test_a_pixel_changes_its_own_patch_most(awake: MPDiT):
 
 def test_patches_cut_and_put_together_give_the_image():
     x = torch.arange(3 * 4 * 6.0).view(1, 3, 4, 6)
-    cut = PatchEmbedding(patch_size=2, channels=3, width=12)
+    cut = PatchEmbedding(config(8, width=12), 2)
     torch.nn.init.eye_(cut.linear.weight)
     torch.nn.init.zeros_(cut.linear.bias)
     patches = cut(x).detach().view(1, 6, 3, 4).transpose(2, 3).flatten(2)  # (C, p, p) to (p, p, C)

@@ -226,3 +226,8 @@ def test_checkpoints_are_in_order_of_step(run):
     assert run.checkpoint_folders() == [run.checkpoint(400), run.checkpoint(800), run.checkpoint(1200)]
     assert find_checkpoints(run.path)[0] == [run.checkpoint(400), run.checkpoint(1200)]
     assert open_model(run.path).step == 1200
+
+
+def test_a_name_too_long_is_no_folder():
+    with refused("no-such-file"):
+        open_model("a" * 300)
