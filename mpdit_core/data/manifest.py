@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.files import read_json
+from mpdit_core.runtime.files import read_json, read_versioned
 from mpdit_core.settings import Settings, validate
 from mpdit_core.size import MAX_RESOLUTION, Size
 
@@ -120,6 +120,8 @@ FORMAT = 4
 
 MANIFEST = "manifest.json"
 PROJECTION = "teacher-projection.safetensors"
+
+ENCODE_AGAIN = "encode the source again into another folder"
 
 
 class SourceSpec(Settings):
@@ -397,15 +399,10 @@ def read_record(kind: type[S], path: Path) -> S:
         UserError: another format than `FORMAT`, if a `kind` has one (`unknown-format`), or anything else that mpdit
             does not write there (`damaged-file`).
     """
-    values = read_json(path)
-    found = values.get("format") if isinstance(values, dict) else None
-    if "format" in kind.model_fields and found != FORMAT:
-        raise UserError(
-            f"{path} has format {found}",
-            code="unknown-format",
-            expected=f"format {FORMAT}, which this version of mpdit writes",
-            remedy="use the version of mpdit that made it, or encode the source again into another folder",
-        )
+    if "format" in kind.model_fields:
+        values = read_versioned(path, "a record of latents", version=FORMAT, remedy=ENCODE_AGAIN)
+    else:
+        values = read_json(path)
     try:
         return validate(kind, values)
     except UserError as error:
@@ -413,7 +410,7 @@ def read_record(kind: type[S], path: Path) -> S:
             f"{path} is damaged: {error.what.partition(': ')[2][:400]}",
             code="damaged-file",
             expected="a file as mpdit wrote it",
-            remedy="restore it, or encode the source again into another folder",
+            remedy=f"restore it, or {ENCODE_AGAIN}",
         ) from error
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
 from mpdit_core.reporting import Reporter, Warning, jsonable, silent
-from mpdit_core.runtime.files import read_json, write_json
+from mpdit_core.runtime.files import read_versioned, write_json
 from mpdit_core.sampling import PluginRecord, SamplingOptions
 from mpdit_core.settings import Result, Settings, setting, settings_error, spelling_of
 
@@ -168,20 +168,8 @@ class EvaluationRecord(Protocol, Result):
                 version (`unknown-format`).
         """
         path = Path(path)
-        values = read_json(path)
-        if not isinstance(values, dict) or not {"metrics", "format"} <= values.keys():
-            raise UserError(
-                f"{path} is not the record of an evaluation",
-                code="damaged-file",
-                expected="a record that mpdit eval-fid wrote, such as one in the folder evals of a run",
-            )
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{path} has format {values['format']}",
-                code="unknown-format",
-                expected=f"format {FORMAT}, which this version of mpdit reads",
-                remedy="delete it and evaluate again",
-            )
+        kind, remedy = "the record of an evaluation", "delete it and evaluate again"
+        values = read_versioned(path, kind, version=FORMAT, remedy=remedy)
         try:
             return cls.model_validate_json(json.dumps(values | {"path": str(path)}))
         except ValidationError as error:

@@ -278,13 +278,7 @@ def _read_folder(folder: Path) -> ModelFolder:
             expected="a folder written by `mpdit train`, `import` or `export`",
             remedy="`mpdit import FILE` converts official checkpoints",
         )
-    if description.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} has format {description.get('format')}",
-            code="unknown-format",
-            expected=f"format {FORMAT}, which mpdit {__version__} reads",
-            remedy=f"use the version that wrote it ({description.get('mpdit', 'unknown')})",
-        )
+    files.require_format(description, folder / CONFIG, version=FORMAT, remedy="train or import it again")
     given = {name: description[name] for name in ModelFolder.model_fields.keys() & description.keys()}
     model = validate(ModelFolder, given | {"path": folder}, origin=str(folder / CONFIG))
     _check_header(folder / WEIGHTS)

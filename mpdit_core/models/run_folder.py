@@ -91,17 +91,9 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is not a run", code="not-a-run", expected=f"a folder with {CONFIG}, made by `mpdit train`"
             )
-        about = files.read_json(self.path / ABOUT) if (self.path / ABOUT).is_file() else {}
-        if not isinstance(about, dict):
-            raise UserError(f"{self.path / ABOUT} is not a valid record of a run", code="damaged-file")
-        if about.get("format") != FORMAT:
-            raise UserError(
-                f"the run {self.path} has format {about.get('format', 1)}",
-                code="unknown-format",
-                expected=f"format {FORMAT}, which mpdit {__version__} reads",
-                remedy=f"use the version that wrote it ({about.get('mpdit', 'an older one')}), or begin another run",
-            )
-        return about
+        return files.read_versioned(
+            self.path / ABOUT, "the record of a run", version=FORMAT, remedy="begin another run"
+        )
 
     def require(self) -> None:
         """Raises `UserError` (`no-such-folder`) when the run was removed in the meantime."""

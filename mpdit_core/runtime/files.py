@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mpdit_core import __version__
 from mpdit_core.errors import UserError
 
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
@@ -158,6 +159,35 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file. Raises `UserError` as `reading`."""
     with reading(path, "JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_versioned(path: Path, kind: str, *, version: int, remedy: str) -> dict[str, Any]:
+    """The table in a JSON file whose key `format` is the version of its format.
+
+    Args:
+        kind: what the file should be: "the record of an evaluation".
+
+    Raises:
+        UserError: as `reading`; the file holds something else (`damaged-file`), or another version (`unknown-format`).
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or "format" not in values:
+        raise UserError(
+            f"{path} is not {kind}", code="damaged-file", expected="a file as mpdit wrote it", remedy=remedy
+        )
+    require_format(values, path, version=version, remedy=remedy)
+    return values
+
+
+def require_format(values: dict[str, Any], path: Path, *, version: int, remedy: str) -> None:
+    """Raises `UserError` (`unknown-format`) where the values of the file `path` are of another version."""
+    if values.get("format") != version:
+        raise UserError(
+            f"{path} has format {values.get('format')}",
+            code="unknown-format",
+            expected=f"format {version}, which mpdit {__version__} reads",
+            remedy=f"use the version of mpdit that wrote it, or {remedy}",
+        )
 
 
 def sha256(path: Path) -> str:

@@ -87,16 +87,8 @@ class SampleSet(Settings):
             UserError: there is none (`no-such-file`), or its samples.json has another version of the format
                 (`unknown-format`) or is damaged (`damaged-file`).
         """
-        record = Path(path) / RECORD
-        stored = files.read_json(record)
-        version = stored.get("format") if isinstance(stored, dict) else None
-        if version != FORMAT:
-            raise UserError(
-                f"{record} has format {version}",
-                code="unknown-format",
-                expected=f"format {FORMAT}, which this mpdit {__version__} reads",
-                remedy="sample again, into another folder",
-            )
+        record, remedy = Path(path) / RECORD, "sample again, into another folder"
+        stored = files.read_versioned(record, "the record of a set of samples", version=FORMAT, remedy=remedy)
         try:
             return cls.model_validate_json(json.dumps({**stored["samples"], "path": str(path)}))
         except (KeyError, TypeError, ValidationError) as error:
@@ -105,7 +97,7 @@ class SampleSet(Settings):
                 f"{record} is damaged: {reason}",
                 code="damaged-file",
                 expected="the record of a set of samples, as mpdit wrote it",
-                remedy="sample again, into another folder",
+                remedy=remedy,
             ) from error
 
     @classmethod

@@ -160,14 +160,7 @@ def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
     """The options that the sweep was begun with; those that are given now replace them."""
     if not is_sweep_folder(folder):
         return options
-    about = files.read_json(folder / ABOUT)
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / ABOUT} is not of format {FORMAT}",
-            code="unknown-format",
-            expected=f"the format that mpdit {__version__} writes",
-            remedy="use the version that wrote it, or start another sweep",
-        )
+    about = files.read_versioned(folder / ABOUT, "the record of a sweep", version=FORMAT, remedy="start another sweep")
     saved = validate(TrainOptions, about.get("options"), origin=str(folder / ABOUT))
     given = {name: getattr(options, name) for name in options.model_fields_set}
     given["settings"] = merge(saved.settings, options.settings)

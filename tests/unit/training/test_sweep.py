@@ -196,7 +196,7 @@ def test_folders_of_other_things_are_left_alone(latents, tmp_path):
     with refused("not-a-sweep-folder"):
         train_sweep(sweep(latents, tmp_path))
     (tmp_path / "s").mkdir()
-    texts = {"{": "damaged-file", "[]": "unknown-format", '{"format": 0}': "unknown-format",
+    texts = {"{": "damaged-file", "[]": "damaged-file", '{"format": 0}': "unknown-format",
              '{"format": 1}': "invalid-value", '{"format": 1, "options": {"x": 1}}': "unknown-key"}  # fmt: skip
     for text, code in texts.items():
         (tmp_path / "s" / "sweep.json").write_text(text)
