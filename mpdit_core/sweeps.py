@@ -7,7 +7,7 @@ sampler; a table `*` takes every dotted key, such as `train.learning_rate`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from typing import TypeVar
 
 from mpdit_core.errors import UserError, did_you_mean
@@ -16,32 +16,33 @@ from mpdit_core.settings import Options, merge, parse_assignments, parse_field, 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One key and the values it takes, as they were typed."""
-
-    key: str
-    texts: tuple[str, ...]
+Axes = dict[str, tuple[str, ...]]
+"""The keys of a sweep, each with its values as they were typed."""
 
 
-def read_sweeps(texts: Sequence[str]) -> list[Axis]:
+def read_sweeps(texts: Sequence[str]) -> Axes:
     """`["guidance_scale=1,2", "guidance_interval=0,1;0.1,0.8"]` → two axes; `;` separates values that hold commas.
 
     Raises:
         UserError: a text is not KEY=V1,V2 (`not-a-sweep`), or a key is given twice (`swept-twice`).
     """
-    axes: list[Axis] = []
+    axes: Axes = {}
     for text in texts:
         key, _, rest = text.partition("=")
         key = key.strip().replace("-", "_")
-        values = [part.strip() for part in rest.split(";" if ";" in rest else ",") if part.strip()]
+        values = tuple(part.strip() for part in rest.split(";" if ";" in rest else ",") if part.strip())
         if not key or not values:
             remedy = "e.g. --sweep guidance_scale=1,1.5,2"
             raise UserError(f"sweep {text}", code="not-a-sweep", expected="KEY=V1,V2,…", remedy=remedy)
-        if key in [axis.key for axis in axes]:
+        if key in axes:
             raise UserError(f"sweep {key} is given twice", code="swept-twice", expected=f"{key}=V1,V2,… once")
-        axes.append(Axis(key, tuple(values)))
+        axes[key] = values
     return axes
+
+
+def combinations(axes: Axes) -> list[dict[str, str]]:
+    """Every combination of values, by key; the last key varies fastest."""
+    return [dict(zip(axes, texts, strict=True)) for texts in product(*axes.values())]
 
 
 def with_value(options: O, key: str, text: str) -> O:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 from mpdit_core.errors import UserError
@@ -22,7 +20,7 @@ from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
 from mpdit_core.runtime.files import write_json
 from mpdit_core.settings import Result, Settings, setting
-from mpdit_core.sweeps import Axis, read_sweeps, with_values
+from mpdit_core.sweeps import Axes, combinations, read_sweeps, with_values
 
 FORMAT = 2
 """Version of the table's file."""
@@ -65,8 +63,8 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
         UserError: as `evaluate` for any combination, before the first is sampled.
     """
     what, axes, device = require_what(options), read_sweeps(options.sweep), select_device(options.device)
-    cells = list(product(*(axis.texts for axis in axes)))
-    planned = [_options_of(options, axes, cell) for cell in cells]
+    cells = combinations(axes)
+    planned = [_options_of(options, cell) for cell in cells]
     for chosen in planned:
         if open_model_or_samples(chosen, device).model is None:
             raise UserError(
@@ -99,13 +97,12 @@ def _repeat_key(event: Event) -> str | None:
     return event.text if isinstance(event, Note | Warning) else None
 
 
-def _options_of(options: EvaluateOptions, axes: list[Axis], cell: tuple[str, ...]) -> EvaluateOptions:
+def _options_of(options: EvaluateOptions, cell: dict[str, str]) -> EvaluateOptions:
     """The options of one combination."""
-    values = {axis.key: text for axis, text in zip(axes, cell, strict=True)}
-    if step := values.pop(CHECKPOINT, None):
-        checkpoint = _checkpoint(Path(require_what(options)), step)
+    if CHECKPOINT in cell:
+        checkpoint = _checkpoint(Path(require_what(options)), cell[CHECKPOINT])
         options = options.model_copy(update={"what": str(checkpoint)})
-    return with_values(options, values)
+    return with_values(options, {key: text for key, text in cell.items() if key != CHECKPOINT})
 
 
 def _checkpoint(run: Path, text: str) -> Path:
@@ -122,13 +119,13 @@ def _checkpoint(run: Path, text: str) -> Path:
 
 
 def _result(
-    what: str, axes: list[Axis], cells: list[tuple[str, ...]], records: list[EvaluationRecord], *, with_plot: bool
+    what: str, axes: Axes, cells: list[dict[str, str]], records: list[EvaluationRecord], *, with_plot: bool
 ) -> SweepResult:
     first = records[0]
     plotted = first.distance or max(first.labels, key=lambda key: first.metrics[key] is not None)  # the first measured
     rows = [
         SweepRow(
-            values={axis.key: text for axis, text in zip(axes, cell, strict=True)},
+            values=cell,
             nfe=record.sampling.nfe if record.sampling else None,
             passes=record.sampling.passes if record.sampling else None,
             metrics=record.metrics,
@@ -137,17 +134,17 @@ def _result(
         for cell, record in zip(cells, records, strict=True)
     ]
     lowest = min(rows, key=lambda row: (math.isnan(_figure(row, plotted)), _figure(row, plotted)))
-    ends = (axes[0].texts[0], axes[0].texts[-1])
+    first_key, texts = next(iter(axes.items()))
     identity = hashlib.sha256(json.dumps([str(row.record) for row in rows]).encode()).hexdigest()[:10]
     path = first.path.parent / f"sweep-{identity}.json"
     return SweepResult(
         what=what,
-        axes=tuple(axis.key for axis in axes),
+        axes=tuple(axes),
         labels=first.labels,
         plotted=plotted,
         rows=tuple(rows),
         lowest=lowest,
-        at_an_end=len(axes[0].texts) > 1 and lowest.values[axes[0].key] in ends,
+        at_an_end=len(texts) > 1 and lowest.values[first_key] in (texts[0], texts[-1]),
         note=f"{first.count} samples each against {first.reference.path}",
         path=path,
         plot=path.with_suffix(".png") if with_plot else None,
@@ -160,18 +157,18 @@ def _figure(row: SweepRow, key: str) -> float:
     return value if isinstance(value, float) else math.nan
 
 
-def draw(axes: Sequence[Axis], result: SweepResult, path: Path) -> None:
+def draw(axes: Axes, result: SweepResult, path: Path) -> None:
     """Plots the metric against the guidance scale, or the first key; one line per combination of the other keys."""
-    along = next((axis for axis in axes if axis.key == "guidance_scale"), axes[0])
+    along = "guidance_scale" if "guidance_scale" in axes else result.axes[0]
     try:
-        place, is_number = {text: float(text) for text in along.texts}, True
+        place, is_number = {text: float(text) for text in axes[along]}, True
     except ValueError:
-        place, is_number = {text: float(n) for n, text in enumerate(along.texts)}, False
+        place, is_number = {text: float(n) for n, text in enumerate(axes[along])}, False
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in result.rows:
-        name = ", ".join(f"{axis.key.replace('_', ' ')} {row.values[axis.key]}" for axis in axes if axis is not along)
-        lines.setdefault(name, []).append((place[row.values[along.key]], _figure(row, result.plotted)))
-    with plot(path, x=along.key.replace("_", " "), y=result.labels.get(result.plotted, result.plotted)) as panel:
+        name = ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in row.values.items() if key != along)
+        lines.setdefault(name, []).append((place[row.values[along]], _figure(row, result.plotted)))
+    with plot(path, x=along.replace("_", " "), y=result.labels.get(result.plotted, result.plotted)) as panel:
         for name, points in lines.items():
             panel.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
         if not is_number:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from urllib.parse import quote
@@ -27,7 +27,7 @@ from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.settings import Result, Settings, merge, setting, validate
-from mpdit_core.sweeps import read_sweeps, with_value, with_values
+from mpdit_core.sweeps import combinations, read_sweeps, with_value, with_values
 from mpdit_core.training.job import train
 from mpdit_core.training.options import TrainOptions
 from mpdit_core.training.setup import Plan, prepare
@@ -170,12 +170,12 @@ def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
 def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Member]:
     """All runs, ordered by combination, then by seed. Raises `UserError` as `prepare`."""
     axes = read_sweeps(options.sweep)
-    if any(axis.key == SEED for axis in axes):
+    if SEED in axes:
         raise UserError(
             f"sweep {SEED}", code="swept-twice", expected="other keys", remedy="give --seeds N to train with N seeds"
         )
     alone = options.model_copy(update={"run": None, "sweep": (), "seeds": 1, "dry_run": False})
-    grid = [dict(zip((axis.key for axis in axes), texts, strict=True)) for texts in product(*(a.texts for a in axes))]
+    grid = combinations(axes)
     cells = [with_values(alone, values) for values in grid]
     first = prepare(cells[0], report=silent, world_size=world_size).config.train.seed
     members = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from mpdit_core.reporting import Progress, Reporter, silent
 from mpdit_core.sampling.generator import SamplingPlan, sampling_values
 from mpdit_core.sampling.options import SampleOptions, ViewResult
 from mpdit_core.sampling.views.common import View
-from mpdit_core.sweeps import Axis, read_sweeps, with_values
+from mpdit_core.sweeps import combinations, read_sweeps, with_values
 
 DEFAULT_SAMPLES = 9
 SHEET = 1024  # images at most
@@ -32,11 +31,7 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
         raise UserError(
             f"{len(axes)} keys for one sheet", code="too-many-keys", expected="one key, or two for the two axes"
         )
-    down, across = axes if len(axes) == 2 else (Axis("", ("",)), *axes)  # one key: one row without a name
-    values = [
-        {axis.key: text for axis, text in zip((down, across), texts, strict=True) if axis.key}
-        for texts in product(down.texts, across.texts)
-    ]
+    values = combinations(axes)
     view = View(options, "sweep", default_samples=DEFAULT_SAMPLES, images_per_sample=len(values), most=SHEET)
     cells = [with_values(options, changes) for changes in values]
     for cell in cells:
@@ -61,11 +56,10 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
             }
         )
     report(Progress(task="sweep", done=len(cells), total=len(cells), unit="cells"))
-    columns = len(across.texts)
-    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-    image = contact_sheet(
-        rows, row_labels=down.texts, column_labels=across.texts, row_axis=down.key, column_axis=across.key
-    )
-    facts = {axis.key: "; ".join(axis.texts) for axis in (down, across) if axis.key}
+    *down, (key, across) = axes.items()
+    row_key, row_labels = down[0] if down else ("", ("",))  # one key: one row without a name
+    rows = [images[start : start + len(across)] for start in range(0, len(images), len(across))]
+    image = contact_sheet(rows, row_labels=row_labels, column_labels=across, row_axis=row_key, column_axis=key)
+    facts = {key: "; ".join(texts) for key, texts in axes.items()}
     facts["images"] = f"{view.num_samples} in each of {len(cells)} cells"
     return view.finish(image, first, facts=facts, data={"cells": measured}, report=report)

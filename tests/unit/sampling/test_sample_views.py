@@ -20,7 +20,7 @@ from mpdit_core.sampling import sample
 from mpdit_core.sampling.views.interpolation import slerp
 from mpdit_core.sampling.views.nearest import TrainingPoints, search
 from mpdit_core.sampling.views.trajectory import follow, spread_out
-from mpdit_core.sweeps import read_sweeps, with_value
+from mpdit_core.sweeps import combinations, read_sweeps, with_value, with_values
 
 SMALL = {"num_samples": 2, "num_steps": 3, "guidance_scale": 1.0}
 
@@ -60,13 +60,11 @@ def test_a_sweep_holds_every_cell(model, tmp_path):
 
 def swept(model, text):
     """The options of the first value of a sweep."""
-    (axis,) = read_sweeps([text])
-    return with_value(sample_options(model), axis.key, axis.texts[0])
+    return with_values(sample_options(model), combinations(read_sweeps([text]))[0])
 
 
 def test_sweeps_are_read_as_the_fields_are(model):
-    (axis,) = read_sweeps(["guidance-interval=0,1;0.1,0.8"])
-    assert (axis.key, axis.texts) == ("guidance_interval", ("0,1", "0.1,0.8"))
+    assert read_sweeps(["guidance-interval=0,1;0.1,0.8"]) == {"guidance_interval": ("0,1", "0.1,0.8")}
     assert swept(model, "guidance-interval=0.1,0.8;0,1").guidance_interval == (0.1, 0.8)
     assert swept(model, "classes=3,7").classes == "3"
     assert swept(model, "classes=3,7;1").classes == "3,7"
