@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -77,6 +77,12 @@ def setting(default: Any, description: str, *, strict: bool | None = None, **mor
     spelling = {key: more.pop(key) for key in list(more) if key in Spelling.__dataclass_fields__}
     extra: dict[str, Any] = {SPELLING: Spelling(**spelling)}
     return Field(default, description=description, strict=strict, json_schema_extra=extra, **more)
+
+
+class DeviceOptions(Options):
+    """Where a job computes."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "device to compute on", panel="Running")
 
 
 def spelling_of(field: FieldInfo) -> Spelling:

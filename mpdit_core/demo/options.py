@@ -7,8 +7,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 from mpdit_core.profiling import ModelCost
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import DeviceOptions, Result, setting
 
 
 class DemoOptions(DeviceOptions):

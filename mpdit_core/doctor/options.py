@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import DeviceOptions, Result, setting
 
 Area = Literal["versions", "devices", "compile", "weights", "disk", "here", "plugins"]
 

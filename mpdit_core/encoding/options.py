@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from mpdit_core.data.manifest import SkippedItem
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import DeviceOptions, Result, setting
 from mpdit_core.size import Size
 
 

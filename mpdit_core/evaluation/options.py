@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import PositiveInt
 
-from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.sampling.options import MODEL, SamplingOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import DeviceOptions, Result, setting
 from mpdit_core.size import Size
 
 

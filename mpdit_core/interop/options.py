@@ -9,8 +9,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt, field_validator
 
 from mpdit_core.config import EmaWidth
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import DeviceOptions, Result, setting
 
 PUBLISHED_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 """The autoencoder of all published models."""

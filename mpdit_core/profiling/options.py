@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 from pydantic import PositiveInt
 
 from mpdit_core.model.compute import Convention
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Settings, parse_assignments, setting, validate
+from mpdit_core.settings import DeviceOptions, Settings, parse_assignments, setting, validate
 from mpdit_core.size import Size
 
 S = TypeVar("S", bound=Settings)

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import DeviceOptions, Result, setting
 
 
 class ReportOptions(DeviceOptions):

@@ -11,8 +11,7 @@ from pydantic import PositiveInt
 
 from mpdit_core.config import Compile, ComputeType, EmaWidth, GuidanceName, GuidanceSchedule, NetworkType, Precision
 from mpdit_core.reporting import Warning
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Options, Result, Settings, setting
+from mpdit_core.settings import DeviceOptions, Options, Result, Settings, setting
 
 Format = Literal["png", "npz", "latents"]
 VIEW_OPTIONS = ("sweep", "trajectory", "interpolate", "nearest")

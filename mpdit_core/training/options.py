@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from mpdit_core.config import RunConfig
-from mpdit_core.runtime.options import DeviceOptions
-from mpdit_core.settings import Result, flatten, parse_value, setting, toml_value
+from mpdit_core.settings import DeviceOptions, Result, flatten, parse_value, setting, toml_value
 
 
 class TrainOptions(DeviceOptions):

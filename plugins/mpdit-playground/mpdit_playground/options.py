@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from mpdit_core.runtime.options import DeviceOptions
 from mpdit_core.sampling.options import MODEL, SamplingOptions
-from mpdit_core.settings import Result, setting
+from mpdit_core.settings import DeviceOptions, Result, setting
 
 
 class PlaygroundOptions(SamplingOptions, DeviceOptions):
