@@ -44,6 +44,8 @@ def main() -> None:
 def recorded(runs: Sequence[Run], *, what: str, command: str) -> LossBand:
     """The band of `runs`, up to the end of the shortest run."""
     first = runs[0]
+    if len(runs) < 2:
+        raise SystemExit("give at least two runs, with different seeds: a band is their scatter")
     for run in runs[1:]:
         different = changes(first.config, run.config).keys() - RESUMABLE - WITHOUT_EFFECT
         if different or run.latents.fingerprint != first.latents.fingerprint:
@@ -51,6 +53,8 @@ def recorded(runs: Sequence[Run], *, what: str, command: str) -> LossBand:
     seen = min(int(run.history.last["images_seen"]) for run in runs)
     logged = min(sum(images <= seen for images, _ in run.losses_by_images()) for run in runs)
     windows = min(WINDOWS, logged // MIN_LOSSES)
+    if windows == 0:
+        raise SystemExit(f"a run has logged {logged} losses, but a band needs {MIN_LOSSES}")
     ends = tuple(round(seen * n / windows) for n in range(1, windows + 1))
     losses = [windowed(run.losses_by_images(), ends) for run in runs]
     means = [[fmean(window) for window in of_run] for of_run in losses]

@@ -7,6 +7,7 @@ import torch only inside the function, so that `mpdit --help` stays quick.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import shlex
@@ -39,6 +40,9 @@ COMMANDS = {
     "doctor": "doctor",
     "report": "report",
 }
+
+# What the system refuses to do with a path that the user gave, or with a file below it.
+REFUSED_BY_SYSTEM = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EIO}
 
 EXIT_USER_ERROR = 2
 EXIT_DEFECT = 1
@@ -116,6 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "show"):  # click's, for a command line it cannot read
             console.usage_error(error)
+            return EXIT_USER_ERROR
+        if isinstance(error, OSError) and error.errno in REFUSED_BY_SYSTEM:
+            what = f"{error.filename}: {error.strerror}"
+            expected = "a path that the system accepts and that this user may use"
+            console.user_error(UserError(what, code="refused-by-system", expected=expected))
             return EXIT_USER_ERROR
         console.defect(error)
         return EXIT_DEFECT

@@ -49,8 +49,9 @@ def convert_state_dict(
     """Our configuration and state dict for tensors by their official names, without the prefixes of wrappers.
 
     Raises:
-        UserError: the tensors are not those of an MPDiT, DiT or SiT model (`unknown-architecture`), or their width is
-            not that of a published model and `num_heads` is not given (`unknown-num-heads`).
+        UserError: the tensors are not those of an MPDiT, DiT or SiT model (`unknown-architecture`), two of them are
+            the same one (`ambiguous-weights`), or their width is not that of a published model and `num_heads` is not
+            given (`unknown-num-heads`).
     """
     names = {name: _our_name(name) for name in official if not name.startswith("pos_embed")}  # mpdit computes these
     unknown = [name for name, ours in names.items() if ours is None]
@@ -58,6 +59,9 @@ def convert_state_dict(
         more = " …" if len(unknown) > 5 else ""
         raise _unknown(f"unknown tensors: {', '.join(unknown[:5])}{more}", "an MPDiT, DiT or SiT checkpoint")
     state = {ours: official[name] for name, ours in names.items() if ours is not None}
+    if len(state) < len(names):
+        twice = next(ours for ours in state if list(names.values()).count(ours) > 1)
+        raise UserError(f"two tensors are what mpdit calls {twice}", code="ambiguous-weights", expected="each once")
     config = _infer_config(official, state, num_heads)
     for name, tensor in state.items():
         if name.endswith("patch_embedding.linear.weight"):

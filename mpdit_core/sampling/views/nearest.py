@@ -49,12 +49,16 @@ def nearest(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     """Writes nearest.png: per sample a row with it and its neighbours, with their numbers and distances.
 
     Raises:
-        UserError: as `Generator`; the training latents are missing (`no-training-latents`) or have another shape
-            (`other-latents`).
+        UserError: as `Generator`; the training latents are missing (`no-training-latents`), have another shape
+            (`other-latents`) or are of one image (`too-few-images`).
     """
     assert options.nearest is not None
     view = View(options, "nearest", default_samples=DEFAULT_SAMPLES, images_per_sample=NEIGHBOURS + 1)
     training = find_training_images(view.folder, options.latents)
+    if len(training) < 2:  # the distance to its own nearest image would be infinite
+        raise UserError(
+            f"{training.path} holds the latents of one image", code="too-few-images", expected="two images or more"
+        )
     if view.folder.latents and training.spec.fingerprint != view.folder.latents.fingerprint:
         text = f"the latents in {training.path} differ from those that the model was trained on"
         report(Warning(code="other-latents", text=text))

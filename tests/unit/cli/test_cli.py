@@ -117,6 +117,12 @@ def test_what_only_foreign_code_raises_is_no_defect_of_ours(failing, error):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("words", ["ls LONG", "train --run LONG", "eval-fid LONG", "report LONG"])
+def test_a_path_that_the_system_refuses_is_no_defect_of_ours(words):
+    outcome = run(*words.replace("LONG", "a" * 300).split(), "--json")
+    assert (outcome.code, outcome.result["code"]) == (2, "refused-by-system")
+
+
 def test_names_in_messages_cannot_act(failing):
     failing(UserError("\x1b[2J\nTraceback (most recent call last):\udce9", remedy="a\nb"))
     outcome = run("demo", "--json")

@@ -356,6 +356,7 @@ WRONG = {
     "nan": (changed("blocks.1.mlp.fc1.bias", lambda t: t * float("nan")), "a.pt", "not-finite"),
     "integers": (changed("blocks.1.mlp.fc1.bias", lambda t: t.int()), "a.pt", "no-weights"),
     "two names": (changed("module.blocks.1.mlp.fc1.bias", lambda t: torch.zeros(3)), "a.pt", "ambiguous-weights"),
+    "two blocks": (changed("downsample_blocks.1.mlp.fc1.bias", lambda t: torch.zeros(3)), "a.pt", "ambiguous-weights"),
     "larger than the file": (
         changed("pos_embed", lambda t: torch.zeros(1).expand(1, 9**9, 9**9)),
         "a.pt",

@@ -154,6 +154,13 @@ def test_runs_that_differ_make_no_band(tmp_path, loss_band):
         loss_band.recorded(runs, what="tests", command="")
 
 
+def test_one_run_or_short_runs_make_no_band(tmp_path, loss_band):
+    short = read_run(write_run(tmp_path / "a", [2.0] * 4).path, "a", number=0, report=silent)
+    for runs, why in ([short], "two runs"), ([short, short], "has logged 4"):
+        with pytest.raises(SystemExit, match=why):
+            loss_band.recorded(runs, what="tests", command="")
+
+
 @pytest.mark.parametrize("time", [TimeConfig(), TimeConfig(density="uniform"), TimeConfig(density="mode", shift=3.0)])
 def test_the_loss_of_rescaling_is_that_of_the_best_multiple(time):
     """Of any latents with mean square 1, here of two values that are the same for a whole image."""

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from data_helpers import encode
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 from sample_helpers import code_of, images_of, make_generator, run_view, sample_options, write_model
@@ -239,6 +240,14 @@ def test_other_latents_are_told_or_refused(model, latents, tmp_path):
     assert [event.code for event in events if isinstance(event, Warning)] == ["other-latents"]
     wide = write_model(tmp_path / "wide", channels=4)
     assert code_of(run_view, wide, out=tmp_path / "p", nearest="latents", latents=latents) == "other-latents"
+
+
+def test_one_training_image_has_no_nearest_of_its_own(model, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/a.png")
+    one = encode(tmp_path / "images", tmp_path / "one", autoencoder="pixels-gray", resolution=16).latents
+    assert code_of(run_view, model, out=tmp_path / "o", nearest="latents", latents=one) == "too-few-images"
+    assert not (tmp_path / "o").exists()
 
 
 def test_one_process_makes_a_view(model, tmp_path, monkeypatch):
