@@ -81,13 +81,6 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
             report(note)
         warnings = [note for note in notes if isinstance(note, Warning)]
         reference = measure_reference(plan, extractor, device=device, world=world, report=report, rows=rows)
-        if subject.images is not None:
-            blocks = finished_blocks(subject.images, subject.count)
-        else:
-            assert subject.model is not None
-            generator = Generator(subject.model, options, device=device, num_samples=subject.count)
-            generator.types = world.broadcast_object(generator.types)
-            blocks = sampled_blocks(generator, keep=path.with_suffix("") if options.keep_samples else None)
         accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
         partial = path.with_suffix(".partial")
 
@@ -107,13 +100,18 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
                 seconds=round(time.monotonic() - started, 3),
             ).write(path)
 
-        with (
-            held(partial, world, report=report),
-            collected(
+        with held(partial, world, report=report):
+            if subject.images is not None:
+                blocks = finished_blocks(subject.images, subject.count)
+            else:
+                assert subject.model is not None
+                generator = Generator(subject.model, options, device=device, num_samples=subject.count)
+                generator.types = world.broadcast_object(generator.types)
+                blocks = sampled_blocks(generator, keep=path.with_suffix("") if options.keep_samples else None)
+            with collected(
                 blocks, extractor, accumulator, folder=partial, world=world, report=report, task="evaluate"
-            ) as cost,
-        ):
-            record = world.on_main(lambda: write_record(cost))
+            ) as cost:
+                record = world.on_main(lambda: write_record(cost))
     report(Saved(what="record", path=path))
     return record
 

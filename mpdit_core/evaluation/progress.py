@@ -192,7 +192,7 @@ class SavedProgress:
                 start = rows.stop
 
     def _tensors_in(self, path: Path) -> dict[str, Tensor]:
-        """None where the file is missing, damaged, or has another layout."""
+        """The tensors in a file; none where it is missing, damaged, or has another layout."""
         with suppress(UserError):
             tensors, layout = read_checked(path)
             if layout == self._layout:

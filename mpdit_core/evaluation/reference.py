@@ -169,7 +169,7 @@ def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor)
             remedy="for ImageNet: VIRTUAL_imagenet256_labeled.npz of OpenAI's guided-diffusion evaluations",
         )
     names = set(member_names(path)) if path.suffix == ".npz" else set()
-    images = open_images(path) if "arr_0" in names or not names else None
+    images = open_images(path) if "arr_0" in names or path.suffix != ".npz" else None
     features = None
     if {"mu", "sigma"} <= names:
         features = str(map_member(path, "features")) if "features" in names else "inception"

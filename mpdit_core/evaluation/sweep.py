@@ -63,15 +63,16 @@ def evaluate_sweep(options: EvaluateOptions, *, report: Reporter = silent) -> Sw
         UserError: as `evaluate` for any combination, before the first is sampled.
     """
     what, axes, device = require_what(options), read_sweeps(options.sweep), select_device(options.device)
+    if open_model_or_samples(options.model_copy(update={"num_samples": None}), device).model is None:
+        raise UserError(
+            f"{what} holds finished samples, but a sweep samples with each combination of options",
+            code="not-a-model",
+            expected="a model to sample",
+        )
     cells = combinations(axes)
     planned = [_options_of(options, cell) for cell in cells]
     for chosen in planned:
-        if open_model_or_samples(chosen, device).model is None:
-            raise UserError(
-                f"{what} holds finished samples, but a sweep samples with each combination of options",
-                code="not-a-model",
-                expected="a model to sample",
-            )
+        open_model_or_samples(chosen, device)
     with_plot = can_plot(report)
     records, once = [], without_repeats(report, _repeat_key)
     with process_group(device) as world:
@@ -122,7 +123,8 @@ def _result(
     what: str, axes: Axes, cells: list[dict[str, str]], records: list[EvaluationRecord], *, with_plot: bool
 ) -> SweepResult:
     first = records[0]
-    plotted = first.distance or max(first.labels, key=lambda key: first.metrics[key] is not None)  # the first measured
+    measured = (key for key in first.labels if first.metrics[key] is not None)
+    plotted = first.distance or next(measured, next(iter(first.labels)))
     rows = [
         SweepRow(
             values=cell,

@@ -7,7 +7,7 @@ modules that the terms train along with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import Any
 
@@ -123,7 +123,7 @@ class TrainingLoss(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its parts without gradients: `loss/TERM` if there are several terms; `TERM/NAME` as logged."""
-        network = _SharedNetwork(self.network, batch)
+        shared = _SharedPass(self.network, batch)
         losses: list[Tensor] = []
         parts: dict[str, Tensor] = {}
         for name, term in self.terms.items():
@@ -131,9 +131,8 @@ class TrainingLoss(nn.Module):
             def log(part: str, value: Tensor, *, term: str = name) -> None:
                 parts[f"{term}/{part}"] = value.detach().float()
 
-            network.modules = self.modules_of[name]
             with plugin_errors(term, "in loss"):
-                loss = term.loss(network, batch, log)
+                loss = term.loss(_Network(shared, self.modules_of[name]), batch, log)
             if loss.shape != () or loss.dtype != torch.float32:
                 reason = f"it returned {loss.dtype} of shape {tuple(loss.shape)}, not one number in float32"
                 raise broken(term, "in loss", reason)
@@ -143,26 +142,29 @@ class TrainingLoss(nn.Module):
         return reduce(add, losses), parts
 
 
-class _SharedNetwork:
-    """The network as the terms see it (`TrainedNetwork`); `modules` are those of the term that is computed.
-
-    The pass over the batch is made when the first term asks for its prediction.
-    """
-
-    modules: nn.Module | None = None
+class _SharedPass:
+    """One pass of the network over a batch, made when the first term asks for its prediction."""
 
     def __init__(self, network: MPDiT, batch: TrainingBatch):
-        self._network, self._batch = network, batch
-        self._prediction: Prediction | None = None
+        self.network, self.batch = network, batch
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        batch = self.batch
+        x_t = interpolate(batch.latents, batch.noise, batch.t)
+        coarse = self.network.coarse_stages(x_t, batch.t, batch.labels)
+        return Prediction(x_t, velocity=self.network.last_stage(x_t, batch.t, *coarse), tokens=coarse[1])
+
+
+class _Network:
+    """The network as one term sees it, with the term's own modules, also during backward (`TrainedNetwork`)."""
+
+    def __init__(self, shared: _SharedPass, modules: nn.Module | None):
+        self._shared, self.modules = shared, modules
 
     @property
     def prediction(self) -> Prediction:
-        if self._prediction is None:
-            t, x_t = self._batch.t, interpolate(self._batch.latents, self._batch.noise, self._batch.t)
-            coarse = self._network.coarse_stages(x_t, t, self._batch.labels)
-            velocity = self._network.last_stage(x_t, t, *coarse)
-            self._prediction = Prediction(x_t, velocity=velocity, tokens=coarse[1])
-        return self._prediction
+        return self._shared.prediction
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self._network(x_t, t, labels)
+        return self._shared.network(x_t, t, labels)

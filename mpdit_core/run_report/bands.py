@@ -29,7 +29,7 @@ WITHOUT_EFFECT = {
     "train.ema_decays",
     "train.ema_warmup",
     "train.ema_widths",
-}  # on the loss
+}  # on the loss, except by chance
 
 
 class LossBand(Settings):

@@ -155,9 +155,9 @@ def reading(path: Path, kind: str, *, remedy: str = "restore it from a backup, o
         ) from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: str = "JSON") -> Any:
     """The JSON value in a file. Raises `UserError` as `reading`."""
-    with reading(path, "JSON"):
+    with reading(path, kind):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -170,7 +170,7 @@ def read_versioned(path: Path, kind: str, *, version: int, remedy: str) -> dict[
     Raises:
         UserError: as `reading`; the file holds something else (`damaged-file`), or another version (`unknown-format`).
     """
-    values = read_json(path)
+    values = read_json(path, kind)
     if not isinstance(values, dict) or "format" not in values:
         raise UserError(
             f"{path} is not {kind}", code="damaged-file", expected="a file as mpdit wrote it", remedy=remedy

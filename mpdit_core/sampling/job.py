@@ -48,7 +48,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     device = select_device(options.device)
     with process_group(device) as world, ExitStack() as held:
         folder = open_model(options.model)
-        _find_begun_set(options, folder)  # refuses what cannot be continued, before the model is loaded
+        _find_begun_set(options, folder)  # refuses a folder of other files, before the model is loaded
         if options.by_class:
             require_classes(folder.config.model.num_classes, "by_class")
         generator = Generator(
@@ -115,11 +115,9 @@ def _find_begun_set(options: SampleOptions, folder: ModelFolder) -> SampleSet | 
             begun = SampleSet.open(newest_folder(model_name(options.model, folder)))
         except UserError:
             return None
-        if begun.complete:
-            return None
     if begun and begun.options.sampler == options.sampler and options.sampler not in plugins.names("samplers"):
         plugins.require_package(begun.sampler.model_dump() | {"kind": "samplers"})
-    return begun
+    return begun if begun and (options.out or not begun.complete) else None
 
 
 def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:

@@ -96,11 +96,14 @@ def _class(part: str, class_names: Sequence[str]) -> int:
     named = _find(said, class_names) if kind != "id" else []
     found = sorted({*ids, *named})
     if len(found) > 1:
+        listed = ", ".join(map(str, named))
         raise UserError(
-            f"class {part!r} may mean each of the classes {', '.join(map(str, found))}",
+            f"{part!r} is the id of a class, and the name of class {listed}"
+            if ids
+            else f"{part!r} is the name of {len(named)} classes",
             code="ambiguous-class",
             expected="one class",
-            remedy=f"id:{ids[0]} for the id, or name:{said} for the name" if ids else f"id:{found[0]}, by its id",
+            remedy=f"id:{ids[0]} for the id, or name:{said} for the name" if ids else f"one of the ids {listed}",
         )
     if not found or found[0] >= len(class_names):
         some = ", ".join(class_names[:3])
@@ -108,7 +111,7 @@ def _class(part: str, class_names: Sequence[str]) -> int:
             f"class {shortened(part)!r}: the model has no such class",
             code="no-such-class",
             expected=f"`all`, `random`, ids from 0 to {len(class_names) - 1}, or names such as {some}",
-            remedy=did_you_mean(said.lower(), [name.lower() for name in class_names]),
+            remedy=None if ids else did_you_mean(said.lower(), [name.lower() for name in class_names]),
         )
     return found[0]
 

@@ -205,7 +205,7 @@ class BlockMarkers:
         found = {}
         for path in self.folder.glob("*.json"):
             with suppress(UserError, ValueError):
-                if path == self._path(block := int(path.stem)):
+                if path.stem.isdecimal() and path == self._path(block := int(path.stem)):
                     found[block] = BlockCounts.model_validate(files.read_json(path))
         return found
 

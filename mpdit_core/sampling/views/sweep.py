@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from mpdit_core import plugins
 from mpdit_core.errors import UserError
 from mpdit_core.pictures import contact_sheet
 from mpdit_core.reporting import Progress, Reporter, silent
-from mpdit_core.sampling.generator import SamplingPlan, sampling_values
+from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
 from mpdit_core.sampling.options import SampleOptions, ViewResult
 from mpdit_core.sampling.views.common import View
 from mpdit_core.sweeps import combinations, read_sweeps, with_values
@@ -42,19 +43,9 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     measured = []
     for cell, changes in zip(cells, values, strict=True):
         report(Progress(task="sweep", done=len(images), total=len(cells), unit="cells"))
-        generator, started = first.changed(**sampling_values(cell)), time.monotonic()
-        batches = list(generator.batches())
-        images.append(torch.cat([batch.images for batch in batches]))
-        measured.append(
-            changes
-            | {
-                "weights_sha256": generator.folder.weights_sha256,
-                "plugin": plugins.record("samplers", generator.options.sampler, generator.sampler),
-                "nfe": batches[0].nfe,
-                "passes": batches[0].passes,
-                "seconds": time.monotonic() - started,
-            }
-        )
+        made, cost = _measure(first.changed(**sampling_values(cell)))
+        images.append(made)
+        measured.append(changes | cost)
     report(Progress(task="sweep", done=len(cells), total=len(cells), unit="cells"))
     *down, (key, across) = axes.items()
     row_key, row_labels = down[0] if down else ("", ("",))  # one key: one row without a name
@@ -63,3 +54,16 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     facts = {key: "; ".join(texts) for key, texts in axes.items()}
     facts["images"] = f"{view.num_samples} in each of {len(cells)} cells"
     return view.finish(image, first, facts=facts, data={"cells": measured}, report=report)
+
+
+def _measure(generator: Generator) -> tuple[Tensor, dict[str, Any]]:
+    """The images [n, 3, H, W] of one cell, and what they cost. Its network is freed before that of the next is read."""
+    started = time.monotonic()
+    batches = list(generator.batches())
+    return torch.cat([batch.images for batch in batches]), {
+        "weights_sha256": generator.folder.weights_sha256,
+        "plugin": plugins.record("samplers", generator.options.sampler, generator.sampler),
+        "nfe": batches[0].nfe,
+        "passes": batches[0].passes,
+        "seconds": time.monotonic() - started,
+    }

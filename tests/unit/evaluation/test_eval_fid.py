@@ -249,6 +249,7 @@ def test_a_sweep_of_a_metric_that_the_features_lack_has_a_table(here):
     ("what", "sweep", "code"),
     [
         ("a.npz", ("guidance_scale=1,2",), "not-a-model"),
+        ("a.npz", ("checkpoint=9",), "not-a-model"),
         ("run", ("guidance_scale",), "not-a-sweep"),
         ("run", ("seed=1", "seed=2"), "swept-twice"),
         ("run", ("checkpoint=9",), "no-such-checkpoint"),

@@ -179,6 +179,25 @@ def test_the_check_finds_what_breaks_the_contract(fault):
         check_objective(Broken(fault=fault))
 
 
+def test_each_term_keeps_its_own_modules_after_the_loss():
+    """A checkpointed head reads them again in the backward pass."""
+    seen: list[TrainedNetwork] = []
+
+    @dataclass
+    class Head(Broken):
+        def modules(self, network: NetworkShape) -> nn.Module:
+            return nn.Linear(1, 1)
+
+        def loss(self, network: TrainedNetwork, batch: TrainingBatch, log: LogPart) -> Tensor:
+            seen.append(network)
+            return network.prediction.velocity.mean()
+
+    loss = TrainingLoss(network(), {"one": Head(), "none": Broken(fault="batch"), "two": Head()})
+    loss(batch_of())
+    assert [each.modules for each in seen] == [loss.modules_of["one"], loss.modules_of["two"]]
+    assert loss.modules_of["one"] is not loss.modules_of["two"]
+
+
 def test_a_loss_of_another_shape_is_the_plugins_fault():
     @dataclass
     class PerImage(Broken):

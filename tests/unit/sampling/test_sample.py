@@ -386,6 +386,19 @@ def test_another_version_of_the_record_is_refused(model, tmp_path):
     assert code_of(SampleSet.open, tmp_path) == "no-such-file"
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_sampler_whose_package_is_gone_is_named(model, tmp_path, monkeypatch, complete):
+    monkeypatch.chdir(tmp_path)
+    record = run_sample(model).out / "samples.json"
+    stored = json.loads(record.read_text())
+    stored["samples"]["options"]["sampler"] = "mine"
+    stored["samples"]["sampler"] |= {"name": "mine", "package": "mine-pkg"}
+    stored["samples"] |= {} if complete else {"counts": None}
+    record.write_text(json.dumps(stored))
+    for out in (None, record.parent):
+        assert code_of(run_sample, model, sampler="mine", out=out) == "other-package"
+
+
 def test_nan_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("MPDIT_VERIFY", "off")  # the weights are changed behind their recorded hash
     broken = write_model(tmp_path / "broken")
