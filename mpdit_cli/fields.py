@@ -22,6 +22,7 @@ from mpdit_cli.completion import completer
 from mpdit_core.errors import UserError, did_you_mean
 from mpdit_core.settings import (
     Options,
+    Spelling,
     merge,
     parse_assignments,
     parse_field,
@@ -125,9 +126,13 @@ def options_command(kind: type[Options]) -> Callable[[Callable[..., None]], Call
 def parameters_of(kind: type[Options]) -> list[inspect.Parameter]:
     """A Typer parameter for each field that can be typed on a command line. None means "not given"."""
     fields = [(name, info) for name, info in kind.model_fields.items() if spelling_of(info).typed]
-    arguments = [field for field in fields if spelling_of(field[1]).argument]
-    groups = [[f for f in fields if f not in arguments and spelling_of(f[1]).panel == panel] for panel in PANELS]
-    return [_parameter(name, info) for group in (arguments, *groups) for name, info in group]
+    fields.sort(key=lambda field: _place(spelling_of(field[1])))
+    return [_parameter(name, info) for name, info in fields]
+
+
+def _place(spelling: Spelling) -> int:
+    """Arguments first, then the groups of options in the order of `PANELS`."""
+    return -1 if spelling.argument else PANELS.index(spelling.panel)
 
 
 def read_options(

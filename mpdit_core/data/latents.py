@@ -31,7 +31,7 @@ from mpdit_core.data.manifest import (
     read_manifest,
 )
 from mpdit_core.data.shards import map_shard
-from mpdit_core.data.tensor_file import damaged, prefetch
+from mpdit_core.data.tensor_file import damaged, missing, prefetch
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.size import Size
@@ -188,10 +188,11 @@ class LatentFolder:
     def _check_sizes(self, shards: Iterable[Shard | FeatureShard]) -> None:
         def check(shard: Shard | FeatureShard) -> None:
             path = self.path / shard.file
-            if not path.is_file():
-                remedy = "run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
-                raise UserError(f"{path} is missing", code="no-such-file", remedy=remedy)
-            if (size := path.stat().st_size) != shard.bytes:
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise missing(path) from error
+            if size != shard.bytes:
                 raise damaged(path, f"it has {size} bytes", f"{shard.bytes} bytes, as its manifest says")
 
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:

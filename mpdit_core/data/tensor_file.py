@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import mmap
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         UserError: the file is missing, not regular or not whole, or its header does not describe it (`damaged-file`).
     """
     try:
-        if not path.is_file():  # a pipe would be waited for
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
             raise ValueError("it is not a regular file")
-        size = path.stat().st_size
+        size = about.st_size
         with open(path, "rb", buffering=FIRST_READ) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(MAX_HEADER_BYTES, size - 8):
@@ -69,8 +71,15 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         if hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
         return _arrays(header, mapped, begin=8 + length, size=size)
+    except FileNotFoundError as error:
+        raise missing(path) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, str(error), "a shard as mpdit wrote it") from error
+
+
+def missing(path: Path) -> UserError:
+    remedy = "run the `mpdit encode-latents` command of this folder again; it makes only what is missing"
+    return UserError(f"{path} is missing", code="no-such-file", remedy=remedy)
 
 
 def damaged(path: Path, what: str, expected: str) -> UserError:

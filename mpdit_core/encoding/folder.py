@@ -54,10 +54,16 @@ class ShardRecords:
 
     def __init__(self, path: Path, work: str):
         self.path, self.work = path, path / work
+        self._plan = self.work / "plan.json"
 
     @property
     def has_manifest(self) -> bool:
         return (self.path / MANIFEST).is_file()
+
+    @property
+    def in_work(self) -> bool:
+        """Whether shards are being made. `begin` writes the plan last, and `_end` removes it first."""
+        return self._plan.is_file()
 
     def count_records(self) -> int:
         return sum(1 for _ in self.work.glob("shard-*.json"))
@@ -80,7 +86,7 @@ class ShardRecords:
         for number, shard in finished.items():
             if not self._record(number).exists():
                 self.add(number, shard)
-        write_json(self.work / "plan.json", plan.model_dump(mode="json"))
+        write_json(self._plan, plan.model_dump(mode="json"))
 
     def _require_all(self, recorded: Mapping[int, Shard | FeatureShard], total: int) -> None:
         if len(recorded) < total:
@@ -94,6 +100,7 @@ class ShardRecords:
     def _end(self, manifest: Manifest) -> None:
         """Writes the manifest, and removes `work` and what `set_aside` renamed."""
         write_json(self.path / MANIFEST, manifest.model_dump(mode="json"))
+        remove(self._plan)
         shutil.rmtree(self.work, ignore_errors=True)
         for bad in self.path.glob("*.safetensors.bad"):
             bad.unlink(missing_ok=True)
@@ -123,7 +130,7 @@ class EncodingFolder(ShardRecords):
 
     @property
     def is_complete(self) -> bool:
-        return self.has_manifest and not self.work.is_dir()
+        return self.has_manifest and not self.in_work
 
     def check(self, plan: EncodingPlan) -> None:
         """Raises `UserError` where the folder holds anything but latents made under `plan`."""
@@ -214,8 +221,7 @@ class EncodingFolder(ShardRecords):
         """The plan that the latents here were begun with; None where there are no latents."""
         if self.has_manifest:
             return read_manifest(self.path).plan
-        path = self.work / "plan.json"
-        return read_record(EncodingPlan, path) if path.is_file() else None
+        return read_record(EncodingPlan, self._plan) if self.in_work else None
 
 
 class TeacherFolder(ShardRecords):
@@ -226,14 +232,13 @@ class TeacherFolder(ShardRecords):
 
     @property
     def is_complete(self) -> bool:
-        return not self.work.is_dir() and read_manifest(self.path).teacher is not None
+        return not self.in_work and read_manifest(self.path).teacher is not None
 
     def plan(self) -> TeacherPlan | None:
         """The plan that the features here were begun with; None where there are no features."""
         if self.has_manifest and (teacher := read_manifest(self.path).teacher):
             return teacher.plan
-        path = self.work / "plan.json"
-        return read_record(TeacherPlan, path) if path.is_file() else None
+        return read_record(TeacherPlan, self._plan) if self.in_work else None
 
     def check(self, plan: TeacherPlan) -> None:
         """Refuses features of another plan. The projection is not compared: it is measured once per folder.
@@ -283,7 +288,7 @@ class TeacherFolder(ShardRecords):
     def shards(self) -> dict[int, FeatureShard]:
         """Finished shards by number: those with a record, whose file has its full size."""
         manifest = read_manifest(self.path)
-        if manifest.teacher and not self.work.is_dir():
+        if manifest.teacher and not self.in_work:
             return self._there(enumerate(manifest.teacher.shards))
         recorded = self._records(FeatureShard, len(manifest.shards))
         expected = [(feature_shard_name(number), shard.count) for number, shard in enumerate(manifest.shards)]

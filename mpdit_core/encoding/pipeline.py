@@ -187,15 +187,15 @@ def _submitted(
 
 
 def _decode(
-    encoder: Encoder, resolution: Size, shard: ShardBuilder, row: int, decode: Decode, place: np.ndarray | None
+    encoder: Encoder, resolution: Size, shard: ShardBuilder, row: int, decode: Decode, pixels: np.ndarray | None
 ) -> str | None:
-    """Decodes an item into its `place` [H, W, K] of a batch, or else encodes it too; returns why it cannot be used."""
+    """Decodes an item into its `pixels` [H, W, K] of a batch, or else encodes it too; returns why it cannot be used."""
     try:
         picture = prepare(decode(), resolution, encoder.mode)
     except UserError as error:  # a plugin that fails may raise this too
         return error.what
-    if place is not None:
-        place[:] = picture
+    if pixels is not None:
+        pixels[:] = picture
     else:
         shard.store(row, encode_pictures(encoder, picture[None].copy()))
     return None

@@ -53,7 +53,7 @@ def verify_latents(job: EncodeJob) -> None:
     if source is not None and items is not None and not faults:
         job.report(Note(text=f"encoding up to {SAMPLED} of the images again, chosen at random"))
         faults = list(_encode_again(LatentFolder(path), source, job.autoencoder))
-    _require_none(faults, job.folder, manifest.shards)
+    _refuse_bad(faults, job.folder, manifest.shards)
     job.report(Note(text=f"verified: {len(manifest.shards)} shards, {manifest.count} images, no fault found"))
 
 
@@ -72,14 +72,14 @@ def verify_features(job: EncodeJob) -> None:
     projection = folder.read_projection(stored.plan)
     if job.teacher and not faults:
         faults = list(_compute_again(latents, job.teacher, projection))
-    _require_none(faults, folder, stored.shards)
+    _refuse_bad(faults, folder, stored.shards)
     job.report(Note(text=f"verified: the features of {stored.plan.name}, no fault found"))
 
 
-def _require_none(
+def _refuse_bad(
     faults: Sequence[tuple[int, str]], folder: ShardRecords, shards: Sequence[Shard] | Sequence[FeatureShard]
 ) -> None:
-    """Raises the error that names the bad shards, and renames them."""
+    """Raises the error that names the bad shards, if there are any, and renames them, so that they are made again."""
     if not faults:
         return
     bad: dict[int, list[str]] = {}

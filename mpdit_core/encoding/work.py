@@ -44,7 +44,7 @@ def make_shards(
     """
     world, report, num_shards = job.world, job.report, job.plan.num_shards
     begin, end = (len(unfinished) * rank // world.size for rank in (world.rank, world.rank + 1))
-    share, launcher, done = unfinished[begin:end], os.getppid(), 0
+    share, launcher = unfinished[begin:end], os.getppid()
     total = job.plan.count_items(share)
     shown_task = task if world.size == 1 else f"{task} (process 1 of {world.size})"
 
@@ -58,18 +58,22 @@ def make_shards(
         if world.size > 1 and os.getppid() != launcher:
             raise SystemExit(f"process {world.rank}: its launcher has ended")
 
+    def make_share(stop: StopRequest) -> None:
+        done = 0
+        with WriteBehind() as writer:
+            for batch in encode(share):
+                require_launcher()
+                if batch.content is not None:
+                    writer.submit(store, batch.content)
+                done += batch.items
+                for item in batch.skipped:
+                    report(Skipped(path=item.key, reason=item.reason))
+                report(Progress(task=shown_task, done=done, total=total, unit="images"))
+                stop.check()
+
     try:
         with StopRequest() as stop:
-            with WriteBehind() as writer:
-                for batch in encode(share):
-                    require_launcher()
-                    if batch.content is not None:
-                        writer.submit(store, batch.content)
-                    done += batch.items
-                    for item in batch.skipped:
-                        report(Skipped(path=item.key, reason=item.reason))
-                    report(Progress(task=shown_task, done=done, total=total, unit="images"))
-                    stop.check()
+            make_share(stop)
             if others_work():
                 report(Note(text="waiting for the other processes"))
             while others_work():  # collective calls would time out on slow storage

@@ -87,7 +87,7 @@ class ModelFolder(Settings):
                 raise _misfit(path, f"it holds {found:,} numbers", f"{wanted:,} numbers")
             size = 4 * model.width * sum(image_tokens(model))
             files.require_memory(size, what=f"the position tables of {path.parent}")
-            state = load_file(path)
+        state = load_file(path)
         require_shapes(parameter_shapes(model), state, where=path)
         return state
 
@@ -260,8 +260,8 @@ def save_model(
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises `UserError` when it is missing or torn."""
-    with opened(path, remedy=RESTORE_OR_REMOVE):
-        return load_file(path)
+    _check_header(path)
+    return load_file(path)
 
 
 def _check_header(path: Path) -> None:

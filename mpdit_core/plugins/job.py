@@ -99,7 +99,8 @@ def _examine(entry: Entry, declared: Sequence[Entry] = ()) -> PluginReport:
     try:
         loaded, printed = load_entry(entry)
     except PluginError as error:
-        cause, missing = error.__cause__, str(getattr(error.__cause__, "name", "")).split(".")[0]
+        cause = error.__cause__
+        missing = (getattr(cause, "name", None) or "").split(".")[0]
         if isinstance(cause, ModuleNotFoundError) and missing and not entry.value.startswith(missing):
             remedy = f"pip install {missing} (or reinstall {entry.package}, which should require it)"
         elif isinstance(cause, ImportError | AttributeError):

@@ -139,16 +139,17 @@ def reading(path: Path, kind: str, *, remedy: str = "restore it from a backup, o
         UserError: there is no such file (`no-such-file`); or the body failed, or it is a pipe (`damaged-file`).
     """
     if not path.exists() or path.is_dir():
-        raise UserError(f"{path} does not exist, or is a folder", code="no-such-file", expected=kind)
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {state}", code="no-such-file", expected=kind)
     try:
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("it is not a regular file")
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as {kind}: {error or type(error).__name__}",
+            f"{path} cannot be read as {kind}: {str(error) or type(error).__name__}",
             code="damaged-file",
             expected="a complete file, unchanged since it was written",
             remedy=remedy,

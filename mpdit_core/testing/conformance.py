@@ -1,14 +1,15 @@
-"""How a check fails, and what all checks of plugins share."""
+"""How a check fails, and what all checks of plugins share. The check of a command needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mpdit_core.plugins import Kind, contract_problem
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 TOLERANCE = 1e-4  # of the largest value
 
@@ -43,6 +44,8 @@ def require_function_of_images(
     They have the type `dtype`, are finite and without gradients, and are the same in the second call, in any batch and,
     with `autocast`, within an autocast region. The first and the last image differ, and so must their results.
     """
+    import torch
+
     before = images.clone()
     whole, again = compute(images), compute(images)
     require(torch.equal(images, before), "unchanged images")
@@ -52,7 +55,8 @@ def require_function_of_images(
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
             in_autocast = compute(images)
     for name, found in whole.items():
-        require(isinstance(found, Tensor) and len(found) == len(images), f"{name} [B, …], a tensor", found)
+        right = isinstance(found, torch.Tensor) and found.ndim > 0 and len(found) == len(images)
+        require(right, f"{name} [B, …], a tensor", found)
         require(found.dtype == dtype, f"{name} in {dtype}", found.dtype)
         require(not found.requires_grad, f"{name} without gradients")
         require(torch.isfinite(found).all(), f"{name} finite")

@@ -5,7 +5,7 @@ The loop itself is in loop.py, what happens around its steps in hooks/, the stat
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from mpdit_core.training.setup import Plan, prepare
 from mpdit_core.training.state.checkpoints import read
 from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
-from mpdit_core.training.trackers import check_installed
+from mpdit_core.training.trackers import Trackers, check_installed
 from mpdit_core.training.warm_start import initialise_from
 
 
@@ -60,11 +60,14 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             )  # fmt: skip
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
             _begin(session, checkpoint=checkpoint, init_from=options.init_from)
-            loop = TrainingLoop(session)
-            try:
-                loop.run()
-            except Interrupted as stopped:
-                raise Interrupted(stopped.signum, remedy=f"mpdit train --run {plan.run}") from None
+            names = plan.config.train.trackers if world.is_main else ()
+            trackers = Trackers(names, plan.run, plan.config, step=session.step, report=report)
+            with closing(trackers):
+                loop = TrainingLoop(session, trackers)
+                try:
+                    loop.run()
+                except Interrupted as stopped:
+                    raise Interrupted(stopped.signum, remedy=f"mpdit train --run {plan.run}") from None
             return TrainResult(
                 run=plan.run.path,
                 step=session.step,

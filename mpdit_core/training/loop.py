@@ -21,16 +21,17 @@ from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
 from mpdit_core.training.hooks.previews import Previews
 from mpdit_core.training.rollback import Rollback
 from mpdit_core.training.session import Session
+from mpdit_core.training.trackers import Trackers
 
 
 class TrainingLoop:
     """The parts of a session, and the order in which they act."""
 
-    def __init__(self, session: Session):
+    def __init__(self, session: Session, trackers: Trackers):
         self.session, self.trainer = session, session.trainer
         needed = needs(session.plan.terms)
         self.batches = BatchSource(session.plan.latents, session.config, session.world, needs=needed)
-        self.metrics = StepMetrics(session)
+        self.metrics = StepMetrics(session, trackers)
         self.checkpoints = Checkpoints(session, self.metrics)
         self.ema_snapshots = EmaSnapshots(session, self.metrics)
         self.previews = Previews(session, self.metrics)
@@ -45,8 +46,8 @@ class TrainingLoop:
                 written; the run's folder is gone.
             Interrupted: a process received a signal; a checkpoint was written.
         """
-        with closing(self.metrics.trackers), StopRequest() as stop, self.checkpoints.writer, self.ema_snapshots.writer:
-            self.metrics.rewind()
+        self.metrics.rewind()
+        with StopRequest() as stop, self.checkpoints.writer, self.ema_snapshots.writer:
             self.ema_snapshots.rewind()
             self.evaluation.run_missing()
             if self.session.is_finished:

@@ -6,6 +6,7 @@ Nothing is written here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from mpdit_core import presets
@@ -190,12 +191,15 @@ def _check_division(config: RunConfig, world_size: int) -> None:
     parts = world_size * train.accumulation
     if train.batch_size % parts:
         near = round(train.batch_size / parts) * parts or parts
+        possible = (n for n in range(1, 10_001) if train.batch_size % (n * world_size) == 0)
+        accumulations = ", ".join(str(n) for n in islice(possible, 6))
         raise UserError(
             f"train.batch_size {train.batch_size} cannot be divided among {world_size} processes × accumulation "
             f"{train.accumulation}",
             code="batch-not-divisible",
             expected=f"a multiple of {parts}, e.g. {near}",
-            remedy=f"--set train.batch_size={near}, or another train.accumulation",
+            remedy=f"--set train.batch_size={near}"
+            + (f", or --set train.accumulation=N, N one of {accumulations}" if accumulations else ""),
         )
 
 
@@ -247,6 +251,6 @@ def _check_same_run(run: RunFolder, config: RunConfig, spec: LatentSpec, terms: 
             raise UserError(
                 f"the {what} in {spec.folder} are not those that this run was trained on",
                 code="different-latents",
-                expected=f"{what} with the hash {old[:12]}, not {new[:12]}",
+                expected=f"{what} with the fingerprint {old[:12]}, not {new[:12]}",
                 remedy=f"{remedy}, or start another run (--init-from uses these weights)",
             )

@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 from urllib.parse import quote
 
 from mpdit_core import __version__
+from mpdit_core.config import RunConfig
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.evaluation.options import METRICS
 from mpdit_core.model.compute import training_macs
@@ -30,7 +31,7 @@ from mpdit_core.settings import Result, Settings, merge, setting, validate
 from mpdit_core.sweeps import combinations, read_sweeps, with_value, with_values
 from mpdit_core.training.job import train
 from mpdit_core.training.options import TrainOptions
-from mpdit_core.training.setup import Plan, prepare
+from mpdit_core.training.setup import prepare
 
 FORMAT = 1
 """Version of sweep.json; any other is refused."""
@@ -103,7 +104,9 @@ class Member:
     """One run of a sweep."""
 
     options: TrainOptions  # that train it
-    plan: Plan
+    run: RunFolder
+    config: RunConfig
+    total_steps: int
     values: dict[str, str]  # of its combination
     command: str  # that trains its combination in a separate run
 
@@ -185,7 +188,12 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
             path = folder / (f"{name}-seed{seed}" if name else f"seed{seed}")
             of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": path})
             plan = prepare(of_run, report=silent, world_size=world_size)
-            members.append(Member(options=of_run, plan=plan, values=values, command=cell.command_line()))
+            members.append(
+                Member(
+                    options=of_run, run=plan.run, config=plan.config, total_steps=plan.total_steps, values=values,
+                    command=cell.command_line(),
+                )
+            )  # fmt: skip
     return members
 
 
@@ -193,7 +201,7 @@ def _train_all(members: Sequence[Member], report: Reporter, *, folder: Path, wor
     """Trains the runs that have neither finished nor diverged."""
     for number, member in enumerate(members):
         report(Progress(task="sweep", done=number, total=len(members), unit="runs"))
-        outcome = world.on_main(lambda plan=member.plan: outcome_of(plan))
+        outcome = world.on_main(lambda member=member: outcome_of(member))
         if outcome.finished or outcome.diverged:
             continue
         try:
@@ -203,7 +211,7 @@ def _train_all(members: Sequence[Member], report: Reporter, *, folder: Path, wor
         except UserError as error:
             if error.code != "diverged":
                 raise
-            report(Warning(code="diverged", text=f"{member.plan.run}: {error.what}"))
+            report(Warning(code="diverged", text=f"{member.run}: {error.what}"))
     report(Progress(task="sweep", done=len(members), total=len(members), unit="runs"))
 
 
@@ -211,8 +219,8 @@ def _result(folder: Path, members: Sequence[Member]) -> TrainSweepResult:
     cells = []
     for _, group in groupby(members, key=lambda member: member.values):
         first, *_ = runs = list(group)
-        outcomes = [outcome_of(run.plan) for run in runs]
-        flops = flops_per_step(first.plan) * first.plan.total_steps
+        outcomes = [outcome_of(run) for run in runs]
+        flops = flops_per_step(first.config) * first.total_steps
         cells.append(cell_of(first.values, outcomes, flops=flops, command=first.command))
     measured = {each.name for cell in cells for run in cell.runs for each in run.evaluations}
     return TrainSweepResult(
@@ -235,18 +243,18 @@ def _write(result: TrainSweepResult, report: Reporter) -> TrainSweepResult:
     return result
 
 
-def flops_per_step(plan: Plan) -> int:
+def flops_per_step(config: RunConfig) -> int:
     """Floating-point operations of one optimizer step."""
-    return 2 * training_macs(plan.config.model) * plan.config.train.batch_size
+    return 2 * training_macs(config.model) * config.train.batch_size
 
 
-def outcome_of(plan: Plan) -> RunOutcome:
+def outcome_of(member: Member) -> RunOutcome:
     """How far a run is, as its folder tells."""
-    run, config, total_steps = plan.run, plan.config, plan.total_steps
+    run, config, total_steps = member.run, member.config, member.total_steps
     lines = list(run.metrics())
     logged = [line for line in lines if "loss" in line]
     losses, step = [line["loss"] for line in logged], max((line["step"] for line in logged), default=0)
-    flops = flops_per_step(plan)
+    flops = flops_per_step(config)
     evaluations = tuple(
         RunEvaluation(step=line["step"], flops=float(flops * line["step"]), distance=float(line[key]), name=name)
         for line in lines

@@ -1,7 +1,7 @@
 """Experiment trackers, which also receive a run's metrics: `--set 'train.trackers=["tensorboard"]'`. Off by default.
 
-To add one: a class with `log` and `close` below, its place in `Tracker` and `TRACKERS`, its name in
-`TrainConfig.trackers`, and its package among the extra `trackers` of pyproject.toml.
+To add one: a class with `log` and `close` below, a line in `TRACKERS`, its name in `TrainConfig.trackers`, and its
+package among the extra `trackers` of pyproject.toml.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ import importlib
 import importlib.util
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mpdit_core.config import RunConfig
 from mpdit_core.errors import UserError
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Reporter, Warning
 from mpdit_core.runtime import files
+
+
+class Tracker(Protocol):
+    def log(self, values: Mapping[str, float], *, step: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class TensorBoard:
@@ -77,7 +83,6 @@ class Trackio:
         self._trackio.finish()
 
 
-Tracker = TensorBoard | WandB | Trackio
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}  # by the name of the package
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,11 @@ def list_workspace(options: ListOptions, *, report: Reporter = silent) -> Listin
             remedy="mpdit ls DIR",
         )  # fmt: skip
     entries = [_entry(kind, path) for kind, path in _found(options.folder, DEPTH)]
-    entries = [_with_distance(entry, entries) for entry in entries]
+    evaluations = defaultdict(list)
+    for entry in entries:
+        if entry.kind == "evaluation" and entry.distance is not None:
+            evaluations[entry.path.parent].append(entry)
+    entries = [_with_lowest(entry, evaluations.get(entry.path / EVALS, [])) for entry in entries]
     entries.sort(key=lambda entry: entry.changed, reverse=True)
     damaged = sum(entry.status == "damaged" for entry in entries)
     return Listing(folder=options.folder, entries=tuple(entries), damaged=damaged)
@@ -56,13 +61,18 @@ def _found(folder: Path, depth: int) -> Iterator[tuple[Kind, Path]]:
             if not is_sweep(path):
                 yield "evaluation", path
     elif kind is None and (depth > 0 or (folder / SWEEP).is_file()):
-        try:
-            children = sorted(folder.iterdir())
-        except OSError:  # a folder of another user
-            return
-        for child in children:
-            if child.name[0] != "." and child.is_dir():
-                yield from _found(child, depth - 1)
+        with os.scandir(folder) as children:
+            folders = sorted(folder / child.name for child in children if _is_open(child))
+        for child in folders:
+            yield from _found(child, depth - 1)
+
+
+def _is_open(child: os.DirEntry) -> bool:
+    """Whether it is a folder that is not hidden and that this user may read."""
+    try:
+        return child.name[0] != "." and child.is_dir() and os.access(child, os.R_OK | os.X_OK)
+    except OSError:  # a link that the system cannot follow
+        return False
 
 
 def _kind(folder: Path) -> Kind | None:
@@ -188,16 +198,11 @@ def _evaluation(path: Path) -> dict[str, Any]:
     }
 
 
-def _with_distance(entry: Entry, entries: list[Entry]) -> Entry:
-    """A run gets the lowest distance of its evaluations: the lowest FID if it has one, because FIDs are comparable."""
-    own = [
-        (each.distance_name != "FID", each.distance_name, each.distance)
-        for each in entries
-        if each.path.parent == entry.path / EVALS and each.distance is not None
-    ]
-    if entry.kind != "run" or not own:
+def _with_lowest(entry: Entry, evaluations: list[Entry]) -> Entry:
+    """A run with the lowest distance of its `evaluations`: the lowest FID if it has one, as FIDs are comparable."""
+    if entry.kind != "run" or not evaluations:
         return entry
-    _, name, lowest = min(own)
+    _, name, lowest = min((each.distance_name != "FID", each.distance_name, each.distance) for each in evaluations)
     return entry.model_copy(update={"distance": lowest, "distance_name": name})
 
 

@@ -102,6 +102,7 @@ def _complete(member: tarfile.TarInfo, block: bytes, values: dict[str, bytes]) -
         member.name = printable(values["path"])
     if "linkpath" in values:
         member.linkname = printable(values["linkpath"])
+    member.type = block[156:157]  # as it is written: the type of an old header depends on the whole name
     if member.isreg() and member.name.endswith("/"):
         member.type = tarfile.DIRTYPE
     if "size" in values:

@@ -59,7 +59,7 @@ def read_lines(path: Path) -> list[str]:
             f"{shown(path)} cannot be read as text: {error}",
             code="damaged-file",
             expected=f"text in UTF-8, at most {MAX_TEXT_BYTES >> 20} MiB",
-            remedy="save it as UTF-8",
+            remedy=None if len(data) > MAX_TEXT_BYTES else "save it as UTF-8",
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n") if text else []
 

@@ -231,9 +231,10 @@ class _ImageNames:
 
 
 def _refusal(path: Path, what: str, *, code: str = "bad-label-file") -> UserError:
+    header = "add a first line `file,class` that names the columns, and quote names that contain commas"
     return UserError(
         f"the label file {shown(path)} {what}",
         code=code,
         expected="a line `NAME,CLASS` with the whole path of each image, or one class per line (see docs/data.md)",
-        remedy="add a first line `file,class` that names the columns, and quote names that contain commas",
+        remedy=header if code == "ambiguous-labels" else None,
     )

@@ -33,7 +33,7 @@ TENSORS: list[tuple[str, str]] = [
     (r"^transformer_blocks\..*attn1", "a DiT of diffusers; import the file of the official DiT release instead"),
     (r"cross_attn|y_proj", "a text-conditioned transformer (PixArt)"),
     (r"^projectors\.", "a REPA model, whose flow and projectors mpdit does not support"),
-    (r"\.(q_norm|w12|w3)\.", "a LightningDiT, whose blocks differ (SwiGLU, RMSNorm, rotary positions)"),
+    (r"\.(q_norm|w12)\.|\.mlp\.w3\.", "a LightningDiT, whose blocks differ (SwiGLU, RMSNorm, rotary positions)"),
     (r"self_attn\.q_proj|^lm_head|^transformer\.h\.", "a language or text model"),
     (r"^Mixed_[567]|^Conv2d_1a", "an Inception network"),
     (r"^(layer1|conv1)\.", "a ResNet"),

@@ -90,7 +90,11 @@ def _infer_config(official: Mapping[str, Tensor], state: Mapping[str, Tensor], n
     def shape(name: str, *, dimensions: int) -> tuple[int, ...]:
         if name not in state or state[name].ndim != dimensions:
             found = f"has the shape {tuple(state[name].shape)}" if name in state else "is missing"
-            raise _unknown(f"the tensor that mpdit calls {name} {found}", f"a tensor of {dimensions} dimensions")
+            first = ", ".join(sorted(official)[:5])
+            raise _unknown(
+                f"the tensor that mpdit calls {name} {found}; the checkpoint begins with {first}",
+                f"x_embedder, y_embedder, final_layer and blocks; there a tensor of {dimensions} dimensions",
+            )
         return tuple(state[name].shape)
 
     width, channels, coarsest, _ = shape("stages.0.patch_embedding.linear.weight", dimensions=4)

@@ -68,10 +68,8 @@ class StepMetrics:
     signal, on all processes after the same step.
     """
 
-    def __init__(self, session: Session):
-        self.session, run, config = session, session.run, session.config
-        names = config.train.trackers if session.world.is_main else ()
-        self.trackers = Trackers(names, run, config, step=session.step, report=session.report)
+    def __init__(self, session: Session, trackers: Trackers):
+        self.session, self.trackers = session, trackers
         self.lag = METRIC_LAG_STEPS if session.device.type == "cuda" else 0
         self.pending: deque[PendingStep] = deque()
         self.last: Step | None = None

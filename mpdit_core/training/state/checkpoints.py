@@ -100,12 +100,16 @@ def _position(opened: ModelFolder) -> Position:
     try:
         position = TypeAdapter(Position).validate_python(opened.extra.get("position"))
     except ValidationError as error:
-        raise settings_error(error, origin=f"{opened.path}: the position of the run") from None
+        raise _impossible(opened, settings_error(error).what) from None
     if position.step != opened.step or any(not 0 <= first <= stop for first, stop in position.skipped):
-        raise UserError(
-            f"{opened.path}: the position of the run is impossible",
-            code="damaged-file",
-            expected=f"step {opened.step}, and pairs of batch numbers",
-            remedy="remove this folder to continue from the checkpoint before it",
-        )
+        raise _impossible(opened, "it is impossible")
     return position
+
+
+def _impossible(opened: ModelFolder, what: str) -> UserError:
+    return UserError(
+        f"{opened.path}: the position of the run: {what}",
+        code="damaged-file",
+        expected=f"step {opened.step}, and pairs of batch numbers",
+        remedy="remove this folder to continue from the checkpoint before it",
+    )

@@ -41,6 +41,17 @@ def test_members(tmp_path: Path, prefix: str, form: int):
     assert contents(path) == {below + name: data for name, data in TWO}
 
 
+def test_an_old_header_whose_short_name_ends_with_a_slash_is_no_folder(tmp_path: Path):
+    path, name = tmp_path / "x.tar", "k" * 99 + "/pic.png"
+    data = bytearray(archive((name, b"first"), form=tarfile.GNU_FORMAT))
+    header = data.index(b"k" * 99 + b"/", data.index(b"pic.png"))  # after the header of the long name
+    data[header + 156] = 0
+    data[header + 148 : header + 156] = b" " * 8
+    data[header + 148 : header + 156] = b"%06o\0 " % sum(data[header : header + 512])
+    path.write_bytes(bytes(data))
+    assert contents(path) == {name: b"first"}
+
+
 def test_the_last_member_of_a_name_counts(tmp_path: Path):
     path = tmp_path / "x.tar"
     path.write_bytes(archive(*TWO, ("./a/0.png", b"replaced")))

@@ -108,7 +108,10 @@ def test_what_is_no_folder_of_latents(images: Path, pixels: LatentFolder, tmp_pa
     (tmp_path / "b").rename(tmp_path / "only/b")
     with refused("unknown-format"):
         find_latents(tmp_path / "only")
+    opened = LatentFolder(out)
     (out / "shard-00002.safetensors").unlink()
+    with refused("no-such-file", "shard-00002"):
+        opened.shard(2)
     with refused("no-such-file", "shard-00002"):
         LatentFolder(out)
     write_json(out / "manifest.json", read_json(out / "manifest.json") | {"format": 3})

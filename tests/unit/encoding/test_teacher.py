@@ -200,6 +200,14 @@ def test_a_repair_that_was_killed_after_a_file_and_before_its_record(images: Pat
     assert feature_hashes(plain) == whole
 
 
+def test_records_that_are_not_complete_do_not_replace_the_manifest(images: Path, plain: Path):
+    """A process was killed while it began or ended: the features that the manifest lists are not made again."""
+    encode(images, plain, teacher=TEACHER)
+    (plain / "teacher").mkdir()
+    assert TeacherFolder(plain).is_complete
+    assert len(TeacherFolder(plain).shards()) == len(LatentFolder(plain).teacher.shards)
+
+
 def test_verify_computes_features_again(images: Path, plain: Path, monkeypatch: pytest.MonkeyPatch):
     encode(images, plain, teacher=TEACHER, teacher_dims=3)
     whole = Cells.feature_map

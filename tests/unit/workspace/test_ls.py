@@ -126,6 +126,20 @@ def test_a_run_that_was_stopped_between_two_lines_has_the_step_that_it_saved(cop
         assert (run.step, run.images_seen, run.loss is not None) == (8, 64, loss)
 
 
+def test_a_distance_of_0_is_the_lowest(copy: Path):
+    path = copy / "runs/tiny-1/evals/better.json"
+    record = EvaluationRecord.read(path)
+    record.model_copy(update={"metrics": {**record.metrics, "frechet_distance": 0.0}}).write(path)
+    assert entries(copy)["runs/tiny-1"].distance == 0
+
+
+def test_links_that_cannot_be_followed_are_passed_over(copy: Path):
+    before = entries(copy)
+    (copy / "long").symlink_to("a" * 300)
+    (copy / "loop").symlink_to("loop")
+    assert entries(copy) == before
+
+
 def test_fid_wins_over_a_distance_in_other_features(copy: Path):
     path = copy / "runs/tiny-1/evals/better.json"
     EvaluationRecord.read(path).model_copy(update={"is_fid": True}).write(path)
