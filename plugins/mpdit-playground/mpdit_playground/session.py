@@ -105,8 +105,8 @@ class Playground:
             UserError: impossible options, or options that a visitor must not set.
         """
         variants = [("", request.options)]
-        for axis in read_sweeps([request.compare] if request.compare else []):
-            variants = [(f"{axis.key} {text}", with_value(request.options, axis.key, text)) for text in axis.texts]
+        for key, texts in read_sweeps([request.compare] if request.compare else []).items():
+            variants = [(f"{key} {text}", with_value(request.options, key, text)) for text in texts]
         if not request.models:
             raise UserError("no model is chosen", code="no-model", expected="one or more")
         count = len(request.models) * len(variants)
