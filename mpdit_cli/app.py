@@ -83,7 +83,7 @@ def build_app(called: str = "") -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from mpdit_core import __version__
+        from mpdit_core.version import __version__
 
         typer.echo(f"mpdit {__version__}")
         raise typer.Exit

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpdit_core.lazy import lazy_names
+from mpdit_core.version import __version__ as __version__
 
-__version__ = "0.2.0"
 if TYPE_CHECKING:
     from mpdit_core.encoding import encode_latents
     from mpdit_core.evaluation import evaluate

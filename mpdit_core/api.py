@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from mpdit_core.data.autoencoders.pixels import to_pixels, to_range
+    from mpdit_core.data.autoencoders.pixel_range import to_pixels, to_range
     from mpdit_core.data.images import open_image
     from mpdit_core.data.sources.archives import read_archive
     from mpdit_core.data.sources.class_lists import read_class_names

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpdit_core import __version__
 from mpdit_core.doctor.options import Check, DoctorOptions
 from mpdit_core.presets import load_preset
 from mpdit_core.runtime.files import free_bytes, memory_bytes, size_text
+from mpdit_core.version import __version__
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,6 @@ from typing import Literal, TypeVar
 
 from torch import Tensor
 
-from mpdit_core import __version__
 from mpdit_core.data.manifest import (
     MANIFEST,
     PROJECTION,
@@ -39,6 +38,7 @@ from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.files import remove, remove_leftovers, sha256, user_errors, write_json
 from mpdit_core.runtime.locks import locked
 from mpdit_core.settings import Settings, changes
+from mpdit_core.version import __version__
 
 OURS = (  # patterns of the files that encode-latents writes
     MANIFEST, "encoding", "reference.safetensors", "contact-sheet.png", "reconstruction.json", "shard-*",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mpdit_core import __version__, plugins
+from mpdit_core import plugins
 from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.collecting import collected, finished_blocks, sampled_blocks
@@ -40,6 +40,7 @@ from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
 from mpdit_core.sampling import Generator, PluginRecord, options_without_effect, warn_if_given
+from mpdit_core.version import __version__
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
 

@@ -22,7 +22,6 @@ from pydantic import NonNegativeInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mpdit_core import __version__
 from mpdit_core.config import ModelConfig, RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
@@ -34,6 +33,7 @@ from mpdit_core.presets import preset_names
 from mpdit_core.runtime import files
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.settings import Settings, setting, validate
+from mpdit_core.version import __version__
 
 FORMAT = 3
 """Version of a model folder; any other is refused."""

@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mpdit_core import __version__
 from mpdit_core.config import RunConfig
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
 from mpdit_core.settings import read_toml, to_toml, validate
+from mpdit_core.version import __version__
 
 FORMAT = 3
 """Version of a run's folder; any other is refused."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mpdit_core import __version__
 from mpdit_core.config import RunConfig
 from mpdit_core.evaluation import EvaluationRecord
 from mpdit_core.reporting import Reporter, Saved, silent
@@ -23,6 +22,7 @@ from mpdit_core.run_report.run import Run, facts_of, read_run
 from mpdit_core.run_report.verdicts import verdicts_on
 from mpdit_core.runtime import files
 from mpdit_core.settings import flatten, to_toml
+from mpdit_core.version import __version__
 
 
 def write_report(options: ReportOptions, *, report: Reporter = silent) -> ReportResult:

@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mpdit_core import __version__
 from mpdit_core.errors import UserError
+from mpdit_core.version import __version__
 
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
 NOT_WRITABLE = {

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
-from mpdit_core import __version__
 from mpdit_core.config import ComputeType, NetworkType
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
 from mpdit_core.runtime import files
 from mpdit_core.sampling.options import ComputeTypes, Format, PluginRecord, SamplingCost, SamplingOptions
 from mpdit_core.settings import Settings, flatten, setting, settings_error
+from mpdit_core.version import __version__
 
 if TYPE_CHECKING:
     from mpdit_core.models.model_folder import ModelFolder

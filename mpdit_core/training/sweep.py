@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from urllib.parse import quote
 
-from mpdit_core import __version__
 from mpdit_core.config import RunConfig
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.evaluation.options import METRICS
@@ -32,6 +31,7 @@ from mpdit_core.sweeps import combinations, read_sweeps, with_value, with_values
 from mpdit_core.training.job import train
 from mpdit_core.training.options import TrainOptions
 from mpdit_core.training.setup import prepare
+from mpdit_core.version import __version__
 
 FORMAT = 1
 """Version of sweep.json; any other is refused."""

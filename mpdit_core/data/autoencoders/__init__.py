@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from mpdit_core.data.autoencoders.diffusers import WEIGHTS, DiffusersAutoencoder
     from mpdit_core.data.autoencoders.load import DEFAULT_AUTOENCODER, is_plugin, load_autoencoder
     from mpdit_core.data.autoencoders.loaded import LoadedAutoencoder, read_stored
-    from mpdit_core.data.autoencoders.pixels import as_rgb
+    from mpdit_core.data.autoencoders.pixel_range import as_rgb
 
 __all__, __getattr__ = lazy_names(__name__, __file__)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpdit_core.data.autoencoders.pixels import to_pixels, to_range
+from mpdit_core.data.autoencoders.pixel_range import to_pixels, to_range
 from mpdit_core.errors import UserError
 from mpdit_core.runtime.files import read_json, sha256
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mpdit_core.api import Autoencoder
 from mpdit_core.config import ComputeType
-from mpdit_core.data.autoencoders.pixels import to_range
+from mpdit_core.data.autoencoders.pixel_range import to_range
 from mpdit_core.data.images import Mode
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpdit_core import __version__
 from mpdit_core.interop.export.markdown import render
+from mpdit_core.version import __version__
 
 TEMPLATE = Path(__file__).with_name("space.md.j2")
 MODEL = "model"

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from mpdit_core import __version__, plugins
+from mpdit_core import plugins
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import open_model
 from mpdit_core.pictures import save_png
@@ -17,6 +17,7 @@ from mpdit_core.runtime.distributed import under_torchrun
 from mpdit_core.sampling.generator import Generator, sampling_values
 from mpdit_core.sampling.options import SampleOptions, SamplingOptions, ViewResult
 from mpdit_core.sampling.sample_set import model_name, newest_folder, require_empty
+from mpdit_core.version import __version__
 
 MOST = 256  # images in one view
 
