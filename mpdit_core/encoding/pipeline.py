@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import Mode, prepare
 from mpdit_core.data.manifest import EncodingPlan, SkippedItem, TeacherPlan
 from mpdit_core.data.shards import ShardContent
 from mpdit_core.data.sources import Decode, read_items
 from mpdit_core.errors import UserError
+from mpdit_core.protocols import Dataset, Item
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.size import Size
 

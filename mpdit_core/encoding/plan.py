@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mpdit_core.api import Dataset
 from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
@@ -25,6 +24,7 @@ from mpdit_core.data.sources import (
 from mpdit_core.encoding.foreign_latents import ForeignLatents, LatentFormat
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.errors import UserError
+from mpdit_core.protocols import Dataset
 from mpdit_core.runtime.precision import MIN_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees, require
 from mpdit_core.size import Size
 

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
-from mpdit_core.api import Dataset, Item
 from mpdit_core.data.autoencoders import LoadedAutoencoder
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import Manifest, read_record
 from mpdit_core.data.sources import Decode, HubStream, evenly_spread, read_items
 from mpdit_core.pictures import labelled_grid, save_png
+from mpdit_core.protocols import Dataset, Item
 from mpdit_core.reporting import Progress, Reporter, Saved, Warning
 from mpdit_core.runtime.files import write_json
 from mpdit_core.settings import Settings, setting

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, LoadedAutoencoder, is_plugin, load_autoencoder
 from mpdit_core.data.manifest import EncodingPlan, normalisation_of
 from mpdit_core.data.sources import open_source, source_notes
@@ -25,6 +24,7 @@ from mpdit_core.encoding.plan import (
     what_is_encoded,
 )
 from mpdit_core.encoding.teacher.teachers import LoadedTeacher, open_teacher
+from mpdit_core.protocols import Dataset
 from mpdit_core.reporting import Note, Reporter, Warning
 from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.distributed import World

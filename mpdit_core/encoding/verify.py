@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import LoadedAutoencoder, read_stored
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder
@@ -24,6 +23,7 @@ from mpdit_core.encoding.reconstruction import pick_images
 from mpdit_core.encoding.setup import EncodeJob
 from mpdit_core.encoding.teacher.teachers import LoadedTeacher
 from mpdit_core.errors import UserError
+from mpdit_core.protocols import Dataset
 from mpdit_core.reporting import Note, Progress
 
 SAMPLED = 16  # images that are encoded again

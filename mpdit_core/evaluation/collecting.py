@@ -16,7 +16,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mpdit_core.api import FeatureExtractor, Features
 from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.errors import Interrupted
 from mpdit_core.evaluation.images import ImageSource
@@ -24,6 +23,7 @@ from mpdit_core.evaluation.progress import BlockFeatures, Cost, SavedProgress
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
 from mpdit_core.pictures import save_tile
+from mpdit_core.protocols import FeatureExtractor, Features
 from mpdit_core.reporting import Note, Progress, Reporter
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.runtime.distributed import World

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpdit_core.api import Dataset
 from mpdit_core.data.autoencoders import as_rgb
 from mpdit_core.data.images import FORMATS, FaultyImageError, Mode, open_image, prepare
 from mpdit_core.data.sources import Entry, evenly_spread, find_images, natural_order, read_entry, source_notes
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.record import ImagesRecord
 from mpdit_core.plugins import plugin_errors
+from mpdit_core.protocols import Dataset
 from mpdit_core.reporting import Note, Warning
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256

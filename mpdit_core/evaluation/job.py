@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from mpdit_core import plugins
-from mpdit_core.api import FeatureExtractor
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.collecting import collected, finished_blocks, sampled_blocks
 from mpdit_core.evaluation.images import ImageSource, are_sorted
@@ -36,6 +35,7 @@ from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import Inception, features_name, load_extractor
 from mpdit_core.metrics.neighbours import NEIGHBOURS
 from mpdit_core.metrics.scores import IS_CHUNK
+from mpdit_core.protocols import FeatureExtractor
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group

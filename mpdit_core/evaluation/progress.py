@@ -23,9 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mpdit_core.api import Features
 from mpdit_core.errors import UserError
 from mpdit_core.metrics.accumulator import FeatureAccumulator
+from mpdit_core.protocols import Features
 from mpdit_core.reporting import Note, Reporter
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.distributed import World

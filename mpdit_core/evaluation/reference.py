@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpdit_core.api import FeatureExtractor
 from mpdit_core.data.images import Mode, upright
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
@@ -31,6 +30,7 @@ from mpdit_core.evaluation.record import ReferenceRecord
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract, features_name
 from mpdit_core.metrics.statistics import Gaussian
+from mpdit_core.protocols import FeatureExtractor
 from mpdit_core.reporting import Reporter, Warning, silent
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
 from mpdit_core.runtime.distributed import World

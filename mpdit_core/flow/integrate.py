@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, Sampler, Step, VelocityFn
 from mpdit_core.config import ModelConfig
 from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.protocols import NoiseSource, Sampler, Step, VelocityFn
 from mpdit_core.runtime import seeding
 
 

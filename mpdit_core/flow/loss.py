@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mpdit_core import plugins
-from mpdit_core.api import NetworkShape, Objective, Prediction, TrainingBatch
 from mpdit_core.config import ModelConfig
 from mpdit_core.errors import UserError
 from mpdit_core.flow.path import interpolate
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.protocols import NetworkShape, Objective, Prediction, TrainingBatch
 
 Terms = Mapping[str, Objective]
 """The terms of a loss by the names of their plugins."""

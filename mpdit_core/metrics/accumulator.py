@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mpdit_core.api import Features
 from mpdit_core.metrics.scores import InceptionScore, Score
 from mpdit_core.metrics.statistics import Gaussian, RunningStatistics
+from mpdit_core.protocols import Features
 
 
 @dataclass(frozen=True)

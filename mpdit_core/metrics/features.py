@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from mpdit_core import plugins
-from mpdit_core.api import FeatureExtractor, Features, option
 from mpdit_core.errors import UserError
 from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.protocols import FeatureExtractor, Features, option
 from mpdit_core.runtime.files import sha256
 from mpdit_core.runtime.precision import computing_in
 

@@ -1,8 +1,8 @@
 """The kinds of plugin and what each must have: one row per kind.
 
-To add a kind: a protocol in mpdit_core/api.py, a row in `KINDS`, a check in mpdit_core/testing/, and a template in
-templates/ for `mpdit plugins new`. Its entry points are then found in the group `mpdit.<kind>`, listed by `mpdit
-plugins`, checked when they are loaded, and recorded.
+To add a kind: a protocol in mpdit_core/protocols.py, its name in mpdit_core/api.py, a row in `KINDS`, a check in
+mpdit_core/testing/, and a template in templates/ for `mpdit plugins new`. Its entry points are then found in the group
+`mpdit.<kind>`, listed by `mpdit plugins`, checked when they are loaded, and recorded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from mpdit_core.api import PLUGIN_API
 from mpdit_core.plugins.options import option_types
+from mpdit_core.protocols import PLUGIN_API
 from mpdit_core.settings import Options
 
 Kind: TypeAlias = str

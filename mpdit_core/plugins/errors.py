@@ -19,7 +19,7 @@ from pathlib import Path
 from mpdit_core.errors import Interrupted, UserError
 
 CORE = Path(__file__).parents[1]
-CALLED_BY_PLUGINS = CORE / "api.py"  # an error in this file of ours comes from a wrong call by the plugin
+CALLED_BY_PLUGINS = CORE / "protocols.py"  # an error in this file of ours comes from a wrong call by the plugin
 STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 labels: dict[type, str] = {}

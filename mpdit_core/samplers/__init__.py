@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpdit_core import plugins
-from mpdit_core.api import Sampler
+from mpdit_core.protocols import Sampler
 
 
 def load_sampler(name: str, *, num_steps: int | None = None, **options: Any) -> Sampler:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, Step, VelocityFn
+from mpdit_core.protocols import NoiseSource, Step, VelocityFn
 from mpdit_core.samplers.grids import FixedGridSampler
 from mpdit_core.samplers.heun import heun
 from mpdit_core.samplers.rk4 import runge_kutta_4

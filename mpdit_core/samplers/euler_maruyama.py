@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, VelocityFn, draw_noise, option
+from mpdit_core.protocols import NoiseSource, VelocityFn, draw_noise, option
 from mpdit_core.samplers.grids import OneStepSampler
 
 DiffusionName = Literal["SBDM", "sigma", "constant", "decreasing", "increasing-decreasing"]

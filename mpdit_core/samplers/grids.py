@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, Step, VelocityFn, option
+from mpdit_core.protocols import NoiseSource, Step, VelocityFn, option
 
 GridName = Literal["uniform", "shifted", "cosine", "karras"]
 DEFAULT_RHO = 7.0  # as in EDM

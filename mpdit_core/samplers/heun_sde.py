@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, VelocityFn, draw_noise
+from mpdit_core.protocols import NoiseSource, VelocityFn, draw_noise
 from mpdit_core.samplers.euler_maruyama import WithDiffusion
 from mpdit_core.samplers.heun import heun
 

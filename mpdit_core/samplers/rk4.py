@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource, VelocityFn
+from mpdit_core.protocols import NoiseSource, VelocityFn
 from mpdit_core.samplers.grids import OneStepSampler
 
 

@@ -28,7 +28,6 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core import plugins
-from mpdit_core.api import Step, VelocityFn
 from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
 from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
@@ -41,6 +40,7 @@ from mpdit_core.model.transformer import MPDiT
 from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import ModelFolder, open_model
 from mpdit_core.pictures import tile
+from mpdit_core.protocols import Step, VelocityFn
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.precision import DTYPES, choose_dtype, dtype_name, should_compile

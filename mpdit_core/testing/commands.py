@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from mpdit_core.api import Command
+from mpdit_core.protocols import Command
 from mpdit_core.testing.conformance import require, require_contract
 
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 from PIL import Image
 
-from mpdit_core.api import Dataset
+from mpdit_core.protocols import Dataset
 from mpdit_core.testing.conformance import require, require_contract, require_fingerprint
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpdit_core.api import FeatureExtractor, Teacher
+from mpdit_core.protocols import FeatureExtractor, Teacher
 from mpdit_core.testing.conformance import (
     require,
     require_close,

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from mpdit_core.api import Objective, TrainingBatch
 from mpdit_core.config import ModelConfig, Stage
 from mpdit_core.flow.loss import TrainingLoss, random_batch
 from mpdit_core.model.transformer import MPDiT
 from mpdit_core.plugins import PluginError
+from mpdit_core.protocols import Objective, TrainingBatch
 from mpdit_core.size import Size
 from mpdit_core.testing.conformance import ConformanceError, require, require_contract
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpdit_core.api import NoiseSource
 from mpdit_core.plugins import check_options
+from mpdit_core.protocols import NoiseSource
 from mpdit_core.testing.conformance import require, require_contract
 
 MEAN, STD = 0.4, 0.6  # of the Gaussian data of the exact flow

@@ -16,11 +16,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from mpdit_core.api import TrainingBatch
 from mpdit_core.config import RunConfig
 from mpdit_core.data.latents import EpochOrder, LatentFolder, draw_latents
 from mpdit_core.flow.path import target_velocity
 from mpdit_core.flow.times import draw_times
+from mpdit_core.protocols import TrainingBatch
 from mpdit_core.runtime.concurrency import produced_ahead
 from mpdit_core.runtime.distributed import World
 from mpdit_core.runtime.seeding import RandomTable, hash_seed

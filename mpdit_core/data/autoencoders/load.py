@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from mpdit_core import plugins
-from mpdit_core.api import Autoencoder
 from mpdit_core.data.autoencoders.diffusers import WEIGHTS, DiffusersAutoencoder
 from mpdit_core.data.autoencoders.loaded import LoadedAutoencoder
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
 from mpdit_core.plugins import plugin_errors
+from mpdit_core.protocols import Autoencoder
 from mpdit_core.runtime.hub import download
 from mpdit_core.settings import validate
 

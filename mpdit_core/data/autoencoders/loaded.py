@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mpdit_core.api import Autoencoder
 from mpdit_core.config import ComputeType
 from mpdit_core.data.autoencoders.pixel_range import to_range
 from mpdit_core.data.images import Mode
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
 from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.protocols import Autoencoder
 from mpdit_core.runtime.precision import computing_in
 from mpdit_core.size import Size
 

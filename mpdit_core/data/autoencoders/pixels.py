@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mpdit_core.api import option
 from mpdit_core.data.autoencoders.pixel_range import to_pixels
+from mpdit_core.protocols import option
 
 
 @dataclass

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mpdit_core.api import Item
 from mpdit_core.data.images import FORMATS, open_image
 from mpdit_core.data.sources.class_lists import class_order, label_numbers, refuse_list
 from mpdit_core.data.sources.files import shown
 from mpdit_core.data.sources.label_files import LABEL_FILES, read_image_classes
 from mpdit_core.data.sources.scan import Found, counted, find_images, read_entry
 from mpdit_core.errors import UserError
+from mpdit_core.protocols import Item
 from mpdit_core.reporting import Note, Warning
 
 TRAINING = ("train", "training")

@@ -18,11 +18,11 @@ from typing import Any
 
 from PIL import Image
 
-from mpdit_core.api import Item
 from mpdit_core.data.images import FaultyImageError, open_image
 from mpdit_core.data.sources.class_lists import class_order, label_names, refuse_list, sort_classes
 from mpdit_core.data.sources.files import read_regular
 from mpdit_core.errors import UserError
+from mpdit_core.protocols import Item
 from mpdit_core.reporting import Note, Warning
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mpdit_core import plugins
-from mpdit_core.api import Dataset
 from mpdit_core.data.sources.files import exists, printable, shown, user_path
 from mpdit_core.data.sources.folder import ImageFolder
 from mpdit_core.errors import UserError
+from mpdit_core.protocols import Dataset
 
 HUB = "hf:"
 

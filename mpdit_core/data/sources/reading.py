@@ -7,10 +7,10 @@ from functools import partial
 
 from PIL import Image
 
-from mpdit_core.api import Dataset, Item
 from mpdit_core.data.sources.class_lists import empty_classes, similar_classes
 from mpdit_core.data.sources.hub import HubStream
 from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.protocols import Dataset, Item
 from mpdit_core.reporting import Note, Warning
 
 Decode = Callable[[], Image.Image]

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpdit_core import api, plugins
-from mpdit_core.api import Dataset
+from mpdit_core import plugins
 from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb
 from mpdit_core.data.images import prepare
 from mpdit_core.data.latents import LatentFolder, standardise
@@ -30,6 +29,7 @@ from mpdit_core.encoding.reconstruction import pick_images
 from mpdit_core.errors import UserError
 from mpdit_core.metrics.features import load_extractor
 from mpdit_core.plugins import broken, plugin_errors
+from mpdit_core.protocols import Dataset, Teacher
 from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.precision import computing_in
 from mpdit_core.size import Size
@@ -107,7 +107,7 @@ def _open_extractor(
             remedy=f"--teacher {LATENTS}",
         )
     extractor = load_extractor(name, device=autoencoder.device, options=options.teacher_options)
-    if not isinstance(extractor, api.Teacher):
+    if not isinstance(extractor, Teacher):
         raise UserError(
             f"the features {name} give no map, only numbers for a whole image",
             code="no-teacher",
@@ -135,7 +135,7 @@ def _open_extractor(
 
 
 @torch.inference_mode()
-def grid_features(extractor: api.Teacher, images: Tensor, grid: Size, device: torch.device) -> Tensor:
+def grid_features(extractor: Teacher, images: Tensor, grid: Size, device: torch.device) -> Tensor:
     """Features [n, N, F] float32 of images uint8 [n, K, H, W], averaged over the cells of `grid`."""
     images = as_rgb(images.to(device))
     with computing_in("float32", device), plugin_errors(extractor, "in feature_map"):
@@ -163,7 +163,7 @@ class ImageTeacher:
     """
 
     plan: TeacherPlan
-    extractor: api.Teacher
+    extractor: Teacher
     latents_plan: EncodingPlan
     source: Dataset
     autoencoder: LoadedAutoencoder

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpdit_core.api import LogPart, NetworkShape, Objective, TrainedNetwork, TrainingBatch, option
+from mpdit_core.protocols import LogPart, NetworkShape, Objective, TrainedNetwork, TrainingBatch, option
 
 EPSILON = 1e-6  # added to a standard deviation
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpdit_core.api import LogPart, Objective, TrainedNetwork, TrainingBatch, option
+from mpdit_core.protocols import LogPart, Objective, TrainedNetwork, TrainingBatch, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpdit_core.api import LogPart, Objective, TrainedNetwork, TrainingBatch, option
 from mpdit_core.flow.path import target_velocity
+from mpdit_core.protocols import LogPart, Objective, TrainedNetwork, TrainingBatch, option
 
 Weighting = Literal["uniform", "snr", "min-snr"]
 

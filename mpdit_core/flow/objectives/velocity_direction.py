@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpdit_core.api import LogPart, NetworkShape, Objective, TrainedNetwork, TrainingBatch, UserError, option
+from mpdit_core.errors import UserError
 from mpdit_core.flow.path import target_velocity
+from mpdit_core.protocols import LogPart, NetworkShape, Objective, TrainedNetwork, TrainingBatch, option
 
 
 @dataclass(frozen=True, kw_only=True)

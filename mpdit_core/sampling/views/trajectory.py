@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpdit_core.api import Step
 from mpdit_core.flow.path import predicted_latents
 from mpdit_core.pictures import contact_sheet, save_gif, square_columns
+from mpdit_core.protocols import Step
 from mpdit_core.reporting import Progress, Reporter, Saved, silent
 from mpdit_core.sampling.generator import Generator, require_finite
 from mpdit_core.sampling.options import SampleOptions, ViewResult
