@@ -1,4 +1,4 @@
-"""Pictures for people: labelled grids, contact sheets with axes, GIFs, plots, and text for a terminal.
+"""Pictures for people: labelled grids, contact sheets with axes, GIFs, and text for a terminal.
 
 Torch-free: images are uint8 arrays or CPU tensors `[n, 3, H, W]`. With 1 channel they are grey; with 4, their
 transparency is laid on white, except in `tile`. Small images are enlarged by whole factors without smoothing.
@@ -9,16 +9,13 @@ To add one: a function below that returns a `PIL.Image.Image`; `save_png` and `s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mpdit_core.reporting import Reporter, Warning
 from mpdit_core.runtime.files import writing
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
@@ -29,7 +26,6 @@ LINE = 2  # between the images in a cell of a contact sheet, in pixels
 TEXT_SIZE = 12
 FRAME_MS, LAST_FRAME_MS = 80, 1500  # of a GIF, in milliseconds
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (150, 150, 150)
-INSTALL_MATPLOTLIB = "pip install 'mpdit[plot]'"
 
 
 def enlargement(side: int) -> int:
@@ -178,38 +174,6 @@ def terminal_text(image: Image.Image, columns: int) -> str:
             line += f"\x1b[38;2;{upper[0]};{upper[1]};{upper[2]}m\x1b[48;2;{lower[0]};{lower[1]};{lower[2]}m▀"
         lines.append(line + "\x1b[0m")
     return "\n".join(lines)
-
-
-def has_matplotlib() -> bool:
-    return find_spec("matplotlib") is not None
-
-
-def can_plot(report: Reporter) -> bool:
-    """Whether matplotlib is installed; where it is not, a warning says how to install it."""
-    if not has_matplotlib():
-        report(Warning(code="no-matplotlib", text=f"the plot needs matplotlib: {INSTALL_MATPLOTLIB}"))
-    return has_matplotlib()
-
-
-@contextmanager
-def plot(path: Path, *, x: str, y: str) -> Iterator[Any]:
-    """Yields matplotlib's axes with these labels. `path` is written after the body has drawn on them.
-
-    The file extension sets the format. The legend lists the lines that have a label.
-    """
-    from matplotlib.figure import Figure  # not pyplot, which would choose a window system
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    yield axes
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9)
-    with writing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=160)
 
 
 def load_font() -> Font:

@@ -14,7 +14,7 @@ from mpdit_core.evaluation.record import EvaluationRecord, Value
 from mpdit_core.evaluation.subject import open_model_or_samples, require_what
 from mpdit_core.models.model_folder import find_checkpoints
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.pictures import can_plot, plot
+from mpdit_core.plots import can_plot, plot
 from mpdit_core.reporting import Event, Note, Progress, Reporter, Saved, Warning, silent, without_repeats
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mpdit_core.errors import UserError
 from mpdit_core.model.compute import Convention, forward_macs
-from mpdit_core.pictures import INSTALL_MATPLOTLIB, has_matplotlib, plot
+from mpdit_core.plots import INSTALL_MATPLOTLIB, has_matplotlib, plot
 from mpdit_core.profiling.targets import Target, at_resolution
 from mpdit_core.size import Size
 

@@ -21,7 +21,7 @@ from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.evaluation.options import METRICS
 from mpdit_core.model.compute import training_macs
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.pictures import can_plot, plot
+from mpdit_core.plots import can_plot, plot
 from mpdit_core.reporting import Note, Progress, Reporter, Saved, Warning, silent, without_repeats
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
