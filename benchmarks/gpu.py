@@ -225,7 +225,7 @@ def trainer_of(session: Session, compile: Literal["off", "on", "graphs"]) -> tup
 
 
 def resume(session: Session) -> Values:
-    """Compares four steps with two steps, a snapshot that another trainer restores, and two steps."""
+    """Compares four steps with two steps, a state that another trainer restores, and two steps."""
     found: Values = {}
     for mode in session.modes:
         straight, batches = trainer_of(session, mode)
@@ -235,7 +235,7 @@ def resume(session: Session) -> Values:
             straight.step(batch)
         for batch in batches[:2]:
             broken.step(batch)
-        again.restore(broken.snapshot())
+        again.restore(broken.state())
         for batch in batches[2:]:
             again.step(batch)
         first, second = straight.model.weights(), again.model.weights()

@@ -174,7 +174,7 @@ def open_model(where: str | Path) -> ModelFolder:
     if complete:
         return _read_folder(complete[-1])
     if torn:
-        _check_complete(torn[-1][0])  # raises the fault
+        _require_complete(torn[-1][0])  # raises the fault
     raise UserError(
         f"there is no model in {folder}",
         code="not-a-model",
@@ -195,7 +195,7 @@ def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     complete, torn = [], []
     for folder in RunFolder(run).checkpoint_folders():
         try:
-            _check_complete(folder)
+            _require_complete(folder)
         except UserError as error:
             torn.append((folder, error.what))
         else:
@@ -203,7 +203,7 @@ def find_checkpoints(run: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return complete, torn
 
 
-def _check_complete(checkpoint: Path) -> None:
+def _require_complete(checkpoint: Path) -> None:
     """Raises `UserError` for a checkpoint that lacks a file or has one that is torn."""
     parts = _read_folder(checkpoint).extra.get(SHARDS, 0)
     there = len(list((checkpoint / SHARDS).glob("*.safetensors")))
@@ -212,7 +212,7 @@ def _check_complete(checkpoint: Path) -> None:
             f"{checkpoint / SHARDS} holds {there} of its {parts} parts", code="damaged-file", remedy=RESTORE_OR_REMOVE
         )
     for file in checkpoint.rglob("*.safetensors"):
-        _check_header(file)
+        _require_header(file)
 
 
 def save_model(
@@ -260,11 +260,11 @@ def save_model(
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises `UserError` when it is missing or torn."""
-    _check_header(path)
+    _require_header(path)
     return load_file(path)
 
 
-def _check_header(path: Path) -> None:
+def _require_header(path: Path) -> None:
     with opened(path, remedy=RESTORE_OR_REMOVE):
         pass
 
@@ -281,5 +281,5 @@ def _read_folder(folder: Path) -> ModelFolder:
     files.require_format(description, folder / CONFIG, version=FORMAT, remedy="train or import it again")
     given = {name: description[name] for name in ModelFolder.model_fields.keys() & description.keys()}
     model = validate(ModelFolder, given | {"path": folder}, origin=str(folder / CONFIG))
-    _check_header(folder / WEIGHTS)
+    _require_header(folder / WEIGHTS)
     return model

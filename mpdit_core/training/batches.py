@@ -1,9 +1,9 @@
-"""The batches of training. A sample depends only on seed, step and position in the global batch.
+"""The batches of training: each image's inputs depend only on seed, step and position in the global batch.
 
-Time, noise, posterior sample, flip and label drop of each sample are one row of a table of random numbers. So batches
-are the same for any number of processes, any accumulation, and after any restart.
+Time, noise, draw from the posterior, flip and label drop of each image are one row of a table of random numbers. So
+batches are the same for any number of processes, any accumulation, and after any restart.
 
-Shapes: n samples, C latent channels, h × w latents.
+Shapes: n images, C latent channels, h × w latents.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCHES_AHEAD = 3
 
 @dataclass(frozen=True)
 class Batch(TrainingBatch):
-    """The inputs of the loss for n samples."""
+    """A `TrainingBatch` that can be moved to a device and split."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; to a GPU it is copied from pinned memory, without waiting."""
@@ -52,7 +52,7 @@ class BatchSource:
     """Makes this process's share of each batch.
 
     Args:
-        config: of the run. Of its global batch, rank r of `world` gets positions r·n … (r+1)·n - 1. Half of the samples
+        config: of the run. Of its global batch, rank r of `world` gets positions r·n … (r+1)·n - 1. Half of the images
             are mirrored, if `train.flip` is on and the latents hold mirror images.
         needs: optional fields of `TrainingBatch` that the terms of the loss use.
     """
@@ -85,11 +85,11 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This process's share of step `step`, on the CPU."""
-        batch = self._samples(*self._places(step))
+        batch = self._images(*self._places(step))
         return replace(batch, negative=self._negative(step, batch)) if "negative" in self.needs else batch
 
-    def _samples(self, start: int, stop: int) -> Batch:
-        """The samples at places `start` … `stop` - 1, counted over all steps."""
+    def _images(self, start: int, stop: int) -> Batch:
+        """The images at places `start` … `stop` - 1, counted over all steps."""
         uniforms, normals = self.table.rows(start, stop)
         times, flips, drops = torch.from_numpy(uniforms).unbind(1)
         draws = torch.from_numpy(normals).unflatten(1, self.shape)  # [n, 1 or 2, C, h, w]
@@ -102,9 +102,9 @@ class BatchSource:
         return Batch(latents, draws[:, 0].contiguous(), t, labels, teacher=stored.teacher)
 
     def _negative(self, step: int, batch: Batch) -> Tensor:
-        """For each sample, the target velocity of the one `distance` positions later in the global batch, cyclically.
+        """For each image, the target velocity of the one `distance` positions later in the global batch, cyclically.
 
-        The distance is drawn for each step. Samples of other processes are computed here again.
+        The distance is drawn for each step. Images of other processes are computed here again.
         """
         distance = 1 + hash_seed(self.seed, "negative", step) % (self.batch_size - 1)
         if len(self.positions) == self.batch_size:
@@ -112,11 +112,11 @@ class BatchSource:
         begin, first = step * self.batch_size, (self.positions.start + distance) % self.batch_size
         stop = first + len(self.positions)
         ranges = [(first, min(stop, self.batch_size)), (0, stop - self.batch_size)]
-        others = [self._samples(begin + a, begin + b) for a, b in ranges if b > a]
+        others = [self._images(begin + a, begin + b) for a, b in ranges if b > a]
         return torch.cat([target_velocity(other.latents, other.noise) for other in others])
 
     def _places(self, step: int) -> tuple[int, int]:
-        """(start, stop) of this process's samples of step `step`, counted over all steps."""
+        """(start, stop) of this process's images of step `step`, counted over all steps."""
         start = step * self.batch_size
         return start + self.positions.start, start + self.positions.stop
 

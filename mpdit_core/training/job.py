@@ -20,15 +20,15 @@ from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.training.estimate import estimate, min_memory
-from mpdit_core.training.hooks.evaluations import check_evaluation
+from mpdit_core.training.hooks.evaluations import require_evaluation
 from mpdit_core.training.loop import TrainingLoop
 from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
 from mpdit_core.training.session import Session
-from mpdit_core.training.setup import Plan, prepare
-from mpdit_core.training.state.checkpoints import read
+from mpdit_core.training.setup import RunPlan, plan_run
+from mpdit_core.training.state.checkpoints import read_checkpoint
 from mpdit_core.training.state.recorded_gradients import require_recordable
 from mpdit_core.training.state.trainer import Trainer
-from mpdit_core.training.trackers import Trackers, check_installed
+from mpdit_core.training.trackers import Trackers, require_installed
 from mpdit_core.training.warm_start import initialise_from
 
 
@@ -42,9 +42,9 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
     """
     device = select_device(options.device)
     with process_group(device) as world:
-        plan = prepare(options, report=report, world_size=world.size)
-        check_installed(plan.config.train.trackers)
-        check_evaluation(plan, options, device)
+        plan = plan_run(options, report=report, world_size=world.size)
+        require_installed(plan.config.train.trackers)
+        require_evaluation(plan, options, device)
         require_recordable(plan.config.train, device, world)
         if options.dry_run:
             return _describe(plan, world, report)
@@ -52,8 +52,8 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         files.require_memory(least, what="the weights and one batch of the run")
         plan = _settle_precision(plan, device, world)
         world.barrier()  # every process has chosen the run's folder before rank 0 makes it
-        with ExitStack() as held:
-            checkpoint = world.on_main(lambda: _claim_folder(plan, held, report))
+        with ExitStack() as locks:
+            checkpoint = world.on_main(lambda: _claim_folder(plan, locks, report))
             trainer = Trainer(
                 plan.config, total_steps=plan.total_steps, device=device, world=world,
                 terms=plan.terms, teacher_features=plan.teacher_features,
@@ -77,7 +77,7 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             )
 
 
-def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
+def _settle_precision(plan: RunPlan, device: torch.device, world: World) -> RunPlan:
     """The plan with the type that rank 0 measures for `auto`. The run stores it, so that a resumed one keeps it."""
     config = plan.config
     if config.train.precision != "auto":
@@ -87,14 +87,14 @@ def _settle_precision(plan: Plan, device: torch.device, world: World) -> Plan:
     return replace(plan, config=config, origins=plan.origins | {"train.precision": "measured"})
 
 
-def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
-    """Makes the run's folder, or brings it up to date; `held` keeps its lock until the job ends.
+def _claim_folder(plan: RunPlan, locks: ExitStack, report: Reporter) -> Path | None:
+    """Makes the run's folder, or brings it up to date; `locks` holds its lock until the job ends.
 
     Returns:
         the checkpoint to resume from, if there is one.
     """
     run = plan.run
-    held.enter_context(locked(run.path))
+    locks.enter_context(locked(run.path))
     if run.exists(run.path) and not plan.resumes:
         raise UserError(
             f"another process has just started the run {run}",
@@ -108,7 +108,7 @@ def _claim_folder(plan: Plan, held: ExitStack, report: Reporter) -> Path | None:
     return checkpoint
 
 
-def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
+def _newest_complete(plan: RunPlan, report: Reporter) -> Path | None:
     """The newest complete checkpoint, if there is one.
 
     Raises:
@@ -142,7 +142,7 @@ def _newest_complete(plan: Plan, report: Reporter) -> Path | None:
 def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) -> None:
     """Restores the checkpoint, or starts at step 0 with the weights of `init_from` or with random ones."""
     if checkpoint is not None:
-        session.trainer.restore(read(checkpoint))
+        session.trainer.restore(read_checkpoint(checkpoint))
         if init_from:
             session.report(Note(text=f"the resumed run keeps its own weights; --init-from {init_from} is ignored"))
     elif init_from:
@@ -154,7 +154,7 @@ def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) 
     session.report(Note(text=text))
 
 
-def _describe(plan: Plan, world: World, report: Reporter) -> DryRunResult:
+def _describe(plan: RunPlan, world: World, report: Reporter) -> DryRunResult:
     """What the run would be, and what it would need."""
     needed = estimate(plan.config, total_steps=plan.total_steps, world_size=world.size)
     free = files.free_bytes(plan.run.path)

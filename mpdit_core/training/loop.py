@@ -1,7 +1,7 @@
 """The training loop: from the trainer's step to the last one of the plan.
 
-Each part in `hooks/` knows after which steps it acts. To add one: a class with `after(step)` there, made in
-`TrainingLoop.__init__` and called in `_train`.
+`StepMetrics` takes the numbers of every step; each other part in `hooks/` knows after which steps it acts. To add one:
+a class with `after(step)` there, made in `TrainingLoop.__init__` and called in `_train`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class TrainingLoop:
                 rate = self.trainer.learning_rate
                 numbers = self.trainer.step(batch)
                 step = self.session.step
-                self.metrics.after(numbers, data_step=data_step, learning_rate=rate, stopping=stop.received is not None)
+                self.metrics.take(numbers, data_step=data_step, learning_rate=rate, stopping=stop.received is not None)
                 self.previews.after(step)
                 self.ema_snapshots.after(step)
                 self.checkpoints.after(step)

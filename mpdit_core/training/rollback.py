@@ -12,7 +12,7 @@ from mpdit_core.training.batches import BatchSource
 from mpdit_core.training.hooks.checkpoints import Checkpoints
 from mpdit_core.training.hooks.metrics import BadStep, StepMetrics
 from mpdit_core.training.session import Session
-from mpdit_core.training.state.checkpoints import read
+from mpdit_core.training.state.checkpoints import read_checkpoint
 
 ROLLBACKS_IN_A_ROW = 5  # without a checkpoint in between
 
@@ -23,7 +23,7 @@ class Rollback:
     def __init__(self, session: Session, *, batches: BatchSource, checkpoints: Checkpoints, metrics: StepMetrics):
         self.session, self.batches, self.checkpoints, self.metrics = session, batches, checkpoints, metrics
         self.stops = session.config.train.on_nonfinite == "stop"
-        self.start = None if self.stops or checkpoints.newest() else session.trainer.snapshot()
+        self.start = None if self.stops or checkpoints.newest() else session.trainer.state()
         self.count, self.last_good = 0, -1  # rollbacks in a row to the same step
 
     def recover(self, bad: BadStep) -> None:
@@ -35,7 +35,7 @@ class Rollback:
         self.checkpoints.wait()
         evidence = self._keep_evidence(bad)
         newest = self.session.world.on_main(self.checkpoints.newest)  # other processes may not see it yet
-        good = read(newest) if newest and not self.stops else self.start
+        good = read_checkpoint(newest) if newest and not self.stops else self.start
         self.count = self.count + 1 if good and good.position.step == self.last_good else 1
         if good is None or self.count > ROLLBACKS_IN_A_ROW:
             raise self._error(bad, evidence=evidence, kept=newest)

@@ -13,7 +13,7 @@ from mpdit_core.config import RunConfig
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Reporter
 from mpdit_core.runtime.distributed import World
-from mpdit_core.training.setup import Plan
+from mpdit_core.training.setup import RunPlan
 from mpdit_core.training.state.trainer import Trainer
 
 
@@ -49,7 +49,7 @@ class WorkClock:
 class Session:
     """A plan, its trainer, device and processes. Every part of the loop is made from a session."""
 
-    plan: Plan
+    plan: RunPlan
     trainer: Trainer
     device: torch.device
     world: World

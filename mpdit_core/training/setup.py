@@ -23,7 +23,7 @@ from mpdit_core.training.options import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """A run before its first step. `resumes`: its folder holds a run already."""
 
     config: RunConfig
@@ -41,21 +41,22 @@ class Plan:
         return self.latents.teacher.plan.features if "teacher" in needs(self.terms) else 0
 
 
-def prepare(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> Plan:
+def plan_run(options: TrainOptions, *, report: Reporter, world_size: int = 1) -> RunPlan:
     """The plan of the run that `options` ask for. Raises `UserError` for settings that cannot work."""
     saved = _saved_run(options)
     layers, latents = _layers_and_latents(options, saved, report)
-    layers = _fit_to_latents(layers, latents.spec, report)
+    for fit in (_fit_resolution, _fit_model, _fit_preview):
+        layers = fit(layers, latents.spec, report)
     config = layers.config()
     typed = options.settings.get("objective", {})
     terms = build_terms(config.objective, trusted=lambda name: options.trust or name in typed)
     every_option = {name: options_in(term) for name, term in terms.items()}  # for the record in the run's folder
     config = config.model_copy(update={"objective": config.objective | every_option})
-    _check_division(config, world_size)
-    _check_terms(config, terms, latents)
+    _require_division(config, world_size)
+    _require_fitting_terms(config, terms, latents)
     if saved is not None:
-        _check_same_run(saved, config, latents.spec, terms)
-    return Plan(
+        _require_same_run(saved, config, latents.spec, terms)
+    return RunPlan(
         config=config,
         origins=layers.origins,
         latents=latents,
@@ -113,20 +114,17 @@ def total_steps(config: RunConfig, images: int) -> int:
     return max(1, config.train.epochs * images // config.train.batch_size)
 
 
-def _fit_to_latents(layers: Layers, spec: LatentSpec, report: Reporter) -> Layers:
-    """The layers with the latents' size, channels and number of classes on top. Presets are for squares, so the
-    resolution of a rectangle comes from the latents too.
+def _fit_resolution(layers: Layers, spec: LatentSpec, report: Reporter) -> Layers:
+    """The layers with the latents' resolution on top where they are rectangles: presets are for squares.
 
     Raises:
-        UserError: the latents have another resolution (`wrong-resolution`), the user gave a value that differs from
-            theirs (`latents-do-not-fit`), or there is guidance without classes (`no-classes`).
+        UserError: the latents have another resolution (`wrong-resolution`).
     """
     config = layers.config()
     if not spec.resolution.is_square and config.resolution.is_square and "resolution" not in layers.fixed:
         text = f"resolution = {spec.resolution}, taken from the latents ({config.preset}: {config.resolution})"
         report(Note(text=text))
-        layers = layers.over({"resolution": spec.resolution.plain()}, "latents")
-        config = layers.config()
+        return layers.over({"resolution": spec.resolution.plain()}, "latents")
     if spec.resolution != config.resolution:
         raise UserError(
             f"{spec.folder} holds latents of {spec.resolution} px, {config.preset} is for {config.resolution} px",
@@ -134,14 +132,24 @@ def _fit_to_latents(layers: Layers, spec: LatentSpec, report: Reporter) -> Layer
             expected=f"latents of {config.resolution} px",
             remedy=f"mpdit encode-latents {spec.source} --resolution {config.resolution}",
         )
+    return layers
+
+
+def _fit_model(layers: Layers, spec: LatentSpec, report: Reporter) -> Layers:
+    """The layers with the latents' size, channels and number of classes on top.
+
+    Raises:
+        UserError: the user gave a value that differs from theirs (`latents-do-not-fit`).
+    """
+    model = layers.config().model
     found = {
         "input_size": spec.latent_size,
         "channels": spec.autoencoder.channels,
         "num_classes": len(spec.class_names),
     }
-    adapted = {key: value for key, value in found.items() if getattr(config.model, key) != value}
+    adapted = {key: value for key, value in found.items() if getattr(model, key) != value}
     for key, value in adapted.items():
-        given = getattr(config.model, key)
+        given = getattr(model, key)
         if f"model.{key}" in layers.fixed:
             raise UserError(
                 f"model.{key} = {given}, but the latents have {value}",
@@ -149,8 +157,16 @@ def _fit_to_latents(layers: Layers, spec: LatentSpec, report: Reporter) -> Layer
                 remedy=f"leave model.{key} out",
             )
         report(Note(text=f"model.{key} = {value}, taken from the latents ({layers.origin(f'model.{key}')}: {given})"))
-    layers = layers.over({"model": adapted}, "latents")
-    scale = config.preview.guidance_scale
+    return layers.over({"model": adapted}, "latents")
+
+
+def _fit_preview(layers: Layers, spec: LatentSpec, report: Reporter) -> Layers:
+    """The layers without guidance of the previews, where the latents have no classes.
+
+    Raises:
+        UserError: the user asked for it (`no-classes`).
+    """
+    scale = layers.config().preview.guidance_scale
     if spec.class_names or scale == 1:
         return layers
     if "preview.guidance_scale" in layers.fixed:
@@ -185,7 +201,7 @@ def _saved_run(options: TrainOptions) -> RunFolder | None:
     return RunFolder(path)
 
 
-def _check_division(config: RunConfig, world_size: int) -> None:
+def _require_division(config: RunConfig, world_size: int) -> None:
     """Raises `UserError` when the batch cannot be shared evenly, and proposes one that can."""
     train = config.train
     parts = world_size * train.accumulation
@@ -203,7 +219,7 @@ def _check_division(config: RunConfig, world_size: int) -> None:
         )
 
 
-def _check_terms(config: RunConfig, terms: Terms, latents: LatentFolder) -> None:
+def _require_fitting_terms(config: RunConfig, terms: Terms, latents: LatentFolder) -> None:
     """Raises `UserError` when a term of the loss does not suit the network, the batch size or the latents."""
     require_fit(terms, config.model)
     if "negative" in needs(terms) and config.train.batch_size == 1:
@@ -229,7 +245,7 @@ def _check_terms(config: RunConfig, terms: Terms, latents: LatentFolder) -> None
             )
 
 
-def _check_same_run(run: RunFolder, config: RunConfig, spec: LatentSpec, terms: Terms) -> None:
+def _require_same_run(run: RunFolder, config: RunConfig, spec: LatentSpec, terms: Terms) -> None:
     """Raises `UserError` when a value or the data has changed with which the steps so far would have been different."""
     changed = changes(run.config(), config)
     fixed = [f"{key}: {old} → {new}" for key, (old, new) in changed.items() if key not in RESUMABLE]

@@ -30,7 +30,7 @@ from mpdit_core.settings import Result, Settings, merge, setting, validate
 from mpdit_core.sweeps import combinations, read_sweeps, with_value, with_values
 from mpdit_core.training.job import train
 from mpdit_core.training.options import TrainOptions
-from mpdit_core.training.setup import prepare
+from mpdit_core.training.setup import plan_run
 from mpdit_core.version import __version__
 
 FORMAT = 1
@@ -171,7 +171,7 @@ def _with_saved(folder: Path, options: TrainOptions) -> TrainOptions:
 
 
 def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Member]:
-    """All runs, ordered by combination, then by seed. Raises `UserError` as `prepare`."""
+    """All runs, ordered by combination, then by seed. Raises `UserError` as `plan_run`."""
     axes = read_sweeps(options.sweep)
     if SEED in axes:
         raise UserError(
@@ -180,14 +180,14 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
     alone = options.model_copy(update={"run": None, "sweep": (), "seeds": 1, "dry_run": False})
     grid = combinations(axes)
     cells = [with_values(alone, values) for values in grid]
-    first = prepare(cells[0], report=silent, world_size=world_size).config.train.seed
+    first = plan_run(cells[0], report=silent, world_size=world_size).config.train.seed
     members = []
     for values, cell in zip(grid, cells, strict=True):
         name = ",".join(f"{key}={quote(text, safe=',[]=+.')}" for key, text in values.items())
         for seed in range(first, first + options.seeds):
             path = folder / (f"{name}-seed{seed}" if name else f"seed{seed}")
             of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": path})
-            plan = prepare(of_run, report=silent, world_size=world_size)
+            plan = plan_run(of_run, report=silent, world_size=world_size)
             members.append(
                 Member(
                     options=of_run, run=plan.run, config=plan.config, total_steps=plan.total_steps, values=values,

@@ -86,7 +86,7 @@ class Trackio:
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}  # by the name of the package
 
 
-def check_installed(names: Sequence[str]) -> None:
+def require_installed(names: Sequence[str]) -> None:
     """Raises `UserError` for a tracker whose package is missing; imports nothing."""
     for name in names:
         if importlib.util.find_spec(name) is None:

@@ -56,8 +56,8 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
     source, target = open_model(where), trainer.config.model
     old = source.config.model
     given = _by_layer({name: tensor.float() for name, tensor in source.weights().items()})
-    snapshot = trainer.snapshot()
-    layers = _by_layer({name: snapshot.weights[name] for name in trainer.model.weights()})
+    state = trainer.state()
+    layers = _by_layer({name: state.weights[name] for name in trainer.model.weights()})
     table, fresh_table = given.pop(CLASS_TABLE)["weight"], layers.pop(CLASS_TABLE)["weight"]
     loaded: dict[str, str] = {}
     for layer, tensors in layers.items():
@@ -72,7 +72,7 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
             expected="a model of the same width",
             remedy=f"--set model.width={old.width} --set model.num_heads={old.num_heads}, or another model",
         )
-    weights = snapshot.weights | {
+    weights = state.weights | {
         f"{layer}.{name}": tensor for layer, origin in loaded.items() for name, tensor in given[origin].items()
     }
     classes: dict[int, int] = {}
@@ -82,7 +82,7 @@ def initialise_from(trainer: Trainer, where: str, spec: LatentSpec, *, report: R
     for label, old_label in classes.items():
         fresh_table[label] = table[old_label]  # a tensor in `weights`
     average = {name: weights[name] for name in trainer.model.weights()}
-    trainer.restore(replace(snapshot, weights=weights, averages=dict.fromkeys(snapshot.averages, average)))
+    trainer.restore(replace(state, weights=weights, averages=dict.fromkeys(state.averages, average)))
     start = WarmStart(
         loaded=sum(tensor.numel() for layer in loaded for tensor in layers[layer].values()),
         total=sum(tensor.numel() for tensors in layers.values() for tensor in tensors.values()),

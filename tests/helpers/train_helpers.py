@@ -13,7 +13,7 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.reporting import Event
 from mpdit_core.settings import parse_assignments
 from mpdit_core.training import TrainOptions, TrainResult, train
-from mpdit_core.training.state.checkpoints import read
+from mpdit_core.training.state.checkpoints import read_checkpoint
 
 QUICK = ("preview.every=0", "train.checkpoint_every=4")
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "images_seen")
@@ -44,7 +44,7 @@ def train_and_watch(wanted: TrainOptions) -> tuple[TrainResult, list[Event]]:
 def state_of(run: Path) -> dict[str, torch.Tensor]:
     """Weights, optimizer and averages of the newest checkpoint."""
     newest = find_checkpoints(run)[0][-1]
-    return read(newest).training() | load_file(newest / "model.safetensors")
+    return read_checkpoint(newest).training() | load_file(newest / "model.safetensors")
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from mpdit_core.models.ema_snapshots import at_ema_width
 from mpdit_core.models.model_folder import find_checkpoints, open_model
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.runtime.distributed import launch
-from mpdit_core.training.state.checkpoints import read
+from mpdit_core.training.state.checkpoints import read_checkpoint
 
 TRIALS = 8
 pytestmark = pytest.mark.xdist_group("one server")  # `SERVER`, whose imports take ten seconds
@@ -253,7 +253,7 @@ def test_a_sharded_checkpoint_that_one_process_cannot_write_is_given_up_by_all(h
     assert [p.name for p in complete] == ["step-0000001"]
     assert not torn
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-0000001"]
-    assert read(complete[0]).position.step == 1
+    assert read_checkpoint(complete[0]).position.step == 1
 
 
 def test_a_damaged_part_is_named_and_its_checkpoint_passed_over(half_written):
@@ -263,7 +263,7 @@ def test_a_damaged_part_is_named_and_its_checkpoint_passed_over(half_written):
     whole = part.read_bytes()
     part.write_bytes(whole[:-100])
     with pytest.raises(UserError, match=r"training cannot be read") as damaged:
-        read(folder)
+        read_checkpoint(folder)
     assert damaged.value.code == "damaged-file"
     assert [where for where, _ in find_checkpoints(run)[1]] == [folder]
     part.unlink()

@@ -28,7 +28,7 @@ from mpdit_core.sampling.options import SampleResult, ViewResult
 from mpdit_core.settings import parse_assignments
 from mpdit_core.size import Size
 from mpdit_core.training import TrainOptions, TrainResult, train
-from mpdit_core.training.setup import prepare
+from mpdit_core.training.setup import plan_run
 from mpdit_core.workspace import ListOptions, list_workspace
 
 WIDE = Size(16, 24)
@@ -67,22 +67,22 @@ def test_training_takes_the_size_from_its_latents(encoded, run):
     config = open_model(run).config
     assert (config.resolution, config.model.input_size) == (WIDE, WIDE)
     assert RunFolder(run).previews()
-    again = prepare(options(encoded.latents, run, "preview.every=4", steps=6), report=silent)
+    again = plan_run(options(encoded.latents, run, "preview.every=4", steps=6), report=silent)
     assert again.resumes
     assert again.config.resolution == WIDE
 
 
 def test_a_preset_is_proposed_for_the_only_latents(encoded, tmp_path):
     unnamed = TrainOptions(latents_root=encoded.latents.parent, runs_root=tmp_path, device="cpu")
-    config = prepare(unnamed, report=silent).config
+    config = plan_run(unnamed, report=silent).config
     assert (config.preset, config.model.input_size) == ("s-32", WIDE)
 
 
 def test_a_resolution_that_the_user_gave_is_not_changed(encoded, tmp_path):
     with refused("wrong-resolution", "16x24"):
-        prepare(options(encoded.latents, tmp_path / "run", "resolution=16"), report=silent)
+        plan_run(options(encoded.latents, tmp_path / "run", "resolution=16"), report=silent)
     with refused("wrong-resolution", "24x16"):
-        prepare(options(encoded.latents, tmp_path / "run", "resolution=24x16"), report=silent)
+        plan_run(options(encoded.latents, tmp_path / "run", "resolution=24x16"), report=silent)
 
 
 def test_a_square_model_is_fine_tuned_to_rectangles(latents, encoded, tmp_path):

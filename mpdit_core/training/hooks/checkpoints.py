@@ -14,8 +14,8 @@ from mpdit_core.reporting import Saved, Warning
 from mpdit_core.runtime.concurrency import WriteBehind
 from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.session import Session
-from mpdit_core.training.state import checkpoints, sharded
-from mpdit_core.training.state.checkpoints import Snapshot
+from mpdit_core.training.state import sharded
+from mpdit_core.training.state.checkpoints import RunState, write_checkpoint
 
 
 class Checkpoints:
@@ -77,24 +77,24 @@ class Checkpoints:
         name = world.broadcast_object(uuid.uuid4().hex[:8] if wanted else None)
         if name is None:
             return
-        snapshot = self.session.trainer.snapshot(whole=False)
-        if world.is_main or snapshot.sharded:
-            self.writer.submit(self._write, snapshot, run.path / "checkpoints" / f".shards.{name}.part")
+        state = self.session.trainer.state(whole=False)
+        if world.is_main or state.sharded:
+            self.writer.submit(self._write, state, run.path / "checkpoints" / f".shards.{name}.part")
 
-    def _write(self, snapshot: Snapshot, shards: Path) -> Path | None:
+    def _write(self, state: RunState, shards: Path) -> Path | None:
         """Writes this process's part under `shards`, and in the main one the checkpoint; returns its folder."""
         session = self.session
         try:
-            if snapshot.sharded:
-                sharded.write(shards, snapshot.training(), group=self._group)
+            if state.sharded:
+                sharded.write(shards, state.training(), group=self._group)
             if not session.world.is_main:
                 return None
-            folder = checkpoints.write(
+            folder = write_checkpoint(
                 session.run,
-                snapshot,
+                state,
                 config=session.config,
                 latents=session.plan.latents.spec,
-                shards=shards if snapshot.sharded else None,
+                shards=shards if state.sharded else None,
             )
             self._remove_old()
             return folder

@@ -15,10 +15,10 @@ from mpdit_core.training.hooks.checkpoints import Checkpoints
 from mpdit_core.training.hooks.metrics import StepMetrics
 from mpdit_core.training.options import TrainOptions
 from mpdit_core.training.session import Session
-from mpdit_core.training.setup import Plan
+from mpdit_core.training.setup import RunPlan
 
 
-def check_evaluation(plan: Plan, options: TrainOptions, device: torch.device) -> None:
+def require_evaluation(plan: RunPlan, options: TrainOptions, device: torch.device) -> None:
     """Raises `UserError` for a feature extractor or reference that would fail at the first evaluation."""
     preview = plan.config.preview
     if preview.evaluate_every:
@@ -54,7 +54,7 @@ class Evaluation:
                 self.session.report(Warning(code="evaluation-failed", text=text))
                 return
         if self.session.world.is_main:
-            self.metrics.log_values(values, step=step)
+            self.metrics.write_line(values, step=step)
 
     def run_missing(self) -> None:
         """Measures the checkpoint that the run resumes from, if its evaluation is due and not logged yet."""

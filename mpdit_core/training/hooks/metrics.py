@@ -76,12 +76,13 @@ class StepMetrics:
         self.stop_requested = False
         self._unwritten: list[dict[str, Any]] = []  # lines that could not be written yet
         peak = matmul_rate(session.device, session.trainer.model.dtype, seconds=0.05) * session.world.size
-        self.seconds_per_image = 2 * training_macs(session.config.model) / peak  # at the rate of a matrix product
+        # at the rate of a matrix product
+        self.ideal_seconds_per_image = 2 * training_macs(session.config.model) / peak
 
-    def after(
+    def take(
         self, numbers: Mapping[str, torch.Tensor], *, data_step: int, learning_rate: float, stopping: bool
     ) -> None:
-        """Takes the numbers of the last step, and reads those of an older one.
+        """Takes the numbers of the last step, and reads those of an older one, as `_read` says.
 
         Args:
             numbers: of this process, on the device, as `Trainer.step` returns them.
@@ -104,7 +105,8 @@ class StepMetrics:
         self._read(keep=self.lag)
 
     def drain(self) -> None:
-        """Reads all pending numbers; needed before anything that a bad step would spoil.
+        """Reads all pending numbers, and looks whether the run's folder is there; needed before anything that a bad
+        step would spoil.
 
         Raises:
             BadStep: one of the steps was bad.
@@ -123,8 +125,12 @@ class StepMetrics:
             self.session.run.truncate_metrics(step)
         self.session.clock.restart(step)
 
-    def log_values(self, values: dict[str, float], *, step: int) -> None:
-        """Logs one line. A line that cannot be written is kept, and written with a later one."""
+    def write_line(self, values: dict[str, float], *, step: int) -> None:
+        """Writes a line to metrics.jsonl and the trackers; one that cannot be written is kept for a later call.
+
+        Raises:
+            UserError: the run's folder is gone.
+        """
         had_failed = bool(self._unwritten)
         self._unwritten.append({"step": step} | values)
         self.trackers.log(values, step=step)
@@ -143,36 +149,51 @@ class StepMetrics:
             self._unwritten.clear()
 
     def _read(self, *, keep: int) -> None:
-        trainer, train = self.session.trainer, self.session.config.train
+        """Reads, in order, the numbers of all pending steps but the newest `keep`; waits for a GPU that computes them.
+
+        Each good step moves the running mean of the loss in the trainer's position, which checkpoints store, and sets
+        `stop_requested` where it was asked for; one that is due is logged.
+
+        Raises:
+            BadStep: one of the steps was bad.
+        """
+        train = self.session.config.train
         while len(self.pending) > keep:
             pending = self.pending.popleft()
             if pending.ready is not None:
                 pending.ready.synchronize()
-            numbers = dict(zip(pending.names, pending.numbers.tolist(), strict=True))
-            stopping, loss, mean = numbers.pop(STOPPING), numbers["loss"], trainer.position.loss_mean
-            step, rate = pending.position.step, pending.learning_rate
-            wrong = what_is_wrong(loss=loss, grad_norm=numbers["grad_norm"], mean=mean, spike_factor=train.spike_factor)
+            parts = dict(zip(pending.names, pending.numbers.tolist(), strict=True))
+            loss, grad_norm, stopping = (parts.pop(name) for name in ("loss", "grad_norm", STOPPING))
+            step, rate, mean = pending.position.step, pending.learning_rate, self.session.trainer.position.loss_mean
+            wrong = what_is_wrong(loss=loss, grad_norm=grad_norm, mean=mean, spike_factor=train.spike_factor)
             if wrong:
                 raise BadStep(what=wrong, step=step, data_step=pending.data_step, learning_rate=rate)
             self.stop_requested |= stopping > 0
-            mean = loss if mean is None else MEAN_DECAY * mean + (1 - MEAN_DECAY) * loss
-            trainer.position = replace(trainer.position, loss_mean=mean)
+            self._note_loss(loss)
             if step % train.log_every == 0 or step == self.session.plan.total_steps:
-                self._log(pending, numbers)
+                self._log_step(pending, loss=loss, grad_norm=grad_norm, parts=parts)
 
-    def _log(self, pending: PendingStep, numbers: dict[str, float]) -> None:
+    def _note_loss(self, loss: float) -> None:
+        """Moves the running mean of the loss."""
+        position = self.session.trainer.position
+        mean = position.loss_mean
+        mean = loss if mean is None else MEAN_DECAY * mean + (1 - MEAN_DECAY) * loss
+        self.session.trainer.position = replace(position, loss_mean=mean)
+
+    def _log_step(self, pending: PendingStep, *, loss: float, grad_norm: float, parts: dict[str, float]) -> None:
+        """Logs and reports a step with its speed since the last one; `parts` of the loss, by name."""
         step = pending.position.step
         speed = self.session.clock.lap(step) * self.session.config.train.batch_size
         values: dict[str, Any] = {
-            "loss": numbers.pop("loss"),
-            "grad_norm": numbers.pop("grad_norm"),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "learning_rate": pending.learning_rate,
             "images_seen": pending.position.images_seen,
             "images_per_second": speed,
         }
         memory = float(peak_memory(self.session.device))
-        measured = numbers | {"mfu": speed * self.seconds_per_image, "memory_bytes": memory}
+        measured = parts | {"mfu": speed * self.ideal_seconds_per_image, "memory_bytes": memory}
         self.last = Step(step=step, total_steps=self.session.plan.total_steps, **values, extra=measured)
         if self.session.world.is_main:
-            self.log_values(values | measured, step=step)
+            self.write_line(values | measured, step=step)
         self.session.report(self.last)

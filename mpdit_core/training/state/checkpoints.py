@@ -34,7 +34,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RunState:
     """The whole state of a run after a step, on the CPU: enough to resume bit for bit.
 
     `sharded`: weights and optimizer are this process's parts (DTensors), not whole tensors.
@@ -52,33 +52,33 @@ class Snapshot:
         return weights | {f"optimizer.{n}": t for n, t in self.optimizer.items()}
 
 
-def write(
-    run: RunFolder, snapshot: Snapshot, *, config: RunConfig, latents: LatentSpec, shards: Path | None = None
+def write_checkpoint(
+    run: RunFolder, state: RunState, *, config: RunConfig, latents: LatentSpec, shards: Path | None = None
 ) -> Path:
     """Writes a checkpoint whole or not at all; raises `UserError` when the disk is full.
 
     Args:
         shards: folder that `sharded.write` has filled; it is moved into the checkpoint.
     """
-    first, *others = snapshot.averages
-    folder = run.checkpoint(snapshot.position.step)
+    first, *others = state.averages
+    folder = run.checkpoint(state.position.step)
     parts = {SHARDS: len(list(shards.glob("*.safetensors")))} if shards else {}
     save_model(
         folder,
-        snapshot.averages[first],
+        state.averages[first],
         config=config,
         latents=latents,
-        step=snapshot.position.step,
-        images_seen=snapshot.position.images_seen,
-        extra={"position": asdict(snapshot.position), **parts},
-        more={f"{name}.safetensors": snapshot.averages[name] for name in others}
-        | ({SHARDS: shards} if shards else {TRAINING: snapshot.training()}),
+        step=state.position.step,
+        images_seen=state.position.images_seen,
+        extra={"position": asdict(state.position), **parts},
+        more={f"{name}.safetensors": state.averages[name] for name in others}
+        | ({SHARDS: shards} if shards else {TRAINING: state.training()}),
     )
     return folder
 
 
-def read(folder: Path) -> Snapshot:
-    """The snapshot that a checkpoint holds.
+def read_checkpoint(folder: Path) -> RunState:
+    """The state that a checkpoint holds.
 
     Raises:
         UserError: it lacks the state of training, or a file of it is torn (`damaged-file`).
@@ -93,7 +93,7 @@ def read(folder: Path) -> Snapshot:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in training.items() if n.startswith(prefix)}
 
-    return Snapshot(_position(opened), part("weights."), part("optimizer."), averages)
+    return RunState(_position(opened), part("weights."), part("optimizer."), averages)
 
 
 def _position(opened: ModelFolder) -> Position:

@@ -18,7 +18,7 @@ from mpdit_core.runtime.precision import autocast
 from mpdit_core.runtime.seeding import hash_seed
 from mpdit_core.training.batches import Batch
 from mpdit_core.training.schedules import learning_rate_factor
-from mpdit_core.training.state.checkpoints import Position, Snapshot
+from mpdit_core.training.state.checkpoints import Position, RunState
 from mpdit_core.training.state.ema import EMA, averages_of
 from mpdit_core.training.state.optimizers import Optimizer
 from mpdit_core.training.state.parallel import ParallelModel, gather
@@ -98,7 +98,7 @@ class Trainer:
     def _factor(self) -> float:
         return learning_rate_factor(self.config.train, self.position.step, total_steps=self.total_steps)
 
-    def snapshot(self, *, whole: bool = True) -> Snapshot:
+    def state(self, *, whole: bool = True) -> RunState:
         """A copy of everything, on the CPU. All processes must call it.
 
         Args:
@@ -108,25 +108,25 @@ class Trainer:
         in_parts = self.model.sharded and not whole
         copy = copy_to_cpu if in_parts else self.model.whole
         weights, optimizer = copy(self.model.trained()), copy(self.optimizer.state())
-        return Snapshot(self.position, weights, optimizer, averages, sharded=in_parts)
+        return RunState(self.position, weights, optimizer, averages, sharded=in_parts)
 
     @torch.no_grad()
-    def restore(self, snapshot: Snapshot) -> None:
-        """Restores a whole `snapshot` bit for bit. All processes must call it.
+    def restore(self, state: RunState) -> None:
+        """Restores a whole `state` bit for bit. All processes must call it.
 
         Raises:
             UserError: its tensors are not those of this model (`damaged-file`).
         """
-        where = f"the checkpoint of step {snapshot.position.step}"
+        where = f"the checkpoint of step {state.position.step}"
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.trained().items()}
-        require_shapes(shapes, snapshot.weights, where=where)
-        if snapshot.optimizer:  # empty before the first step
-            require_shapes(self.optimizer.shapes(), snapshot.optimizer, where=where)
+        require_shapes(shapes, state.weights, where=where)
+        if state.optimizer:  # empty before the first step
+            require_shapes(self.optimizer.shapes(), state.optimizer, where=where)
         shapes = {name: shapes[name] for name in self.model.weights()}
         for kind in self.ema.kinds:
-            require_shapes(shapes, snapshot.averages.get(kind.name, {}), where=where)
-        self.position = snapshot.position
-        self.model.load(snapshot.weights)
-        self.optimizer.load(snapshot.optimizer)
+            require_shapes(shapes, state.averages.get(kind.name, {}), where=where)
+        self.position = state.position
+        self.model.load(state.weights)
+        self.optimizer.load(state.optimizer)
         for i, kind in enumerate(self.ema.kinds):
-            self.ema.load(i, snapshot.averages[kind.name])
+            self.ema.load(i, state.averages[kind.name])

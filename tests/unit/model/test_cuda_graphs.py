@@ -128,7 +128,7 @@ def test_a_recorded_step_is_the_step(device, monkeypatch):
     ]
     expected = [plain.step(batch)["loss"] for batch in batches]
     losses = [recorded.step(batch)["loss"] for batch in batches[:2]]
-    recorded.restore(recorded.snapshot())
+    recorded.restore(recorded.state())
     losses += [recorded.step(batch)["loss"] for batch in batches[2:]]
     assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
     assert len({loss.item() for loss in losses}) == 4

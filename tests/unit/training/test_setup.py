@@ -14,7 +14,7 @@ from mpdit_core.reporting import Note, silent
 from mpdit_core.settings import parse_assignments
 from mpdit_core.size import Size
 from mpdit_core.training import DryRunResult, TrainOptions, train
-from mpdit_core.training.setup import prepare, total_steps
+from mpdit_core.training.setup import plan_run, total_steps
 
 
 def test_a_later_layer_wins_and_its_name_is_kept(tmp_path):
@@ -49,7 +49,7 @@ def test_epochs_win_over_the_steps_of_a_lower_layer(settings, above, steps):
 
 def test_the_latents_are_a_layer(latents, tmp_path):
     notes = []
-    plan = prepare(options(latents, tmp_path / "run"), report=notes.append)
+    plan = plan_run(options(latents, tmp_path / "run"), report=notes.append)
     assert plan.config.model.num_classes == 4
     assert plan.origins["model.num_classes"] == "latents"
     assert plan.origins["model.width"] == "preset tiny"
@@ -60,7 +60,7 @@ def test_the_latents_are_a_layer(latents, tmp_path):
 def test_a_resumed_run_keeps_its_values_and_takes_new_ones(latents, tmp_path):
     run_to_end(options(latents, tmp_path / "run", "train.batch_size=4", steps=4))
     resumed = TrainOptions(run=tmp_path / "run", device="cpu", steps=9, settings={"train": {"log_every": 2}})
-    plan = prepare(resumed, report=silent)
+    plan = plan_run(resumed, report=silent)
     assert plan.resumes
     assert (plan.config.train.batch_size, plan.config.train.log_every, plan.total_steps) == (4, 2, 9)
     assert plan.latents.path == latents
@@ -76,7 +76,7 @@ def test_what_may_change_on_resume_is_said_by_the_fields():
 def test_no_resume_is_refused_where_there_is_a_run(latents, tmp_path):
     run_to_end(options(latents, tmp_path / "run", steps=1))
     with refused("run-exists"):
-        prepare(options(latents, tmp_path / "run", resume=False), report=silent)
+        plan_run(options(latents, tmp_path / "run", resume=False), report=silent)
 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(latents, tmp_path, monkeypatch):

@@ -286,7 +286,7 @@ def test_fewer_steps_than_done_are_refused_and_change_nothing(latents, straight)
 
 
 def test_a_finished_run_says_that_there_is_nothing_to_train(latents, straight, monkeypatch):
-    monkeypatch.setattr(Trainer, "snapshot", None)  # nothing is copied for a checkpoint that exists
+    monkeypatch.setattr(Trainer, "state", None)  # nothing is copied for a checkpoint that exists
     result, events = train_and_watch(options(latents, straight, steps=24))
     assert codes(events) == ["nothing-to-train"]
     assert (result.step, result.loss) == (24, None)
