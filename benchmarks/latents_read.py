@@ -60,7 +60,7 @@ def write_shards(
     )  # fmt: skip
     h, w = resolution // autoencoder.factor
     folder = EncodingFolder(path)
-    with folder.held():
+    with folder.locked():
         folder.begin(plan, {})
         for number in range(plan.num_shards):
             start, stop = plan.shard_range(number)

@@ -354,18 +354,24 @@ def normalisation_of(
     """The `measured` normalisation from statistics, or the `published` constants. A constant channel is not scaled.
 
     Raises:
-        UserError: `published` for latents that do not have 4 channels.
+        UserError: as `require_published`.
     """
     if name == "published":
-        if len(mean) != len(PUBLISHED_MEAN):
-            raise UserError(
-                f"the published normalisation does not apply to latents of {len(mean)} channels",
-                code="normalisation-does-not-fit",
-                expected="the 4 channels of the Stable Diffusion autoencoder, whose constants are published",
-                remedy="--normalisation measured",
-            )
+        require_published(len(mean))
         return Normalisation(name="published", mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
     return Normalisation(name="measured", mean=tuple(mean), std=tuple(s if s > 0 else 1.0 for s in std))
+
+
+def require_published(channels: int) -> None:
+    """Raises `UserError` (`normalisation-does-not-fit`) where the published constants are of another number of
+    `channels`."""
+    if channels != len(PUBLISHED_MEAN):
+        raise UserError(
+            f"the published normalisation does not apply to latents of {channels} channels",
+            code="normalisation-does-not-fit",
+            expected="the 4 channels of the Stable Diffusion autoencoder, whose constants are published",
+            remedy="--normalisation measured",
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:

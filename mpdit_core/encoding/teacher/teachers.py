@@ -192,7 +192,7 @@ class ImageTeacher:
             features = self._features(images)
             return features if directions is None else features @ directions
 
-        encoder = Encoder(device=device, mode=self.autoencoder.mode, stored=self.plan, encode=encode)
+        encoder = Encoder(device=device, mode=self.autoencoder.mode, plan=self.plan, encode=encode)
         for batch in encode_shards(
             self.source, self.latents_plan, numbers, encoder=encoder, workers=self.workers, skip_faulty=True
         ):
