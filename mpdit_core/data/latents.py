@@ -31,10 +31,9 @@ from mpdit_core.data.manifest import (
     read_manifest,
 )
 from mpdit_core.data.shards import map_shard
+from mpdit_core.data.standardising import standardise
 from mpdit_core.data.tensor_file import damaged, missing, prefetch
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.seeding import hash_seed
-from mpdit_core.size import Size
 
 OPENED_AT_ONCE = 8  # shards
 
@@ -207,95 +206,7 @@ def _mirror(stored: Tensor, plan: EncodingPlan | TeacherPlan) -> Tensor:
     return stored.flip(-1)
 
 
-class EpochOrder:
-    """The order in which `count` images are visited: an endless stream of epochs, each with its own permutation.
-
-    The permutation of epoch e is a function of (seed, e) alone, so the stream can begin at any position, and every
-    process can compute its share. It is the same for all versions of NumPy: raw PCG64 numbers, sorted.
-    """
-
-    def __init__(self, count: int, seed: int):
-        if count < 1:
-            raise ValueError(f"an order of {count} images")
-        self.count, self.seed = count, seed
-        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-
-    def permutation(self, epoch: int) -> np.ndarray:
-        """int64 [count]: the image at each place of `epoch`."""
-        if self._cached[0] != epoch:
-            keys = np.random.PCG64(hash_seed(self.seed, "order", epoch)).random_raw(self.count)
-            order = np.argsort(keys)  # several times faster than the stable sort
-            if (np.diff(keys[order]) == 0).any():  # the order of equal numbers is undefined
-                order = np.argsort(keys, kind="stable")
-            self._cached = (epoch, order)
-        return self._cached[1]
-
-    def indices(self, start: int, stop: int) -> np.ndarray:
-        """int64 [stop - start]: the images at places `start` to `stop` of the stream, counted over all epochs."""
-        parts = []
-        while start < stop:
-            epoch, place = divmod(start, self.count)
-            part = self.permutation(epoch)[place : place + stop - start]
-            parts.append(part)
-            start += len(part)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
 def draw_latents(batch: LatentBatch, noise: Tensor, normalisation: Normalisation) -> Tensor:
     """A standardised draw from the posterior, [n, C, h, w]; `noise` of the same shape is unused where `std` is None."""
     raw = batch.mean if batch.std is None else batch.mean + batch.std * noise
     return standardise(raw, normalisation)
-
-
-def standardise(raw_latents: Tensor, normalisation: Normalisation) -> Tensor:
-    """`(raw_latents - mean) / std` per channel, [n, C, h, w]."""
-    return (raw_latents - _column(normalisation.mean, raw_latents)) / _column(normalisation.std, raw_latents)
-
-
-def unstandardise(latents: Tensor, normalisation: Normalisation) -> Tensor:
-    """The inverse of `standardise`: what the autoencoder decodes, [n, C, h, w]."""
-    return latents * _column(normalisation.std, latents) + _column(normalisation.mean, latents)
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-
-def find_latents(root: Path | str = "latents", *, resolution: Size | None = None) -> Path:
-    """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
-
-    Raises:
-        UserError: there is none (`no-latents`), there is more than one (`ambiguous-latents`), or none can be read (as
-            `read_manifest`).
-    """
-    root, found, unreadable = Path(root), {}, []
-    for path in sorted(root.glob("*/manifest.json")):
-        try:
-            found[path.parent] = read_manifest(path.parent).plan
-        except UserError as error:
-            unreadable.append(error)
-    fitting = [path for path, plan in found.items() if resolution in (None, plan.resolution)]
-    if len(fitting) == 1:
-        return fitting[0]
-    wanted = f" of {resolution} px" if resolution else ""
-    others = ", ".join(f"{path} ({plan.resolution} px)" for path, plan in found.items())
-    unfinished = [str(path.parent) for path in sorted(root.glob("*/encoding")) if path.parent not in found]
-    if fitting:
-        raise UserError(
-            f"{len(fitting)} folders under {root}/ hold latents{wanted}: {', '.join(map(str, fitting))}",
-            code="ambiguous-latents",
-            expected="one",
-            remedy=f"--latents {fitting[0]}",
-        )
-    if unreadable:
-        raise unreadable[0]
-    if unfinished:
-        remedy = f"{unfinished[0]} is unfinished: run its `mpdit encode-latents` command again"
-    else:
-        remedy = "mpdit encode-latents SOURCE" + (f" --resolution {resolution}" if resolution else "")
-    raise UserError(
-        f"there are no latents{wanted} under {root}/",
-        code="no-latents",
-        expected=f"a folder made by `mpdit encode-latents`; found: {others or 'none'}",
-        remedy=f"{remedy}, or --latents DIR",
-    )

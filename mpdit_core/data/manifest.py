@@ -398,6 +398,46 @@ def read_manifest(folder: Path) -> Manifest:
     return read_record(Manifest, folder / MANIFEST)
 
 
+def find_latents(root: Path | str = "latents", *, resolution: Size | None = None) -> Path:
+    """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
+
+    Raises:
+        UserError: there is none (`no-latents`), there is more than one (`ambiguous-latents`), or none can be read (as
+            `read_manifest`).
+    """
+    root, found, unreadable = Path(root), {}, []
+    for path in sorted(root.glob(f"*/{MANIFEST}")):
+        try:
+            found[path.parent] = read_manifest(path.parent).plan
+        except UserError as error:
+            unreadable.append(error)
+    fitting = [path for path, plan in found.items() if resolution in (None, plan.resolution)]
+    if len(fitting) == 1:
+        return fitting[0]
+    wanted = f" of {resolution} px" if resolution else ""
+    others = ", ".join(f"{path} ({plan.resolution} px)" for path, plan in found.items())
+    unfinished = [str(path.parent) for path in sorted(root.glob("*/encoding")) if path.parent not in found]
+    if fitting:
+        raise UserError(
+            f"{len(fitting)} folders under {root}/ hold latents{wanted}: {', '.join(map(str, fitting))}",
+            code="ambiguous-latents",
+            expected="one",
+            remedy=f"--latents {fitting[0]}",
+        )
+    if unreadable:
+        raise unreadable[0]
+    if unfinished:
+        remedy = f"{unfinished[0]} is unfinished: run its `mpdit encode-latents` command again"
+    else:
+        remedy = "mpdit encode-latents SOURCE" + (f" --resolution {resolution}" if resolution else "")
+    raise UserError(
+        f"there are no latents{wanted} under {root}/",
+        code="no-latents",
+        expected=f"a folder made by `mpdit encode-latents`; found: {others or 'none'}",
+        remedy=f"{remedy}, or --latents DIR",
+    )
+
+
 def read_record(kind: type[S], path: Path) -> S:
     """A `kind` from a JSON file of a folder of latents.
 

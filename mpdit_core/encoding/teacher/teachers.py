@@ -20,9 +20,10 @@ from torch import Tensor
 from mpdit_core import plugins
 from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb
 from mpdit_core.data.images import prepare
-from mpdit_core.data.latents import LatentFolder, standardise
+from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import EncodingPlan, TeacherPlan, normalisation_of
 from mpdit_core.data.shards import ShardContent
+from mpdit_core.data.standardising import standardise
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.pipeline import Encoded, Encoder, encode_shards
 from mpdit_core.encoding.reconstruction import pick_images

@@ -12,8 +12,8 @@ from data_helpers import encode, image_folder
 from eval_helpers import measured
 
 from mpdit_cli.commands.encode_latents import summary
-from mpdit_core.encoding.reconstruction import MAX_PSNR, psnr, ssim
 from mpdit_core.metrics.features import Inception
+from mpdit_core.metrics.similarity import MAX_PSNR, psnr, ssim
 from mpdit_core.reporting import Event, Progress
 
 

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from teacher_helpers import TEACHER, Cells, feature_hashes
 
 from mpdit_core.data.images import prepare
-from mpdit_core.data.latents import LatentFolder, standardise
+from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import MANIFEST, normalisation_of
+from mpdit_core.data.standardising import standardise
 from mpdit_core.encoding.folder import TeacherFolder
 from mpdit_core.encoding.teacher.store import measure_projection
 from mpdit_core.encoding.teacher.teachers import to_tokens
