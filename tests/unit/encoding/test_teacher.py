@@ -209,6 +209,16 @@ def test_records_that_are_not_complete_do_not_replace_the_manifest(images: Path,
     assert len(TeacherFolder(plain).shards()) == len(LatentFolder(plain).teacher.shards)
 
 
+def test_space_for_new_features_is_required_with_verify_too(images: Path, plain: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 100)
+        with refused("disk-full"):
+            encode(images, plain, teacher=TEACHER, verify=True)
+    encode(images, plain, teacher=TEACHER, verify=True)
+    monkeypatch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 0)
+    encode(images, plain, teacher=TEACHER, verify=True)  # checks alone
+
+
 def test_verify_computes_features_again(images: Path, plain: Path, monkeypatch: pytest.MonkeyPatch):
     encode(images, plain, teacher=TEACHER, teacher_dims=3)
     whole = Cells.feature_map
