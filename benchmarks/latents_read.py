@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from report import write_result
 
-from mpdit_core.data.latents import EpochOrder, LatentFolder
+from mpdit_core.data.epoch_order import EpochOrder
+from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import AutoencoderSpec, EncodingPlan, SourceSpec
 from mpdit_core.data.shards import ShardContent, write_shard
 from mpdit_core.encoding.folder import EncodingFolder
@@ -60,7 +61,7 @@ def write_shards(
     )  # fmt: skip
     h, w = resolution // autoencoder.factor
     folder = EncodingFolder(path)
-    with folder.held():
+    with folder.locked():
         folder.begin(plan, {})
         for number in range(plan.num_shards):
             start, stop = plan.shard_range(number)

@@ -65,7 +65,7 @@ def summary(result: EncodeResult) -> console.Summary:
 
 def next_command(result: EncodeResult) -> str:
     """The `mpdit train` command for these latents, with the preset that `mpdit train` would choose itself."""
-    from mpdit_core.data.latents import find_latents
+    from mpdit_core.data.manifest import find_latents
 
     best = propose_preset(resolution=result.resolution, latent_shape=result.latent_shape, images=result.count)
     try:

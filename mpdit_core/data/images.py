@@ -79,7 +79,7 @@ def open_image(data: bytes) -> Image.Image:
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     with _faulty_if_it_fails():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(*image.size)
+        _require_size(*image.size)
         return deep_pixels.load(image, data)
 
 
@@ -103,7 +103,7 @@ def centre_crop(image: Image.Image, resolution: Size) -> np.ndarray:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(resolution.height / image.height, resolution.width / image.width)
     size = (round(image.width * scale), round(image.height * scale))
-    _check_size(*size)
+    _require_size(*size)
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - resolution.width) // 2, (image.height - resolution.height) // 2
     return np.asarray(image.crop((left, top, left + resolution.width, top + resolution.height)))
@@ -163,7 +163,7 @@ def _faulty_if_it_fails() -> Iterator[None]:
         raise FaultyImageError(str(error).strip() or type(error).__name__) from error
 
 
-def _check_size(width: int, height: int) -> None:
+def _require_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise FaultyImageError(f"{width} × {height} pixels")
     if width * height > MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""Reading a folder of latents while training: memory-mapped shards, random access, an order with any beginning.
+"""Reading a folder of latents: memory-mapped shards, random access.
 
 Shapes: n images, C latent channels, h × w latent pixels. `raw_latents` are what the autoencoder decodes; `latents`
 [n, C, h, w] are a standardised draw from the posterior. A teacher's features are [n, N, F], N tokens row by row.
@@ -31,10 +31,9 @@ from mpdit_core.data.manifest import (
     read_manifest,
 )
 from mpdit_core.data.shards import map_shard
+from mpdit_core.data.standardising import standardise
 from mpdit_core.data.tensor_file import damaged, missing, prefetch
 from mpdit_core.errors import UserError
-from mpdit_core.runtime.seeding import hash_seed
-from mpdit_core.size import Size
 
 OPENED_AT_ONCE = 8  # shards
 
@@ -49,10 +48,10 @@ class LatentBatch(NamedTuple):
 
 
 class LatentFolder:
-    """A finished folder of latents. Opening it reads the manifest alone; shards are mapped when they are first read.
+    """A finished folder of latents. Opening it reads the manifest and asks for the size of each shard.
 
-    Mapping a shard checks its size, shapes and labels. Its hash is compared in the background (`hashes`); a later
-    `batch` raises the fault.
+    Shards are mapped when they are first read. Mapping a shard checks its size, shapes and labels. Its hash is compared
+    in the background (`hashes`); a later `batch` raises the fault.
 
     Raises:
         UserError: the folder is missing, unfinished or damaged, or a shard is missing or its size has changed.
@@ -66,7 +65,7 @@ class LatentFolder:
         self._firsts = np.cumsum([0, *counts[:-1]])  # number of the first image of each shard
         self.hashes = HashCheck()
         self._maps: dict[str, dict[str, np.ndarray]] = {}  # tensors by the name of their file
-        self._check_sizes(self.manifest.shards)
+        self._require_sizes(self.manifest.shards)
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -92,7 +91,7 @@ class LatentFolder:
                 remedy=f"mpdit encode-latents {self.spec.source} --out {self.path} --teacher NAME   (with the other "
                 "options as before; the latents are not encoded again)",
             )
-        self._check_sizes(teacher.shards)
+        self._require_sizes(teacher.shards)
         return teacher
 
     @cached_property
@@ -147,46 +146,47 @@ class LatentFolder:
         """The tensors of one shard, mapped read-only: `labels` and those that `plan.tensor_names` lists."""
         return self._mapped(self.manifest, number)
 
-    def _mapped(self, part: Manifest | TeacherFeatures, number: int) -> dict[str, np.ndarray]:
+    def _mapped(self, contents: Manifest | TeacherFeatures, number: int) -> dict[str, np.ndarray]:
         """The tensors of a file, which is mapped the first time; then its hash is compared."""
-        shard = part.shards[number]
+        shard = contents.shards[number]
         if shard.file not in self._maps:
-            self._maps[shard.file] = map_shard(self.path / shard.file, part.plan, shard)
+            self._maps[shard.file] = map_shard(self.path / shard.file, contents.plan, shard)
             self.hashes.add(self.path / shard.file, shard.sha256)
         return self._maps[shard.file]
 
     def _stored(
-        self, part: Manifest | TeacherFeatures, shards: np.ndarray, rows: np.ndarray, mirrored: np.ndarray
+        self, contents: Manifest | TeacherFeatures, shards: np.ndarray, rows: np.ndarray, mirrored: np.ndarray
     ) -> Tensor:
         """What is stored for n images, [n, *plan.stored_shape], or what would be for their mirror images."""
-        plan = part.plan
-        flipped = mirrored & plan.flip
+        plan = contents.plan
+        from_flips = mirrored & plan.flip  # the images whose stored mirror image is read
         stored = np.empty((len(rows), *plan.stored_shape), plan.dtype)
-        parts: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, images that are in it)
+        reads: list[tuple[np.ndarray, np.ndarray]] = []  # (tensor of a shard, positions of its images in the batch)
         numbers = np.unique(shards).tolist()
-        self._map_together(part, numbers)
+        self._map_together(contents, numbers)
         for number in numbers:
-            here, tensors = shards == number, self._mapped(part, number)
-            for name, chosen in zip(plan.tensor_names, (here & ~flipped, here & flipped), strict=False):
-                parts.append((tensors[name], np.flatnonzero(chosen)))
-        for tensor, images in parts:  # all are asked for before the first is copied
-            prefetch(tensor, rows[images])
-        for tensor, images in parts:
-            stored[images] = tensor[rows[images]]
-        found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & (not plan.flip))
+            here, tensors = shards == number, self._mapped(contents, number)
+            chosen = (here & ~from_flips, here & from_flips)
+            for name, images in zip(plan.tensor_names, chosen, strict=False):  # without stored flips only the first
+                reads.append((tensors[name], np.flatnonzero(images)))
+        for tensor, positions in reads:  # all are asked for before the first is copied
+            prefetch(tensor, rows[positions])
+        for tensor, positions in reads:
+            stored[positions] = tensor[rows[positions]]
+        found, to_mirror = torch.from_numpy(stored), torch.from_numpy(mirrored & ~from_flips)
         if to_mirror.any():
             found[to_mirror] = _mirror(found[to_mirror], plan)
         return found
 
-    def _map_together(self, part: Manifest | TeacherFeatures, numbers: Iterable[int]) -> None:
+    def _map_together(self, contents: Manifest | TeacherFeatures, numbers: Iterable[int]) -> None:
         """Maps these shards at the same time: on a cold disk, nearly all of the time is waiting."""
-        missing = [number for number in numbers if part.shards[number].file not in self._maps]
-        if len(missing) > 1:
+        unmapped = [number for number in numbers if contents.shards[number].file not in self._maps]
+        if len(unmapped) > 1:
             with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-                list(pool.map(partial(self._mapped, part), missing))
+                list(pool.map(partial(self._mapped, contents), unmapped))
 
-    def _check_sizes(self, shards: Iterable[Shard | FeatureShard]) -> None:
-        def check(shard: Shard | FeatureShard) -> None:
+    def _require_sizes(self, shards: Iterable[Shard | FeatureShard]) -> None:
+        def require_size(shard: Shard | FeatureShard) -> None:
             path = self.path / shard.file
             try:
                 size = path.stat().st_size
@@ -196,7 +196,7 @@ class LatentFolder:
                 raise damaged(path, f"it has {size} bytes", f"{shard.bytes} bytes, as its manifest says")
 
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            list(pool.map(check, shards))
+            list(pool.map(require_size, shards))
 
 
 def _mirror(stored: Tensor, plan: EncodingPlan | TeacherPlan) -> Tensor:
@@ -206,95 +206,7 @@ def _mirror(stored: Tensor, plan: EncodingPlan | TeacherPlan) -> Tensor:
     return stored.flip(-1)
 
 
-class EpochOrder:
-    """The order in which `count` images are visited: an endless stream of epochs, each with its own permutation.
-
-    The permutation of epoch e is a function of (seed, e) alone, so the stream can begin at any position, and every
-    process can compute its share. It is the same for all versions of NumPy: raw PCG64 numbers, sorted.
-    """
-
-    def __init__(self, count: int, seed: int):
-        if count < 1:
-            raise ValueError(f"an order of {count} images")
-        self.count, self.seed = count, seed
-        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-
-    def permutation(self, epoch: int) -> np.ndarray:
-        """int64 [count]: the image at each place of `epoch`."""
-        if self._cached[0] != epoch:
-            keys = np.random.PCG64(hash_seed(self.seed, "order", epoch)).random_raw(self.count)
-            order = np.argsort(keys)  # several times faster than the stable sort
-            if (np.diff(keys[order]) == 0).any():  # the order of equal numbers is undefined
-                order = np.argsort(keys, kind="stable")
-            self._cached = (epoch, order)
-        return self._cached[1]
-
-    def indices(self, start: int, stop: int) -> np.ndarray:
-        """int64 [stop - start]: the images at places `start` to `stop` of the stream, counted over all epochs."""
-        parts = []
-        while start < stop:
-            epoch, place = divmod(start, self.count)
-            part = self.permutation(epoch)[place : place + stop - start]
-            parts.append(part)
-            start += len(part)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
 def draw_latents(batch: LatentBatch, noise: Tensor, normalisation: Normalisation) -> Tensor:
     """A standardised draw from the posterior, [n, C, h, w]; `noise` of the same shape is unused where `std` is None."""
     raw = batch.mean if batch.std is None else batch.mean + batch.std * noise
     return standardise(raw, normalisation)
-
-
-def standardise(raw_latents: Tensor, normalisation: Normalisation) -> Tensor:
-    """`(raw_latents - mean) / std` per channel, [n, C, h, w]."""
-    return (raw_latents - _column(normalisation.mean, raw_latents)) / _column(normalisation.std, raw_latents)
-
-
-def unstandardise(latents: Tensor, normalisation: Normalisation) -> Tensor:
-    """The inverse of `standardise`: what the autoencoder decodes, [n, C, h, w]."""
-    return latents * _column(normalisation.std, latents) + _column(normalisation.mean, latents)
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-
-def find_latents(root: Path | str = "latents", *, resolution: Size | None = None) -> Path:
-    """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
-
-    Raises:
-        UserError: there is none (`no-latents`), there is more than one (`ambiguous-latents`), or none can be read (as
-            `read_manifest`).
-    """
-    root, found, unreadable = Path(root), {}, []
-    for path in sorted(root.glob("*/manifest.json")):
-        try:
-            found[path.parent] = read_manifest(path.parent).plan
-        except UserError as error:
-            unreadable.append(error)
-    fitting = [path for path, plan in found.items() if resolution in (None, plan.resolution)]
-    if len(fitting) == 1:
-        return fitting[0]
-    wanted = f" of {resolution} px" if resolution else ""
-    others = ", ".join(f"{path} ({plan.resolution} px)" for path, plan in found.items())
-    unfinished = [str(path.parent) for path in sorted(root.glob("*/encoding")) if path.parent not in found]
-    if fitting:
-        raise UserError(
-            f"{len(fitting)} folders under {root}/ hold latents{wanted}: {', '.join(map(str, fitting))}",
-            code="ambiguous-latents",
-            expected="one",
-            remedy=f"--latents {fitting[0]}",
-        )
-    if unreadable:
-        raise unreadable[0]
-    if unfinished:
-        remedy = f"{unfinished[0]} is unfinished: run its `mpdit encode-latents` command again"
-    else:
-        remedy = "mpdit encode-latents SOURCE" + (f" --resolution {resolution}" if resolution else "")
-    raise UserError(
-        f"there are no latents{wanted} under {root}/",
-        code="no-latents",
-        expected=f"a folder made by `mpdit encode-latents`; found: {others or 'none'}",
-        remedy=f"{remedy}, or --latents DIR",
-    )

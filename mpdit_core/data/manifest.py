@@ -354,18 +354,24 @@ def normalisation_of(
     """The `measured` normalisation from statistics, or the `published` constants. A constant channel is not scaled.
 
     Raises:
-        UserError: `published` for latents that do not have 4 channels.
+        UserError: as `require_published`.
     """
     if name == "published":
-        if len(mean) != len(PUBLISHED_MEAN):
-            raise UserError(
-                f"the published normalisation does not apply to latents of {len(mean)} channels",
-                code="normalisation-does-not-fit",
-                expected="the 4 channels of the Stable Diffusion autoencoder, whose constants are published",
-                remedy="--normalisation measured",
-            )
+        require_published(len(mean))
         return Normalisation(name="published", mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
     return Normalisation(name="measured", mean=tuple(mean), std=tuple(s if s > 0 else 1.0 for s in std))
+
+
+def require_published(channels: int) -> None:
+    """Raises `UserError` (`normalisation-does-not-fit`) where the published constants are of another number of
+    `channels`."""
+    if channels != len(PUBLISHED_MEAN):
+        raise UserError(
+            f"the published normalisation does not apply to latents of {channels} channels",
+            code="normalisation-does-not-fit",
+            expected="the 4 channels of the Stable Diffusion autoencoder, whose constants are published",
+            remedy="--normalisation measured",
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -390,6 +396,46 @@ def read_manifest(folder: Path) -> Manifest:
             remedy="mpdit encode-latents SOURCE",
         )
     return read_record(Manifest, folder / MANIFEST)
+
+
+def find_latents(root: Path | str = "latents", *, resolution: Size | None = None) -> Path:
+    """The one finished folder under `root` with latents of `resolution` pixels; of any, if it is not given.
+
+    Raises:
+        UserError: there is none (`no-latents`), there is more than one (`ambiguous-latents`), or none can be read (as
+            `read_manifest`).
+    """
+    root, found, unreadable = Path(root), {}, []
+    for path in sorted(root.glob(f"*/{MANIFEST}")):
+        try:
+            found[path.parent] = read_manifest(path.parent).plan
+        except UserError as error:
+            unreadable.append(error)
+    fitting = [path for path, plan in found.items() if resolution in (None, plan.resolution)]
+    if len(fitting) == 1:
+        return fitting[0]
+    wanted = f" of {resolution} px" if resolution else ""
+    others = ", ".join(f"{path} ({plan.resolution} px)" for path, plan in found.items())
+    unfinished = [str(path.parent) for path in sorted(root.glob("*/encoding")) if path.parent not in found]
+    if fitting:
+        raise UserError(
+            f"{len(fitting)} folders under {root}/ hold latents{wanted}: {', '.join(map(str, fitting))}",
+            code="ambiguous-latents",
+            expected="one",
+            remedy=f"--latents {fitting[0]}",
+        )
+    if unreadable:
+        raise unreadable[0]
+    if unfinished:
+        remedy = f"{unfinished[0]} is unfinished: run its `mpdit encode-latents` command again"
+    else:
+        remedy = "mpdit encode-latents SOURCE" + (f" --resolution {resolution}" if resolution else "")
+    raise UserError(
+        f"there are no latents{wanted} under {root}/",
+        code="no-latents",
+        expected=f"a folder made by `mpdit encode-latents`; found: {others or 'none'}",
+        remedy=f"{remedy}, or --latents DIR",
+    )
 
 
 def read_record(kind: type[S], path: Path) -> S:

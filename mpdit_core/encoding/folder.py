@@ -54,7 +54,7 @@ class ShardRecords:
 
     def __init__(self, path: Path, work: str):
         self.path, self.work = path, path / work
-        self._plan = self.work / "plan.json"
+        self._plan_path = self.work / "plan.json"
 
     @property
     def has_manifest(self) -> bool:
@@ -62,14 +62,14 @@ class ShardRecords:
 
     @property
     def in_work(self) -> bool:
-        """Whether shards are being made. `begin` writes the plan last, and `_end` removes it first."""
-        return self._plan.is_file()
+        """Whether shards are being made. `begin` writes the plan last, and `_write_manifest` removes it first."""
+        return self._plan_path.is_file()
 
     def count_records(self) -> int:
         return sum(1 for _ in self.work.glob("shard-*.json"))
 
     def add(self, number: int, shard: Shard | FeatureShard) -> None:
-        write_json(self._record(number), shard.model_dump(mode="json"))
+        write_json(self._record_path(number), shard.model_dump(mode="json"))
 
     def set_aside(self, shard: Shard | FeatureShard) -> None:
         """Renames a bad shard, so that the next run writes it again."""
@@ -84,9 +84,9 @@ class ShardRecords:
             self.work.mkdir(exist_ok=True)
         remove_leftovers(self.work)
         for number, shard in finished.items():
-            if not self._record(number).exists():
+            if not self._record_path(number).exists():
                 self.add(number, shard)
-        write_json(self._plan, plan.model_dump(mode="json"))
+        write_json(self._plan_path, plan.model_dump(mode="json"))
 
     def _require_all(self, recorded: Mapping[int, Shard | FeatureShard], total: int) -> None:
         if len(recorded) < total:
@@ -97,29 +97,29 @@ class ShardRecords:
                 remedy="run the same command again; it writes what is missing",
             )
 
-    def _end(self, manifest: Manifest) -> None:
+    def _write_manifest(self, manifest: Manifest) -> None:
         """Writes the manifest, and removes `work` and what `set_aside` renamed."""
         write_json(self.path / MANIFEST, manifest.model_dump(mode="json"))
-        remove(self._plan)
+        remove(self._plan_path)
         shutil.rmtree(self.work, ignore_errors=True)
         for bad in self.path.glob("*.safetensors.bad"):
             bad.unlink(missing_ok=True)
 
-    def _record(self, number: int) -> Path:
+    def _record_path(self, number: int) -> Path:
         return self.work / f"{Path(shard_name(number)).stem}.json"
 
     def _records(self, kind: type[S], total: int) -> dict[int, S]:
-        paths = {number: self._record(number) for number in range(total)}
+        paths = {number: self._record_path(number) for number in range(total)}
         return {number: read_record(kind, path) for number, path in paths.items() if path.is_file()}
 
-    def _there(self, recorded: Iterable[tuple[int, S]]) -> dict[int, S]:
+    def _whole(self, recorded: Iterable[tuple[int, S]]) -> dict[int, S]:
         """The shards whose file has its full size."""
 
-        def is_there(shard: S) -> bool:
+        def is_whole(shard: S) -> bool:
             path = self.path / shard.file
             return path.is_file() and path.stat().st_size == shard.bytes
 
-        return {number: shard for number, shard in recorded if is_there(shard)}
+        return {number: shard for number, shard in recorded if is_whole(shard)}
 
 
 class EncodingFolder(ShardRecords):
@@ -132,7 +132,7 @@ class EncodingFolder(ShardRecords):
     def is_complete(self) -> bool:
         return self.has_manifest and not self.in_work
 
-    def check(self, plan: EncodingPlan) -> None:
+    def require_plan(self, plan: EncodingPlan) -> None:
         """Raises `UserError` where the folder holds anything but latents made under `plan`."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
@@ -157,11 +157,11 @@ class EncodingFolder(ShardRecords):
             _require_same(old, plan.model_copy(update={"source": moved}), self.path, remedy=remedy)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Locks the folder until the body ends. A complete folder may be read-only: then it is not locked."""
-        with ExitStack() as stack:
+        with ExitStack() as lock:
             try:
-                stack.enter_context(locked(self.path))
+                lock.enter_context(locked(self.path))
             except UserError as error:
                 if error.code != "cannot-write" or not self.is_complete:
                     raise
@@ -170,14 +170,14 @@ class EncodingFolder(ShardRecords):
     def shards(self, plan: EncodingPlan) -> dict[int, Shard]:
         """Finished shards by number: those with a record, whose file has its full size."""
         if self.is_complete:
-            return self._there(enumerate(read_manifest(self.path).shards))
+            return self._whole(enumerate(read_manifest(self.path).shards))
         recorded = self._records(Shard, plan.num_shards)
         for number, shard in recorded.items():
             if fault := shard.fault(number, plan):
-                path = self._record(number)
+                path = self._record_path(number)
                 remedy = f"delete {path}; its shard is written again"
                 raise UserError(f"{path} is damaged: {fault}", code="damaged-file", remedy=remedy)
-        return self._there(recorded.items())
+        return self._whole(recorded.items())
 
     def finish(self, plan: EncodingPlan, *, normalisation: Literal["measured", "published"] | None) -> None:
         """Writes the manifest of all shards, and removes the records.
@@ -204,7 +204,7 @@ class EncodingFolder(ShardRecords):
         teacher = old.teacher if old else None
         if teacher and [shard.count for shard in teacher.shards] != [shard.count for shard in shards]:
             teacher = None
-        self._end(
+        self._write_manifest(
             Manifest(
                 plan=plan,
                 count=count,
@@ -221,11 +221,11 @@ class EncodingFolder(ShardRecords):
         """The plan that the latents here were begun with; None where there are no latents."""
         if self.has_manifest:
             return read_manifest(self.path).plan
-        return read_record(EncodingPlan, self._plan) if self.in_work else None
+        return read_record(EncodingPlan, self._plan_path) if self.in_work else None
 
 
 class TeacherFolder(ShardRecords):
-    """Features being written. `path` holds latents; only `plan` and `check` allow unfinished ones."""
+    """Features being written. `path` holds latents; only `plan` and `require_plan` allow unfinished ones."""
 
     def __init__(self, path: Path):
         super().__init__(path, "teacher")
@@ -238,9 +238,9 @@ class TeacherFolder(ShardRecords):
         """The plan that the features here were begun with; None where there are no features."""
         if self.has_manifest and (teacher := read_manifest(self.path).teacher):
             return teacher.plan
-        return read_record(TeacherPlan, self._plan) if self.in_work else None
+        return read_record(TeacherPlan, self._plan_path) if self.in_work else None
 
-    def check(self, plan: TeacherPlan) -> None:
+    def require_plan(self, plan: TeacherPlan) -> None:
         """Refuses features of another plan. The projection is not compared: it is measured once per folder.
 
         Raises:
@@ -289,10 +289,10 @@ class TeacherFolder(ShardRecords):
         """Finished shards by number: those with a record, whose file has its full size."""
         manifest = read_manifest(self.path)
         if manifest.teacher and not self.in_work:
-            return self._there(enumerate(manifest.teacher.shards))
+            return self._whole(enumerate(manifest.teacher.shards))
         recorded = self._records(FeatureShard, len(manifest.shards))
         expected = [(feature_shard_name(number), shard.count) for number, shard in enumerate(manifest.shards)]
-        return self._there((n, shard) for n, shard in recorded.items() if (shard.file, shard.count) == expected[n])
+        return self._whole((n, shard) for n, shard in recorded.items() if (shard.file, shard.count) == expected[n])
 
     def finish(self, plan: TeacherPlan) -> None:
         """Writes the manifest with all features, and removes the records.
@@ -303,7 +303,7 @@ class TeacherFolder(ShardRecords):
         manifest, recorded = read_manifest(self.path), self.shards()
         self._require_all(recorded, len(manifest.shards))
         teacher = TeacherFeatures(plan=plan, shards=tuple(recorded[number] for number in range(len(recorded))))
-        self._end(manifest.model_copy(update={"teacher": teacher}))
+        self._write_manifest(manifest.model_copy(update={"teacher": teacher}))
 
 
 def _require_same(old: Settings, new: Settings, path: Path, *, remedy: str) -> None:

@@ -42,35 +42,46 @@ def encode_latents(options: EncodeOptions, *, report: Reporter = silent) -> Enco
         Interrupted: a signal came; finished shards are kept.
     """
     device = select_device(options.device)
-    with process_group(device) as world, ExitStack() as held:
+    with process_group(device) as world, ExitStack() as locks:
         job = open_job(options, device=device, world=world, report=report)
-        unfinished = world.on_main(lambda: _hold(job, held))
+        unfinished = world.on_main(lambda: _lock_folder(job, locks))
         started = time.monotonic()
         if unfinished is not None:
             _encode(job, unfinished)
         elif world.is_main:
-            _revisit(job)
+            _renormalise(job)
         encoded, seconds = job.plan.count_items(unfinished or ()), time.monotonic() - started
-        if job.teacher and not (job.options.verify and read_manifest(job.folder.path).teacher):
-            store_features(job, job.teacher)
+        if teacher := job.teacher_to_store():
+            store_features(job, teacher)
         if world.is_main:
+            if options.verify:
+                verify_latents(job)
+                verify_features(job)
             _inspect(job, is_new=unfinished is not None)
         rfid = _measure_rfid(job) if options.reconstruction_fid else None
         return _result(LatentFolder(job.folder.path), encoded=encoded, seconds=seconds, rfid=rfid)
 
 
-def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
-    """Locks the folder until `held` closes; returns the shards to encode, which no other command can change.
+def _lock_folder(job: EncodeJob, locks: ExitStack) -> list[int] | None:
+    """Locks the folder until `locks` closes; returns the shards to encode, which no other command can change.
 
     Raises:
-        UserError: the space is too small for latents and features (`disk-full`), and as `EncodingFolder`.
+        UserError: as `_require_space` and `EncodingFolder`.
     """
+    _require_space(job)
+    locks.enter_context(job.folder.locked())
+    job.folder.require_plan(job.plan)
+    return job.unfinished_shards()
+
+
+def _require_space(job: EncodeJob) -> None:
+    """Raises `UserError` (`disk-full`) where the space is too small for the latents and features that are missing."""
     folder, plan = job.folder, job.plan
     need, free = plan.count_items(job.unfinished_shards() or ()) * plan.bytes_per_image, files.free_bytes(folder.path)
-    if job.teacher and not job.is_check:
+    if teacher := job.teacher_to_store():
         done = TeacherFolder(folder.path).shards() if folder.has_manifest else {}
         missing = (number for number in range(plan.num_shards) if number not in done)
-        need += plan.count_items(missing) * job.teacher.plan.bytes_per_image
+        need += plan.count_items(missing) * teacher.plan.bytes_per_image
     if need > free:
         raise UserError(
             f"{folder.path} still needs {files.size_text(need)}, but {files.size_text(free)} are free there",
@@ -79,9 +90,6 @@ def _hold(job: EncodeJob, held: ExitStack) -> list[int] | None:
             remedy="free some space, choose another --out"
             + (", or --no-flip, which needs half of the space" if plan.flip else ""),
         )
-    held.enter_context(folder.held())
-    folder.check(plan)
-    return job.unfinished_shards()
 
 
 def _encode(job: EncodeJob, unfinished: list[int]) -> None:
@@ -109,7 +117,7 @@ def _encode(job: EncodeJob, unfinished: list[int]) -> None:
     job.world.on_main(lambda: job.folder.finish(job.plan, normalisation=job.options.normalisation))
 
 
-def _revisit(job: EncodeJob) -> None:
+def _renormalise(job: EncodeJob) -> None:
     """Changes the normalisation of a complete folder if another one is requested; nothing is encoded."""
     path, wanted = job.folder.path, job.options.normalisation
     job.report(Note(text=f"{path} is complete: nothing to encode"))
@@ -122,12 +130,8 @@ def _revisit(job: EncodeJob) -> None:
 
 
 def _inspect(job: EncodeJob, *, is_new: bool) -> None:
-    """`--verify`, and the files beside the latents: figures of the reconstruction, contact sheet, reference."""
-    path, images = job.folder.path, job.options.reconstruction_images
-    if job.options.verify:
-        verify_latents(job)
-        verify_features(job)
-    latents = LatentFolder(path)
+    """Makes the files beside the latents: figures of the reconstruction, contact sheet, reference."""
+    latents, images = LatentFolder(job.folder.path), job.options.reconstruction_images
     if job.source is None:
         draw_decoded(latents, job.autoencoder, report=job.report)
     elif is_new or not is_inspected(latents, images=images):

@@ -43,13 +43,13 @@ class Encoder:
     Args:
         device: where it computes; on a CPU each image is encoded by itself.
         mode: mode of the pictures, as Pillow names it.
-        stored: plan of what is stored: its shape and type for each image, and the names of the tensors.
-        encode: gives what is stored, [n, *stored.stored_shape], for images uint8 [n, K, H, W].
+        plan: of what is stored: its shape and type for each image, and the names of the tensors.
+        encode: gives what is stored, [n, *plan.stored_shape], for images uint8 [n, K, H, W].
     """
 
     device: torch.device
     mode: Mode
-    stored: EncodingPlan | TeacherPlan
+    plan: EncodingPlan | TeacherPlan
     encode: Callable[[Tensor], Tensor]
 
     @property
@@ -59,7 +59,7 @@ class Encoder:
 
 def latents_encoder(autoencoder: LoadedAutoencoder, plan: EncodingPlan) -> Encoder:
     device, mode, encode = autoencoder.encode_device, autoencoder.mode, autoencoder.encode
-    return Encoder(device=device, mode=mode, stored=plan, encode=encode)
+    return Encoder(device=device, mode=mode, plan=plan, encode=encode)
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class ShardBuilder:
     def __init__(self, plan: EncodingPlan, number: int, encoder: Encoder):
         self.number = number
         self.start, self.stop = plan.shard_range(number)
-        stored = encoder.stored
-        self.tensors = {name: np.empty((len(self), *stored.stored_shape), stored.dtype) for name in stored.tensor_names}
+        rows = (len(self), *encoder.plan.stored_shape)
+        self.tensors = {name: np.empty(rows, encoder.plan.dtype) for name in encoder.plan.tensor_names}
         self.labels = np.zeros(len(self), "<i8")
         self.is_good = np.ones(len(self), dtype=bool)
         self.skipped: list[SkippedItem] = []
@@ -163,7 +163,7 @@ def encode_pictures(encoder: Encoder, pictures: np.ndarray) -> list[Tensor]:
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     if encoder.device.type == "cuda":
         images = images.pin_memory().to(encoder.device, non_blocking=True)
-    parts = (images, images.flip(-1)) if encoder.stored.flip else (images,)
+    parts = (images, images.flip(-1)) if encoder.plan.flip else (images,)
     return [encoder.encode(part) for part in parts]
 
 
@@ -177,16 +177,16 @@ def _submitted(
         for row in range(0, len(shard), plan.batch_size):
             size = min(plan.batch_size, len(shard) - row)
             items, decoders = zip(*(next(reading) for _ in range(size)), strict=True)
-            _check_labels(items, plan)
+            _require_labels(items, plan)
             shard.labels[row : row + size] = [item.label for item in items]
             shape = (size, *plan.resolution, len(encoder.mode))
             pictures = np.zeros(shape, np.uint8) if encoder.takes_batches else None
             places = repeat(None) if pictures is None else pictures
-            decode = partial(_decode, encoder, plan.resolution, shard)
-            yield Batch(shard, row, items, pictures, pool.map(decode, range(row, row + size), decoders, places))
+            prepare_row = partial(_prepare_row, encoder, plan.resolution, shard)
+            yield Batch(shard, row, items, pictures, pool.map(prepare_row, range(row, row + size), decoders, places))
 
 
-def _decode(
+def _prepare_row(
     encoder: Encoder, resolution: Size, shard: ShardBuilder, row: int, decode: Decode, pixels: np.ndarray | None
 ) -> str | None:
     """Decodes an item into its `pixels` [H, W, K] of a batch, or else encodes it too; returns why it cannot be used."""
@@ -222,7 +222,7 @@ def _faulty(item: SkippedItem) -> UserError:
     )
 
 
-def _check_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
+def _require_labels(items: Sequence[Item], plan: EncodingPlan) -> None:
     for item in items:
         if not 0 <= item.label <= plan.last_label:
             raise UserError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from mpdit_core.data.autoencoders import DEFAULT_AUTOENCODER, LoadedAutoencoder, is_plugin, load_autoencoder
-from mpdit_core.data.manifest import EncodingPlan, normalisation_of
+from mpdit_core.data.manifest import EncodingPlan, read_manifest, require_published
 from mpdit_core.data.sources import open_source, source_notes
 from mpdit_core.encoding.folder import EncodingFolder, TeacherFolder
 from mpdit_core.encoding.foreign_latents import detect_format, find_foreign_latents, import_shards
@@ -30,6 +31,8 @@ from mpdit_core.runtime.concurrency import usable_cores
 from mpdit_core.runtime.distributed import World
 from mpdit_core.size import Size
 
+MakeShards = Callable[[Sequence[int]], Iterator[Encoded]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
@@ -45,7 +48,7 @@ class EncodeJob:
     plan: EncodingPlan
     folder: EncodingFolder
     source: Dataset | None
-    shards_of: Callable[[Sequence[int]], Iterator[Encoded]]
+    shards_of: MakeShards
     autoencoder: LoadedAutoencoder
     teacher: LoadedTeacher | None
     world: World
@@ -55,6 +58,10 @@ class EncodeJob:
     def is_check(self) -> bool:
         """Whether finished latents are only checked: missing shards are reported, not made."""
         return self.options.verify and self.folder.has_manifest
+
+    def teacher_to_store(self) -> LoadedTeacher | None:
+        """The teacher, unless its features are there and only checked."""
+        return None if self.is_check and read_manifest(self.folder.path).teacher else self.teacher
 
     def unfinished_shards(self) -> list[int] | None:
         """Numbers of the shards to encode; None for a complete folder, and for one that is only checked."""
@@ -67,36 +74,10 @@ class EncodeJob:
 
 def open_job(options: EncodeOptions, *, device: torch.device, world: World, report: Reporter) -> EncodeJob:
     """Opens everything, makes the plan, and refuses what cannot be done; in every process."""
-    given, source = what_is_encoded(options), None
-    if options.from_latents:
-        found = find_foreign_latents(options.from_latents)
-        autoencoder = _load_autoencoder(options, None, device=device, world=world)
-        latent_format = detect_format(found, autoencoder.spec, scale=options.latents_scale)
-        report(Note(text=latent_format.text))
-        plan = plan_import(options, found, latent_format)
-        folder = EncodingFolder(output_folder(options, plan.resolution))
-        shards_of = partial(import_shards, found, latent_format, plan)
-    else:
-        source = open_source(given, split=options.split, **source_arguments(options))
-        autoencoder = _load_autoencoder(options, source, device=device, world=world)
-        own = getattr(source, "resolution", None)
-        resolution = options.resolution or (Size.parse(own) if own else DEFAULT_RESOLUTION)
-        autoencoder.check_resolution(resolution)
-        folder = EncodingFolder(output_folder(options, resolution))
-        report(Note(text=f"finding the images of {given}"))
-        begun = folder.plan()
-        plan = world.broadcast_object(make_plan(options, source, autoencoder, resolution=resolution, begun=begun))
-        autoencoder.precision = plan.precision
-        for note in source_notes(source):
-            report(note)
-        shards_of = partial(
-            encode_shards,
-            source,
-            plan,
-            encoder=latents_encoder(autoencoder, plan),
-            workers=options.workers or usable_cores(),
-            skip_faulty=options.on_error == "skip",
-        )
+    given = what_is_encoded(options)
+    opened = _open_import if options.from_latents else _open_images
+    plan, source, autoencoder, shards_of = opened(given, options, device=device, world=world, report=report)
+    folder = EncodingFolder(output_folder(options, plan.resolution))
     spec = autoencoder.spec
     if ":" in spec.id and is_plugin(spec.id):
         text = f"{spec.id} is not an installed plugin: `mpdit train` decodes these latents only with --trust"
@@ -105,12 +86,12 @@ def open_job(options: EncodeOptions, *, device: torch.device, world: World, repo
         from mpdit_core.evaluation import require_features
 
         require_features("inception", device)
-    if options.normalisation == "published":  # raises where it does not fit
-        normalisation_of("published", (0.0,) * spec.channels, ())
-    folder.check(plan)
+    if options.normalisation == "published":
+        require_published(spec.channels)
+    folder.require_plan(plan)
     teacher = open_teacher(options, plan, source, autoencoder)
     if teacher and not options.replace_teacher:
-        TeacherFolder(folder.path).check(teacher.plan)
+        TeacherFolder(folder.path).require_plan(teacher.plan)
     world.barrier()
     return EncodeJob(
         options=options,
@@ -123,6 +104,45 @@ def open_job(options: EncodeOptions, *, device: torch.device, world: World, repo
         world=world,
         report=report,
     )
+
+
+def _open_images(
+    given: str, options: EncodeOptions, *, device: torch.device, world: World, report: Reporter
+) -> tuple[EncodingPlan, Dataset, LoadedAutoencoder, MakeShards]:
+    """The fields of an `EncodeJob` for the images of the source `given`."""
+    source = open_source(given, split=options.split, **source_arguments(options))
+    autoencoder = _load_autoencoder(options, source, device=device, world=world)
+    own = getattr(source, "resolution", None)
+    resolution = options.resolution or (Size.parse(own) if own else DEFAULT_RESOLUTION)
+    autoencoder.require_resolution(resolution)
+    folder = EncodingFolder(output_folder(options, resolution))
+    report(Note(text=f"finding the images of {given}"))
+    begun = folder.plan()
+    plan = world.broadcast_object(make_plan(options, source, autoencoder, resolution=resolution, begun=begun))
+    autoencoder.precision = plan.precision
+    for note in source_notes(source):
+        report(note)
+    shards_of = partial(
+        encode_shards,
+        source,
+        plan,
+        encoder=latents_encoder(autoencoder, plan),
+        workers=options.workers or usable_cores(),
+        skip_faulty=options.on_error == "skip",
+    )
+    return plan, source, autoencoder, shards_of
+
+
+def _open_import(
+    given: str, options: EncodeOptions, *, device: torch.device, world: World, report: Reporter
+) -> tuple[EncodingPlan, None, LoadedAutoencoder, MakeShards]:
+    """The fields of an `EncodeJob` for latents of another program in the folder `given`."""
+    found = find_foreign_latents(Path(given))
+    autoencoder = _load_autoencoder(options, None, device=device, world=world)
+    latent_format = detect_format(found, autoencoder.spec, scale=options.latents_scale)
+    report(Note(text=latent_format.text))
+    plan = plan_import(options, found, latent_format)
+    return plan, None, autoencoder, partial(import_shards, found, latent_format, plan)
 
 
 def _load_autoencoder(

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from mpdit_core.data.autoencoders import as_rgb, load_autoencoder
-from mpdit_core.data.latents import LatentFolder, unstandardise
+from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.data.sources import find_images
+from mpdit_core.data.standardising import unstandardise
 from mpdit_core.errors import UserError
 from mpdit_core.evaluation.images import ImageSource, are_sorted, image_files, npz_images
 from mpdit_core.evaluation.record import ImagesRecord

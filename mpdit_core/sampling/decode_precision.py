@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mpdit_core.config import ComputeType, Precision
 from mpdit_core.data.autoencoders import LoadedAutoencoder
-from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.data.standardising import unstandardise
 from mpdit_core.runtime import seeding
 from mpdit_core.runtime.precision import MIN_GAIN, MIN_PARAMETERS, TRIED_AT, TRIED_ON, fastest_that_agrees
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from mpdit_core import plugins
 from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
-from mpdit_core.data.latents import unstandardise
 from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.data.standardising import unstandardise
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity, load_rule
 from mpdit_core.flow.guidance.rule import Network

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from mpdit_core.config import RunConfig
-from mpdit_core.data.latents import EpochOrder, LatentFolder, draw_latents
+from mpdit_core.data.epoch_order import EpochOrder
+from mpdit_core.data.latents import LatentFolder, draw_latents
 from mpdit_core.flow.path import target_velocity
 from mpdit_core.flow.times import draw_times
 from mpdit_core.protocols import TrainingBatch

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mpdit_core import presets
 from mpdit_core.config import RESUMABLE, Layers, RunConfig
-from mpdit_core.data.latents import LatentFolder, find_latents
-from mpdit_core.data.manifest import LatentSpec
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.manifest import LatentSpec, find_latents
 from mpdit_core.errors import UserError
 from mpdit_core.flow.loss import Terms, build_terms, needs, network_shape, require_fit
 from mpdit_core.models.run_folder import RunFolder

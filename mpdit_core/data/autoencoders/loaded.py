@@ -76,7 +76,7 @@ class LoadedAutoencoder:
             parts.append(images)
         return torch.cat(parts)
 
-    def check_resolution(self, resolution: Size) -> None:
+    def require_resolution(self, resolution: Size) -> None:
         """Raises `UserError` (`resolution-does-not-fit`) for a size in pixels that the autoencoder does not take."""
         factor, only = self.spec.factor, self.spec.resolution
         if not resolution.is_multiple(factor) or (only and resolution != Size.square(only)):

@@ -55,7 +55,7 @@ def _begin(
     """The plan, with its projection measured, and the shards to make; None where all are complete."""
     plan = teacher.plan
     try:
-        folder.check(plan)
+        folder.require_plan(plan)
     except UserError:
         if not job.options.replace_teacher:
             raise

@@ -20,9 +20,10 @@ from torch import Tensor
 from mpdit_core import plugins
 from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb
 from mpdit_core.data.images import prepare
-from mpdit_core.data.latents import LatentFolder, standardise
+from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import EncodingPlan, TeacherPlan, normalisation_of
 from mpdit_core.data.shards import ShardContent
+from mpdit_core.data.standardising import standardise
 from mpdit_core.encoding.options import EncodeOptions
 from mpdit_core.encoding.pipeline import Encoded, Encoder, encode_shards
 from mpdit_core.encoding.reconstruction import pick_images
@@ -192,7 +193,7 @@ class ImageTeacher:
             features = self._features(images)
             return features if directions is None else features @ directions
 
-        encoder = Encoder(device=device, mode=self.autoencoder.mode, stored=self.plan, encode=encode)
+        encoder = Encoder(device=device, mode=self.autoencoder.mode, plan=self.plan, encode=encode)
         for batch in encode_shards(
             self.source, self.latents_plan, numbers, encoder=encoder, workers=self.workers, skip_faulty=True
         ):

@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core.data.autoencoders import LoadedAutoencoder, as_rgb
-from mpdit_core.data.latents import LatentFolder, standardise
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.standardising import standardise
 from mpdit_core.errors import UserError
 from mpdit_core.models.model_folder import ModelFolder
 from mpdit_core.pictures import labelled_grid

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mpdit_core.data.autoencoders import LoadedAutoencoder, load_autoencoder
-from mpdit_core.data.latents import unstandardise
+from mpdit_core.data.standardising import unstandardise
 from mpdit_core.errors import UserError
 from mpdit_core.flow.guidance import Guidance, GuidedVelocity
 from mpdit_core.flow.integrate import integrate, starting_noise

@@ -195,7 +195,7 @@ def test_refused_autoencoders(tmp_path: Path):
     with refused("another-autoencoder"):
         load_autoencoder(spec.model_copy(update={"sha256": "0" * 64}))
     with refused("resolution-does-not-fit"):
-        load_autoencoder(str(vae)).check_resolution(Size(96, 100))
+        load_autoencoder(str(vae)).require_resolution(Size(96, 100))
     with refused("option-does-not-apply", "factor"):
         load_autoencoder(str(vae), options={"factor": 2})
     config = json.loads((vae / "config.json").read_text())

@@ -95,6 +95,6 @@ def test_a_subfolder_and_a_revision_of_the_hub(tmp_path: Path, monkeypatch: pyte
 
 def test_an_autoencoder_of_one_resolution(tmp_path: Path):
     loaded = load_autoencoder(str(save_family("RAE", tmp_path)))
-    loaded.check_resolution(Size.square(64))
+    loaded.require_resolution(Size.square(64))
     with refused("resolution-does-not-fit"):
-        loaded.check_resolution(Size.square(128))
+        loaded.require_resolution(Size.square(128))

@@ -9,8 +9,10 @@ import pytest
 import torch
 from data_helpers import encode, image_folder, refused, save_autoencoder
 
-from mpdit_core.data.latents import EpochOrder, LatentBatch, LatentFolder, draw_latents, find_latents, unstandardise
-from mpdit_core.data.manifest import Normalisation
+from mpdit_core.data.epoch_order import EpochOrder
+from mpdit_core.data.latents import LatentBatch, LatentFolder, draw_latents
+from mpdit_core.data.manifest import Normalisation, find_latents
+from mpdit_core.data.standardising import unstandardise
 from mpdit_core.runtime.files import read_json, write_json
 from mpdit_core.size import Size
 

@@ -18,8 +18,8 @@ from safetensors import safe_open
 from mpdit_cli.app import main
 from mpdit_cli.commands.encode_latents import next_command, summary
 from mpdit_core.data.images import prepare
-from mpdit_core.data.latents import LatentFolder, find_latents
-from mpdit_core.data.manifest import PUBLISHED_MEAN
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.manifest import PUBLISHED_MEAN, find_latents
 from mpdit_core.data.shards import channel_sums, same_sums
 from mpdit_core.encoding import plan as encoding_plan
 from mpdit_core.errors import Interrupted, UserError

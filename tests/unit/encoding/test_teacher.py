@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from teacher_helpers import TEACHER, Cells, feature_hashes
 
 from mpdit_core.data.images import prepare
-from mpdit_core.data.latents import LatentFolder, standardise
+from mpdit_core.data.latents import LatentFolder
 from mpdit_core.data.manifest import MANIFEST, normalisation_of
+from mpdit_core.data.standardising import standardise
 from mpdit_core.encoding.folder import TeacherFolder
 from mpdit_core.encoding.teacher.store import measure_projection
 from mpdit_core.encoding.teacher.teachers import to_tokens
@@ -206,6 +207,16 @@ def test_records_that_are_not_complete_do_not_replace_the_manifest(images: Path,
     (plain / "teacher").mkdir()
     assert TeacherFolder(plain).is_complete
     assert len(TeacherFolder(plain).shards()) == len(LatentFolder(plain).teacher.shards)
+
+
+def test_space_for_new_features_is_required_with_verify_too(images: Path, plain: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 100)
+        with refused("disk-full"):
+            encode(images, plain, teacher=TEACHER, verify=True)
+    encode(images, plain, teacher=TEACHER, verify=True)
+    monkeypatch.setattr("mpdit_core.runtime.files.free_bytes", lambda path: 0)
+    encode(images, plain, teacher=TEACHER, verify=True)  # checks alone
 
 
 def test_verify_computes_features_again(images: Path, plain: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.neighbours import precision_recall
 from mpdit_core.metrics.scores import InceptionScore, frechet_distance, kernel_distance
+from mpdit_core.metrics.similarity import MAX_PSNR, psnr, ssim
 from mpdit_core.metrics.statistics import Gaussian, RunningStatistics, statistics_of
 
 
@@ -229,3 +230,19 @@ def test_an_accumulator_refuses_too_many_and_too_few_images():
         accumulator.gaussian()
     with pytest.raises(ValueError, match="10 images"):
         accumulator.add(features(range(5)))
+
+
+def as_batch(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+
+def test_both_figures_are_those_of_scikit_image():
+    """`peak_signal_noise_ratio` and `structural_similarity` of scikit-image 0.26.0, with Gaussian weights, standard
+    deviation 1.5 and population covariance."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    noisy = np.clip(image.astype(int) + random.integers(-20, 21, image.shape), 0, 255).astype(np.uint8)
+    assert psnr(as_batch(image), as_batch(noisy)).item() == pytest.approx(26.82792671585299, abs=1e-9)
+    assert ssim(as_batch(image), as_batch(noisy)).item() == pytest.approx(0.9878161555650081, abs=1e-12)
+    assert psnr(as_batch(image), as_batch(image)).item() == MAX_PSNR
+    assert ssim(as_batch(image), as_batch(image)).item() == 1

@@ -15,7 +15,8 @@ from sample_helpers import code_of, images_of, make_generator, run_view, sample_
 
 from mpdit_cli.app import main
 from mpdit_core.data.autoencoders import LoadedAutoencoder
-from mpdit_core.data.latents import LatentFolder, standardise
+from mpdit_core.data.latents import LatentFolder
+from mpdit_core.data.standardising import standardise
 from mpdit_core.reporting import Progress, Warning
 from mpdit_core.sampling import sample
 from mpdit_core.sampling.views.interpolation import slerp
