@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import runpy
 import sys
@@ -15,13 +16,13 @@ import pytest
 import torch
 from launch import run, run_python, succeed
 
-from mpdit_core import load_sampler, plugins
+from mpdit_core import api, load_sampler, plugins
 from mpdit_core.api import Features, Item
 from mpdit_core.data.sources import classes_and_fingerprint, count_items, read_items
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.flow.integrate import integrate
 from mpdit_core.metrics.features import extract
-from mpdit_core.plugins import PluginError, finding, list_plugins, plugin_errors, show_plugin
+from mpdit_core.plugins import PluginError, errors, finding, list_plugins, plugin_errors, show_plugin
 from mpdit_core.plugins.job import PluginReport
 from mpdit_core.plugins.scaffold import GROUPS
 
@@ -183,6 +184,9 @@ class S:
         raise torch.OutOfMemoryError("full")
     def out(self):
         raise KeyboardInterrupt
+    def pixels(self):
+        from mpdit_core.api import to_range
+        return to_range(None)
 """
 
 
@@ -202,6 +206,7 @@ def calls(request, site: Path, tmp_path: Path):
         ("library", (), r"JSONDecodeError.*line 16\)"),
         ("torch", (), r"RuntimeError.*line 18\)"),
         ("api", (torch.ones(3, 1),), r"ValueError.*line 20\)"),  # our helper, called wrongly
+        ("pixels", (), r"AttributeError.*line 32\)"),  # one in another file
         ("leave", (), r"sys\.exit\(5\).*line 22\)"),
         ("steps", (), "TypeError"),
         ("nothing", (), "AttributeError"),
@@ -243,6 +248,20 @@ def test_an_error_of_the_network_is_not_blamed_on_the_sampler(calls):
     velocity = GuidedVelocity(network, torch.tensor([1]), null_label=2, guidance=Guidance())
     with pytest.raises(KeyError):
         integrate(calls, velocity, torch.ones(1, 1, 2, 2))
+
+
+def test_an_error_of_an_installed_mpdit_is_not_blamed_on_the_sampler(calls, tmp_path: Path, monkeypatch):
+    core = tmp_path / "site-packages" / "mpdit_core"
+    core.mkdir(parents=True)
+    (core / "network.py").write_text("def velocity(x, t):\n    return {}['weights']\n")
+    monkeypatch.setattr(errors, "CORE", core)
+    with pytest.raises(KeyError), plugin_errors(calls, "in a call"):
+        calls.steps(runpy.run_path(str(core / "network.py"))["velocity"], None)
+
+
+def test_the_files_of_all_helpers_are_listed():
+    names = [getattr(api, name) for name in api.__all__]
+    assert {Path(inspect.getfile(helper)) for helper in names if inspect.isfunction(helper)} == errors.CALLED_BY_PLUGINS
 
 
 def test_ours_keep_their_traceback():
