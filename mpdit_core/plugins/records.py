@@ -22,7 +22,7 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
     Without a package: its source file and the SHA-256 of that.
     """
     entry = resolve(kind, name)
-    options = options_in(instance)
+    options = option_values(instance)
     recorded = {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "options": options}
     if not entry.package:
         source = Path(inspect.getsourcefile(load(kind, name)) or "")
@@ -31,7 +31,7 @@ def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
     return recorded
 
 
-def options_in(instance: Any) -> dict[str, Any]:
+def option_values(instance: Any) -> dict[str, Any]:
     """All options of a plugin in plain JSON, also those with default values."""
     return {f.name: jsonable(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
 

@@ -41,6 +41,23 @@ class S:
             yield Step(1 - (n + 1) / self.num_steps, x)
 """
 
+DATA = """
+from dataclasses import dataclass
+@dataclass
+class S:
+    def class_names(self): ...
+    def items(self): ...
+    def image(self, index): ...
+    def fingerprint(self): ...
+"""
+
+COMMAND = """
+from types import SimpleNamespace
+from mpdit_core.settings import Options, Result
+class O(Options): pass
+S = SimpleNamespace(options=O, job=lambda options, *, report: Result(), help="Play.")
+"""
+
 # what is wrong: (module, what the list says of it)
 BROKEN = {
     "no-import": ("import (", "SyntaxError"),
@@ -359,6 +376,7 @@ def test_commands_and_their_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "--num-steps" in text  # which is how `mpdit sample` takes it
     assert "sampler.num_steps" not in text
     assert "sampler.power" in text
+    assert show_plugin("alignment").plugins[0].facts == {"needs": ("teacher",)}
     made = succeed("plugins", "new", "sampler", "own", "--out", "new", "--json").result
     assert (made["kind"], made["name"]) == ("sampler", "own")
     for code, *words in (
@@ -374,14 +392,24 @@ def test_commands_and_their_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         show_plugin("eulr")
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (HEAD.replace("def steps", "def stops"), r"^sampler .* lacks steps\(\)"),
+        (DATA.replace("def fingerprint", "def hash"), r"^data set .* lacks fingerprint\(\)"),
+        (DATA.replace("image(self, index)", "image(self)"), r"^data set .*image does not take the 1 arguments"),
+        (COMMAND.replace("job=", "jobs="), "^command .*its attribute job"),
+        ("S = 3", "of type int"),
+        ("class S: pass", "the class S"),
+    ],
+)
+def test_a_class_that_fulfils_no_contract_is_shown_with_what_it_lacks_of_the_nearest(tmp_path, code: str, words: str):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(PluginError, match=words):
+        show_plugin(f"{tmp_path}/mine.py:S")
 
-COMMAND = """
-from types import SimpleNamespace
-from mpdit_core.settings import Options, Result
-class O(Options): pass
-S = SimpleNamespace(options=O, job=lambda options, *, report: Result(), help="Play.")
-"""
+
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_commands_are_found_without_loading(site: Path, without_heavy_packages, monkeypatch: pytest.MonkeyPatch):
