@@ -309,7 +309,7 @@ def test_what_a_plugin_says_of_its_own_options_is_a_user_error(site: Path):
 
 def test_a_record_builds_again_or_names_the_missing_package(site: Path):
     install(site, "recorded", HEAD)
-    made = plugins.record("samplers", "recorded", plugins.build("samplers", "recorded", {"num_steps": 7}))
+    made = plugins.record("samplers", "recorded", plugins.build("samplers", "recorded", {"num_steps": 7})).as_json()
     assert (made["package"], made["version"], made["options"]) == ("broken-recorded", "1.2", {"num_steps": 7})
     assert plugins.rebuild(json.loads(json.dumps(made))).num_steps == 7
     for other in (made | {"package": "gone-package", "name": "gone"}, made | {"package": "gone-package"}):
@@ -334,7 +334,7 @@ def test_a_class_of_a_module_serves_as_a_plugin(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "path", [*sys.path])
     sampler = load_sampler("a_package_of_mine.inner:S", num_steps=4)
     assert final(sampler).shape == (1, 1, 2, 2)
-    made = plugins.record("samplers", "a_package_of_mine.inner:S", sampler)
+    made = plugins.record("samplers", "a_package_of_mine.inner:S", sampler).as_json()
     assert made["source"] == str(tmp_path / "a_package_of_mine" / "inner.py")
     assert plugins.rebuild(made, trusted=True).num_steps == 4
     with pytest.raises(PluginError, match="No module named 'nowhere'"):
