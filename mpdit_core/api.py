@@ -3,8 +3,11 @@
 A plugin is a dataclass named by an entry point of its package. Its fields are its options, which
 `--set sampler.field=value` sets and every result records:
 
-    [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, .features, .autoencoders, .objectives
+    [project.entry-points."mpdit.samplers"]     # or mpdit.datasets, .features, .autoencoders, .objectives, .commands
     mine = "my_package:MySampler"
+
+A command alone is no dataclass but an object, a `Command`; it also imports `mpdit_core.settings` and
+`mpdit_core.reporting`.
 
 Symbols: B images per batch, C channels, H × W pixels, h × w latents. `t` runs from 1 (noise) to 0 (data).
 `velocity = noise - latents`.

@@ -17,7 +17,7 @@ from mpdit_core.table import Table
 if TYPE_CHECKING:
     from mpdit_core.plugins.job import PluginList, PluginReport
 
-KINDS_OF_NEW = ", ".join(contract.table for contract in KINDS.values())
+KINDS_OF_NEW = ", ".join(contract.singular for contract in KINDS.values())
 
 app = typer.Typer(cls=Group, help="List plugins and what is wrong with broken ones; describe one; write a new one.")
 
@@ -81,18 +81,19 @@ def list_tables(found: PluginList) -> list[Table]:
 def page(report: PluginReport) -> list[Summary | Table]:
     """One plugin: what it is, and a table of its options."""
     rows = {"what": report.summary, "package": f"{report.package} {report.version}".strip(), "code": report.value}
-    rows |= {key: str(value) for key, value in report.facts.items()}
+    for key, value in report.facts.items():
+        rows[key] = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if report.status != "ok":
         rows |= {report.status: report.reason, "remedy": report.remedy}
-    word, table = KINDS[report.kind].word, KINDS[report.kind].table
+    word, singular = KINDS[report.kind].word, KINDS[report.kind].singular
     summary = Summary(title=f"{report.name} ({word})", rows={key: text for key, text in rows.items() if text})
     if not report.options:
         return [summary]
-    keys = {o.name: f"{table}.{o.name}" for o in report.options}
+    keys = {o.name: f"{singular}.{o.name}" for o in report.options}
     if report.kind == "samplers":
         keys["num_steps"] = "--num-steps"  # an option of the command
     options = Table(
-        title=f"options, given as --set {table}.KEY=VALUE",
+        title=f"options, given as --set {singular}.KEY=VALUE",
         columns=["key", "type", "default", "what it is"],
         rows=[[keys[o.name], o.type, o.default or "(required)", o.description] for o in report.options],
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mpdit_core.evaluation.record import EvaluationRecord
+from mpdit_core.plugins import PluginRecord
 from mpdit_core.reporting import Reporter, Warning, silent
-from mpdit_core.sampling import PluginRecord
 from mpdit_core.settings import Result, Settings, setting
 
 T = TypeVar("T")

@@ -39,7 +39,7 @@ from mpdit_core.protocols import FeatureExtractor
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import process_group
-from mpdit_core.sampling import Generator, PluginRecord, options_without_effect, warn_if_given
+from mpdit_core.sampling import Generator, options_without_effect, warn_if_given
 from mpdit_core.version import __version__
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "diffusers", "numpy", "pillow")
@@ -200,7 +200,7 @@ def _protocol(
         keys={metric: key for metric, (key, _) in names.items()},
         labels=dict(names.values()),
         extractor=ExtractorRecord(
-            plugin=PluginRecord(**plugins.record("features", options.features, extractor)),
+            plugin=plugins.record("features", options.features, extractor),
             published=published,
             fingerprint=extractor.fingerprint(),
             weights=str(getattr(extractor, "weights_path", None) or ""),

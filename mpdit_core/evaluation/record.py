@@ -16,9 +16,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from mpdit_core.data.manifest import AutoencoderSpec
 from mpdit_core.errors import UserError
+from mpdit_core.plugins import PluginRecord
 from mpdit_core.reporting import Reporter, Warning, jsonable, silent
 from mpdit_core.runtime.files import read_versioned, write_json
-from mpdit_core.sampling import PluginRecord, SamplingOptions
+from mpdit_core.sampling import SamplingOptions
 from mpdit_core.settings import Result, Settings, setting, settings_error, spelling_of
 
 FORMAT = 3

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from mpdit_core.plugins.finding import command_entries, installed_version, names
     from mpdit_core.plugins.job import list_plugins, show_plugin
     from mpdit_core.plugins.loading import build, load, resolve
-    from mpdit_core.plugins.options import check_options
-    from mpdit_core.plugins.records import options_in, rebuild, record, require_package
+    from mpdit_core.plugins.options import checked_options
+    from mpdit_core.plugins.records import PluginRecord, option_values, rebuild, record, require_package
     from mpdit_core.plugins.scaffold import new_plugin
 
 __all__, __getattr__ = lazy_names(__name__, __file__)

@@ -18,7 +18,8 @@ from mpdit_core.protocols import PLUGIN_API
 from mpdit_core.settings import Options
 
 Kind: TypeAlias = str
-"""A key of `KINDS`: the plural that names the group of entry points."""
+"""A key of `KINDS`: a plural, which names the group of entry points. Where a person types a kind, and in the names of
+templates, it is the `singular`; in messages, the `word`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Contract:
 
     Args:
         word: the kind in messages for people.
-        table: the kind in `mpdit plugins new TABLE NAME` and in `--set TABLE.KEY=VALUE`.
+        singular: the kind in `mpdit plugins new KIND NAME` and in `--set KIND.KEY=VALUE`.
         methods: method → number of arguments it is called with, beside self.
         attributes: other attributes of the class.
         fields: options it must have.
@@ -35,7 +36,7 @@ class Contract:
     """
 
     word: str
-    table: str
+    singular: str
     methods: Mapping[str, int] = field(default_factory=dict)
     attributes: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
@@ -44,26 +45,27 @@ class Contract:
 
 KINDS: dict[Kind, Contract] = {
     "samplers": Contract(
-        word="sampler", table="sampler", methods={"steps": 3}, attributes=("order", "stochastic"),
+        word="sampler", singular="sampler", methods={"steps": 3}, attributes=("order", "stochastic"),
         fields=("num_steps",), facts=("order", "stochastic", "adaptive"),
     ),
     "datasets": Contract(
-        word="data set", table="dataset", methods={"class_names": 0, "items": 0, "image": 1, "fingerprint": 0},
+        word="data set", singular="dataset", methods={"class_names": 0, "items": 0, "image": 1, "fingerprint": 0},
         facts=("autoencoder", "resolution"),
     ),
     "features": Contract(
-        word="feature extractor", table="features", methods={"load": 1, "__call__": 1, "fingerprint": 0},
+        word="feature extractor", singular="features", methods={"load": 1, "__call__": 1, "fingerprint": 0},
         attributes=("name",),
     ),
     "autoencoders": Contract(
-        word="autoencoder", table="autoencoder", methods={"load": 1, "encode": 1, "decode": 1, "fingerprint": 0},
+        word="autoencoder", singular="autoencoder", methods={"load": 1, "encode": 1, "decode": 1, "fingerprint": 0},
         attributes=("channels", "factor", "stores"), facts=("channels", "factor", "stores", "flip_equivariant"),
     ),
     "objectives": Contract(
-        word="objective", table="objective", methods={"modules": 1, "loss": 3}, attributes=("needs",),
+        word="objective", singular="objective", methods={"modules": 1, "loss": 3}, attributes=("needs",),
         fields=("weight",), facts=("needs",),
     ),
-    "commands": Contract(word="command", table="command"),  # an object: `_command_problem`
+    # an object: `_command_problem`
+    "commands": Contract(word="command", singular="command", attributes=("options", "job", "help")),
 }  # fmt: skip
 
 
@@ -77,15 +79,9 @@ def contract_problem(kind: Kind, found: Any) -> str | None:
     version = getattr(found, "plugin_api", PLUGIN_API)
     if version != PLUGIN_API:
         return f"it was written for version {version} of the plugin contract; this mpdit has version {PLUGIN_API}"
-    contract = KINDS[kind]
-    # `getattr` would find a `__call__` for every class
-    missing = [f"{name}()" for name in contract.methods if not any(name in vars(base) for base in found.__mro__)]
-    missing += [name for name in contract.attributes if not hasattr(found, name)]
-    own_fields = {one.name for one in dataclasses.fields(found)}
-    missing += [f"the field {name}" for name in contract.fields if name not in own_fields]
-    if missing:
+    if missing := _missing(kind, found):
         return f"{found.__name__} lacks {', '.join(missing)} (see mpdit_core.api)"
-    for method, count in contract.methods.items():
+    for method, count in KINDS[kind].methods.items():
         try:
             inspect.signature(getattr(found, method)).bind(None, *[None] * count)
         except TypeError as error:
@@ -97,6 +93,27 @@ def contract_problem(kind: Kind, found: Any) -> str | None:
     except Exception as error:
         return f"the types of its options cannot be read: {type(error).__name__}: {error}"
     return None
+
+
+def nearest_kind(found: Any) -> Kind:
+    """The first kind whose contract `found` fulfils; if there is none, the one of which it lacks least."""
+
+    def distance(kind: Kind) -> tuple[bool, float]:
+        required = len(KINDS[kind].methods) + len(KINDS[kind].attributes) + len(KINDS[kind].fields)
+        return contract_problem(kind, found) is not None, len(_missing(kind, found)) / required
+
+    return min(KINDS, key=distance)
+
+
+def _missing(kind: Kind, found: Any) -> list[str]:
+    """What a class or an object lacks of a contract, in words."""
+    contract = KINDS[kind]
+    bases = (found if isinstance(found, type) else type(found)).__mro__
+    # `getattr` would find a `__call__` for every class
+    missing = [f"{name}()" for name in contract.methods if not any(name in vars(base) for base in bases)]
+    missing += [name for name in contract.attributes if not hasattr(found, name)]
+    fields = getattr(found, "__dataclass_fields__", {})
+    return missing + [f"the field {name}" for name in contract.fields if name not in fields]
 
 
 def _command_problem(found: Any) -> str | None:

@@ -19,7 +19,19 @@ from pathlib import Path
 from mpdit_core.errors import Interrupted, UserError
 
 CORE = Path(__file__).parents[1]
-CALLED_BY_PLUGINS = CORE / "protocols.py"  # an error in this file of ours comes from a wrong call by the plugin
+CALLED_BY_PLUGINS = {
+    CORE / name
+    for name in (
+        "protocols.py",
+        "data/autoencoders/pixel_range.py",
+        "data/images.py",
+        "data/sources/archives.py",
+        "data/sources/class_lists.py",
+        "data/sources/files.py",
+    )
+}
+"""The files with the helpers of api.py: an error in one of them comes from a wrong call by the plugin."""
+
 STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 labels: dict[type, str] = {}
@@ -87,8 +99,8 @@ def _inside(error: BaseException) -> tuple[list[tuple[Path, int]], Path]:
     """
     frames = [
         (Path(frame.filename), frame.lineno or 0)
-        for frame in traceback.extract_tb(error.__traceback__)[2:]
-        if not frame.filename.startswith("<") and Path(frame.filename) != CALLED_BY_PLUGINS
+        for frame in traceback.extract_tb(error.__traceback__)[2:]  # after plugin_errors and its body
+        if not frame.filename.startswith("<") and Path(frame.filename) not in CALLED_BY_PLUGINS
     ]
     for number, (path, _) in enumerate(frames):
         if not path.is_relative_to(CORE) and (_is_installed(path) or not _is_library(path)):
@@ -110,7 +122,8 @@ def _is_in(home: Path, path: Path) -> bool:
 
 
 def _is_library(path: Path) -> bool:
-    return _is_installed(path) or path.is_relative_to(STANDARD_LIBRARY)
+    """Whether a file is of an installed package or the standard library; ours are not, where mpdit is installed too."""
+    return not path.is_relative_to(CORE) and (_is_installed(path) or path.is_relative_to(STANDARD_LIBRARY))
 
 
 def _is_installed(path: Path) -> bool:

@@ -25,7 +25,7 @@ from mpdit_core.errors import UserError
 from mpdit_core.plugins.contracts import KINDS, Kind, contract_problem
 from mpdit_core.plugins.errors import PluginError, labels, plugin_errors
 from mpdit_core.plugins.finding import Entry, find
-from mpdit_core.plugins.options import check_options
+from mpdit_core.plugins.options import checked_options
 
 
 def load(kind: Kind, name: str, *, trusted: bool = True) -> Any:
@@ -50,7 +50,7 @@ def build(kind: Kind, name: str, options: Mapping[str, Any] | None = None, *, tr
     entry = resolve(kind, name, trusted=trusted)
     cls, _ = load_entry(entry)
     origin = f"{KINDS[kind].word} {name}"
-    checked = check_options(cls, options or {}, origin=origin, name=name)
+    checked = checked_options(cls, options or {}, origin=origin, name=name)
     with contextlib.nullcontext() if entry.is_ours else plugin_errors(entry.label, "to start"), _quiet():
         try:
             return cls(**checked)
@@ -87,8 +87,25 @@ def load_entry(entry: Entry) -> tuple[Any, str]:
     """The class, or object, of an entry and what its import printed.
 
     Raises:
+        UserError: as `import_entry`.
+        PluginError: as `import_entry`, or what was imported does not fulfil the contract.
+    """
+    found, printed = import_entry(entry)
+    with plugin_errors(entry.label, "to load"), _quiet():
+        problem = contract_problem(entry.kind, found)
+    if problem:
+        raise PluginError(entry.label, "to load", problem)
+    if isinstance(found, type):
+        labels[found] = entry.label
+    return found, printed
+
+
+def import_entry(entry: Entry) -> tuple[Any, str]:
+    """What an entry names, whatever it is, and what its import printed.
+
+    Raises:
         UserError: there is no such file (`no-such-file`).
-        PluginError: the import fails, or what it gives does not fulfil the contract.
+        PluginError: the import fails.
     """
     where, _, attribute = entry.value.partition(" [")[0].rpartition(":")
     with plugin_errors(entry.label, "to load"), _quiet() as printed:
@@ -99,13 +116,7 @@ def load_entry(entry: Entry) -> tuple[Any, str]:
                 _add_to_path(Path.cwd())
             importlib.invalidate_caches()
             module = importlib.import_module(where)
-        found = operator.attrgetter(attribute)(module)
-        problem = contract_problem(entry.kind, found)
-    if problem:
-        raise PluginError(entry.label, "to load", problem)
-    if isinstance(found, type):
-        labels[found] = entry.label
-    return found, printed.getvalue()
+        return operator.attrgetter(attribute)(module), printed.getvalue()
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def option_types(loaded: type) -> dict[str, TypeAdapter]:
     return {name: TypeAdapter(hints[name]) for name in fields}
 
 
-def check_options(loaded: type, options: Mapping[str, Any], *, origin: str, name: str = "") -> dict[str, Any]:
+def checked_options(loaded: type, options: Mapping[str, Any], *, origin: str, name: str = "") -> dict[str, Any]:
     """`options` as the plugin's fields take them (so a list for a tuple).
 
     Args:
@@ -86,7 +86,8 @@ def _bounds(metadata: Mapping[str, Any]) -> str:
     return " and ".join(f"{word} {metadata[b]:g}" for b, word in words.items() if metadata.get(b) is not None)
 
 
-def options_of(loaded: type) -> tuple[Option, ...]:
+def describe_options(loaded: type) -> tuple[Option, ...]:
+    """The options of a plugin class, in the order of its fields."""
     described = []
     for f in dataclasses.fields(loaded):
         if f.init:

@@ -14,30 +14,45 @@ from mpdit_core.plugins.contracts import KINDS, Kind
 from mpdit_core.plugins.finding import names
 from mpdit_core.plugins.loading import build, load, resolve
 from mpdit_core.reporting import jsonable
+from mpdit_core.settings import Settings, setting
 
 
-def record(kind: Kind, name: str, instance: Any) -> dict[str, Any]:
-    """Plain JSON: kind, name, package, version, and all options of `instance`, also those with default values.
+class PluginRecord(Settings):
+    """The plugin that computed something, with all its options; if no package offers it, its file."""
 
-    Without a package: its source file and the SHA-256 of that.
-    """
+    kind: str = setting(..., "kind of the plugin")
+    name: str = setting(..., "name by which it was requested")
+    package: str | None = setting(None, "package that offers it")
+    version: str | None = setting(None, "version of the package")
+    options: dict[str, Any] = setting({}, "all its options, defaults too")
+    source: str | None = setting(None, "file of a plugin without a package")
+    sha256: str | None = setting(None, "SHA-256 of that file")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, without the fields that do not concern it."""
+        return self.model_dump(exclude_unset=True)
+
+
+def record(kind: Kind, name: str, instance: Any) -> PluginRecord:
+    """The record of a plugin that was built. Only the fields that concern it are set."""
     entry = resolve(kind, name)
-    options = options_in(instance)
-    recorded = {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "options": options}
-    if not entry.package:
-        source = Path(inspect.getsourcefile(load(kind, name)) or "")
-        digest = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None
-        recorded |= {"package": None, "version": None, "source": str(source), "sha256": digest}
-    return recorded
+    options = option_values(instance)
+    if entry.package:
+        return PluginRecord(kind=kind, name=name, package=entry.package, version=entry.version, options=options)
+    source = Path(inspect.getsourcefile(load(kind, name)) or "")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None
+    return PluginRecord(
+        kind=kind, name=name, package=None, version=None, options=options, source=str(source), sha256=digest
+    )
 
 
-def options_in(instance: Any) -> dict[str, Any]:
+def option_values(instance: Any) -> dict[str, Any]:
     """All options of a plugin in plain JSON, also those with default values."""
     return {f.name: jsonable(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
 
 
 def rebuild(recorded: Mapping[str, Any], *, trusted: bool = False) -> Any:
-    """The plugin that a record describes, with its options.
+    """The plugin that a record describes, as read from its JSON, with its options.
 
     Raises:
         UserError: its package is missing (`other-package`), its options no longer fit, or it is no installed plugin

@@ -17,7 +17,7 @@ from mpdit_core.runtime.files import writing_folder
 from mpdit_core.settings import Result, setting
 
 TEMPLATES = Path(__file__).with_name("templates")
-GROUPS = {contract.table: kind for kind, contract in KINDS.items()}  # kind as it is typed → key of KINDS
+GROUPS = {contract.singular: kind for kind, contract in KINDS.items()}
 
 
 class NewPlugin(Result):

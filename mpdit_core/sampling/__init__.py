@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
     from mpdit_core.sampling.job import sample
     from mpdit_core.sampling.options import (
-        PluginRecord,
         SampleOptions,
         SampleResult,
         SamplingOptions,

@@ -47,7 +47,7 @@ from mpdit_core.runtime.precision import DTYPES, choose_dtype, dtype_name, shoul
 from mpdit_core.samplers import load_sampler
 from mpdit_core.sampling.decode_precision import choose_decode_precision
 from mpdit_core.sampling.labels import read_classes, require_classes
-from mpdit_core.sampling.options import ComputeTypes, PluginRecord, SamplingOptions
+from mpdit_core.sampling.options import ComputeTypes, SamplingOptions
 from mpdit_core.settings import validate
 
 WORTH_COMPILING = 2000  # number of images from which compiling saves time
@@ -95,9 +95,9 @@ class SamplingPlan:
         self.labels = read_classes(options.classes, class_names=self.class_names, seed=options.seed)
         self.guide = _open_guide(options.guide, folder) if options.guide is not None else None
 
-    def for_records(self) -> tuple[SamplingOptions, PluginRecord]:
+    def for_records(self) -> tuple[SamplingOptions, plugins.PluginRecord]:
         """(options with the defaults of sampler and guidance filled in, sampler), for records."""
-        record = PluginRecord(**plugins.record("samplers", self.options.sampler, self.sampler))
+        record = plugins.record("samplers", self.options.sampler, self.sampler)
         sampler_options = dict(record.options)
         filled = {
             "num_steps": sampler_options.pop("num_steps"),

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from mpdit_core.config import Compile, ComputeType, EmaWidth, GuidanceName, GuidanceSchedule, NetworkType, Precision
 from mpdit_core.reporting import Warning
-from mpdit_core.settings import DeviceOptions, Options, Result, Settings, setting
+from mpdit_core.settings import DeviceOptions, Options, Result, setting
 
 Format = Literal["png", "npz", "latents"]
 VIEW_OPTIONS = ("sweep", "trajectory", "interpolate", "nearest")
@@ -135,18 +135,6 @@ def warn_if_given(options: Options, names: Iterable[str], why: str) -> list[Warn
     given = [name for name in names if getattr(options, name) != fields[name].get_default(call_default_factory=True)]
     text = f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {why}"
     return [Warning(code="option-without-effect", text=text)] if given else []
-
-
-class PluginRecord(Settings):
-    """The plugin that computed something, with all its options; `plugins.record` gives the fields."""
-
-    kind: str = setting(..., "kind of the plugin")
-    name: str = setting(..., "name by which it was requested")
-    package: str | None = setting(None, "package that offers it")
-    version: str | None = setting(None, "version of the package")
-    options: dict[str, Any] = setting({}, "all its options, defaults too")
-    source: str | None = setting(None, "file of a plugin without a package")
-    sha256: str | None = setting(None, "SHA-256 of that file")
 
 
 class SamplingCost(Result):

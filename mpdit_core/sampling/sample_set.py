@@ -24,8 +24,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Valid
 from mpdit_core.config import ComputeType, NetworkType
 from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.errors import UserError
+from mpdit_core.plugins import PluginRecord
 from mpdit_core.runtime import files
-from mpdit_core.sampling.options import ComputeTypes, Format, PluginRecord, SamplingCost, SamplingOptions
+from mpdit_core.sampling.options import ComputeTypes, Format, SamplingCost, SamplingOptions
 from mpdit_core.settings import Settings, flatten, setting, settings_error
 from mpdit_core.version import __version__
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpdit_core.plugins import check_options
+from mpdit_core.plugins import checked_options
 from mpdit_core.protocols import NoiseSource
 from mpdit_core.testing.conformance import require, require_contract
 
@@ -66,7 +66,7 @@ def check_sampler(sampler: type, *, options: Mapping[str, Any] | None = None) ->
         options: fields other than `num_steps`.
     """
     require_contract("samplers", sampler, "a sampler class")
-    check_options(sampler, {"num_steps": 20, **(options or {})}, origin=sampler.__name__)
+    checked_options(sampler, {"num_steps": 20, **(options or {})}, origin=sampler.__name__)
     make = functools.partial(sampler, **(options or {}))
     nfe = _check_steps(make(num_steps=20))
     _check_repeatable(make(num_steps=20))

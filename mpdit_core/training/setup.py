@@ -16,7 +16,7 @@ from mpdit_core.data.manifest import LatentSpec, find_latents
 from mpdit_core.errors import UserError
 from mpdit_core.flow.loss import Terms, build_terms, needs, network_shape, require_fit
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.plugins import options_in
+from mpdit_core.plugins import option_values
 from mpdit_core.reporting import Note, Reporter
 from mpdit_core.settings import changes, flatten
 from mpdit_core.training.options import TrainOptions
@@ -50,7 +50,7 @@ def plan_run(options: TrainOptions, *, report: Reporter, world_size: int = 1) ->
     config = layers.config()
     typed = options.settings.get("objective", {})
     terms = build_terms(config.objective, trusted=lambda name: options.trust or name in typed)
-    every_option = {name: options_in(term) for name, term in terms.items()}  # for the record in the run's folder
+    every_option = {name: option_values(term) for name, term in terms.items()}  # for the record in the run's folder
     config = config.model_copy(update={"objective": config.objective | every_option})
     _require_division(config, world_size)
     _require_fitting_terms(config, terms, latents)

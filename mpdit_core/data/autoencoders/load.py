@@ -80,7 +80,7 @@ def _load_plugin(
     plugin: Autoencoder = plugins.build("autoencoders", name, options, trusted=trusted)
     with plugin_errors(plugin, "in load"):
         plugin.load(device)
-    all_options = plugins.options_in(plugin)
+    all_options = plugins.option_values(plugin)
     if entry.is_ours:  # no weights; options without defaults, so that a new option changes no fingerprint
         defaults = {field.name: field.default for field in dataclasses.fields(plugin)}  # pyright: ignore[reportArgumentType]
         return plugin, {"id": name, "options": {k: v for k, v in all_options.items() if v != defaults[k]}}

@@ -120,8 +120,8 @@ def _open_extractor(
     return ImageTeacher(
         plan=TeacherPlan(
             name=name,
-            package=recorded["package"],
-            options=recorded["options"],
+            package=recorded.package,
+            options=recorded.options,
             fingerprint=extractor.fingerprint(),
             grid=grid,
             features=grid_features(extractor, blank, grid, autoencoder.device).shape[-1],

@@ -67,7 +67,7 @@ class View:
             "model": {"weights_sha256": generator.folder.weights_sha256, "step": generator.folder.step},
             "options": SamplingOptions(**sampling_values(self.options)).model_dump(mode="json"),
             "num_samples": self.num_samples,
-            "sampler": plugins.record("samplers", generator.options.sampler, generator.sampler),
+            "sampler": plugins.record("samplers", generator.options.sampler, generator.sampler).as_json(),
         }
         data = jsonable(data)
         files.write_json(self.out / f"{self.name}.json", jsonable(about) | data)

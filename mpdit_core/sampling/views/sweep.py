@@ -62,7 +62,7 @@ def _measure(generator: Generator) -> tuple[Tensor, dict[str, Any]]:
     batches = list(generator.batches())
     return torch.cat([batch.images for batch in batches]), {
         "weights_sha256": generator.folder.weights_sha256,
-        "plugin": plugins.record("samplers", generator.options.sampler, generator.sampler),
+        "plugin": plugins.record("samplers", generator.options.sampler, generator.sampler).as_json(),
         "nfe": batches[0].nfe,
         "passes": batches[0].passes,
         "seconds": time.monotonic() - started,

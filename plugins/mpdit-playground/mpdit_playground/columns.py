@@ -76,7 +76,7 @@ class Column:
         return {
             "model": {"path": self.model, "step": folder.step, "weights_sha256": folder.weights_sha256},
             "options": options.model_dump(mode="json"),
-            "sampler": plugins.record("samplers", options.sampler, self.generator.sampler),
+            "sampler": plugins.record("samplers", options.sampler, self.generator.sampler).as_json(),
             "command": self.command,
             "mpdit": __version__,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import runpy
 import sys
@@ -15,13 +16,13 @@ import pytest
 import torch
 from launch import run, run_python, succeed
 
-from mpdit_core import load_sampler, plugins
+from mpdit_core import api, load_sampler, plugins
 from mpdit_core.api import Features, Item
 from mpdit_core.data.sources import classes_and_fingerprint, count_items, read_items
 from mpdit_core.errors import Interrupted, UserError
 from mpdit_core.flow.integrate import integrate
 from mpdit_core.metrics.features import extract
-from mpdit_core.plugins import PluginError, finding, list_plugins, plugin_errors, show_plugin
+from mpdit_core.plugins import PluginError, errors, finding, list_plugins, plugin_errors, show_plugin
 from mpdit_core.plugins.job import PluginReport
 from mpdit_core.plugins.scaffold import GROUPS
 
@@ -38,6 +39,23 @@ class S:
         for n in range(self.num_steps):
             x = x - velocity_fn(x, 1 - n / self.num_steps) / self.num_steps
             yield Step(1 - (n + 1) / self.num_steps, x)
+"""
+
+DATA = """
+from dataclasses import dataclass
+@dataclass
+class S:
+    def class_names(self): ...
+    def items(self): ...
+    def image(self, index): ...
+    def fingerprint(self): ...
+"""
+
+COMMAND = """
+from types import SimpleNamespace
+from mpdit_core.settings import Options, Result
+class O(Options): pass
+S = SimpleNamespace(options=O, job=lambda options, *, report: Result(), help="Play.")
 """
 
 # what is wrong: (module, what the list says of it)
@@ -183,6 +201,9 @@ class S:
         raise torch.OutOfMemoryError("full")
     def out(self):
         raise KeyboardInterrupt
+    def pixels(self):
+        from mpdit_core.api import to_range
+        return to_range(None)
 """
 
 
@@ -202,6 +223,7 @@ def calls(request, site: Path, tmp_path: Path):
         ("library", (), r"JSONDecodeError.*line 16\)"),
         ("torch", (), r"RuntimeError.*line 18\)"),
         ("api", (torch.ones(3, 1),), r"ValueError.*line 20\)"),  # our helper, called wrongly
+        ("pixels", (), r"AttributeError.*line 32\)"),  # one in another file
         ("leave", (), r"sys\.exit\(5\).*line 22\)"),
         ("steps", (), "TypeError"),
         ("nothing", (), "AttributeError"),
@@ -245,6 +267,20 @@ def test_an_error_of_the_network_is_not_blamed_on_the_sampler(calls):
         integrate(calls, velocity, torch.ones(1, 1, 2, 2))
 
 
+def test_an_error_of_an_installed_mpdit_is_not_blamed_on_the_sampler(calls, tmp_path: Path, monkeypatch):
+    core = tmp_path / "site-packages" / "mpdit_core"
+    core.mkdir(parents=True)
+    (core / "network.py").write_text("def velocity(x, t):\n    return {}['weights']\n")
+    monkeypatch.setattr(errors, "CORE", core)
+    with pytest.raises(KeyError), plugin_errors(calls, "in a call"):
+        calls.steps(runpy.run_path(str(core / "network.py"))["velocity"], None)
+
+
+def test_the_files_of_all_helpers_are_listed():
+    names = [getattr(api, name) for name in api.__all__]
+    assert {Path(inspect.getfile(helper)) for helper in names if inspect.isfunction(helper)} == errors.CALLED_BY_PLUGINS
+
+
 def test_ours_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), plugin_errors(load_sampler("euler"), "in steps"):
         divmod(1, 0)
@@ -273,7 +309,7 @@ def test_what_a_plugin_says_of_its_own_options_is_a_user_error(site: Path):
 
 def test_a_record_builds_again_or_names_the_missing_package(site: Path):
     install(site, "recorded", HEAD)
-    made = plugins.record("samplers", "recorded", plugins.build("samplers", "recorded", {"num_steps": 7}))
+    made = plugins.record("samplers", "recorded", plugins.build("samplers", "recorded", {"num_steps": 7})).as_json()
     assert (made["package"], made["version"], made["options"]) == ("broken-recorded", "1.2", {"num_steps": 7})
     assert plugins.rebuild(json.loads(json.dumps(made))).num_steps == 7
     for other in (made | {"package": "gone-package", "name": "gone"}, made | {"package": "gone-package"}):
@@ -298,7 +334,7 @@ def test_a_class_of_a_module_serves_as_a_plugin(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "path", [*sys.path])
     sampler = load_sampler("a_package_of_mine.inner:S", num_steps=4)
     assert final(sampler).shape == (1, 1, 2, 2)
-    made = plugins.record("samplers", "a_package_of_mine.inner:S", sampler)
+    made = plugins.record("samplers", "a_package_of_mine.inner:S", sampler).as_json()
     assert made["source"] == str(tmp_path / "a_package_of_mine" / "inner.py")
     assert plugins.rebuild(made, trusted=True).num_steps == 4
     with pytest.raises(PluginError, match="No module named 'nowhere'"):
@@ -340,6 +376,7 @@ def test_commands_and_their_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "--num-steps" in text  # which is how `mpdit sample` takes it
     assert "sampler.num_steps" not in text
     assert "sampler.power" in text
+    assert show_plugin("alignment").plugins[0].facts == {"needs": ("teacher",)}
     made = succeed("plugins", "new", "sampler", "own", "--out", "new", "--json").result
     assert (made["kind"], made["name"]) == ("sampler", "own")
     for code, *words in (
@@ -355,14 +392,24 @@ def test_commands_and_their_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         show_plugin("eulr")
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (HEAD.replace("def steps", "def stops"), r"^sampler .* lacks steps\(\)"),
+        (DATA.replace("def fingerprint", "def hash"), r"^data set .* lacks fingerprint\(\)"),
+        (DATA.replace("image(self, index)", "image(self)"), r"^data set .*image does not take the 1 arguments"),
+        (COMMAND.replace("job=", "jobs="), "^command .*its attribute job"),
+        ("S = 3", "of type int"),
+        ("class S: pass", "the class S"),
+    ],
+)
+def test_a_class_that_fulfils_no_contract_is_shown_with_what_it_lacks_of_the_nearest(tmp_path, code: str, words: str):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(PluginError, match=words):
+        show_plugin(f"{tmp_path}/mine.py:S")
 
-COMMAND = """
-from types import SimpleNamespace
-from mpdit_core.settings import Options, Result
-class O(Options): pass
-S = SimpleNamespace(options=O, job=lambda options, *, report: Result(), help="Play.")
-"""
+
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_commands_are_found_without_loading(site: Path, without_heavy_packages, monkeypatch: pytest.MonkeyPatch):

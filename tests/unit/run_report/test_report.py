@@ -15,6 +15,7 @@ from PIL import Image
 from mpdit_cli.app import main
 from mpdit_core.evaluation.record import EvaluationRecord, ExtractorRecord, ModelRecord, ReferenceRecord, RulesRecord
 from mpdit_core.models.run_folder import RunFolder
+from mpdit_core.plugins import PluginRecord
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import Event, Saved, Warning
 from mpdit_core.run_report import ReportOptions, ReportResult, write_report
@@ -22,7 +23,6 @@ from mpdit_core.run_report.charts import MAX_POINTS as MAX_DRAWN
 from mpdit_core.run_report.charts import MIN_LOG, Axis, Line, chart, short, thinned
 from mpdit_core.run_report.curves import running_mean
 from mpdit_core.run_report.run import MAX_FRAMES, MAX_POINTS, read_history
-from mpdit_core.sampling import PluginRecord
 
 
 def step(number: int, loss: float | None = 1.0) -> dict[str, Any]:

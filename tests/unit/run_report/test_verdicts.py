@@ -19,7 +19,7 @@ from mpdit_core.flow.loss import build_terms
 from mpdit_core.flow.path import interpolate, target_velocity
 from mpdit_core.flow.times import draw_times
 from mpdit_core.models.run_folder import RunFolder
-from mpdit_core.plugins import options_in
+from mpdit_core.plugins import PluginRecord, option_values
 from mpdit_core.presets import load_preset
 from mpdit_core.reporting import silent
 from mpdit_core.run_report import ReportOptions, bands, write_report
@@ -27,7 +27,7 @@ from mpdit_core.run_report.bands import LossBand, band_for, recorded_bands
 from mpdit_core.run_report.published import published_fids, published_for
 from mpdit_core.run_report.run import read_run
 from mpdit_core.run_report.verdicts import loss_of_rescaling, verdicts_on
-from mpdit_core.sampling import PluginRecord, SamplingOptions
+from mpdit_core.sampling import SamplingOptions
 
 TINY = load_preset("tiny")
 PLAIN = {"flow-matching": {"weight": 1.0, "weighting": "uniform", "snr_limit": 5.0}}  # as a run's folder has it
@@ -209,7 +209,7 @@ def test_a_shipped_band_has_three_runs_and_falls_below_rescaling(band):
 def test_a_shipped_band_accepts_a_run_of_today(band):
     """A new setting of the network or of the loss must not leave a band without runs to compare."""
     terms = build_terms({name: {} for name in band.config.objective})
-    today = band.config.model_copy(update={"objective": {name: options_in(term) for name, term in terms.items()}})
+    today = band.config.model_copy(update={"objective": {name: option_values(term) for name, term in terms.items()}})
     assert band.accepts(today, band.latents)
     assert band.differences(today) == {}
 
