@@ -10,9 +10,9 @@ A signal to stop takes effect between blocks. Finished blocks are saved (progres
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -33,6 +33,8 @@ from mpdit_core.sampling import Generator
 
 FINISHED_BLOCK = 64  # finished images per block
 READ_AHEAD = 2  # blocks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,18 @@ def sampled_blocks(generator: Generator, *, keep: Path | None) -> Blocks:
     """Images that are sampled when they are read, and also written to the folder `keep` if it is given."""
 
     def read(numbers: Sequence[int]) -> Iterator[ImageBlock]:
-        for batch in generator.batches(numbers):
+        for block in generator.batches(numbers):
             if keep is not None:
                 with user_errors(keep):
                     keep.mkdir(parents=True, exist_ok=True)
-                    for index, image in zip(batch.indices, batch.images, strict=True):
+                    for index, image in zip(block.indices, block.images, strict=True):
                         save_tile(image, keep / f"{index:06d}.png")
-            yield ImageBlock(batch.block, as_rgb(batch.images), batch.nfe, batch.passes)
+            yield ImageBlock(block.number, as_rgb(block.images), block.nfe, block.passes)
 
     return Blocks(generator.options.batch_size, read)
 
 
-@contextmanager
-def collected(
+def collect(
     blocks: Blocks,
     extractor: FeatureExtractor,
     accumulator: FeatureAccumulator,
@@ -88,11 +89,16 @@ def collected(
     world: World,
     report: Reporter,
     task: str,
+    finish: Callable[[Cost], T],
     needs_logits: bool = True,
-) -> Iterator[Cost]:
-    """Adds the features of all `blocks` to `accumulator`; yields the cost per image.
+) -> T:
+    """Adds the features of all `blocks` to `accumulator`, and returns what `finish` makes of them.
 
-    All processes of `world` call it. Progress is kept in `folder` until the body has written the result elsewhere.
+    All processes of `world` call it.
+
+    Args:
+        folder: where progress is kept, until `finish` has written the result elsewhere.
+        finish: called in the main process, with the cost per image.
 
     Raises:
         Interrupted: a signal came; all finished blocks are saved.
@@ -125,6 +131,7 @@ def collected(
                 raise Interrupted(received)
             progress.close_chunk()
             progress.save_if_due()
-    yield progress.cost
+    result = world.on_main(lambda: finish(progress.cost))
     if world.is_main:
         progress.remove()
+    return result

@@ -1,35 +1,41 @@
 """`eval-fid`: measures a model, or finished samples, against a reference, and writes a record.
 
-Everything that may be missing or wrong is checked before the first image is sampled.
+Everything that may be missing or not fit is checked before the first image is measured or sampled.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mpdit_core import plugins
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import collected, finished_blocks, sampled_blocks
+from mpdit_core.evaluation.collecting import Blocks, collect, finished_blocks, sampled_blocks
 from mpdit_core.evaluation.images import ImageSource, are_sorted
-from mpdit_core.evaluation.metric_values import FEW, compute_metrics, key_and_label, needs_rows
+from mpdit_core.evaluation.metric_values import FEW, Values, compute_metrics, key_and_label, needs_rows
 from mpdit_core.evaluation.options import EvaluateOptions, ReferenceResult
-from mpdit_core.evaluation.progress import Cost, held
+from mpdit_core.evaluation.progress import Cost, locked_by_main
 from mpdit_core.evaluation.record import (
     SAMPLING_OPTIONS,
+    Conditions,
     EvaluationRecord,
     ExtractorRecord,
-    Protocol,
     RecordedWarning,
+    ReferenceRecord,
     RulesRecord,
 )
-from mpdit_core.evaluation.reference import Plan, check_stored, measure_reference, plan_reference, write_npz
+from mpdit_core.evaluation.reference import (
+    ReferencePlan,
+    measure_reference,
+    plan_reference,
+    require_statistics,
+    write_npz,
+)
 from mpdit_core.evaluation.subject import Subject, open_model_or_samples, require_what
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import Inception, features_name, load_extractor
@@ -38,7 +44,7 @@ from mpdit_core.metrics.scores import IS_CHUNK
 from mpdit_core.protocols import FeatureExtractor
 from mpdit_core.reporting import Note, Reporter, Saved, Warning, silent
 from mpdit_core.runtime.device import select_device
-from mpdit_core.runtime.distributed import process_group
+from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.sampling import Generator, options_without_effect, warn_if_given
 from mpdit_core.version import __version__
 
@@ -49,26 +55,28 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
     """Measures `options.what` against the reference, or reads the record of an earlier call with the same options.
 
     Raises:
-        UserError: something is missing or does not fit; no image was sampled then.
+        UserError: something is missing or does not fit; or later, an image cannot be read or is not finite.
         Interrupted: a signal came; the same call resumes.
     """
     device = select_device(options.device)
     with process_group(device) as world:
         subject = open_model_or_samples(options, device)
         extractor = _extractor(options, device)
+        # A reference that is not given is the data of these latents: it is read in the mode that they were encoded in.
+        latents = None if options.reference else subject.latents
         plan = plan_reference(
             subject.reference(options.reference),
             resolution=subject.resolution,
             extractor=extractor,
-            mode="RGB" if options.reference or subject.latents is None else subject.latents.autoencoder.mode,
+            mode=latents.autoencoder.mode if latents else "RGB",
             typed=options.reference is not None,
             trust=options.trust,
         )
-        check_stored(plan, extractor, device)
+        require_statistics(plan, extractor, device)
         _require_enough(options, plan, subject.count)
-        # Rank 0's protocol, because it contains a measured precision and gives the record's name.
-        protocol = world.broadcast_object(_protocol(options, subject, extractor, device))
-        path = (options.out or subject.evals_folder()) / protocol.file_name(plan.fingerprint(), options.keep_samples)
+        # Rank 0's conditions, because they contain a measured precision and give the record's name.
+        conditions = world.broadcast_object(_conditions(options, subject, extractor, device))
+        path = (options.out or subject.evals_folder()) / conditions.file_name(plan.fingerprint(), options.keep_samples)
 
         record = None if options.force else world.on_main(lambda: _measured_before(path, report))
         if record is not None:
@@ -76,43 +84,35 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
             return record
 
         started, rows = time.monotonic(), needs_rows(options)
-        notes = [*_notes_of("samples", subject.images), *_notes_of("reference", plan.images)]
-        notes += _warnings_of_inputs(options, subject, extractor)
-        for note in notes:
-            report(note)
-        warnings = [note for note in notes if isinstance(note, Warning)]
+        events = [*_notes_of("samples", subject.images), *_notes_of("reference", plan.images)]
+        events += _warnings_of_inputs(options, subject, extractor)
+        for event in events:
+            report(event)
+        # Before the reference is measured, because it refuses a model without its autoencoder, among others.
+        blocks = _blocks(subject, options, device, world, keep=path.with_suffix("") if options.keep_samples else None)
         reference = measure_reference(plan, extractor, device=device, world=world, report=report, rows=rows)
         accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
-        partial = path.with_suffix(".partial")
 
         def write_record(cost: Cost) -> EvaluationRecord:
-            metrics = compute_metrics(options, reference, accumulator, protocol.keys)
-            if (key := protocol.keys.get("fid")) and subject.count < FEW:
-                warnings.append(_few_samples(subject.count, metrics[key], metrics[f"{key}_bias"]))
-                report(warnings[-1])
-            sampling = protocol.sampling
-            if subject.model and sampling:  # the images were sampled here
-                sampling = sampling.model_copy(update={"nfe": round(cost.nfe, 2), "passes": round(cost.passes, 2)})
-            return EvaluationRecord(
-                **protocol.__dict__ | {"sampling": sampling},
-                metrics=metrics,
-                reference=reference.about,
-                warnings=tuple(RecordedWarning(code=warning.code, text=warning.text) for warning in warnings),
-                seconds=round(time.monotonic() - started, 3),
-            ).write(path)
+            metrics = compute_metrics(options, reference, accumulator, conditions.keys)
+            if few := _few_samples(conditions, metrics):
+                events.append(few)
+                report(few)
+            spent, seconds = cost if subject.model else None, time.monotonic() - started
+            return _record(conditions, metrics, reference.about, events, spent, seconds).write(path)
 
-        with held(partial, world, report=report):
-            if subject.images is not None:
-                blocks = finished_blocks(subject.images, subject.count)
-            else:
-                assert subject.model is not None
-                generator = Generator(subject.model, options, device=device, num_samples=subject.count)
-                generator.types = world.broadcast_object(generator.types)
-                blocks = sampled_blocks(generator, keep=path.with_suffix("") if options.keep_samples else None)
-            with collected(
-                blocks, extractor, accumulator, folder=partial, world=world, report=report, task="evaluate"
-            ) as cost:
-                record = world.on_main(lambda: write_record(cost))
+        partial = path.with_suffix(".partial")
+        with locked_by_main(partial, world, report=report):
+            record = collect(
+                blocks,
+                extractor,
+                accumulator,
+                folder=partial,
+                world=world,
+                report=report,
+                task="evaluate",
+                finish=write_record,
+            )
     report(Saved(what="record", path=path))
     return record
 
@@ -130,6 +130,40 @@ def _measured_before(path: Path, report: Reporter) -> EvaluationRecord | None:
     for warning in record.warnings:
         report(Warning(code=warning.code, text=warning.text))
     return record
+
+
+def _blocks(
+    subject: Subject, options: EvaluateOptions, device: torch.device, world: World, *, keep: Path | None
+) -> Blocks:
+    """The images to measure. A model is loaded, but samples nothing yet. `keep`: folder for the images it samples."""
+    if subject.images is not None:
+        return finished_blocks(subject.images, subject.count)
+    assert subject.model is not None
+    generator = Generator(subject.model, options, device=device, num_samples=subject.count)
+    generator.types = world.broadcast_object(generator.types)
+    return sampled_blocks(generator, keep=keep)
+
+
+def _record(
+    conditions: Conditions,
+    metrics: Values,
+    reference: ReferenceRecord,
+    events: Sequence[Note | Warning],
+    cost: Cost | None,
+    seconds: float,
+) -> EvaluationRecord:
+    """The record. `events`: what was reported; `cost`: of images that were sampled for it, None for finished ones."""
+    if cost and conditions.sampling:
+        spent = {"nfe": round(cost.nfe, 2), "passes": round(cost.passes, 2)}
+        conditions = conditions.model_copy(update={"sampling": conditions.sampling.model_copy(update=spent)})
+    warnings = [event for event in events if isinstance(event, Warning)]
+    return EvaluationRecord(
+        **conditions.__dict__,
+        metrics=metrics,
+        reference=reference,
+        warnings=tuple(RecordedWarning(code=warning.code, text=warning.text) for warning in warnings),
+        seconds=round(seconds, 3),
+    )
 
 
 def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> ReferenceResult:
@@ -154,7 +188,7 @@ def make_reference(options: EvaluateOptions, *, report: Reporter = silent) -> Re
     for event in [*warn_if_given(options, SAMPLING_OPTIONS + unused, why), *_notes_of("reference", images)]:
         report(event)
     with process_group(device) as world:
-        plan = replace(plan, stored=None)  # its own statistics are measured anew
+        plan = replace(plan, statistics=None)  # its own statistics are measured anew
         reference = measure_reference(plan, extractor, device=device, world=world, report=report)
         if world.is_main:
             write_npz(out, reference, images, features_name(extractor))
@@ -176,7 +210,7 @@ def require_features(name: str, device: torch.device, *, trusted: bool = True) -
     load_extractor(name, device=device)
 
 
-def _require_enough(options: EvaluateOptions, reference: Plan, count: int) -> None:
+def _require_enough(options: EvaluateOptions, reference: ReferencePlan, count: int) -> None:
     least = NEIGHBOURS + 1 if {"precision", "recall"} & set(options.metrics) else 2
     of_reference = reference.images.count if reference.images else least
     for name, number in (("samples", count), ("reference images", of_reference)):
@@ -188,12 +222,12 @@ def _require_enough(options: EvaluateOptions, reference: Plan, count: int) -> No
             )
 
 
-def _protocol(
+def _conditions(
     options: EvaluateOptions, subject: Subject, extractor: FeatureExtractor, device: torch.device
-) -> Protocol:
+) -> Conditions:
     published = extractor.is_published if isinstance(extractor, Inception) else None
     names = {metric: key_and_label(metric, published, options.features) for metric in options.metrics}
-    return Protocol(
+    return Conditions(
         what=require_what(options),
         count=subject.count,
         is_fid=published is True,
@@ -252,12 +286,18 @@ def _warnings_of_inputs(options: EvaluateOptions, subject: Subject, extractor: F
         yield Warning(code="sorted-samples", text=text)
 
 
-def _few_samples(count: int, distance: Any, bias: Any) -> Warning:
-    if bias is None or bias <= 0:
+def _few_samples(conditions: Conditions, metrics: Values) -> Warning | None:
+    """The warning that the Fréchet distance is biased; None where it was not measured, or there are enough samples."""
+    key = conditions.keys.get("fid")
+    if key is None or conditions.count >= FEW:
+        return None
+    distance, bias = metrics[key], metrics[f"{key}_bias"]
+    assert isinstance(distance, float)
+    if not isinstance(bias, float) or bias <= 0:
         expected = "biased upwards"
     elif bias < distance:
         expected = f"about {bias:.3g} too high, estimated from the distance of random halves"
     else:
         expected = f"mostly bias, estimated as {bias:.3g} from the distance of random halves"
-    text = f"with only {count} samples the Fréchet distance is {expected}; compare equal numbers of samples only"
-    return Warning(code="few-samples", text=text)
+    text = f"with only {conditions.count} samples the Fréchet distance is {expected}; "
+    return Warning(code="few-samples", text=text + "compare equal numbers of samples only")

@@ -39,8 +39,8 @@ STATE = "state.safetensors"
 
 
 @contextmanager
-def held(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> Iterator[None]:
-    """Locks `folder` against other commands (in the main process), and removes it at the end if it is empty.
+def locked_by_main(folder: Path, world: World, *, wait: float = 0, report: Reporter) -> Iterator[None]:
+    """Locks `folder` against other commands (the main process does), and removes it at the end if it is empty.
 
     Args:
         wait: seconds to wait for another command that holds it.

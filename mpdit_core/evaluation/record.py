@@ -1,6 +1,6 @@
 """The record of an evaluation, one JSON file: the metrics, and everything that they depend on.
 
-`Protocol` holds everything that is fixed before measuring; its hash is in the file name. `EvaluationRecord` adds the
+`Conditions` hold everything that is fixed before measuring; its hash is in the file name. `EvaluationRecord` adds the
 results.
 """
 
@@ -26,7 +26,7 @@ FORMAT = 3
 """Version of the record's file. Other versions are refused."""
 
 SAMPLING_OPTIONS = [name for name, info in SamplingOptions.model_fields.items() if spelling_of(info).sweepable]
-"""Options that sampled images depend on: those that `--sweep` may vary."""
+"""Options that `--sweep` may vary: all but `batch_size` and `compile`, which change the rounding only."""
 
 Value = float | tuple[float, float] | None
 
@@ -105,7 +105,7 @@ class RecordedWarning(Settings):
     text: str
 
 
-class Protocol(Settings):
+class Conditions(Settings):
     """Everything that is fixed before measuring."""
 
     format: Literal[3] = setting(FORMAT, "version of the record")
@@ -123,13 +123,13 @@ class Protocol(Settings):
     versions: dict[str, str | None] = setting(..., "versions of the packages involved")
 
     def file_name(self, *more: Any) -> str:
-        """A file name that changes with the protocol and with `more`. It begins with a letter or a digit."""
+        """A file name that changes with the conditions and with `more`. It begins with a letter or a digit."""
         text = json.dumps([jsonable(self.model_dump(mode="json")), *more], sort_keys=True, default=str)
         features = re.sub(r"[^\w.-]+", "-", self.extractor.plugin.name)[-60:].strip("._-")
         return f"{features}-{self.count}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
 
 
-class EvaluationRecord(Protocol, Result):
+class EvaluationRecord(Conditions, Result):
     """The metrics of one evaluation, and how they were computed."""
 
     metrics: dict[str, Value] = setting(..., "the values; `KEY_std`, `KEY_bias` and `KEY_interval` belong to KEY")

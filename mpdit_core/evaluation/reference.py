@@ -23,9 +23,9 @@ from mpdit_core.data.images import Mode, upright
 from mpdit_core.data.manifest import MANIFEST, read_manifest
 from mpdit_core.data.sources import open_source
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.collecting import collected, finished_blocks
+from mpdit_core.evaluation.collecting import collect, finished_blocks
 from mpdit_core.evaluation.images import ImageSource, dataset_images, folder_images, no_images, open_images
-from mpdit_core.evaluation.progress import held
+from mpdit_core.evaluation.progress import locked_by_main
 from mpdit_core.evaluation.record import ReferenceRecord
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract, features_name
@@ -39,7 +39,7 @@ from mpdit_core.runtime.npz import map_member, member_names
 from mpdit_core.size import Size
 
 FORMAT = "3"
-"""Version of the stored reference; one of another version is measured again."""
+"""Version of the cached reference; one of another version is measured again."""
 
 ROWS = 10_000
 STORE = "reference.safetensors"
@@ -60,18 +60,18 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReferencePlan:
     """A reference that was found and checked, but not measured yet."""
 
     name: str
     images: ImageSource | None = None  # None: statistics only
-    stored: Path | None = None  # an ADM-style npz with mu and sigma
+    statistics: Path | None = None  # an ADM-style npz with mu and sigma
     latents_folder: Path | None = None  # where the measured reference is kept, if it can be written
 
     def fingerprint(self) -> str:
-        """A hash that changes with the images and with the stored statistics."""
+        """A hash that changes with the images and with the given statistics."""
         images = self.images.record.sha256 if self.images else ""
-        return hashlib.sha256(f"{images} {sha256(self.stored) if self.stored else ''}".encode()).hexdigest()
+        return hashlib.sha256(f"{images} {sha256(self.statistics) if self.statistics else ''}".encode()).hexdigest()
 
 
 def plan_reference(
@@ -82,7 +82,7 @@ def plan_reference(
     mode: Mode = "RGB",
     typed: bool = True,
     trust: bool = False,
-) -> Plan:
+) -> ReferencePlan:
     """Finds the reference and checks everything that can be known without measuring it.
 
     Args:
@@ -113,11 +113,11 @@ def plan_reference(
         images = folder_images(path, resolution, mode=mode)
     else:
         images = dataset_images(open_source(given, trusted=typed or trust), resolution, given, mode=mode)
-    _refuse_enlarging(images, given)
-    return Plan(given, images)
+    _require_large_enough(images, given)
+    return ReferencePlan(given, images)
 
 
-def _refuse_enlarging(images: ImageSource, given: str) -> None:
+def _require_large_enough(images: ImageSource, given: str) -> None:
     """Raises `UserError` where the first images are all smaller than the samples: enlarged, they would be blurred."""
     assert images.picture is not None
     pictures = [images.picture(index) for index in range(min(LOOKED_AT, images.count))]
@@ -136,7 +136,7 @@ def _other_resolution(name: str | Path, there: Size, wanted: Size) -> UserError:
     )
 
 
-def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
+def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> ReferencePlan:
     manifest = read_manifest(path)
     source = manifest.plan.source
     if resolution not in (None, manifest.plan.resolution):
@@ -156,10 +156,10 @@ def _plan_latents(path: Path, resolution: Size | None, *, trust: bool) -> Plan:
     skipped = frozenset(item.key for item in manifest.skipped)
     mode = manifest.plan.autoencoder.mode
     images = dataset_images(dataset, manifest.plan.resolution, source.given, skipped=skipped, mode=mode)
-    return Plan(source.given, images, latents_folder=path)
+    return ReferencePlan(source.given, images, latents_folder=path)
 
 
-def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor) -> Plan:
+def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor) -> ReferencePlan:
     """Images in one file, or statistics of these features; those of other features are ignored beside images."""
     if not path.exists():
         raise UserError(
@@ -173,10 +173,10 @@ def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor)
     features = None
     if {"mu", "sigma"} <= names:
         features = str(map_member(path, "features")) if "features" in names else "inception"
-    stored = path if features is not None and features == features_name(extractor) else None
+    statistics = path if features is not None and features == features_name(extractor) else None
     if images is None and features is None:
         raise no_images(path, names, expected="arr_0, or mu and sigma")
-    if images is None and stored is None:
+    if images is None and statistics is None:
         raise UserError(
             f"{path} holds statistics of {features} features; these features are {extractor.name}",
             code="other-features",
@@ -185,7 +185,7 @@ def _plan_file(path: Path, resolution: Size | None, extractor: FeatureExtractor)
         )
     if images is not None and resolution not in (None, images.resolution):
         raise _other_resolution(path, images.resolution, resolution)
-    return Plan(str(path), images, stored)
+    return ReferencePlan(str(path), images, statistics)
 
 
 def _remedy(extractor: FeatureExtractor) -> str:
@@ -196,15 +196,15 @@ STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 """Names of mean and covariance in an ADM-style npz: of pool features, and of spatial features, if it has them."""
 
 
-def check_stored(plan: Plan, extractor: FeatureExtractor, device: torch.device) -> None:
-    """Raises `UserError` where stored statistics are damaged, or have another number of features than `extractor`."""
-    if plan.stored is None:
+def require_statistics(plan: ReferencePlan, extractor: FeatureExtractor, device: torch.device) -> None:
+    """Raises `UserError` where given statistics are damaged, or have another number of features than `extractor`."""
+    if plan.statistics is None:
         return
     features = extract(extractor, torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
-    for found, rows in zip(_read_npz(plan.stored), (features.pool, features.spatial), strict=True):
+    for found, rows in zip(_read_npz(plan.statistics), (features.pool, features.spatial), strict=True):
         if found is not None and rows is not None and found.size != rows.shape[1]:
             raise UserError(
-                f"{plan.stored} has {found.size} features; {extractor.name} computes {rows.shape[1]}",
+                f"{plan.statistics} has {found.size} features; {extractor.name} computes {rows.shape[1]}",
                 code="other-features",
                 expected="statistics of the same features",
                 remedy=_remedy(extractor),
@@ -212,7 +212,7 @@ def check_stored(plan: Plan, extractor: FeatureExtractor, device: torch.device) 
 
 
 def measure_reference(
-    plan: Plan,
+    plan: ReferencePlan,
     extractor: FeatureExtractor,
     *,
     device: torch.device,
@@ -229,16 +229,16 @@ def measure_reference(
         UserError: an image cannot be read, or another process measures this reference for more than six hours.
     """
     measured = None
-    if plan.images is not None and (plan.stored is None or rows):
+    if plan.images is not None and (plan.statistics is None or rows):
         measured = _measured_images(plan, extractor, device, world, report)
-    if plan.stored is None:
+    if plan.statistics is None:
         assert measured is not None
         return measured
-    pool, spatial = _read_npz(plan.stored)
+    pool, spatial = _read_npz(plan.statistics)
     about = ReferenceRecord(
         kind="stored statistics",
         path=plan.name,
-        sha256=sha256(plan.stored),
+        sha256=sha256(plan.statistics),
         count=None if pool.count == UNKNOWN_COUNT else pool.count,
         rows=measured.about.rows if measured else 0,
         extractor=extractor.fingerprint(),
@@ -247,7 +247,7 @@ def measure_reference(
 
 
 def _measured_images(
-    plan: Plan, extractor: FeatureExtractor, device: torch.device, world: World, report: Reporter
+    plan: ReferencePlan, extractor: FeatureExtractor, device: torch.device, world: World, report: Reporter
 ) -> Reference:
     """The reference of `plan.images`: from the latents folder, else from the user's cache, else measured now."""
     images = plan.images
@@ -258,13 +258,13 @@ def _measured_images(
     key = hashlib.sha256(f"{FORMAT} {extractor.fingerprint()} {images.record.sha256}".encode()).hexdigest()
     shared = _cache_folder() / f"reference-{key[:16]}.safetensors"
     places = [plan.latents_folder / STORE, shared] if plan.latents_folder else [shared]
-    found = world.on_main(lambda: _stored(places, key, report))
+    found = world.on_main(lambda: _cached(places, key, report))
     if found is not None:
         return found
     path = world.on_main(lambda: next((place for place in places if _may_write_in(place.parent)), shared))
     partial = path.with_suffix(f".{key[:8]}.partial")
-    with held(partial, world, wait=SECONDS_TO_WAIT, report=report):
-        found = world.on_main(lambda: _stored(places, key, silent))
+    with locked_by_main(partial, world, wait=SECONDS_TO_WAIT, report=report):
+        found = world.on_main(lambda: _cached(places, key, silent))
         if found is not None:  # another command has measured it while this one waited
             return found
         kept = chosen_rows(count)
@@ -272,7 +272,7 @@ def _measured_images(
         about = ReferenceRecord(
             **images.record.model_dump(), count=count, rows=len(kept), extractor=extractor.fingerprint()
         )
-        with collected(
+        return collect(
             finished_blocks(images, count),
             extractor,
             accumulator,
@@ -280,12 +280,12 @@ def _measured_images(
             world=world,
             report=report,
             task="reference",
+            finish=lambda _: _cache(path, key, accumulator, about),
             needs_logits=False,
-        ):
-            return world.on_main(lambda: _store(path, key, accumulator, about))
+        )
 
 
-def _stored(places: Sequence[Path], key: str, report: Reporter) -> Reference | None:
+def _cached(places: Sequence[Path], key: str, report: Reporter) -> Reference | None:
     """The reference with this key in the first of the `places` that has it; None where none has."""
     for path in filter(Path.exists, places):
         try:
@@ -310,7 +310,7 @@ def chosen_rows(count: int) -> np.ndarray:
     return np.sort(np.random.RandomState(0).permutation(count)[:ROWS])
 
 
-def _store(path: Path, key: str, accumulator: FeatureAccumulator, about: ReferenceRecord) -> Reference:
+def _cache(path: Path, key: str, accumulator: FeatureAccumulator, about: ReferenceRecord) -> Reference:
     """Writes the reference with what was measured, and returns it."""
     pool, spatial, rows = accumulator.gaussian(), accumulator.spatial_gaussian(), accumulator.kept_rows()
     tensors = {"rows": rows}

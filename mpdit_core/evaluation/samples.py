@@ -8,7 +8,7 @@ decoded images of a folder of latents, measured against the images that it was m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,11 +22,12 @@ from mpdit_core.data.manifest import LatentSpec
 from mpdit_core.data.sources import find_images
 from mpdit_core.data.standardising import unstandardise
 from mpdit_core.errors import UserError
-from mpdit_core.evaluation.images import ImageSource, are_sorted, image_files, npz_images
+from mpdit_core.evaluation.images import Batch, ImageSource, are_sorted, image_files, npz_images
 from mpdit_core.evaluation.record import ImagesRecord
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
 from mpdit_core.sampling import SampleSet
+from mpdit_core.sampling.writers import WRITERS
 
 
 def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
@@ -38,7 +39,7 @@ def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
     Raises:
         UserError: the set is not complete, images are missing, or its latents have no known autoencoder.
     """
-    path = samples.path
+    path, result = samples.path, samples.path / WRITERS[samples.format].result_name
     if not samples.complete:
         raise UserError(
             f"{path} is not complete",
@@ -47,11 +48,11 @@ def images_of(samples: SampleSet, device: torch.device) -> ImageSource:
             remedy="run the same `mpdit sample` command again; it resumes",
         )
     if samples.format == "npz":
-        images = npz_images(path / "samples.npz")
+        images = npz_images(result)
     elif samples.format == "png":
-        images = _numbered_images(path / "images", samples.num_samples)
+        images = _numbered_images(result, samples.num_samples)
     elif samples.latents is not None:
-        images = _decoded_latents(path / "latents", samples.latents, device)
+        images = _decoded_latents(result, samples.latents, device)
     else:
         raise UserError(
             f"{path} holds latents, and its record does not state their autoencoder",
@@ -92,26 +93,18 @@ def _decoded_latents(path: Path, spec: LatentSpec, device: torch.device) -> Imag
     if sorted(places) != list(range(count)):
         raise _incomplete(path, "some of its latents", "all of them, each once")
 
-    autoencoder = cache(lambda: load_autoencoder(spec.autoencoder, device=device))
-
-    def batch(indices: Sequence[int]) -> Tensor:
+    def raw_latents(indices: Sequence[int]) -> Tensor:
         wanted = [places[index] for index in indices]
         stored = {file: _read(file, "latents")[0] for file in {file for file, _, _ in wanted}}
         latents = torch.stack([stored[file][row] for file, row, _ in wanted])
-        return as_rgb(autoencoder().decode(unstandardise(latents.to(device), spec.normalisation)).cpu())
-
-    def hash_content() -> str:
-        digest = hashlib.sha256(spec.autoencoder.model_dump_json().encode())
-        for file in files:
-            digest.update(sha256(file).encode())
-        return digest.hexdigest()
+        return unstandardise(latents.to(device), spec.normalisation)
 
     return ImageSource(
         about=ImagesRecord(kind="latents", path=str(path)),
         count=count,
         resolution=spec.resolution,
-        batch=batch,
-        hash_content=hash_content,
+        batch=_decoding(raw_latents, spec, device),
+        hash_content=lambda: _hash(spec, "".join(map(sha256, files))),
         labels=[places[index][2] for index in range(count)],
     )
 
@@ -128,26 +121,29 @@ def reconstructed_images(folder: LatentFolder, device: torch.device, *, trust: b
         trust: whether the autoencoder that the folder names may be code that is not installed.
     """
     spec = folder.spec
-
-    autoencoder = cache(lambda: load_autoencoder(spec.autoencoder, device=device, trust=trust))
-
-    def batch(indices: Sequence[int]) -> Tensor:
-        return as_rgb(autoencoder().decode(folder.batch(indices).mean).cpu())
-
-    def hash_content() -> str:
-        shards = " ".join(shard.sha256 for shard in folder.manifest.shards)
-        return hashlib.sha256(f"{spec.autoencoder.model_dump_json()} {shards}".encode()).hexdigest()
-
     labels = folder.labels.tolist()
     return ImageSource(
         about=ImagesRecord(kind="decoded latents", path=str(folder.path), order="as in the folder"),
         count=len(folder),
         resolution=spec.resolution,
-        batch=batch,
-        hash_content=hash_content,
+        batch=_decoding(lambda indices: folder.batch(indices).mean, spec, device, trust=trust),
+        hash_content=lambda: _hash(spec, " " + " ".join(shard.sha256 for shard in folder.manifest.shards)),
         labels=labels,
         sorted_by_class=are_sorted(labels),
     )
+
+
+def _decoding(
+    raw_latents: Callable[[Sequence[int]], Tensor], spec: LatentSpec, device: torch.device, *, trust: bool = False
+) -> Batch:
+    """Decodes `raw_latents` [n, C, h, w] of the images that are asked for. The first call loads the autoencoder."""
+    autoencoder = cache(lambda: load_autoencoder(spec.autoencoder, device=device, trust=trust))
+    return lambda indices: as_rgb(autoencoder().decode(raw_latents(indices)).cpu())
+
+
+def _hash(spec: LatentSpec, hashes: str) -> str:
+    """A hash that changes with the autoencoder, and with `hashes` of the latents."""
+    return hashlib.sha256((spec.autoencoder.model_dump_json() + hashes).encode()).hexdigest()
 
 
 def _incomplete(path: Path, found: str, expected: str) -> UserError:

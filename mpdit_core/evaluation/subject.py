@@ -133,7 +133,7 @@ def open_model_or_samples(options: EvaluateOptions, device: torch.device) -> Sub
             expected="a run, a checkpoint, an export or hf:ORG/NAME; or a folder, .npz or .safetensors of samples; "
             "or a folder of latents",
         )
-    sample_set = SampleSet.open(path) if (path / "samples.json").is_file() else None
+    sample_set = SampleSet.open(path) if SampleSet.is_at(path) else None
     latents = LatentFolder(path) if (path / MANIFEST).is_file() else None
     if sample_set:
         images = images_of(sample_set, device)

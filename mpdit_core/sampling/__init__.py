@@ -8,7 +8,7 @@ from mpdit_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mpdit_core.flow.guidance import GUIDANCE_RULES
-    from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
+    from mpdit_core.sampling.generator import Generator, SamplingPlan
     from mpdit_core.sampling.job import sample
     from mpdit_core.sampling.options import (
         SampleOptions,

@@ -54,10 +54,10 @@ WORTH_COMPILING = 2000  # number of images from which compiling saves time
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleBatch:
+class SampleBlock:
     """One finished block of n images."""
 
-    block: int
+    number: int
     indices: list[int]
     labels: list[int]
     latents: Tensor  # [n, C, h, w] float32 on the CPU, standardised
@@ -104,11 +104,11 @@ class SamplingPlan:
             "sampler_options": sampler_options,
             "guidance_options": self.guidance.rule.model_dump(),
         }
-        return SamplingOptions(**sampling_values(self.options) | filled), record
+        return SamplingOptions(**self.options.sampling_values() | filled), record
 
 
 class Generator(SamplingPlan):
-    """A model with sampling options: checked and loaded once, then asked for images.
+    """A plan with its networks: a model and sampling options, checked and loaded once, then asked for images.
 
     Args:
         model: a run, a checkpoint, an export, `hf:ORG/NAME`, or one of them opened.
@@ -139,8 +139,8 @@ class Generator(SamplingPlan):
         self.autoencoder: LoadedAutoencoder | None = None
         if decode:
             spec = self.folder.require_latents(remedy="--format latents, or import it again with --autoencoder")
-            self._decode_with(load_autoencoder(spec.autoencoder, device=self.device))
-        self._recordable = self._load_network(self.folder)
+            self._use_autoencoder(load_autoencoder(spec.autoencoder, device=self.device))
+        self._recorded_network = self._load_network(self.folder)
 
     def _plan(self, folder: ModelFolder, options: SamplingOptions) -> None:
         super().__init__(folder, options)
@@ -152,7 +152,7 @@ class Generator(SamplingPlan):
     @property
     def network(self) -> MPDiT:
         """The network on the device."""
-        return self._recordable.network
+        return self._recorded_network.network
 
     @property
     def types(self) -> ComputeTypes:
@@ -185,18 +185,25 @@ class Generator(SamplingPlan):
             changes["classes"] = tuple(classes)
             num_samples = num_samples or len(classes)
         chosen = self.changed(num_samples=num_samples, **changes)
-        return [tile(image) for batch in chosen.batches() for image in batch.images]
+        return [tile(image) for block in chosen.batches() for image in block.images]
 
     def changed(self, *, num_samples: int | None = None, **changes: Any) -> Generator:
-        """The same loaded model, compiled as it is, with other options. Raises `UserError` as `Generator` does."""
-        options = validate(SamplingOptions, sampling_values(self.options) | changes, origin="sampling")
-        other = copy.copy(self)
+        """The same loaded model, compiled as it is, with other options.
+
+        The autoencoder is the same object unless `precision` changes, so setting `types` on one generator sets the data
+        type of decoding on both.
+
+        Raises:
+            UserError: as `Generator` does.
+        """
+        options = validate(SamplingOptions, self.options.sampling_values() | changes, origin="sampling")
+        other = copy.copy(self)  # `_plan` gives it attributes of its own, and leaves those of `self`
         other.num_samples = num_samples or self.num_samples
         other._plan(self.folder, options)
-        if other.folder is not self.folder:  # another width of the EMA
-            other._recordable = other._load_network(other.folder)
+        if other.folder is not self.folder:  # another width of the EMA; without one `at_ema_width` returns its argument
+            other._recorded_network = other._load_network(other.folder)
         if self.autoencoder and options.precision != self.options.precision:
-            other._decode_with(copy.copy(self.autoencoder))
+            other._use_autoencoder(copy.copy(self.autoencoder))
         return other
 
     @property
@@ -221,11 +228,11 @@ class Generator(SamplingPlan):
     def velocity(self, labels: Sequence[int]) -> GuidedVelocity:
         """The velocity function of a batch with these labels, with guidance."""
         return GuidedVelocity(
-            self._callable(self._recordable),
+            self._as_called(self._recorded_network),
             torch.tensor(list(labels), device=self.device),
             null_label=self.network.config.null_label,
             guidance=self.guidance,
-            guide=self._callable(self._guides[self.guide.path]) if self.guide else None,
+            guide=self._as_called(self._guides[self.guide.path]) if self.guide else None,
             dtype=self.dtype,
         )
 
@@ -249,12 +256,12 @@ class Generator(SamplingPlan):
         assert self.autoencoder is not None, "made with decode=False"
         return self.autoencoder.decode(unstandardise(latents.to(self.device), self.spec.normalisation)).cpu()
 
-    def batches(self, blocks: Iterable[int] | None = None) -> abc.Generator[SampleBatch, None, None]:
-        """Yields these blocks in order (all blocks if not given), computed in threads. Closing it stops the threads.
+    def batches(self, blocks: Iterable[int] | None = None) -> abc.Generator[SampleBlock, None, None]:
+        """Yields these blocks in order (all blocks if not given). Closing it stops the threads that it starts.
 
         On a CPU, one thread computes a block, and as many blocks are computed at once as there are threads: this is
         faster than one block on all threads, and the numbers do not depend on the number of threads. On a GPU the
-        network computes a block while the one before is decoded.
+        network computes a block in the caller's thread, while the block before is decoded in another.
 
         Raises:
             UserError: an image is not finite (`not-finite`), or as `integrate`.
@@ -263,13 +270,14 @@ class Generator(SamplingPlan):
         on_cpu = self.device.type == "cpu"
         ahead = torch.get_num_threads() if on_cpu else 1
         pool = ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="block")
-        waiting: deque[Future[SampleBatch]] = deque()
+        waiting: deque[Future[SampleBlock]] = deque()
         try:
             for block in self.blocks() if blocks is None else blocks:
                 if on_cpu:
                     waiting.append(pool.submit(self._whole_block, block, stop))
                 else:
-                    waiting.append(pool.submit(self._finish, block, *self._latents(block, stop)))
+                    latents, velocity = self._latents(block, stop)  # here, in the caller's thread
+                    waiting.append(pool.submit(self._finish, block, latents, velocity))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -278,24 +286,24 @@ class Generator(SamplingPlan):
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _whole_block(self, block: int, stop: Event) -> SampleBatch:
+    def _whole_block(self, block: int, stop: Event) -> SampleBlock:
         torch.set_num_threads(1)  # for this thread only
         return self._finish(block, *self._latents(block, stop))
 
     def _latents(self, block: int, stop: Event) -> tuple[Tensor, GuidedVelocity]:
-        def check(_: Step) -> None:
+        def cancel_if_stopped(_: Step) -> None:
             if stop.is_set():
                 raise CancelledError
 
         indices = self.block_indices(block)
         velocity = self.velocity([self.labels(i) for i in indices])
-        return self.integrate(velocity, *self.noise(indices), on_step=check), velocity
+        return self.integrate(velocity, *self.noise(indices), on_step=cancel_if_stopped), velocity
 
-    def _finish(self, block: int, latents: Tensor, velocity: GuidedVelocity) -> SampleBatch:
+    def _finish(self, block: int, latents: Tensor, velocity: GuidedVelocity) -> SampleBlock:
         indices = self.block_indices(block)
         require_finite(latents, indices)
-        return SampleBatch(
-            block=block,
+        return SampleBlock(
+            number=block,
             indices=indices,
             labels=[self.labels(i) for i in indices],
             latents=latents.cpu(),
@@ -305,7 +313,7 @@ class Generator(SamplingPlan):
             saved=velocity.saved,
         )
 
-    def _callable(self, network: RecordedNetwork) -> Network:
+    def _as_called(self, network: RecordedNetwork) -> Network:
         """What guidance calls: the recorded network on a GPU, unless the options forbid it; else the plain one."""
         by_default = self.device.type == "cuda" and self.guidance.rule.whole_network
         is_recorded = self.options.compile == "graphs" or (self.options.compile == "auto" and by_default)
@@ -331,16 +339,11 @@ class Generator(SamplingPlan):
             network.compile_blocks()
         return RecordedNetwork(network)
 
-    def _decode_with(self, autoencoder: LoadedAutoencoder) -> None:
+    def _use_autoencoder(self, autoencoder: LoadedAutoencoder) -> None:
         """Decodes with `autoencoder`, in the data type that the options allow."""
         assert self.spec is not None
         autoencoder.decode_precision = choose_decode_precision(self.options.precision, autoencoder, self.spec)
         self.autoencoder = autoencoder
-
-
-def sampling_values(options: SamplingOptions) -> dict[str, Any]:
-    """The values of the fields of `SamplingOptions`, from options that may have more fields."""
-    return {name: getattr(options, name) for name in SamplingOptions.model_fields}
 
 
 def require_finite(latents: Tensor, indices: Sequence[int]) -> None:

@@ -19,10 +19,10 @@ from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import World, process_group
 from mpdit_core.runtime.locks import locked
 from mpdit_core.runtime.signals import StopRequest
-from mpdit_core.sampling.generator import Generator, SampleBatch
+from mpdit_core.sampling.generator import Generator, SampleBlock
 from mpdit_core.sampling.labels import require_classes
 from mpdit_core.sampling.options import SampleOptions, SampleResult, ViewResult, options_without_effect, warn_if_given
-from mpdit_core.sampling.sample_set import BlockMarkers, SampledModel, SampleSet, model_name, newest_folder
+from mpdit_core.sampling.sample_set import BlockMarkers, SampledModel, SampleSet, model_name, newest_folder, next_folder
 from mpdit_core.sampling.views import VIEWS
 from mpdit_core.sampling.writers import WRITERS
 
@@ -46,7 +46,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
     if options.views:
         return _view(options, report)
     device = select_device(options.device)
-    with process_group(device) as world, ExitStack() as held:
+    with process_group(device) as world, ExitStack() as locks:
         folder = open_model(options.model)
         _find_begun_set(options, folder)  # refuses a folder of other files, before the model is loaded
         if options.by_class:
@@ -66,7 +66,7 @@ def sample(options: SampleOptions, *, report: Reporter = silent) -> SampleResult
                 job.markers.remove()  # the process that finished the set may have been killed before it removed them
             report(Note(text=f"{samples.path} is complete: nothing to do"))
             return job.result(samples)
-        done = world.on_main(lambda: job.begin(held))
+        done = world.on_main(lambda: job.begin(locks))
         resumed = f", resumed after {len(done)} of {generator.num_blocks} blocks" if done else ""
         report(Note(text=f"{samples.num_samples} images to {samples.path}{resumed}"))
         started = time.monotonic()
@@ -125,7 +125,7 @@ def _choose_set(generator: Generator, options: SampleOptions) -> SampleSet:
     filled_in, sampler = generator.for_records()
     folder, types = generator.folder, generator.types
     wanted = SampleSet(
-        path=options.out or newest_folder(model_name(options.model, folder), after=1),
+        path=options.out or next_folder(model_name(options.model, folder)),
         format=options.format,
         by_class=options.by_class,
         num_samples=generator.num_samples,
@@ -156,10 +156,10 @@ class SetJob:
         self.markers = BlockMarkers(samples.path)
         self.writer = WRITERS[samples.format](samples, generator.class_names)
 
-    def begin(self, held: ExitStack) -> set[int]:
-        """Rank 0: locks the folder until `held` ends, writes the record, and returns the finished blocks."""
-        held.enter_context(locked(self.samples.path))
-        if not self.samples.exists():
+    def begin(self, locks: ExitStack) -> set[int]:
+        """Rank 0: locks the folder until `locks` ends, writes the record, and returns the finished blocks."""
+        locks.enter_context(locked(self.samples.path))
+        if not SampleSet.is_at(self.samples.path):
             self.markers.remove()  # of a deleted set: the images that they stand for are unknown
         self.samples.write()
         return self.finished_blocks()
@@ -186,10 +186,10 @@ class SetJob:
         """
         total, size = self.samples.num_samples, self.samples.options.batch_size
 
-        def write(batch: SampleBatch) -> None:
+        def write(block: SampleBlock) -> None:
             self.require_record()
-            self.writer.write(batch)
-            self.markers.mark(batch)
+            self.writer.write(block)
+            self.markers.mark(block)
 
         def progress() -> None:
             done = min(self.markers.count() * size, total)
@@ -197,9 +197,9 @@ class SetJob:
 
         progress()
         with StopRequest() as stop:
-            with WriteBehind() as behind, closing(self.generator.batches(blocks)) as batches:
-                for batch in batches:
-                    behind.submit(write, batch)
+            with WriteBehind() as behind, closing(self.generator.batches(blocks)) as finished:
+                for block in finished:
+                    behind.submit(write, block)
                     progress()
                     if stop.received:
                         break
@@ -209,7 +209,7 @@ class SetJob:
                 raise Interrupted(received)
 
     def require_record(self) -> None:
-        if not self.samples.exists():
+        if not SampleSet.is_at(self.samples.path):
             raise UserError(
                 f"{self.samples.path} was deleted or moved while samples were written to it",
                 code="folder-gone",

@@ -31,7 +31,10 @@ class ComputeTypes(NamedTuple):
 
 
 class SamplingOptions(Options):
-    """Everything that an image depends on, besides the model and the number of the image."""
+    """Everything that an image depends on, besides the model and the number of the image.
+
+    With another `batch_size` or `compile` only the rounding differs.
+    """
 
     classes: str | tuple[str | int, ...] = sampling_option(
         "all",
@@ -80,6 +83,10 @@ class SamplingOptions(Options):
         "auto: on GPUs recorded, and compiled for many images",
         panel="Running",
     )  # fmt: skip
+
+    def sampling_values(self) -> dict[str, Any]:
+        """The values of the fields of `SamplingOptions` alone, without those that a subclass adds."""
+        return {name: getattr(self, name) for name in SamplingOptions.model_fields}
 
 
 class SampleOptions(SamplingOptions, DeviceOptions):

@@ -1,4 +1,4 @@
-"""The folder of a set of samples: its name, its record samples.json, which only this file reads, and its progress.
+"""The folder of a set of samples: its name, its record samples.json, and its progress. No other file reads the record.
 
     samples.json               the options and the model; once the set is complete, its cost
     images/000012.png          --format png (with --by-class: images/<class>/000012.png)
@@ -32,7 +32,7 @@ from mpdit_core.version import __version__
 
 if TYPE_CHECKING:
     from mpdit_core.models.model_folder import ModelFolder
-    from mpdit_core.sampling.generator import SampleBatch
+    from mpdit_core.sampling.generator import SampleBlock
 
 FORMAT = 2
 SAMPLES = Path("samples")
@@ -108,7 +108,7 @@ class SampleSet(Settings):
         Raises:
             UserError: as `open`, or the folder holds other files (`folder-not-empty`).
         """
-        if (path / RECORD).is_file():
+        if cls.is_at(path):
             return cls.open(path)
         if not (path / PROGRESS).is_dir() or any(p.name not in REMAINS for p in _foreign(path)):
             require_empty(path)
@@ -124,11 +124,13 @@ class SampleSet(Settings):
         """Writes samples.json, and makes the folder where it is missing."""
         files.write_json(self.path / RECORD, {"format": FORMAT, "samples": self.model_dump(mode="json")})
 
-    def exists(self) -> bool:
-        return (self.path / RECORD).is_file()
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether the folder `path` holds a set, which may be damaged."""
+        return (path / RECORD).is_file()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the images depend on, by dotted key. A call that continues the set must have the same."""
+        """The fields that `IDENTITY` names, by dotted key. A call that continues the set must have the same."""
         return flatten(self.model_dump(mode="json", include=IDENTITY))
 
     def require_same(self, wanted: SampleSet) -> None:
@@ -157,7 +159,8 @@ IDENTITY: Any = {
     "guide": True,
     "model": {"step", "weights_sha256"},
 }
-"""The fields that the images depend on. Of the guide only the weights count; the path of the model does not."""
+"""The fields that a call which continues the set must not change. Of the guide only the weights count; the path of the
+model does not. `batch_size` counts, because it says which images a finished block holds; `compile` may change."""
 
 
 def require_empty(path: Path) -> None:
@@ -197,9 +200,9 @@ class BlockMarkers:
     def __init__(self, out: Path):
         self.folder = out / PROGRESS
 
-    def mark(self, batch: SampleBatch) -> None:
-        counts = BlockCounts(images=len(batch.indices), nfe=batch.nfe, passes=batch.passes, saved=batch.saved)
-        files.write_json(self._path(batch.block), counts.model_dump())
+    def mark(self, block: SampleBlock) -> None:
+        counts = BlockCounts(images=len(block.indices), nfe=block.nfe, passes=block.passes, saved=block.saved)
+        files.write_json(self._path(block.number), counts.model_dump())
 
     def done(self) -> dict[int, BlockCounts]:
         """The marked blocks. Damaged markers and other files are ignored."""
@@ -243,8 +246,16 @@ def model_name(where: str, folder: ModelFolder) -> str:
     return folder.path.resolve().name
 
 
-def newest_folder(name: str, *, after: int = 0) -> Path:
-    """The folder `samples/<name>-<n>` with the largest n, which is 0 where there is none; `after=1`: the next one."""
+def newest_folder(name: str) -> Path:
+    """The folder `samples/<name>-<n>` with the largest n; where there is none, n is 0."""
+    return SAMPLES / f"{name}-{_newest_number(name)}"
+
+
+def next_folder(name: str) -> Path:
+    """The first folder `samples/<name>-<n>` that does not exist, nor any with a larger n."""
+    return SAMPLES / f"{name}-{_newest_number(name) + 1}"
+
+
+def _newest_number(name: str) -> int:
     pattern = re.compile(rf"{re.escape(name)}-(\d+)")
-    number = max((int(m[1]) for path in SAMPLES.glob("*") if (m := pattern.fullmatch(path.name))), default=0)
-    return SAMPLES / f"{name}-{number + after}"
+    return max((int(m[1]) for path in SAMPLES.glob("*") if (m := pattern.fullmatch(path.name))), default=0)

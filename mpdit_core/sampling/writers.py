@@ -25,7 +25,7 @@ from mpdit_core.pictures import save_tile
 from mpdit_core.runtime import files
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.npz import map_member
-from mpdit_core.sampling.generator import SampleBatch
+from mpdit_core.sampling.generator import SampleBlock
 from mpdit_core.sampling.options import Format
 from mpdit_core.sampling.sample_set import PROGRESS, SampleSet
 
@@ -43,10 +43,10 @@ class Writer:
         self.samples, self.class_names = samples, class_names
         self.result = samples.path / self.result_name  # the file or folder that holds the finished samples
 
-    def write(self, batch: SampleBatch) -> None:
+    def write(self, block: SampleBlock) -> None:
         raise NotImplementedError
 
-    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
+    def is_complete(self, number: int, indices: list[int], labels: list[int]) -> bool:
         """Whether the files of a marked block are complete: always after a kill, perhaps not after a power cut."""
         raise NotImplementedError
 
@@ -69,16 +69,16 @@ class PngWriter(Writer):
         slug = re.sub(r"[^\w.-]+", "_", self.class_names[label]).strip("_.")[:60]
         return slug if slug == str(label) else f"{label:04d}-{slug}"
 
-    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
+    def is_complete(self, number: int, indices: list[int], labels: list[int]) -> bool:
         return all(_is_whole_png(self.path(i, label)) for i, label in zip(indices, labels, strict=True))
 
-    def write(self, batch: SampleBatch) -> None:
-        paths = [self.path(i, label) for i, label in zip(batch.indices, batch.labels, strict=True)]
+    def write(self, block: SampleBlock) -> None:
+        paths = [self.path(i, label) for i, label in zip(block.indices, block.labels, strict=True)]
         with files.user_errors(self.result):
             for folder in {path.parent for path in paths}:
                 folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(ENCODERS) as pool:
-                list(pool.map(save_tile, batch.images.numpy(), paths))
+                list(pool.map(save_tile, block.images.numpy(), paths))
 
     def image(self, index: int, label: int) -> np.ndarray:
         path = self.path(index, label)
@@ -108,17 +108,17 @@ def _is_whole_png(path: Path) -> bool:
 class NpzWriter(Writer):
     result_name = "samples.npz"
 
-    def block_path(self, block: int) -> Path:
-        return self.samples.path / PROGRESS / f"{block:06d}.npz"
+    def block_path(self, number: int) -> Path:
+        return self.samples.path / PROGRESS / f"{number:06d}.npz"
 
-    def write(self, batch: SampleBatch) -> None:
-        pixels = as_rgb(batch.images).permute(0, 2, 3, 1).contiguous().numpy()
-        with files.writing(self.block_path(batch.block)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, arr_0=pixels, arr_1=np.asarray(batch.labels, dtype=np.int64))
+    def write(self, block: SampleBlock) -> None:
+        pixels = as_rgb(block.images).permute(0, 2, 3, 1).contiguous().numpy()
+        with files.writing(self.block_path(block.number)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, arr_0=pixels, arr_1=np.asarray(block.labels, dtype=np.int64))
 
-    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
+    def is_complete(self, number: int, indices: list[int], labels: list[int]) -> bool:
         try:
-            images, stored = (map_member(self.block_path(block), name) for name in ("arr_0", "arr_1"))
+            images, stored = (map_member(self.block_path(number), name) for name in ("arr_0", "arr_1"))
         except UserError:
             return False
         is_rgb = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
@@ -135,33 +135,33 @@ class NpzWriter(Writer):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     header = {"descr": descr, "fortran_order": False, "shape": full_shape}
                     np.lib.format.write_array_header_1_0(member, header)
-                    for block in range(num_blocks):
-                        member.write(map_member(self.block_path(block), name).tobytes())
+                    for number in range(num_blocks):
+                        member.write(map_member(self.block_path(number), name).tobytes())
 
     def image(self, index: int, label: int) -> np.ndarray:
-        block, row = divmod(index, self.samples.options.batch_size)
-        return np.array(map_member(self.block_path(block), "arr_0")[row]).transpose(2, 0, 1)
+        number, row = divmod(index, self.samples.options.batch_size)
+        return np.array(map_member(self.block_path(number), "arr_0")[row]).transpose(2, 0, 1)
 
 
 class LatentsWriter(Writer):
     needs_images = False
     result_name = "latents"
 
-    def block_path(self, block: int) -> Path:
-        return self.result / f"{block:06d}.safetensors"
+    def block_path(self, number: int) -> Path:
+        return self.result / f"{number:06d}.safetensors"
 
-    def write(self, batch: SampleBatch) -> None:
+    def write(self, block: SampleBlock) -> None:
         tensors = {
-            "latents": batch.latents.contiguous(),
-            "labels": torch.tensor(batch.labels),
-            "indices": torch.tensor(batch.indices),
+            "latents": block.latents.contiguous(),
+            "labels": torch.tensor(block.labels),
+            "indices": torch.tensor(block.indices),
         }
-        with files.writing(self.block_path(batch.block)) as temporary:
+        with files.writing(self.block_path(block.number)) as temporary:
             save_file(tensors, temporary)
 
-    def is_complete(self, block: int, indices: list[int], labels: list[int]) -> bool:
+    def is_complete(self, number: int, indices: list[int], labels: list[int]) -> bool:
         try:
-            with opened(self.block_path(block)) as file:
+            with opened(self.block_path(number)) as file:
                 size = file.get_slice("latents").get_shape()[0]
                 stored = [file.get_tensor(name).tolist() for name in ("indices", "labels")]
         except UserError:

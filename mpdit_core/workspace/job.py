@@ -83,7 +83,7 @@ def _kind(folder: Path) -> Kind | None:
         (folder / MANIFEST).is_file() and any(folder.glob("shard-*.safetensors"))
     ):
         return "latents"
-    return "samples" if (folder / "samples.json").is_file() else None
+    return "samples" if SampleSet.is_at(folder) else None
 
 
 def _entry(kind: Kind, path: Path) -> Entry:

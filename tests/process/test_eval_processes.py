@@ -21,7 +21,7 @@ from mpdit_cli.app import main
 from mpdit_core.api import Features
 from mpdit_core.errors import Interrupted
 from mpdit_core.evaluation import EvaluationRecord
-from mpdit_core.evaluation.collecting import Blocks, ImageBlock, collected
+from mpdit_core.evaluation.collecting import Blocks, ImageBlock, collect
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract
 from mpdit_core.reporting import Progress, silent
@@ -75,12 +75,12 @@ class FeaturesOfNumbers:
         return "numbers"
 
 
-def collect(
+def measured(
     folder: Path, *, world: World | None = None, blocks: Blocks | None = None, report=silent
 ) -> dict[str, torch.Tensor]:
-    """The state of the accumulator at the end, and the evaluations spent."""
+    """The state of the accumulator at the end, and the cost per image."""
     accumulator = FeatureAccumulator(COUNT, keep=range(COUNT))
-    with collected(
+    cost = collect(
         blocks or numbers(),
         FeaturesOfNumbers(),
         accumulator,
@@ -88,9 +88,9 @@ def collect(
         world=world or World(),
         report=report,
         task="evaluate",
-    ) as nfe:
-        pass
-    return accumulator.state() | {"nfe": torch.tensor(nfe)}
+        finish=lambda cost: cost,
+    )
+    return accumulator.state() | {"cost": torch.tensor(cost)}
 
 
 def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -102,10 +102,10 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 def test_two_processes_give_the_same_bits_as_one(tmp_path):
     def work(rank: int) -> None:
         with process_group(CPU) as world:
-            torch.save(collect(tmp_path / "two", world=world), tmp_path / f"{rank}.pt")
+            torch.save(measured(tmp_path / "two", world=world), tmp_path / f"{rank}.pt")
 
     fork_group(work)
-    expected = collect(tmp_path / "one")
+    expected = measured(tmp_path / "one")
     for rank in range(2):
         assert_same_bits(torch.load(tmp_path / f"{rank}.pt"), expected)
 
@@ -123,11 +123,11 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bits(tmp_path, stops):
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with pytest.raises(Interrupted) as caught:
-            collect(tmp_path / "p", blocks=numbers(interrupt))
+            measured(tmp_path / "p", blocks=numbers(interrupt))
         assert caught.value.signum == signal.SIGTERM
-    resumed = collect(tmp_path / "p", blocks=numbers(read.append))
+    resumed = measured(tmp_path / "p", blocks=numbers(read.append))
     assert sorted(read) == list(range(13))  # every block once
-    assert_same_bits(resumed, collect(tmp_path / "whole"))
+    assert_same_bits(resumed, measured(tmp_path / "whole"))
 
 
 def test_stopped_in_two_processes_and_resumed_in_one_gives_the_same_bits(tmp_path):
@@ -139,14 +139,14 @@ def test_stopped_in_two_processes_and_resumed_in_one_gives_the_same_bits(tmp_pat
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with process_group(CPU) as world, pytest.raises(Interrupted):
-            collect(tmp_path / "p", world=world, blocks=numbers(interrupt))
+            measured(tmp_path / "p", world=world, blocks=numbers(interrupt))
 
     fork_group(work)
     read: list[int] = []
-    resumed = collect(tmp_path / "p", blocks=numbers(read.append))
+    resumed = measured(tmp_path / "p", blocks=numbers(read.append))
     assert read
     assert min(read) > 3  # the first chunk is in the sums
-    assert_same_bits(resumed, collect(tmp_path / "whole"))
+    assert_same_bits(resumed, measured(tmp_path / "whole"))
 
 
 def test_killed_anywhere_nothing_is_counted_twice(tmp_path, monkeypatch):
@@ -159,11 +159,11 @@ def test_killed_anywhere_nothing_is_counted_twice(tmp_path, monkeypatch):
             if isinstance(event, Progress) and event.done >= min((most + 1) * BLOCK, COUNT):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        child = FORK.Process(target=collect, args=(folder,), kwargs={"report": kill})
+        child = FORK.Process(target=measured, args=(folder,), kwargs={"report": kill})
         child.start()
         child.join(60)
         assert child.exitcode == -signal.SIGKILL
-    assert_same_bits(collect(folder), collect(tmp_path / "whole"))
+    assert_same_bits(measured(folder), measured(tmp_path / "whole"))
 
 
 def test_two_processes_that_are_killed_give_the_same_bits_as_one(tmp_path, monkeypatch):
@@ -181,11 +181,11 @@ def test_two_processes_that_are_killed_give_the_same_bits_as_one(tmp_path, monke
                     os._exit(9)  # nothing is cleaned up, as by SIGKILL
 
             with process_group(CPU) as world:
-                collect(folder, world=world, blocks=numbers(kill))
+                measured(folder, world=world, blocks=numbers(kill))
 
         with pytest.raises(AssertionError):
             fork_group(work)
-    assert_same_bits(collect(folder), collect(tmp_path / "whole"))
+    assert_same_bits(measured(folder), measured(tmp_path / "whole"))
 
 
 def test_files_of_another_layout_are_not_taken_up(tmp_path, monkeypatch):
@@ -194,10 +194,10 @@ def test_files_of_another_layout_are_not_taken_up(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        collect(tmp_path / "p", blocks=numbers(interrupt))
+        measured(tmp_path / "p", blocks=numbers(interrupt))
     assert load_file(tmp_path / "p" / "state.safetensors")["done"] == 4 * BLOCK
     monkeypatch.setattr("mpdit_core.evaluation.progress.FORMAT", 99)
-    assert_same_bits(collect(tmp_path / "p"), collect(tmp_path / "whole"))
+    assert_same_bits(measured(tmp_path / "p"), measured(tmp_path / "whole"))
 
 
 def arguments(out: str, *more: str) -> list[str]:

@@ -14,9 +14,9 @@ from mpdit_core.reporting import Reporter, Saved, jsonable
 from mpdit_core.runtime import files
 from mpdit_core.runtime.device import select_device
 from mpdit_core.runtime.distributed import under_torchrun
-from mpdit_core.sampling.generator import Generator, sampling_values
+from mpdit_core.sampling.generator import Generator
 from mpdit_core.sampling.options import SampleOptions, SamplingOptions, ViewResult
-from mpdit_core.sampling.sample_set import model_name, newest_folder, require_empty
+from mpdit_core.sampling.sample_set import model_name, next_folder, require_empty
 from mpdit_core.version import __version__
 
 MOST = 256  # images in one view
@@ -46,7 +46,7 @@ class View:
         self.num_samples = options.num_samples or default_samples
         require_at_most(self.num_samples * images_per_sample, most)
         self.folder = open_model(options.model)
-        self.out = options.out or newest_folder(f"{model_name(options.model, self.folder)}-{name}", after=1)
+        self.out = options.out or next_folder(f"{model_name(options.model, self.folder)}-{name}")
         require_empty(self.out)
         self.device = select_device(options.device)
 
@@ -65,7 +65,7 @@ class View:
             "mpdit": __version__,
             "view": self.name,
             "model": {"weights_sha256": generator.folder.weights_sha256, "step": generator.folder.step},
-            "options": SamplingOptions(**sampling_values(self.options)).model_dump(mode="json"),
+            "options": SamplingOptions(**self.options.sampling_values()).model_dump(mode="json"),
             "num_samples": self.num_samples,
             "sampler": plugins.record("samplers", generator.options.sampler, generator.sampler).as_json(),
         }

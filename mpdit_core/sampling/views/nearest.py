@@ -34,7 +34,7 @@ from mpdit_core.sampling.views.common import View, short_name
 Space = Literal["latents", "pixels"]
 NEIGHBOURS = 4
 DEFAULT_SAMPLES = 8
-BLOCK = 512  # training images at once
+AT_ONCE = 512  # training images at once
 KEPT = 2 * 2**30  # bytes of decoded images
 
 
@@ -169,9 +169,9 @@ def search(
     """
     count, total = len(queries), len(points.folder)
     best = [torch.empty(count, 0, dtype=kind) for kind in (torch.float64, torch.int64, torch.bool)]
-    for start in range(0, total, BLOCK):
+    for start in range(0, total, AT_ONCE):
         report(Progress(task=task, done=start, total=total, unit="images"))
-        indices = list(range(start, min(start + BLOCK, total)))
+        indices = list(range(start, min(start + AT_ONCE, total)))
         distance = _distances(queries, points.at(indices))
         mirrored = torch.zeros_like(distance, dtype=torch.bool)
         if points.mirror:

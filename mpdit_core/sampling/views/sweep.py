@@ -12,7 +12,7 @@ from mpdit_core import plugins
 from mpdit_core.errors import UserError
 from mpdit_core.pictures import contact_sheet
 from mpdit_core.reporting import Progress, Reporter, silent
-from mpdit_core.sampling.generator import Generator, SamplingPlan, sampling_values
+from mpdit_core.sampling.generator import Generator, SamplingPlan
 from mpdit_core.sampling.options import SampleOptions, ViewResult
 from mpdit_core.sampling.views.common import View
 from mpdit_core.sweeps import combinations, read_sweeps, with_values
@@ -43,7 +43,7 @@ def sweep(options: SampleOptions, *, report: Reporter = silent) -> ViewResult:
     measured = []
     for cell, changes in zip(cells, values, strict=True):
         report(Progress(task="sweep", done=len(images), total=len(cells), unit="cells"))
-        made, cost = _measure(first.changed(**sampling_values(cell)))
+        made, cost = _measure(first.changed(**cell.sampling_values()))
         images.append(made)
         measured.append(changes | cost)
     report(Progress(task="sweep", done=len(cells), total=len(cells), unit="cells"))

@@ -8,14 +8,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mpdit_core.sampling import SampleOptions, SamplingOptions, sampling_values
+from mpdit_core.sampling import SampleOptions, SamplingOptions
 from mpdit_core.settings import Options, spelling_of
 
 
 def sample_command(model: str, options: SamplingOptions, *, num_samples: int, device: str = "auto") -> str:
     """The command for a shell. Its image i is image i of the page."""
     more = {"model": model, "num_samples": num_samples, "device": device}
-    asked = SampleOptions(**sampling_values(options) | more)
+    asked = SampleOptions(**options.sampling_values() | more)
     return shlex.join(["mpdit", "sample", model, *flags(asked)])
 
 

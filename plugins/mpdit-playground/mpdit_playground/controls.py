@@ -19,7 +19,7 @@ import gradio as gr
 
 from mpdit_core import plugins
 from mpdit_core.api import UserError
-from mpdit_core.sampling import GUIDANCE_RULES, Generator, SamplingOptions, sampling_values
+from mpdit_core.sampling import GUIDANCE_RULES, Generator, SamplingOptions
 from mpdit_core.settings import parse_field, parse_value, spelling_of, validate
 from mpdit_playground.session import Playground, Request
 
@@ -343,7 +343,7 @@ class RequestControls:
             "sampler_options": self.samplers.read(sampler, by_id),
             "guidance_options": self.rules.read(given["guidance"], by_id),
         }
-        options = validate(SamplingOptions, sampling_values(self.start) | given, origin="options")
+        options = validate(SamplingOptions, self.start.sampling_values() | given, origin="options")
         compare = f"{key}={texts or ''}" if key else ""
         return Request(models=tuple(models), options=options, num_samples=number, compare=compare)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from mpdit_core import plugins
 from mpdit_core.api import UserError
-from mpdit_core.sampling import Generator, SamplingOptions, sampling_values
+from mpdit_core.sampling import Generator, SamplingOptions
 from mpdit_core.sweeps import read_sweeps, with_value
 from mpdit_playground.columns import Column, compute
 from mpdit_playground.options import PlaygroundOptions
@@ -69,7 +69,7 @@ class Playground:
 
     def __init__(self, options: PlaygroundOptions):
         self.options = options
-        self.start = SamplingOptions(**sampling_values(options))
+        self.start = SamplingOptions(**options.sampling_values())
         self.generators = {
             model: Generator(model, self.start, device=options.device, num_samples=options.num_samples)
             for model in options.models
@@ -118,9 +118,9 @@ class Playground:
             )
         for _, options in variants:
             self._allow(options)
-        device = self.options.device
+        device, count = self.options.device, request.num_samples
         return [
-            Column(m, varied, self._generator(m).changed(num_samples=request.num_samples, **sampling_values(o)), device)
+            Column(m, varied, self._generator(m).changed(num_samples=count, **o.sampling_values()), device)
             for m in request.models
             for varied, o in variants
         ]

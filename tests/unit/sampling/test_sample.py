@@ -152,7 +152,7 @@ def test_a_failing_write_ends_the_job_and_keeps_what_was_written(model, tmp_path
     write = PngWriter.write
 
     def fail_at_the_second(self, batch):
-        if batch.block == 1:
+        if batch.number == 1:
             raise UserError("no space left", code="disk-full")
         write(self, batch)
 
