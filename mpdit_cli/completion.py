@@ -19,7 +19,6 @@ from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.plugins import names
 from mpdit_core.presets import preset_names
 from mpdit_core.runtime.files import read_json
-from mpdit_core.sampling.sample_set import RECORD, SAMPLES
 
 Offer = Callable[[typer.Context], list[str]]
 
@@ -61,7 +60,7 @@ def models(context: typer.Context) -> list[str]:
 
 
 def evaluated(context: typer.Context) -> list[str]:
-    return [*models(context), *sorted(str(path.parent) for path in SAMPLES.glob(f"*/{RECORD}"))]
+    return [*models(context), *sorted(str(path.parent) for path in Path("samples").glob("*/samples.json"))]
 
 
 def latents(_: typer.Context) -> list[str]:

@@ -26,8 +26,7 @@ from mpdit_core.evaluation.images import Batch, ImageSource, are_sorted, image_f
 from mpdit_core.evaluation.record import ImagesRecord
 from mpdit_core.runtime.checked_tensors import opened
 from mpdit_core.runtime.files import sha256
-from mpdit_core.sampling import SampleSet
-from mpdit_core.sampling.writers import WRITERS
+from mpdit_core.sampling import WRITERS, SampleSet
 
 
 def images_of(samples: SampleSet, device: torch.device) -> ImageSource:

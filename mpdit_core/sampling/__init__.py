@@ -20,5 +20,6 @@ if TYPE_CHECKING:
     )
     from mpdit_core.sampling.sample_set import SampleSet
     from mpdit_core.sampling.views.nearest import TrainingPoints, find_training_images, search
+    from mpdit_core.sampling.writers import WRITERS
 
 __all__, __getattr__ = lazy_names(__name__, __file__)
