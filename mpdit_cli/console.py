@@ -304,10 +304,10 @@ class _View:
         self.done: dict[str, int] = {}
 
     def show(self, event: Event) -> None:
-        if _settings.json:
-            _write_json(event.as_json())
         if _settings.quiet and not isinstance(event, Warning):
             return
+        if _settings.json:
+            _write_json(event.as_json())
         match event:
             case Progress():
                 self._progress(event.task, event.done, event.total, event.unit)

@@ -315,7 +315,7 @@ def _require_same(old: Settings, new: Settings, path: Path, *, remedy: str) -> N
     lines = [f"{key}: {before} → {after}" for key, (before, after) in changed.items()]
     shown = [line if len(line) < 160 else line[:157] + "…" for line in lines]
     raise UserError(
-        f"{path} was started with settings different from these{hint}:\n    " + "\n    ".join(shown),
+        f"{path} was started with settings different from these{hint}: {'; '.join(shown)}",
         code="settings-changed",
         expected="the same source, autoencoder, teacher and options as before",
         remedy=remedy,

@@ -97,7 +97,7 @@ def fid(measured: MetricInputs) -> Values:
     values: Values = {"": distance}
     if pool.count < FEW:
         halves = [frechet_distance(reference.pool, half) for half in samples.half_gaussians()]
-        values["bias"] = sum(halves) / len(halves) - distance if halves else None
+        values["bias"] = sum(halves) / 2 - distance if len(halves) == 2 else None  # a half needs two images
     if measured.options.bootstrap > 1 and own is not None:
         deviation = bootstrap_std(reference.pool, own, replicates=measured.options.bootstrap)
         margin = NORMAL_95 * deviation

@@ -22,7 +22,7 @@ from mpdit_core.runtime.precision import choose_dtype, dtype_name
 from mpdit_core.training.estimate import estimate, min_memory
 from mpdit_core.training.hooks.evaluations import require_evaluation
 from mpdit_core.training.loop import TrainingLoop
-from mpdit_core.training.options import DryRunResult, TrainOptions, TrainResult
+from mpdit_core.training.options import DryRunResult, ResourceEstimate, TrainOptions, TrainResult
 from mpdit_core.training.session import Session
 from mpdit_core.training.setup import RunPlan, plan_run
 from mpdit_core.training.state.checkpoints import read_checkpoint
@@ -50,6 +50,8 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
             return _describe(plan, world, report)
         least = min_memory(plan.config, world_size=world.size)
         files.require_memory(least, what="the weights and one batch of the run")
+        if not plan.resumes:
+            _warn_of_disk(plan, world, report)
         plan = _settle_precision(plan, device, world)
         world.barrier()  # every process has chosen the run's folder before rank 0 makes it
         with ExitStack() as locks:
@@ -156,11 +158,7 @@ def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) 
 
 def _describe(plan: RunPlan, world: World, report: Reporter) -> DryRunResult:
     """What the run would be, and what it would need."""
-    needed = estimate(plan.config, total_steps=plan.total_steps, world_size=world.size)
-    free = files.free_bytes(plan.run.path)
-    if needed.disk_bytes > free:
-        text = f"the run needs {files.size_text(needed.disk_bytes)} of disk, but only {files.size_text(free)} are free"
-        report(Warning(code="disk-too-small", text=text))
+    needed = _warn_of_disk(plan, world, report)
     return DryRunResult(
         run=plan.run.path,
         latents=plan.latents.path,
@@ -168,6 +166,16 @@ def _describe(plan: RunPlan, world: World, report: Reporter) -> DryRunResult:
         total_steps=plan.total_steps,
         config=plan.config,
         origins=plan.origins,
-        free_bytes=free,
+        free_bytes=files.free_bytes(plan.run.path),
         **needed.model_dump(),
     )
+
+
+def _warn_of_disk(plan: RunPlan, world: World, report: Reporter) -> ResourceEstimate:
+    """What the run needs, after a warning if that is more disk than is free."""
+    needed = estimate(plan.config, total_steps=plan.total_steps, world_size=world.size)
+    free = files.free_bytes(plan.run.path)
+    if needed.disk_bytes > free:
+        text = f"the run needs {files.size_text(needed.disk_bytes)} of disk, but only {files.size_text(free)} are free"
+        report(Warning(code="disk-too-small", text=text))
+    return needed

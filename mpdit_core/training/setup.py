@@ -126,11 +126,13 @@ def _fit_resolution(layers: Layers, spec: LatentSpec, report: Reporter) -> Layer
         report(Note(text=text))
         return layers.over({"resolution": spec.resolution.plain()}, "latents")
     if spec.resolution != config.resolution:
+        mode = "" if spec.autoencoder.mode == "RGB" else f" --mode {spec.autoencoder.mode}"
         raise UserError(
             f"{spec.folder} holds latents of {spec.resolution} px, {config.preset} is for {config.resolution} px",
             code="wrong-resolution",
             expected=f"latents of {config.resolution} px",
-            remedy=f"mpdit encode-latents {spec.source} --resolution {config.resolution}",
+            remedy=f"mpdit encode-latents {spec.source} --resolution {config.resolution} "
+            f"--autoencoder {spec.autoencoder.id}{mode}",
         )
     return layers
 

@@ -85,7 +85,7 @@ def test_as_json_stdout_holds_nothing_else(baked):
 def test_quiet_leaves_warnings_only(baked):
     out, _ = baked(quiet=True)
     assert out.splitlines() == ["warning: the plate is hot", "a library prints"]
-    assert [json.loads(line)["event"] for line in baked(quiet=True, json=True)[0].splitlines()][-1] == "result"
+    assert [json.loads(line)["event"] for line in baked(quiet=True, json=True)[0].splitlines()] == ["warning", "result"]
 
 
 def test_with_json_stdout_is_ours_even_where_descriptor_1_is_written_to():
