@@ -24,7 +24,7 @@ def read_sweeps(texts: Sequence[str]) -> Axes:
     """`["guidance_scale=1,2", "guidance_interval=0,1;0.1,0.8"]` → two axes; `;` separates values that hold commas.
 
     Raises:
-        UserError: a text is not KEY=V1,V2 (`not-a-sweep`), or a key is given twice (`swept-twice`).
+        UserError: a text is not KEY=V1,V2 (`not-a-sweep`), or a key or value is given twice (`swept-twice`).
     """
     axes: Axes = {}
     for text in texts:
@@ -36,6 +36,8 @@ def read_sweeps(texts: Sequence[str]) -> Axes:
             raise UserError(f"sweep {text}", code="not-a-sweep", expected="KEY=V1,V2,…", remedy=remedy)
         if key in axes:
             raise UserError(f"sweep {key} is given twice", code="swept-twice", expected=f"{key}=V1,V2,… once")
+        if len(set(values)) < len(values):
+            raise UserError(f"sweep {text} has a value twice", code="swept-twice", expected="each value once")
         axes[key] = values
     return axes
 

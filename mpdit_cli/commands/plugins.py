@@ -89,11 +89,12 @@ def page(report: PluginReport) -> list[Summary | Table]:
     summary = Summary(title=f"{report.name} ({word})", rows={key: text for key, text in rows.items() if text})
     if not report.options:
         return [summary]
-    keys = {o.name: f"{singular}.{o.name}" for o in report.options}
+    table = f"objective.{report.name}" if report.kind == "objectives" else singular
+    keys = {o.name: f"{table}.{o.name}" for o in report.options}
     if report.kind == "samplers":
         keys["num_steps"] = "--num-steps"  # an option of the command
     options = Table(
-        title=f"options, given as --set {singular}.KEY=VALUE",
+        title=f"options, given as --set {table}.KEY=VALUE",
         columns=["key", "type", "default", "what it is"],
         rows=[[keys[o.name], o.type, o.default or "(required)", o.description] for o in report.options],
     )

@@ -30,6 +30,7 @@ from mpdit_core.evaluation.record import ReferenceRecord
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract, features_name
 from mpdit_core.metrics.statistics import Gaussian
+from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.protocols import FeatureExtractor
 from mpdit_core.reporting import Reporter, Warning, silent
 from mpdit_core.runtime.checked_tensors import read_checked, write_checked
@@ -97,6 +98,10 @@ def plan_reference(
         UserError: missing, of another resolution, or with statistics of other features than `extractor`'s.
     """
     path = Path(given).expanduser()
+    if RunFolder.exists(path) or (path / "model.safetensors").is_file():
+        raise UserError(
+            f"{given} is a model", code="no-images", expected="real images: a folder, a data set, latents or an .npz"
+        )
     if path.is_dir() and (path / MANIFEST).is_file():
         return _plan_latents(path, resolution, trust=trust)
     is_folder = path.is_dir() or (path.suffix == ".tar" and path.exists())

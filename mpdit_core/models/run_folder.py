@@ -67,11 +67,19 @@ class RunFolder:
         numbers = [int(match.group(1)) for path in root.glob("*") if (match := pattern.fullmatch(path.name))]
         return cls(root / f"{preset}-{max(numbers, default=0) + 1}")
 
-    def write(self, config: RunConfig, latents: LatentSpec) -> None:
-        """Makes the folder, or brings its configuration up to date."""
-        about = {"format": FORMAT, "mpdit": __version__, "latents": latents.model_dump(mode="json")}
+    def write(self, config: RunConfig, latents: LatentSpec, *, init_from: str | None = None) -> None:
+        """Makes the folder, or brings its configuration up to date. `init_from`: the model that it begins with."""
+        spec = latents.model_dump(mode="json")
+        about = {"format": FORMAT, "mpdit": __version__, "latents": spec, "init_from": init_from}
         files.write_json(self.path / ABOUT, about)
         files.write_text(self.path / CONFIG, to_toml(config))
+
+    def withdraw(self) -> None:
+        """Removes what `write` made, of a run that could not begin."""
+        for name in (CONFIG, ABOUT):
+            files.remove(self.path / name)
+        with contextlib.suppress(OSError):  # it held other things before
+            self.path.rmdir()
 
     def config(self) -> RunConfig:
         """The configuration the run was last started with.
@@ -85,6 +93,11 @@ class RunFolder:
     def latents(self) -> LatentSpec:
         """The description of the latents that the run is trained on. Raises `UserError` as `config`."""
         return validate(LatentSpec, self._about().get("latents"), origin=str(self.path / ABOUT))
+
+    def init_from(self) -> str | None:
+        """The model whose weights the run began with; None for random ones. Raises `UserError` as `config`."""
+        found = self._about().get("init_from")
+        return found if isinstance(found, str) else None
 
     def _about(self) -> dict[str, Any]:
         if not self.exists(self.path):

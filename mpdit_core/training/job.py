@@ -55,13 +55,18 @@ def train(options: TrainOptions, *, report: Reporter = silent) -> TrainResult | 
         plan = _settle_precision(plan, device, world)
         world.barrier()  # every process has chosen the run's folder before rank 0 makes it
         with ExitStack() as locks:
-            checkpoint = world.on_main(lambda: _claim_folder(plan, locks, report))
+            checkpoint = world.on_main(lambda: _claim_folder(plan, locks, options.init_from, report))
             trainer = Trainer(
                 plan.config, total_steps=plan.total_steps, device=device, world=world,
                 terms=plan.terms, teacher_features=plan.teacher_features,
             )  # fmt: skip
             session = Session(plan=plan, trainer=trainer, device=device, world=world, report=report)
-            _begin(session, checkpoint=checkpoint, init_from=options.init_from)
+            try:
+                _begin(session, checkpoint=checkpoint, given=options.init_from)
+            except UserError:
+                if world.is_main and not plan.resumes:
+                    plan.run.withdraw()
+                raise
             names = plan.config.train.trackers if world.is_main else ()
             trackers = Trackers(names, plan.run, plan.config, step=session.step, report=report)
             with closing(trackers):
@@ -89,7 +94,7 @@ def _settle_precision(plan: RunPlan, device: torch.device, world: World) -> RunP
     return replace(plan, config=config, origins=plan.origins | {"train.precision": "measured"})
 
 
-def _claim_folder(plan: RunPlan, locks: ExitStack, report: Reporter) -> Path | None:
+def _claim_folder(plan: RunPlan, locks: ExitStack, init_from: str | None, report: Reporter) -> Path | None:
     """Makes the run's folder, or brings it up to date; `locks` holds its lock until the job ends.
 
     Returns:
@@ -106,7 +111,9 @@ def _claim_folder(plan: RunPlan, locks: ExitStack, report: Reporter) -> Path | N
     checkpoint = _newest_complete(plan, report) if plan.resumes else None
     for folder in (run.path, run.path / "checkpoints", run.path / "ema", run.path / "samples", run.evals):
         files.remove_leftovers(folder)
-    run.write(plan.config, plan.latents.spec)
+    if plan.resumes and (checkpoint or init_from is None):
+        init_from = run.init_from()
+    run.write(plan.config, plan.latents.spec, init_from=init_from)
     return checkpoint
 
 
@@ -141,13 +148,17 @@ def _newest_complete(plan: RunPlan, report: Reporter) -> Path | None:
     return complete[-1]
 
 
-def _begin(session: Session, *, checkpoint: Path | None, init_from: str | None) -> None:
-    """Restores the checkpoint, or starts at step 0 with the weights of `init_from` or with random ones."""
+def _begin(session: Session, *, checkpoint: Path | None, given: str | None) -> None:
+    """Restores the checkpoint, or starts at step 0: with the weights of the run's `init_from`, or with random ones.
+
+    Args:
+        given: `init_from` as it was typed.
+    """
     if checkpoint is not None:
         session.trainer.restore(read_checkpoint(checkpoint))
-        if init_from:
-            session.report(Note(text=f"the resumed run keeps its own weights; --init-from {init_from} is ignored"))
-    elif init_from:
+        if given:
+            session.report(Note(text=f"the resumed run keeps its own weights; --init-from {given} is ignored"))
+    elif init_from := session.run.init_from():
         initialise_from(session.trainer, init_from, session.plan.latents.spec, report=session.report)
     text = (
         f"{session.run}: step {session.step} of {session.plan.total_steps}, {session.config.train.batch_size} images "

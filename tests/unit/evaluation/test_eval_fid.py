@@ -278,6 +278,7 @@ def test_mistakes_in_sweeps_are_refused(here, what, sweep, code):
         ("torn.npz", "b.npz", {}, "damaged-file"),
         ("stored.npz", "b.npz", {}, "no-images"),
         ("a.npz", "stored.npz", {}, "other-features"),
+        ("a.npz", "model", {}, "no-images"),
         ("mixed", "b.npz", {}, "several-sizes"),
         ("a.npz", "b.npz", {"weights": "w.pth"}, "invalid-value"),
     ],
@@ -287,6 +288,7 @@ def test_mistakes_are_refused_before_anything_is_written(here, what, reference, 
     np.savez("narrow.npz", arr_0=pictures(8, 4))
     Path("torn.npz").write_bytes(Path("a.npz").read_bytes()[:3000])
     np.savez("stored.npz", mu=np.zeros(4), sigma=np.eye(4))
+    write_model(here / "model")
     for folder, sides in (("mixed", (8, 16)), ("narrow", (4,))):
         Path(folder).mkdir()
         for side in sides:

@@ -85,6 +85,7 @@ def test_sweeps_are_read_as_the_fields_are(model):
         (["num_steps"], "not-a-sweep"),
         (["=1"], "not-a-sweep"),
         (["num_steps=1,2", "num_steps=3"], "swept-twice"),
+        (["num_steps=2,2"], "swept-twice"),
         (["num_steps=1", "seed=1", "guidance_scale=1"], "too-many-keys"),
         (["num_steps=1,many"], "invalid-value"),
         (["guidance_interval=0.1,0.8"], "invalid-value"),

@@ -242,6 +242,27 @@ def test_an_impossible_position_of_a_checkpoint_is_refused(latents, tmp_path, po
     assert refused.value.code == "damaged-file"
 
 
+def test_a_run_without_a_checkpoint_begins_again_from_its_model(latents, tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    run_to_end(options(latents, first, steps=4))
+    begin = options(latents, again, "train.learning_rate=1e-9", steps=1).model_copy(update={"init_from": str(first)})
+    run_to_end(begin)
+    whole = state_of(again)
+    shutil.rmtree(again / "checkpoints")  # as after a kill before the first one
+    run_to_end(options(latents, again, "train.learning_rate=1e-9", steps=1))
+    assert all(torch.equal(value, whole[name]) for name, value in state_of(again).items())
+
+
+def test_a_run_whose_model_does_not_fit_leaves_no_run(latents, tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    run_to_end(options(latents, first, steps=1))
+    wide = options(latents, other, "model.width=64", "model.num_heads=4", steps=1)
+    with refused("does-not-fit"):
+        run_to_end(wide.model_copy(update={"init_from": str(first)}))
+    assert not RunFolder.exists(other)
+    assert RunFolder.is_free(other)
+
+
 def test_previews_that_are_no_pictures_are_left_out(latents, tmp_path):
     run = tmp_path / "run"
     run_to_end(options(latents, run, "preview.every=2", steps=2))
