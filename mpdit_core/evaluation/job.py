@@ -88,9 +88,7 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
         events += _warnings_of_inputs(options, subject, extractor)
         for event in events:
             report(event)
-        # Before the reference is measured, because it refuses a model without its autoencoder, among others.
-        blocks = _blocks(subject, options, device, world, keep=path.with_suffix("") if options.keep_samples else None)
-        reference = measure_reference(plan, extractor, device=device, world=world, report=report, rows=rows)
+        partial, kept = path.with_suffix(".partial"), path.with_suffix("") if options.keep_samples else None
         accumulator = FeatureAccumulator(subject.count, keep=range(subject.count if rows else 0), device=device)
 
         def write_record(cost: Cost) -> EvaluationRecord:
@@ -101,8 +99,10 @@ def evaluate(options: EvaluateOptions, *, report: Reporter = silent) -> Evaluati
             spent, seconds = cost if subject.model else None, time.monotonic() - started
             return _record(conditions, metrics, reference.about, events, spent, seconds).write(path)
 
-        partial = path.with_suffix(".partial")
         with locked_by_main(partial, world, report=report):
+            # Before the reference is measured, because it refuses a model without its autoencoder, among others.
+            blocks = _blocks(subject, options, device, world, keep=kept)
+            reference = measure_reference(plan, extractor, device=device, world=world, report=report, rows=rows)
             record = collect(
                 blocks,
                 extractor,

@@ -1,6 +1,6 @@
 """The record of an evaluation, one JSON file: the metrics, and everything that they depend on.
 
-`Conditions` hold everything that is fixed before measuring; its hash is in the file name. `EvaluationRecord` adds the
+`Conditions` holds everything that is fixed before measuring; its hash is in the file name. `EvaluationRecord` adds the
 results.
 """
 

@@ -30,6 +30,7 @@ from mpdit_core.evaluation.record import ReferenceRecord
 from mpdit_core.metrics.accumulator import FeatureAccumulator
 from mpdit_core.metrics.features import extract, features_name
 from mpdit_core.metrics.statistics import Gaussian
+from mpdit_core.models.hub import WEIGHTS
 from mpdit_core.models.run_folder import RunFolder
 from mpdit_core.protocols import FeatureExtractor
 from mpdit_core.reporting import Reporter, Warning, silent
@@ -95,10 +96,10 @@ def plan_reference(
         trust: whether a name that was read from a file may be code.
 
     Raises:
-        UserError: missing, of another resolution, or with statistics of other features than `extractor`'s.
+        UserError: missing, a model, of another resolution, or with statistics of other features than `extractor`'s.
     """
     path = Path(given).expanduser()
-    if RunFolder.exists(path) or (path / "model.safetensors").is_file():
+    if RunFolder.exists(path) or (path / WEIGHTS).is_file():
         raise UserError(
             f"{given} is a model", code="no-images", expected="real images: a folder, a data set, latents or an .npz"
         )

@@ -188,12 +188,15 @@ def _members(options: TrainOptions, folder: Path, *, world_size: int) -> list[Me
             path = folder / (f"{name}-seed{seed}" if name else f"seed{seed}")
             of_run = with_value(cell, SEED, str(seed)).model_copy(update={"run": path})
             plan = plan_run(of_run, report=silent, world_size=world_size)
-            members.append(
-                Member(
-                    options=of_run, run=plan.run, config=plan.config, total_steps=plan.total_steps, values=values,
-                    command=cell.command_line(),
-                )
-            )  # fmt: skip
+            member = Member(
+                options=of_run,
+                run=plan.run,
+                config=plan.config,
+                total_steps=plan.total_steps,
+                values=values,
+                command=cell.command_line(),
+            )
+            members.append(member)
     return members
 
 
